@@ -1,0 +1,121 @@
+"""The shape of a model: one dataclass, under the argument names of the published constructor."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.errors import ConfigError
+
+# (field, smallest, largest): what a value must lie in for the arithmetic to make sense at all.
+_LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("img_size", 1, 8192),
+    ("vae_stride", 1, 64),
+    ("patch_size", 1, 64),
+    ("vae_embed_dim", 1, 1024),
+    ("class_num", 1, 1_000_000),
+    ("buffer_size", 1, 4096),
+    ("encoder_embed_dim", 1, 16384),
+    ("encoder_depth", 1, 256),
+    ("encoder_num_heads", 1, 256),
+    ("decoder_embed_dim", 1, 16384),
+    ("decoder_depth", 1, 256),
+    ("decoder_num_heads", 1, 256),
+    ("mlp_ratio", 0.25, 16),
+    ("diffloss_d", 1, 64),
+    ("diffloss_w", 1, 16384),
+    ("mask_ratio_min", 0, 0.999),
+    ("label_drop_prob", 0, 1),
+    ("attn_dropout", 0, 0.99),
+    ("proj_dropout", 0, 0.99),
+    ("diffusion_batch_mul", 1, 64),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A MAR model, under the names of the published constructor (arXiv 2406.11838, section 4).
+
+    Sizes are in pixels (`img_size`), pixels a latent (`vae_stride`), latents a token side
+    (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). The
+    last five fields matter only while training. Raises `ConfigError` on impossible values.
+    """
+
+    img_size: int = 256
+    vae_stride: int = 16
+    patch_size: int = 1
+    vae_embed_dim: int = 16
+    class_num: int = 1000
+    buffer_size: int = 64
+    encoder_embed_dim: int = 1024
+    encoder_depth: int = 16
+    encoder_num_heads: int = 16
+    decoder_embed_dim: int = 1024
+    decoder_depth: int = 16
+    decoder_num_heads: int = 16
+    mlp_ratio: float = 4.0
+    diffloss_d: int = 3
+    diffloss_w: int = 1024
+    mask_ratio_min: float = 0.7
+    label_drop_prob: float = 0.1
+    attn_dropout: float = 0.1
+    proj_dropout: float = 0.1
+    diffusion_batch_mul: int = 4
+
+    def __post_init__(self) -> None:
+        for name, smallest, largest in _LIMITS:
+            value = getattr(self, name)
+            wanted = type(getattr(ModelConfig, name))
+            if wanted is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, name, value)
+            if type(value) is not wanted or not math.isfinite(value):
+                raise ConfigError(f"model config: {name} must be {wanted.__name__}, found {value!r}")
+            if not smallest <= value <= largest:
+                raise ConfigError(f"model config: {name} must lie in {smallest}..{largest}, found {value!r}")
+        if self.img_size % (self.vae_stride * self.patch_size):
+            raise ConfigError(
+                f"model config: img_size {self.img_size} is not a multiple of vae_stride x patch_size = "
+                f"{self.vae_stride} x {self.patch_size}"
+            )
+        for half in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{half}_embed_dim"), getattr(self, f"{half}_num_heads")
+            if width % heads:
+                raise ConfigError(f"model config: {half}_embed_dim {width} is not a multiple of its {heads} heads")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of the image."""
+        return self.img_size // self.vae_stride // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """L, the number of tokens of an image."""
+        return self.grid**2
+
+    @property
+    def token_channels(self) -> int:
+        """D, the number of values of one token."""
+        return self.vae_embed_dim * self.patch_size**2
+
+    @property
+    def modulation_channels(self) -> int:
+        """M: shift, scale and gate of every block of the head, shift and scale of its last layer."""
+        return (3 * self.diffloss_d + 2) * self.diffloss_w
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> ModelConfig:
+        """The config named by `values`; `where` names their source in an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"{where}: unknown model config keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

@@ -1,0 +1,93 @@
+"""Writing files so that a kill or a full disk never leaves a half-written one under its final name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from runtime.errors import MarError
+
+
+def sync(path: pathlib.Path) -> None:
+    """Wait until the file or folder at `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary name to write to, in the folder of `path`; renamed to `path` if the block succeeds.
+
+    The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the
+    folder cannot be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary folder beside `path`, renamed to `path` if the block succeeds, removed otherwise.
+
+    An existing folder at `path` is replaced, and only once the new one is whole and on the disk.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in sorted(temporary.rglob("*")):
+            sync(file)
+        if path.exists():
+            old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            path.replace(old / path.name)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was left there") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,34 @@
+"""Every random number of a picture, as a function of the picture: (seed, index, stream).
+
+Philox is counter-based (Salmon et al., SC11): the key names the picture, the counter's last word the
+stream. So image 7 of seed 3 draws the same numbers in any batch, on any backend, and can be replayed.
+Stream 0 is the order, 1 the first noise, 2 + s the noise of diffusion step s.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_ORDER_STREAM = 0
+_NOISE_STREAM = 1
+
+
+def _philox(seed: int, index: int, stream: int) -> np.random.Philox:
+    return np.random.Philox(key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
+
+
+def image_order(seed: int, index: int, length: int) -> NDArray[np.int64]:
+    """The generation order of an image, first generated first: a permutation of its L positions."""
+    keys = _philox(seed, index, _ORDER_STREAM).random_raw(length)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -> NDArray[np.float32]:
+    """Standard normal noise by token position, float32 [T + 1, L, D]: row 0 starts the chain."""
+    return np.stack(
+        [
+            np.random.Generator(_philox(seed, index, _NOISE_STREAM + row)).standard_normal((length, channels), np.float32)
+            for row in range(steps + 1)
+        ]
+    )

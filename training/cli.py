@@ -1,0 +1,61 @@
+"""`mar train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import click
+import torch
+
+from runtime.errors import ConfigError
+from training.presets import PRESETS, preset
+from training.trainer import TrainConfig, Trainer
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+_FOLDER = click.Path(path_type=pathlib.Path)
+
+
+@click.command()
+@click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), help="Which model to train.")
+@click.option("--data", type=_FOLDER, help="A folder with IDX files, or with a sub-folder for each class.")
+@click.option("--out", type=_FOLDER, help="The run folder to make.")
+@click.option("--resume", type=_FOLDER, help="A run folder to go on with, instead of the three above.")
+@click.option("--image-size", type=int, help="Side of the pictures in pixels, if not the preset's.")
+@click.option("--steps", type=int, help="Training steps in all.")
+@click.option("--batch-size", type=int, default=_DEFAULTS["batch_size"], show_default=True)
+@click.option("--learning-rate", type=float, default=_DEFAULTS["learning_rate"], show_default=True)
+@click.option("--warmup-steps", type=int, default=_DEFAULTS["warmup_steps"], show_default=True)
+@click.option("--weight-decay", type=float, default=_DEFAULTS["weight_decay"], show_default=True)
+@click.option("--gradient-clip", type=float, default=_DEFAULTS["gradient_clip"], show_default=True)
+@click.option("--ema-rate", type=float, default=_DEFAULTS["ema_rate"], show_default=True)
+@click.option("--flip/--no-flip", "horizontal_flip", default=True, show_default=True, help="Mirror half of the pictures.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--checkpoint-every", type=int, default=_DEFAULTS["checkpoint_every"], show_default=True, help="Steps.")
+@click.option("--sample-every", type=int, default=_DEFAULTS["sample_every"], show_default=True, help="Steps.")
+@click.option("--threads", type=int, help="Processor threads; all by default.")
+def train(
+    preset_name: str | None,
+    data: pathlib.Path | None,
+    out: pathlib.Path | None,
+    resume: pathlib.Path | None,
+    image_size: int | None,
+    steps: int | None,
+    threads: int | None,
+    **training: object,
+) -> None:
+    """Train a model, or go on with a run."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if resume is not None:
+        if preset_name or data or out:
+            raise ConfigError("--resume takes everything but --steps from the run; leave --preset, --data and --out away")
+        Trainer.resume(resume, steps).train()
+        return
+    if preset_name is None or data is None or out is None or steps is None:
+        raise ConfigError("a new run needs --preset, --data, --out and --steps; an old one needs --resume")
+    model_config = preset(preset_name, **({"img_size": image_size} if image_size is not None else {}))
+    if model_config.vae_stride != 1:
+        raise ConfigError(f"preset {preset_name} works on the latents of a VAE, which mar train cannot make yet; use pixel_small")
+    Trainer.start(out, data, model_config, TrainConfig(steps=steps, **training)).train()  # type: ignore[arg-type]

@@ -1,0 +1,143 @@
+"""Labelled pictures to train on: IDX files (MNIST, Fashion-MNIST) or a folder of class sub-folders."""
+
+from __future__ import annotations
+
+import gzip
+import pathlib
+import struct
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from runtime.errors import DataError
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_IDX_PREFIX = {"train": "train", "test": "t10k"}
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+class Dataset(Protocol):
+    """Pictures of one size with a label each."""
+
+    classes: tuple[str, ...]
+    channels: int
+    labels: NDArray[np.int64]  # [n]
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The pictures at `indices`: uint8 [len(indices), H, W, channels]."""
+
+
+def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> Dataset:
+    """The dataset in folder `path`, its pictures brought to `image_size` squared. Raises `DataError`.
+
+    A folder with IDX files gives those of `split`; any other is read as class sub-folders, below a
+    sub-folder named like `split` where there is one.
+    """
+    if not path.is_dir():
+        raise DataError(f"no dataset at {path}: expected a folder with IDX files or with a sub-folder for each class")
+    if _idx_file(path, split, "images-idx3") is not None:
+        return IdxDataset(path, image_size, split)
+    return FolderDataset(path / split if (path / split).is_dir() else path, image_size)
+
+
+class IdxDataset:
+    """The IDX format of MNIST, plain or gzipped; small pictures, so all of them stay in memory."""
+
+    channels = 1
+
+    def __init__(self, path: pathlib.Path, image_size: int, split: str) -> None:
+        pixels = _read_idx(_require_idx(path, split, "images-idx3"), dimensions=3)  # [n, h, w]
+        self.labels = _read_idx(_require_idx(path, split, "labels-idx1"), dimensions=1).astype(np.int64)
+        if len(pixels) != len(self.labels):
+            raise DataError(f"{path}: {len(pixels)} images but {len(self.labels)} labels in the {split} files")
+        height, width = pixels.shape[1:]
+        if max(height, width) > image_size:
+            raise DataError(f"{path}: pictures of {height}x{width} do not fit the model's {image_size}x{image_size}")
+        top, left = (image_size - height) // 2, (image_size - width) // 2
+        margins = ((0, 0), (top, image_size - height - top), (left, image_size - width - left))
+        self._pixels = np.pad(pixels, margins)[..., None]  # [n, H, W, 1]
+        count = int(self.labels.max()) + 1
+        fashion = count == len(FASHION_MNIST_CLASSES) and "fashion" in str(path.resolve()).lower()
+        self.classes = FASHION_MNIST_CLASSES if fashion else tuple(str(label) for label in range(count))
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._pixels[indices]
+
+
+class FolderDataset:
+    """A sub-folder a class, in alphabetical order; pictures are cropped to their middle square."""
+
+    channels = 3
+
+    def __init__(self, path: pathlib.Path, image_size: int) -> None:
+        folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        self.classes = tuple(folder.name for folder in folders)
+        self._files: list[pathlib.Path] = []
+        labels: list[int] = []
+        for label, folder in enumerate(folders):
+            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+            if not files:
+                raise DataError(f"{folder}: a class without pictures (looked for {', '.join(_IMAGE_SUFFIXES)})")
+            self._files += files
+            labels += [label] * len(files)
+        if not folders:
+            raise DataError(f"{path}: neither IDX files nor class sub-folders here")
+        self.labels = np.array(labels, dtype=np.int64)
+        self._image_size = image_size
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.stack([self._load(self._files[index]) for index in indices])
+
+    def _load(self, file: pathlib.Path) -> NDArray[np.uint8]:
+        size = self._image_size
+        try:
+            with Image.open(file) as image:
+                picture = image.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise DataError(f"{file}: not a readable picture ({error})") from error
+        scale = size / min(picture.size)
+        width, height = (max(size, round(side * scale)) for side in picture.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _idx_file(path: pathlib.Path, split: str, kind: str) -> pathlib.Path | None:
+    names: Sequence[str] = [f"{_IDX_PREFIX[split]}-{kind}-ubyte{suffix}" for suffix in ("", ".gz")]
+    return next((path / name for name in names if (path / name).is_file()), None)
+
+
+def _require_idx(path: pathlib.Path, split: str, kind: str) -> pathlib.Path:
+    file = _idx_file(path, split, kind)
+    if file is None:
+        raise DataError(f"{path}: no file {_IDX_PREFIX[split]}-{kind}-ubyte, plain or .gz")
+    return file
+
+
+def _read_idx(file: pathlib.Path, dimensions: int) -> NDArray[np.uint8]:
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{file}: cannot be read ({error})") from error
+    header = 4 * (1 + dimensions)
+    if len(data) < header or data[:4] != bytes((0, 0, 8, dimensions)):
+        raise DataError(f"{file}: not an IDX file of bytes with {dimensions} dimensions")
+    shape = struct.unpack(f">{dimensions}I", data[4:header])
+    values = np.frombuffer(data, np.uint8, offset=header)
+    if values.size != int(np.prod(shape)):
+        raise DataError(f"{file}: the header promises {shape}, {int(np.prod(shape))} bytes; found {values.size}")
+    return values.reshape(shape)

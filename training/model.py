@@ -1,0 +1,201 @@
+"""MAR: a bidirectional transformer over masked tokens, with a diffusion head (arXiv 2406.11838).
+
+Parameter names are those of the published code, so its checkpoints load key for key. The forward pass
+is written over lists of positions instead of boolean masks: attention does not care about order, only
+about which position embedding a token carries, so the tokens that are known come first, then those to
+predict, and nothing is scattered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runtime.config import ModelConfig
+from training.head import DiffusionLoss
+
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `queries` limits the rows that are answered."""
+
+    def __init__(self, width: int, heads: int, attn_dropout: float, proj_dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attn_dropout = attn_dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(proj_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, S, E] each
+        return self._attend(q, k, v)
+
+    def rows(self, x: Tensor, queries: Tensor) -> Tensor:
+        """x [B, S, E], queries [B, K, E] -> [B, K, E]: keys and values of all, queries of a few."""
+        width = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(queries, weight[:width], bias[:width])  # [B, K, E]
+        k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)  # [B, S, E] each
+        return self._attend(q, k, v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, S, E/H]
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
+        output: Tensor = self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
+        return output
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        return output
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (arXiv 2010.11929)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, attn_dropout: float, proj_dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads, attn_dropout, proj_dropout)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = FeedForward(width, int(width * mlp_ratio), proj_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def rows(self, x: Tensor, start: int, count: int) -> Tensor:
+        """The block's output for rows start..start+count of x [B, S, E] only: [B, count, E]."""
+        normed = self.norm1(x)
+        wanted = x.narrow(1, start, count) + self.attn.rows(normed, normed.narrow(1, start, count))
+        return wanted + self.mlp(self.norm2(wanted))
+
+
+class MAR(nn.Module):
+    """The published model. Arguments: the fields of `ModelConfig`, by name."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        config = self.config = ModelConfig(**arguments)
+        encoder, decoder, sequence = config.encoder_embed_dim, config.decoder_embed_dim, config.tokens + config.buffer_size
+
+        self.class_emb = nn.Embedding(config.class_num, encoder)
+        self.fake_latent = nn.Parameter(torch.zeros(1, encoder))  # the class of unconditional generation
+
+        self.z_proj = nn.Linear(config.token_channels, encoder)
+        self.z_proj_ln = nn.LayerNorm(encoder, eps=NORM_EPS)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, sequence, encoder))
+        self.encoder_blocks = self._blocks("encoder")
+        self.encoder_norm = nn.LayerNorm(encoder, eps=NORM_EPS)
+
+        self.decoder_embed = nn.Linear(encoder, decoder)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, sequence, decoder))
+        self.decoder_blocks = self._blocks("decoder")
+        self.decoder_norm = nn.LayerNorm(decoder, eps=NORM_EPS)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
+
+        self._initialize()
+        self.diffloss = DiffusionLoss(config.token_channels, decoder, config.diffloss_w, config.diffloss_d)
+
+    def _blocks(self, half: str) -> nn.ModuleList:
+        config = self.config
+        width, depth, heads = (getattr(config, f"{half}_{name}") for name in ("embed_dim", "depth", "num_heads"))
+        return nn.ModuleList(
+            Block(width, heads, config.mlp_ratio, config.attn_dropout, config.proj_dropout) for _ in range(depth)
+        )
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("pos_embed_learned") or name in ("class_emb.weight", "fake_latent", "mask_token"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def class_embedding(self, labels: Tensor) -> Tensor:
+        """int64 labels [B], class_num standing for no class -> [B, E]."""
+        return torch.cat([self.class_emb.weight, self.fake_latent])[labels]
+
+    def predict(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
+        """One pass of the backbone: the vectors z of the tokens to predict, [B, K, C].
+
+        tokens [B, V, D] are the known tokens and visible [B, V] their positions; predict [B, K] and
+        rest [B, R] are the positions of the masked tokens, those wanted now and those that only take
+        part; labels int64 [B], class_num standing for no class. V + K + R = L; V and R may be 0.
+        """
+        memory = self._encode(tokens, visible, self.class_embedding(labels))  # [B, buffer + V, C]
+        return self._decode(memory, visible, predict, rest)
+
+    def _encode(self, tokens: Tensor, visible: Tensor, class_embedding: Tensor) -> Tensor:
+        buffer = self.config.buffer_size
+        positions = self.encoder_pos_embed_learned[0]  # [buffer + L, E]
+        x = torch.cat(
+            [class_embedding[:, None] + positions[:buffer], self.z_proj(tokens) + positions[buffer:][visible]], dim=1
+        )  # [B, buffer + V, E]
+        x = self.z_proj_ln(x)
+        for block in self.encoder_blocks:
+            x = block(x)
+        memory: Tensor = self.decoder_embed(self.encoder_norm(x))
+        return memory
+
+    def _decode(self, memory: Tensor, visible: Tensor, predict: Tensor, rest: Tensor) -> Tensor:
+        buffer = self.config.buffer_size
+        positions = self.decoder_pos_embed_learned[0]  # [buffer + L, C]
+        known = memory.shape[1]
+        masked = self.mask_token[0] + positions[buffer:][torch.cat([predict, rest], dim=1)]  # [B, K + R, C]
+        known_positions = torch.cat(
+            [positions[:buffer].expand(memory.shape[0], -1, -1), positions[buffer:][visible]], dim=1
+        )
+        x = torch.cat([memory + known_positions, masked], dim=1)  # [B, buffer + L, C]
+        for block in self.decoder_blocks[:-1]:
+            x = block(x)
+        x = self.decoder_blocks[-1].rows(x, known, predict.shape[1])  # [B, K, C]
+        z: Tensor = self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][predict]
+        return z
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """[B, c, H, W] -> tokens [B, L, D], channels outermost within a token as published."""
+        p = self.config.patch_size
+        rows = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
+        return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def loss(self, latents: Tensor, labels: Tensor, mask_ratio: float, generator: torch.Generator) -> Tensor:
+        """The training loss of one batch, a scalar: latents [B, c, H, W], labels int64 [B].
+
+        A share `mask_ratio` of the tokens, in an order drawn for each image, is masked and predicted
+        from the others, `diffusion_batch_mul` times at timesteps of their own. The head runs on the
+        masked tokens only: the published code runs it on all and multiplies by the mask.
+        """
+        config = self.config
+        tokens = self.patchify(latents)  # [B, L, D]
+        batch, length, channels = tokens.shape
+        order = torch.rand(batch, length, generator=generator).argsort(dim=1).to(tokens.device)  # [B, L]
+        masked = min(length, max(1, -int(-length * mask_ratio // 1)))
+        predict, visible = order[:, :masked], order[:, masked:]
+        dropped = torch.rand(batch, generator=generator).to(labels.device) < config.label_drop_prob
+        labels = torch.where(dropped, config.class_num, labels)
+
+        def gather(positions: Tensor) -> Tensor:
+            return tokens.gather(1, positions[..., None].expand(-1, -1, channels))
+
+        z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
+        repeats = config.diffusion_batch_mul
+        target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D]
+        timesteps = torch.randint(0, 1000, (len(target),), generator=generator).to(tokens.device)
+        noise = torch.randn(target.shape, generator=generator).to(tokens.device)
+        loss: Tensor = self.diffloss(target, z.flatten(0, 1).repeat(repeats, 1), timesteps, noise)
+        return loss.mean()

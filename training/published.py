@@ -1,0 +1,112 @@
+"""The published sampling loop in eager PyTorch: raster order, boolean masks, one network call a step.
+
+It is what the other rooms are measured against: the reference of every parity report, since it takes
+another way to the same numbers, and the baseline of the benchmark, since it does the work that the
+published code does in the form in which its authors run it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from runtime.diffusion import COEFFICIENTS, CoefficientTable
+from runtime.images import unpatchify
+from runtime.plan import Plan
+from training.model import MAR
+
+StageTimes = dict[str, float]
+
+
+@torch.inference_mode()
+def sample(
+    model: MAR,
+    labels: NDArray[np.int64],
+    plan: Plan,
+    order: NDArray[np.int64],
+    noise: NDArray[np.floating],
+    *,
+    times: StageTimes | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.floating]:
+    """Latents [B, c, H, W] for labels [B], generation order [B, L] and noise [T + 1, B, L, D].
+
+    Runs in the dtype and on the device of the model, which must be in evaluation mode. `times`
+    collects the seconds spent in `backbone` and `head`.
+    """
+    reference = model.z_proj.weight
+    batch, length = order.shape
+    tokens = torch.zeros(batch, length, model.config.token_channels, dtype=reference.dtype, device=reference.device)
+    noise_at = torch.from_numpy(noise).to(reference)  # [T + 1, B, L, D]
+    rank = torch.from_numpy(np.argsort(order, axis=1)).to(reference.device)  # [B, L]: when a position is generated
+    known_labels = torch.from_numpy(labels).to(reference.device)
+    no_labels = torch.full_like(known_labels, model.config.class_num)
+    guided = any(iteration.guided for iteration in plan.iterations)
+
+    for number, iteration in enumerate(plan.iterations):
+        started = time.perf_counter()
+        masked = rank >= iteration.known  # [B, L]
+        now = masked & (rank < iteration.known + iteration.count)
+        if guided:
+            z = _backbone(model, tokens.repeat(2, 1, 1), masked.repeat(2, 1), torch.cat([known_labels, no_labels]))
+            z = z[now.repeat(2, 1)]  # [2 N, C], the conditional half first
+        else:
+            z = _backbone(model, tokens, masked, known_labels)[now]
+        between = time.perf_counter()
+        tokens[now] = _diffuse(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
+        if times is not None:
+            times["backbone"] = times.get("backbone", 0.0) + between - started
+            times["head"] = times.get("head", 0.0) + time.perf_counter() - between
+        if progress is not None:
+            progress(number + 1, len(plan.iterations))
+    return unpatchify(tokens.cpu().numpy(), model.config.grid, model.config.patch_size)
+
+
+def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:
+    """z for every position, [B, L, C], from tokens [B, L, D] of which those in masked [B, L] are unknown."""
+    batch, buffer = len(tokens), model.config.buffer_size
+    visible = torch.cat([masked.new_ones(batch, buffer), ~masked], dim=1)  # [B, buffer + L]
+    class_embedding = model.class_embedding(labels)[:, None].expand(-1, buffer, -1)
+    x = torch.cat([class_embedding, model.z_proj(tokens)], dim=1) + model.encoder_pos_embed_learned
+    x = model.z_proj_ln(x)
+    x = x[visible].reshape(batch, -1, x.shape[-1])
+    for block in model.encoder_blocks:
+        x = block(x)
+    x = model.decoder_embed(model.encoder_norm(x))
+    padded = model.mask_token.repeat(batch, visible.shape[1], 1)
+    padded[visible] = x.reshape(-1, x.shape[-1])
+    x = padded + model.decoder_pos_embed_learned
+    for block in model.decoder_blocks:
+        x = block(x)
+    z: Tensor = model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
+    return z
+
+
+def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
+    """Tokens [N, D] from z [G N, C] and noise [T + 1, N, D], both guidance halves side by side."""
+    x = noise[0].repeat(2, 1) if guided else noise[0]
+    for step in range(table.steps):
+        timesteps = torch.full((len(x),), float(table.timesteps[step]), dtype=x.dtype, device=x.device)
+        if guided:
+            x = x.chunk(2)[0].repeat(2, 1)  # the unconditional half follows the conditional one
+        eps, v = model.diffloss.net(x, timesteps, z).chunk(2, dim=-1)
+        if guided:
+            conditional, unconditional = eps.chunk(2)
+            eps = (unconditional + scale * (conditional - unconditional)).repeat(2, 1)
+
+        def coefficient(name: str, step: int = step, x: Tensor = x) -> Tensor:
+            value = torch.tensor(table.coefficients[step, COEFFICIENTS.index(name)])
+            return value.to(device=x.device, dtype=x.dtype).expand(x.shape)
+
+        x0 = coefficient("x0_from_x") * x + coefficient("x0_from_eps") * eps
+        mean = coefficient("x_from_x") * x + coefficient("x_from_x0") * x0
+        fraction = (v + 1) / 2
+        log_variance = fraction * coefficient("log_variance_high") + (1 - fraction) * coefficient("log_variance_low")
+        drawn = noise[1 + step].repeat(2, 1) if guided else noise[1 + step]
+        x = mean + coefficient("noise_scale") * torch.exp(0.5 * log_variance) * drawn
+    return x.chunk(2)[0] if guided else x

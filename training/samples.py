@@ -1,0 +1,40 @@
+"""A grid of pictures drawn by a model in training, so that a person sees it learn."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from runtime.images import save_grid, to_uint8
+from runtime.noise import image_noise, image_order
+from runtime.plan import build_plan
+from training.model import MAR
+from training.published import sample
+
+_CLASSES = 10
+_ROWS = 2
+
+
+def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str]) -> None:
+    """Two pictures of each of the first ten classes, the same orders and noises at every call."""
+    config = model.config
+    shown = min(_CLASSES, config.class_num)
+    labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
+    plan = build_plan(
+        config.tokens,
+        iterations=min(16, config.tokens),
+        cfg_scale=2.0,
+        cfg_schedule="linear",
+        temperature=1.0,
+        sampler="ddpm",
+        diffusion_steps=50,
+    )
+    order = np.stack([image_order(0, index, config.tokens) for index in range(len(labels))])
+    noise = np.stack(
+        [image_noise(0, index, plan.diffusion_steps, config.tokens, config.token_channels) for index in range(len(labels))],
+        axis=1,
+    )
+    latents = sample(model, labels, plan, order, noise)
+    save_grid(path, to_uint8(latents), [class_names[label] for label in labels], columns=shown)

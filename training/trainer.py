@@ -1,0 +1,266 @@
+"""The training loop (arXiv 2406.11838, appendix B), resumable to the same losses.
+
+All randomness of step s comes from (seed, s), and the order of the data from (seed, epoch), so a run
+that is resumed draws what it would have drawn uninterrupted and no generator state is saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from runtime.config import ModelConfig
+from runtime.errors import CheckpointError, ConfigError, MarError
+from training import checkpoint
+from training.curve import save_loss_curve
+from training.data import Dataset, open_dataset
+from training.model import MAR
+from training.samples import save_sample_grid
+from training.tokenizer import PixelTokenizer
+
+LOG_FILE = "log.jsonl"
+_MASK_RATIO_STD = 0.25  # of the normal centred at 1 that mask ratios are drawn from
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train: optimisation as published, sizes to fit the machine."""
+
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    warmup_steps: int = 500
+    weight_decay: float = 0.02
+    gradient_clip: float = 3.0
+    ema_rate: float = 0.9999
+    horizontal_flip: bool = True
+    precision: str = "fp32"  # or "bf16": autocast, with the loss and attention in fp32
+    seed: int = 0
+    checkpoint_every: int = 500
+    sample_every: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "checkpoint_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
+        if not 0 <= self.ema_rate < 1:
+            raise ConfigError(f"ema_rate must lie in 0..1, found {self.ema_rate}")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ConfigError("weight_decay and warmup_steps must be at least 0")
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"precision must be fp32 or bf16, found {self.precision!r}")
+
+
+class Trainer:
+    """One run: `Trainer.start` or `Trainer.resume`, then `train`."""
+
+    def __init__(self, run: pathlib.Path, data: pathlib.Path, dataset: Dataset, model: MAR, config: TrainConfig) -> None:
+        self.run, self.data, self.dataset, self.model, self.config = run, data, dataset, model, config
+        self.tokenizer = PixelTokenizer()
+        self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
+        )
+        self.step = 0
+
+    @classmethod
+    def start(cls, run: pathlib.Path, data: pathlib.Path, model_config: ModelConfig, config: TrainConfig) -> Trainer:
+        if (run / checkpoint.CONFIG_FILE).exists():
+            raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+        dataset = open_dataset(data, model_config.img_size)
+        model_config = dataclasses.replace(
+            model_config, vae_embed_dim=dataset.channels, class_num=len(dataset.classes)
+        )
+        torch.manual_seed(config.seed)
+        trainer = cls(run, data, dataset, MAR(**model_config.to_dict()), config)
+        trainer._write_config()
+        return trainer
+
+    @classmethod
+    def resume(cls, run: pathlib.Path, steps: int | None = None) -> Trainer:
+        """The run at its last checkpoint; `steps` changes how far it goes."""
+        saved = checkpoint.read_run_config(run)
+        try:
+            training = saved["training"] | ({"steps": steps} if steps is not None else {})
+            config = TrainConfig(**training)
+            model_config = ModelConfig.from_dict(saved["model"], f"{run / checkpoint.CONFIG_FILE}")
+            data = pathlib.Path(saved["data"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{run / checkpoint.CONFIG_FILE}: not the config of a run ({error})") from None
+        dataset = open_dataset(data, model_config.img_size)
+        trainer = cls(run, data, dataset, MAR(**model_config.to_dict()), config)
+        if (run / checkpoint.STATE_FILE).exists():
+            trainer._load_state()
+        if steps is not None:
+            trainer._write_config()
+        return trainer
+
+    def train(self) -> None:
+        """Train to the last step of the config, with checkpoints, samples and a log on the way."""
+        config = self.config
+        log = _open_log(self.run / LOG_FILE, self.step)
+        images = config.steps * config.batch_size
+        bar = tqdm(total=images, initial=self.step * config.batch_size, unit="img", unit_scale=True, smoothing=0.02)
+        with log, bar, SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step) as board:
+            smoothed: float | None = None
+            while self.step < config.steps:
+                started = time.perf_counter()
+                loss, gradient_norm = self._train_step()
+                if not math.isfinite(loss):
+                    raise MarError(
+                        f"the loss became {loss} at step {self.step}; resume from the last checkpoint with "
+                        "a lower --learning-rate or --precision fp32"
+                    )
+                self.step += 1
+                smoothed = loss if smoothed is None else 0.98 * smoothed + 0.02 * loss
+                rate = config.batch_size / (time.perf_counter() - started)
+                entry = {"step": self.step, "loss": loss, "gradient_norm": gradient_norm, "images_per_second": rate}
+                log.write(json.dumps(entry) + "\n")
+                board.add_scalar("loss", loss, self.step)
+                board.add_scalar("gradient_norm", gradient_norm, self.step)
+                bar.update(config.batch_size)
+                bar.set_postfix(loss=f"{smoothed:.4f}", step=self.step)
+                last = self.step == config.steps
+                if last or self.step % config.checkpoint_every == 0:
+                    log.flush()
+                    self._save()
+                if last or self.step % config.sample_every == 0:
+                    save_sample_grid(
+                        self.run / "samples" / f"step-{self.step:06d}.png", self._averaged_model(), self.dataset.classes
+                    )
+        save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
+
+    def _train_step(self) -> tuple[float, float]:
+        config, model = self.config, self.model
+        generator = torch.Generator().manual_seed(_mix(config.seed, self.step))
+        torch.manual_seed(_mix(config.seed, self.step) + 1)  # dropout
+        images, labels = self._batch(generator)
+        self.model.train()
+        rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with _autocast(config.precision):
+            loss = model.loss(images, labels, _draw_mask_ratio(model.config.mask_ratio_min, generator), generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(model.parameters()), 1 - config.ema_rate)
+        return loss.item(), norm.item()
+
+    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The batch of this step: latents [B, c, H, W] and labels [B]."""
+        indices = _batch_indices(len(self.dataset.labels), self.config.batch_size, self.step, self.config.seed)
+        latents = self.tokenizer.encode(self.dataset.images(indices))
+        if self.config.horizontal_flip:
+            flipped = torch.rand(len(indices), generator=generator) < 0.5
+            latents[flipped] = latents[flipped].flip(-1)
+        return latents, torch.from_numpy(self.dataset.labels[indices])
+
+    def _averaged_model(self) -> MAR:
+        with torch.device("cpu"):
+            averaged = MAR(**self.model.config.to_dict())
+        averaged.load_state_dict(self.average)
+        return averaged.eval()
+
+    def _write_config(self) -> None:
+        value: dict[str, Any] = {
+            "model": self.model.config.to_dict(),
+            "tokenizer": self.tokenizer.name,
+            "class_names": list(self.dataset.classes),
+            "data": str(self.data),
+            "training": dataclasses.asdict(self.config),
+        }
+        checkpoint.write_run_config(self.run, value)
+
+    def _save(self) -> None:
+        """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only."""
+        names = [name for name, _ in self.model.named_parameters()]
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state[parameter]
+            state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
+        assert len(state) == 4 * len(names)
+        checkpoint.save_weights(self.run / checkpoint.STATE_FILE, state, {"step": str(self.step)})
+        checkpoint.save_weights(self.run / checkpoint.WEIGHTS_FILE, self.average, {"step": str(self.step)})
+
+    def _load_state(self) -> None:
+        path = self.run / checkpoint.STATE_FILE
+        state, self.step = checkpoint.load_weights(path), checkpoint.read_step(path)
+        try:
+            for name, parameter in self.model.named_parameters():
+                parameter.data.copy_(state[f"model.{name}"])
+                self.average[name].copy_(state[f"average.{name}"])
+                moments = {key: state[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: not the state of this run's model ({error})") from error
+
+
+def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for the matrices of the transformer, none for biases, gains and the head."""
+    decayed, free = [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() >= 2 and not name.startswith("diffloss.")
+        (decayed if matrix else free).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _draw_mask_ratio(smallest: float, generator: torch.Generator) -> float:
+    """From the normal centred at 1 with std 0.25, truncated to smallest..1, by inverting its distribution."""
+    low = 0.5 * (1 + math.erf((smallest - 1) / _MASK_RATIO_STD / math.sqrt(2)))
+    level = low + (0.5 - low) * torch.rand((), generator=generator, dtype=torch.float64)
+    quantile = 1 + _MASK_RATIO_STD * torch.special.ndtri(level)
+    return min(1.0, max(smallest, float(quantile)))
+
+
+def _batch_indices(examples: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
+    """The examples of a batch: every epoch is a permutation of its own, cut into whole batches."""
+    if examples < batch_size:
+        raise ConfigError(f"a batch of {batch_size} does not fit a dataset of {examples} pictures")
+    epoch, position = divmod(step, examples // batch_size)
+    order = np.random.default_rng([seed, epoch]).permutation(examples)
+    return order[position * batch_size : (position + 1) * batch_size]
+
+
+def _mix(seed: int, step: int) -> int:
+    """One 63-bit seed for (seed, step)."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextlib.contextmanager
+def _autocast(precision: str) -> Iterator[None]:
+    # On a CPU, PyTorch's fused attention is several times slower backward than plain matrix products.
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def _open_log(path: pathlib.Path, step: int) -> Any:
+    """The log, cut back to the entries of the steps before `step`, ready to be appended to."""
+    kept: list[str] = []
+    if path.exists():
+        with contextlib.suppress(ValueError):  # the last line may be torn by a kill
+            for line in path.read_text().splitlines():
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+    path.write_text("".join(f"{line}\n" for line in kept))
+    return path.open("a")
