@@ -12,6 +12,7 @@ from runtime.errors import MarError
 # Command -> (where it lives, what it does). Named as text: importing one room must not import another.
 _COMMANDS = {
     "train": ("training.cli:train", "Train a model, or go on with a run."),
+    "export": ("mar_export.cli:export", "Turn a checkpoint into an artifact of engines."),
 }
 
 

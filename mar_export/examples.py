@@ -1,0 +1,45 @@
+"""Random inputs for an engine, at given sizes of its dynamic axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.config import ModelConfig
+from runtime.spec import EngineSpec
+
+Sizes = Mapping[str, int]
+
+# What the exporter traces with: no two axes alike, so that none is mistaken for another.
+EXPORT_SIZES: Sizes = {"B": 2, "V": 5, "K": 3, "R": 4, "N": 7, "GN": 14, "T": 6}
+
+
+def parity_sizes(config: ModelConfig) -> list[Sizes]:
+    """Sizes of every dynamic axis to compare an export at: the empty, the single and the odd ones too."""
+    length = config.tokens
+    middle = length // 2
+    last = length - 1
+    return [
+        {"B": 1, "V": 0, "K": 1, "R": last, "N": 1, "GN": 1, "T": 1},
+        {"B": 2, "V": 0, "K": length, "R": 0, "N": 5, "GN": 5, "T": 3},
+        {"B": 2, "V": last, "K": 1, "R": 0, "N": 1, "GN": 2, "T": 2},
+        {"B": 3, "V": middle, "K": length - middle, "R": 0, "N": 8, "GN": 16, "T": 5},
+        {"B": 4, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 4},
+    ]
+
+
+def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:
+    """Normal floats, and integers that are positions of tokens, or classes with none among them."""
+    random = np.random.default_rng(seed)
+    inputs: dict[str, NDArray[Any]] = {}
+    for tensor in spec.inputs:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+        if tensor.dtype == "int64":
+            bound = config.class_num + 1 if tensor.name == "labels" else config.tokens
+            inputs[tensor.name] = random.integers(bound, size=shape)
+        else:
+            inputs[tensor.name] = random.standard_normal(shape, np.float32)
+    return inputs

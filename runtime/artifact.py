@@ -1,0 +1,187 @@
+"""The artifact: a folder that is the whole contract between export and device, described by its manifest.
+
+Nothing of a folder is believed before the manifest is whole and known, sizes are always compared, and
+hashes are before an engine is handed to a deserializer: a flipped bit in a weight or a swapped file
+loads silently everywhere below this layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.config import ModelConfig
+from runtime.errors import ArtifactError, ConfigError, IntegrityError
+from runtime.files import sha256
+from runtime.spec import EngineSpec, engine_specs
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZERS = ("pixel", "none")
+PRECISIONS = ("fp32",)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileEntry:
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
+    file; `tokenizer` says how latents become a picture; `provenance` and `parity` are for people.
+    """
+
+    model: ModelConfig
+    tokenizer: str
+    class_names: tuple[str, ...]
+    precision: str
+    files: Mapping[str, FileEntry]
+    engines: Mapping[str, str]
+    provenance: Mapping[str, Any]
+    parity: Mapping[str, Any]
+
+    @property
+    def specs(self) -> dict[str, EngineSpec]:
+        return engine_specs(self.model)
+
+    def to_dict(self) -> dict[str, Any]:
+        engines = {name: {"file": file, **self.specs[name].to_dict()} for name, file in self.engines.items()}
+        return {
+            "format_version": FORMAT_VERSION,
+            "model": self.model.to_dict(),
+            "tokenizer": self.tokenizer,
+            "class_names": list(self.class_names),
+            "precision": self.precision,
+            "files": {path: dataclasses.asdict(entry) for path, entry in self.files.items()},
+            "engines": engines,
+            "provenance": dict(self.provenance),
+            "parity": dict(self.parity),
+        }
+
+    @classmethod
+    def from_dict(cls, value: object, where: str) -> Manifest:
+        """The manifest in parsed JSON; `where` names its file in errors. Raises `ArtifactError`."""
+        value = _object(value, where)
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{where}: format version {version!r}, but this runtime reads version {FORMAT_VERSION}; "
+                "export again with this version of mar, or install the one that made it"
+            )
+        _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
+        for key in ("model", "files", "engines", "provenance", "parity"):
+            _object(value[key], f"{where}: {key}")
+        try:
+            model = ModelConfig.from_dict(value["model"], where)
+        except ConfigError as error:
+            raise ArtifactError(str(error)) from None
+        for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
+            if value[key] not in known:
+                raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
+        names = value["class_names"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ArtifactError(f"{where}: class_names must be a list of texts")
+        if len(names) not in (0, model.class_num):
+            raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
+        return cls(
+            model=model,
+            tokenizer=value["tokenizer"],
+            class_names=tuple(names),
+            precision=value["precision"],
+            files={path: _file_entry(path, entry, where) for path, entry in value["files"].items()},
+            engines=_engine_files(value["engines"], engine_specs(model), value["files"], where),
+            provenance=value["provenance"],
+            parity=value["parity"],
+        )
+
+
+class Artifact:
+    """An artifact on disk whose manifest is whole and whose files have the sizes it names."""
+
+    def __init__(self, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+        manifest = self.path / MANIFEST
+        if not manifest.is_file():
+            raise ArtifactError(f"{self.path}: not an artifact, it has no {MANIFEST}; make one with mar export")
+        try:
+            value = json.loads(manifest.read_text())
+        except (OSError, ValueError) as error:
+            raise ArtifactError(f"{manifest}: not readable JSON ({error}); export again") from None
+        self.manifest = Manifest.from_dict(value, str(manifest))
+        for name, entry in self.manifest.files.items():
+            self._check_size(name, entry)
+
+    def verify(self) -> None:
+        """Compare the hash of every file with the manifest. Raises `IntegrityError`."""
+        for name, entry in self.manifest.files.items():
+            found = sha256(self.path / name)
+            if found != entry.sha256:
+                raise IntegrityError(
+                    f"{self.path / name}: altered since export, sha256 {found[:12]}… where the manifest has "
+                    f"{entry.sha256[:12]}…; copy the artifact again or export again"
+                )
+
+    def engine_file(self, name: str) -> pathlib.Path:
+        return self.path / self.manifest.engines[name]
+
+    def _check_size(self, name: str, entry: FileEntry) -> None:
+        file = self.path / name
+        if not file.is_file():
+            raise IntegrityError(f"{file}: missing, the manifest lists it; copy the artifact again or export again")
+        if not file.resolve().is_relative_to(self.path.resolve()):
+            raise IntegrityError(f"{file}: leads out of the artifact, to {file.resolve()}")
+        found = file.stat().st_size
+        if found != entry.bytes:
+            raise IntegrityError(
+                f"{file}: {found} bytes where the manifest has {entry.bytes}; copy the artifact again or export again"
+            )
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
+    if value.keys() != expected:
+        unknown, missing = sorted(value.keys() - expected), sorted(expected - value.keys())
+        told = [f"unknown keys {', '.join(unknown)}"] if unknown else []
+        told += [f"missing keys {', '.join(missing)}"] if missing else []
+        raise ArtifactError(f"{where}: {' and '.join(told)}")
+
+
+def _file_entry(path: str, value: object, where: str) -> FileEntry:
+    pure = pathlib.PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+        raise IntegrityError(f"{where}: file {path!r} must be a relative path inside the artifact")
+    entry = _object(value, f"{where}: {path}")
+    _keys(entry, {"bytes", "sha256"}, f"{where}: {path}")
+    size, digest = entry["bytes"], entry["sha256"]
+    if type(size) is not int or size < 0:
+        raise ArtifactError(f"{where}: {path}: bytes must be a whole number, found {size!r}")
+    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise ArtifactError(f"{where}: {path}: sha256 must be 64 hexadecimal digits, found {digest!r}")
+    return FileEntry(size, digest)
+
+
+def _engine_files(
+    value: Mapping[str, Any], specs: Mapping[str, EngineSpec], files: Mapping[str, Any], where: str
+) -> dict[str, str]:
+    _keys(value, set(specs), f"{where}: engines")
+    paths = {}
+    for name, spec in specs.items():
+        entry = _object(value[name], f"{where}: engine {name}")
+        if entry.get("file") not in files:
+            raise ArtifactError(f"{where}: engine {name}: its file {entry.get('file')!r} is not listed under files")
+        if {**entry, "file": None} != {"file": None, **spec.to_dict()}:
+            raise ArtifactError(f"{where}: engine {name}: its inputs and outputs are not those this model's config implies")
+        paths[name] = entry["file"]
+    return paths

@@ -1,0 +1,149 @@
+"""The Python surface: an artifact in, pictures out."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.artifact import Artifact, Manifest
+from runtime.backends import Backend, open_backend
+from runtime.errors import BackendError
+from runtime.images import to_uint8, unpatchify
+from runtime.loop import Engines, Progress, run_plan
+from runtime.plan import Plan, build_plan
+from runtime.request import check_indices, check_labels, check_noise, check_order, check_seed, seeded_noise, seeded_order
+from runtime.spec import BACKBONE, CONDITIONING, DENOISE
+
+DEFAULT_ITERATIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """`latents` float32 [B, C, H, W]; `images` uint8 [B, H, W, 3] or [B, H, W, 1], None without a decoder."""
+
+    latents: NDArray[np.float32]
+    images: NDArray[np.uint8] | None
+    plan: Plan
+
+
+class Generator:
+    """Draws pictures with the engines of one artifact. Not for use by two threads at once."""
+
+    def __init__(self, manifest: Manifest, engines: Engines, backend: Backend) -> None:
+        self.manifest, self.engines, self._backend = manifest, engines, backend
+
+    @classmethod
+    def load(
+        cls,
+        artifact: str | pathlib.Path,
+        *,
+        backend: str = "onnxruntime",
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> Generator:
+        """Check every file of `artifact` against its manifest and load its engines.
+
+        `threads` are processor threads, all there are by default. Raises `ArtifactError`,
+        `IntegrityError`, `BackendError` or `RequestError`.
+        """
+        opened = Artifact(artifact)
+        opened.verify()
+        runner = open_backend(backend, device, threads)
+        specs = opened.manifest.specs
+        backbone, conditioning, denoise = (
+            runner.load(opened.engine_file(name), specs[name]) for name in (BACKBONE, CONDITIONING, DENOISE)
+        )
+        return cls(opened.manifest, Engines(backbone, conditioning, denoise), runner)
+
+    @property
+    def description(self) -> str:
+        """Backend, version, device and threads."""
+        return self._backend.description
+
+    def plan(
+        self,
+        *,
+        iterations: int | None = None,
+        cfg_scale: float = 1.0,
+        cfg_schedule: str = "linear",
+        temperature: float = 1.0,
+        sampler: str = "ddpm",
+        diffusion_steps: int | str = 100,
+    ) -> Plan:
+        """The schedule that `generate` would execute for these settings."""
+        length = self.manifest.model.tokens
+        return build_plan(
+            length,
+            iterations=min(DEFAULT_ITERATIONS, length) if iterations is None else iterations,
+            cfg_scale=cfg_scale,
+            cfg_schedule=cfg_schedule,
+            temperature=temperature,
+            sampler=sampler,
+            diffusion_steps=diffusion_steps,
+        )
+
+    def generate(
+        self,
+        labels: Sequence[int],
+        *,
+        seed: int = 0,
+        index: Sequence[int] | None = None,
+        iterations: int | None = None,
+        cfg_scale: float = 1.0,
+        cfg_schedule: str = "linear",
+        temperature: float = 1.0,
+        sampler: str = "ddpm",
+        diffusion_steps: int | str = 100,
+        order: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Draw one picture for each class in `labels`.
+
+        Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
+        from 0 by default. `iterations` is K, min(64, tokens) by default; `cfg_scale` the guidance
+        scale, 1 for none, growing with the share of known tokens under the `linear` schedule;
+        `temperature` scales the noise of each diffusion step; `diffusion_steps` is a number or
+        `"ddimN"`. `order` [B, L] (generation order, first generated first) and `noise` [T + 1, B, L,
+        D] (by token position) replace what the seed would give. `progress` is called with the
+        iterations done and their number. Raises `RequestError` before anything runs, and
+        `BackendError` if an engine fails.
+        """
+        config = self.manifest.model
+        plan = self.plan(
+            iterations=iterations,
+            cfg_scale=cfg_scale,
+            cfg_schedule=cfg_schedule,
+            temperature=temperature,
+            sampler=sampler,
+            diffusion_steps=diffusion_steps,
+        )
+        classes = check_labels(labels, config)
+        batch, steps = len(classes), plan.diffusion_steps
+        seed, indices = check_seed(seed), check_indices(index, batch)
+        ordered = seeded_order(seed, indices, config) if order is None else check_order(order, batch, config)
+        drawn = seeded_noise(seed, indices, steps, config) if noise is None else check_noise(noise, batch, steps, config)
+        drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
+        tokens = run_plan(self.engines, config, plan, classes, ordered, drawn, progress)
+        if not np.isfinite(tokens).all():
+            raise BackendError("the engines produced values that are not finite; check the export's parity report")
+        latents = unpatchify(tokens, config.grid, config.patch_size)
+        images = to_uint8(latents) if self.manifest.tokenizer == "pixel" else None
+        return Result(latents, images, plan)
+
+    def close(self) -> None:
+        """Free the engines."""
+        self._backend.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,89 @@
+"""What a caller asks for, checked once: labels, order and noise as the loop wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.config import ModelConfig
+from runtime.errors import RequestError
+from runtime.noise import image_noise, image_order
+
+_MAX_IMAGES = 4096
+_SEEDS = 2**64
+
+
+def check_labels(labels: Sequence[int] | NDArray[np.integer], config: ModelConfig) -> NDArray[np.int64]:
+    """Class numbers as int64 [B]."""
+    checked = _integers("labels", labels)
+    if checked.ndim != 1 or not 1 <= len(checked) <= _MAX_IMAGES:
+        raise RequestError(f"labels must be a list of 1 to {_MAX_IMAGES} classes, found shape {checked.shape}")
+    wrong = checked[(checked < 0) | (checked >= config.class_num)]
+    if len(wrong):
+        raise RequestError(f"class {wrong[0]} is out of range; this model has classes 0..{config.class_num - 1}")
+    return checked
+
+
+def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np.int64]:
+    """A given generation order as int64 [B, L]: each row a permutation of the positions."""
+    checked = _integers("order", order)
+    if checked.shape != (batch, config.tokens):
+        raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(checked.shape)}")
+    if not (np.sort(checked, axis=1) == np.arange(config.tokens)).all():
+        raise RequestError(f"order: every row must be a permutation of 0..{config.tokens - 1}")
+    return checked
+
+
+def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -> NDArray[np.float32]:
+    """Given noise by token position as float32 [T + 1, B, L, D]."""
+    checked = np.asarray(noise)
+    wanted = (steps + 1, batch, config.tokens, config.token_channels)
+    if checked.shape != wanted or checked.dtype.kind != "f":
+        raise RequestError(
+            f"noise must be floating point of shape {list(wanted)} (diffusion steps + 1, images, tokens, channels), "
+            f"found {checked.dtype} {list(checked.shape)}"
+        )
+    if not np.isfinite(checked).all():
+        raise RequestError("noise holds values that are not finite")
+    return checked.astype(np.float32)
+
+
+def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig) -> NDArray[np.int64]:
+    return np.stack([image_order(seed, index, config.tokens) for index in indices])
+
+
+def seeded_noise(seed: int, indices: Sequence[int], steps: int, config: ModelConfig) -> NDArray[np.float32]:
+    """Noise by token position, float32 [T + 1, B, L, D]."""
+    pictures = [image_noise(seed, index, steps, config.tokens, config.token_channels) for index in indices]
+    return np.stack(pictures, axis=1)
+
+
+def check_seed(seed: int) -> int:
+    return _counter("seed", seed)
+
+
+def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
+    """The number of each image in its seed's sequence; 0, 1, 2, ... if not given."""
+    if index is None:
+        return list(range(batch))
+    if len(index) != batch:
+        raise RequestError(f"index must have one number a label, {batch}; found {len(index)}")
+    return [_counter("index", number) for number in index]
+
+
+def _counter(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < _SEEDS:
+        raise RequestError(f"{name} must be a whole number in 0..2^64-1, found {value!r}")
+    return int(value)
+
+
+def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    try:
+        checked = np.asarray(values)
+    except ValueError as error:
+        raise RequestError(f"{name}: {error}") from None
+    if checked.dtype.kind not in "iu":
+        raise RequestError(f"{name} must be whole numbers, found {checked.dtype} of shape {list(checked.shape)}")
+    return checked.astype(np.int64)

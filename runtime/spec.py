@@ -1,0 +1,94 @@
+"""What each engine takes and gives: one description that exporter, manifest, runtime and tests all read.
+
+Axes: B images, twice that under guidance, the conditional half first; V tokens known, K predicted now,
+R the rest; N rows of the head, one a token; G guidance halves (2, or 1 without guidance); T diffusion
+steps. D, C, M, c, H and W are numbers of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from runtime.config import ModelConfig
+from runtime.diffusion import COEFFICIENTS
+
+Axis = str | int
+
+BACKBONE, CONDITIONING, DENOISE, DECODER = "backbone", "conditioning", "denoise", "decoder"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, numpy dtype, and shape, where text is a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[Axis, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSpec:
+    """One engine. `tolerance`: the largest relative L2 distance from eager float32 an export may have."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "inputs": [_tensor_to_dict(tensor) for tensor in self.inputs],
+            "outputs": [_tensor_to_dict(tensor) for tensor in self.outputs],
+            "tolerance": self.tolerance,
+        }
+
+
+def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
+    """The specs of the engines that every model of this config has, by name."""
+    channels, z_channels, modulation = config.token_channels, config.decoder_embed_dim, config.modulation_channels
+    float_, int_ = "float32", "int64"
+    specs = (
+        EngineSpec(
+            BACKBONE,
+            inputs=(
+                TensorSpec("tokens", float_, ("B", "V", channels)),
+                TensorSpec("visible", int_, ("B", "V")),
+                TensorSpec("predict", int_, ("B", "K")),
+                TensorSpec("rest", int_, ("B", "R")),
+                TensorSpec("labels", int_, ("B",)),
+            ),
+            outputs=(TensorSpec("z", float_, ("B", "K", z_channels)),),
+            tolerance=1e-5,
+        ),
+        EngineSpec(
+            CONDITIONING,
+            inputs=(
+                TensorSpec("z", float_, ("GN", z_channels)),
+                TensorSpec("timesteps", float_, ("T",)),
+            ),
+            outputs=(TensorSpec("modulation", float_, ("T", "GN", modulation)),),
+            tolerance=1e-5,
+        ),
+        EngineSpec(
+            DENOISE,
+            inputs=(
+                TensorSpec("x", float_, ("N", channels)),
+                TensorSpec("previous_x0", float_, ("N", channels)),
+                TensorSpec("noise", float_, ("N", channels)),
+                TensorSpec("modulation", float_, ("GN", modulation)),
+                TensorSpec("coefficients", float_, (len(COEFFICIENTS),)),
+                TensorSpec("guidance", float_, (1,)),
+            ),
+            outputs=(
+                TensorSpec("next_x", float_, ("N", channels)),
+                TensorSpec("x0", float_, ("N", channels)),
+            ),
+            tolerance=1e-5,
+        ),
+    )
+    return {spec.name: spec for spec in specs}
