@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE
+from training.head import ResidualBlock
 from training.model import MAR
 
 
@@ -47,7 +50,8 @@ class Denoise(nn.Module):
     def __init__(self, model: MAR) -> None:
         super().__init__()
         net = model.diffloss.net
-        self.input_proj, self.res_blocks, self.final_layer = net.input_proj, net.res_blocks, net.final_layer
+        self.input_proj, self.final_layer = net.input_proj, net.final_layer
+        self.res_blocks = net.res_blocks
         width = model.config.diffloss_w
         self.splits = [3 * width] * len(net.res_blocks) + [2 * width]
 
@@ -58,7 +62,7 @@ class Denoise(nn.Module):
         *blocks, final = halves.split(self.splits, dim=-1)
         h = self.input_proj(x)[None]  # [1, N, W], the same state under both halves
         for block, shift_scale_gate in zip(self.res_blocks, blocks, strict=True):
-            h = block.modulated(h, shift_scale_gate)  # [G, N, W]
+            h = cast(ResidualBlock, block).modulated(h, shift_scale_gate)  # [G, N, W]
         eps, v = self.final_layer.modulated(h, final).chunk(2, dim=-1)  # [G, N, D] each
         eps = eps[-1] + guidance * (eps[0] - eps[-1])
         # The rows of runtime.diffusion.COEFFICIENTS, in that order.

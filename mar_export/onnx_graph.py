@@ -23,7 +23,9 @@ _EXTERNAL_DATA_BYTES = 64 * 2**20
 
 def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path: pathlib.Path) -> None:
     """Write `module` to `path`, its weights beside it in `<path>.data` where they are large."""
-    inputs = {name: torch.from_numpy(array) for name, array in example_inputs(spec, config, EXPORT_SIZES, seed=0).items()}
+    inputs = {
+        name: torch.from_numpy(array) for name, array in example_inputs(spec, config, EXPORT_SIZES, seed=0).items()
+    }
     axes = {
         tensor.name: {number: axis for number, axis in enumerate(tensor.shape) if isinstance(axis, str)}
         for tensor in spec.inputs
@@ -43,7 +45,9 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path:
     model = program.model
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes where in this machine's files each node came from
-    large = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()) > _EXTERNAL_DATA_BYTES
+    large = (
+        sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()) > _EXTERNAL_DATA_BYTES
+    )
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
 
 
@@ -59,5 +63,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-

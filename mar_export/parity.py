@@ -68,5 +68,3 @@ def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
             "allowed; nothing was written"
         )
     return {"relative_l2": distance, "tolerance": tolerance}
-
-

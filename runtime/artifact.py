@@ -16,7 +16,7 @@ from typing import Any
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, ConfigError, IntegrityError
 from runtime.files import sha256
-from runtime.spec import EngineSpec, engine_specs
+from runtime.spec import ENGINES, EngineSpec, engine_specs
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -90,6 +90,7 @@ class Manifest:
             raise ArtifactError(f"{where}: class_names must be a list of texts")
         if len(names) not in (0, model.class_num):
             raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
+        _check_reports(value["provenance"], value["parity"], where)
         return cls(
             model=model,
             tokenizer=value["tokenizer"],
@@ -144,6 +145,17 @@ class Artifact:
             )
 
 
+def _check_reports(provenance: Mapping[str, Any], parity: Mapping[str, Any], where: str) -> None:
+    for key, told in provenance.items():
+        if not isinstance(told, (str, int)):
+            raise ArtifactError(f"{where}: provenance: {key} must be a text or a whole number, found {told!r}")
+    _keys(parity, {*ENGINES, "generation"}, f"{where}: parity")
+    for key, report in parity.items():
+        for number in ("relative_l2", "tolerance"):
+            if type(_object(report, f"{where}: parity: {key}").get(number)) is not float:
+                raise ArtifactError(f"{where}: parity: {key}: {number} must be a number, found {report.get(number)!r}")
+
+
 def _object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{where}: expected a JSON object, found {type(value).__name__}")
@@ -182,6 +194,8 @@ def _engine_files(
         if entry.get("file") not in files:
             raise ArtifactError(f"{where}: engine {name}: its file {entry.get('file')!r} is not listed under files")
         if {**entry, "file": None} != {"file": None, **spec.to_dict()}:
-            raise ArtifactError(f"{where}: engine {name}: its inputs and outputs are not those this model's config implies")
+            raise ArtifactError(
+                f"{where}: engine {name}: its inputs and outputs are not those this model's config implies"
+            )
         paths[name] = entry["file"]
     return paths

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
-from runtime.errors import MarError
+from runtime import __version__
+from runtime.errors import BackendError, MarError, RequestError
 
 # Command -> (where it lives, what it does). Named as text: importing one room must not import another.
 _COMMANDS = {
     "train": ("training.cli:train", "Train a model, or go on with a run."),
     "export": ("mar_export.cli:export", "Turn a checkpoint into an artifact of engines."),
+    "generate": ("runtime.commands:generate", "Draw pictures with an artifact."),
+    "inspect": ("runtime.commands:inspect", "Show what an artifact holds."),
 }
+_EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}
 
 
 class LazyGroup(click.Group):
@@ -26,21 +31,47 @@ class LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module, attribute = _COMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS[module.split(".")[0]]
+            raise BackendError(
+                f"mar {cmd_name} needs the Python package {error.name}; pip install 'mar-runtime[{extra}]'"
+            ) from None
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
 
-@click.group(cls=LazyGroup)
-def mar() -> None:
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mar")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def mar(debug: bool) -> None:
     """Train, export and run masked autoregressive image models."""
 
 
 def main() -> None:
+    """Run `mar`: exit code 0, 1 for a failure, 2 for wrong use, 130 for an interrupt; errors are one line."""
     try:
-        mar(standalone_mode=False)
+        sys.exit(mar(standalone_mode=False) or 0)
     except MarError as error:
-        print(f"mar: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        if "--debug" in sys.argv:
+            raise
+        _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        _fail(
+            f"{error.format_message().rstrip('.')} (see {error.ctx.command_path if error.ctx else 'mar'} --help)",
+            RequestError.exit_code,
+        )
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"mar: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

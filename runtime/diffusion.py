@@ -40,7 +40,8 @@ def cosine_betas() -> NDArray[np.float64]:
     """The cosine schedule of Improved DDPM (arXiv 2102.09672, eq. 17), 1000 betas capped at 0.999."""
     edges = np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS
     alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    betas: NDArray[np.float64] = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    return betas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,8 @@ class NoiseSchedule:
 
 def training_schedule() -> NoiseSchedule:
     """The full process of 1000 steps that the head is trained on."""
-    return NoiseSchedule.from_alphas_cumprod(np.arange(TRAIN_STEPS), np.cumprod(1 - cosine_betas()))
+    alphas_cumprod = np.cumprod(1 - cosine_betas(), dtype=np.float64)
+    return NoiseSchedule.from_alphas_cumprod(np.arange(TRAIN_STEPS), alphas_cumprod)
 
 
 def respaced_timesteps(steps: int | str) -> NDArray[np.int64]:
@@ -86,7 +88,9 @@ def respaced_timesteps(steps: int | str) -> NDArray[np.int64]:
             kept = np.arange(0, TRAIN_STEPS, stride)
             if len(kept) == wanted:
                 return kept
-        raise RequestError(f"diffusion_steps {steps!r}: no integer stride over {TRAIN_STEPS} gives {wanted} steps of 2 or more")
+        raise RequestError(
+            f"diffusion_steps {steps!r}: no integer stride over {TRAIN_STEPS} gives {wanted} steps of 2 or more"
+        )
     try:
         count = int(steps)
     except (TypeError, ValueError):

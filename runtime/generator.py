@@ -16,7 +16,15 @@ from runtime.errors import BackendError
 from runtime.images import to_uint8, unpatchify
 from runtime.loop import Engines, Progress, run_plan
 from runtime.plan import Plan, build_plan
-from runtime.request import check_indices, check_labels, check_noise, check_order, check_seed, seeded_noise, seeded_order
+from runtime.request import (
+    check_indices,
+    check_labels,
+    check_noise,
+    check_order,
+    check_seed,
+    seeded_noise,
+    seeded_order,
+)
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE
 
 DEFAULT_ITERATIONS = 64
@@ -127,7 +135,9 @@ class Generator:
         batch, steps = len(classes), plan.diffusion_steps
         seed, indices = check_seed(seed), check_indices(index, batch)
         ordered = seeded_order(seed, indices, config) if order is None else check_order(order, batch, config)
-        drawn = seeded_noise(seed, indices, steps, config) if noise is None else check_noise(noise, batch, steps, config)
+        drawn = (
+            seeded_noise(seed, indices, steps, config) if noise is None else check_noise(noise, batch, steps, config)
+        )
         drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
         tokens = run_plan(self.engines, config, plan, classes, ordered, drawn, progress)
         if not np.isfinite(tokens).all():

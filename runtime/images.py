@@ -27,7 +27,8 @@ def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArr
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Pixels in -1..1 [B, c, H, W] -> [B, H, W, c]."""
     scaled = np.clip(pixels.transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
-    return np.rint(scaled).astype(np.uint8)
+    images: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
+    return images
 
 
 def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> None:

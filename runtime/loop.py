@@ -59,7 +59,9 @@ def run_plan(
             rest=twice(order[:, stop:]),
             labels=np.concatenate([labels, no_labels]) if iteration.guided else labels,
         )  # [G B, K, C]
-        rows = noise[: iteration.table.steps + 1, :, start:stop].reshape(iteration.table.steps + 1, -1, tokens.shape[-1])
+        rows = noise[: iteration.table.steps + 1, :, start:stop].reshape(
+            iteration.table.steps + 1, -1, tokens.shape[-1]
+        )
         x = _diffuse(engines, config, z.reshape(-1, z.shape[-1]), rows, iteration.table, iteration.guidance_scale)
         tokens[:, start:stop] = x.reshape(batch, iteration.count, -1)
         if progress is not None:
@@ -73,11 +75,14 @@ def _diffuse(
     engines: Engines, config: ModelConfig, z: Float, noise: Float, table: CoefficientTable, guidance_scale: float
 ) -> Float:
     """Run the diffusion chain of N tokens: z [G N, C] and noise [T + 1, N, D] to x [N, D]."""
-    x, x0 = noise[0], np.zeros_like(noise[0])
+    x: Float = noise[0]
+    x0 = np.zeros_like(x)
     guidance = np.array([guidance_scale], np.float32)
     steps_at_once = max(1, _MODULATION_BYTES // (4 * len(z) * config.modulation_channels))
     for first in range(0, table.steps, steps_at_once):
-        (modulation,) = engines.conditioning(z=z, timesteps=table.timesteps[first : first + steps_at_once])  # [t, G N, M]
+        (modulation,) = engines.conditioning(
+            z=z, timesteps=table.timesteps[first : first + steps_at_once]
+        )  # [t, G N, M]
         for step, of_step in enumerate(modulation, start=first):
             x, x0 = engines.denoise(
                 x=x,

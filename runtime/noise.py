@@ -28,7 +28,9 @@ def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -
     """Standard normal noise by token position, float32 [T + 1, L, D]: row 0 starts the chain."""
     return np.stack(
         [
-            np.random.Generator(_philox(seed, index, _NOISE_STREAM + row)).standard_normal((length, channels), np.float32)
+            np.random.Generator(_philox(seed, index, _NOISE_STREAM + row)).standard_normal(
+                (length, channels), np.float32
+            )
             for row in range(steps + 1)
         ]
     )

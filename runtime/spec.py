@@ -15,7 +15,7 @@ from runtime.diffusion import COEFFICIENTS
 
 Axis = str | int
 
-BACKBONE, CONDITIONING, DENOISE, DECODER = "backbone", "conditioning", "denoise", "decoder"
+BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,9 @@ def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None)
     """
     if path.is_dir():
         if config_file is not None:
-            raise ConfigError(f"--config is for checkpoints that do not tell their shape; {path} has its own {CONFIG_FILE}")
+            raise ConfigError(
+                f"--config is for checkpoints that do not tell their shape; {path} has its own {CONFIG_FILE}"
+            )
         run = read_run_config(path)
         where, weights_file = f"{path / CONFIG_FILE}", path / WEIGHTS_FILE
         try:
@@ -115,7 +117,9 @@ def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None)
         where, arguments = str(config_file), read_json_object(config_file)
         arguments = arguments.get("config", arguments)
     config = ModelConfig.from_dict(arguments, where)
-    return Checkpoint(_model_from(config, weights, weights_file), tokenizer, class_names, path.name, sha256(weights_file))
+    return Checkpoint(
+        _model_from(config, weights, weights_file), tokenizer, class_names, path.name, sha256(weights_file)
+    )
 
 
 def _load_published(path: pathlib.Path) -> dict[str, Tensor]:
@@ -127,12 +131,18 @@ def _load_published(path: pathlib.Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: refused, it holds more than tensors and would run code when read ({reason})") from error
+        raise CheckpointError(
+            f"{path}: refused, it holds more than tensors and would run code when read ({reason})"
+        ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a whole PyTorch checkpoint ({str(error) or 'it is empty'}); copy it again") from error
+        raise CheckpointError(
+            f"{path}: not a whole PyTorch checkpoint ({str(error) or 'it is empty'}); copy it again"
+        ) from error
     weights = content.get("model_ema") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{path}: expected the averaged weights under 'model_ema', as the published code saves them")
+        raise CheckpointError(
+            f"{path}: expected the averaged weights under 'model_ema', as the published code saves them"
+        )
     return weights
 
 
@@ -144,7 +154,8 @@ def _model_from(config: ModelConfig, weights: Mapping[str, Tensor], source: path
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"{source}: {name} is {found.get(name, 'missing')} but the config asks for {expected.get(name, 'no such parameter')}"
+                f"{source}: {name} is {found.get(name, 'missing')} but the config asks for "
+                f"{expected.get(name, 'no such parameter')}"
             )
         if not weights[name].isfinite().all():
             raise CheckpointError(f"{source}: {name} holds values that are not finite")

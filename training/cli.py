@@ -29,7 +29,9 @@ _FOLDER = click.Path(path_type=pathlib.Path)
 @click.option("--weight-decay", type=float, default=_DEFAULTS["weight_decay"], show_default=True)
 @click.option("--gradient-clip", type=float, default=_DEFAULTS["gradient_clip"], show_default=True)
 @click.option("--ema-rate", type=float, default=_DEFAULTS["ema_rate"], show_default=True)
-@click.option("--flip/--no-flip", "horizontal_flip", default=True, show_default=True, help="Mirror half of the pictures.")
+@click.option(
+    "--flip/--no-flip", "horizontal_flip", default=True, show_default=True, help="Mirror half of the pictures."
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--checkpoint-every", type=int, default=_DEFAULTS["checkpoint_every"], show_default=True, help="Steps.")
@@ -50,12 +52,16 @@ def train(
         torch.set_num_threads(threads)
     if resume is not None:
         if preset_name or data or out:
-            raise ConfigError("--resume takes everything but --steps from the run; leave --preset, --data and --out away")
+            raise ConfigError(
+                "--resume takes everything but --steps from the run; leave --preset, --data and --out away"
+            )
         Trainer.resume(resume, steps).train()
         return
     if preset_name is None or data is None or out is None or steps is None:
         raise ConfigError("a new run needs --preset, --data, --out and --steps; an old one needs --resume")
     model_config = preset(preset_name, **({"img_size": image_size} if image_size is not None else {}))
     if model_config.vae_stride != 1:
-        raise ConfigError(f"preset {preset_name} works on the latents of a VAE, which mar train cannot make yet; use pixel_small")
+        raise ConfigError(
+            f"preset {preset_name} works on the latents of a VAE, which mar train cannot make yet; use pixel_small"
+        )
     Trainer.start(out, data, model_config, TrainConfig(steps=steps, **training)).train()  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.diffusion import NoiseSchedule, training_schedule
@@ -20,7 +19,7 @@ FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep
 def timestep_embedding(timesteps: Tensor) -> Tensor:
     """Cosines and sines of float timesteps [N] at 128 frequencies from 1 to 1/10000: [N, 256]."""
     half = FREQUENCIES // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    exponents = torch.arange(half, dtype=timesteps.dtype, device=timesteps.device) / half
     angles = timesteps[:, None] * torch.exp(-math.log(10000.0) * exponents)  # [N, 128]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -33,8 +32,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        embedded: Tensor = self.mlp(timestep_embedding(timesteps).to(self.mlp[0].weight.dtype))
-        return embedded
+        return self.mlp(timestep_embedding(timesteps))
 
 
 class ResidualBlock(nn.Module):
@@ -68,8 +66,7 @@ class FinalLayer(nn.Module):
 
     def modulated(self, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale = modulation.chunk(2, dim=-1)
-        projected: Tensor = self.linear(self.norm_final(x) * (1 + scale) + shift)
-        return projected
+        return self.linear(self.norm_final(x) * (1 + scale) + shift)
 
 
 class HeadMLP(nn.Module):
@@ -89,8 +86,9 @@ class HeadMLP(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for module in self.time_embed.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
         # Zero modulation makes every block the identity, and zero outputs the best first guess of eps.
         for block in [*self.res_blocks, self.final_layer]:
             nn.init.zeros_(block.adaLN_modulation[1].weight)
@@ -101,8 +99,7 @@ class HeadMLP(nn.Module):
         x = self.input_proj(x)
         for block in self.res_blocks:
             x = block(x, condition)
-        output: Tensor = self.final_layer(x, condition)
-        return output
+        return self.final_layer(x, condition)
 
 
 class DiffusionLoss(nn.Module):
@@ -165,5 +162,3 @@ def _discretized_nll(target: Tensor, mean: Tensor, log_variance: Tensor) -> Tens
 
 def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x / math.sqrt(2.0)))
-
-

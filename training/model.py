@@ -8,7 +8,7 @@ predict, and nothing is scattered.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +46,7 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, S, E/H]
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
-        output: Tensor = self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
-        return output
+        return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):
@@ -58,8 +57,7 @@ class FeedForward(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
-        return output
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -89,7 +87,11 @@ class MAR(nn.Module):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         config = self.config = ModelConfig(**arguments)
-        encoder, decoder, sequence = config.encoder_embed_dim, config.decoder_embed_dim, config.tokens + config.buffer_size
+        encoder, decoder, sequence = (
+            config.encoder_embed_dim,
+            config.decoder_embed_dim,
+            config.tokens + config.buffer_size,
+        )
 
         self.class_emb = nn.Embedding(config.class_num, encoder)
         self.fake_latent = nn.Parameter(torch.zeros(1, encoder))  # the class of unconditional generation
@@ -149,8 +151,7 @@ class MAR(nn.Module):
         x = self.z_proj_ln(x)
         for block in self.encoder_blocks:
             x = block(x)
-        memory: Tensor = self.decoder_embed(self.encoder_norm(x))
-        return memory
+        return self.decoder_embed(self.encoder_norm(x))
 
     def _decode(self, memory: Tensor, visible: Tensor, predict: Tensor, rest: Tensor) -> Tensor:
         buffer = self.config.buffer_size
@@ -163,9 +164,9 @@ class MAR(nn.Module):
         x = torch.cat([memory + known_positions, masked], dim=1)  # [B, buffer + L, C]
         for block in self.decoder_blocks[:-1]:
             x = block(x)
-        x = self.decoder_blocks[-1].rows(x, known, predict.shape[1])  # [B, K, C]
-        z: Tensor = self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][predict]
-        return z
+        last = cast(Block, self.decoder_blocks[-1])
+        x = last.rows(x, known, predict.shape[1])  # [B, K, C]
+        return self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][predict]
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[B, c, H, W] -> tokens [B, L, D], channels outermost within a token as published."""
@@ -197,5 +198,4 @@ class MAR(nn.Module):
         target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D]
         timesteps = torch.randint(0, 1000, (len(target),), generator=generator).to(tokens.device)
         noise = torch.randn(target.shape, generator=generator).to(tokens.device)
-        loss: Tensor = self.diffloss(target, z.flatten(0, 1).repeat(repeats, 1), timesteps, noise)
-        return loss.mean()
+        return self.diffloss(target, z.flatten(0, 1).repeat(repeats, 1), timesteps, noise).mean()

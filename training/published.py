@@ -83,8 +83,7 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Ten
     x = padded + model.decoder_pos_embed_learned
     for block in model.decoder_blocks:
         x = block(x)
-    z: Tensor = model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
-    return z
+    return model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
 
 
 def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:

@@ -33,7 +33,10 @@ def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str])
     )
     order = np.stack([image_order(0, index, config.tokens) for index in range(len(labels))])
     noise = np.stack(
-        [image_noise(0, index, plan.diffusion_steps, config.tokens, config.token_channels) for index in range(len(labels))],
+        [
+            image_noise(0, index, plan.diffusion_steps, config.tokens, config.token_channels)
+            for index in range(len(labels))
+        ],
         axis=1,
     )
     latents = sample(model, labels, plan, order, noise)

@@ -71,7 +71,9 @@ class TrainConfig:
 class Trainer:
     """One run: `Trainer.start` or `Trainer.resume`, then `train`."""
 
-    def __init__(self, run: pathlib.Path, data: pathlib.Path, dataset: Dataset, model: MAR, config: TrainConfig) -> None:
+    def __init__(
+        self, run: pathlib.Path, data: pathlib.Path, dataset: Dataset, model: MAR, config: TrainConfig
+    ) -> None:
         self.run, self.data, self.dataset, self.model, self.config = run, data, dataset, model, config
         self.tokenizer = PixelTokenizer()
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -85,9 +87,7 @@ class Trainer:
         if (run / checkpoint.CONFIG_FILE).exists():
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
         dataset = open_dataset(data, model_config.img_size)
-        model_config = dataclasses.replace(
-            model_config, vae_embed_dim=dataset.channels, class_num=len(dataset.classes)
-        )
+        model_config = dataclasses.replace(model_config, vae_embed_dim=dataset.channels, class_num=len(dataset.classes))
         torch.manual_seed(config.seed)
         trainer = cls(run, data, dataset, MAR(**model_config.to_dict()), config)
         trainer._write_config()
@@ -218,7 +218,8 @@ class Trainer:
 
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for the matrices of the transformer, none for biases, gains and the head."""
-    decayed, free = [], []
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.dim() >= 2 and not name.startswith("diffloss.")
         (decayed if matrix else free).append(parameter)

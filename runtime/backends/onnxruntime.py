@@ -19,9 +19,13 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            raise BackendError(f"backend onnxruntime is not installed ({error}); pip install 'mar-runtime[cpu]'") from None
+            raise BackendError(
+                f"backend onnxruntime is not installed ({error}); pip install 'mar-runtime[cpu]'"
+            ) from None
         if device not in _PROVIDERS:
-            raise RequestError(f"backend onnxruntime runs on {', '.join(_PROVIDERS)} in this version, not on {device!r}")
+            raise RequestError(
+                f"backend onnxruntime runs on {', '.join(_PROVIDERS)} in this version, not on {device!r}"
+            )
         self.description = f"onnxruntime {onnxruntime.__version__}, {device}, {threads} threads"
         self._library, self._provider, self._threads = onnxruntime, _PROVIDERS[device], threads
         self._engines: list[_Session] = []
@@ -70,8 +74,12 @@ class _Session:
 
 def _check_tensors(path: pathlib.Path, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
     """Names, types and fixed sizes of a graph against its spec."""
-    described = [(tensor.name, tensor.type, [d if isinstance(d, int) else None for d in tensor.shape]) for tensor in found]
-    wanted = [(spec.name, _DTYPES[spec.dtype], [d if isinstance(d, int) else None for d in spec.shape]) for spec in expected]
+    described = [
+        (tensor.name, tensor.type, [d if isinstance(d, int) else None for d in tensor.shape]) for tensor in found
+    ]
+    wanted = [
+        (spec.name, _DTYPES[spec.dtype], [d if isinstance(d, int) else None for d in spec.shape]) for spec in expected
+    ]
     if described != wanted:
         raise BackendError(f"{path}: the graph has {described} where its spec has {wanted}; export again")
 

@@ -1,0 +1,84 @@
+"""What every room's tests share: the golden cases, and small artifacts exported once a session."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN_TOLERANCE = 1e-4  # relative L2; float32 round-off is 3e-7 to 3e-6, see DESIGN.md
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenCase:
+    """What the published code computed: its settings, its inputs, and `latents` from a float64 run."""
+
+    model: str
+    file: str
+    settings: dict[str, Any]  # keyword arguments of Generator.generate
+    labels: NDArray[np.int64]
+    order: NDArray[np.int64]
+    noise: NDArray[np.float32]
+    tokens_per_step: list[int]
+    latents: NDArray[np.float64]
+
+    def __str__(self) -> str:
+        return f"{self.model}-{self.file}"
+
+
+def golden_cases() -> list[GoldenCase]:
+    cases = []
+    for model in ("small", "patch2"):
+        meta = json.loads((GOLDEN / model / "meta.json").read_text())
+        for case in meta["cases"]:
+            with np.load(GOLDEN / model / case["file"]) as arrays:
+                settings = {
+                    "iterations": case["num_iter"],
+                    "cfg_scale": case["cfg"],
+                    "cfg_schedule": case["cfg_schedule"],
+                    "temperature": case["temperature"],
+                    "diffusion_steps": case["steps"],
+                }
+                cases.append(
+                    GoldenCase(
+                        model,
+                        case["file"],
+                        settings,
+                        arrays["labels"].astype(np.int64),
+                        arrays["generation_order"].astype(np.int64),
+                        arrays["noise"],
+                        arrays["tokens_per_step"].tolist(),
+                        arrays["latents_float64"],
+                    )
+                )
+    return cases
+
+
+@pytest.fixture(params=golden_cases(), ids=str)
+def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
+    case: GoldenCase = request.param
+    return case
+
+
+def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
+    return float(difference / np.linalg.norm(expected.astype(np.float64)))
+
+
+@pytest.fixture(scope="session")
+def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+    """The golden models, exported: name -> artifact. Read only; copy one before changing it."""
+    from mar_export.export import export_artifact
+    from training.checkpoint import load_checkpoint
+
+    folder = tmp_path_factory.mktemp("golden")
+    for model in ("small", "patch2"):
+        checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
+        export_artifact(checkpoint, folder / model, say=lambda text: None)
+    return {model: folder / model for model in ("small", "patch2")}
