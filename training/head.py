@@ -19,7 +19,7 @@ FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep
 def timestep_embedding(timesteps: Tensor) -> Tensor:
     """Cosines and sines of float timesteps [N] at 128 frequencies from 1 to 1/10000: [N, 256]."""
     half = FREQUENCIES // 2
-    exponents = torch.arange(half, dtype=timesteps.dtype, device=timesteps.device) / half
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps[:, None] * torch.exp(-math.log(10000.0) * exponents)  # [N, 128]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
