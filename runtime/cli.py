@@ -16,6 +16,8 @@ _COMMANDS = {
     "train": ("training.cli:train", "Train a model, or go on with a run."),
     "export": ("mar_export.cli:export", "Turn a checkpoint into an artifact of engines."),
     "generate": ("runtime.commands:generate", "Draw pictures with an artifact."),
+    "bench": ("mar_export.bench_cli:bench", "Time an artifact, alone or against eager PyTorch."),
+    "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),
     "inspect": ("runtime.commands:inspect", "Show what an artifact holds."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}

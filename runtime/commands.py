@@ -25,15 +25,6 @@ _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
 
 
-class DiffusionSteps(click.ParamType[int | str]):
-    """A whole number of steps, or `ddimN`."""
-
-    name = "N|ddimN"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        return int(value) if isinstance(value, str) and value.isdecimal() else str(value)
-
-
 @click.command()
 @click.argument("artifact", type=_PATH)
 @click.option(
@@ -48,7 +39,7 @@ class DiffusionSteps(click.ParamType[int | str]):
 @click.option("--cfg-schedule", type=click.Choice(CFG_SCHEDULES), default="linear", show_default=True)
 @click.option("--temperature", type=float, default=1.0, show_default=True)
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="ddpm", show_default=True)
-@click.option("--diffusion-steps", type=DiffusionSteps(), default="100", show_default=True)
+@click.option("--diffusion-steps", metavar="N|ddimN", default="100", show_default=True)
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Pictures drawn together.")
 @click.option("--order-file", type=_PATH, help="An .npz with generation_order [B, L], instead of the seed's.")
 @click.option("--noise-file", type=_PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")

@@ -95,7 +95,7 @@ def respaced_timesteps(steps: int | str) -> NDArray[np.int64]:
         count = int(steps)
     except (TypeError, ValueError):
         raise RequestError(f"diffusion_steps must be a number or 'ddimN', found {steps!r}") from None
-    if not 2 <= count <= TRAIN_STEPS or isinstance(steps, float):
+    if not 2 <= count <= TRAIN_STEPS or count != float(steps):
         raise RequestError(f"diffusion_steps must be a whole number in 2..{TRAIN_STEPS}, found {steps!r}")
     stride_, position, kept_ = (TRAIN_STEPS - 1) / (count - 1), 0.0, []
     for _ in range(count):  # accumulated as the published code does: the rounding of ties depends on it

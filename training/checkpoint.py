@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from runtime.config import ModelConfig
 from runtime.errors import CheckpointError, ConfigError
@@ -56,6 +56,16 @@ def load_weights(path: pathlib.Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again or train on") from error
+
+
+def load_into(module: nn.Module, path: pathlib.Path) -> None:
+    """Fill `module` with the weights at `path`, which must be exactly its own."""
+    try:
+        module.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: not the weights of this {type(module).__name__}; delete it ({error})"
+        ) from error
 
 
 def read_step(path: pathlib.Path) -> int:

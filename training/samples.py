@@ -29,7 +29,7 @@ def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str])
         cfg_schedule="linear",
         temperature=1.0,
         sampler="ddpm",
-        diffusion_steps=50,
+        diffusion_steps="ddim50",
     )
     order = np.stack([image_order(0, index, config.tokens) for index in range(len(labels))])
     noise = np.stack(

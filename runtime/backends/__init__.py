@@ -34,13 +34,17 @@ class Backend(Protocol):
 _BACKENDS = {"onnxruntime": "runtime.backends.onnxruntime:OnnxRuntime"}
 
 
+def available_threads() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def open_backend(name: str, device: str, threads: int | None) -> Backend:
     """The backend called `name` on `device`, with `threads` processor threads (all there are, if None)."""
     if name not in _BACKENDS:
         raise RequestError(f"unknown backend {name!r}; this version has {', '.join(_BACKENDS)}")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= 1024:
         raise RequestError(f"threads must lie in 1..1024, found {threads}")
     module, attribute = _BACKENDS[name].split(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)(device, threads or available)
+    backend: Backend = getattr(importlib.import_module(module), attribute)(device, threads or available_threads())
     return backend

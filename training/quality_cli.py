@@ -1,0 +1,109 @@
+"""`mar quality`."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from runtime.errors import RequestError
+from runtime.files import write_json
+from runtime.generator import Generator
+from training.data import open_dataset
+from training.quality import batches, frechet_distance, judge, load_or_train_classifier
+
+_PATH = click.Path(path_type=pathlib.Path)
+_BATCH = 50
+
+
+@click.command()
+@click.argument("artifact", type=_PATH)
+@click.option(
+    "--data", type=_PATH, required=True, help="The dataset the model was trained on; its test split is needed."
+)
+@click.option("--images", "count", type=int, default=5000, show_default=True, help="Pictures to draw.")
+@click.option(
+    "--classifier", type=_PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
+)
+@click.option("--iterations", type=int, help="Passes of the backbone.")
+@click.option("--cfg-scale", type=float, default=1.0, show_default=True)
+@click.option("--diffusion-steps", metavar="N|ddimN", default="100", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=int, help="Processor threads. Default: all.")
+@click.option("--json", "json_file", type=_PATH, help="Where to write the figures too.")
+def quality(
+    artifact: pathlib.Path,
+    data: pathlib.Path,
+    count: int,
+    classifier: pathlib.Path,
+    seed: int,
+    threads: int | None,
+    json_file: pathlib.Path | None,
+    **settings: int | float | str | None,
+) -> None:
+    """Judge pictures drawn with ARTIFACT by a classifier trained on the real ones."""
+    if count < 2:
+        raise RequestError(f"--images must be at least 2, found {count}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with Generator.load(artifact, threads=threads) as generator:
+        config = generator.manifest.model
+        train, test = (open_dataset(data, config.img_size, split) for split in ("train", "test"))
+        with click.progressbar(length=100, label="classifier", file=sys.stderr) as bar:
+            model = load_or_train_classifier(classifier, train, _hundredths(bar.update))
+        real = judge(model, batches(test, len(test.labels)), test.labels)
+        reference = judge(model, batches(train, count), train.labels[:count])
+        labels = np.arange(count, dtype=np.int64) % config.class_num
+        with click.progressbar(length=count, label="drawing", file=sys.stderr) as bar:
+            drawn = judge(model, _draw(generator, labels, seed, settings, bar.update), labels)
+    figures = {
+        "images": count,
+        "recognised_generated": drawn.recognised,
+        "recognised_real_test": real.recognised,
+        "frechet_generated": frechet_distance(drawn.features, real.features),
+        "frechet_real_train": frechet_distance(reference.features, real.features),
+        "settings": {**settings, "seed": seed},
+    }
+    click.echo(
+        f"{'':22}{'recognised':>12}{'Fréchet distance to test':>28}\n"
+        f"{f'{count} generated':22}{drawn.recognised:>12.1%}{figures['frechet_generated']:>28.3f}\n"
+        f"{f'{count} real, training':22}{reference.recognised:>12.1%}{figures['frechet_real_train']:>28.3f}\n"
+        f"{f'{len(test.labels)} real, test':22}{real.recognised:>12.1%}{0:>28.3f}"
+    )
+    if json_file is not None:
+        write_json(json_file, figures)
+
+
+def _draw(
+    generator: Generator,
+    labels: NDArray[np.int64],
+    seed: int,
+    settings: dict[str, int | float | str | None],
+    advance: Callable[[int], None],
+) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(labels), _BATCH):
+        batch = labels[start : start + _BATCH]
+        result = generator.generate(
+            batch.tolist(),
+            seed=seed,
+            index=range(start, start + len(batch)),
+            **settings,  # type: ignore[arg-type]
+        )
+        if result.images is None:
+            raise RequestError("this artifact has no decoder, so it makes no pictures to judge")
+        advance(len(batch))
+        yield result.images
+
+
+def _hundredths(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """A progress callable (done, of) on top of a bar of 100 steps."""
+
+    def progress(done: int, of: int) -> None:
+        advance(done * 100 // of - (done - 1) * 100 // of)
+
+    return progress
