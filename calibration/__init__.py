@@ -1,0 +1,1 @@
+"""Quantized engines from real sampling trajectories. Nothing here yet."""

@@ -1,0 +1,1 @@
+"""Checkpoint to artifact: engines as ONNX, their parity with eager PyTorch, and benchmarks against it."""

@@ -163,7 +163,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(model.parameters()), 1 - config.ema_rate)
+            share = 1 - _ema_rate(config.ema_rate, self.step)
+            torch._foreach_lerp_(list(self.average.values()), list(model.parameters()), share)
         return loss.item(), norm.item()
 
     def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -224,6 +225,11 @@ def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
         matrix = parameter.dim() >= 2 and not name.startswith("diffloss.")
         (decayed if matrix else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _ema_rate(rate: float, step: int) -> float:
+    """The rate at a step: lower at first, or the random weights of the start would stay in the average for long."""
+    return min(rate, (1 + step) / (10 + step))
 
 
 def _draw_mask_ratio(smallest: float, generator: torch.Generator) -> float:
