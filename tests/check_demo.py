@@ -1,6 +1,6 @@
 """Check what `make demo` wrote: a grid that shows something, and a benchmark with its ratio.
 
-    python tests/check_demo.py out/demo
+python tests/check_demo.py out/demo
 """
 
 from __future__ import annotations

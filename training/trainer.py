@@ -13,7 +13,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from runtime.config import ModelConfig
 from runtime.errors import CheckpointError, ConfigError, MarError
+from runtime.files import replacing
 from training import checkpoint
 from training.curve import save_loss_curve
 from training.data import Dataset, open_dataset
@@ -117,7 +118,14 @@ class Trainer:
         config = self.config
         log = _open_log(self.run / LOG_FILE, self.step)
         images = config.steps * config.batch_size
-        bar = tqdm(total=images, initial=self.step * config.batch_size, unit="img", unit_scale=True, smoothing=0.02)
+        bar = tqdm(
+            total=images,
+            initial=self.step * config.batch_size,
+            unit="img",
+            unit_scale=True,
+            smoothing=0.02,
+            mininterval=1,
+        )
         with log, bar, SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step) as board:
             smoothed: float | None = None
             while self.step < config.steps:
@@ -177,8 +185,7 @@ class Trainer:
         return latents, torch.from_numpy(self.dataset.labels[indices])
 
     def _averaged_model(self) -> MAR:
-        with torch.device("cpu"):
-            averaged = MAR(**self.model.config.to_dict())
+        averaged = MAR(**self.model.config.to_dict())
         averaged.load_state_dict(self.average)
         return averaged.eval()
 
@@ -194,13 +201,11 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only."""
-        names = [name for name, _ in self.model.named_parameters()]
         state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state[parameter]
             state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-        assert len(state) == 4 * len(names)
         checkpoint.save_weights(self.run / checkpoint.STATE_FILE, state, {"step": str(self.step)})
         checkpoint.save_weights(self.run / checkpoint.WEIGHTS_FILE, self.average, {"step": str(self.step)})
 
@@ -261,7 +266,7 @@ def _autocast(precision: str) -> Iterator[None]:
         yield
 
 
-def _open_log(path: pathlib.Path, step: int) -> Any:
+def _open_log(path: pathlib.Path, step: int) -> TextIO:
     """The log, cut back to the entries of the steps before `step`, ready to be appended to."""
     kept: list[str] = []
     if path.exists():
@@ -269,5 +274,6 @@ def _open_log(path: pathlib.Path, step: int) -> Any:
             for line in path.read_text().splitlines():
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept))
+    with replacing(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept))
     return path.open("a")

@@ -80,7 +80,7 @@ def test_ddim_steps_without_an_integer_stride_are_refused(steps: int) -> None:
         respaced_timesteps(f"ddim{steps}")
 
 
-NUMBERS = [0, 1, 1001, -3, 2.5, 20.0, math.nan, math.inf, True, False, np.float32(2.5)]
+NUMBERS = [0, 1, 1001, -3, 2.5, math.nan, math.inf, True, False, np.float32(2.5)]
 TEXTS = ["abc", "", "2.5", "-3", "1001", "ddim", "ddim0", "ddim1", "ddim1001", "ddim-5", "ddim2.5", "ddim" + "9" * 5000]
 
 

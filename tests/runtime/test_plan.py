@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from conftest import GoldenCase
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
 from runtime.plan import Plan, build_plan
+from tests.conftest import GoldenCase
 
 SETTINGS: dict[str, Any] = {
     "iterations": 6,

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, relative_l2
 from tiny_runs import one_thread
 from torch import Tensor
 
 from runtime.plan import Plan, build_plan
+from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, relative_l2
 from training import published
 from training.checkpoint import load_checkpoint
 from training.model import MAR

@@ -21,9 +21,9 @@ from runtime.errors import MarError
 from training.model import MAR
 from training.trainer import TrainConfig, Trainer
 
-# Four tokens of 4x4 pixels; dropout is on, so that a resumed run has to draw the same dropout masks too.
+# Nine tokens of 4x4 pixels; dropout is on, so that a resumed run has to draw the same dropout masks too.
 TINY = ModelConfig(
-    img_size=8,
+    img_size=12,
     vae_stride=1,
     patch_size=4,
     vae_embed_dim=1,
@@ -59,7 +59,7 @@ def write_idx(file: pathlib.Path, values: NDArray[np.uint8]) -> None:
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
 
 
-def write_idx_dataset(folder: pathlib.Path, pictures: int = 12, side: int = 8, classes: int = 3) -> pathlib.Path:
+def write_idx_dataset(folder: pathlib.Path, pictures: int = 12, side: int = 12, classes: int = 3) -> pathlib.Path:
     """Pictures of noise whose every pixel differs from its mirror, labels in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(7).integers(0, 256, (pictures, side, side), dtype=np.uint8)

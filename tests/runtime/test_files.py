@@ -1,0 +1,230 @@
+"""What is under a name after its writing failed: what was there before, whole, and nothing beside it."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import pytest
+
+from runtime.errors import MarError
+from runtime.files import replacing, replacing_folder, sha256, write_json
+
+OLD, NEW = "old and whole", "new and whole"
+
+
+class Way(NamedTuple):
+    """One of the two ways to replace, and where in what it yields the tests' content goes."""
+
+    replace: Callable[[pathlib.Path], AbstractContextManager[pathlib.Path]]
+    inside: str
+
+    def write(self, path: pathlib.Path, text: str, failure: BaseException | None = None) -> None:
+        with self.replace(path) as temporary:
+            (temporary / self.inside).write_text(text)
+            if failure is not None:
+                raise failure
+
+    def read(self, path: pathlib.Path) -> str:
+        return (path / self.inside).read_text()
+
+
+FILE, FOLDER = Way(replacing, ""), Way(replacing_folder, "content.txt")
+
+
+@pytest.fixture(params=[FILE, FOLDER], ids=["file", "folder"])
+def way(request: pytest.FixtureRequest) -> Way:
+    found: Way = request.param
+    return found
+
+
+@pytest.fixture
+def path(way: Way, tmp_path: pathlib.Path) -> pathlib.Path:
+    """Something old, alone in its folder."""
+    target = tmp_path / "target.bin"
+    way.write(target, OLD)
+    return target
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_what_was_written_is_there_and_nothing_else(way: Way, tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "made" / "on the way" / "target.bin"
+    way.write(target, NEW)
+    assert way.read(target) == NEW
+    assert names(target.parent) == ["target.bin"]
+
+
+def test_what_was_there_is_replaced_wholly(way: Way, path: pathlib.Path) -> None:
+    if path.is_dir():
+        (path / "left over from before").write_text(OLD)
+    way.write(path, NEW)
+    assert way.read(path) == NEW
+    assert names(path.parent) == ["target.bin"]
+    assert not (path / "left over from before").exists()
+
+
+def test_a_folder_is_replaced_with_all_that_lies_below_it(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "target"
+    for text in (OLD, NEW):
+        with replacing_folder(target) as temporary:
+            (temporary / "a" / "b").mkdir(parents=True)
+            (temporary / "a" / "b" / "deep.txt").write_text(text)
+        assert (target / "a" / "b" / "deep.txt").read_text() == text
+
+
+def test_others_may_read_what_was_written(way: Way, path: pathlib.Path) -> None:
+    assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
+
+
+def test_the_temporary_name_lies_beside_the_final_one_and_keeps_the_suffix(tmp_path: pathlib.Path) -> None:
+    with replacing(tmp_path / "grid.png") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".png"
+        assert temporary.name.startswith(".")
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("bug"), MarError("told"), KeyboardInterrupt()], ids=repr)
+def test_an_exception_passes_through_and_leaves_what_was_there(
+    way: Way, path: pathlib.Path, failure: BaseException
+) -> None:
+    with pytest.raises(type(failure)) as seen:
+        way.write(path, NEW, failure)
+    assert seen.value is failure
+    assert way.read(path) == OLD
+    assert names(path.parent) == ["target.bin"]
+
+
+def test_an_exception_leaves_nothing_where_nothing_was(way: Way, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RuntimeError):
+        way.write(tmp_path / "target.bin", NEW, RuntimeError("bug"))
+    assert names(tmp_path) == []
+
+
+def assert_told_and_unchanged(way: Way, path: pathlib.Path, failure: pytest.ExceptionInfo[MarError]) -> None:
+    assert str(path) in str(failure.value)
+    assert way.read(path) == OLD
+    assert names(path.parent) == ["target.bin"]
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(way: Way, path: pathlib.Path) -> None:
+    with pytest.raises(MarError, match="No space left on device") as failure:
+        way.write(path, NEW, OSError(errno.ENOSPC, "No space left on device"))
+    assert_told_and_unchanged(way, path, failure)
+
+
+def test_a_write_that_the_kernel_refuses_for_want_of_space_is_told(way: Way, path: pathlib.Path) -> None:
+    with pytest.raises(MarError, match="No space left on device") as failure, way.replace(path) as temporary:
+        (temporary / way.inside).write_text(NEW)
+        pathlib.Path("/dev/full").write_text("this device is always full")
+    assert_told_and_unchanged(way, path, failure)
+
+
+# Each ends its process inside the block, with half of the content on the disk. argv: which way, path.
+DYING = """
+import os, pathlib, resource, signal, sys
+from runtime.files import replacing, replacing_folder
+way, inside = {"file": (replacing, ""), "folder": (replacing_folder, "content.txt")}[sys.argv[1]]
+with way(pathlib.Path(sys.argv[2])) as temporary:
+"""
+KILLED = (
+    DYING
+    + """
+    (temporary / inside).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+)
+# The kernel cuts the file off in the middle, as a full disk does: 1000 of 5000 bytes.
+CUT_OFF = (
+    DYING
+    + """
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    (temporary / inside).write_text("x" * 5000)
+"""
+)
+
+
+def run(script: str, way: Way, path: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, "folder" if way is FOLDER else "file", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_a_kill_in_the_middle_leaves_what_was_there(way: Way, path: pathlib.Path) -> None:
+    assert run(KILLED, way, path).returncode == -signal.SIGKILL
+    assert way.read(path) == OLD
+
+
+def test_a_kill_in_the_middle_puts_nothing_under_a_new_name(way: Way, path: pathlib.Path) -> None:
+    new = path.with_name("new")
+    assert run(KILLED, way, new).returncode == -signal.SIGKILL
+    assert not new.exists()
+
+
+def test_a_file_that_is_cut_off_is_told_and_leaves_what_was_there(way: Way, path: pathlib.Path) -> None:
+    ended = run(CUT_OFF, way, path)
+    assert ended.returncode == 1
+    assert f"MarError: cannot write {path}: File too large" in ended.stderr
+    assert way.read(path) == OLD
+    assert names(path.parent) == ["target.bin"]
+
+
+@pytest.mark.parametrize("unusable", ["file/target.bin", "file/deeper/target.bin", "n" * 300, f"{'n' * 300}/target"])
+def test_a_name_that_cannot_be_written_is_told(way: Way, tmp_path: pathlib.Path, unusable: str) -> None:
+    (tmp_path / "file").write_text(OLD)
+    with pytest.raises(MarError) as failure:
+        way.write(tmp_path / unusable, NEW)
+    assert f"cannot write {tmp_path / unusable}" in str(failure.value)
+    assert (tmp_path / "file").read_text() == OLD
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_does_not_replace_a_folder(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "target.bin"
+    FOLDER.write(target, OLD)
+    with pytest.raises(MarError) as failure:
+        FILE.write(target, NEW)
+    assert_told_and_unchanged(FOLDER, target, failure)
+
+
+def test_a_folder_whose_last_rename_fails_leaves_what_was_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old folder steps aside first; when the new one cannot take its name, it must come back."""
+    target = tmp_path / "target.bin"
+    FOLDER.write(target, OLD)
+    rename, failures = pathlib.Path.replace, [OSError(errno.EIO, "Input/output error")]
+
+    def failing_once(source: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
+        if name == target and failures:
+            raise failures.pop()
+        return rename(source, name)
+
+    monkeypatch.setattr(pathlib.Path, "replace", failing_once)
+    with pytest.raises(MarError) as failure:
+        FOLDER.write(target, NEW)
+    assert_told_and_unchanged(FOLDER, target, failure)
+
+
+def test_a_hash_is_of_every_byte(tmp_path: pathlib.Path) -> None:
+    content = bytes(range(256)) * 10_000  # more than two of the blocks that it is read in
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_json_that_others_cannot_read_is_not_written(tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "value.json"
+    write_json(target, {"a": [1, 2.5, None, "é"]})
+    before = target.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(target, {"a": float("nan")})
+    assert target.read_bytes() == before
+    assert names(tmp_path) == ["value.json"]

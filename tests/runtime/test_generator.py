@@ -1,0 +1,242 @@
+"""The Python surface: the published numbers, what a picture depends on, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from runtime.errors import BackendError, RequestError
+from runtime.generator import Generator
+from runtime.request import seeded_noise, seeded_order
+from tests.conftest import GOLDEN_TOLERANCE, GoldenCase, relative_l2
+
+# A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.
+FAST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
+LABELS = [0, 5, 2, 3, 1]
+
+
+@pytest.fixture(scope="module")
+def generators(golden_artifacts: dict[str, pathlib.Path]) -> Iterator[dict[str, Generator]]:
+    loaded = {model: Generator.load(path, threads=1) for model, path in golden_artifacts.items()}
+    yield loaded
+    for generator in loaded.values():
+        generator.close()
+
+
+@pytest.fixture(scope="module")
+def generator(generators: dict[str, Generator]) -> Generator:
+    """The model of 16 tokens, 8 values each, and 6 classes."""
+    return generators["small"]
+
+
+def draw(generator: Generator, labels: list[int], **request: object) -> NDArray[np.float32]:
+    return generator.generate(labels, **(FAST | request)).latents
+
+
+def test_a_golden_case_comes_out_as_the_published_code_has_it(
+    generators: dict[str, Generator], golden_case: GoldenCase
+) -> None:
+    result = generators[golden_case.model].generate(
+        golden_case.labels.tolist(), order=golden_case.order, noise=golden_case.noise, **golden_case.settings
+    )
+    assert result.latents.dtype == np.float32
+    assert result.latents.shape == golden_case.latents.shape
+    assert relative_l2(result.latents, golden_case.latents) <= GOLDEN_TOLERANCE
+    assert [iteration.count for iteration in result.plan.iterations] == golden_case.tokens_per_step
+
+
+def test_an_artifact_without_a_tokenizer_makes_latents_and_no_pictures(generator: Generator) -> None:
+    result = generator.generate([1], **FAST)
+    assert result.latents.shape == (1, 8, 4, 4)
+    assert result.images is None
+
+
+def test_a_seed_draws_the_same_bits_twice(generator: Generator) -> None:
+    assert draw(generator, LABELS, seed=3).tobytes() == draw(generator, LABELS, seed=3).tobytes()
+
+
+def test_another_seed_index_or_class_draws_another_picture(generator: Generator) -> None:
+    requests: list[dict[str, Any]] = [{}, {"seed": 1}, {"index": [1]}, {"index": [2**64 - 1]}, {"seed": 2**64 - 1}]
+    pictures = [draw(generator, [2], **request) for request in requests] + [draw(generator, [4])]
+    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+
+
+@pytest.mark.parametrize("request_", [FAST, FAST | {"cfg_scale": 1.0}, FAST | {"cfg_schedule": "constant"}], ids=str)
+def test_a_picture_is_the_same_alone_as_in_a_batch(generator: Generator, request_: dict[str, Any]) -> None:
+    together = draw(generator, LABELS, seed=3, **request_)
+    for index, label in enumerate(LABELS):
+        alone = draw(generator, [label], seed=3, index=[index], **request_)
+        assert relative_l2(together[index], alone[0]) <= 1e-5
+
+
+def test_a_picture_is_the_same_wherever_in_a_batch_it_stands(generator: Generator) -> None:
+    forward = draw(generator, [0, 5, 2], seed=3, index=[10, 2**64 - 1, 12])
+    backward = draw(generator, [2, 5, 0], seed=3, index=[12, 2**64 - 1, 10])
+    assert relative_l2(forward, backward[::-1]) <= 1e-5
+
+
+def test_the_order_and_noise_of_a_seed_may_be_given_instead_of_it(generator: Generator) -> None:
+    config, indices = generator.manifest.model, [4, 0]
+    order, noise = seeded_order(3, indices, config), seeded_noise(3, indices, 5, config)
+    seeded = draw(generator, [1, 2], seed=3, index=indices)
+    assert seeded.tobytes() == draw(generator, [1, 2], order=order, noise=noise).tobytes()
+    assert seeded.tobytes() == draw(generator, [1, 2], order=order.tolist(), noise=noise.astype(np.float64)).tobytes()
+    assert seeded.tobytes() != draw(generator, [1, 2], order=order[::-1], noise=noise).tobytes()
+    assert seeded.tobytes() != draw(generator, [1, 2], order=order, noise=noise[:, ::-1]).tobytes()
+
+
+def test_progress_is_told_once_an_iteration(generator: Generator) -> None:
+    told: list[tuple[int, int]] = []
+    draw(generator, [1], iterations=7, progress=lambda done, of: told.append((done, of)))
+    assert told == [(done, 7) for done in range(1, 8)]
+
+
+def test_iterations_are_one_a_token_where_there_are_fewer_than_64(generator: Generator) -> None:
+    plan = generator.plan()
+    assert [iteration.count for iteration in plan.iterations] == [1] * 16
+    assert plan.diffusion_steps == 100
+
+
+def test_the_description_names_backend_device_and_threads(generator: Generator) -> None:
+    assert generator.description.startswith("onnxruntime ")
+    assert "cpu" in generator.description
+    assert "1 threads" in generator.description
+
+
+# Requests for one picture that must not be drawn: what is asked, and what the refusal must tell.
+ORDER = list(range(16))
+NOISE_SHAPE = (6, 1, 16, 8)
+NOT_FINITE = np.full(NOISE_SHAPE, math.nan)
+BAD_REQUESTS: list[tuple[str, object, str]] = [
+    *(("labels", [value], f"class {value} ") for value in (6, -1, 10**6, 2**63)),
+    ("labels", [2**64], "labels"),
+    ("labels", [], "shape"),
+    ("labels", [[1, 2]], "(1, 2)"),
+    ("labels", 3, "()"),
+    ("labels", [0] * 4097, "4097"),
+    *(("labels", [value], "labels must be whole numbers") for value in (1.0, "1", None, True)),
+    ("labels", [[1], [2, 3]], "labels"),
+    *(("seed", value, f"{value!r}") for value in (-1, 2**64, "x", "1", True, 1.5, None, math.nan, [1])),
+    *(("index", value, f"{len(value)}") for value in ([], [1, 2], range(3))),
+    *(("index", [value], f"{value!r}") for value in (-1, 2**64, "x", True, 1.5, None)),
+    ("index", 3, "3"),
+    *(("iterations", value, f"{value}") for value in (0, -1, 17, 2.5, "4", True, math.nan)),
+    *(("cfg_scale", value, f"{value!r}") for value in (-1.0, math.nan, math.inf, 1e39, "2", [2.0])),
+    *(("temperature", value, f"{value!r}") for value in (-1.0, math.nan, math.inf, 1e39, "1", [1.0])),
+    *(("cfg_schedule", value, f"{value!r}") for value in ("cosine", None, 1)),
+    *(("sampler", value, f"{value!r}") for value in ("euler", None, 1)),
+    *(("diffusion_steps", value, f"{value!r}") for value in (1, 1001, 2.5, "ddim700", "x", None, math.inf)),
+    ("order", [ORDER[:-1]], "[1, 15]"),
+    ("order", ORDER, "[16]"),
+    ("order", [ORDER, ORDER], "[2, 16]"),
+    ("order", [[0, *ORDER[:-1]]], "permutation of 0..15"),
+    ("order", [[*ORDER[1:], 16]], "permutation of 0..15"),
+    ("order", [[-16, *ORDER[1:]]], "permutation of 0..15"),
+    ("order", [[float(position) for position in ORDER]], "float64"),
+    ("order", [[None] * 16], "object"),
+    ("order", [ORDER, ORDER[:-1]], "order"),
+    ("noise", np.zeros((5, 1, 16, 8)), "[5, 1, 16, 8]"),
+    ("noise", np.zeros((6, 2, 16, 8)), "[6, 2, 16, 8]"),
+    ("noise", np.zeros((6, 1, 8, 16)), "[6, 1, 8, 16]"),
+    ("noise", 0.5, "[]"),
+    ("noise", np.zeros(NOISE_SHAPE, np.int64), "int64"),
+    ("noise", np.zeros(NOISE_SHAPE, np.complex64), "complex64"),
+    ("noise", np.zeros(NOISE_SHAPE, bool), "bool"),
+    ("noise", [[0.0], [0.0, 1.0]], "noise"),
+    ("noise", NOT_FINITE, "not finite"),
+    ("noise", np.full(NOISE_SHAPE, math.inf), "not finite"),
+    ("noise", np.full(NOISE_SHAPE, 1e39), "not finite"),  # in float32, which the engines compute in
+]
+
+
+@pytest.mark.parametrize(("name", "value", "told"), BAD_REQUESTS, ids=lambda part: " ".join(str(part).split())[:24])
+def test_a_bad_request_is_refused_before_anything_runs(
+    generator: Generator, name: str, value: object, told: str
+) -> None:
+    ran: list[int] = []
+    request: dict[str, Any] = {"labels": [0], **FAST, "progress": lambda done, of: ran.append(done), name: value}
+    with pytest.raises(RequestError) as refusal:
+        generator.generate(**request)
+    assert refusal.value.exit_code == 2
+    assert told in str(refusal.value)
+    assert ran == []
+
+
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
+SOME = st.recursive(ANYTHING, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
+SETTINGS = ("labels", "seed", "index", "cfg_scale", "cfg_schedule", "temperature", "sampler", "diffusion_steps")
+
+
+@settings(deadline=None)
+@given(request=st.dictionaries(st.sampled_from([*SETTINGS, "iterations", "order", "noise"]), SOME, min_size=1))
+def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str, Any]) -> None:
+    short = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
+    try:
+        result = generator.generate(**(short | request))
+    except (RequestError, BackendError) as refusal:  # the latter where a huge guidance scale drives values to infinity
+        assert str(refusal)
+    else:
+        assert np.isfinite(result.latents).all()
+
+
+BAD_BACKENDS: list[tuple[str, object]] = [
+    *(("threads", value) for value in (0, -1, 1025, 1.5, "2", True, math.nan)),
+    *(("backend", value) for value in ("nope", "", "Onnxruntime", None)),
+    *(("device", value) for value in ("tpu", "", "CPU", None)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_BACKENDS, ids=str)
+def test_a_bad_backend_device_or_thread_count_is_refused(
+    golden_artifacts: dict[str, pathlib.Path], name: str, value: object
+) -> None:
+    arguments: dict[str, Any] = {"threads": 1, name: value}
+    with pytest.raises(RequestError) as refusal:
+        Generator.load(golden_artifacts["small"], **arguments)
+    assert refusal.value.exit_code == 2
+    assert repr(value) in str(refusal.value)
+
+
+def test_a_closed_generator_says_so(golden_artifacts: dict[str, pathlib.Path]) -> None:
+    with Generator.load(golden_artifacts["small"], threads=1) as generator:
+        draw(generator, [0])
+    with pytest.raises(BackendError, match="closed"):
+        draw(generator, [0])
+    generator.close()  # twice is once
+
+
+def run_alone(script: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", script, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_importing_the_runtime_imports_no_backend_and_no_other_room() -> None:
+    script = "import runtime, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    imported = set(run_alone(script).split())
+    assert {"runtime", "numpy"} <= imported
+    assert not imported & {"torch", "onnx", "onnxruntime", "tensorrt", "training", "mar_export", "calibration"}
+
+
+def test_a_picture_can_be_drawn_where_torch_and_onnx_are_not_installed(
+    golden_artifacts: dict[str, pathlib.Path],
+) -> None:
+    script = """
+import sys
+sys.modules.update(dict.fromkeys(["torch", "onnx", "training", "mar_export", "calibration"]))  # import raises
+from runtime import Generator
+with Generator.load(sys.argv[1], threads=1) as generator:
+    print(generator.generate([0, 1], iterations=2, diffusion_steps="ddim2", cfg_scale=2.0).latents.shape)
+"""
+    assert run_alone(script, str(golden_artifacts["small"])) == "(2, 8, 4, 4)\n"

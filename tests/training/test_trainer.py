@@ -1,0 +1,609 @@
+"""Runs: that resuming changes nothing, that a kill or a full disk loses nothing, that training is as described."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError
+from tiny_runs import TINY, logged, one_sentence, one_thread, start, tiny_training, write_idx_dataset
+from torch import Tensor
+
+from runtime.errors import CheckpointError, ConfigError, DataError, MarError
+from training import checkpoint
+from training.data import Dataset
+from training.trainer import TrainConfig, Trainer
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_STATE, _WEIGHTS, _LOG = "training-state.safetensors", "model.safetensors", "log.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_idx_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> pathlib.Path:
+    """A run of 8 steps that nothing has interrupted. Read only; copy it before going on with it."""
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    with one_thread():
+        start(run, data, 8).train()
+    return run
+
+
+@pytest.fixture(scope="module")
+def half_done(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> pathlib.Path:
+    """The same run, stopped after 4 steps. Read only."""
+    run = tmp_path_factory.mktemp("runs") / "half"
+    with one_thread():
+        start(run, data, 4).train()
+    return run
+
+
+def _copy(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(run, to))
+
+
+def _same_tensors(one: pathlib.Path, other: pathlib.Path) -> bool:
+    ours, theirs = checkpoint.load_weights(one), checkpoint.load_weights(other)
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _assert_same_run(run: pathlib.Path, expected: pathlib.Path) -> None:
+    """Every loss, every gradient, every weight, and all that a further step would need, to the last bit."""
+    for key in ("loss", "gradient_norm"):
+        assert logged(run, key) == logged(expected, key)
+    for file in (_STATE, _WEIGHTS):
+        assert _same_tensors(run / file, expected / file), file
+        assert checkpoint.read_step(run / file) == checkpoint.read_step(expected / file)
+
+
+# Resuming
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(
+    finished: pathlib.Path, half_done: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
+    torch.manual_seed(123)  # a new process would have another global state too
+    Trainer.resume(run, 8).train()
+    assert sorted(logged(run, "loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
+    _assert_same_run(run, finished)
+
+
+def test_every_step_of_a_run_draws_something_else_and_moves_every_weight(
+    finished: pathlib.Path, half_done: pathlib.Path
+) -> None:
+    """Or resuming to the same numbers would prove nothing."""
+    assert len(set(logged(finished, "loss").values())) == 8
+    early, late = (checkpoint.load_weights(run / _STATE) for run in (half_done, finished))
+    assert [name for name in late if torch.equal(early[name], late[name])] == []
+
+
+def test_a_kill_past_the_last_checkpoint_repeats_the_lost_steps(
+    finished: pathlib.Path, half_done: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The log of a killed run is longer than its state, and its last line is torn."""
+    run = _copy(half_done, tmp_path / "run")
+    with (run / _LOG).open("a") as log:
+        log.write(json.dumps({"step": 5, "loss": 77.0, "gradient_norm": 1.0, "images_per_second": 1.0}) + "\n")
+        log.write(json.dumps({"step": 6, "loss": 78.0, "gradient_norm": 1.0, "images_per_second": 1.0}) + "\n")
+        log.write('{"step": 7, "lo')
+    Trainer.resume(run, 8).train()
+    _assert_same_run(run, finished)
+
+
+def test_a_kill_before_the_first_checkpoint_starts_again_from_the_same_weights(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    start(run, data, 8)  # killed before its first step: nothing but its config is there
+    assert not (run / _STATE).exists()
+    torch.manual_seed(123)
+    Trainer.resume(run).train()
+    _assert_same_run(run, finished)
+
+
+def test_resuming_can_only_change_how_far_a_run_goes(half_done: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    before = checkpoint.read_run_config(run)
+    assert Trainer.resume(run).config.steps == 4
+    assert checkpoint.read_run_config(run) == before
+    assert Trainer.resume(run, 6).config.steps == 6
+    after = checkpoint.read_run_config(run)
+    assert after == {**before, "training": {**before["training"], "steps": 6}}
+
+
+def test_resuming_a_finished_run_changes_neither_its_log_nor_its_weights(
+    finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(finished, tmp_path / "run")
+    Trainer.resume(run).train()
+    assert (run / _LOG).read_text() == (finished / _LOG).read_text()
+    _assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize(
+    ("file", "share"), [(_STATE, 0.0), (_STATE, 0.01), (_STATE, 0.5), (_STATE, 0.99), ("config.json", 0.5)]
+)
+def test_a_run_with_a_truncated_file_is_refused(
+    half_done: pathlib.Path, tmp_path: pathlib.Path, file: str, share: float
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    content = (run / file).read_bytes()
+    (run / file).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError) as caught:
+        Trainer.resume(run, 8)
+    assert str(run / file) in one_sentence(caught)
+
+
+def test_the_state_of_another_model_is_refused(
+    half_done: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["decoder_embed_dim"] = 32
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        Trainer.resume(run, 8)
+    assert str(run / _STATE) in one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", None),
+        ("model", []),
+        ("training", None),
+        ("training", []),
+        ("training", {"steps": 8, "epochs": 3}),
+        ("training", {"batch_size": 8}),
+        ("training", {"steps": 8, "learning_rate": "fast"}),
+        ("data", 5),
+    ],
+)
+def test_a_run_whose_config_is_none_is_refused(
+    half_done: pathlib.Path, tmp_path: pathlib.Path, key: str, value: object
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError) as caught:
+        Trainer.resume(run)
+    assert str(run / "config.json") in one_sentence(caught)
+
+
+def test_resuming_what_is_no_run_is_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json") as caught:
+        Trainer.resume(tmp_path / "nowhere")
+    one_sentence(caught)
+
+
+def test_resuming_after_the_data_has_gone_is_refused(half_done: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
+    with pytest.raises(DataError, match="gone") as caught:
+        Trainer.resume(run, 8)
+    one_sentence(caught)
+
+
+# What a run leaves behind
+
+
+def _is_flat(picture: pathlib.Path) -> bool:
+    with Image.open(picture) as image:
+        return bool(np.ptp(np.asarray(image.convert("L"))) == 0)
+
+
+def test_a_run_leaves_its_config_weights_state_log_samples_and_curve(finished: pathlib.Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.json", _WEIGHTS, _STATE, _LOG, "samples", "loss.png", "tensorboard"}
+    assert [path.name for path in (finished / "samples").iterdir()] == ["step-000008.png"]
+    assert any((finished / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("name", ["samples/step-000008.png", "loss.png"])
+def test_the_pictures_of_a_run_open_and_are_not_flat(finished: pathlib.Path, name: str) -> None:
+    assert not _is_flat(finished / name)
+
+
+def test_samples_show_two_pictures_of_each_class_that_are_not_flat_and_not_alike(finished: pathlib.Path) -> None:
+    with Image.open(finished / "samples" / "step-000008.png") as image:
+        sheet = np.asarray(image.convert("L"))
+    # Margins of 4, captions of 14, pictures of 12 pixels enlarged to 96.
+    assert sheet.shape == (2 * (96 + 14 + 4) + 4, 3 * (96 + 4) + 4)
+    cells = [sheet[4 + 114 * row :, 4 + 100 * column :][:96, :96] for row in range(2) for column in range(3)]
+    assert all(np.ptp(cell) > 0 for cell in cells)
+    assert len({cell.tobytes() for cell in cells}) == 6
+
+
+def test_samples_and_checkpoints_come_as_often_as_asked(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    seen: list[int] = []
+    trainer = start(run, data, 5, sample_every=2, checkpoint_every=3)
+    trainer.dataset = _Recording(
+        trainer.dataset, lambda: seen.append(checkpoint.read_step(run / _STATE) if (run / _STATE).exists() else 0)
+    )
+    trainer.train()
+    assert seen == [0, 0, 0, 3, 3]  # at the start of each step
+    assert checkpoint.read_step(run / _STATE) == 5
+    assert sorted(path.name for path in (run / "samples").iterdir()) == [
+        "step-000002.png",
+        "step-000004.png",
+        "step-000005.png",
+    ]
+
+
+def test_the_config_of_a_run_tells_all_that_made_it(finished: pathlib.Path, data: pathlib.Path) -> None:
+    config = json.loads((finished / "config.json").read_text())
+    assert config["model"] == TINY.to_dict()
+    assert config["tokenizer"] == "pixel"
+    assert config["class_names"] == ["0", "1", "2"]
+    assert pathlib.Path(config["data"]) == data
+    assert TrainConfig(**config["training"]) == tiny_training(8)
+
+
+def test_the_model_takes_channels_and_classes_from_the_data(tmp_path: pathlib.Path) -> None:
+    data = write_idx_dataset(tmp_path / "data", classes=7)
+    assert start(tmp_path / "run", data, 1).model.config.class_num == 7
+    folder = tmp_path / "folder"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
+    coloured = start(tmp_path / "coloured", folder, 1).model.config
+    assert (coloured.class_num, coloured.vae_embed_dim) == (2, 3)
+
+
+def test_the_log_has_a_finite_loss_and_norm_and_a_rate_for_each_step(finished: pathlib.Path) -> None:
+    for key in ("loss", "gradient_norm", "images_per_second"):
+        values = list(logged(finished, key).values())
+        assert len(values) == 8
+        assert np.isfinite(values).all()
+        assert min(values) > 0
+
+
+def test_the_weights_of_a_run_are_the_average_and_load_as_a_checkpoint(finished: pathlib.Path) -> None:
+    state, weights = checkpoint.load_weights(finished / _STATE), checkpoint.load_weights(finished / _WEIGHTS)
+    assert all(torch.equal(weights[name], state[f"average.{name}"]) for name in weights)
+    assert not all(torch.equal(weights[name], state[f"model.{name}"]) for name in weights)
+    loaded = checkpoint.load_checkpoint(finished)
+    assert all(torch.equal(weights[name], value) for name, value in loaded.model.state_dict().items())
+    assert (loaded.model.config, loaded.class_names, loaded.tokenizer) == (TINY, ("0", "1", "2"), "pixel")
+    assert not loaded.model.training
+
+
+def test_starting_over_an_existing_run_is_refused_and_changes_nothing(
+    half_done: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(MarError, match="--resume") as caught:
+        start(run, data, 8)
+    assert str(run) in one_sentence(caught)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+# How it trains
+
+_MATRICES_OF_THE_TRANSFORMER = {
+    "fake_latent",
+    "encoder_pos_embed_learned",
+    "mask_token",
+    "decoder_pos_embed_learned",
+    "diffusion_pos_embed_learned",
+    "class_emb.weight",
+    "z_proj.weight",
+    "decoder_embed.weight",
+    *(
+        f"{half}_blocks.0.{layer}.weight"
+        for half in ("encoder", "decoder")
+        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    ),
+}
+
+
+def test_weight_decay_falls_on_the_matrices_of_the_transformer_and_on_nothing_else(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    trainer = start(tmp_path / "run", data, 1, weight_decay=0.03)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    grouped = [
+        (names[parameter], group["weight_decay"])
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(grouped) == len(names)
+    assert dict(grouped) == {name: 0.03 if name in _MATRICES_OF_THE_TRANSFORMER else 0.0 for name in names.values()}
+
+
+def _weights_after_each_step(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
+    for _ in range(trainer.config.steps):
+        trainer._train_step()
+        trainer.step += 1
+        yield {name: parameter.detach().double().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+# The rate grows as (1 + n) / (10 + n) up to the one asked for, which these three reach never, at once and on the way.
+@pytest.mark.parametrize(
+    ("rate", "rates"),
+    [(0.9999, (1 / 10, 2 / 11, 3 / 12)), (0.05, (0.05, 0.05, 0.05)), (0.2, (1 / 10, 2 / 11, 0.2)), (0.0, (0, 0, 0))],
+)
+def test_the_average_of_the_weights_is_the_exponential_one(
+    data: pathlib.Path, tmp_path: pathlib.Path, rate: float, rates: tuple[float, float, float]
+) -> None:
+    trainer = start(tmp_path / "run", data, 3, ema_rate=rate)
+    average = {name: parameter.detach().double().clone() for name, parameter in trainer.model.named_parameters()}
+    for kept, weights in zip(rates, _weights_after_each_step(trainer), strict=True):
+        average = {name: kept * average[name] + (1 - kept) * weights[name] for name in average}
+    for name, expected in average.items():
+        torch.testing.assert_close(trainer.average[name].double(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_learning_rate_warms_up_linearly_and_then_stays(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    trainer = start(tmp_path / "run", data, 5, learning_rate=0.01, warmup_steps=4)
+    rates = [{group["lr"] for group in trainer.optimizer.param_groups} for _ in _weights_after_each_step(trainer)]
+    assert rates == [{0.0025}, {0.005}, {0.0075}, {0.01}, {0.01}]
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    trainer = start(tmp_path / "run", data, 1, gradient_clip=0.01)
+    _, norm = trainer._train_step()
+    assert norm > 0.01  # what is logged is the norm before
+    squares = sum(float(parameter.grad.double().square().sum()) for parameter in trainer.model.parameters())
+    assert squares**0.5 == pytest.approx(0.01, rel=1e-3)
+
+
+class _Recording:
+    """A dataset that tells when it is read, and remembers what was asked for."""
+
+    def __init__(self, dataset: Dataset, told: object = None) -> None:
+        self._dataset, self._told = dataset, told
+        self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
+        self.batches: list[list[int]] = []
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        self.batches.append(indices.tolist())
+        if callable(self._told):
+            self._told()
+        return self._dataset.images(indices)
+
+
+def test_every_epoch_takes_each_example_at_most_once_and_in_an_order_of_its_own(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    trainer = start(tmp_path / "run", data, 6, batch_size=5)  # 12 pictures: two whole batches, two left out
+    recording = trainer.dataset = _Recording(trainer.dataset)
+    for _ in _weights_after_each_step(trainer):
+        pass
+    epochs = [recording.batches[first] + recording.batches[first + 1] for first in (0, 2, 4)]
+    for epoch in epochs:
+        assert max(Counter(epoch).values()) == 1
+        assert set(epoch) <= set(range(12))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len({frozenset(epoch) for epoch in epochs}) > 1  # those left out change, so none is left out for ever
+
+
+def test_a_batch_as_large_as_the_data_is_the_data(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    trainer = start(tmp_path / "run", data, 2, batch_size=12)
+    recording = trainer.dataset = _Recording(trainer.dataset)
+    for _ in _weights_after_each_step(trainer):
+        pass
+    assert [sorted(batch) for batch in recording.batches] == [list(range(12))] * 2
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_pictures_are_mirrored_only_if_asked_and_keep_their_labels(
+    data: pathlib.Path, tmp_path: pathlib.Path, flip: bool
+) -> None:
+    trainer = start(tmp_path / "run", data, 1, batch_size=12, horizontal_flip=flip)
+    known = [image[..., 0] / 127.5 - 1 for image in trainer.dataset.images(np.arange(12))]
+    latents, labels = trainer._batch(torch.Generator().manual_seed(0))
+    mirrored = 0
+    for latent, label in zip(latents.numpy()[:, 0], labels.tolist(), strict=True):
+        straight = [i for i, image in enumerate(known) if np.allclose(latent, image, atol=1e-6)]
+        turned = [i for i, image in enumerate(known) if np.allclose(latent, image[:, ::-1], atol=1e-6)]
+        assert len(straight + turned) == 1
+        assert label == (straight + turned)[0] % 3
+        mirrored += len(turned)
+    assert 0 < mirrored < 12 if flip else mirrored == 0
+
+
+def test_bf16_takes_steps_with_finite_losses_near_those_of_fp32(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    start(run, data, 2, precision="bf16").train()
+    losses = logged(run, "loss")
+    assert np.isfinite(list(losses.values())).all()
+    assert losses[2] != logged(finished, "loss")[2]  # it was bf16 indeed
+    assert losses[1] == pytest.approx(logged(finished, "loss")[1], rel=0.02)
+    assert {tensor.dtype for tensor in checkpoint.load_weights(run / _STATE).values()} == {torch.float32}
+
+
+def test_training_lowers_the_loss(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = tmp_path / "run"
+    start(run, data, 120, learning_rate=5e-3, checkpoint_every=120).train()
+    losses = list(logged(run, "loss").values())
+    assert np.median(losses[-40:]) < 0.9 * np.median(losses[:10])
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", -1),
+        ("batch_size", 0),
+        ("checkpoint_every", 0),
+        ("sample_every", -5),
+        ("learning_rate", 0.0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("gradient_clip", 0.0),
+        ("gradient_clip", float("nan")),
+        ("ema_rate", 1.0),
+        ("ema_rate", -0.1),
+        ("ema_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("weight_decay", float("nan")),
+        ("weight_decay", float("inf")),
+        ("warmup_steps", -1),
+        ("precision", "fp16"),
+        ("seed", -1),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field) as caught:
+        tiny_training(**{"steps": 1, field: value})  # type: ignore[arg-type]
+    one_sentence(caught)
+
+
+def test_a_batch_larger_than_the_data_is_refused_and_leaves_the_folder_free(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"13.*12") as caught:
+        start(run, data, 1, batch_size=13).train()
+    one_sentence(caught)
+    start(run, data, 1, batch_size=12)  # the corrected call works
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    half_done: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    trainer = Trainer.resume(run, 8)
+    with torch.no_grad():
+        trainer.model.decoder_norm.weight.fill_(float("nan"))
+    with pytest.raises(MarError, match=r"loss.*nan.*step 4") as caught:
+        trainer.train()
+    one_sentence(caught)
+    assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
+    assert _same_tensors(run / _STATE, half_done / _STATE)
+    assert _same_tensors(run / _WEIGHTS, half_done / _WEIGHTS)
+
+
+def _no_space(*arguments: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _no_space_in_safetensors(*arguments: object) -> NoReturn:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@contextlib.contextmanager
+def _small_disk(limit: int) -> Iterator[None]:
+    """No file grows beyond `limit` bytes: the nearest to a full disk that needs no privileges."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _assert_nothing_lost(run: pathlib.Path, before: pathlib.Path, finished: pathlib.Path) -> None:
+    """The failed save left the old checkpoint and no temporary file, and the run can go on from there."""
+    for file in (_STATE, _WEIGHTS):
+        assert (run / file).read_bytes() == (before / file).read_bytes()
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+    Trainer.resume(run, 8).train()
+    _assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize("full", [_no_space, _no_space_in_safetensors])
+def test_a_full_disk_while_saving_is_one_error_and_keeps_the_last_checkpoint(
+    half_done: pathlib.Path,
+    finished: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    full: object,
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("training.checkpoint.save_file", full)
+        with pytest.raises(MarError, match="No space left on device") as caught:
+            Trainer.resume(run, 8).train()
+    assert str(run / _STATE) in one_sentence(caught)
+    _assert_nothing_lost(run, half_done, finished)
+
+
+def test_a_write_that_the_system_refuses_halfway_keeps_the_last_checkpoint(
+    half_done: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    limit = (run / _STATE).stat().st_size // 2
+    with _small_disk(limit), pytest.raises(MarError, match="File too large") as caught:
+        Trainer.resume(run, 8).train()
+    assert str(run / _STATE) in one_sentence(caught)
+    _assert_nothing_lost(run, half_done, finished)
+
+
+# Arguments: a run, the save to be killed in (0 is the state, 1 the weights).
+_KILLED_IN_A_SAVE = """
+import os, pathlib, signal, sys
+import torch
+from safetensors.torch import save
+from training import checkpoint
+from training.trainer import Trainer
+
+torch.set_num_threads(1)
+saves = 0
+
+def save_half_and_die(tensors, path, metadata):
+    global saves
+    content = save(tensors, metadata)
+    if saves == int(sys.argv[2]):
+        pathlib.Path(path).write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    pathlib.Path(path).write_bytes(content)
+    saves += 1
+
+checkpoint.save_file = save_half_and_die
+Trainer.resume(pathlib.Path(sys.argv[1]), 8).train()
+"""
+
+
+@pytest.mark.parametrize(("killed_in", "step_saved"), [(0, 4), (1, 8)], ids=["state", "weights"])
+def test_a_kill_in_the_middle_of_a_save_leaves_a_checkpoint_to_resume_from(
+    half_done: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path, killed_in: int, step_saved: int
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_IN_A_SAVE, str(run), str(killed_in)], cwd=_ROOT, capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert checkpoint.read_step(run / _STATE) == step_saved
+    assert (run / _WEIGHTS).read_bytes() == (half_done / _WEIGHTS).read_bytes()
+    checkpoint.load_checkpoint(run)
+    Trainer.resume(run, 8).train()
+    _assert_same_run(run, finished)
