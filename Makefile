@@ -14,8 +14,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact
-	$(MAR) generate $(DEMO)/artifact --count 40 --cfg-scale 2.0 --seed 0 --out $(DEMO)/grid.png
+	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
+	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --json $(DEMO)/bench.json
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 

@@ -139,7 +139,7 @@ def report(measurements: list[Measurement], plan: Plan, threads: int, repeats: i
             "tokens": plan.length,
             "iterations": len(plan.iterations),
             "head_evaluations": plan.head_evaluations,
-            "largest_guidance_scale": max(iteration.guidance_scale for iteration in plan.iterations),
+            "largest_guidance_scale": plan.guidance_scale,
         },
         "batch": 1,
         "repeats": repeats,

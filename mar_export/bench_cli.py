@@ -12,21 +12,18 @@ from runtime.backends import available_threads
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-
-_PATH = click.Path(path_type=pathlib.Path)
+from runtime.options import PATH, sampling_options
 
 
 @click.command()
-@click.argument("artifact", type=_PATH)
-@click.option("--checkpoint", type=_PATH, help="Measure against the eager PyTorch loop on this checkpoint.")
-@click.option("--config", "config_file", type=_PATH, help="JSON with the constructor arguments, for a published .pth.")
+@click.argument("artifact", type=PATH)
+@click.option("--checkpoint", type=PATH, help="Measure against the eager PyTorch loop on this checkpoint.")
+@click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
 @click.option("--class", "label", type=int, default=0, show_default=True)
-@click.option("--iterations", type=int, help="Passes of the backbone. Default: 64, or one a token if there are fewer.")
-@click.option("--cfg-scale", type=float, default=2.9, show_default=True)
-@click.option("--diffusion-steps", metavar="N|ddimN", default="100", show_default=True)
+@sampling_options
 @click.option("--repeats", type=int, default=5, show_default=True, help="Pictures timed for each contestant.")
 @click.option("--threads", type=int, help="Processor threads. Default: all.")
-@click.option("--json", "json_file", type=_PATH, help="Where to write the same as JSON.")
+@click.option("--json", "json_file", type=PATH, help="Where to write the same as JSON.")
 def bench(
     artifact: pathlib.Path,
     checkpoint: pathlib.Path | None,
@@ -35,14 +32,14 @@ def bench(
     repeats: int,
     threads: int | None,
     json_file: pathlib.Path | None,
-    **settings: int | float | str | None,
+    **settings: object,
 ) -> None:
     """Time ARTIFACT a picture at a time, batch 1, stage by stage."""
     if not 1 <= repeats <= 1000:
         raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
     threads = threads or available_threads()
     with Generator.load(artifact, threads=threads) as generator:
-        plan = generator.plan(**settings)  # type: ignore[arg-type]
+        plan = generator.plan(**settings)
         contestants = [runtime_contestant(generator, label, settings)]
         if checkpoint is not None:
             import torch
@@ -51,7 +48,8 @@ def bench(
             contestants.append(eager_contestant(checkpoint, config_file, label, plan))
         click.echo(
             f"{generator.description}; {plan.length} tokens, {len(plan.iterations)} iterations, "
-            f"{plan.head_evaluations} head evaluations, guidance {settings['cfg_scale']}, batch 1, {repeats} times each"
+            f"{plan.head_evaluations} head evaluations, guidance up to {plan.guidance_scale:.2f}, batch 1, "
+            f"{repeats} times each"
         )
         with click.progressbar(length=(repeats + 1) * len(contestants), label="timing", file=sys.stderr) as bar:
             measurements = measure(contestants, repeats, lambda: bar.update(1))

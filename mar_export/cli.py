@@ -7,16 +7,21 @@ import pathlib
 import click
 
 from mar_export.export import export_artifact
+from runtime.options import PATH, sampling_options
+from runtime.plan import Sampling
 from training.checkpoint import load_checkpoint
-
-_PATH = click.Path(path_type=pathlib.Path)
 
 
 @click.command()
-@click.argument("checkpoint", type=_PATH)
-@click.option("--out", type=_PATH, required=True, help="The artifact folder to make.")
-@click.option("--config", "config_file", type=_PATH, help="JSON with the constructor arguments, for a published .pth.")
-def export(checkpoint: pathlib.Path, out: pathlib.Path, config_file: pathlib.Path | None) -> None:
-    """Turn CHECKPOINT, a run folder or a published .pth, into an artifact, checked against eager PyTorch."""
-    export_artifact(load_checkpoint(checkpoint, config_file), out, say=click.echo)
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The artifact folder to make.")
+@click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
+@sampling_options
+def export(checkpoint: pathlib.Path, out: pathlib.Path, config_file: pathlib.Path | None, **settings: object) -> None:
+    """Turn CHECKPOINT, a run folder or a published .pth, into an artifact, checked against eager PyTorch.
+
+    The sampling options become the artifact's own, used where a request names none.
+    """
+    loaded = load_checkpoint(checkpoint, config_file)
+    export_artifact(loaded, out, click.echo, Sampling().changed(settings))
     click.echo(f"artifact written to {out}")

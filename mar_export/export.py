@@ -18,14 +18,20 @@ from runtime.errors import ArtifactError
 from runtime.files import replacing_folder, sha256, write_json
 from runtime.generator import Generator
 from runtime.loop import Engines
+from runtime.plan import Sampling, build_plan
 from runtime.spec import engine_specs
 from training.checkpoint import Checkpoint
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
-def export_artifact(checkpoint: Checkpoint, out: pathlib.Path, say: Callable[[str], None]) -> Manifest:
+def export_artifact(
+    checkpoint: Checkpoint, out: pathlib.Path, say: Callable[[str], None], sampling: Sampling | None = None
+) -> Manifest:
     """Write `checkpoint` as an artifact at `out`, replacing one that is there.
+
+    `sampling` are the settings that the artifact is drawn with where a request names none; the
+    published ones by default.
 
     Every engine and a whole generation are compared with eager PyTorch first. Raises `ParityError`
     when one differs by more than its tolerance, and leaves nothing behind then.
@@ -34,6 +40,7 @@ def export_artifact(checkpoint: Checkpoint, out: pathlib.Path, say: Callable[[st
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out")
     model = checkpoint.model
     specs = engine_specs(model.config)
+    build_plan(model.config.tokens, sampling or Sampling())  # wrong settings are told before the work
     files = {name: f"{name}.onnx" for name in specs}
     with replacing_folder(out) as folder:
         parity = {}
@@ -50,6 +57,7 @@ def export_artifact(checkpoint: Checkpoint, out: pathlib.Path, say: Callable[[st
             model=model.config,
             tokenizer=checkpoint.tokenizer,
             class_names=checkpoint.class_names,
+            sampling=sampling or Sampling(),
             precision="fp32",
             files={file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())},
             engines=files,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from runtime.backends import Engine
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
 from runtime.generator import Generator
+from runtime.plan import Sampling
 from runtime.request import seeded_noise, seeded_order
 from runtime.spec import EngineSpec
 from training.model import MAR
 from training.published import sample
 
 GENERATION_TOLERANCE = 1e-4  # relative L2 of the latents; float32 round-off alone is 3e-7 to 3e-6
-_GENERATION = {"iterations": 4, "cfg_scale": 2.0, "cfg_schedule": "linear", "diffusion_steps": "ddim10"}
+_GENERATION = Sampling(cfg_scale=2.0, diffusion_steps="ddim10")
 
 
 def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -53,11 +55,11 @@ def generation_parity(generator: Generator, model: MAR) -> dict[str, Any]:
     """The distance of two whole pictures from the eager loop's, same order and noise. Raises `ParityError`."""
     config = model.config
     labels = np.array([0, config.class_num - 1], dtype=np.int64)
-    settings = _GENERATION | {"iterations": min(4, config.tokens)}
-    plan = generator.plan(**settings)  # type: ignore[arg-type]
+    settings = dataclasses.asdict(dataclasses.replace(_GENERATION, iterations=min(4, config.tokens)))
+    plan = generator.plan(**settings)
     order, noise = seeded_order(0, [0, 1], config), seeded_noise(0, [0, 1], plan.diffusion_steps, config)
     expected = sample(model, labels, plan, order, noise)
-    found = generator.generate(list(labels), order=order, noise=noise, **settings).latents  # type: ignore[arg-type]
+    found = generator.generate(list(labels), order=order, noise=noise, **settings).latents
     return _judged("whole generation", relative_l2(found, expected), GENERATION_TOLERANCE) | settings
 
 

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.config import ModelConfig
-from runtime.errors import ArtifactError, ConfigError, IntegrityError
+from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.files import sha256
+from runtime.plan import Sampling, build_plan
 from runtime.spec import ENGINES, EngineSpec, engine_specs
 
 FORMAT_VERSION = 1
@@ -34,13 +35,15 @@ class FileEntry:
 class Manifest:
     """What `manifest.json` says.
 
-    `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
-    file; `tokenizer` says how latents become a picture; `provenance` and `parity` are for people.
+    `tokenizer` says how latents become a picture; `sampling` holds the settings that are used where a
+    request names none; `files` maps each relative path to its size and hash, `engines` each engine's
+    name to its ONNX file; `provenance` and `parity` are for people.
     """
 
     model: ModelConfig
     tokenizer: str
     class_names: tuple[str, ...]
+    sampling: Sampling
     precision: str
     files: Mapping[str, FileEntry]
     engines: Mapping[str, str]
@@ -58,6 +61,7 @@ class Manifest:
             "model": self.model.to_dict(),
             "tokenizer": self.tokenizer,
             "class_names": list(self.class_names),
+            "sampling": dataclasses.asdict(self.sampling),
             "precision": self.precision,
             "files": {path: dataclasses.asdict(entry) for path, entry in self.files.items()},
             "engines": engines,
@@ -76,12 +80,14 @@ class Manifest:
                 "export again with this version of mar, or install the one that made it"
             )
         _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
-        for key in ("model", "files", "engines", "provenance", "parity"):
+        for key in ("model", "sampling", "files", "engines", "provenance", "parity"):
             _object(value[key], f"{where}: {key}")
         try:
             model = ModelConfig.from_dict(value["model"], where)
-        except ConfigError as error:
-            raise ArtifactError(str(error)) from None
+            sampling = Sampling().changed(value["sampling"])
+            build_plan(model.tokens, sampling)
+        except RequestError as error:  # of which ConfigError is one
+            raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
         for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
             if value[key] not in known:
                 raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
@@ -95,6 +101,7 @@ class Manifest:
             model=model,
             tokenizer=value["tokenizer"],
             class_names=tuple(names),
+            sampling=sampling,
             precision=value["precision"],
             files={path: _file_entry(path, entry, where) for path, entry in value["files"].items()},
             engines=_engine_files(value["engines"], engine_specs(model), value["files"], where),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -12,37 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
-from runtime.diffusion import SAMPLERS
 from runtime.errors import RequestError
 from runtime.files import replacing
 from runtime.generator import Generator, Result
 from runtime.images import save_grid
-from runtime.plan import CFG_SCHEDULES
+from runtime.options import PATH, sampling_options
+from runtime.plan import Sampling
 from runtime.request import check_labels, check_noise, check_order
 
-_PATH = click.Path(path_type=pathlib.Path)
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
 
 
 @click.command()
-@click.argument("artifact", type=_PATH)
+@click.argument("artifact", type=PATH)
 @click.option(
     "--class", "classes", type=int, multiple=True, help="A class to draw; give it again for more. Default: all."
 )
 @click.option("--count", type=int, help="Pictures in all, the classes in turn. Default: one a class.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=_PATH, help="Where to write the grid of pictures, as PNG.")
-@click.option("--save-latents", type=_PATH, help="Where to write the latents [B, C, H, W], as .npy.")
-@click.option("--iterations", type=int, help="Passes of the backbone. Default: 64, or one a token if there are fewer.")
-@click.option("--cfg-scale", type=float, default=1.0, show_default=True, help="Guidance scale; 1 is none.")
-@click.option("--cfg-schedule", type=click.Choice(CFG_SCHEDULES), default="linear", show_default=True)
-@click.option("--temperature", type=float, default=1.0, show_default=True)
-@click.option("--sampler", type=click.Choice(SAMPLERS), default="ddpm", show_default=True)
-@click.option("--diffusion-steps", metavar="N|ddimN", default="100", show_default=True)
+@click.option("--out", type=PATH, help="Where to write the grid of pictures, as PNG.")
+@click.option("--save-latents", type=PATH, help="Where to write the latents [B, C, H, W], as .npy.")
+@sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Pictures drawn together.")
-@click.option("--order-file", type=_PATH, help="An .npz with generation_order [B, L], instead of the seed's.")
-@click.option("--noise-file", type=_PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")
+@click.option("--order-file", type=PATH, help="An .npz with generation_order [B, L], instead of the seed's.")
+@click.option("--noise-file", type=PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=int, help="Processor threads. Default: all.")
@@ -110,7 +105,7 @@ def _draw(
     settings: dict[str, object],
 ) -> list[Result]:
     """All pictures, batch by batch, under a progress bar with the time left."""
-    plan, config = generator.plan(**settings), generator.manifest.model  # type: ignore[arg-type]
+    plan, config = generator.plan(**settings), generator.manifest.model
     check_labels(labels, config)
     if order is not None:
         order = check_order(order, len(labels), config)
@@ -148,7 +143,7 @@ def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | No
 
 
 @click.command()
-@click.argument("artifact", type=_PATH)
+@click.argument("artifact", type=PATH)
 @click.option("--verify", is_flag=True, help="Compare the hash of every file too.")
 def inspect(artifact: pathlib.Path, verify: bool) -> None:
     """Show what ARTIFACT holds: model, engines, shapes, sizes, precision, origin, parity."""
@@ -165,6 +160,7 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         f"            encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
         f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
     )
+    click.echo(f"drawn with  {_settings(manifest.sampling)}, where a request names nothing else")
     if manifest.class_names:
         click.echo(f"classes     {', '.join(f'{number} {name}' for number, name in enumerate(manifest.class_names))}")
     for name, spec in manifest.specs.items():
@@ -181,6 +177,11 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         f"\nwhole generation: relative L2 {generation['relative_l2']:.1e}, allowed {generation['tolerance']:.0e}"
     )
     click.echo("\nmade from   " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
+
+
+def _settings(sampling: Sampling) -> str:
+    told = {name: value for name, value in dataclasses.asdict(sampling).items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _size(count: int) -> str:

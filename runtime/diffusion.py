@@ -116,12 +116,16 @@ class CoefficientTable:
         return len(self.timesteps)
 
 
+def check_scale(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
+        raise RequestError(f"{name} must be a finite number of at least 0, found {value!r}")
+
+
 def coefficient_table(sampler: str, steps: int | str, temperature: float) -> CoefficientTable:
     """The rows of `sampler` over the published respacing; `temperature` scales the noise of each step."""
     if sampler not in SAMPLERS:
         raise RequestError(f"sampler must be one of {', '.join(SAMPLERS)}, found {sampler!r}")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise RequestError(f"temperature must be a finite number of at least 0, found {temperature!r}")
+    check_scale("temperature", temperature)
     kept = respaced_timesteps(steps)
     schedule = NoiseSchedule.from_alphas_cumprod(kept, training_schedule().alphas_cumprod[kept])
     rows = _ddpm_rows(schedule, temperature)

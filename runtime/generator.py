@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,8 +27,6 @@ from runtime.request import (
     seeded_order,
 )
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE
-
-DEFAULT_ITERATIONS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,27 +72,9 @@ class Generator:
         """Backend, version, device and threads."""
         return self._backend.description
 
-    def plan(
-        self,
-        *,
-        iterations: int | None = None,
-        cfg_scale: float = 1.0,
-        cfg_schedule: str = "linear",
-        temperature: float = 1.0,
-        sampler: str = "ddpm",
-        diffusion_steps: int | str = 100,
-    ) -> Plan:
-        """The schedule that `generate` would execute for these settings."""
-        length = self.manifest.model.tokens
-        return build_plan(
-            length,
-            iterations=min(DEFAULT_ITERATIONS, length) if iterations is None else iterations,
-            cfg_scale=cfg_scale,
-            cfg_schedule=cfg_schedule,
-            temperature=temperature,
-            sampler=sampler,
-            diffusion_steps=diffusion_steps,
-        )
+    def plan(self, **settings: Any) -> Plan:
+        """The schedule that `generate` would execute for these settings, fields of `runtime.plan.Sampling`."""
+        return build_plan(self.manifest.model.tokens, self.manifest.sampling.changed(settings))
 
     def generate(
         self,
@@ -102,11 +83,11 @@ class Generator:
         seed: int = 0,
         index: Sequence[int] | None = None,
         iterations: int | None = None,
-        cfg_scale: float = 1.0,
-        cfg_schedule: str = "linear",
-        temperature: float = 1.0,
-        sampler: str = "ddpm",
-        diffusion_steps: int | str = 100,
+        cfg_scale: float | None = None,
+        cfg_schedule: str | None = None,
+        temperature: float | None = None,
+        sampler: str | None = None,
+        diffusion_steps: int | str | None = None,
         order: ArrayLike | None = None,
         noise: ArrayLike | None = None,
         progress: Progress | None = None,
@@ -114,13 +95,11 @@ class Generator:
         """Draw one picture for each class in `labels`.
 
         Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
-        from 0 by default. `iterations` is K, min(64, tokens) by default; `cfg_scale` the guidance
-        scale, 1 for none, growing with the share of known tokens under the `linear` schedule;
-        `temperature` scales the noise of each diffusion step; `diffusion_steps` is a number or
-        `"ddimN"`. `order` [B, L] (generation order, first generated first) and `noise` [T + 1, B, L,
-        D] (by token position) replace what the seed would give. `progress` is called with the
-        iterations done and their number. Raises `RequestError` before anything runs, and
-        `BackendError` if an engine fails.
+        from 0 by default. The settings from `iterations` to `diffusion_steps` are those of
+        `runtime.plan.Sampling`, where None stands for the artifact's own. `order` [B, L] (generation
+        order, first generated first) and `noise` [T + 1, B, L, D] (by token position) replace what the
+        seed would give. `progress` is called with the iterations done and their number. Raises
+        `RequestError` before anything runs, and `BackendError` if an engine fails.
         """
         config = self.manifest.model
         plan = self.plan(

@@ -8,11 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
-from runtime.diffusion import CoefficientTable, coefficient_table
+from runtime.diffusion import CoefficientTable, check_scale, coefficient_table
 from runtime.errors import RequestError
 
 CFG_SCHEDULES = ("linear", "constant")
+DEFAULT_ITERATIONS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to draw: what fills a plan. Checked where the plan is built.
+
+    `iterations` is K, min(64, tokens) where None; `cfg_scale` the guidance scale, 1 for none, growing
+    with the share of known tokens under the `linear` schedule; `temperature` scales the noise of each
+    diffusion step; `diffusion_steps` is a number or `"ddimN"`, the published respacing.
+    """
+
+    iterations: int | None = None
+    cfg_scale: float = 1.0
+    cfg_schedule: str = "linear"
+    temperature: float = 1.0
+    sampler: str = "ddpm"
+    diffusion_steps: int | str = 100
+
+    def changed(self, settings: Mapping[str, Any]) -> Sampling:
+        """These settings with those of `settings` that are not None. Raises `RequestError` on unknown names."""
+        unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(self)})
+        if unknown:
+            known = ", ".join(field.name for field in dataclasses.fields(self))
+            raise RequestError(f"unknown sampling settings {', '.join(unknown)}; known: {known}")
+        return dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +69,11 @@ class Plan:
         return max(iteration.table.steps for iteration in self.iterations)
 
     @property
+    def guidance_scale(self) -> float:
+        """The largest of any iteration."""
+        return max(iteration.guidance_scale for iteration in self.iterations)
+
+    @property
     def head_evaluations(self) -> int:
         return sum(iteration.table.steps for iteration in self.iterations)
 
@@ -51,8 +84,8 @@ def tokens_per_iteration(length: int, iterations: int) -> list[int]:
     After iteration k, floor(L cos(pi/2 (k + 1)/K)) tokens stay masked (MaskGIT, arXiv 2202.04200),
     but every iteration predicts at least one and leaves at least one to those after it.
     """
-    if not 1 <= iterations <= length:
-        raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {iterations}")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or not 1 <= iterations <= length:
+        raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {iterations!r}")
     counts, masked = [], length
     for k in range(iterations - 1):
         stay = max(1, min(masked - 1, math.floor(length * math.cos(math.pi / 2 * (k + 1) / iterations))))
@@ -61,26 +94,17 @@ def tokens_per_iteration(length: int, iterations: int) -> list[int]:
     return [*counts, masked]
 
 
-def build_plan(
-    length: int,
-    *,
-    iterations: int,
-    cfg_scale: float,
-    cfg_schedule: str,
-    temperature: float,
-    sampler: str,
-    diffusion_steps: int | str,
-) -> Plan:
-    """The plan of the published sampler for images of `length` tokens. Raises `RequestError`."""
-    if cfg_schedule not in CFG_SCHEDULES:
-        raise RequestError(f"cfg_schedule must be one of {', '.join(CFG_SCHEDULES)}, found {cfg_schedule!r}")
-    if not (math.isfinite(cfg_scale) and cfg_scale >= 0):
-        raise RequestError(f"cfg_scale must be a finite number of at least 0, found {cfg_scale!r}")
-    table = coefficient_table(sampler, diffusion_steps, temperature)
+def build_plan(length: int, sampling: Sampling) -> Plan:
+    """The plan of the published loop for images of `length` tokens. Raises `RequestError`."""
+    if sampling.cfg_schedule not in CFG_SCHEDULES:
+        raise RequestError(f"cfg_schedule must be one of {', '.join(CFG_SCHEDULES)}, found {sampling.cfg_schedule!r}")
+    check_scale("cfg_scale", sampling.cfg_scale)
+    iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
+    table = coefficient_table(sampling.sampler, sampling.diffusion_steps, sampling.temperature)
     planned, known = [], 0
     for count in tokens_per_iteration(length, iterations):
         # The published linear schedule counts what is known after the iteration, but never all of it.
-        progress = min(known + count, length - 1) / length if cfg_schedule == "linear" else 1.0
-        planned.append(Iteration(known, count, 1 + (cfg_scale - 1) * progress, table))
+        progress = min(known + count, length - 1) / length if sampling.cfg_schedule == "linear" else 1.0
+        planned.append(Iteration(known, count, 1 + (sampling.cfg_scale - 1) * progress, table))
         known += count
     return Plan(length, tuple(planned))

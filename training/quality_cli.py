@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -14,28 +15,26 @@ from numpy.typing import NDArray
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
+from runtime.options import PATH, sampling_options
 from training.data import open_dataset
 from training.quality import batches, frechet_distance, judge, load_or_train_classifier
 
-_PATH = click.Path(path_type=pathlib.Path)
 _BATCH = 50
 
 
 @click.command()
-@click.argument("artifact", type=_PATH)
+@click.argument("artifact", type=PATH)
 @click.option(
-    "--data", type=_PATH, required=True, help="The dataset the model was trained on; its test split is needed."
+    "--data", type=PATH, required=True, help="The dataset the model was trained on; its test split is needed."
 )
 @click.option("--images", "count", type=int, default=5000, show_default=True, help="Pictures to draw.")
 @click.option(
-    "--classifier", type=_PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
+    "--classifier", type=PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
 )
-@click.option("--iterations", type=int, help="Passes of the backbone.")
-@click.option("--cfg-scale", type=float, default=1.0, show_default=True)
-@click.option("--diffusion-steps", metavar="N|ddimN", default="100", show_default=True)
+@sampling_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=int, help="Processor threads. Default: all.")
-@click.option("--json", "json_file", type=_PATH, help="Where to write the figures too.")
+@click.option("--json", "json_file", type=PATH, help="Where to write the figures too.")
 def quality(
     artifact: pathlib.Path,
     data: pathlib.Path,
@@ -44,7 +43,7 @@ def quality(
     seed: int,
     threads: int | None,
     json_file: pathlib.Path | None,
-    **settings: int | float | str | None,
+    **settings: object,
 ) -> None:
     """Judge pictures drawn with ARTIFACT by a classifier trained on the real ones."""
     if count < 2:
@@ -67,7 +66,8 @@ def quality(
         "recognised_real_test": real.recognised,
         "frechet_generated": frechet_distance(drawn.features, real.features),
         "frechet_real_train": frechet_distance(reference.features, real.features),
-        "settings": {**settings, "seed": seed},
+        "sampling": dataclasses.asdict(generator.manifest.sampling.changed(settings)),
+        "seed": seed,
     }
     click.echo(
         f"{'':22}{'recognised':>12}{'Fréchet distance to test':>28}\n"
@@ -83,7 +83,7 @@ def _draw(
     generator: Generator,
     labels: NDArray[np.int64],
     seed: int,
-    settings: dict[str, int | float | str | None],
+    settings: dict[str, object],
     advance: Callable[[int], None],
 ) -> Iterator[NDArray[np.uint8]]:
     for start in range(0, len(labels), _BATCH):

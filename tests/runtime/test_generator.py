@@ -180,7 +180,7 @@ SETTINGS = ("labels", "seed", "index", "cfg_scale", "cfg_schedule", "temperature
 @settings(deadline=None)
 @given(request=st.dictionaries(st.sampled_from([*SETTINGS, "iterations", "order", "noise"]), SOME, min_size=1))
 def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str, Any]) -> None:
-    short = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
+    short: dict[str, Any] = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
     try:
         result = generator.generate(**(short | request))
     except (RequestError, BackendError) as refusal:  # the latter where a huge guidance scale drives values to infinity

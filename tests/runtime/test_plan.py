@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
-from runtime.plan import Plan, build_plan
+from runtime.plan import Plan, Sampling, build_plan
 from tests.conftest import GoldenCase
 
 SETTINGS: dict[str, Any] = {
@@ -28,7 +28,7 @@ SCALES = st.floats(0, 100)
 
 
 def plan(length: int, **changed: object) -> Plan:
-    return build_plan(length, **(SETTINGS | changed))
+    return build_plan(length, Sampling(**(SETTINGS | changed)))
 
 
 def scales(length: int, **changed: object) -> list[float]:

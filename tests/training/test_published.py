@@ -12,7 +12,7 @@ import torch
 from tiny_runs import one_thread
 from torch import Tensor
 
-from runtime.plan import Plan, build_plan
+from runtime.plan import Plan, Sampling, build_plan
 from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, relative_l2
 from training import published
 from training.checkpoint import load_checkpoint
@@ -35,7 +35,7 @@ def _golden_model(name: str, dtype: torch.dtype) -> MAR:
 
 
 def _plan(case: GoldenCase) -> Plan:
-    return build_plan(case.order.shape[1], sampler="ddpm", **case.settings)
+    return build_plan(case.order.shape[1], Sampling(**case.settings))
 
 
 def _sample(case: GoldenCase, dtype: torch.dtype, **options: Any) -> np.ndarray:

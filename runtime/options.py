@@ -1,0 +1,32 @@
+"""Command-line options that several commands share."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from runtime.diffusion import SAMPLERS
+from runtime.plan import CFG_SCHEDULES
+
+PATH = click.Path(path_type=pathlib.Path)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_SAMPLING = (
+    click.option("--iterations", type=int, help="Passes of the backbone."),
+    click.option("--cfg-scale", type=float, help="Guidance scale; 1 is none."),
+    click.option("--cfg-schedule", type=click.Choice(CFG_SCHEDULES), help="How guidance grows over the iterations."),
+    click.option("--temperature", type=float, help="Scale of the noise of each diffusion step."),
+    click.option("--sampler", type=click.Choice(SAMPLERS)),
+    click.option("--diffusion-steps", metavar="N|ddimN", help="Steps of each diffusion chain."),
+)
+
+
+def sampling_options(command: _Command) -> _Command:
+    """The fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
+    for option in reversed(_SAMPLING):
+        command = option(command)
+    return command

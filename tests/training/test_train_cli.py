@@ -1,0 +1,245 @@
+"""`mar train` as a person uses it: a run, its continuation, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+from tiny_runs import logged, one_thread, write_idx_dataset
+
+from runtime import cli
+from training import checkpoint
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():  # and back, whatever --threads has set
+        yield
+
+
+def _mar(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runtime.cli", *(str(argument) for argument in arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_idx_dataset(tmp_path_factory.mktemp("data"), pictures=10, side=8, classes=2)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> pathlib.Path:
+    """A run of two steps, made by the command. Read only."""
+    run = tmp_path_factory.mktemp("runs") / "new" / "run"
+    done = _mar(
+        *("train", "--preset", "pixel_small", "--data", data, "--out", run, "--image-size", 8, "--steps", 2),
+        *("--batch-size", 4, "--sample-every", 2, "--checkpoint-every", 2, "--warmup-steps", 0, "--threads", 1),
+        *("--no-flip", "--seed", 3, "--learning-rate", 1e-3, "--ema-rate", 0.5),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return run
+
+
+def test_train_makes_a_run_with_the_settings_it_was_given(two_steps: pathlib.Path, data: pathlib.Path) -> None:
+    config = json.loads((two_steps / "config.json").read_text())
+    assert config["model"]["img_size"] == 8
+    assert config["model"]["class_num"] == 2
+    assert config["data"] == str(data)
+    assert config["training"] == {
+        "steps": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "weight_decay": 0.02,
+        "gradient_clip": 3.0,
+        "ema_rate": 0.5,
+        "horizontal_flip": False,
+        "precision": "fp32",
+        "seed": 3,
+        "checkpoint_every": 2,
+        "sample_every": 2,
+    }
+
+
+def test_train_leaves_a_checkpoint_a_log_samples_and_a_curve(two_steps: pathlib.Path) -> None:
+    assert sorted(logged(two_steps, "loss")) == [1, 2]
+    assert checkpoint.read_step(two_steps / "training-state.safetensors") == 2
+    assert checkpoint.load_checkpoint(two_steps).class_names == ("0", "1")
+    for picture in ("samples/step-000002.png", "loss.png"):
+        with Image.open(two_steps / picture) as image:
+            image.verify()
+
+
+def test_a_mistake_is_one_line_and_exit_code_2_of_the_process(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    done = _mar("train", "--preset", "pixel_small", "--data", data, "--out", tmp_path / "run", "--steps", -1)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "mar: steps must be at least 1, found -1\n"
+    assert not (tmp_path / "run").exists()
+
+
+# From here on in this process, since to import torch takes seconds: `main` is all that `python -m runtime.cli` runs.
+
+
+class _Command:
+    """`mar train` in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        self._monkeypatch.setattr(sys, "argv", ["mar", "train", *(str(argument) for argument in arguments)])
+        with pytest.raises(SystemExit) as done:
+            cli.main()
+        out, err = self._capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Command:
+    return _Command(monkeypatch, capsys)
+
+
+def _the_line(err: str) -> str:
+    """The one line of an error: no traceback, nothing before and nothing after it."""
+    [line] = err.splitlines()
+    assert line.startswith("mar: ")
+    assert len(line) < 400
+    return line
+
+
+def test_resume_goes_on_where_another_process_has_stopped(
+    train: _Command, two_steps: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = pathlib.Path(shutil.copytree(two_steps, tmp_path / "run"))
+    code, _, _ = train("--resume", run, "--steps", 3, "--threads", 1)
+    assert code == 0
+    losses = logged(run, "loss")
+    assert sorted(losses) == [1, 2, 3]
+    assert {step: losses[step] for step in (1, 2)} == logged(two_steps, "loss")
+    assert checkpoint.read_step(run / "training-state.safetensors") == 3
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-000002.png", "step-000003.png"]
+
+
+# Each changes one thing of a call that would work; None leaves the option away.
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--preset", "mar_tiny", "pixel_small"),
+        ("--preset", "mar_base", "mar_base"),
+        ("--preset", None, "--preset"),
+        ("--data", None, "--data"),
+        ("--out", None, "--out"),
+        ("--steps", None, "--steps"),
+        ("--steps", -3, "steps"),
+        ("--steps", 0, "steps"),
+        ("--steps", "many", "--steps"),
+        ("--steps", 1.5, "--steps"),
+        ("--batch-size", 0, "batch_size"),
+        ("--batch-size", -4, "batch_size"),
+        ("--batch-size", 11, "10"),  # there are ten pictures
+        ("--learning-rate", "nan", "learning_rate"),
+        ("--learning-rate", "inf", "learning_rate"),
+        ("--learning-rate", 0, "learning_rate"),
+        ("--weight-decay", -1, "weight_decay"),
+        ("--weight-decay", "nan", "weight_decay"),
+        ("--gradient-clip", 0, "gradient_clip"),
+        ("--ema-rate", 1, "ema_rate"),
+        ("--warmup-steps", -1, "warmup_steps"),
+        ("--checkpoint-every", 0, "checkpoint_every"),
+        ("--sample-every", 0, "sample_every"),
+        ("--image-size", 30, "img_size"),
+        ("--image-size", 0, "img_size"),
+        ("--precision", "fp8", "--precision"),
+        ("--seed", -1, "seed"),
+        ("--threads", 0, "threads"),
+        ("--threads", -2, "threads"),
+        ("--epochs", 3, "--epochs"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
+    train: _Command, data: pathlib.Path, tmp_path: pathlib.Path, option: str, value: object, told: str
+) -> None:
+    run = tmp_path / "run"
+    options = {"--preset": "pixel_small", "--data": data, "--out": run, "--steps": 1, "--batch-size": 4}
+    given = {**options, "--image-size": 8, option: value}
+    code, out, err = train(*(part for pair in given.items() if pair[1] is not None for part in pair))
+    assert code == 2
+    assert out == ""
+    assert told in _the_line(err)
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("option", ["--preset", "--data", "--out"])
+def test_resume_refuses_what_makes_a_new_run(train: _Command, two_steps: pathlib.Path, option: str) -> None:
+    code, _, err = train("--resume", two_steps, option, "pixel_small")
+    assert code == 2
+    assert "--resume" in _the_line(err)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field", "meant"),
+    [
+        ("--learning-rate", "1e-05", "learning_rate", 1e-5),
+        ("--batch-size", "5", "batch_size", 5),
+        ("--precision", "bf16", "precision", "bf16"),
+        ("--seed", "9", "seed", 9),
+    ],
+)
+def test_a_setting_given_beside_resume_is_used_or_refused_but_not_ignored(
+    train: _Command, two_steps: pathlib.Path, tmp_path: pathlib.Path, option: str, value: str, field: str, meant: object
+) -> None:
+    run = pathlib.Path(shutil.copytree(two_steps, tmp_path / "run"))
+    code, _, err = train("--resume", run, option, value)  # the run is finished, so nothing is trained
+    if code == 2:
+        assert option in _the_line(err)
+    else:
+        assert json.loads((run / "config.json").read_text())["training"][field] == meant
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_resume_refuses_impossible_steps(train: _Command, two_steps: pathlib.Path, steps: int) -> None:
+    before = (two_steps / "config.json").read_text()
+    code, _, err = train("--resume", two_steps, "--steps", steps)
+    assert code == 2
+    assert "steps" in _the_line(err)
+    assert (two_steps / "config.json").read_text() == before
+
+
+def test_a_failure_that_is_no_mistake_of_use_has_exit_code_1(
+    train: _Command, two_steps: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    new = ("--preset", "pixel_small", "--steps", 1, "--batch-size", 4, "--image-size", 8)
+    file = tmp_path / "file"
+    file.write_text("in the way")
+    for arguments, told in [
+        (("--resume", tmp_path / "nowhere"), "nowhere"),
+        ((*new, "--data", tmp_path / "nowhere", "--out", tmp_path / "run"), "nowhere"),
+        ((*new, "--data", data, "--out", two_steps), "already holds a run"),
+        ((*new, "--data", data, "--out", file), str(file)),
+    ]:
+        code, _, err = train(*arguments)
+        assert code == 1
+        assert told in _the_line(err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_tells_every_option_and_its_default(train: _Command) -> None:
+    code, out, err = train("--help")
+    assert code == 0
+    assert err == ""
+    for option in ("--preset", "--data", "--out", "--resume", "--steps", "--precision", "--ema-rate"):
+        assert option in out
+    assert "0.9999" in out
