@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 
 import click
 
@@ -12,7 +11,7 @@ from runtime.backends import available_threads
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.options import PATH, sampling_options
+from runtime.options import PATH, progress_bar, sampling_options
 
 
 @click.command()
@@ -51,7 +50,7 @@ def bench(
             f"{plan.head_evaluations} head evaluations, guidance up to {plan.guidance_scale:.2f}, batch 1, "
             f"{repeats} times each"
         )
-        with click.progressbar(length=(repeats + 1) * len(contestants), label="timing", file=sys.stderr) as bar:
+        with progress_bar((repeats + 1) * len(contestants), "timing") as bar:
             measurements = measure(contestants, repeats, lambda: bar.update(1))
     click.echo(table(measurements))
     if json_file is not None:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, IntegrityError, RequestError
@@ -74,7 +74,7 @@ class Manifest:
         """The manifest in parsed JSON; `where` names its file in errors. Raises `ArtifactError`."""
         value = _object(value, where)
         version = value.get("format_version")
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise ArtifactError(
                 f"{where}: format version {version!r}, but this runtime reads version {FORMAT_VERSION}; "
                 "export again with this version of mar, or install the one that made it"
@@ -82,15 +82,22 @@ class Manifest:
         _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
         for key in ("model", "sampling", "files", "engines", "provenance", "parity"):
             _object(value[key], f"{where}: {key}")
+        for key, fields in (("model", ModelConfig), ("sampling", Sampling)):
+            _keys(value[key], {field.name for field in dataclasses.fields(fields)}, f"{where}: {key}")
         try:
             model = ModelConfig.from_dict(value["model"], where)
-            sampling = Sampling().changed(value["sampling"])
+            sampling = Sampling(**value["sampling"])
             build_plan(model.tokens, sampling)
         except RequestError as error:  # of which ConfigError is one
             raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
         for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
             if value[key] not in known:
                 raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
+        if value["tokenizer"] == "pixel" and (model.vae_stride != 1 or model.vae_embed_dim not in (1, 3)):
+            raise ArtifactError(
+                f"{where}: tokenizer pixel needs vae_stride 1 and 1 or 3 channels, found vae_stride "
+                f"{model.vae_stride} and vae_embed_dim {model.vae_embed_dim}"
+            )
         names = value["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ArtifactError(f"{where}: class_names must be a list of texts")
@@ -116,11 +123,16 @@ class Artifact:
     def __init__(self, path: str | pathlib.Path) -> None:
         self.path = pathlib.Path(path)
         manifest = self.path / MANIFEST
-        if not manifest.is_file():
-            raise ArtifactError(f"{self.path}: not an artifact, it has no {MANIFEST}; make one with mar export")
         try:
-            value = json.loads(manifest.read_text())
+            text = manifest.read_text()
         except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not text"
+            raise ArtifactError(
+                f"{self.path}: not an artifact, its {MANIFEST} cannot be read ({reason}); make one with mar export"
+            ) from None
+        try:
+            value = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{manifest}: not readable JSON ({error}); export again") from None
         self.manifest = Manifest.from_dict(value, str(manifest))
         for name, entry in self.manifest.files.items():
@@ -141,15 +153,22 @@ class Artifact:
 
     def _check_size(self, name: str, entry: FileEntry) -> None:
         file = self.path / name
-        if not file.is_file():
+        try:
+            found = file.stat().st_size if file.is_file() else None
+        except OSError:  # such as a name longer than any file's
+            found = None
+        if found is None:
             raise IntegrityError(f"{file}: missing, the manifest lists it; copy the artifact again or export again")
         if not file.resolve().is_relative_to(self.path.resolve()):
             raise IntegrityError(f"{file}: leads out of the artifact, to {file.resolve()}")
-        found = file.stat().st_size
         if found != entry.bytes:
             raise IntegrityError(
                 f"{file}: {found} bytes where the manifest has {entry.bytes}; copy the artifact again or export again"
             )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _check_reports(provenance: Mapping[str, Any], parity: Mapping[str, Any], where: str) -> None:
@@ -198,7 +217,7 @@ def _engine_files(
     paths = {}
     for name, spec in specs.items():
         entry = _object(value[name], f"{where}: engine {name}")
-        if entry.get("file") not in files:
+        if not isinstance(entry.get("file"), str) or entry["file"] not in files:
             raise ArtifactError(f"{where}: engine {name}: its file {entry.get('file')!r} is not listed under files")
         if {**entry, "file": None} != {"file": None, **spec.to_dict()}:
             raise ArtifactError(

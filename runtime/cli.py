@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import NoReturn
 
 import click
@@ -13,12 +14,12 @@ from runtime.errors import BackendError, MarError, RequestError
 
 # Command -> (where it lives, what it does). Named as text: importing one room must not import another.
 _COMMANDS = {
-    "train": ("training.cli:train", "Train a model, or go on with a run."),
-    "export": ("mar_export.cli:export", "Turn a checkpoint into an artifact of engines."),
-    "generate": ("runtime.commands:generate", "Draw pictures with an artifact."),
+    "train": ("training.train_cli:train", "Train a model, or go on with a run."),
+    "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),
+    "generate": ("runtime.generate_cli:generate", "Draw pictures with an artifact."),
     "bench": ("mar_export.bench_cli:bench", "Time an artifact, alone or against eager PyTorch."),
     "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),
-    "inspect": ("runtime.commands:inspect", "Show what an artifact holds."),
+    "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}
 
@@ -47,7 +48,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="mar")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def mar(debug: bool) -> None:
@@ -60,7 +65,7 @@ def main() -> None:
         sys.exit(mar(standalone_mode=False) or 0)
     except MarError as error:
         if "--debug" in sys.argv:
-            raise
+            traceback.print_exc()
         _fail(str(error), error.exit_code)
     except click.UsageError as error:
         _fail(

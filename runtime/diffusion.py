@@ -12,7 +12,6 @@ where eps and v are the head's two outputs. Everything is computed in float64 an
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +33,7 @@ COEFFICIENTS = (
 )
 
 SAMPLERS = ("ddpm",)
+_LARGEST_SCALE = 1000
 
 
 def cosine_betas() -> NDArray[np.float64]:
@@ -82,26 +82,24 @@ def respaced_timesteps(steps: int | str) -> NDArray[np.int64]:
     An integer n gives n steps evenly spread from 0 to 999; `"ddimN"` gives the N steps of an integer
     stride from 0 (arXiv 2010.02502). Raises `RequestError` when there is no such stride.
     """
-    if isinstance(steps, str) and steps.startswith("ddim") and steps[4:].isdecimal():
-        wanted = int(steps[4:])
+    by_stride = isinstance(steps, str) and steps.startswith("ddim")
+    try:
+        count = int(str(steps).removeprefix("ddim"))
+    except ValueError:
+        raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {_short(steps)}") from None
+    if not 2 <= count <= TRAIN_STEPS:
+        raise RequestError(f"diffusion_steps must lie in 2..{TRAIN_STEPS}, found {_short(steps)}")
+    if by_stride:
         for stride in range(1, TRAIN_STEPS):
             kept = np.arange(0, TRAIN_STEPS, stride)
-            if len(kept) == wanted:
+            if len(kept) == count:
                 return kept
-        raise RequestError(
-            f"diffusion_steps {steps!r}: no integer stride over {TRAIN_STEPS} gives {wanted} steps of 2 or more"
-        )
-    try:
-        count = int(steps)
-    except (TypeError, ValueError):
-        raise RequestError(f"diffusion_steps must be a number or 'ddimN', found {steps!r}") from None
-    if not 2 <= count <= TRAIN_STEPS or count != float(steps):
-        raise RequestError(f"diffusion_steps must be a whole number in 2..{TRAIN_STEPS}, found {steps!r}")
-    stride_, position, kept_ = (TRAIN_STEPS - 1) / (count - 1), 0.0, []
+        raise RequestError(f"diffusion_steps {steps!r}: no integer stride over {TRAIN_STEPS} gives {count} steps")
+    spacing, position, evenly = (TRAIN_STEPS - 1) / (count - 1), 0.0, []
     for _ in range(count):  # accumulated as the published code does: the rounding of ties depends on it
-        kept_.append(round(position))
-        position += stride_
-    return np.array(kept_, dtype=np.int64)
+        evenly.append(round(position))
+        position += spacing
+    return np.array(evenly, dtype=np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +115,14 @@ class CoefficientTable:
 
 
 def check_scale(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= 0):
-        raise RequestError(f"{name} must be a finite number of at least 0, found {value!r}")
+    """Refuse what is no sensible factor: not a number, negative, or beyond a thousand."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= _LARGEST_SCALE:
+        raise RequestError(f"{name} must be a number in 0..{_LARGEST_SCALE}, found {_short(value)}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def coefficient_table(sampler: str, steps: int | str, temperature: float) -> CoefficientTable:

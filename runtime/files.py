@@ -69,13 +69,18 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         if path.exists():
             old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
             path.replace(old / path.name)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                (old / path.name).replace(path)
+                old.rmdir()
+                raise
             shutil.rmtree(old)
         else:
             temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was left there") from error
+        raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from runtime.images import to_uint8, unpatchify
 from runtime.loop import Engines, Progress, run_plan
 from runtime.plan import Plan, build_plan
 from runtime.request import (
+    check_batch,
     check_indices,
     check_labels,
     check_noise,
@@ -111,7 +112,7 @@ class Generator:
             diffusion_steps=diffusion_steps,
         )
         classes = check_labels(labels, config)
-        batch, steps = len(classes), plan.diffusion_steps
+        batch, steps = check_batch(len(classes)), plan.diffusion_steps
         seed, indices = check_seed(seed), check_indices(index, batch)
         ordered = seeded_order(seed, indices, config) if order is None else check_order(order, batch, config)
         drawn = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import click
@@ -23,6 +25,11 @@ _SAMPLING = (
     click.option("--sampler", type=click.Choice(SAMPLERS)),
     click.option("--diffusion-steps", metavar="N|ddimN", help="Steps of each diffusion chain."),
 )
+
+
+def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
+    """A bar with the time left on standard error, for people only: nothing where that is no terminal."""
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
 
 
 def sampling_options(command: _Command) -> _Command:

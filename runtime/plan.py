@@ -94,6 +94,14 @@ def tokens_per_iteration(length: int, iterations: int) -> list[int]:
     return [*counts, masked]
 
 
+def _guidance_scale(sampling: Sampling, known: int, length: int) -> float:
+    """The guidance scale of the iteration after which `known` of `length` tokens are known."""
+    if sampling.cfg_schedule == "constant":
+        return float(sampling.cfg_scale)
+    # The published linear schedule never counts all tokens, not even after the last iteration.
+    return 1 + (sampling.cfg_scale - 1) * min(known, length - 1) / length
+
+
 def build_plan(length: int, sampling: Sampling) -> Plan:
     """The plan of the published loop for images of `length` tokens. Raises `RequestError`."""
     if sampling.cfg_schedule not in CFG_SCHEDULES:
@@ -103,8 +111,6 @@ def build_plan(length: int, sampling: Sampling) -> Plan:
     table = coefficient_table(sampling.sampler, sampling.diffusion_steps, sampling.temperature)
     planned, known = [], 0
     for count in tokens_per_iteration(length, iterations):
-        # The published linear schedule counts what is known after the iteration, but never all of it.
-        progress = min(known + count, length - 1) / length if sampling.cfg_schedule == "linear" else 1.0
-        planned.append(Iteration(known, count, 1 + (sampling.cfg_scale - 1) * progress, table))
+        planned.append(Iteration(known, count, _guidance_scale(sampling, known + count, length), table))
         known += count
     return Plan(length, tuple(planned))

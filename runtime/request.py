@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,43 +12,52 @@ from runtime.config import ModelConfig
 from runtime.errors import RequestError
 from runtime.noise import image_noise, image_order
 
-_MAX_IMAGES = 4096
+MAX_BATCH = 4096
 _SEEDS = 2**64
 
 
-def check_labels(labels: Sequence[int] | NDArray[np.integer], config: ModelConfig) -> NDArray[np.int64]:
+def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
     """Class numbers as int64 [B]."""
-    checked = _integers("labels", labels)
-    if checked.ndim != 1 or not 1 <= len(checked) <= _MAX_IMAGES:
-        raise RequestError(f"labels must be a list of 1 to {_MAX_IMAGES} classes, found shape {checked.shape}")
-    wrong = checked[(checked < 0) | (checked >= config.class_num)]
+    given = _integers("labels", labels)
+    if given.ndim != 1 or not len(given):
+        raise RequestError(f"labels must be a list of classes, found shape {list(given.shape)}")
+    wrong = given[(given < 0) | (given >= config.class_num)]
     if len(wrong):
         raise RequestError(f"class {wrong[0]} is out of range; this model has classes 0..{config.class_num - 1}")
-    return checked
+    return given.astype(np.int64)
+
+
+def check_batch(size: int) -> int:
+    """How many pictures are drawn together."""
+    if not 1 <= size <= MAX_BATCH:
+        raise RequestError(f"1 to {MAX_BATCH} pictures can be drawn together, found {size}")
+    return size
 
 
 def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np.int64]:
     """A given generation order as int64 [B, L]: each row a permutation of the positions."""
-    checked = _integers("order", order)
-    if checked.shape != (batch, config.tokens):
-        raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(checked.shape)}")
-    if not (np.sort(checked, axis=1) == np.arange(config.tokens)).all():
+    given = _integers("order", order)
+    if given.shape != (batch, config.tokens):
+        raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(given.shape)}")
+    if not (np.sort(given, axis=1) == np.arange(config.tokens)).all():
         raise RequestError(f"order: every row must be a permutation of 0..{config.tokens - 1}")
-    return checked
+    return given.astype(np.int64)
 
 
 def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -> NDArray[np.float32]:
     """Given noise by token position as float32 [T + 1, B, L, D]."""
-    checked = np.asarray(noise)
+    given = _array("noise", noise)
     wanted = (steps + 1, batch, config.tokens, config.token_channels)
-    if checked.shape != wanted or checked.dtype.kind != "f":
+    if given.shape != wanted or given.dtype.kind != "f":
         raise RequestError(
             f"noise must be floating point of shape {list(wanted)} (diffusion steps + 1, images, tokens, channels), "
-            f"found {checked.dtype} {list(checked.shape)}"
+            f"found {given.dtype} {list(given.shape)}"
         )
+    with np.errstate(over="ignore"):
+        checked = given.astype(np.float32)
     if not np.isfinite(checked).all():
-        raise RequestError("noise holds values that are not finite")
-    return checked.astype(np.float32)
+        raise RequestError("noise holds values that are not finite in float32")
+    return checked
 
 
 def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig) -> NDArray[np.int64]:
@@ -68,9 +78,13 @@ def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
     """The number of each image in its seed's sequence; 0, 1, 2, ... if not given."""
     if index is None:
         return list(range(batch))
-    if len(index) != batch:
-        raise RequestError(f"index must have one number a label, {batch}; found {len(index)}")
-    return [_counter("index", number) for number in index]
+    try:
+        numbers = list(index)
+    except TypeError:
+        raise RequestError(f"index must be a list with one number a label, found {index!r}") from None
+    if len(numbers) != batch:
+        raise RequestError(f"index must have one number a label, {batch}; found {len(numbers)}")
+    return [_counter("index", number) for number in numbers]
 
 
 def _counter(name: str, value: int) -> int:
@@ -79,11 +93,15 @@ def _counter(name: str, value: int) -> int:
     return int(value)
 
 
-def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
+def _integers(name: str, values: ArrayLike) -> NDArray[np.integer]:
+    given = _array(name, values)
+    if given.dtype.kind not in "iu":
+        raise RequestError(f"{name} must be whole numbers, found {given.dtype} of shape {list(given.shape)}")
+    return given
+
+
+def _array(name: str, values: ArrayLike) -> NDArray[Any]:
     try:
-        checked = np.asarray(values)
-    except ValueError as error:
+        return np.asarray(values)
+    except (ValueError, OverflowError) as error:  # such as rows of different lengths
         raise RequestError(f"{name}: {error}") from None
-    if checked.dtype.kind not in "iu":
-        raise RequestError(f"{name} must be whole numbers, found {checked.dtype} of shape {list(checked.shape)}")
-    return checked.astype(np.int64)

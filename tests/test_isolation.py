@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -30,8 +31,10 @@ def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("device")
     subprocess.run([request.param, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
+    # From a copy: a build in the checkout would leave its folder there, and take up what it holds.
+    project = shutil.copytree(ROOT, folder / "project", ignore=shutil.ignore_patterns(".*", "out", "runs", "examples"))
     options = ["--quiet", "--disable-pip-version-check", "--no-cache-dir", *_pinned(request.param)]
-    subprocess.run([python, "-m", "pip", "install", *options, f"{ROOT}[cpu]"], check=True, capture_output=True)
+    subprocess.run([python, "-m", "pip", "install", *options, f"{project}[cpu]"], check=True, capture_output=True)
     return folder / "venv" / "bin"
 
 

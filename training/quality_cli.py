@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 
 import click
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.options import PATH, sampling_options
+from runtime.options import PATH, progress_bar, sampling_options
 from training.data import open_dataset
 from training.quality import batches, frechet_distance, judge, load_or_train_classifier
 
@@ -53,12 +52,12 @@ def quality(
     with Generator.load(artifact, threads=threads) as generator:
         config = generator.manifest.model
         train, test = (open_dataset(data, config.img_size, split) for split in ("train", "test"))
-        with click.progressbar(length=100, label="classifier", file=sys.stderr) as bar:
+        with progress_bar(100, "classifier") as bar:
             model = load_or_train_classifier(classifier, train, _hundredths(bar.update))
         real = judge(model, batches(test, len(test.labels)), test.labels)
         reference = judge(model, batches(train, count), train.labels[:count])
         labels = np.arange(count, dtype=np.int64) % config.class_num
-        with click.progressbar(length=count, label="drawing", file=sys.stderr) as bar:
+        with progress_bar(count, "drawing") as bar:
             drawn = judge(model, _draw(generator, labels, seed, settings, bar.update), labels)
     figures = {
         "images": count,

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.images import save_grid, to_uint8
+from runtime.files import replacing
+from runtime.grid import save_grid
+from runtime.images import to_uint8
 from runtime.noise import image_noise, image_order
 from runtime.plan import Sampling, build_plan
 from training.model import MAR
@@ -35,4 +37,5 @@ def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str])
         axis=1,
     )
     latents = sample(model, labels, plan, order, noise)
-    save_grid(path, to_uint8(latents), [class_names[label] for label in labels], columns=shown)
+    with replacing(path) as temporary:
+        save_grid(temporary, to_uint8(latents), [class_names[label] for label in labels], columns=shown)

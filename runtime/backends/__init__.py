@@ -43,8 +43,8 @@ def open_backend(name: str, device: str, threads: int | None) -> Backend:
     """The backend called `name` on `device`, with `threads` processor threads (all there are, if None)."""
     if name not in _BACKENDS:
         raise RequestError(f"unknown backend {name!r}; this version has {', '.join(_BACKENDS)}")
-    if threads is not None and not 1 <= threads <= 1024:
-        raise RequestError(f"threads must lie in 1..1024, found {threads}")
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
+        raise RequestError(f"threads must be a whole number in 1..1024, found {threads!r}")
     module, attribute = _BACKENDS[name].split(":")
     backend: Backend = getattr(importlib.import_module(module), attribute)(device, threads or available_threads())
     return backend

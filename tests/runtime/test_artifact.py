@@ -30,6 +30,7 @@ TOP_LEVEL = (
     "model",
     "tokenizer",
     "class_names",
+    "sampling",
     "precision",
     "files",
     "engines",
@@ -144,6 +145,7 @@ def test_a_folder_that_lost_its_manifest_is_no_artifact(artifact: pathlib.Path, 
 
 # What the manifest says.
 
+SECTIONS = ("model", "sampling", "files", "engines", "provenance", "parity")
 NO_OBJECT: list[Json] = [[], None, "text", 1]
 NO_NUMBER: list[Json] = [MISSING, "1e-5", None, True, [], math.nan, math.inf]
 DIGEST = "0123456789abcdef" * 4
@@ -154,7 +156,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("format_version", [MISSING], "format version None"),
     ("format_version", [0, 2, "1", 1.5, None, [1], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
-    *((section, NO_OBJECT, section) for section in ("model", "files", "engines", "provenance", "parity")),
+    *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model
     ("model/surprise", [1], "surprise"),
     *((f"model/{key}", [MISSING], key) for key in ("img_size", "vae_stride", "patch_size", "class_num", "buffer_size")),
@@ -167,6 +169,14 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("precision", ["int4", None, ["fp32"], 32], "precision {value!r}"),
     ("class_names", ["abcdef", None, {}, [1] * 6, ["a"] * 5 + [None]], "class_names"),
     ("class_names", [["a"], ["a"] * 5, ["a"] * 7], "class names for 6 classes"),
+    # How it is drawn where a request does not say
+    ("sampling/surprise", [1], "surprise"),
+    ("sampling/iterations", [MISSING, 0, 17, 2.5, "4", True], "iterations"),
+    ("sampling/cfg_scale", [MISSING, None, -1.0, "2", True, [], math.nan, math.inf], "cfg_scale"),
+    ("sampling/cfg_schedule", [MISSING, None, "cosine", 1, []], "cfg_schedule"),
+    ("sampling/temperature", [MISSING, None, -1.0, "1", True, {}, math.nan, math.inf], "temperature"),
+    ("sampling/sampler", [MISSING, None, "euler", 1, []], "sampler"),
+    ("sampling/diffusion_steps", [MISSING, None, 1, 2.5, "ddim7000", "x", [], math.inf], "diffusion_steps"),
     # Files
     ("files/backbone.onnx", [MISSING, {}, *NO_OBJECT], "backbone.onnx"),
     ("files/backbone.onnx/surprise", [1], "surprise"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shlex
 import shutil
@@ -201,6 +202,7 @@ FAILURES = [
     ("generate {folder}/nothing --save-latents {folder}/latents.npy", "nothing: not an artifact"),
     ("generate {damaged} --save-latents {folder}/latents.npy", "denoise.onnx: altered since export"),
     ("inspect {folder}/nothing", "nothing: not an artifact"),
+    ("inspect '{folder}/two\nlines'", "two lines: not an artifact"),
     ("inspect --verify {damaged}", "denoise.onnx: altered since export"),
     (f"generate {{artifact}} {QUICK} --save-latents {{inputs}}/text.npz/latents.npy", "cannot write"),
     (f"generate {{artifact}} {QUICK} --save-latents {{inputs}}/folder.npz", "cannot write"),
@@ -309,6 +311,8 @@ def test_inspect_shows_engines_shapes_parity_and_provenance(mar: Mar, artifact: 
     manifest = Artifact(artifact).manifest
     assert "16 tokens of 8 values, 64x64 pixels, 6 classes, tokenizer none" in words
     assert ("every hash matches" in words) == bool(verify)
+    for key, value in dataclasses.asdict(manifest.sampling).items():
+        assert f"{key} {value}" in words or value is None
     for name, spec in manifest.specs.items():
         assert f"{name} {name}.onnx" in words
         for tensor in (*spec.inputs, *spec.outputs):

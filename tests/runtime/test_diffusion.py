@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -21,6 +21,7 @@ from runtime.diffusion import (
 )
 from runtime.errors import RequestError
 
+untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 Floats = NDArray[np.float64]
 
 HALF_ULP = 2.0**-24 * 1.001  # one rounding to float32, and room for the 1e-11 that float64 loses to cancellation
@@ -54,6 +55,7 @@ def test_the_betas_are_a_cosine_schedule_capped_at_0_999() -> None:
     np.testing.assert_allclose(training_schedule().alphas_cumprod, alphas_cumprod(), rtol=1e-11)
 
 
+@untimed
 @given(st.integers(2, TRAIN_STEPS))
 def test_n_steps_are_spread_evenly_from_first_to_last(steps: int) -> None:
     kept = respaced_timesteps(steps)
@@ -67,6 +69,7 @@ def test_n_steps_are_spread_evenly_from_first_to_last(steps: int) -> None:
     assert np.abs(kept - even).max() <= 0.5 + 1e-9
 
 
+@untimed
 @given(st.sampled_from(sorted(STRIDES)).filter(lambda steps: steps > 1))
 def test_ddim_steps_are_the_smallest_integer_stride_from_zero(steps: int) -> None:
     kept = respaced_timesteps(f"ddim{steps}")
@@ -74,6 +77,7 @@ def test_ddim_steps_are_the_smallest_integer_stride_from_zero(steps: int) -> Non
     assert len(kept) == steps
 
 
+@untimed
 @given(st.sampled_from(IMPOSSIBLE_STRIDES))
 def test_ddim_steps_without_an_integer_stride_are_refused(steps: int) -> None:
     with pytest.raises(RequestError, match=f"'ddim{steps}'"):
@@ -148,6 +152,7 @@ def test_the_last_row_gives_x0_itself_without_noise(steps: int | str) -> None:
     assert column(table, "log_variance_low")[-1] == column(table, "log_variance_low")[-2]
 
 
+@untimed
 @given(st.floats(0, 8, width=32))
 def test_temperature_scales_the_noise_and_nothing_else(temperature: float) -> None:
     scaled, plain = (coefficient_table("ddpm", 10, value).coefficients.copy() for value in (temperature, 1.0))
@@ -157,6 +162,7 @@ def test_temperature_scales_the_noise_and_nothing_else(temperature: float) -> No
     np.testing.assert_array_equal(scaled, plain)
 
 
+@untimed
 @given(st.floats(min_value=0, allow_infinity=False))
 def test_a_temperature_is_refused_or_gives_finite_rows(temperature: float) -> None:
     try:

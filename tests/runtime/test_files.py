@@ -195,13 +195,16 @@ def test_a_file_does_not_replace_a_folder(tmp_path: pathlib.Path) -> None:
     assert_told_and_unchanged(FOLDER, target, failure)
 
 
+@pytest.mark.parametrize(
+    ("cause", "told"), [(OSError(errno.EIO, "Input/output error"), MarError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
 def test_a_folder_whose_last_rename_fails_leaves_what_was_there(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, told: type[BaseException]
 ) -> None:
-    """The old folder steps aside first; when the new one cannot take its name, it must come back."""
+    """The old folder steps aside first; when the new one does not take its name, it must come back."""
     target = tmp_path / "target.bin"
     FOLDER.write(target, OLD)
-    rename, failures = pathlib.Path.replace, [OSError(errno.EIO, "Input/output error")]
+    rename, failures = pathlib.Path.replace, [cause]
 
     def failing_once(source: pathlib.Path, name: pathlib.Path) -> pathlib.Path:
         if name == target and failures:
@@ -209,9 +212,10 @@ def test_a_folder_whose_last_rename_fails_leaves_what_was_there(
         return rename(source, name)
 
     monkeypatch.setattr(pathlib.Path, "replace", failing_once)
-    with pytest.raises(MarError) as failure:
+    with pytest.raises(told):
         FOLDER.write(target, NEW)
-    assert_told_and_unchanged(FOLDER, target, failure)
+    assert FOLDER.read(target) == OLD
+    assert names(tmp_path) == ["target.bin"]
 
 
 def test_a_hash_is_of_every_byte(tmp_path: pathlib.Path) -> None:

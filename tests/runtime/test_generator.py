@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from runtime.artifact import MANIFEST
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.request import seeded_noise, seeded_order
@@ -22,6 +25,8 @@ from tests.conftest import GOLDEN_TOLERANCE, GoldenCase, relative_l2
 
 # A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.
 FAST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
+# What the fast settings leave open, and not as it is by default.
+OWN: dict[str, Any] = {"cfg_schedule": "constant", "temperature": 0.9, "sampler": "ddpm"}
 LABELS = [0, 5, 2, 3, 1]
 
 
@@ -101,10 +106,24 @@ def test_progress_is_told_once_an_iteration(generator: Generator) -> None:
     assert told == [(done, 7) for done in range(1, 8)]
 
 
-def test_iterations_are_one_a_token_where_there_are_fewer_than_64(generator: Generator) -> None:
-    plan = generator.plan()
-    assert [iteration.count for iteration in plan.iterations] == [1] * 16
-    assert plan.diffusion_steps == 100
+def test_settings_that_a_request_does_not_name_are_the_artifacts_own(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    artifact = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    manifest = json.loads((artifact / MANIFEST).read_text())
+    (artifact / MANIFEST).write_text(json.dumps(manifest | {"sampling": FAST | OWN}))
+    with Generator.load(artifact, threads=1) as generator:
+        own = generator.generate([2], seed=3)
+        assert own.latents.tobytes() == draw(generator, [2], seed=3, **OWN).tobytes()
+        assert own.latents.tobytes() == draw(generator, [2], seed=3, **dict.fromkeys(FAST | OWN)).tobytes()
+        other = generator.generate([2], seed=3, iterations=2, diffusion_steps=3)
+    assert (len(other.plan.iterations), other.plan.diffusion_steps) == (2, 3)
+    assert other.plan.guidance_scale == own.plan.guidance_scale == FAST["cfg_scale"]
+
+
+def test_a_setting_that_does_not_exist_is_refused_by_name(generator: Generator) -> None:
+    with pytest.raises(RequestError, match="cfg_scal;"):
+        generator.plan(cfg_scal=2.0)
 
 
 def test_the_description_names_backend_device_and_threads(generator: Generator) -> None:
@@ -133,9 +152,9 @@ BAD_REQUESTS: list[tuple[str, object, str]] = [
     *(("iterations", value, f"{value}") for value in (0, -1, 17, 2.5, "4", True, math.nan)),
     *(("cfg_scale", value, f"{value!r}") for value in (-1.0, math.nan, math.inf, 1e39, "2", [2.0])),
     *(("temperature", value, f"{value!r}") for value in (-1.0, math.nan, math.inf, 1e39, "1", [1.0])),
-    *(("cfg_schedule", value, f"{value!r}") for value in ("cosine", None, 1)),
-    *(("sampler", value, f"{value!r}") for value in ("euler", None, 1)),
-    *(("diffusion_steps", value, f"{value!r}") for value in (1, 1001, 2.5, "ddim700", "x", None, math.inf)),
+    *(("cfg_schedule", value, f"{value!r}") for value in ("cosine", 1)),
+    *(("sampler", value, f"{value!r}") for value in ("euler", 1)),
+    *(("diffusion_steps", value, f"{value!r}") for value in (1, 1001, 2.5, "ddim700", "x", math.inf)),
     ("order", [ORDER[:-1]], "[1, 15]"),
     ("order", ORDER, "[16]"),
     ("order", [ORDER, ORDER], "[2, 16]"),

@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
 from runtime.plan import Plan, Sampling, build_plan
 from tests.conftest import GoldenCase
 
+untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 SETTINGS: dict[str, Any] = {
     "iterations": 6,
     "cfg_scale": 1.0,
@@ -40,6 +41,7 @@ def test_a_golden_case_predicts_as_many_tokens_an_iteration_as_the_published_cod
     assert [iteration.count for iteration in planned.iterations] == golden_case.tokens_per_step
 
 
+@untimed
 @given(LENGTHS_AND_ITERATIONS)
 def test_every_iteration_predicts_something_and_together_they_predict_everything(sizes: tuple[int, int]) -> None:
     length, iterations = sizes
@@ -52,6 +54,7 @@ def test_every_iteration_predicts_something_and_together_they_predict_everything
     assert [iteration.known for iteration in planned.iterations] == [sum(counts[:k]) for k in range(iterations)]
 
 
+@untimed
 @given(LENGTHS, st.data())
 def test_an_impossible_number_of_iterations_is_refused(length: int, data: st.DataObject) -> None:
     iterations = data.draw(st.integers(max_value=0) | st.integers(min_value=length + 1))
@@ -67,6 +70,7 @@ def test_linear_guidance_grows_with_the_tokens_known_after_the_iteration() -> No
     assert scales(16, cfg_scale=2.5) == [1 + 1.5 * (16 - masked) / 16 for masked in masked_after]
 
 
+@untimed
 @given(LENGTHS_AND_ITERATIONS, SCALES)
 def test_linear_guidance_moves_from_none_towards_its_scale(sizes: tuple[int, int], scale: float) -> None:
     length, iterations = sizes
@@ -76,6 +80,7 @@ def test_linear_guidance_moves_from_none_towards_its_scale(sizes: tuple[int, int
     assert max(found) <= max(1, scale)
 
 
+@untimed
 @given(LENGTHS_AND_ITERATIONS, SCALES)
 def test_constant_guidance_is_its_scale(sizes: tuple[int, int], scale: float) -> None:
     length, iterations = sizes
@@ -104,9 +109,25 @@ def test_a_plan_counts_the_steps_of_its_chains(steps: int | str, chain: int) -> 
     assert planned.head_evaluations == 6 * chain
 
 
+@pytest.mark.parametrize(("length", "iterations"), [(1, 1), (16, 16), (64, 64), (256, 64)])
+def test_an_image_takes_64_iterations_or_one_a_token_where_nothing_else_is_asked(length: int, iterations: int) -> None:
+    planned = build_plan(length, Sampling())
+    assert len(planned.iterations) == iterations
+    assert planned.diffusion_steps == 100
+    assert planned.guidance_scale == 1
+
+
+def test_settings_change_by_name_and_none_keeps_what_is() -> None:
+    own = Sampling(iterations=5, cfg_scale=2.0)
+    assert own.changed({}) == own
+    assert own.changed({"iterations": None, "cfg_scale": 3.0}) == Sampling(iterations=5, cfg_scale=3.0)
+    with pytest.raises(RequestError, match=r"unknown sampling settings .*cfg_scal;"):
+        own.changed({"cfg_scal": 3.0})
+
+
 NO_NUMBERS = (math.nan, math.inf, -math.inf, "hot", None)
 BAD_SETTINGS = [
-    *(("iterations", value) for value in (2.5, math.nan, "4", None, True)),
+    *(("iterations", value) for value in (2.5, math.nan, "4", True)),
     *(("cfg_scale", value) for value in (-0.5, *NO_NUMBERS)),
     *(("cfg_schedule", value) for value in ("cosine", "Linear", 3, None)),
     *(("temperature", value) for value in (-1.0, *NO_NUMBERS)),

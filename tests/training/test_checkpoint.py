@@ -302,7 +302,7 @@ def test_a_bad_config_file_is_refused_by_its_name(
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(error) as caught:
         load_checkpoint(_SMALL / "checkpoint-last.pth", file)
-    assert str(file) in one_sentence(caught)  # type: ignore[arg-type]
+    assert str(file) in one_sentence(caught)
 
 
 def test_an_unknown_key_of_a_config_file_is_named(tmp_path: pathlib.Path) -> None:

@@ -230,6 +230,18 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
     assert corners == [[0, 0, 0], [20, 0, 0], [10, 2, 0]]  # zebra, the first mouse, the last ant
 
 
+def test_classes_and_their_pictures_do_not_depend_on_the_order_of_the_folder(tmp_path: pathlib.Path) -> None:
+    """A file system lists names as it likes; with twenty of them, not in alphabetical order."""
+    shuffled = np.random.default_rng(2).permutation(20).tolist()
+    for number in shuffled:
+        _save(tmp_path / f"class-{number:02}" / "0.png", Image.new("RGB", (8, 8)))
+        _save(tmp_path / "class-00" / f"{number:02}.png", Image.new("RGB", (8, 8), (number, 0, 0)))
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.classes == tuple(f"class-{number:02}" for number in range(20))
+    of_the_first = dataset.images(np.flatnonzero(dataset.labels == 0))[:, 0, 0, 0].tolist()
+    assert of_the_first == [0, *range(20)]  # 0.png, and then those with two digits
+
+
 def test_pictures_of_a_class_may_lie_deeper_and_have_any_usual_suffix(tmp_path: pathlib.Path) -> None:
     for name in ("a.png", "b.JPG", "deeper/c.jpeg", "deeper/still/d.bmp", "e.webp"):
         _save(tmp_path / "class" / name, Image.new("RGB", (8, 8), "gray"))

@@ -13,8 +13,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TextIO
 
 import numpy as np
 import pytest
@@ -65,7 +65,8 @@ def half_done(tmp_path_factory: pytest.TempPathFactory, data: pathlib.Path) -> p
 
 
 def _copy(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
-    return pathlib.Path(shutil.copytree(run, to))
+    shutil.copytree(run, to)
+    return to
 
 
 def _same_tensors(one: pathlib.Path, other: pathlib.Path) -> bool:
@@ -175,6 +176,19 @@ def test_the_state_of_another_model_is_refused(
     assert str(run / _STATE) in one_sentence(caught)
 
 
+@pytest.mark.parametrize("name", ["model.z_proj.bias", "average.z_proj.bias", "exp_avg.z_proj.bias"])
+def test_a_state_with_a_tensor_of_another_shape_is_refused(
+    half_done: pathlib.Path, tmp_path: pathlib.Path, name: str
+) -> None:
+    """One that could be broadcast, too."""
+    run = _copy(half_done, tmp_path / "run")
+    state = checkpoint.load_weights(run / _STATE)
+    checkpoint.save_weights(run / _STATE, state | {name: torch.zeros(1)}, {"step": "4"})
+    with pytest.raises(CheckpointError) as caught:
+        Trainer.resume(run, 8)
+    assert str(run / _STATE) in one_sentence(caught)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -212,6 +226,26 @@ def test_resuming_after_the_data_has_gone_is_refused(half_done: pathlib.Path, tm
     with pytest.raises(DataError, match="gone") as caught:
         Trainer.resume(run, 8)
     one_sentence(caught)
+
+
+def test_resuming_on_data_with_more_classes_than_the_model_is_refused(
+    half_done: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = _copy(half_done, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    other = write_idx_dataset(tmp_path / "other", classes=6)
+    (run / "config.json").write_text(json.dumps({**config, "data": str(other)}))
+    with pytest.raises(MarError, match="classes") as caught:
+        Trainer.resume(run, 8).train()
+    one_sentence(caught)
+
+
+def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = _copy(finished, tmp_path / "run")
+    (run / _LOG).unlink()
+    Trainer.resume(run).train()
+    Trainer.resume(run, 9).train()
+    assert sorted(logged(run, "loss")) == [9]
 
 
 # What a run leaves behind
@@ -383,15 +417,14 @@ def test_gradients_are_clipped_to_the_norm_asked_for(data: pathlib.Path, tmp_pat
 class _Recording:
     """A dataset that tells when it is read, and remembers what was asked for."""
 
-    def __init__(self, dataset: Dataset, told: object = None) -> None:
+    def __init__(self, dataset: Dataset, told: Callable[[], None] = lambda: None) -> None:
         self._dataset, self._told = dataset, told
         self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
         self.batches: list[list[int]] = []
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         self.batches.append(indices.tolist())
-        if callable(self._told):
-            self._told()
+        self._told()
         return self._dataset.images(indices)
 
 
@@ -484,7 +517,7 @@ def test_training_lowers_the_loss(data: pathlib.Path, tmp_path: pathlib.Path) ->
 )
 def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field) as caught:
-        tiny_training(**{"steps": 1, field: value})  # type: ignore[arg-type]
+        tiny_training(**{"steps": 1, field: value})
     one_sentence(caught)
 
 
@@ -511,6 +544,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
     assert _same_tensors(run / _STATE, half_done / _STATE)
     assert _same_tensors(run / _WEIGHTS, half_done / _WEIGHTS)
+
+
+def test_a_checkpoint_is_never_replaced_by_weights_that_are_not_finite(
+    half_done: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """A step can have a finite loss and ruin the weights; the loss tells only one step later."""
+    run = _copy(half_done, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["training"] |= {"learning_rate": 1e39, "checkpoint_every": 1}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MarError) as caught:
+        Trainer.resume(run, 8).train()
+    one_sentence(caught)
+    for file in (_STATE, _WEIGHTS):
+        assert all(tensor.isfinite().all() for tensor in checkpoint.load_weights(run / file).values()), file
 
 
 _OUT_OF_SPACE = [  # as Python tells it, and as safetensors does
@@ -586,6 +634,20 @@ def test_a_write_that_the_system_refuses_halfway_keeps_the_last_checkpoint(
     with _small_disk(limit), pytest.raises(MarError, match="File too large") as caught:
         Trainer.resume(run, 8).train()
     assert str(run / _STATE) in one_sentence(caught)
+    _assert_nothing_lost(run, half_done, finished)
+
+
+def test_a_log_on_a_full_disk_is_one_error_too(
+    half_done: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_full(path: pathlib.Path, step: int) -> TextIO:
+        return pathlib.Path("/dev/full").open("w")
+
+    run = _copy(half_done, tmp_path / "run")
+    with monkeypatch.context() as patched, pytest.raises(MarError, match="No space left on device") as caught:
+        patched.setattr("training.trainer._open_log", open_full)
+        Trainer.resume(run, 8).train()
+    one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
 

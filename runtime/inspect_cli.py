@@ -1,0 +1,58 @@
+"""`mar inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import click
+
+from runtime.artifact import Artifact
+from runtime.options import PATH
+from runtime.plan import Sampling
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--verify", is_flag=True, help="Compare the hash of every file too.")
+def inspect(artifact: pathlib.Path, verify: bool) -> None:
+    """Show what ARTIFACT holds: model, engines, shapes, sizes, precision, origin, parity."""
+    opened = Artifact(artifact)
+    if verify:
+        opened.verify()
+    manifest = opened.manifest
+    config = manifest.model
+    total = sum(entry.bytes for entry in manifest.files.values())
+    click.echo(f"{artifact}: {manifest.precision}, {_size(total)}" + (", every hash matches" if verify else ""))
+    click.echo(
+        f"\nmodel       {config.tokens} tokens of {config.token_channels} values, "
+        f"{config.img_size}x{config.img_size} pixels, {config.class_num} classes, tokenizer {manifest.tokenizer}\n"
+        f"            encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
+        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
+    )
+    click.echo(f"drawn with  {_settings(manifest.sampling)}, where a request names nothing else")
+    if manifest.class_names:
+        click.echo(f"classes     {', '.join(f'{number} {name}' for number, name in enumerate(manifest.class_names))}")
+    for name, spec in manifest.specs.items():
+        file = manifest.engines[name]
+        size = sum(entry.bytes for path, entry in manifest.files.items() if path in (file, f"{file}.data"))
+        click.echo(f"\n{name:14}{file}, {_size(size)}")
+        for direction, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+            for tensor in tensors:
+                click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{', '.join(map(str, tensor.shape))}]")
+        parity = manifest.parity[name]
+        click.echo(f"  relative L2 from eager PyTorch {parity['relative_l2']:.1e}, allowed {parity['tolerance']:.0e}")
+    generation = manifest.parity["generation"]
+    click.echo(
+        f"\nwhole generation: relative L2 {generation['relative_l2']:.1e}, allowed {generation['tolerance']:.0e}"
+    )
+    click.echo("\nmade from   " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
+
+
+def _settings(sampling: Sampling) -> str:
+    told = {name: value for name, value in dataclasses.asdict(sampling).items() if value is not None}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
