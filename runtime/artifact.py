@@ -124,11 +124,10 @@ class Artifact:
         self.path = pathlib.Path(path)
         manifest = self.path / MANIFEST
         try:
-            text = manifest.read_text()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not text"
+            text = manifest.read_bytes()
+        except OSError as error:
             raise ArtifactError(
-                f"{self.path}: not an artifact, its {MANIFEST} cannot be read ({reason}); make one with mar export"
+                f"{self.path}: not an artifact, {MANIFEST} cannot be read ({error.strerror}); make one with mar export"
             ) from None
         try:
             value = json.loads(text, parse_constant=_refuse_constant)

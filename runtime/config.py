@@ -106,8 +106,10 @@ class ModelConfig:
         return (3 * self.diffloss_d + 2) * self.diffloss_w
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> ModelConfig:
+    def from_dict(cls, values: object, where: str) -> ModelConfig:
         """The config named by `values`; `where` names their source in an error."""
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{where}: a model config must be a JSON object, found {type(values).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

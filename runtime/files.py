@@ -31,6 +31,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the
     folder cannot be written or the disk is full.
     """
+    if path.is_dir():
+        raise MarError(f"cannot write {path}: it is a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)

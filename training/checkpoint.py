@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,13 +69,14 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
         ) from error
 
 
-def read_step(path: pathlib.Path) -> int:
-    """The training step a state file was saved at."""
-    with safe_open(path, "pt") as file:
-        step = (file.metadata() or {}).get("step", "")
-    if not step.isdecimal():
-        raise CheckpointError(f"{path}: its header names no step")
-    return int(step)
+def saved_step(path: pathlib.Path) -> int | None:
+    """The training step a file was saved at; None if it is missing, damaged or names none."""
+    try:
+        with safe_open(path, "pt") as file:
+            step = (file.metadata() or {}).get("step", "")
+    except (SafetensorError, OSError):
+        return None
+    return int(step) if step.isdecimal() else None
 
 
 def write_run_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -112,12 +114,14 @@ def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None)
         run = read_run_config(path)
         where, weights_file = f"{path / CONFIG_FILE}", path / WEIGHTS_FILE
         try:
-            arguments, tokenizer, class_names = run["model"], run["tokenizer"], tuple(run["class_names"])
+            arguments, tokenizer, class_names = run["model"], run["tokenizer"], run["class_names"]
         except KeyError as error:
             raise CheckpointError(f"{where}: the key {error} is missing") from None
+        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+            raise CheckpointError(f"{where}: class_names must be a list of texts, found {class_names!r}")
         weights = load_weights(weights_file)
     else:
-        weights_file, tokenizer, class_names = path, "none", ()
+        weights_file, tokenizer, class_names = path, "none", []
         weights = _load_published(path)
         if config_file is None:
             raise ConfigError(
@@ -127,9 +131,8 @@ def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None)
         where, arguments = str(config_file), read_json_object(config_file)
         arguments = arguments.get("config", arguments)
     config = ModelConfig.from_dict(arguments, where)
-    return Checkpoint(
-        _model_from(config, weights, weights_file), tokenizer, class_names, path.name, sha256(weights_file)
-    )
+    model = _model_from(config, weights, weights_file)
+    return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file))
 
 
 def _load_published(path: pathlib.Path) -> dict[str, Tensor]:
@@ -140,14 +143,11 @@ def _load_published(path: pathlib.Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{path}: refused, it holds more than tensors and would run code when read ({reason})"
-        ) from error
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"{named[1]}, which is" if named else "what is"
+        raise CheckpointError(f"{path}: refused, it holds {what} no tensor and could run code when read") from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: not a whole PyTorch checkpoint ({str(error) or 'it is empty'}); copy it again"
-        ) from error
+        raise CheckpointError(f"{path}: not a whole PyTorch checkpoint; copy it again") from error
     weights = content.get("model_ema") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(

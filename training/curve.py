@@ -17,8 +17,10 @@ _WINDOW = 100  # steps of the running mean
 
 
 def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
-    """Draw the losses in a run's log: each step faintly, their running mean on top."""
+    """Draw the losses in a run's log: each step faintly, their running mean on top. Nothing for an empty log."""
     entries = [json.loads(line) for line in log.read_text().splitlines()]
+    if not entries:
+        return
     steps, losses = np.array([[entry["step"], entry["loss"]] for entry in entries]).T
     window = min(_WINDOW, len(losses))
     mean = np.convolve(losses, np.ones(window) / window, mode="valid")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pathlib
 import struct
+import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -106,14 +108,21 @@ class FolderDataset:
         size = self._image_size
         try:
             with Image.open(file) as image:
-                picture = image.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+                picture = _eight_bits(image).convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise DataError(f"{file}: not a readable picture ({error})") from error
         scale = size / min(picture.size)
         width, height = (max(size, round(side * scale)) for side in picture.size)
         left, top = (width - size) // 2, (height - size) // 2
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray brought to 8; Pillow's own conversion would cut it off at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
 
 
 def _idx_file(path: pathlib.Path, split: str, kind: str) -> pathlib.Path | None:
@@ -131,13 +140,13 @@ def _require_idx(path: pathlib.Path, split: str, kind: str) -> pathlib.Path:
 def _read_idx(file: pathlib.Path, dimensions: int) -> NDArray[np.uint8]:
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
     header = 4 * (1 + dimensions)
     if len(data) < header or data[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(f"{file}: not an IDX file of bytes with {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     values = np.frombuffer(data, np.uint8, offset=header)
-    if values.size != int(np.prod(shape)):
-        raise DataError(f"{file}: the header promises {shape}, {int(np.prod(shape))} bytes; found {values.size}")
+    if values.size != math.prod(shape) or not values.size:
+        raise DataError(f"{file}: the header promises {shape}, {math.prod(shape)} bytes; found {values.size}")
     return values.reshape(shape)

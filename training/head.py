@@ -119,7 +119,7 @@ class DiffusionLoss(nn.Module):
         """The loss of each token, [N]: target and noise [N, D], z [N, C], timesteps int64 [N]."""
         row = {name: table[timesteps][:, None] for name, table in self.named_buffers()}  # [N, 1] each
         x = row["signal"] * target + row["sigma"] * noise  # [N, D]
-        eps, v = self.net(x, timesteps.float(), z).float().chunk(2, dim=-1)
+        eps, v = self.net(x, timesteps.to(x.dtype), z).to(x.dtype).chunk(2, dim=-1)
         fraction = (v + 1) / 2
         log_variance = fraction * row["log_beta"] + (1 - fraction) * row["posterior_log_variance"]
         x0 = (x - row["sigma"] * eps.detach()) / row["signal"]
@@ -153,12 +153,14 @@ def _gaussian_kl(mean_a: Tensor, log_variance_a: Tensor, mean_b: Tensor, log_var
 def _discretized_nll(target: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     """-log of a Gaussian's mass on target's bin, in nats: 256 bins over [-1, 1], the outer two unbounded."""
     scale = (-0.5 * log_variance).exp()
-    below = _normal_cdf((target - mean - 1 / 255) * scale)
-    above = _normal_cdf((target - mean + 1 / 255) * scale)
-    below = torch.where(target < -0.999, torch.zeros_like(below), below)
-    above = torch.where(target > 0.999, torch.ones_like(above), above)
-    return -(above - below).clamp(min=1e-12).log()
+    distance = target - mean
+    # The mass of a bin depends on its distance only, and below the mean it does not cancel in float32.
+    inner = _normal_cdf((1 / 255 - distance.abs()) * scale) - _normal_cdf((-1 / 255 - distance.abs()) * scale)
+    lowest = _normal_cdf((distance + 1 / 255) * scale)
+    highest = _normal_cdf((1 / 255 - distance) * scale)
+    mass = torch.where(target < -0.999, lowest, torch.where(target > 0.999, highest, inner))
+    return -mass.clamp(min=1e-12).log()
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x / math.sqrt(2.0)))
+    return 0.5 * torch.erfc(-x / math.sqrt(2.0))

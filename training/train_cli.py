@@ -36,8 +36,11 @@ _FOLDER = click.Path(path_type=pathlib.Path)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--checkpoint-every", type=int, default=_DEFAULTS["checkpoint_every"], show_default=True, help="Steps.")
 @click.option("--sample-every", type=int, default=_DEFAULTS["sample_every"], show_default=True, help="Steps.")
-@click.option("--threads", type=int, help="Processor threads; all by default.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; all by default.")
+@click.pass_context
 def train(
+    context: click.Context,
+    /,
     preset_name: str | None,
     data: pathlib.Path | None,
     out: pathlib.Path | None,
@@ -51,11 +54,10 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     if resume is not None:
-        if preset_name or data or out:
-            raise ConfigError(
-                "--resume takes everything but --steps from the run; leave --preset, --data and --out away"
-            )
-        Trainer.resume(resume, steps).train()
+        if preset_name or data or out or image_size is not None:
+            raise ConfigError("--resume takes the model and its data from the run; leave --preset, --data, --out away")
+        given = {name: value for name, value in {"steps": steps, **training}.items() if _was_given(context, name)}
+        Trainer.resume(resume, **given).train()
         return
     if preset_name is None or data is None or out is None or steps is None:
         raise ConfigError("a new run needs --preset, --data, --out and --steps; an old one needs --resume")
@@ -65,3 +67,7 @@ def train(
             f"preset {preset_name} works on the latents of a VAE, which mar train cannot make yet; use pixel_small"
         )
     Trainer.start(out, data, model_config, TrainConfig(steps=steps, **training)).train()  # type: ignore[arg-type]
+
+
+def _was_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from runtime.config import ModelConfig
-from runtime.errors import CheckpointError, ConfigError, MarError
+from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from runtime.files import replacing
 from training import checkpoint
 from training.curve import save_loss_curve
@@ -55,27 +55,36 @@ class TrainConfig:
     sample_every: int = 2000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "checkpoint_every", "sample_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name, smallest in (("steps", 1), ("batch_size", 1), ("checkpoint_every", 1), ("sample_every", 1)):
+            self._check_whole(name, smallest)
+        for name in ("warmup_steps", "seed"):
+            self._check_whole(name, 0)
         for name in ("learning_rate", "gradient_clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name} must be above 0, found {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be a finite number above 0, found {getattr(self, name)}")
         if not 0 <= self.ema_rate < 1:
             raise ConfigError(f"ema_rate must lie in 0..1, found {self.ema_rate}")
-        if self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ConfigError("weight_decay and warmup_steps must be at least 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay must be a finite number of at least 0, found {self.weight_decay}")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"precision must be fp32 or bf16, found {self.precision!r}")
+
+    def _check_whole(self, name: str, smallest: int) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not smallest <= value < 2**63:
+            raise ConfigError(f"{name} must be a whole number of at least {smallest}, found {value!r}")
 
 
 class Trainer:
     """One run: `Trainer.start` or `Trainer.resume`, then `train`."""
 
     def __init__(
-        self, run: pathlib.Path, data: pathlib.Path, dataset: Dataset, model: MAR, config: TrainConfig
+        self, run: pathlib.Path, data: pathlib.Path, dataset: Dataset, model_config: ModelConfig, config: TrainConfig
     ) -> None:
-        self.run, self.data, self.dataset, self.model, self.config = run, data, dataset, model, config
+        _check_fit(data, dataset, model_config, config)
+        self.run, self.data, self.dataset, self.config = run, data, dataset, config
+        torch.manual_seed(config.seed)
+        model = self.model = MAR(**model_config.to_dict())
         self.tokenizer = PixelTokenizer()
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self.optimizer = torch.optim.AdamW(
@@ -89,32 +98,38 @@ class Trainer:
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
         dataset = open_dataset(data, model_config.img_size)
         model_config = dataclasses.replace(model_config, vae_embed_dim=dataset.channels, class_num=len(dataset.classes))
-        torch.manual_seed(config.seed)
-        trainer = cls(run, data, dataset, MAR(**model_config.to_dict()), config)
+        trainer = cls(run, data.resolve(), dataset, model_config, config)
         trainer._write_config()
         return trainer
 
     @classmethod
-    def resume(cls, run: pathlib.Path, steps: int | None = None) -> Trainer:
-        """The run at its last checkpoint; `steps` changes how far it goes."""
+    def resume(cls, run: pathlib.Path, **changes: Any) -> Trainer:
+        """The run at its last checkpoint; `changes` to its `TrainConfig`, such as more `steps`, are kept in it."""
         saved = checkpoint.read_run_config(run)
         try:
-            training = saved["training"] | ({"steps": steps} if steps is not None else {})
-            config = TrainConfig(**training)
-            model_config = ModelConfig.from_dict(saved["model"], f"{run / checkpoint.CONFIG_FILE}")
-            data = pathlib.Path(saved["data"])
-        except (KeyError, TypeError) as error:
+            recorded, data = TrainConfig(**saved["training"]), pathlib.Path(saved["data"])
+            model_config = ModelConfig.from_dict(saved["model"], "its model")
+        except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{run / checkpoint.CONFIG_FILE}: not the config of a run ({error})") from None
+        config = dataclasses.replace(recorded, **changes)
         dataset = open_dataset(data, model_config.img_size)
-        trainer = cls(run, data, dataset, MAR(**model_config.to_dict()), config)
+        trainer = cls(run, data, dataset, model_config, config)
         if (run / checkpoint.STATE_FILE).exists():
             trainer._load_state()
-        if steps is not None:
+        if changes:
             trainer._write_config()
         return trainer
 
     def train(self) -> None:
         """Train to the last step of the config, with checkpoints, samples and a log on the way."""
+        try:
+            self._train()
+        except OSError as error:
+            raise MarError(
+                f"cannot write to {self.run}: {error.strerror or error}; free some space and resume"
+            ) from error
+
+    def _train(self) -> None:
         config = self.config
         log = _open_log(self.run / LOG_FILE, self.step)
         images = config.steps * config.batch_size
@@ -131,11 +146,8 @@ class Trainer:
             while self.step < config.steps:
                 started = time.perf_counter()
                 loss, gradient_norm = self._train_step()
-                if not math.isfinite(loss):
-                    raise MarError(
-                        f"the loss became {loss} at step {self.step}; resume from the last checkpoint with "
-                        "a lower --learning-rate or --precision fp32"
-                    )
+                if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+                    raise self._diverged(f"the loss became {loss}, its gradient norm {gradient_norm}")
                 self.step += 1
                 smoothed = loss if smoothed is None else 0.98 * smoothed + 0.02 * loss
                 rate = config.batch_size / (time.perf_counter() - started)
@@ -154,6 +166,12 @@ class Trainer:
                         self.run / "samples" / f"step-{self.step:06d}.png", self._averaged_model(), self.dataset.classes
                     )
         save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
+
+    def _diverged(self, what: str) -> MarError:
+        return MarError(
+            f"{what} at step {self.step}; go on from the last checkpoint with mar train --resume {self.run} and a "
+            "lower --learning-rate, or --precision fp32"
+        )
 
     def _train_step(self) -> tuple[float, float]:
         config, model = self.config, self.model
@@ -201,25 +219,52 @@ class Trainer:
 
     def _save(self) -> None:
         """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only."""
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise self._diverged("weights became infinite or not a number")
         state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state[parameter]
             state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
         checkpoint.save_weights(self.run / checkpoint.STATE_FILE, state, {"step": str(self.step)})
+        self._save_average()
+
+    def _save_average(self) -> None:
         checkpoint.save_weights(self.run / checkpoint.WEIGHTS_FILE, self.average, {"step": str(self.step)})
 
     def _load_state(self) -> None:
         path = self.run / checkpoint.STATE_FILE
-        state, self.step = checkpoint.load_weights(path), checkpoint.read_step(path)
-        try:
+        state, step = checkpoint.load_weights(path), checkpoint.saved_step(path)
+        if step is None:
+            raise CheckpointError(f"{path}: its header names no step")
+        self.step = step
+
+        def saved(key: str, name: str, parameter: Tensor) -> Tensor:
+            tensor = state.get(f"{key}.{name}")
+            if tensor is None or tensor.shape != parameter.shape:
+                found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+                raise CheckpointError(f"{path}: {key}.{name} is {found}, expected shape {list(parameter.shape)}")
+            return tensor
+
+        with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                parameter.data.copy_(state[f"model.{name}"])
-                self.average[name].copy_(state[f"average.{name}"])
-                moments = {key: state[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+                parameter.copy_(saved("model", name, parameter))
+                self.average[name].copy_(saved("average", name, parameter))
+                moments = {key: saved(key, name, parameter) for key in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: not the state of this run's model ({error})") from error
+        if checkpoint.saved_step(self.run / checkpoint.WEIGHTS_FILE) != self.step:
+            self._save_average()  # a kill between the two files of a checkpoint leaves the second one older
+
+
+def _check_fit(data: pathlib.Path, dataset: Dataset, model_config: ModelConfig, config: TrainConfig) -> None:
+    """Refuse data that is not what the model was made for, or too little of it for one batch."""
+    if len(dataset.classes) != model_config.class_num or dataset.channels != model_config.vae_embed_dim:
+        raise DataError(
+            f"{data}: {len(dataset.classes)} classes of {dataset.channels} channels, but the model was made for "
+            f"{model_config.class_num} classes of {model_config.vae_embed_dim}"
+        )
+    if len(dataset.labels) < config.batch_size:
+        raise ConfigError(f"a batch of {config.batch_size} does not fit a dataset of {len(dataset.labels)} pictures")
 
 
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
@@ -247,8 +292,6 @@ def _draw_mask_ratio(smallest: float, generator: torch.Generator) -> float:
 
 def _batch_indices(examples: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
     """The examples of a batch: every epoch is a permutation of its own, cut into whole batches."""
-    if examples < batch_size:
-        raise ConfigError(f"a batch of {batch_size} does not fit a dataset of {examples} pictures")
     epoch, position = divmod(step, examples // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(examples)
     return order[position * batch_size : (position + 1) * batch_size]

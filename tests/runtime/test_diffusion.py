@@ -93,7 +93,7 @@ def test_impossible_diffusion_steps_are_refused_by_value(steps: int | str) -> No
     with pytest.raises(RequestError) as refusal:
         respaced_timesteps(steps)
     assert "diffusion_steps" in str(refusal.value)
-    assert repr(steps) in str(refusal.value)
+    assert repr(steps)[:40] in str(refusal.value)
 
 
 @pytest.mark.parametrize("steps", SPACINGS)

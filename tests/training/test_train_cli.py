@@ -74,7 +74,7 @@ def test_train_makes_a_run_with_the_settings_it_was_given(two_steps: pathlib.Pat
 
 def test_train_leaves_a_checkpoint_a_log_samples_and_a_curve(two_steps: pathlib.Path) -> None:
     assert sorted(logged(two_steps, "loss")) == [1, 2]
-    assert checkpoint.read_step(two_steps / "training-state.safetensors") == 2
+    assert checkpoint.saved_step(two_steps / "training-state.safetensors") == 2
     assert checkpoint.load_checkpoint(two_steps).class_names == ("0", "1")
     for picture in ("samples/step-000002.png", "loss.png"):
         with Image.open(two_steps / picture) as image:
@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_of_the_process(data: pathlib.Path
     done = _mar("train", "--preset", "pixel_small", "--data", data, "--out", tmp_path / "run", "--steps", -1)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "mar: steps must be at least 1, found -1\n"
+    assert done.stderr == "mar: steps must be a whole number of at least 1, found -1\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -129,7 +129,7 @@ def test_resume_goes_on_where_another_process_has_stopped(
     losses = logged(run, "loss")
     assert sorted(losses) == [1, 2, 3]
     assert {step: losses[step] for step in (1, 2)} == logged(two_steps, "loss")
-    assert checkpoint.read_step(run / "training-state.safetensors") == 3
+    assert checkpoint.saved_step(run / "training-state.safetensors") == 3
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-000002.png", "step-000003.png"]
 
 

@@ -81,7 +81,7 @@ def _assert_same_run(run: pathlib.Path, expected: pathlib.Path) -> None:
         assert logged(run, key) == logged(expected, key)
     for file in (_STATE, _WEIGHTS):
         assert _same_tensors(run / file, expected / file), file
-        assert checkpoint.read_step(run / file) == checkpoint.read_step(expected / file)
+        assert checkpoint.saved_step(run / file) == checkpoint.saved_step(expected / file)
 
 
 # Resuming
@@ -93,7 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     run = _copy(half_done, tmp_path / "run")
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
     torch.manual_seed(123)  # a new process would have another global state too
-    Trainer.resume(run, 8).train()
+    Trainer.resume(run, steps=8).train()
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
     _assert_same_run(run, finished)
 
@@ -116,7 +116,7 @@ def test_a_kill_past_the_last_checkpoint_repeats_the_lost_steps(
         log.write(json.dumps({"step": 5, "loss": 77.0, "gradient_norm": 1.0, "images_per_second": 1.0}) + "\n")
         log.write(json.dumps({"step": 6, "loss": 78.0, "gradient_norm": 1.0, "images_per_second": 1.0}) + "\n")
         log.write('{"step": 7, "lo')
-    Trainer.resume(run, 8).train()
+    Trainer.resume(run, steps=8).train()
     _assert_same_run(run, finished)
 
 
@@ -136,7 +136,7 @@ def test_resuming_can_only_change_how_far_a_run_goes(half_done: pathlib.Path, tm
     before = checkpoint.read_run_config(run)
     assert Trainer.resume(run).config.steps == 4
     assert checkpoint.read_run_config(run) == before
-    assert Trainer.resume(run, 6).config.steps == 6
+    assert Trainer.resume(run, steps=6).config.steps == 6
     after = checkpoint.read_run_config(run)
     assert after == {**before, "training": {**before["training"], "steps": 6}}
 
@@ -160,8 +160,16 @@ def test_a_run_with_a_truncated_file_is_refused(
     content = (run / file).read_bytes()
     (run / file).write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run, 8)
+        Trainer.resume(run, steps=8)
     assert str(run / file) in one_sentence(caught)
+
+
+def test_a_state_that_names_no_step_is_refused(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+    checkpoint.save_weights(run / _STATE, checkpoint.load_weights(run / _STATE))
+    with pytest.raises(CheckpointError, match="names no step") as caught:
+        Trainer.resume(run, steps=8)
+    assert str(run / _STATE) in one_sentence(caught)
 
 
 def test_the_state_of_another_model_is_refused(
@@ -172,7 +180,7 @@ def test_the_state_of_another_model_is_refused(
     config["model"]["decoder_embed_dim"] = 32
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run, 8)
+        Trainer.resume(run, steps=8)
     assert str(run / _STATE) in one_sentence(caught)
 
 
@@ -185,7 +193,7 @@ def test_a_state_with_a_tensor_of_another_shape_is_refused(
     state = checkpoint.load_weights(run / _STATE)
     checkpoint.save_weights(run / _STATE, state | {name: torch.zeros(1)}, {"step": "4"})
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run, 8)
+        Trainer.resume(run, steps=8)
     assert str(run / _STATE) in one_sentence(caught)
 
 
@@ -224,7 +232,7 @@ def test_resuming_after_the_data_has_gone_is_refused(half_done: pathlib.Path, tm
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
     with pytest.raises(DataError, match="gone") as caught:
-        Trainer.resume(run, 8)
+        Trainer.resume(run, steps=8)
     one_sentence(caught)
 
 
@@ -236,7 +244,7 @@ def test_resuming_on_data_with_more_classes_than_the_model_is_refused(
     other = write_idx_dataset(tmp_path / "other", classes=6)
     (run / "config.json").write_text(json.dumps({**config, "data": str(other)}))
     with pytest.raises(MarError, match="classes") as caught:
-        Trainer.resume(run, 8).train()
+        Trainer.resume(run, steps=8).train()
     one_sentence(caught)
 
 
@@ -244,7 +252,7 @@ def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(finished: pathlib
     run = _copy(finished, tmp_path / "run")
     (run / _LOG).unlink()
     Trainer.resume(run).train()
-    Trainer.resume(run, 9).train()
+    Trainer.resume(run, steps=9).train()
     assert sorted(logged(run, "loss")) == [9]
 
 
@@ -283,11 +291,11 @@ def test_samples_and_checkpoints_come_as_often_as_asked(data: pathlib.Path, tmp_
     seen: list[int] = []
     trainer = start(run, data, 5, sample_every=2, checkpoint_every=3)
     trainer.dataset = _Recording(
-        trainer.dataset, lambda: seen.append(checkpoint.read_step(run / _STATE) if (run / _STATE).exists() else 0)
+        trainer.dataset, lambda: seen.append(checkpoint.saved_step(run / _STATE) if (run / _STATE).exists() else 0)
     )
     trainer.train()
     assert seen == [0, 0, 0, 3, 3]  # at the start of each step
-    assert checkpoint.read_step(run / _STATE) == 5
+    assert checkpoint.saved_step(run / _STATE) == 5
     assert sorted(path.name for path in (run / "samples").iterdir()) == [
         "step-000002.png",
         "step-000004.png",
@@ -311,7 +319,7 @@ def test_the_model_takes_channels_and_classes_from_the_data(tmp_path: pathlib.Pa
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
-    coloured = start(tmp_path / "coloured", folder, 1).model.config
+    coloured = start(tmp_path / "coloured", folder, 1, batch_size=2).model.config
     assert (coloured.class_num, coloured.vae_embed_dim) == (2, 3)
 
 
@@ -535,7 +543,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     half_done: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run = _copy(half_done, tmp_path / "run")
-    trainer = Trainer.resume(run, 8)
+    trainer = Trainer.resume(run, steps=8)
     with torch.no_grad():
         trainer.model.decoder_norm.weight.fill_(float("nan"))
     with pytest.raises(MarError, match=r"loss.*nan.*step 4") as caught:
@@ -555,7 +563,7 @@ def test_a_checkpoint_is_never_replaced_by_weights_that_are_not_finite(
     config["training"] |= {"learning_rate": 1e39, "checkpoint_every": 1}
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(MarError) as caught:
-        Trainer.resume(run, 8).train()
+        Trainer.resume(run, steps=8).train()
     one_sentence(caught)
     for file in (_STATE, _WEIGHTS):
         assert all(tensor.isfinite().all() for tensor in checkpoint.load_weights(run / file).values()), file
@@ -583,7 +591,7 @@ def _assert_nothing_lost(run: pathlib.Path, before: pathlib.Path, finished: path
     for file in (_STATE, _WEIGHTS):
         assert (run / file).read_bytes() == (before / file).read_bytes()
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
-    Trainer.resume(run, 8).train()
+    Trainer.resume(run, steps=8).train()
     _assert_same_run(run, finished)
 
 
@@ -601,7 +609,7 @@ def test_a_full_disk_while_saving_is_one_error_and_keeps_the_last_checkpoint(
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match="No space left on device") as caught:
         patched.setattr("training.checkpoint.save_file", fail)
-        Trainer.resume(run, 8).train()
+        Trainer.resume(run, steps=8).train()
     assert str(run / _STATE) in one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
@@ -619,8 +627,8 @@ def test_a_failure_between_the_two_files_of_a_checkpoint_is_made_good_by_resumin
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match=_WEIGHTS):
         patched.setattr("training.checkpoint.save_file", save_state_alone)
-        Trainer.resume(run, 8).train()
-    assert checkpoint.read_step(run / _STATE) == 8
+        Trainer.resume(run, steps=8).train()
+    assert checkpoint.saved_step(run / _STATE) == 8
     assert (run / _WEIGHTS).read_bytes() == (half_done / _WEIGHTS).read_bytes()
     Trainer.resume(run).train()
     _assert_same_run(run, finished)
@@ -632,7 +640,7 @@ def test_a_write_that_the_system_refuses_halfway_keeps_the_last_checkpoint(
     run = _copy(half_done, tmp_path / "run")
     limit = (run / _STATE).stat().st_size // 2
     with _small_disk(limit), pytest.raises(MarError, match="File too large") as caught:
-        Trainer.resume(run, 8).train()
+        Trainer.resume(run, steps=8).train()
     assert str(run / _STATE) in one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
@@ -646,7 +654,7 @@ def test_a_log_on_a_full_disk_is_one_error_too(
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match="No space left on device") as caught:
         patched.setattr("training.trainer._open_log", open_full)
-        Trainer.resume(run, 8).train()
+        Trainer.resume(run, steps=8).train()
     one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
@@ -665,7 +673,7 @@ def save_half_and_die(tensors, path, metadata):
 
 torch.set_num_threads(1)
 checkpoint.save_file = save_half_and_die
-Trainer.resume(pathlib.Path(sys.argv[1]), 8).train()
+Trainer.resume(pathlib.Path(sys.argv[1]), steps=8).train()
 """
 
 
@@ -680,5 +688,5 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_checkpoint_to_resume_fro
     for file in (_STATE, _WEIGHTS):
         assert (run / file).read_bytes() == (half_done / file).read_bytes()
     checkpoint.load_checkpoint(run)
-    Trainer.resume(run, 8).train()
+    Trainer.resume(run, steps=8).train()
     _assert_same_run(run, finished)
