@@ -82,3 +82,31 @@ def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
         checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
         export_artifact(checkpoint, folder / model, say=lambda text: None)
     return {model: folder / model for model in ("small", "patch2")}
+
+
+@pytest.fixture(scope="session")
+def pixel_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A model of 8x8 pictures with random weights, exported with sampling settings of its own. Read only."""
+    import torch
+
+    from mar_export.export import export_artifact
+    from runtime.plan import Sampling
+    from training.checkpoint import Checkpoint
+    from training.model import MAR
+    from training.presets import preset
+
+    sizes = {
+        f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in (("embed_dim", 32), ("depth", 1))
+    }
+    heads = {"encoder_num_heads": 2, "decoder_num_heads": 2}
+    torch.manual_seed(0)
+    model = MAR(
+        **preset("pixel_small", img_size=8, class_num=2, diffloss_d=1, diffloss_w=32, **sizes, **heads).to_dict()
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # a new head answers zero to everything
+    artifact = tmp_path_factory.mktemp("pixel") / "artifact"
+    checkpoint = Checkpoint(model.eval(), "pixel", ("cat", "dog"), "random weights", "0" * 64)
+    export_artifact(checkpoint, artifact, lambda text: None, Sampling(cfg_scale=1.5, diffusion_steps="ddim5"))
+    return artifact
