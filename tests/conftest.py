@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+# The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 GOLDEN_TOLERANCE = 1e-4  # relative L2; float32 round-off is 3e-7 to 3e-6, see DESIGN.md
@@ -95,14 +99,11 @@ def pixel_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     from training.model import MAR
     from training.presets import preset
 
-    sizes = {
-        f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in (("embed_dim", 32), ("depth", 1))
-    }
-    heads = {"encoder_num_heads": 2, "decoder_num_heads": 2}
+    small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+    sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in small.items()}
+    config = preset("pixel_small", img_size=8, class_num=2, diffloss_d=1, diffloss_w=32, **sizes)
     torch.manual_seed(0)
-    model = MAR(
-        **preset("pixel_small", img_size=8, class_num=2, diffloss_d=1, diffloss_w=32, **sizes, **heads).to_dict()
-    )
+    model = MAR(**config.to_dict())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # a new head answers zero to everything
