@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from runtime import Generator, __version__
+from runtime.artifact import Manifest
 from runtime.backends import Array, Engine
+from runtime.errors import RequestError
 from runtime.loop import Engines
+from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan
-from runtime.request import seeded_noise, seeded_order
 
 Stages = dict[str, float]  # stage -> seconds
 
@@ -94,13 +96,18 @@ def runtime_contestant(generator: Generator, label: int, settings: Mapping[str, 
 
 
 def eager_contestant(
-    checkpoint_path: pathlib.Path, config_file: pathlib.Path | None, label: int, plan: Plan
+    checkpoint_path: pathlib.Path, config_file: pathlib.Path | None, manifest: Manifest, label: int, plan: Plan
 ) -> Contestant:
-    """The published loop in eager PyTorch, with the same plan, order and noise."""
+    """The published loop in eager PyTorch, with the same weights, plan, order and noise."""
     from training.checkpoint import load_checkpoint
     from training.published import sample
 
-    model = load_checkpoint(checkpoint_path, config_file).model
+    checkpoint = load_checkpoint(checkpoint_path, config_file)
+    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
+        raise RequestError(
+            f"{checkpoint_path} is not the checkpoint that the artifact was exported from; export it first"
+        )
+    model = checkpoint.model
     order = seeded_order(0, [0], model.config)
     noise = seeded_noise(0, [0], plan.diffusion_steps, model.config)
 
@@ -125,8 +132,11 @@ class _Clock:
         return outputs
 
 
-def report(measurements: list[Measurement], plan: Plan, threads: int, repeats: int) -> dict[str, Any]:
+def report(
+    measurements: list[Measurement], generator: Generator, settings: Mapping[str, Any], repeats: int
+) -> dict[str, Any]:
     """Everything a reader needs to believe the figures or to repeat them."""
+    plan = generator.plan(**settings)
     value: dict[str, Any] = {
         "contestants": {
             one.name: {
@@ -141,9 +151,11 @@ def report(measurements: list[Measurement], plan: Plan, threads: int, repeats: i
             "head_evaluations": plan.head_evaluations,
             "largest_guidance_scale": plan.guidance_scale,
         },
+        "sampling": dataclasses.asdict(generator.manifest.sampling.changed(settings)),
+        "backend": generator.description,
+        "provenance": dict(generator.manifest.provenance),
         "batch": 1,
         "repeats": repeats,
-        "threads": threads,
         "machine": {"processor": _processor(), "system": platform.platform()},
         "versions": {"mar": __version__, "commit": _commit(), "python": platform.python_version(), **_versions()},
     }
@@ -188,7 +200,9 @@ def _processor() -> str:
 
 def _commit() -> str:
     """The commit of the checkout this runs from, with `+` if files were changed, or `unknown`."""
-    here = pathlib.Path(__file__).parent
+    here = pathlib.Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return "unknown"  # installed elsewhere, perhaps inside some other checkout
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],

@@ -11,7 +11,7 @@ from runtime.backends import available_threads
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.options import PATH, progress_bar, sampling_options
+from runtime.options import PATH, progress_bar, sampling_options, threads_option
 
 
 @click.command()
@@ -21,7 +21,7 @@ from runtime.options import PATH, progress_bar, sampling_options
 @click.option("--class", "label", type=int, default=0, show_default=True)
 @sampling_options
 @click.option("--repeats", type=int, default=5, show_default=True, help="Pictures timed for each contestant.")
-@click.option("--threads", type=int, help="Processor threads. Default: all.")
+@threads_option
 @click.option("--json", "json_file", type=PATH, help="Where to write the same as JSON.")
 def bench(
     artifact: pathlib.Path,
@@ -44,7 +44,7 @@ def bench(
             import torch
 
             torch.set_num_threads(threads)
-            contestants.append(eager_contestant(checkpoint, config_file, label, plan))
+            contestants.append(eager_contestant(checkpoint, config_file, generator.manifest, label, plan))
         click.echo(
             f"{generator.description}; {plan.length} tokens, {len(plan.iterations)} iterations, "
             f"{plan.head_evaluations} head evaluations, guidance up to {plan.guidance_scale:.2f}, batch 1, "
@@ -54,5 +54,5 @@ def bench(
             measurements = measure(contestants, repeats, lambda: bar.update(1))
     click.echo(table(measurements))
     if json_file is not None:
-        write_json(json_file, report(measurements, plan, threads, repeats))
+        write_json(json_file, report(measurements, generator, settings, repeats) | {"threads": threads})
         click.echo(f"written to {json_file}")

@@ -12,7 +12,7 @@ from mar_export.graphs import GRAPHS
 from mar_export.onnx_graph import OPSET, export_graph
 from mar_export.parity import engine_parity, generation_parity
 from runtime import __version__
-from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest
+from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
 from runtime.backends import open_backend
 from runtime.errors import ArtifactError
 from runtime.files import replacing_folder, sha256, write_json
@@ -36,8 +36,8 @@ def export_artifact(
     Every engine and a whole generation are compared with eager PyTorch first. Raises `ParityError`
     when one differs by more than its tolerance, and leaves nothing behind then.
     """
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out")
+    if out.exists() and not is_artifact(out):
+        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     model = checkpoint.model
     specs = engine_specs(model.config)
     build_plan(model.config.tokens, sampling or Sampling())  # wrong settings are told before the work

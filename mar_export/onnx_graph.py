@@ -45,9 +45,8 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path:
     model = program.model
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes where in this machine's files each node came from
-    large = (
-        sum(parameter.numel() * parameter.element_size() for parameter in module.parameters()) > _EXTERNAL_DATA_BYTES
-    )
+    weights = [value.const_value for value in model.graph.initializers.values()]
+    large = sum(weight.nbytes for weight in weights if weight is not None) > _EXTERNAL_DATA_BYTES
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
 
 

@@ -15,8 +15,8 @@ from runtime.backends import Engine
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
 from runtime.generator import Generator
+from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling
-from runtime.request import seeded_noise, seeded_order
 from runtime.spec import EngineSpec
 from training.model import MAR
 from training.published import sample

@@ -117,6 +117,15 @@ class Manifest:
         )
 
 
+def is_artifact(path: pathlib.Path) -> bool:
+    """Whether the folder at `path` was written by an export, whatever has happened to it since."""
+    try:
+        value = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and {"format_version", "files", "engines"} <= value.keys()
+
+
 class Artifact:
     """An artifact on disk whose manifest is whole and whose files have the sizes it names."""
 
@@ -140,7 +149,10 @@ class Artifact:
     def verify(self) -> None:
         """Compare the hash of every file with the manifest. Raises `IntegrityError`."""
         for name, entry in self.manifest.files.items():
-            found = sha256(self.path / name)
+            try:
+                found = sha256(self.path / name)
+            except OSError as error:
+                raise IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})") from None
             if found != entry.sha256:
                 raise IntegrityError(
                     f"{self.path / name}: altered since export, sha256 {found[:12]}… where the manifest has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 import traceback
@@ -22,6 +23,13 @@ _COMMANDS = {
     "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}
+
+
+@dataclasses.dataclass
+class _Told:
+    """What the group's own options say, for `main`."""
+
+    debug: bool = False
 
 
 class LazyGroup(click.Group):
@@ -55,25 +63,35 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="mar")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def mar(debug: bool) -> None:
+@click.pass_obj
+def mar(told: _Told, debug: bool) -> None:
     """Train, export and run masked autoregressive image models."""
+    told.debug = debug
 
 
 def main() -> None:
     """Run `mar`: exit code 0, 1 for a failure, 2 for wrong use, 130 for an interrupt; errors are one line."""
+    told = _Told()
     try:
-        sys.exit(mar(standalone_mode=False) or 0)
-    except MarError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        _fail(str(error), error.exit_code)
-    except click.UsageError as error:
-        _fail(
-            f"{error.format_message().rstrip('.')} (see {error.ctx.command_path if error.ctx else 'mar'} --help)",
-            RequestError.exit_code,
-        )
+        sys.exit(mar(standalone_mode=False, obj=told) or 0)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    except (MarError, click.UsageError, ModuleNotFoundError, MemoryError) as error:
+        if told.debug:
+            traceback.print_exc()
+        _fail(*_message(error))
+
+
+def _message(error: Exception) -> tuple[str, int]:
+    """What to tell of an error, and the exit code."""
+    if isinstance(error, MarError):
+        return str(error), error.exit_code
+    if isinstance(error, click.UsageError):
+        command = error.ctx.command_path if error.ctx else "mar"
+        return f"{error.format_message().rstrip('.')} (see {command} --help)", RequestError.exit_code
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs the Python package {error.name}; pip install 'mar-runtime[train,export]'", 1
+    return "not enough memory; draw fewer pictures together", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:

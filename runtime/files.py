@@ -24,13 +24,12 @@ def sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary name to write to, in the folder of `path`; renamed to `path` if the block succeeds.
+def check_writable(path: pathlib.Path) -> None:
+    """Raise `MarError` now where `replacing(path)` would later, so that no work is done in vain."""
+    _temporary_beside(path).unlink()
 
-    The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the
-    folder cannot be written or the disk is full.
-    """
+
+def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
     if path.is_dir():
         raise MarError(f"cannot write {path}: it is a folder")
     try:
@@ -39,7 +38,17 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(handle)
     except OSError as error:
         raise MarError(f"cannot write {path}: {error.strerror or error}") from error
-    temporary = pathlib.Path(name)
+    return pathlib.Path(name)
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary name to write to, in the folder of `path`; renamed to `path` if the block succeeds.
+
+    The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the
+    folder cannot be written or the disk is full.
+    """
+    temporary = _temporary_beside(path)
     try:
         yield temporary
         temporary.chmod(0o644)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import time
 import zipfile
@@ -10,13 +9,14 @@ import zlib
 
 import click
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from runtime.errors import RequestError
-from runtime.files import replacing
+from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.grid import save_grid
-from runtime.options import PATH, progress_bar, sampling_options
+from runtime.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.request import check_batch, check_labels, check_noise, check_order, check_seed
 
 _MAX_COUNT = 100_000
@@ -38,7 +38,7 @@ _GRID_COLUMNS = 8
 @click.option("--noise-file", type=PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", type=int, help="Processor threads. Default: all.")
+@threads_option
 def generate(
     artifact: pathlib.Path,
     classes: tuple[int, ...],
@@ -59,13 +59,12 @@ def generate(
         raise RequestError("nothing to write: give --out GRID.png, --save-latents FILE.npy, or both")
     order = _read_array(order_file, "generation_order")
     noise = _read_array(noise_file, "noise")
-    with contextlib.ExitStack() as stack:
-        # Opened first: a place that cannot be written to is told before the work, not after it.
-        grid_file = stack.enter_context(replacing(out)) if out is not None else None
-        latents_file = stack.enter_context(replacing(save_latents)) if save_latents is not None else None
-        generator = stack.enter_context(Generator.load(artifact, backend=backend, device=device, threads=threads))
+    for path in (out, save_latents):
+        if path is not None:
+            check_writable(path)
+    with Generator.load(artifact, backend=backend, device=device, threads=threads) as generator:
         manifest = generator.manifest
-        if grid_file is not None and manifest.tokenizer == "none":
+        if out is not None and manifest.tokenizer == "none":
             raise RequestError(
                 f"{artifact} has no decoder, so it makes latents, not pictures; use --save-latents instead of --out"
             )
@@ -73,16 +72,17 @@ def generate(
         started = time.perf_counter()
         results = _draw(generator, labels, batch_size, seed, order, noise, settings)
         seconds = time.perf_counter() - started
-        click.echo(
-            f"{len(labels)} pictures in {seconds:.2f} s, {seconds / len(labels):.3f} s each ({generator.description})"
-        )
-        if latents_file is not None:
-            with latents_file.open("wb") as file:
-                np.save(file, np.concatenate([result.latents for result in results]))
-        if grid_file is not None:
-            images = np.concatenate([result.images for result in results if result.images is not None])
-            captions = [manifest.class_names[label] if manifest.class_names else f"class {label}" for label in labels]
-            save_grid(grid_file, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
+    if save_latents is not None:
+        with replacing(save_latents) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate([result.latents for result in results]))
+    if out is not None:
+        images = np.concatenate([result.images for result in results if result.images is not None])
+        captions = [manifest.class_names[label] if manifest.class_names else f"class {label}" for label in labels]
+        with replacing(out) as temporary:
+            save_grid(temporary, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
+    click.echo(
+        f"{len(labels)} pictures in {seconds:.2f} s, {seconds / len(labels):.3f} s each ({generator.description})"
+    )
     for what, path in (("latents", save_latents), ("grid", out)):
         if path is not None:
             click.echo(f"{what} written to {path}")
@@ -108,7 +108,7 @@ def _draw(
     """All pictures, batch by batch, under a progress bar with the time left."""
     plan, config = generator.plan(**settings), generator.manifest.model
     check_labels(labels, config)
-    check_batch(batch_size)
+    check_batch(batch_size, plan.diffusion_steps, config)
     check_seed(seed)
     if order is not None:
         order = check_order(order, len(labels), config)
@@ -138,8 +138,11 @@ def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | No
     if path is None:
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise RequestError(f"{path}: not an .npz file with an array {key} (it holds one array without a name)")
+        with archive:
             array: NDArray[np.generic] = archive[key]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RequestError(f"{path}: not an .npz file with an array {key} ({error})") from None
     return array

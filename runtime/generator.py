@@ -16,6 +16,7 @@ from runtime.backends import Backend, open_backend
 from runtime.errors import BackendError
 from runtime.images import to_uint8, unpatchify
 from runtime.loop import Engines, Progress, run_plan
+from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, build_plan
 from runtime.request import (
     check_batch,
@@ -24,15 +25,16 @@ from runtime.request import (
     check_noise,
     check_order,
     check_seed,
-    seeded_noise,
-    seeded_order,
 )
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """`latents` float32 [B, C, H, W]; `images` uint8 [B, H, W, 3] or [B, H, W, 1], None without a decoder."""
+    """`latents` float32 [B, C, H, W]; `images` uint8 [B, H, W, 3] or [B, H, W, 1], None without a decoder.
+
+    `plan` is the schedule that was executed.
+    """
 
     latents: NDArray[np.float32]
     images: NDArray[np.uint8] | None
@@ -112,7 +114,8 @@ class Generator:
             diffusion_steps=diffusion_steps,
         )
         classes = check_labels(labels, config)
-        batch, steps = check_batch(len(classes)), plan.diffusion_steps
+        batch, steps = len(classes), plan.diffusion_steps
+        check_batch(batch, steps, config)
         seed, indices = check_seed(seed), check_indices(index, batch)
         ordered = seeded_order(seed, indices, config) if order is None else check_order(order, batch, config)
         drawn = (

@@ -7,8 +7,12 @@ Stream 0 is the order, 1 the first noise, 2 + s the noise of diffusion step s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
+
+from runtime.config import ModelConfig
 
 _ORDER_STREAM = 0
 _NOISE_STREAM = 1
@@ -34,3 +38,16 @@ def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -
             for row in range(steps + 1)
         ]
     )
+
+
+def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig) -> NDArray[np.int64]:
+    """The generation orders of several images of a model, [B, L]."""
+    return np.stack([image_order(seed, index, config.tokens) for index in indices])
+
+
+def seeded_noise(seed: int, indices: Sequence[int], steps: int, config: ModelConfig) -> NDArray[np.float32]:
+    """The noise of several images of a model by token position, float32 [T + 1, B, L, D]."""
+    noise = np.empty((steps + 1, len(indices), config.tokens, config.token_channels), np.float32)
+    for image, index in enumerate(indices):
+        noise[:, image] = image_noise(seed, index, steps, config.tokens, config.token_channels)
+    return noise

@@ -17,6 +17,8 @@ PATH = click.Path(path_type=pathlib.Path)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all.")
+
 _SAMPLING = (
     click.option("--iterations", type=int, help="Passes of the backbone."),
     click.option("--cfg-scale", type=float, help="Guidance scale; 1 is none."),

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.config import ModelConfig
 from runtime.errors import RequestError
-from runtime.noise import image_noise, image_order
 
 MAX_BATCH = 4096
+_NOISE_BYTES = 4 * 2**30
 _SEEDS = 2**64
 
 
@@ -27,10 +27,12 @@ def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
-def check_batch(size: int) -> int:
-    """How many pictures are drawn together."""
-    if not 1 <= size <= MAX_BATCH:
-        raise RequestError(f"1 to {MAX_BATCH} pictures can be drawn together, found {size}")
+def check_batch(size: int, steps: int, config: ModelConfig) -> int:
+    """How many pictures are drawn together, each with the noise of `steps` diffusion steps."""
+    noise_bytes = 4 * (steps + 1) * config.tokens * config.token_channels
+    largest = min(MAX_BATCH, _NOISE_BYTES // noise_bytes)
+    if not 1 <= size <= largest:
+        raise RequestError(f"1 to {largest} pictures can be drawn together at {steps} diffusion steps, found {size}")
     return size
 
 
@@ -58,16 +60,6 @@ def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -
     if not np.isfinite(checked).all():
         raise RequestError("noise holds values that are not finite in float32")
     return checked
-
-
-def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig) -> NDArray[np.int64]:
-    return np.stack([image_order(seed, index, config.tokens) for index in indices])
-
-
-def seeded_noise(seed: int, indices: Sequence[int], steps: int, config: ModelConfig) -> NDArray[np.float32]:
-    """Noise by token position, float32 [T + 1, B, L, D]."""
-    pictures = [image_noise(seed, index, steps, config.tokens, config.token_channels) for index in indices]
-    return np.stack(pictures, axis=1)
 
 
 def check_seed(seed: int) -> int:

@@ -1,8 +1,8 @@
 """What each engine takes and gives: one description that exporter, manifest, runtime and tests all read.
 
 Axes: B images, twice that under guidance, the conditional half first; V tokens known, K predicted now,
-R the rest; N rows of the head, one a token; G guidance halves (2, or 1 without guidance); T diffusion
-steps. D, C, M, c, H and W are numbers of the model.
+R the rest; N rows of the head, one a token; GN as many rows for each guidance half (2, or 1 without
+guidance), the conditional half first; T diffusion steps. Other sizes are numbers of the model.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class EngineSpec:
     tolerance: float
 
     def to_dict(self) -> dict[str, Any]:
+        """What the manifest holds of it: the tolerance stands beside the distance measured against it."""
         return {
             "inputs": [_tensor_to_dict(tensor) for tensor in self.inputs],
             "outputs": [_tensor_to_dict(tensor) for tensor in self.outputs],
-            "tolerance": self.tolerance,
         }
 
 

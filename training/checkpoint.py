@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from runtime.artifact import TOKENIZERS
 from runtime.config import ModelConfig
 from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, sha256, write_json
@@ -29,6 +30,9 @@ from training.model import MAR
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "training-state.safetensors"
+
+# Arguments of the published constructor that say how a model is sampled or trained, not what it is.
+_NOT_OF_THE_MODEL = ("num_sampling_steps", "grad_checkpointing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +73,18 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
         ) from error
 
 
-def saved_step(path: pathlib.Path) -> int | None:
-    """The training step a file was saved at; None if it is missing, damaged or names none."""
+def saved_metadata(path: pathlib.Path) -> dict[str, str]:
+    """What a file was saved with beside its tensors; nothing if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
-            step = (file.metadata() or {}).get("step", "")
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError):
-        return None
+        return {}
+
+
+def saved_step(path: pathlib.Path) -> int | None:
+    """The training step a file was saved at; None if it is missing, damaged or names none."""
+    step = saved_metadata(path).get("step", "")
     return int(step) if step.isdecimal() else None
 
 
@@ -117,6 +126,8 @@ def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None)
             arguments, tokenizer, class_names = run["model"], run["tokenizer"], run["class_names"]
         except KeyError as error:
             raise CheckpointError(f"{where}: the key {error} is missing") from None
+        if tokenizer not in TOKENIZERS:
+            raise CheckpointError(f"{where}: tokenizer {tokenizer!r} is not one of {', '.join(TOKENIZERS)}")
         if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
             raise CheckpointError(f"{where}: class_names must be a list of texts, found {class_names!r}")
         weights = load_weights(weights_file)
@@ -130,6 +141,8 @@ def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None)
             )
         where, arguments = str(config_file), read_json_object(config_file)
         arguments = arguments.get("config", arguments)
+        if isinstance(arguments, dict):
+            arguments = {name: value for name, value in arguments.items() if name not in _NOT_OF_THE_MODEL}
     config = ModelConfig.from_dict(arguments, where)
     model = _model_from(config, weights, weights_file)
     return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file))
@@ -161,7 +174,7 @@ def _model_from(config: ModelConfig, weights: Mapping[str, Tensor], source: path
         model = MAR(**config.to_dict())
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in expected.keys() | found.keys():
+    for name in [*expected, *sorted(found.keys() - expected.keys())]:
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{source}: {name} is {found.get(name, 'missing')} but the config asks for "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import pathlib
 import struct
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import DataError
 
@@ -27,6 +28,11 @@ FASHION_MNIST_CLASSES = (
     "Sneaker",
     "Bag",
     "Ankle boot",
+)
+# IDX files name no classes; these are the sha256 of Fashion-MNIST's labels, training and test.
+_FASHION_MNIST_LABELS = (
+    "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+    "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
 )
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -47,13 +53,19 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
     """The dataset in folder `path`, its pictures brought to `image_size` squared. Raises `DataError`.
 
     A folder with IDX files gives those of `split`; any other is read as class sub-folders, below a
-    sub-folder named like `split` where there is one.
+    sub-folder named like `split`, which only the training split can do without.
     """
     if not path.is_dir():
         raise DataError(f"no dataset at {path}: expected a folder with IDX files or with a sub-folder for each class")
     if _idx_file(path, split, "images-idx3") is not None:
         return IdxDataset(path, image_size, split)
-    return FolderDataset(path / split if (path / split).is_dir() else path, image_size)
+    if (path / split).is_dir():
+        return FolderDataset(path / split, image_size)
+    if split != "train":
+        raise DataError(
+            f"{path}: no pictures of the {split} split; expected a folder {split}/ or IDX files {_IDX_PREFIX[split]}-*"
+        )
+    return FolderDataset(path, image_size)
 
 
 class IdxDataset:
@@ -73,7 +85,7 @@ class IdxDataset:
         margins = ((0, 0), (top, image_size - height - top), (left, image_size - width - left))
         self._pixels = np.pad(pixels, margins)[..., None]  # [n, H, W, 1]
         count = int(self.labels.max()) + 1
-        fashion = count == len(FASHION_MNIST_CLASSES) and "fashion" in str(path.resolve()).lower()
+        fashion = hashlib.sha256(self.labels.astype(np.uint8).tobytes()).hexdigest() in _FASHION_MNIST_LABELS
         self.classes = FASHION_MNIST_CLASSES if fashion else tuple(str(label) for label in range(count))
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -108,7 +120,7 @@ class FolderDataset:
         size = self._image_size
         try:
             with Image.open(file) as image:
-                picture = _eight_bits(image).convert("RGB")
+                picture = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
             raise DataError(f"{file}: not a readable picture ({error})") from error
         scale = size / min(picture.size)

@@ -8,6 +8,7 @@ predict, and nothing is scattered.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.config import ModelConfig
+from runtime.diffusion import TRAIN_STEPS
 from training.head import DiffusionLoss
 
 NORM_EPS = 1e-6
@@ -185,7 +187,7 @@ class MAR(nn.Module):
         tokens = self.patchify(latents)  # [B, L, D]
         batch, length, channels = tokens.shape
         order = torch.rand(batch, length, generator=generator).argsort(dim=1).to(tokens.device)  # [B, L]
-        masked = min(length, max(1, -int(-length * mask_ratio // 1)))
+        masked = min(length, max(1, math.ceil(length * mask_ratio)))
         predict, visible = order[:, :masked], order[:, masked:]
         dropped = torch.rand(batch, generator=generator).to(labels.device) < config.label_drop_prob
         labels = torch.where(dropped, config.class_num, labels)
@@ -196,6 +198,6 @@ class MAR(nn.Module):
         z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
         repeats = config.diffusion_batch_mul
         target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D]
-        timesteps = torch.randint(0, 1000, (len(target),), generator=generator).to(tokens.device)
+        timesteps = torch.randint(0, TRAIN_STEPS, (len(target),), generator=generator).to(tokens.device)
         noise = torch.randn(target.shape, generator=generator).to(tokens.device)
         return self.diffloss(target, z.flatten(0, 1).repeat(repeats, 1), timesteps, noise).mean()

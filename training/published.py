@@ -8,7 +8,6 @@ published code does in the form in which its authors run it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ def sample(
     noise: NDArray[np.floating],
     *,
     times: StageTimes | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.floating]:
     """Latents [B, c, H, W] for labels [B], generation order [B, L] and noise [T + 1, B, L, D].
 
@@ -48,7 +46,7 @@ def sample(
     no_labels = torch.full_like(known_labels, model.config.class_num)
     guided = any(iteration.guided for iteration in plan.iterations)
 
-    for number, iteration in enumerate(plan.iterations):
+    for iteration in plan.iterations:
         started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
@@ -62,8 +60,6 @@ def sample(
         if times is not None:
             times["backbone"] = times.get("backbone", 0.0) + between - started
             times["head"] = times.get("head", 0.0) + time.perf_counter() - between
-        if progress is not None:
-            progress(number + 1, len(plan.iterations))
     return unpatchify(tokens.cpu().numpy(), model.config.grid, model.config.patch_size)
 
 

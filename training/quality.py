@@ -7,6 +7,7 @@ Two figures: how often the classifier recognises the class that was asked for, a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from runtime.errors import DataError
 from training import checkpoint
 from training.data import Dataset
 
 FEATURES = 64
 _EPOCHS = 3
 _BATCH = 128
+_FINGERPRINT_PICTURES = 64
 
 
 class Classifier(nn.Module):
@@ -59,6 +62,8 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
     torch.manual_seed(0)
     model = Classifier(dataset.channels, len(dataset.classes)).train()
     steps_an_epoch = len(dataset.labels) // _BATCH
+    if not steps_an_epoch:
+        raise DataError(f"{len(dataset.labels)} training pictures are too few for a classifier; {_BATCH} are the least")
     steps = _EPOCHS * steps_an_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
@@ -77,14 +82,23 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
 
 
 def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
-    """The classifier saved at `file`, or a new one, saved there."""
-    if file.exists():
+    """The classifier that was trained on this very dataset and saved at `file`, or a new one, saved there."""
+    fingerprint = _fingerprint(dataset)
+    if checkpoint.saved_metadata(file).get("dataset") == fingerprint:
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
         return model
     model = train_classifier(dataset, progress)
-    checkpoint.save_weights(file, model.state_dict())
+    checkpoint.save_weights(file, model.state_dict(), {"dataset": fingerprint})
     return model
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    """What tells one dataset from another: classes, labels, and its first pictures with their size."""
+    digest = hashlib.sha256(repr(dataset.classes).encode())
+    digest.update(dataset.labels.tobytes())
+    digest.update(dataset.images(np.arange(min(_FINGERPRINT_PICTURES, len(dataset.labels)))).tobytes())
+    return digest.hexdigest()
 
 
 @torch.inference_mode()

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.errors import RequestError
+from runtime.errors import DataError, MarError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.options import PATH, progress_bar, sampling_options
-from training.data import open_dataset
+from runtime.options import PATH, progress_bar, sampling_options, threads_option
+from training.data import Dataset, open_dataset
 from training.quality import batches, frechet_distance, judge, load_or_train_classifier
 
 _BATCH = 50
@@ -32,7 +32,8 @@ _BATCH = 50
 )
 @sampling_options
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--threads", type=int, help="Processor threads. Default: all.")
+@threads_option
+@click.option("--at-least", type=click.FloatRange(0, 1), help="Fail if a smaller share is recognised.")
 @click.option("--json", "json_file", type=PATH, help="Where to write the figures too.")
 def quality(
     artifact: pathlib.Path,
@@ -41,17 +42,17 @@ def quality(
     classifier: pathlib.Path,
     seed: int,
     threads: int | None,
+    at_least: float | None,
     json_file: pathlib.Path | None,
     **settings: object,
 ) -> None:
     """Judge pictures drawn with ARTIFACT by a classifier trained on the real ones."""
-    if count < 2:
-        raise RequestError(f"--images must be at least 2, found {count}")
     if threads is not None:
         torch.set_num_threads(threads)
     with Generator.load(artifact, threads=threads) as generator:
         config = generator.manifest.model
         train, test = (open_dataset(data, config.img_size, split) for split in ("train", "test"))
+        _check(generator, train, test, count)
         with progress_bar(100, "classifier") as bar:
             model = load_or_train_classifier(classifier, train, _hundredths(bar.update))
         real = judge(model, batches(test, len(test.labels)), test.labels)
@@ -76,6 +77,24 @@ def quality(
     )
     if json_file is not None:
         write_json(json_file, figures)
+    if at_least is not None and drawn.recognised < at_least:
+        raise MarError(f"{drawn.recognised:.1%} of the pictures are recognised, where {at_least:.1%} are asked for")
+
+
+def _check(generator: Generator, train: Dataset, test: Dataset, count: int) -> None:
+    """Refuse before the work what could not be judged after it."""
+    manifest = generator.manifest
+    if manifest.tokenizer == "none":
+        raise RequestError("this artifact has no decoder, so it makes no pictures to judge")
+    if train.classes != test.classes:
+        raise DataError("the training and the test pictures have different classes")
+    if len(train.classes) != manifest.model.class_num or train.channels != manifest.model.vae_embed_dim:
+        raise RequestError(
+            f"the data has {len(train.classes)} classes of {train.channels} channels, the artifact "
+            f"{manifest.model.class_num} of {manifest.model.vae_embed_dim}"
+        )
+    if not 2 <= count <= len(train.labels):
+        raise RequestError(f"--images must lie in 2..{len(train.labels)}, the training pictures, found {count}")
 
 
 def _draw(
@@ -93,8 +112,7 @@ def _draw(
             index=range(start, start + len(batch)),
             **settings,  # type: ignore[arg-type]
         )
-        if result.images is None:
-            raise RequestError("this artifact has no decoder, so it makes no pictures to judge")
+        assert result.images is not None  # an artifact without a decoder was refused
         advance(len(batch))
         yield result.images
 

@@ -11,7 +11,7 @@ import numpy as np
 from runtime.files import replacing
 from runtime.grid import save_grid
 from runtime.images import to_uint8
-from runtime.noise import image_noise, image_order
+from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling, build_plan
 from training.model import MAR
 from training.published import sample
@@ -28,14 +28,8 @@ def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str])
     shown = min(_CLASSES, config.class_num)
     labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
     plan = build_plan(config.tokens, dataclasses.replace(_SAMPLING, iterations=min(16, config.tokens)))
-    order = np.stack([image_order(0, index, config.tokens) for index in range(len(labels))])
-    noise = np.stack(
-        [
-            image_noise(0, index, plan.diffusion_steps, config.tokens, config.token_channels)
-            for index in range(len(labels))
-        ],
-        axis=1,
-    )
+    order = seeded_order(0, range(len(labels)), config)
+    noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:
         save_grid(temporary, to_uint8(latents), [class_names[label] for label in labels], columns=shown)

@@ -1,4 +1,4 @@
-"""Pictures to latents and back. The pixel tokenizer is the identity: patches of the picture are tokens."""
+"""Pictures to latents. For the pixel tokenizer they are the same: patches of the picture are the tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class PixelTokenizer:
-    """uint8 pictures [B, H, W, c] <-> latents [B, c, H, W] in -1..1. Its decoder is no engine: there is none."""
+    """uint8 pictures [B, H, W, c] to latents float32 [B, c, H, W] in -1..1; `runtime.images.to_uint8` goes back."""
 
     name = "pixel"
 

@@ -9,18 +9,18 @@ import click
 import torch
 
 from runtime.errors import ConfigError
+from runtime.options import PATH, threads_option
 from training.presets import PRESETS, preset
 from training.trainer import TrainConfig, Trainer
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-_FOLDER = click.Path(path_type=pathlib.Path)
 
 
 @click.command()
 @click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), help="Which model to train.")
-@click.option("--data", type=_FOLDER, help="A folder with IDX files, or with a sub-folder for each class.")
-@click.option("--out", type=_FOLDER, help="The run folder to make.")
-@click.option("--resume", type=_FOLDER, help="A run folder to go on with, instead of the three above.")
+@click.option("--data", type=PATH, help="A folder with IDX files, or with a sub-folder for each class.")
+@click.option("--out", type=PATH, help="The run folder to make.")
+@click.option("--resume", type=PATH, help="A run folder to go on with, instead of the three above.")
 @click.option("--image-size", type=int, help="Side of the pictures in pixels, if not the preset's.")
 @click.option("--steps", type=int, help="Training steps in all.")
 @click.option("--batch-size", type=int, default=_DEFAULTS["batch_size"], show_default=True)
@@ -36,7 +36,7 @@ _FOLDER = click.Path(path_type=pathlib.Path)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--checkpoint-every", type=int, default=_DEFAULTS["checkpoint_every"], show_default=True, help="Steps.")
 @click.option("--sample-every", type=int, default=_DEFAULTS["sample_every"], show_default=True, help="Steps.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads; all by default.")
+@threads_option
 @click.pass_context
 def train(
     context: click.Context,

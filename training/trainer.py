@@ -310,7 +310,7 @@ def _autocast(precision: str) -> Iterator[None]:
 
 
 def _open_log(path: pathlib.Path, step: int) -> TextIO:
-    """The log, cut back to the entries of the steps before `step`, ready to be appended to."""
+    """The log, cut back to the first `step` steps, ready to be appended to."""
     kept: list[str] = []
     if path.exists():
         with contextlib.suppress(ValueError):  # the last line may be torn by a kill

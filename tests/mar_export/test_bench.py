@@ -13,7 +13,10 @@ from click.testing import CliRunner
 
 from mar_export import bench
 from mar_export.bench_cli import bench as bench_command
+from runtime import Generator
+from runtime.errors import RequestError
 from tests.conftest import GOLDEN
+from training import published
 
 
 def test_contestants_take_turns_and_the_first_round_is_not_counted() -> None:
@@ -68,8 +71,6 @@ def test_the_command_writes_what_it_prints(
 def test_both_contestants_draw_the_same_picture(golden_artifacts: dict[str, pathlib.Path]) -> None:
     """The eager loop is timed on the orders and noises of the runtime's own picture."""
     seen: dict[str, object] = {}
-    from runtime import Generator
-    from training import published
 
     def spy(model: object, labels: object, plan: object, order: object, noise: object, **rest: object) -> None:
         seen.update(order=order, noise=noise)
@@ -78,10 +79,19 @@ def test_both_contestants_draw_the_same_picture(golden_artifacts: dict[str, path
         patch.setattr(published, "sample", spy)
         settings = {"iterations": 3, "diffusion_steps": "ddim4"}
         checkpoint, config = GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json"
-        bench.eager_contestant(checkpoint, config, 1, generator.plan(**settings)).draw()
+        bench.eager_contestant(checkpoint, config, generator.manifest, 1, generator.plan(**settings)).draw()
         seeded = generator.generate([1], **settings).latents
         given = generator.generate([1], order=seen["order"], noise=seen["noise"], **settings).latents  # type: ignore[arg-type]
     assert (seeded == given).all()
+
+
+def test_another_checkpoint_than_the_artifacts_is_refused(golden_artifacts: dict[str, pathlib.Path]) -> None:
+    with Generator.load(golden_artifacts["small"], threads=1) as generator:
+        other = GOLDEN / "patch2"
+        with pytest.raises(RequestError, match="not the checkpoint the artifact was made from"):
+            bench.eager_contestant(
+                other / "checkpoint-last.pth", other / "meta.json", generator.manifest, 0, generator.plan()
+            )
 
 
 def test_timing_the_runtime_alone_needs_no_torch(golden_artifacts: dict[str, pathlib.Path]) -> None:

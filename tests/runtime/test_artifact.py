@@ -197,7 +197,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("engines/backbone/inputs/0/shape/0", ["b", 2], "engine backbone"),
     ("engines/backbone/inputs/4", [MISSING], "engine backbone"),
     ("engines/conditioning/outputs/0/name", ["mod"], "engine conditioning"),
-    ("engines/denoise/tolerance", [1.0], "engine denoise"),
+    ("engines/denoise/tolerance", [1e-5], "engine denoise"),
     # Reports
     ("provenance/torch", [None, 2.5, [], {}], "provenance: torch"),
     *((f"parity/{name}", [MISSING], name) for name in (*ENGINES, "generation")),

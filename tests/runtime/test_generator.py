@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtime.artifact import MANIFEST
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
-from runtime.request import seeded_noise, seeded_order
+from runtime.noise import seeded_noise, seeded_order
 from tests.conftest import GOLDEN_TOLERANCE, GoldenCase, relative_l2
 
 # A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.

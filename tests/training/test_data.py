@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import pathlib
 import struct
 import zlib
@@ -15,6 +16,7 @@ from PIL import Image
 from tiny_runs import one_sentence, write_idx, write_idx_dataset
 
 from runtime.errors import DataError
+from training import data
 from training.data import FASHION_MNIST_CLASSES, open_dataset
 
 _IMAGES, _LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -67,13 +69,34 @@ def test_the_test_split_is_another_pair_of_files(tmp_path: pathlib.Path) -> None
     assert open_dataset(tmp_path, 6, "test").labels.tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("name", "classes"), [("fashion-mnist", 10), ("mnist", 10), ("fashion-mnist", 9)])
-def test_classes_have_their_names_where_the_data_is_fashion_mnist(
-    tmp_path: pathlib.Path, name: str, classes: int
+def test_classes_have_their_names_where_the_labels_are_those_of_fashion_mnist(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = open_dataset(write_idx_dataset(tmp_path / name, pictures=20, classes=classes), 12).classes
-    fashion = name.startswith("fashion") and classes == 10
-    assert found == (FASHION_MNIST_CLASSES if fashion else tuple(str(label) for label in range(classes)))
+    folder = write_idx_dataset(tmp_path / "fashion-mnist", pictures=20, classes=10)
+    assert open_dataset(folder, 12).classes == tuple(str(label) for label in range(10))
+    labels = open_dataset(folder, 12).labels.astype(np.uint8).tobytes()
+    monkeypatch.setattr(data, "_FASHION_MNIST_LABELS", (hashlib.sha256(labels).hexdigest(),))
+    assert open_dataset(folder, 12).classes == FASHION_MNIST_CLASSES
+
+
+def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").mkdir()
+    picture = Image.new("RGB", (8, 8))
+    picture.paste("white", (0, 0, 8, 4))  # bright above
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    picture.save(tmp_path / "a" / "0.png", exif=exif)
+    shown = open_dataset(tmp_path, 8).images(np.array([0]))[0, :, :, 0]
+    assert (shown[:, 4:] == 255).all()
+    assert (shown[:, :4] == 0).all()
+
+
+def test_pictures_without_a_test_split_are_not_taken_for_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "0.png")
+    assert len(open_dataset(tmp_path, 8, "train").labels) == 1
+    with pytest.raises(DataError, match="no test pictures"):
+        open_dataset(tmp_path, 8, "test")
 
 
 def _idx_bytes(shape: tuple[int, ...], content: bytes, kind: int = 8) -> bytes:

@@ -60,12 +60,9 @@ def test_the_plan_predicts_as_many_tokens_a_pass_as_the_published_code(golden_ca
     assert [iteration.count for iteration in _plan(golden_case).iterations] == golden_case.tokens_per_step
 
 
-def test_sampling_reports_every_iteration_and_the_time_of_both_stages(golden_case: GoldenCase) -> None:
-    seen: list[tuple[int, int]] = []
+def test_sampling_reports_the_time_of_both_stages(golden_case: GoldenCase) -> None:
     times: dict[str, float] = {}
-    _sample(golden_case, torch.float32, times=times, progress=lambda done, of: seen.append((done, of)))
-    iterations = golden_case.settings["iterations"]
-    assert seen == [(k + 1, iterations) for k in range(iterations)]
+    _sample(golden_case, torch.float32, times=times)
     assert set(times) == {"backbone", "head"}
     assert all(seconds > 0 for seconds in times.values())
 

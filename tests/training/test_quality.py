@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_runs import one_thread
 
-from runtime.errors import CheckpointError
+from runtime.errors import DataError
 from training import quality
 from training.quality import frechet_distance, judge, load_or_train_classifier
 
@@ -74,10 +74,14 @@ def test_a_classifier_is_trained_once_and_read_back(tmp_path: pathlib.Path) -> N
     assert swapped.recognised == 0.0
 
 
-def test_a_classifier_of_other_data_is_refused(tmp_path: pathlib.Path) -> None:
-    file = tmp_path / "classifier.safetensors"
+@pytest.mark.parametrize("other", [Stripes(256, seed=1), Stripes(384, seed=0)])
+def test_a_classifier_of_other_data_is_trained_anew(tmp_path: pathlib.Path, other: Stripes) -> None:
+    file, seen = tmp_path / "classifier.safetensors", list[int]()
     load_or_train_classifier(file, Stripes(256, seed=0), lambda done, of: None)
-    more = Stripes(256, seed=0)
-    more.classes = ("left", "right", "neither")  # type: ignore[assignment]
-    with pytest.raises(CheckpointError, match=r"classifier\.safetensors"):
-        load_or_train_classifier(file, more, lambda done, of: None)
+    load_or_train_classifier(file, other, lambda done, of: seen.append(done))
+    assert seen
+
+
+def test_too_few_pictures_for_a_classifier_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match="100 training pictures are too few"):
+        load_or_train_classifier(tmp_path / "c.safetensors", Stripes(100, seed=0), lambda done, of: None)

@@ -131,7 +131,7 @@ def test_a_kill_before_the_first_checkpoint_starts_again_from_the_same_weights(
     _assert_same_run(run, finished)
 
 
-def test_resuming_can_only_change_how_far_a_run_goes(half_done: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_resuming_changes_only_what_it_is_told_to(half_done: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = _copy(half_done, tmp_path / "run")
     before = checkpoint.read_run_config(run)
     assert Trainer.resume(run).config.steps == 4
