@@ -34,6 +34,8 @@ class OnnxRuntime:
         options = self._library.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = _ERRORS_ONLY
+        # Engines run in turn, each with threads of its own: those that wait must not spin on the same cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             session = self._library.InferenceSession(str(path), options, providers=[self._provider])
         except Exception as error:  # its exception classes share no narrower base
