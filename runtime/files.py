@@ -30,9 +30,9 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
-    if path.is_dir():
-        raise MarError(f"cannot write {path}: it is a folder")
     try:
+        if path.is_dir():
+            raise MarError(f"cannot write {path}: it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
 
 # The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -89,12 +92,10 @@ def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
 
 
 @pytest.fixture(scope="session")
-def pixel_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A model of 8x8 pictures with random weights, exported with sampling settings of its own. Read only."""
+def pixel_checkpoint() -> Checkpoint:
+    """A model of 8x8 pictures with random weights."""
     import torch
 
-    from mar_export.export import export_artifact
-    from runtime.plan import Sampling
     from training.checkpoint import Checkpoint
     from training.model import MAR
     from training.presets import preset
@@ -107,7 +108,15 @@ def pixel_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # a new head answers zero to everything
+    return Checkpoint(model.eval(), "pixel", ("cat", "dog"), "random weights", "0" * 64)
+
+
+@pytest.fixture(scope="session")
+def pixel_artifact(pixel_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """That model, exported with sampling settings of its own. Read only."""
+    from mar_export.export import export_artifact
+    from runtime.plan import Sampling
+
     artifact = tmp_path_factory.mktemp("pixel") / "artifact"
-    checkpoint = Checkpoint(model.eval(), "pixel", ("cat", "dog"), "random weights", "0" * 64)
-    export_artifact(checkpoint, artifact, lambda text: None, Sampling(cfg_scale=1.5, diffusion_steps="ddim5"))
+    export_artifact(pixel_checkpoint, artifact, lambda text: None, Sampling(cfg_scale=1.5, diffusion_steps="ddim5"))
     return artifact

@@ -88,7 +88,7 @@ def test_both_contestants_draw_the_same_picture(golden_artifacts: dict[str, path
 def test_another_checkpoint_than_the_artifacts_is_refused(golden_artifacts: dict[str, pathlib.Path]) -> None:
     with Generator.load(golden_artifacts["small"], threads=1) as generator:
         other = GOLDEN / "patch2"
-        with pytest.raises(RequestError, match="not the checkpoint the artifact was made from"):
+        with pytest.raises(RequestError, match="not the checkpoint that the artifact was exported from"):
             bench.eager_contestant(
                 other / "checkpoint-last.pth", other / "meta.json", generator.manifest, 0, generator.plan()
             )

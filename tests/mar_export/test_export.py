@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from mar_export import export as export_module
+from mar_export import onnx_graph
 from mar_export.export import export_artifact
 from mar_export.export_cli import export as export_command
 from mar_export.onnx_graph import OPSET
@@ -23,7 +24,7 @@ from mar_export.parity import GENERATION_TOLERANCE
 from runtime import generator as generator_module
 from runtime.artifact import MANIFEST, Artifact, Manifest
 from runtime.config import ModelConfig
-from runtime.errors import ArtifactError, MarError, ParityError, RequestError
+from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError, RequestError
 from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.loop import Engines, Float, Int, run_plan
@@ -185,7 +186,7 @@ def test_an_export_replaces_the_artifact_that_was_there(
 
 
 @pytest.mark.usefixtures("traced_before")
-@pytest.mark.parametrize("inside", ["holiday.jpg", "backbone.onnx", None])
+@pytest.mark.parametrize("inside", ["holiday.jpg", "backbone.onnx", MANIFEST, None])
 def test_a_folder_that_is_no_artifact_is_not_replaced(
     checkpoint: Checkpoint, tmp_path: pathlib.Path, inside: str | None
 ) -> None:
@@ -291,3 +292,22 @@ def test_a_graph_that_onnx_runtime_cannot_load_is_told(
     with pytest.raises(MarError, match=r"backbone\.onnx"):
         silently(checkpoint, tmp_path / "artifact")
     assert names(tmp_path) == []
+
+
+def test_large_weights_stand_beside_their_graph_and_are_guarded_as_well(
+    pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_BYTES", 0)
+    artifact = tmp_path / "artifact"
+    manifest = export_artifact(
+        pixel_checkpoint, artifact, lambda text: None, Artifact(pixel_artifact).manifest.sampling
+    )
+    assert set(manifest.files) == {f"{name}.onnx{suffix}" for name in ENGINES for suffix in ("", ".data")}
+    with Generator.load(artifact, threads=1) as outside, Generator.load(pixel_artifact, threads=1) as inside:
+        assert (outside.generate([0, 1]).latents == inside.generate([0, 1]).latents).all()
+    weights = artifact / "denoise.onnx.data"
+    swapped = bytearray(weights.read_bytes())
+    swapped[100] ^= 1
+    weights.write_bytes(swapped)
+    with pytest.raises(IntegrityError, match=r"denoise\.onnx\.data"):
+        Generator.load(artifact)

@@ -95,7 +95,7 @@ def test_pictures_without_a_test_split_are_not_taken_for_one(tmp_path: pathlib.P
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "0.png")
     assert len(open_dataset(tmp_path, 8, "train").labels) == 1
-    with pytest.raises(DataError, match="no test pictures"):
+    with pytest.raises(DataError, match="no pictures of the test split"):
         open_dataset(tmp_path, 8, "test")
 
 
