@@ -133,7 +133,7 @@ class _Clock:
 
 
 def report(
-    measurements: list[Measurement], generator: Generator, settings: Mapping[str, Any], repeats: int
+    measurements: list[Measurement], generator: Generator, settings: Mapping[str, Any], repeats: int, threads: int
 ) -> dict[str, Any]:
     """Everything a reader needs to believe the figures or to repeat them."""
     plan = generator.plan(**settings)
@@ -156,6 +156,7 @@ def report(
         "provenance": dict(generator.manifest.provenance),
         "batch": 1,
         "repeats": repeats,
+        "threads": threads,
         "machine": {"processor": _processor(), "system": platform.platform()},
         "versions": {"mar": __version__, "commit": _commit(), "python": platform.python_version(), **_versions()},
     }

@@ -9,7 +9,7 @@ import click
 from mar_export.bench import eager_contestant, measure, report, runtime_contestant, table
 from runtime.backends import available_threads
 from runtime.errors import RequestError
-from runtime.files import write_json
+from runtime.files import check_writable, write_json
 from runtime.generator import Generator
 from runtime.options import PATH, progress_bar, sampling_options, threads_option
 
@@ -36,6 +36,8 @@ def bench(
     """Time ARTIFACT a picture at a time, batch 1, stage by stage."""
     if not 1 <= repeats <= 1000:
         raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
+    if json_file is not None:
+        check_writable(json_file)
     threads = threads or available_threads()
     with Generator.load(artifact, threads=threads) as generator:
         plan = generator.plan(**settings)
@@ -54,5 +56,5 @@ def bench(
             measurements = measure(contestants, repeats, lambda: bar.update(1))
     click.echo(table(measurements))
     if json_file is not None:
-        write_json(json_file, report(measurements, generator, settings, repeats) | {"threads": threads})
+        write_json(json_file, report(measurements, generator, settings, repeats, threads))
         click.echo(f"written to {json_file}")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from runtime.errors import DataError, MarError, RequestError
-from runtime.files import write_json
+from runtime.files import check_writable, write_json
 from runtime.generator import Generator
 from runtime.options import PATH, progress_bar, sampling_options, threads_option
 from training.data import Dataset, open_dataset
@@ -47,6 +47,8 @@ def quality(
     **settings: object,
 ) -> None:
     """Judge pictures drawn with ARTIFACT by a classifier trained on the real ones."""
+    if json_file is not None:
+        check_writable(json_file)
     if threads is not None:
         torch.set_num_threads(threads)
     with Generator.load(artifact, threads=threads) as generator:

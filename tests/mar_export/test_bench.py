@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from mar_export import bench
 from mar_export.bench_cli import bench as bench_command
 from runtime import Generator
-from runtime.errors import RequestError
+from runtime.errors import MarError, RequestError
 from tests.conftest import GOLDEN
 from training import published
 
@@ -92,6 +92,13 @@ def test_another_checkpoint_than_the_artifacts_is_refused(golden_artifacts: dict
             bench.eager_contestant(
                 other / "checkpoint-last.pth", other / "meta.json", generator.manifest, 0, generator.plan()
             )
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(MarError, match="it is a folder"):
+        CliRunner().invoke(bench_command, f"{golden_artifacts['small']} --json {tmp_path}", catch_exceptions=False)
 
 
 def test_timing_the_runtime_alone_needs_no_torch(golden_artifacts: dict[str, pathlib.Path]) -> None:
