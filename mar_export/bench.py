@@ -151,7 +151,7 @@ def report(
             "head_evaluations": plan.head_evaluations,
             "largest_guidance_scale": plan.guidance_scale,
         },
-        "sampling": dataclasses.asdict(generator.manifest.sampling.changed(settings)),
+        "sampling": dataclasses.asdict(generator.sampling(**settings)),
         "backend": generator.description,
         "provenance": dict(generator.manifest.provenance),
         "batch": 1,

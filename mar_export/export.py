@@ -64,7 +64,7 @@ def export_artifact(
             provenance=_provenance(checkpoint),
             parity=parity,
         )
-        with Generator(manifest, Engines(**engines), runner) as generator:
+        with Generator(manifest, Engines(**engines), runner.description, runner.close) as generator:
             parity["generation"] = generation_parity(generator, model)
         say(f"whole generation: relative L2 from eager {parity['generation']['relative_l2']:.1e}")
         write_json(folder / MANIFEST, manifest.to_dict())

@@ -9,6 +9,7 @@ import click
 from mar_export.export import export_artifact
 from runtime.options import PATH, sampling_options
 from runtime.plan import Sampling
+from runtime.presets import requested_sampling
 from training.checkpoint import load_checkpoint
 
 
@@ -23,5 +24,6 @@ def export(checkpoint: pathlib.Path, out: pathlib.Path, config_file: pathlib.Pat
     The sampling options become the artifact's own, used where a request names none.
     """
     loaded = load_checkpoint(checkpoint, config_file)
-    export_artifact(loaded, out, click.echo, Sampling().changed(settings))
+    sampling = requested_sampling(Sampling(), loaded.model.config.tokens, settings)
+    export_artifact(loaded, out, click.echo, sampling)
     click.echo(f"artifact written to {out}")

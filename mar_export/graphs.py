@@ -28,7 +28,8 @@ class Conditioning(nn.Module):
     """The modulation of every layer of the head for every step and row, in one matrix product.
 
     adaLN's shift, scale and gate depend on the timestep and on z, never on the noisy token, so they
-    leave the diffusion loop, and about 60% of the head's weights leave it with them.
+    leave the diffusion loop, and about 60% of the head's weights leave it with them. A layer multiplies
+    by 1 + scale: the 1 is in the bias here, so that no step has to add it.
     """
 
     def __init__(self, model: MAR) -> None:
@@ -37,7 +38,11 @@ class Conditioning(nn.Module):
         self.time_embed, self.cond_embed = net.time_embed, net.cond_embed
         projections = [layer.adaLN_modulation[1] for layer in (*net.res_blocks, net.final_layer)]
         self.weight = nn.Parameter(torch.cat([projection.weight for projection in projections]))  # [M, W]
-        self.bias = nn.Parameter(torch.cat([projection.bias for projection in projections]))
+        width = model.config.diffloss_w
+        biases = [projection.bias.detach().clone() for projection in projections]
+        for bias in biases:
+            bias[width : 2 * width] += 1  # shift, scale, and in a block gate
+        self.bias = nn.Parameter(torch.cat(biases))  # [M]
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
         condition = self.time_embed(timesteps)[:, None] + self.cond_embed(z)  # [T, GN, W]
@@ -45,28 +50,35 @@ class Conditioning(nn.Module):
 
 
 class Denoise(nn.Module):
-    """One diffusion step of any sampler: the head, guidance, and a row of coefficients."""
+    """One diffusion step of any sampler: the head, guidance, and a row of coefficients.
+
+    Rows stay a matrix of two dimensions, guidance halves one below the other: products with a bias are
+    then one operator, and the many small ones around them are what a small model spends its time on.
+    """
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
         net = model.diffloss.net
-        self.input_proj, self.final_layer = net.input_proj, net.final_layer
-        self.res_blocks = net.res_blocks
+        self.input_proj, self.res_blocks, self.final_layer = net.input_proj, net.res_blocks, net.final_layer
         width = model.config.diffloss_w
         self.splits = [3 * width] * len(net.res_blocks) + [2 * width]
 
     def forward(
         self, x: Tensor, previous_x0: Tensor, noise: Tensor, modulation: Tensor, coefficients: Tensor, guidance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        halves = modulation.reshape(-1, x.shape[0], modulation.shape[1])  # [G, N, M]
-        *blocks, final = halves.split(self.splits, dim=-1)
-        h = self.input_proj(x)[None]  # [1, N, W], the same state under both halves
+        (rows, channels), halves = x.shape, modulation.shape[0] // x.shape[0]
+        *blocks, final = modulation.split(self.splits, dim=-1)
+        h = self.input_proj(x).expand(halves, -1, -1).reshape(halves * rows, -1)  # [GN, W], the same in both halves
         for block, shift_scale_gate in zip(self.res_blocks, blocks, strict=True):
-            h = cast(ResidualBlock, block).modulated(h, shift_scale_gate)  # [G, N, W]
-        eps, v = self.final_layer.modulated(h, final).chunk(2, dim=-1)  # [G, N, D] each
+            shift, scale, gate = shift_scale_gate.chunk(3, dim=-1)
+            residual = cast(ResidualBlock, block)
+            h = h + gate * residual.mlp(residual.in_ln(h) * scale + shift)  # [GN, W]
+        shift, scale = final.chunk(2, dim=-1)
+        out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [GN, 2D]
+        eps, v = out.reshape(halves, rows, 2 * channels).chunk(2, dim=-1)  # [G, N, D] each
         eps = eps[-1] + guidance * (eps[0] - eps[-1])
-        # The rows of runtime.diffusion.COEFFICIENTS, in that order.
-        x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high = coefficients.unbind()
+        # The columns of runtime.samplers.COEFFICIENTS, in that order, [1] each.
+        x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high = coefficients.split(1)
         x0 = x0_x * x + x0_eps * eps
         fraction = (v[0] + 1) / 2  # the variance is the conditional one
         sigma = torch.exp(0.5 * (fraction * high + (1 - fraction) * low))

@@ -19,7 +19,7 @@ from runtime.files import sha256
 from runtime.plan import Sampling, build_plan
 from runtime.spec import ENGINES, EngineSpec, engine_specs
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZERS = ("pixel", "none")
 PRECISIONS = ("fp32",)

@@ -128,7 +128,7 @@ def _draw(
                     order=None if order is None else order[start:stop],
                     noise=None if noise is None else noise[:, start:stop],
                     progress=lambda done, of: bar.update(1),
-                    **settings,  # type: ignore[arg-type]
+                    **settings,
                 )
             )
     return results

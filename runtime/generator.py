@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact import Artifact, Manifest
-from runtime.backends import Backend, open_backend
+from runtime.backends import open_backend
 from runtime.errors import BackendError
 from runtime.images import to_uint8, unpatchify
 from runtime.loop import Engines, Progress, run_plan
 from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Plan, build_plan
+from runtime.plan import Plan, Sampling, build_plan
+from runtime.presets import requested_sampling
 from runtime.request import (
     check_batch,
     check_indices,
@@ -44,8 +45,11 @@ class Result:
 class Generator:
     """Draws pictures with the engines of one artifact. Not for use by two threads at once."""
 
-    def __init__(self, manifest: Manifest, engines: Engines, backend: Backend) -> None:
-        self.manifest, self.engines, self._backend = manifest, engines, backend
+    def __init__(
+        self, manifest: Manifest, engines: Engines, description: str, close: Callable[[], None] = lambda: None
+    ) -> None:
+        """`description` names what runs the engines; `close` frees them."""
+        self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
 
     @classmethod
     def load(
@@ -68,16 +72,15 @@ class Generator:
         backbone, conditioning, denoise = (
             runner.load(opened.engine_file(name), specs[name]) for name in (BACKBONE, CONDITIONING, DENOISE)
         )
-        return cls(opened.manifest, Engines(backbone, conditioning, denoise), runner)
+        return cls(opened.manifest, Engines(backbone, conditioning, denoise), runner.description, runner.close)
 
-    @property
-    def description(self) -> str:
-        """Backend, version, device and threads."""
-        return self._backend.description
+    def sampling(self, **settings: Any) -> Sampling:
+        """The settings that `generate` would draw with: the artifact's own, changed by `settings`."""
+        return requested_sampling(self.manifest.sampling, self.manifest.model.tokens, settings)
 
     def plan(self, **settings: Any) -> Plan:
-        """The schedule that `generate` would execute for these settings, fields of `runtime.plan.Sampling`."""
-        return build_plan(self.manifest.model.tokens, self.manifest.sampling.changed(settings))
+        """The schedule that `generate` would execute for these settings."""
+        return build_plan(self.manifest.model.tokens, self.sampling(**settings))
 
     def generate(
         self,
@@ -85,39 +88,30 @@ class Generator:
         *,
         seed: int = 0,
         index: Sequence[int] | None = None,
-        iterations: int | None = None,
-        cfg_scale: float | None = None,
-        cfg_schedule: str | None = None,
-        temperature: float | None = None,
-        sampler: str | None = None,
-        diffusion_steps: int | str | None = None,
         order: ArrayLike | None = None,
         noise: ArrayLike | None = None,
         progress: Progress | None = None,
+        **settings: Any,
     ) -> Result:
         """Draw one picture for each class in `labels`.
 
         Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
-        from 0 by default. The settings from `iterations` to `diffusion_steps` are those of
-        `runtime.plan.Sampling`, where None stands for the artifact's own. `order` [B, L] (generation
-        order, first generated first) and `noise` [T + 1, B, L, D] (by token position) replace what the
-        seed would give. `progress` is called with the iterations done and their number. Raises
-        `RequestError` before anything runs, and `BackendError` if an engine fails.
+        from 0 by default. `settings` are `preset`, one of `runtime.presets.PRESETS`, and the fields of
+        `runtime.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
+        (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
+        replace what the seed would give. `progress` is called with the iterations done and their
+        number. Raises `RequestError` before anything runs, and `BackendError` if an engine fails.
         """
         config = self.manifest.model
-        plan = self.plan(
-            iterations=iterations,
-            cfg_scale=cfg_scale,
-            cfg_schedule=cfg_schedule,
-            temperature=temperature,
-            sampler=sampler,
-            diffusion_steps=diffusion_steps,
-        )
+        plan = self.plan(**settings)
         classes = check_labels(labels, config)
         batch, steps = len(classes), plan.diffusion_steps
         check_batch(batch, steps, config)
         seed, indices = check_seed(seed), check_indices(index, batch)
-        ordered = seeded_order(seed, indices, config) if order is None else check_order(order, batch, config)
+        if order is None:
+            ordered = seeded_order(seed, indices, config, plan.token_order)
+        else:
+            ordered = check_order(order, batch, config)
         drawn = (
             seeded_noise(seed, indices, steps, config) if noise is None else check_noise(noise, batch, steps, config)
         )
@@ -131,7 +125,7 @@ class Generator:
 
     def close(self) -> None:
         """Free the engines."""
-        self._backend.close()
+        self._close()
 
     def __enter__(self) -> Generator:
         return self

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from runtime.backends import Engine
 from runtime.config import ModelConfig
-from runtime.diffusion import CoefficientTable
 from runtime.plan import Plan
+from runtime.samplers import CoefficientTable
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from runtime.config import ModelConfig
 
+TOKEN_ORDERS = ("random", "raster", "checkerboard")
+
 _ORDER_STREAM = 0
 _NOISE_STREAM = 1
 
@@ -22,10 +24,20 @@ def _philox(seed: int, index: int, stream: int) -> np.random.Philox:
     return np.random.Philox(key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
 
 
-def image_order(seed: int, index: int, length: int) -> NDArray[np.int64]:
-    """The generation order of an image, first generated first: a permutation of its L positions."""
-    keys = _philox(seed, index, _ORDER_STREAM).random_raw(length)
-    return np.argsort(keys, kind="stable").astype(np.int64)
+def image_order(seed: int, index: int, grid: int, kind: str = "random") -> NDArray[np.int64]:
+    """The generation order of an image, first generated first: a permutation of its grid x grid positions.
+
+    `kind` is one of `TOKEN_ORDERS`. `checkerboard` goes from coarse to fine (GtR, arXiv 2510.17171): the
+    squares of one colour are halved by their diagonals, then come all those of the other colour, which
+    by then have four known neighbours each; random within each of the three sets.
+    """
+    if kind == "raster":
+        return np.arange(grid * grid, dtype=np.int64)
+    keys = _philox(seed, index, _ORDER_STREAM).random_raw(grid * grid)
+    row, column = np.divmod(np.arange(grid * grid), grid)
+    diagonal = (row + column) % 4
+    stage = np.where(diagonal % 2, 2, diagonal // 2) if kind == "checkerboard" else np.zeros_like(row)
+    return np.lexsort((keys, stage)).astype(np.int64)
 
 
 def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -> NDArray[np.float32]:
@@ -40,9 +52,9 @@ def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -
     )
 
 
-def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig) -> NDArray[np.int64]:
-    """The generation orders of several images of a model, [B, L]."""
-    return np.stack([image_order(seed, index, config.tokens) for index in indices])
+def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig, kind: str = "random") -> NDArray[np.int64]:
+    """The generation orders of several images of a model, [B, L]; `kind` is one of `TOKEN_ORDERS`."""
+    return np.stack([image_order(seed, index, config.grid, kind) for index in indices])
 
 
 def seeded_noise(seed: int, indices: Sequence[int], steps: int, config: ModelConfig) -> NDArray[np.float32]:

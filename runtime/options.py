@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from runtime.diffusion import SAMPLERS
-from runtime.plan import CFG_SCHEDULES
+from runtime.noise import TOKEN_ORDERS
+from runtime.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
+from runtime.presets import PRESETS
+from runtime.samplers import SAMPLERS
 
 PATH = click.Path(path_type=pathlib.Path)
 
@@ -20,12 +22,22 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all.")
 
 _SAMPLING = (
+    click.option("--preset", type=click.Choice(list(PRESETS)), help="A named way to draw; other options change it."),
     click.option("--iterations", type=int, help="Passes of the backbone."),
+    click.option("--mask-schedule", type=click.Choice(MASK_SCHEDULES), help="How tokens spread over iterations."),
+    click.option("--token-order", type=click.Choice(TOKEN_ORDERS), help="Which tokens come first."),
     click.option("--cfg-scale", type=float, help="Guidance scale; 1 is none."),
     click.option("--cfg-schedule", type=click.Choice(CFG_SCHEDULES), help="How guidance grows over the iterations."),
-    click.option("--temperature", type=float, help="Scale of the noise of each diffusion step."),
-    click.option("--sampler", type=click.Choice(SAMPLERS)),
+    click.option(
+        "--cfg-interval", type=(float, float), metavar="LOW HIGH", help="Shares of known tokens with guidance."
+    ),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How a diffusion chain is run."),
     click.option("--diffusion-steps", metavar="N|ddimN", help="Steps of each diffusion chain."),
+    click.option("--last-diffusion-steps", type=int, help="What the steps shrink to over the iterations."),
+    click.option("--step-schedule", type=click.Choice(STEP_SCHEDULES), help="How they shrink."),
+    click.option("--start-timestep", type=int, help="First timestep of a chain. Default: the sampler's own."),
+    click.option("--temperature", type=float, help="Scale of the noise of each diffusion step."),
+    click.option("--eta", type=float, help="Noise of the sampler ddim, 0 to 1."),
 )
 
 
@@ -35,7 +47,7 @@ def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
 
 
 def sampling_options(command: _Command) -> _Command:
-    """The fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
+    """A preset and the fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
     for option in reversed(_SAMPLING):
         command = option(command)
     return command

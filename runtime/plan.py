@@ -8,31 +8,70 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runtime.diffusion import CoefficientTable, check_scale, coefficient_table
+from runtime.checks import check_choice, check_number, check_scale, check_whole, short
+from runtime.diffusion import step_count
 from runtime.errors import RequestError
+from runtime.noise import TOKEN_ORDERS
+from runtime.samplers import CoefficientTable, coefficient_table
 
 CFG_SCHEDULES = ("linear", "constant")
 DEFAULT_ITERATIONS = 64
+
+# The share of tokens that stays masked once a share s of the iterations is done.
+_MASKED_SHARE: dict[str, Callable[[float], float]] = {
+    "cosine": lambda s: math.cos(math.pi / 2 * s),  # MaskGIT, arXiv 2202.04200
+    "exponential": lambda s: (1 - math.exp(-5 * (1 - s))) / (1 - math.exp(-5)),  # eMIGM, arXiv 2503.07197
+    "linear": lambda s: 1 - s,
+}
+MASK_SCHEDULES = tuple(_MASKED_SHARE)
+
+# How far the steps of a chain have shrunk, from 0 to 1, at a share s of the iterations (DiSA, arXiv 2505.20297).
+_SHRUNK_SHARE: dict[str, Callable[[float], float]] = {
+    "linear": lambda s: s,
+    "cosine": lambda s: (1 - math.cos(math.pi * s)) / 2,
+    "two-stage": lambda s: float(s >= 0.5),
+}
+STEP_SCHEDULES = tuple(_SHRUNK_SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How to draw: what fills a plan. Checked where the plan is built.
 
-    `iterations` is K, min(64, tokens) where None; `cfg_scale` the guidance scale, 1 for none, growing
-    with the share of known tokens under the `linear` schedule; `temperature` scales the noise of each
-    diffusion step; `diffusion_steps` is a number or `"ddimN"`, the published respacing.
+    The order and the number of tokens: `iterations` is K, min(64, tokens) where None;
+    `mask_schedule`, one of `MASK_SCHEDULES`, spreads the tokens over them; `token_order`, one of
+    `runtime.noise.TOKEN_ORDERS`, says which tokens come first.
+
+    Guidance: `cfg_scale` is the guidance scale, 1 for none, growing with the share of known tokens
+    under the `linear` `cfg_schedule`; outside `cfg_interval`, in shares of tokens known before the
+    iteration, there is none, and the unconditional half is not computed.
+
+    The diffusion chains: `sampler` is one of `runtime.samplers.SAMPLERS`; `diffusion_steps` a number or
+    `"ddimN"`, the published respacing; `last_diffusion_steps`, where not None, what the steps shrink
+    to over the iterations, by `step_schedule`; `start_timestep` the first timestep, where None the
+    sampler's own; `temperature` scales the noise of each step; `eta` is how much of it `ddim` has.
     """
 
     iterations: int | None = None
+    mask_schedule: str = "cosine"
+    token_order: str = "random"
     cfg_scale: float = 1.0
     cfg_schedule: str = "linear"
-    temperature: float = 1.0
+    cfg_interval: Sequence[float] = (0.0, 1.0)
     sampler: str = "ddpm"
     diffusion_steps: int | str = 100
+    last_diffusion_steps: int | None = None
+    step_schedule: str = "linear"
+    start_timestep: int | None = None
+    temperature: float = 1.0
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.cfg_interval, list):  # as JSON has it
+            object.__setattr__(self, "cfg_interval", tuple(self.cfg_interval))
 
     def changed(self, settings: Mapping[str, Any]) -> Sampling:
         """These settings with those of `settings` that are not None. Raises `RequestError` on unknown names."""
@@ -62,6 +101,7 @@ class Iteration:
 class Plan:
     length: int  # L
     iterations: tuple[Iteration, ...]
+    token_order: str
 
     @property
     def diffusion_steps(self) -> int:
@@ -78,39 +118,69 @@ class Plan:
         return sum(iteration.table.steps for iteration in self.iterations)
 
 
-def tokens_per_iteration(length: int, iterations: int) -> list[int]:
-    """How many of `length` tokens each of K iterations predicts, under the cosine schedule.
+def build_plan(length: int, sampling: Sampling) -> Plan:
+    """The plan of an image of `length` tokens. Raises `RequestError` on settings that make no sense."""
+    check_choice("token_order", sampling.token_order, TOKEN_ORDERS)
+    check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
+    check_scale("cfg_scale", sampling.cfg_scale)
+    _check_interval(sampling.cfg_interval)
+    iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
+    counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
+    chains = _steps_per_iteration(sampling, iterations)
+    planned, known = [], 0
+    for count, steps in zip(counts, chains, strict=True):
+        table = coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)
+        planned.append(Iteration(known, count, _guidance_scale(sampling, known, count, length), table))
+        known += count
+    return Plan(length, tuple(planned), sampling.token_order)
 
-    After iteration k, floor(L cos(pi/2 (k + 1)/K)) tokens stay masked (MaskGIT, arXiv 2202.04200),
-    but every iteration predicts at least one and leaves at least one to those after it.
+
+def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cosine") -> list[int]:
+    """How many of `length` tokens each of K iterations predicts.
+
+    After iteration k, floor(L share((k + 1)/K)) tokens stay masked, but every iteration predicts at
+    least one and leaves at least one to each of those after it.
     """
+    check_choice("mask_schedule", mask_schedule, MASK_SCHEDULES)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or not 1 <= iterations <= length:
-        raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {iterations!r}")
-    counts, masked = [], length
+        raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {short(iterations)}")
+    share, counts, masked = _MASKED_SHARE[mask_schedule], [], length
     for k in range(iterations - 1):
-        stay = max(1, min(masked - 1, math.floor(length * math.cos(math.pi / 2 * (k + 1) / iterations))))
+        stay = max(1, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
         counts.append(masked - stay)
         masked = stay
     return [*counts, masked]
 
 
-def _guidance_scale(sampling: Sampling, known: int, length: int) -> float:
-    """The guidance scale of the iteration after which `known` of `length` tokens are known."""
+def _steps_per_iteration(sampling: Sampling, iterations: int) -> list[int | str]:
+    """The diffusion steps of each iteration's chain, shrinking towards the last where that is asked for."""
+    check_choice("step_schedule", sampling.step_schedule, STEP_SCHEDULES)
+    first, last = sampling.diffusion_steps, sampling.last_diffusion_steps
+    if last is None:
+        return [first] * iterations
+    if isinstance(first, str) and first.startswith("ddim"):
+        raise RequestError(f"last_diffusion_steps needs a number of diffusion_steps to shrink from, found {first!r}")
+    check_whole("last_diffusion_steps", last, 2, step_count(first))
+    shrunk = _SHRUNK_SHARE[sampling.step_schedule]
+    return [
+        last + int((1 - shrunk(k / max(1, iterations - 1))) * (step_count(first) - last)) for k in range(iterations)
+    ]
+
+
+def _guidance_scale(sampling: Sampling, known: int, count: int, length: int) -> float:
+    """The guidance scale of the iteration that predicts `count` tokens where `known` are known."""
+    low, high = sampling.cfg_interval
+    if not low <= known / length <= high:
+        return 1.0
     if sampling.cfg_schedule == "constant":
         return float(sampling.cfg_scale)
     # The published linear schedule never counts all tokens, not even after the last iteration.
-    return 1 + (sampling.cfg_scale - 1) * min(known, length - 1) / length
+    return 1 + (sampling.cfg_scale - 1) * min(known + count, length - 1) / length
 
 
-def build_plan(length: int, sampling: Sampling) -> Plan:
-    """The plan of the published loop for images of `length` tokens. Raises `RequestError`."""
-    if sampling.cfg_schedule not in CFG_SCHEDULES:
-        raise RequestError(f"cfg_schedule must be one of {', '.join(CFG_SCHEDULES)}, found {sampling.cfg_schedule!r}")
-    check_scale("cfg_scale", sampling.cfg_scale)
-    iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
-    table = coefficient_table(sampling.sampler, sampling.diffusion_steps, sampling.temperature)
-    planned, known = [], 0
-    for count in tokens_per_iteration(length, iterations):
-        planned.append(Iteration(known, count, _guidance_scale(sampling, known + count, length), table))
-        known += count
-    return Plan(length, tuple(planned))
+def _check_interval(interval: object) -> None:
+    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+        raise RequestError(f"cfg_interval must be two shares of known tokens, low and high, found {short(interval)}")
+    low, high = interval
+    check_number("cfg_interval", low, 0, 1)
+    check_number("cfg_interval", high, low, 1)

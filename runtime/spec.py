@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from runtime.config import ModelConfig
-from runtime.diffusion import COEFFICIENTS
+from runtime.samplers import COEFFICIENTS
 
 Axis = str | int
 

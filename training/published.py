@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.diffusion import COEFFICIENTS, CoefficientTable
 from runtime.images import unpatchify
 from runtime.plan import Plan
+from runtime.samplers import COEFFICIENTS, CoefficientTable
 from training.model import MAR
 
 StageTimes = dict[str, float]
@@ -85,6 +85,7 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Ten
 def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
     """Tokens [N, D] from z [G N, C] and noise [T + 1, N, D], both guidance halves side by side."""
     x = noise[0].repeat(2, 1) if guided else noise[0]
+    x0 = torch.zeros_like(x)
     for step in range(table.steps):
         timesteps = torch.full((len(x),), float(table.timesteps[step]), dtype=x.dtype, device=x.device)
         if guided:
@@ -98,8 +99,10 @@ def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scal
             value = torch.tensor(table.coefficients[step, COEFFICIENTS.index(name)])
             return value.to(device=x.device, dtype=x.dtype).expand(x.shape)
 
-        x0 = coefficient("x0_from_x") * x + coefficient("x0_from_eps") * eps
+        previous_x0, x0 = x0, coefficient("x0_from_x") * x + coefficient("x0_from_eps") * eps
         mean = coefficient("x_from_x") * x + coefficient("x_from_x0") * x0
+        if table.coefficients[step, COEFFICIENTS.index("x_from_previous_x0")]:  # the published sampler has none
+            mean = mean + coefficient("x_from_previous_x0") * previous_x0
         fraction = (v + 1) / 2
         log_variance = fraction * coefficient("log_variance_high") + (1 - fraction) * coefficient("log_variance_low")
         drawn = noise[1 + step].repeat(2, 1) if guided else noise[1 + step]

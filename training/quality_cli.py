@@ -68,7 +68,7 @@ def quality(
         "recognised_real_test": real.recognised,
         "frechet_generated": frechet_distance(drawn.features, real.features),
         "frechet_real_train": frechet_distance(reference.features, real.features),
-        "sampling": dataclasses.asdict(generator.manifest.sampling.changed(settings)),
+        "sampling": dataclasses.asdict(generator.sampling(**settings)),
         "seed": seed,
     }
     click.echo(

@@ -1,0 +1,136 @@
+"""Quality against time: what each sampler, at each number of steps, and each preset costs and keeps.
+
+Every way to draw is judged on the same classes, orders and noises. Thousands of pictures for each take
+hours on a processor, so they are drawn with the engines in PyTorch under bfloat16, one process a core;
+the times are the runtime's own, float32, a picture at a time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mar_export.eager import eager_generator
+from runtime.artifact import Artifact
+from runtime.errors import RequestError
+from runtime.files import write_json
+from runtime.generator import Generator
+from runtime.presets import PRESETS
+from runtime.samplers import SAMPLERS
+from training.checkpoint import load_checkpoint
+from training.data import open_dataset
+from training.quality import batches, frechet_distance, judge, load_or_train_classifier
+
+STEPS = (100, 50, 25, 14, 10, 6)
+# Samplers are compared without guidance, which halves the work; presets with that of the artifact.
+_SAMPLER_SETTINGS = {"preset": "exact", "iterations": 16, "cfg_scale": 1.0}
+_BATCH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to draw: a name for tables, and the settings of a request."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is judged by what: paths, and how many pictures of each way."""
+
+    artifact: pathlib.Path
+    checkpoint: pathlib.Path
+    classifier: pathlib.Path
+    data: pathlib.Path
+    images: int
+
+
+def sampler_ways() -> list[Way]:
+    """Every sampler at every number of steps, from its own first timestep."""
+    return [
+        Way(f"{sampler} {steps}", {**_SAMPLER_SETTINGS, "sampler": sampler, "diffusion_steps": steps})
+        for steps in reversed(STEPS)
+        for sampler in SAMPLERS
+    ]
+
+
+def preset_ways() -> list[Way]:
+    """Every preset, the artifact's own guidance included."""
+    return [Way(name, {"preset": name}) for name in PRESETS]
+
+
+def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, said: Callable[[str], None]) -> None:
+    """Judge every way that `out`, a folder with a JSON for each, does not hold yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    left = [way for way in ways if not _is_done(out, way, study)]
+    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+        waiting = {pool.submit(judge_way, study, way): way for way in left}
+        for done in concurrent.futures.as_completed(waiting):
+            way, figures = waiting[done], done.result()
+            write_json(_file(out, way), figures)
+            said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
+
+
+def judge_way(study: Study, way: Way) -> dict[str, Any]:
+    """Draw and judge the pictures of one way, in one thread."""
+    torch.set_num_threads(1)
+    generator, classifier, real = _tools(study)
+    labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
+    started = time.perf_counter()
+    drawn = judge(classifier, _draw(generator, labels, way.settings), labels)
+    return {
+        "name": way.name,
+        "settings": dict(way.settings),
+        "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
+        "images": study.images,
+        "recognised": drawn.recognised,
+        "frechet": frechet_distance(drawn.features, real),
+        "head_evaluations": generator.plan(**way.settings).head_evaluations,
+        "engines": generator.description,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(study: Study) -> tuple[Generator, Any, NDArray[np.float64]]:
+    """Generator, classifier, and the features of the real test pictures; made once in each process."""
+    manifest, checkpoint = Artifact(study.artifact).manifest, load_checkpoint(study.checkpoint, None)
+    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
+        raise RequestError(f"{study.checkpoint} is not the checkpoint that {study.artifact} was exported from")
+    generator = eager_generator(manifest, checkpoint.model, bfloat16=True)
+    train, test = (open_dataset(study.data, manifest.model.img_size, split) for split in ("train", "test"))
+    classifier = load_or_train_classifier(study.classifier, train, lambda done, of: None)
+    return generator, classifier, judge(classifier, batches(test, len(test.labels)), test.labels).features
+
+
+def _draw(generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, len(labels), _BATCH):
+        batch = labels[start : start + _BATCH].tolist()
+        images = generator.generate(batch, index=range(start, start + len(batch)), **settings).images
+        assert images is not None
+        yield images
+
+
+def _file(out: pathlib.Path, way: Way) -> pathlib.Path:
+    return out / f"{way.name.replace(' ', '-').replace('+', 'p')}.json"
+
+
+def _is_done(out: pathlib.Path, way: Way, study: Study) -> bool:
+    try:
+        figures = json.loads(_file(out, way).read_text())
+    except (OSError, ValueError):
+        return False
+    return figures.get("settings") == dict(way.settings) and figures.get("images") == study.images

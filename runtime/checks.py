@@ -1,0 +1,41 @@
+"""Numbers that a caller gives, refused by name and value where they make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import RequestError
+
+_LARGEST_SCALE = 1000
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse what is not one of `known`."""
+    if not isinstance(value, str) or value not in known:
+        raise RequestError(f"{name} must be one of {', '.join(known)}, found {short(value)}")
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
+    """Refuse what is no number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+        raise RequestError(f"{name} must be a number in {low}..{high}, found {short(value)}")
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> None:
+    """Refuse what is no whole number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise RequestError(f"{name} must be a whole number in {low}..{high}, found {short(value)}")
+
+
+def check_scale(name: str, value: Any) -> None:
+    """Refuse what is no sensible factor: not a number, negative, or beyond a thousand."""
+    check_number(name, value, 0, _LARGEST_SCALE)
+
+
+def short(value: object) -> str:
+    """A value as an error shows it: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,41 @@
+"""Named ways to draw, from the published one to the fastest: each a choice of sampling settings.
+
+What each costs and keeps is measured in docs/numbers.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.checks import check_choice
+from runtime.plan import Sampling
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {"iterations": 64},
+    "balanced": {"iterations": 32, "diffusion_steps": 50, "last_diffusion_steps": 10},
+    "fast": {"iterations": 16, "sampler": "dpm++2m", "diffusion_steps": 14},
+    "turbo": {"iterations": 10, "sampler": "dpm++2m", "diffusion_steps": 8},
+}
+
+# What belongs to a model rather than to a way of drawing with it: no preset changes these.
+_OF_THE_MODEL = ("cfg_scale", "temperature", "start_timestep")
+
+
+def requested_sampling(own: Sampling, length: int, settings: Mapping[str, Any]) -> Sampling:
+    """The settings of a request for images of `length` tokens: `own`, then a preset, then what is named.
+
+    `settings` are fields of `Sampling`, and `preset`, one of `PRESETS`; None stands for what is there
+    already. A preset replaces everything but the model's guidance scale, temperature and first
+    timestep, and has no more iterations than there are tokens. Raises `RequestError`.
+    """
+    settings = dict(settings)
+    name = settings.pop("preset", None)
+    if name is not None:
+        check_choice("preset", name, list(PRESETS))
+        kept = {field: getattr(own, field) for field in _OF_THE_MODEL}
+        own = dataclasses.replace(Sampling(**kept), **PRESETS[name])
+        if own.iterations is not None:
+            own = dataclasses.replace(own, iterations=min(own.iterations, length))
+    return own.changed(settings)
