@@ -1,4 +1,4 @@
-"""Latency of this runtime against eager PyTorch: alternating in one process, stage by stage."""
+"""Latency side by side: contestants in turn, stage by stage, beside the least time the machine allows."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ import importlib.metadata
 import pathlib
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from runtime import Generator, __version__
-from runtime.artifact import Manifest
-from runtime.backends import Array, Engine
-from runtime.errors import RequestError
-from runtime.loop import Engines
-from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Plan
+from mar_export.contestants import Contestant, Stages
+from runtime import __version__
+from runtime.config import ModelConfig
+from runtime.cost import Machine, plan_costs, roofline_seconds
+from runtime.plan import Plan, Sampling
 
-Stages = dict[str, float]  # stage -> seconds
+# A picture this short loads and touches everything before the first one is timed.
+_WARM_UP = {"preset": "exact", "iterations": 2, "diffusion_steps": 2, "start_timestep": 900}
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """Something that draws the same picture: `draw` returns the seconds of each of its stages."""
+class Race:
+    """One contestant drawing one plan; `sampling` is the plan's name."""
 
-    name: str
-    draw: Callable[[], Stages]
+    contestant: str
+    sampling: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.contestant} {self.sampling}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds over repeated pictures."""
+    """Seconds over repeated draws."""
 
     mean: float
     median: float
@@ -49,136 +51,162 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One contestant's times per picture, in all (`image`) and stage by stage."""
+    """One race's times in all (`image`: of a draw, whatever its batch) and stage by stage."""
 
-    name: str
+    race: Race
     image: Timing
     stages: Mapping[str, Timing]
 
 
-def measure(contestants: list[Contestant], repeats: int, progress: Callable[[], None]) -> list[Measurement]:
-    """Draw in turn, so that whatever else the machine does hits all alike; one round first to warm up."""
-    totals: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    stages: dict[str, list[Stages]] = {contestant.name: [] for contestant in contestants}
-    for round_ in range(repeats + 1):
-        for contestant in contestants:
-            started = time.perf_counter()
-            of_stages = contestant.draw()
-            seconds = time.perf_counter() - started
-            if round_ > 0:
-                totals[contestant.name].append(seconds)
-                stages[contestant.name].append({**of_stages, "rest": seconds - sum(of_stages.values())})
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is drawn in every race: the model, the pictures together, and each plan with its settings."""
+
+    config: ModelConfig
+    batch: int
+    samplings: Mapping[str, Sampling]
+    plans: Mapping[str, Plan]
+
+
+def measure(
+    contestants: Mapping[str, Contestant],
+    races: list[Race],
+    settings: Mapping[str, Mapping[str, Any]],
+    repeats: int,
+    measure_machine: Callable[[], Machine],
+    progress: Callable[[], None],
+) -> tuple[list[Measurement], Machine]:
+    """Run every race in turn, `repeats` times over, so that whatever else the machine does hits all alike.
+
+    The machine's own rates are taken in every round too, and are medians like the times.
+    """
+    for contestant in contestants.values():
+        contestant.draw(_WARM_UP)
+    totals: dict[Race, list[float]] = {race: [] for race in races}
+    stages: dict[Race, list[Stages]] = {race: [] for race in races}
+    machines = []
+    for _ in range(repeats):
+        machines.append(measure_machine())
+        for race in races:
+            seconds, of_stages = contestants[race.contestant].draw(settings[race.sampling])
+            totals[race].append(seconds)
+            stages[race].append(of_stages)
             progress()
-    return [
+    machines.append(measure_machine())
+    measurements = [
         Measurement(
-            name,
-            Timing.of(totals[name]),
-            {stage: Timing.of([one[stage] for one in stages[name]]) for stage in stages[name][0]},
+            race,
+            Timing.of(totals[race]),
+            {stage: Timing.of([one[stage] for one in stages[race]]) for stage in stages[race][0]},
         )
-        for name in totals
+        for race in races
     ]
-
-
-def runtime_contestant(generator: Generator, label: int, settings: Mapping[str, Any]) -> Contestant:
-    """This runtime, each engine wrapped in a clock."""
-    clocks = {
-        field.name: _Clock(getattr(generator.engines, field.name)) for field in dataclasses.fields(generator.engines)
-    }
-    generator.engines = Engines(**clocks)
-
-    def draw() -> Stages:
-        for clock in clocks.values():
-            clock.seconds = 0.0
-        generator.generate([label], **settings)
-        return {name: clock.seconds for name, clock in clocks.items()}
-
-    return Contestant("runtime", draw)
-
-
-def eager_contestant(
-    checkpoint_path: pathlib.Path, config_file: pathlib.Path | None, manifest: Manifest, label: int, plan: Plan
-) -> Contestant:
-    """The published loop in eager PyTorch, with the same weights, plan, order and noise."""
-    from training.checkpoint import load_checkpoint
-    from training.published import sample
-
-    checkpoint = load_checkpoint(checkpoint_path, config_file)
-    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
-        raise RequestError(
-            f"{checkpoint_path} is not the checkpoint that the artifact was exported from; export it first"
-        )
-    model = checkpoint.model
-    order = seeded_order(0, [0], model.config)
-    noise = seeded_noise(0, [0], plan.diffusion_steps, model.config)
-
-    def draw() -> Stages:
-        times: Stages = {}
-        sample(model, np.array([label]), plan, order, noise, times=times)
-        return times
-
-    return Contestant("eager PyTorch", draw)
-
-
-class _Clock:
-    """An engine that adds up the time spent in it."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.seconds = engine, 0.0
-
-    def __call__(self, **inputs: Array) -> tuple[Array, ...]:
-        started = time.perf_counter()
-        outputs = self._engine(**inputs)
-        self.seconds += time.perf_counter() - started
-        return outputs
+    rates = np.median([dataclasses.astuple(machine) for machine in machines], axis=0)
+    return measurements, Machine(*map(float, rates))
 
 
 def report(
-    measurements: list[Measurement], generator: Generator, settings: Mapping[str, Any], repeats: int, threads: int
+    measurements: list[Measurement],
+    machine: Machine,
+    work: Work,
+    descriptions: Mapping[str, str],
+    peaks: Mapping[str, int],
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything a reader needs to believe the figures or to repeat them."""
-    plan = generator.plan(**settings)
-    value: dict[str, Any] = {
+    """Everything a reader needs to believe the figures or to repeat them; `about` is added as it is."""
+    slowest = max(measurements, key=lambda one: one.image.median)
+    baseline = next((one for one in measurements if one.race.contestant == "eager"), slowest)
+    return {
+        **about,
+        "batch": work.batch,
+        "baseline": dataclasses.asdict(baseline.race),
+        "machine": {
+            "processor": _processor(),
+            "system": platform.platform(),
+            "gflops": machine.operations / 1e9,
+            "read_gb_per_second": machine.bytes / 1e9,
+        },
+        "versions": {"mar": __version__, "commit": commit(), "python": platform.python_version(), **_versions()},
         "contestants": {
-            one.name: {
-                "image_seconds": dataclasses.asdict(one.image),
-                "stage_seconds": {name: dataclasses.asdict(timing) for name, timing in one.stages.items()},
-            }
-            for one in measurements
+            name: {"runs_on": told, "peak_memory_bytes": peaks[name]} for name, told in descriptions.items()
         },
-        "plan": {
-            "tokens": plan.length,
-            "iterations": len(plan.iterations),
-            "head_evaluations": plan.head_evaluations,
-            "largest_guidance_scale": plan.guidance_scale,
-        },
-        "sampling": dataclasses.asdict(generator.sampling(**settings)),
-        "backend": generator.description,
-        "provenance": dict(generator.manifest.provenance),
-        "batch": 1,
-        "repeats": repeats,
-        "threads": threads,
-        "machine": {"processor": _processor(), "system": platform.platform()},
-        "versions": {"mar": __version__, "commit": _commit(), "python": platform.python_version(), **_versions()},
+        "plans": {name: _plan(work, name, machine) for name in work.plans},
+        "races": [_race(one, work, machine, baseline) for one in measurements],
     }
-    if len(measurements) > 1:
-        value["ratio"] = measurements[1].image.median / measurements[0].image.median
-    return value
 
 
-def table(measurements: list[Measurement]) -> str:
-    """The same as text: milliseconds a picture."""
-    lines = [f"{'milliseconds a picture':26}{'mean':>10}{'median':>10}{'p10':>10}{'p90':>10}"]
-    for one in measurements:
-        rows = {one.name: one.image, **{f"  {name}": timing for name, timing in one.stages.items()}}
-        for name, timing in rows.items():
-            figures = (timing.mean, timing.median, timing.p10, timing.p90)
-            lines.append(f"{name:26}" + "".join(f"{1e3 * figure:10.1f}" for figure in figures))
-    if len(measurements) > 1:
-        ours, theirs = measurements
+def _plan(work: Work, name: str, machine: Machine) -> dict[str, Any]:
+    plan = work.plans[name]
+    costs = plan_costs(work.config, plan, work.batch)
+    return {
+        "sampling": dataclasses.asdict(work.samplings[name]),
+        "tokens": plan.length,
+        "iterations": len(plan.iterations),
+        "head_evaluations": plan.head_evaluations,
+        "largest_guidance_scale": plan.guidance_scale,
+        "operations": {stage: cost.operations for stage, cost in costs.items()},
+        "bytes": {stage: cost.bytes for stage, cost in costs.items()},
+        "roofline_seconds": roofline_seconds(work.config, plan, machine, work.batch),
+    }
+
+
+def _race(one: Measurement, work: Work, machine: Machine, baseline: Measurement) -> dict[str, Any]:
+    plan = work.plans[one.race.sampling]
+    costs = plan_costs(work.config, plan, work.batch).values()
+    least = sum(roofline_seconds(work.config, plan, machine, work.batch).values())
+    return {
+        **dataclasses.asdict(one.race),
+        "seconds": dataclasses.asdict(one.image),
+        "seconds_an_image": one.image.median / work.batch,
+        "stage_seconds": {name: dataclasses.asdict(timing) for name, timing in one.stages.items()},
+        "useful_gflops": sum(cost.operations for cost in costs) / one.image.median / 1e9,
+        "useful_gb_per_second": sum(cost.bytes for cost in costs) / one.image.median / 1e9,
+        "share_of_roofline": least / one.image.median,
+        "times_the_baseline": baseline.image.median / one.image.median,
+    }
+
+
+def table(value: Mapping[str, Any]) -> str:
+    """A report as text, milliseconds a picture."""
+    races, batch = value["races"], value["batch"]
+    wide = max(len(_label(race)) for race in races) + 4
+    lines = [
+        f"{'ms a picture':{wide}}{'median':>10}{'p10':>10}{'p90':>10}{'roofline':>10}{'reached':>9}"
+        f"{'GFLOP/s':>9}{'GB/s':>7}{'speed':>8}"
+    ]
+    for race in races:
+        least = value["plans"][race["sampling"]]["roofline_seconds"]
         lines.append(
-            f"\n{ours.name} is {theirs.image.median / ours.image.median:.2f}x as fast as {theirs.name} (medians)"
+            f"{_label(race):{wide}}{_milliseconds(race['seconds'], batch)}"
+            f"{1e3 * sum(least.values()) / batch:10.1f}{race['share_of_roofline']:9.0%}"
+            f"{race['useful_gflops']:9.0f}{race['useful_gb_per_second']:7.1f}"
+            f"{race['times_the_baseline']:7.2f}x"
         )
+        for stage, seconds in race["stage_seconds"].items():
+            limit = (
+                f"{1e3 * least[stage] / batch:10.1f}{least[stage] / seconds['median']:9.0%}" if stage in least else ""
+            )
+            lines.append(f"{'  ' + stage:{wide}}{_milliseconds(seconds, batch)}{limit}")
+    lines.append("")
+    lines += [
+        f"{name:18}peak memory {one['peak_memory_bytes'] / 2**20:,.0f} MiB; {one['runs_on']}"
+        for name, one in value["contestants"].items()
+    ]
+    machine = value["machine"]
+    lines.append(
+        f"roofline: {machine['gflops']:.0f} GFLOP/s and {machine['read_gb_per_second']:.1f} GB/s, measured between the "
+        "races; GFLOP/s and GB/s count the work that has to be done, whatever a contestant does; "
+        f"speed against {_label(value['baseline'])}"
+    )
     return "\n".join(lines)
+
+
+def _label(race: Mapping[str, Any]) -> str:
+    return f"{race['contestant']}, {race['sampling']}"
+
+
+def _milliseconds(seconds: Mapping[str, float], batch: int) -> str:
+    return "".join(f"{1e3 * seconds[name] / batch:10.1f}" for name in ("median", "p10", "p90"))
 
 
 def _versions() -> dict[str, str]:
@@ -199,7 +227,7 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the checkout this runs from, with `+` if files were changed, or `unknown`."""
     here = pathlib.Path(__file__).resolve().parent
     if not (here.parent / ".git").exists():

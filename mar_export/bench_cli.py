@@ -2,59 +2,189 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+import tempfile
+from collections.abc import Iterator
 
 import click
 
-from mar_export.bench import eager_contestant, measure, report, runtime_contestant, table
+from mar_export.bench import Race, Work, measure, report, table
+from mar_export.contestants import CONTESTANTS, Contestant, Entry, open_checkpoint
+from runtime.artifact import Artifact, is_artifact
 from runtime.backends import available_threads
+from runtime.config import ModelConfig
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
-from runtime.generator import Generator
 from runtime.options import PATH, progress_bar, sampling_options, threads_option
+from runtime.plan import Sampling, build_plan
+from runtime.presets import PRESETS, requested_sampling
+from runtime.request import check_batch, check_labels
+
+_OWN = "own"  # the plan of the artifact itself
+_NEED_WEIGHTS = tuple(name for name in CONTESTANTS if name != "runtime")
+_RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 
 
 @click.command()
-@click.argument("artifact", type=PATH)
-@click.option("--checkpoint", type=PATH, help="Measure against the eager PyTorch loop on this checkpoint.")
+@click.argument("artifact", type=PATH, required=False)
+@click.option("--checkpoint", type=PATH, help="The weights the artifact was exported from, for the others to run.")
 @click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
+@click.option("--preset", "model", help="Instead of ARTIFACT: a model of this size, such as mar_base.")
+@click.option("--random-weights", is_flag=True, help="Draw the weights of that model at random.")
+@click.option(
+    "--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="Who takes part; repeat it."
+)
+@click.option(
+    "--plan",
+    "plans",
+    type=click.Choice([_OWN, *PRESETS]),
+    multiple=True,
+    help="What is drawn; repeat it. The runtime draws every plan, the others the first.",
+)
 @click.option("--class", "label", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures drawn together.")
 @sampling_options
-@click.option("--repeats", type=int, default=5, show_default=True, help="Pictures timed for each contestant.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Draws timed of each contestant and plan.")
 @threads_option
 @click.option("--json", "json_file", type=PATH, help="Where to write the same as JSON.")
+@click.option("--chart", type=PATH, help="Where to draw it, as PNG.")
+@click.option("--work", type=PATH, help="Keep what is exported for the benchmark in this folder, and use it again.")
 def bench(
-    artifact: pathlib.Path,
+    artifact: pathlib.Path | None,
     checkpoint: pathlib.Path | None,
     config_file: pathlib.Path | None,
+    model: str | None,
+    random_weights: bool,
+    names: tuple[str, ...],
+    plans: tuple[str, ...],
     label: int,
+    batch_size: int,
     repeats: int,
     threads: int | None,
     json_file: pathlib.Path | None,
+    chart: pathlib.Path | None,
+    work: pathlib.Path | None,
     **settings: object,
 ) -> None:
-    """Time ARTIFACT a picture at a time, batch 1, stage by stage."""
+    """Time ARTIFACT, or a model with random weights, against eager PyTorch and other ways to run it."""
     if not 1 <= repeats <= 1000:
         raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
-    if json_file is not None:
-        check_writable(json_file)
-    threads = threads or available_threads()
-    with Generator.load(artifact, threads=threads) as generator:
-        plan = generator.plan(**settings)
-        contestants = [runtime_contestant(generator, label, settings)]
-        if checkpoint is not None:
-            import torch
-
-            torch.set_num_threads(threads)
-            contestants.append(eager_contestant(checkpoint, config_file, generator.manifest, label, plan))
-        click.echo(
-            f"{generator.description}; {plan.length} tokens, {len(plan.iterations)} iterations, "
-            f"{plan.head_evaluations} head evaluations, guidance up to {plan.guidance_scale:.2f}, batch 1, "
-            f"{repeats} times each"
+    if (artifact is None) != random_weights or random_weights != (model is not None):
+        raise RequestError("give an ARTIFACT, or --preset MODEL with --random-weights, and not both")
+    for path in (json_file, chart):
+        if path is not None:
+            check_writable(path)
+    if not names:
+        names = ("runtime", "plain-onnx", "eager") if random_weights else ("runtime", "eager")[: 1 + bool(checkpoint)]
+    if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
+        raise RequestError(f"{', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}: these need --checkpoint")
+    with _work_folder(work) as folder:
+        entry = Entry(
+            artifact=artifact or folder / f"{model}-random",
+            checkpoint=checkpoint,
+            config_file=config_file,
+            random_preset=model,
+            plain=folder / f"{model or 'artifact'}-plain",
+            labels=(label,) * batch_size,
+            threads=threads or available_threads(),
         )
-        with progress_bar((repeats + 1) * len(contestants), "timing") as bar:
-            measurements = measure(contestants, repeats, lambda: bar.update(1))
-    click.echo(table(measurements))
+        _export(entry, plain="plain-onnx" in names)
+        _race(entry, names, plans or (_OWN,), settings, repeats, json_file, chart)
+
+
+def _race(
+    entry: Entry,
+    names: tuple[str, ...],
+    plans: tuple[str, ...],
+    settings: dict[str, object],
+    repeats: int,
+    json_file: pathlib.Path | None,
+    chart: pathlib.Path | None,
+) -> None:
+    from mar_export.roofline import Probe
+    from mar_export.startup import startup_seconds
+
+    manifest = Artifact(entry.artifact).manifest
+    config = manifest.model
+    asked = {name: {**settings, "preset": None if name == _OWN else name} for name in plans}
+    work = _work(config, manifest.sampling, asked, entry)
+    races = [Race(name, plan) for name in names for plan in (plans if name == "runtime" else plans[:1])]
+    for name, plan in work.plans.items():
+        click.echo(
+            f"{name}: {plan.length} tokens, {len(plan.iterations)} iterations, {plan.head_evaluations} head "
+            f"evaluations, guidance up to {plan.guidance_scale:.2f}"
+        )
+    click.echo(f"batch {work.batch}, {entry.threads} threads, {repeats} times each")
+    startup = startup_seconds(entry.artifact, entry.threads, repeats=3)
+    contestants: dict[str, Contestant] = {}
+    try:
+        for name in names:
+            contestants[name] = Contestant(name, entry)
+        with progress_bar(repeats * len(races), "timing") as bar:
+            measurements, machine = measure(
+                contestants, races, asked, repeats, Probe(entry.threads).measure, lambda: bar.update(1)
+            )
+        descriptions = {name: contestant.description for name, contestant in contestants.items()}
+        peaks = {name: contestant.finish() for name, contestant in contestants.items()}
+    finally:
+        for contestant in contestants.values():
+            contestant.stop()
+    engines = sum(entry.bytes for entry in manifest.files.values())
+    about = {
+        "title": f"{manifest.provenance.get('checkpoint', entry.artifact)}, batch {work.batch}, {manifest.precision}, "
+        f"{entry.threads} threads",
+        "provenance": dict(manifest.provenance),
+        "repeats": repeats,
+        "threads": entry.threads,
+        "engine_bytes": engines,
+        "startup_seconds": dict(startup),
+    }
+    value = report(measurements, machine, work, descriptions, peaks, about)
+    click.echo(table(value))
+    click.echo(
+        f"engine files {engines / 2**20:,.0f} MiB; import of runtime {startup['import_runtime']:.2f} s, "
+        f"from the start of a process to the first call of the backbone {startup['first_backbone_call']:.2f} s"
+    )
     if json_file is not None:
-        write_json(json_file, report(measurements, generator, settings, repeats, threads))
+        write_json(json_file, value)
         click.echo(f"written to {json_file}")
+    if chart is not None:
+        from mar_export.bench_chart import save_chart
+
+        save_chart(value, chart)
+        click.echo(f"drawn to {chart}")
+
+
+def _work(config: ModelConfig, own: Sampling, asked: dict[str, dict[str, object]], entry: Entry) -> Work:
+    """The plans that are drawn, checked before anything is loaded."""
+    check_labels(entry.labels, config)
+    samplings = {name: requested_sampling(own, config.tokens, settings) for name, settings in asked.items()}
+    plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
+    for plan in plans.values():
+        check_batch(len(entry.labels), plan.diffusion_steps, config)
+    return Work(config, len(entry.labels), samplings, plans)
+
+
+@contextlib.contextmanager
+def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    if work is not None:
+        yield work
+        return
+    with tempfile.TemporaryDirectory(prefix="mar-bench-") as folder:
+        yield pathlib.Path(folder)
+
+
+def _export(entry: Entry, *, plain: bool) -> None:
+    """Make the engines that an entry names and that are not there yet."""
+    from mar_export.export import export_artifact
+    from mar_export.plain import export_plain, plain_specs
+
+    if entry.random_preset is not None and not is_artifact(entry.artifact):
+        entry.artifact.parent.mkdir(parents=True, exist_ok=True)
+        export_artifact(open_checkpoint(entry), entry.artifact, click.echo, _RANDOM_SAMPLING)
+    config = Artifact(entry.artifact).manifest.model
+    files = [entry.plain / f"{name}.onnx" for name in plain_specs(config)]
+    if plain and not all(file.is_file() for file in files):
+        click.echo("plain-onnx: exporting")
+        export_plain(open_checkpoint(entry).model, entry.plain)

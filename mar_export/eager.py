@@ -32,7 +32,7 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
         module = graph(model).eval()
         if bfloat16 and isinstance(module, Denoise):
             module.final_layer = copy.deepcopy(module.final_layer)
-            module.final_layer.linear = _Float32(module.final_layer.linear)
+            module.final_layer.linear = _Float32(module.final_layer.linear)  # type: ignore[assignment]
         engines[name] = _engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
     form = "bfloat16" if bfloat16 else "float32"
     description = f"torch {torch.__version__}, {form}{', compiled' if compiled else ''}"

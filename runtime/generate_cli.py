@@ -16,7 +16,7 @@ from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.grid import save_grid
-from runtime.options import PATH, progress_bar, sampling_options, threads_option
+from runtime.options import PATH, preset_option, progress_bar, sampling_options, threads_option
 from runtime.request import check_batch, check_labels, check_noise, check_order, check_seed
 
 _MAX_COUNT = 100_000
@@ -32,6 +32,7 @@ _GRID_COLUMNS = 8
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=PATH, help="Where to write the grid of pictures, as PNG.")
 @click.option("--save-latents", type=PATH, help="Where to write the latents [B, C, H, W], as .npy.")
+@preset_option
 @sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Pictures drawn together.")
 @click.option("--order-file", type=PATH, help="An .npz with generation_order [B, L], instead of the seed's.")

@@ -21,8 +21,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all.")
 
+preset_option = click.option(
+    "--preset", type=click.Choice(list(PRESETS)), help="A named way to draw; other options change it."
+)
+
 _SAMPLING = (
-    click.option("--preset", type=click.Choice(list(PRESETS)), help="A named way to draw; other options change it."),
     click.option("--iterations", type=int, help="Passes of the backbone."),
     click.option("--mask-schedule", type=click.Choice(MASK_SCHEDULES), help="How tokens spread over iterations."),
     click.option("--token-order", type=click.Choice(TOKEN_ORDERS), help="Which tokens come first."),
@@ -47,7 +50,7 @@ def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
 
 
 def sampling_options(command: _Command) -> _Command:
-    """A preset and the fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
+    """The fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
     for option in reversed(_SAMPLING):
         command = option(command)
     return command

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, write_json
 from runtime.generator import Generator
-from runtime.options import PATH, progress_bar, sampling_options, threads_option
+from runtime.options import PATH, preset_option, progress_bar, sampling_options, threads_option
 from training.data import Dataset, open_dataset
 from training.quality import batches, frechet_distance, judge, load_or_train_classifier
 
@@ -30,6 +30,7 @@ _BATCH = 50
 @click.option(
     "--classifier", type=PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
 )
+@preset_option
 @sampling_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @threads_option

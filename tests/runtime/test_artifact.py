@@ -154,7 +154,7 @@ DIGEST = "0123456789abcdef" * 4
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
-    ("format_version", [0, 2, "1", 1.5, None, [1], True], "format version {value!r}"),
+    ("format_version", [0, 1, 3, "2", 2.0, None, [2], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
     *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model

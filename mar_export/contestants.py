@@ -1,0 +1,234 @@
+"""Who takes part in the benchmark: each in a process of its own, drawing the same pictures on request.
+
+A process of its own gives a contestant its own thread pools and its own peak of memory, and keeps
+PyTorch out of the runtime's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.artifact import Artifact, Manifest
+from runtime.backends import Array, Engine, open_backend
+from runtime.errors import BackendError, RequestError
+from runtime.generator import Generator
+from runtime.loop import Engines
+from runtime.noise import seeded_noise, seeded_order
+from runtime.plan import build_plan
+from runtime.presets import requested_sampling
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
+
+Stages = dict[str, float]  # stage -> seconds
+Draw = Callable[[Mapping[str, Any]], Stages]  # settings of a request -> the seconds of each stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What is drawn, with what: paths for processes to open."""
+
+    artifact: pathlib.Path
+    checkpoint: pathlib.Path | None  # None for random weights
+    config_file: pathlib.Path | None
+    random_preset: str | None
+    plain: pathlib.Path  # folder of the plain graphs
+    labels: tuple[int, ...]
+    threads: int
+
+
+class Contestant:
+    """A contestant in its process. Raises `BackendError` where that fails."""
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, entry, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.description: str = self._answer()
+
+    def draw(self, settings: Mapping[str, Any]) -> tuple[float, Stages]:
+        """Draw once: seconds in all, and in each stage."""
+        self._connection.send(dict(settings))
+        seconds, stages = self._answer()
+        return seconds, stages
+
+    def finish(self) -> int:
+        """End the process; its peak of memory in bytes."""
+        self._connection.send(None)
+        peak: int = self._answer()
+        self._process.join()
+        return peak
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        self._process.terminate()
+        self._process.join()
+
+    def _answer(self) -> Any:
+        try:
+            failure, answer = self._connection.recv()
+        except EOFError:
+            raise BackendError(f"the process of {self.name} ended; not enough memory?") from None
+        if failure:
+            raise BackendError(f"{self.name}: {failure}")
+        return answer
+
+
+def _serve(name: str, entry: Entry, connection: Connection) -> None:
+    """Answer requests until one is None. An answer is a pair: what failed, or None; and the value."""
+    try:
+        description, draw = CONTESTANTS[name](entry)
+        connection.send((None, description))
+        while (settings := connection.recv()) is not None:
+            started = time.perf_counter()
+            stages = draw(settings)
+            seconds = time.perf_counter() - started
+            connection.send((None, (seconds, {**stages, "rest": seconds - sum(stages.values())})))
+        connection.send((None, _peak_bytes()))
+    except Exception as error:  # told to the other process, whatever it is
+        connection.send((f"{type(error).__name__}: {error}", None))
+
+
+def _peak_bytes() -> int:
+    """The most memory this process ever had."""
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:  # no Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage here: its figure outlives exec, so it would be the parent's where that is larger.
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
+def _runtime(entry: Entry) -> tuple[str, Draw]:
+    """This runtime, each engine wrapped in a clock."""
+    return _clocked(Generator.load(entry.artifact, threads=entry.threads), entry)
+
+
+def _eager_optimized(entry: Entry) -> tuple[str, Draw]:
+    """This runtime's loop on the modules that are exported, in PyTorch."""
+    from mar_export.eager import eager_generator
+
+    manifest, checkpoint = _checkpoint(entry)
+    return _clocked(eager_generator(manifest, checkpoint.model), entry)
+
+
+def _compiled(entry: Entry) -> tuple[str, Draw]:
+    """The same under `torch.compile`."""
+    from mar_export.eager import eager_generator
+
+    manifest, checkpoint = _checkpoint(entry)
+    return _clocked(eager_generator(manifest, checkpoint.model, compiled=True), entry)
+
+
+def _eager(entry: Entry) -> tuple[str, Draw]:
+    """The published loop as its authors run it: averaged weights, inference mode, PyTorch's default attention."""
+    import torch
+
+    from training.published import sample
+
+    manifest, checkpoint = _checkpoint(entry)
+    labels, config = np.array(entry.labels), manifest.model
+
+    def draw(settings: Mapping[str, Any]) -> Stages:
+        plan = build_plan(config.tokens, requested_sampling(manifest.sampling, config.tokens, settings))
+        order = seeded_order(0, range(len(labels)), config, plan.token_order)
+        noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
+        times: Stages = {}
+        sample(checkpoint.model, labels, plan, order, noise, times=times)
+        return times
+
+    return f"torch {torch.__version__}, float32, {entry.threads} threads", draw
+
+
+def _plain_onnx(entry: Entry) -> tuple[str, Draw]:
+    """The model exported as it is written, called from a loop in numpy."""
+    from mar_export.plain import plain_specs, sample_plain
+
+    manifest = Artifact(entry.artifact).manifest
+    labels, config = np.array(entry.labels), manifest.model
+    runner = open_backend("onnxruntime", "cpu", entry.threads)
+    backbone, head = (runner.load(entry.plain / f"{name}.onnx", spec) for name, spec in plain_specs(config).items())
+
+    def draw(settings: Mapping[str, Any]) -> Stages:
+        plan = build_plan(config.tokens, requested_sampling(manifest.sampling, config.tokens, settings))
+        order = seeded_order(0, range(len(labels)), config, plan.token_order)
+        noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
+        times: Stages = {}
+        sample_plain(backbone, head, config, plan, labels, order, noise, times)
+        return times
+
+    return runner.description, draw
+
+
+CONTESTANTS: dict[str, Callable[[Entry], tuple[str, Draw]]] = {
+    "runtime": _runtime,
+    "plain-onnx": _plain_onnx,
+    "eager": _eager,
+    "eager-optimized": _eager_optimized,
+    "compile": _compiled,
+}
+
+
+def _checkpoint(entry: Entry) -> tuple[Manifest, Checkpoint]:
+    """The weights that the artifact was exported from, for PyTorch on as many threads. Raises `RequestError`."""
+    import torch
+
+    torch.set_num_threads(entry.threads)
+    manifest, checkpoint = Artifact(entry.artifact).manifest, open_checkpoint(entry)
+    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
+        raise RequestError(
+            f"{entry.checkpoint} is not the checkpoint that the artifact was exported from; export it first"
+        )
+    return manifest, checkpoint
+
+
+def open_checkpoint(entry: Entry) -> Checkpoint:
+    """The weights of an entry: random ones, or a file's."""
+    from training.checkpoint import load_checkpoint
+    from training.random_weights import random_checkpoint
+
+    if entry.random_preset is not None:
+        return random_checkpoint(entry.random_preset)
+    if entry.checkpoint is None:
+        raise RequestError("eager PyTorch and plain-onnx need the weights: give --checkpoint")
+    return load_checkpoint(entry.checkpoint, entry.config_file)
+
+
+def _clocked(generator: Generator, entry: Entry) -> tuple[str, Draw]:
+    clocks = {
+        field.name: _Clock(getattr(generator.engines, field.name)) for field in dataclasses.fields(generator.engines)
+    }
+    timed = Generator(generator.manifest, Engines(**clocks), generator.description)
+
+    def draw(settings: Mapping[str, Any]) -> Stages:
+        for clock in clocks.values():
+            clock.seconds = 0.0
+        timed.generate(entry.labels, **settings)
+        return {name: clock.seconds for name, clock in clocks.items()}
+
+    return generator.description, draw
+
+
+class _Clock:
+    """An engine that adds up the time spent in it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.seconds = engine, 0.0
+
+    def __call__(self, **inputs: Array) -> tuple[Array, ...]:
+        started = time.perf_counter()
+        outputs = self._engine(**inputs)
+        self.seconds += time.perf_counter() - started
+        return outputs
