@@ -46,7 +46,8 @@ class Conditioning(nn.Module):
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
         condition = self.time_embed(timesteps)[:, None] + self.cond_embed(z)  # [T, GN, W]
-        return F.linear(F.silu(condition), self.weight, self.bias)  # [T, GN, M]
+        rows = F.linear(F.silu(condition).flatten(0, 1), self.weight, self.bias)  # [T GN, M], the bias in the product
+        return rows.unflatten(0, (-1, z.shape[0]))  # [T, GN, M]
 
 
 class Denoise(nn.Module):

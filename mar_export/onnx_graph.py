@@ -18,7 +18,8 @@ from runtime.spec import EngineSpec
 
 # TensorRT 10.3, the oldest release supported (JetPack 6), reads opsets up to 20.
 OPSET = 20
-_EXTERNAL_DATA_BYTES = 64 * 2**20
+# Weights inside the graph are held twice while it loads; those beside it are mapped.
+_EXTERNAL_DATA_BYTES = 16 * 2**20
 
 
 def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path: pathlib.Path) -> None:

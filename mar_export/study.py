@@ -26,7 +26,8 @@ from runtime.artifact import Artifact
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.presets import PRESETS
+from runtime.plan import Sampling
+from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import SAMPLERS
 from training.checkpoint import load_checkpoint
 from training.data import open_dataset
@@ -74,7 +75,8 @@ def preset_ways() -> list[Way]:
 def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, said: Callable[[str], None]) -> None:
     """Judge every way that `out`, a folder with a JSON for each, does not hold yet."""
     out.mkdir(parents=True, exist_ok=True)
-    left = [way for way in ways if not _is_done(out, way, study)]
+    _tools(study)  # trains the classifier where there is none, once for all processes
+    left = [way for way in ways if _figures(out, way, study) is None]
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = {pool.submit(judge_way, study, way): way for way in left}
@@ -82,6 +84,30 @@ def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, 
             way, figures = waiting[done], done.result()
             write_json(_file(out, way), figures)
             said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
+
+
+def time_ways(study: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a picture of each way, by name: the runtime on its exported engines, in turn, batch 1."""
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    with Generator.load(study.artifact, threads=threads) as generator:
+        for repeat in range(-1, repeats):
+            for way in ways:
+                started = time.perf_counter()
+                generator.generate([0], **way.settings)
+                if repeat >= 0:  # the first round warms up
+                    seconds[way.name].append(time.perf_counter() - started)
+    return seconds
+
+
+def summary(study: Study, ways: list[Way], out: pathlib.Path, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """What the study found: the figures of every way that is judged, with its times."""
+    found = []
+    for way in ways:
+        figures = _figures(out, way, study)
+        if figures is not None:
+            p10, median, p90 = np.percentile(seconds[way.name], [10, 50, 90])
+            found.append({**figures, "milliseconds": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90}})
+    return {"images": study.images, "ways": found}
 
 
 def judge_way(study: Study, way: Way) -> dict[str, Any]:
@@ -93,7 +119,6 @@ def judge_way(study: Study, way: Way) -> dict[str, Any]:
     drawn = judge(classifier, _draw(generator, labels, way.settings), labels)
     return {
         "name": way.name,
-        "settings": dict(way.settings),
         "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
         "images": study.images,
         "recognised": drawn.recognised,
@@ -128,9 +153,20 @@ def _file(out: pathlib.Path, way: Way) -> pathlib.Path:
     return out / f"{way.name.replace(' ', '-').replace('+', 'p')}.json"
 
 
-def _is_done(out: pathlib.Path, way: Way, study: Study) -> bool:
+def _figures(out: pathlib.Path, way: Way, study: Study) -> dict[str, Any] | None:
+    """What was found for `way` before; None if nothing was, or for other settings or fewer pictures."""
     try:
-        figures = json.loads(_file(out, way).read_text())
+        figures: dict[str, Any] = json.loads(_file(out, way).read_text())
     except (OSError, ValueError):
-        return False
-    return figures.get("settings") == dict(way.settings) and figures.get("images") == study.images
+        return None
+    sampling = _as_json(dataclasses.asdict(_sampling(study, way)))
+    return figures if figures["sampling"] == sampling and figures["images"] == study.images else None
+
+
+def _sampling(study: Study, way: Way) -> Sampling:
+    manifest = Artifact(study.artifact).manifest
+    return requested_sampling(manifest.sampling, manifest.model.tokens, way.settings)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

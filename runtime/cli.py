@@ -19,7 +19,9 @@ _COMMANDS = {
     "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),
     "generate": ("runtime.generate_cli:generate", "Draw pictures with an artifact."),
     "bench": ("mar_export.bench_cli:bench", "Time an artifact, alone or against eager PyTorch."),
+    "study": ("mar_export.study_cli:study", "Judge every preset and sampler: quality against time."),
     "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),
+    "plan": ("runtime.plan_cli:plan", "Show how an artifact would draw, and how long it takes."),
     "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}

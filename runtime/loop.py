@@ -23,7 +23,7 @@ Int = NDArray[np.int64]
 Progress = Callable[[int, int], None]  # (iterations done, iterations in all)
 
 # The modulation of all diffusion steps at once can be large; it is computed in runs of steps this big.
-_MODULATION_BYTES = 32 * 2**20
+_MODULATION_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,13 @@ from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError,
 from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.loop import Engines, Float, Int, run_plan
+from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, Sampling
+from runtime.samplers import SAMPLERS
 from runtime.spec import ENGINES, EngineSpec, TensorSpec, engine_specs
 from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, golden_cases, relative_l2
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.published import sample
 
 ExportGraph = Callable[[nn.Module, EngineSpec, ModelConfig, pathlib.Path], None]
 
@@ -115,6 +118,37 @@ def test_every_graph_has_the_inputs_and_outputs_of_its_spec(exported: pathlib.Pa
     spec = engine_specs(manifest_of(exported).model)[engine]
     assert tuple(map(described, graph.input)) == spec.inputs
     assert tuple(map(described, graph.output)) == spec.outputs
+
+
+@pytest.mark.parametrize("mask_schedule", ["cosine", "exponential"])
+@pytest.mark.parametrize(("sampler", "eta"), [*((sampler, 0.0) for sampler in SAMPLERS), ("ddim", 0.7)])
+def test_every_sampler_draws_what_the_eager_loop_draws(
+    exported: pathlib.Path, sampler: str, eta: float, mask_schedule: str
+) -> None:
+    """With everything at once: guidance in some iterations, chains that shrink, an order that is not random."""
+    settings: dict[str, Any] = {
+        "iterations": 5,
+        "mask_schedule": mask_schedule,
+        "token_order": "checkerboard",
+        "cfg_scale": 2.0,
+        "cfg_interval": (0.05, 0.5),
+        "sampler": sampler,
+        "eta": eta,
+        "diffusion_steps": 12,
+        "last_diffusion_steps": 4,
+        "start_timestep": 900,
+    }
+    model = load_checkpoint(GOLDEN / exported.name / "checkpoint-last.pth", GOLDEN / exported.name / "meta.json").model
+    labels, indices = [1, 4, 0], [0, 1, 2]
+    with Generator.load(exported, threads=1) as generator:
+        plan = generator.plan(**settings)
+        found = generator.generate(labels, seed=3, **settings).latents
+    order = seeded_order(3, indices, model.config, "checkerboard")
+    noise = seeded_noise(3, indices, 12, model.config)
+    expected = sample(model.double(), np.array(labels), plan, order, noise)
+    assert {iteration.guided for iteration in plan.iterations} == {True, False}
+    assert [iteration.table.steps for iteration in plan.iterations] == [12, 10, 8, 6, 4]
+    assert relative_l2(found, expected) <= GOLDEN_TOLERANCE
 
 
 def described(value: onnx.ValueInfoProto) -> TensorSpec:

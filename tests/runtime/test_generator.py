@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -21,12 +22,24 @@ from runtime.artifact import MANIFEST
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.noise import seeded_noise, seeded_order
+from runtime.plan import Sampling
 from tests.conftest import GOLDEN_TOLERANCE, GoldenCase, relative_l2
 
 # A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.
 FAST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
 # What the fast settings leave open, and not as it is by default.
-OWN: dict[str, Any] = {"cfg_schedule": "constant", "temperature": 0.9, "sampler": "ddpm"}
+OWN: dict[str, Any] = {
+    "mask_schedule": "linear",
+    "token_order": "checkerboard",
+    "cfg_schedule": "constant",
+    "cfg_interval": [0.1, 0.9],
+    "sampler": "ddim",
+    "last_diffusion_steps": None,
+    "step_schedule": "cosine",
+    "start_timestep": None,
+    "temperature": 0.9,
+    "eta": 0.5,
+}
 LABELS = [0, 5, 2, 3, 1]
 
 
@@ -100,6 +113,14 @@ def test_the_order_and_noise_of_a_seed_may_be_given_instead_of_it(generator: Gen
     assert seeded.tobytes() != draw(generator, [1, 2], order=order, noise=noise[:, ::-1]).tobytes()
 
 
+@pytest.mark.parametrize("kind", ["random", "raster", "checkerboard"])
+def test_the_order_of_a_seed_is_of_the_kind_that_is_asked_for(generator: Generator, kind: str) -> None:
+    order = seeded_order(3, [0, 1], generator.manifest.model, kind)
+    seeded = draw(generator, [1, 2], seed=3, token_order=kind)
+    assert seeded.tobytes() == draw(generator, [1, 2], seed=3, order=order).tobytes()
+    assert seeded.tobytes() != draw(generator, [1, 2], seed=3, order=order[:, ::-1]).tobytes()
+
+
 def test_progress_is_told_once_an_iteration(generator: Generator) -> None:
     told: list[tuple[int, int]] = []
     draw(generator, [1], iterations=7, progress=lambda done, of: told.append((done, of)))
@@ -153,7 +174,16 @@ BAD_REQUESTS: list[tuple[str, object, str]] = [
     *(("cfg_scale", value, f"{value!r}") for value in (-1.0, math.nan, math.inf, 1e39, "2", [2.0])),
     *(("temperature", value, f"{value!r}") for value in (-1.0, math.nan, math.inf, 1e39, "1", [1.0])),
     *(("cfg_schedule", value, f"{value!r}") for value in ("cosine", 1)),
-    *(("sampler", value, f"{value!r}") for value in ("euler", 1)),
+    *(("sampler", value, f"{value!r}") for value in ("euler", 1, ["ddpm"])),
+    *(("mask_schedule", value, f"{value!r}") for value in ("two-stage", 1)),
+    *(("token_order", value, f"{value!r}") for value in ("spiral", 1)),
+    *(("step_schedule", value, f"{value!r}") for value in ("exponential", 1)),
+    ("cfg_interval", 0.5, "0.5"),
+    ("cfg_interval", [0.7, 0.2], "0.2"),
+    *(("last_diffusion_steps", value, "last_diffusion_steps") for value in (5, 1, 2.5)),
+    *(("start_timestep", value, "start_timestep") for value in (900, 3, 1000, "900")),
+    *(("eta", value, f"{value!r}") for value in (0.5, -1.0, math.nan, "1", [1.0])),
+    *(("preset", value, f"{value!r}") for value in ("nope", 1)),
     *(("diffusion_steps", value, f"{value!r}") for value in (1, 1001, 2.5, "ddim700", "x", math.inf)),
     ("order", [ORDER[:-1]], "[1, 15]"),
     ("order", ORDER, "[16]"),
@@ -193,11 +223,13 @@ def test_a_bad_request_is_refused_before_anything_runs(
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
 SOME = st.recursive(ANYTHING, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
-SETTINGS = ("labels", "seed", "index", "cfg_scale", "cfg_schedule", "temperature", "sampler", "diffusion_steps")
+SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)))
 
 
 @settings(deadline=None)
-@given(request=st.dictionaries(st.sampled_from([*SETTINGS, "iterations", "order", "noise"]), SOME, min_size=1))
+@given(
+    request=st.dictionaries(st.sampled_from([*SETTINGS, "labels", "seed", "index", "order", "noise"]), SOME, min_size=1)
+)
 def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str, Any]) -> None:
     short: dict[str, Any] = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
-from runtime.plan import Plan, Sampling, build_plan
+from runtime.noise import TOKEN_ORDERS
+from runtime.plan import MASK_SCHEDULES, STEP_SCHEDULES, Plan, Sampling, build_plan, tokens_per_iteration
+from runtime.samplers import coefficient_table
 from tests.conftest import GoldenCase
 
 untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
@@ -26,6 +29,7 @@ SETTINGS: dict[str, Any] = {
 LENGTHS = st.integers(1, 400)
 LENGTHS_AND_ITERATIONS = LENGTHS.flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length)))
 SCALES = st.floats(0, 100)
+SHARES = st.floats(0, 1)
 
 
 def plan(length: int, **changed: object) -> Plan:
@@ -42,10 +46,12 @@ def test_a_golden_case_predicts_as_many_tokens_an_iteration_as_the_published_cod
 
 
 @untimed
-@given(LENGTHS_AND_ITERATIONS)
-def test_every_iteration_predicts_something_and_together_they_predict_everything(sizes: tuple[int, int]) -> None:
+@given(LENGTHS_AND_ITERATIONS, st.sampled_from(MASK_SCHEDULES))
+def test_every_iteration_predicts_something_and_together_they_predict_everything(
+    sizes: tuple[int, int], schedule: str
+) -> None:
     length, iterations = sizes
-    planned = plan(length, iterations=iterations)
+    planned = plan(length, iterations=iterations, mask_schedule=schedule)
     counts = [iteration.count for iteration in planned.iterations]
     assert planned.length == length
     assert len(counts) == iterations
@@ -62,6 +68,54 @@ def test_an_impossible_number_of_iterations_is_refused(length: int, data: st.Dat
         plan(length, iterations=iterations)
     assert f"iterations must lie in 1..{length}" in str(refusal.value)
     assert str(iterations) in str(refusal.value)
+
+
+# How tokens spread over the iterations.
+
+BY_HAND = {
+    "cosine": [2, 3, 5, 6],  # 16 cos(22.5, 45 and 67.5 degrees) = 14.8, 11.3, 6.1 stay masked
+    "exponential": [1, 1, 3, 11],  # 16 (1 - e^-5(1 - s)) / (1 - e^-5) = 15.7, 14.8, 11.5
+    "linear": [4, 4, 4, 4],
+}
+
+
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
+def test_sixteen_tokens_spread_over_four_iterations_as_counted_by_hand(schedule: str) -> None:
+    assert tokens_per_iteration(16, 4, schedule) == BY_HAND[schedule]
+    assert [iteration.count for iteration in plan(16, iterations=4, mask_schedule=schedule).iterations] == (
+        BY_HAND[schedule]
+    )
+
+
+@pytest.mark.parametrize(("length", "iterations"), [(64, 16), (256, 64), (256, 16), (256, 10)])
+def test_an_exponential_schedule_predicts_fewer_tokens_early_and_more_late(length: int, iterations: int) -> None:
+    exponential, cosine = (tokens_per_iteration(length, iterations, name) for name in ("exponential", "cosine"))
+    half = iterations // 2
+    assert sum(exponential[:half]) < sum(cosine[:half])
+    assert exponential[-1] > cosine[-1]
+
+
+@untimed
+@given(LENGTHS_AND_ITERATIONS)
+def test_a_linear_schedule_spreads_tokens_evenly(sizes: tuple[int, int]) -> None:
+    length, iterations = sizes
+    counts = tokens_per_iteration(length, iterations, "linear")
+    done = [sum(counts[: k + 1]) for k in range(iterations)]
+    assert all(abs(done[k] - length * (k + 1) / iterations) <= 1 for k in range(iterations))
+
+
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
+@pytest.mark.parametrize("length", [1, 16, 300])
+def test_as_many_iterations_as_tokens_predict_one_each(schedule: str, length: int) -> None:
+    assert tokens_per_iteration(length, length, schedule) == [1] * length
+
+
+@pytest.mark.parametrize("order", TOKEN_ORDERS)
+def test_a_plan_tells_the_order_of_its_tokens(order: str) -> None:
+    assert plan(16, token_order=order).token_order == order
+
+
+# How much guidance.
 
 
 def test_linear_guidance_grows_with_the_tokens_known_after_the_iteration() -> None:
@@ -102,11 +156,130 @@ def test_any_other_scale_guides_every_iteration(schedule: str, scale: float) -> 
     assert all(iteration.guided for iteration in planned.iterations)
 
 
+@pytest.mark.parametrize(
+    ("interval", "guided"),
+    [
+        ((0.0, 1.0), [True, True, True, True]),
+        ((0.25, 0.5), [False, True, True, False]),  # both ends belong to it
+        ((0.26, 0.5), [False, False, True, False]),
+        ((0.25, 0.49), [False, True, False, False]),
+        ((0.0, 0.0), [True, False, False, False]),
+        ((0.3, 0.4), [False, False, False, False]),
+        ([0.5, 1], [False, False, True, True]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_outside_its_interval_there_is_no_guidance_at_all(schedule: str, interval: Any, guided: list[bool]) -> None:
+    """A quarter of the tokens is known before each iteration after the first."""
+    asked: dict[str, Any] = {"iterations": 4, "mask_schedule": "linear", "cfg_schedule": schedule, "cfg_scale": 3.0}
+    inside = scales(16, **asked)
+    assert min(inside) > 1
+    planned = plan(16, **asked, cfg_interval=interval)
+    assert [iteration.guided for iteration in planned.iterations] == guided
+    assert scales(16, **asked, cfg_interval=interval) == [
+        scale if on else 1.0 for scale, on in zip(inside, guided, strict=True)
+    ]
+
+
+@untimed
+@given(LENGTHS_AND_ITERATIONS, st.sampled_from(MASK_SCHEDULES), SHARES, SHARES)
+def test_guidance_depends_on_the_share_of_tokens_known_before_the_iteration(
+    sizes: tuple[int, int], mask_schedule: str, one: float, other: float
+) -> None:
+    length, iterations = sizes
+    low, high = sorted((one, other))
+    planned = plan(
+        length,
+        iterations=iterations,
+        mask_schedule=mask_schedule,
+        cfg_scale=3.0,
+        cfg_schedule="constant",
+        cfg_interval=(low, high),
+    )
+    for iteration in planned.iterations:
+        inside = low <= iteration.known / length <= high
+        assert iteration.guidance_scale == (3.0 if inside else 1.0)
+        assert iteration.guided == inside
+
+
+def test_an_interval_reads_the_same_from_json() -> None:
+    assert Sampling(cfg_interval=[0.1, 0.9]) == Sampling(cfg_interval=(0.1, 0.9))
+
+
+# How long the chains are.
+
+
 @pytest.mark.parametrize(("steps", "chain"), [(10, 10), ("ddim20", 20)])
 def test_a_plan_counts_the_steps_of_its_chains(steps: int | str, chain: int) -> None:
     planned = plan(16, iterations=6, diffusion_steps=steps)
     assert planned.diffusion_steps == chain
     assert planned.head_evaluations == 6 * chain
+
+
+# DiSA (arXiv 2505.20297): T_k for iteration k of K, from `up` steps to `lo`, as its authors' code has them.
+SHRUNK: dict[str, Callable[[int, int, int, int], int]] = {
+    "linear": lambda k, count, up, lo: lo + int((count - 1 - k) / (count - 1) * (up - lo)),
+    "cosine": lambda k, count, up, lo: lo + int((math.cos(math.pi * k / (count - 1)) + 1) / 2 * (up - lo)),
+    "two-stage": lambda k, count, up, lo: up if 2 * k < count - 1 else lo,
+}
+ANNEALED = [(2, 50, 5), (4, 50, 10), (6, 100, 10), (16, 50, 5), (32, 50, 10), (64, 100, 5), (64, 50, 50)]
+
+
+def chains(**changed: object) -> list[int]:
+    return [iteration.table.steps for iteration in plan(64, **changed).iterations]
+
+
+@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
+@pytest.mark.parametrize(("iterations", "up", "lo"), ANNEALED)
+def test_chains_shrink_as_published(schedule: str, iterations: int, up: int, lo: int) -> None:
+    found = chains(iterations=iterations, diffusion_steps=up, last_diffusion_steps=lo, step_schedule=schedule)
+    assert found == [SHRUNK[schedule](k, iterations, up, lo) for k in range(iterations)]
+
+
+@untimed
+@given(
+    st.integers(2, 64),
+    st.integers(2, 60).flatmap(lambda up: st.tuples(st.just(up), st.integers(2, up))),
+    st.sampled_from(STEP_SCHEDULES),
+)
+def test_chains_shrink_from_the_first_to_the_last_and_never_grow(
+    iterations: int, bounds: tuple[int, int], schedule: str
+) -> None:
+    up, lo = bounds
+    found = chains(iterations=iterations, diffusion_steps=up, last_diffusion_steps=lo, step_schedule=schedule)
+    assert found[0] == up
+    assert found[-1] == lo
+    assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
+def test_a_single_iteration_has_all_its_steps(schedule: str) -> None:
+    assert chains(iterations=1, diffusion_steps=20, last_diffusion_steps=5, step_schedule=schedule) == [20]
+
+
+def test_a_plan_with_shrinking_chains_counts_its_longest_and_all_of_them() -> None:
+    planned = plan(16, iterations=3, diffusion_steps="20", last_diffusion_steps=4)
+    assert [iteration.table.steps for iteration in planned.iterations] == [20, 12, 4]
+    assert planned.diffusion_steps == 20
+    assert planned.head_evaluations == 36
+
+
+@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
+def test_chains_do_not_shrink_unless_that_is_asked_for(schedule: str) -> None:
+    assert chains(iterations=4, diffusion_steps=20, step_schedule=schedule) == [20] * 4
+
+
+def test_every_chain_is_of_the_sampler_and_the_start_that_are_asked_for() -> None:
+    asked: dict[str, Any] = {"diffusion_steps": 20, "last_diffusion_steps": 10, "start_timestep": 900}
+    planned = plan(16, iterations=3, sampler="ddim", eta=0.5, temperature=0.9, **asked)
+    for iteration, steps in zip(planned.iterations, [20, 15, 10], strict=True):
+        expected = coefficient_table("ddim", steps, 0.9, 0.5, 900)
+        assert iteration.table.timesteps.tolist() == expected.timesteps.tolist()
+        assert iteration.table.coefficients.tolist() == expected.coefficients.tolist()
+
+
+# What is asked for.
 
 
 @pytest.mark.parametrize(("length", "iterations"), [(1, 1), (16, 16), (64, 64), (256, 64)])
@@ -125,20 +298,59 @@ def test_settings_change_by_name_and_none_keeps_what_is() -> None:
         own.changed({"cfg_scal": 3.0})
 
 
-NO_NUMBERS = (math.nan, math.inf, -math.inf, "hot", None)
+NO_NUMBERS = (math.nan, math.inf, -math.inf, "hot", None, [1.0])
+NO_CHOICES = ("Linear", "", 3, None, True, ["linear"])
 BAD_SETTINGS = [
     *(("iterations", value) for value in (2.5, math.nan, "4", True)),
     *(("cfg_scale", value) for value in (-0.5, *NO_NUMBERS)),
-    *(("cfg_schedule", value) for value in ("cosine", "Linear", 3, None)),
+    *(("cfg_schedule", value) for value in ("cosine", *NO_CHOICES)),
+    *(("mask_schedule", value) for value in ("two-stage", *NO_CHOICES)),
+    *(("step_schedule", value) for value in ("exponential", *NO_CHOICES)),
+    *(("token_order", value) for value in ("spiral", *NO_CHOICES)),
     *(("temperature", value) for value in (-1.0, *NO_NUMBERS)),
-    *(("sampler", value) for value in ("euler", "DDPM", 3, None)),
-    *(("diffusion_steps", value) for value in (0, "ddim7000", None)),
+    *(("sampler", value) for value in ("euler", "DDPM", 3, None, ["ddpm"])),
+    *(("diffusion_steps", value) for value in (0, "ddim7000", None, [20])),
+    *(("last_diffusion_steps", value) for value in (0, 1, 21, 5.0, math.nan, "5", True, [5])),
+    *(("start_timestep", value) for value in (-1, 18, 1000, 950.0, math.nan, "950", True, [950])),
+    *(("eta", value) for value in (0.5, 1, *NO_NUMBERS)),  # the sampler is not ddim
+    *(("cfg_interval", value) for value in (0.5, None, "ab", (), (0.5,), (0.0, 0.5, 1.0), {"low": 0.0})),
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=str)
 def test_a_bad_setting_is_refused_by_name_and_value(name: str, value: object) -> None:
     with pytest.raises(RequestError) as refusal:
-        plan(16, **{name: value})
+        plan(16, **({"diffusion_steps": 20} | {name: value}))
     assert name in str(refusal.value)
     assert str(value) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("interval", "told"),
+    [
+        ((-0.1, 1.0), "a number in 0..1, found -0.1"),
+        ((0.0, 1.1), "found 1.1"),
+        ((0.7, 0.2), "found 0.2"),
+        ((math.nan, 1.0), "found nan"),
+        ((0.0, math.nan), "found nan"),
+        (("0", 1.0), "found '0'"),
+        ((0.0, True), "found True"),
+        (([0.0], 1.0), "found [0.0]"),
+    ],
+    ids=str,
+)
+def test_an_interval_that_is_none_is_refused_by_the_share_that_is_wrong(interval: Any, told: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        plan(16, cfg_interval=interval)
+    assert "cfg_interval" in str(refusal.value)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["last_diffusion_steps", "start_timestep"])
+def test_chains_by_an_integer_stride_neither_shrink_nor_start_elsewhere(name: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        plan(16, diffusion_steps="ddim20", **{name: 19})
+    assert name in str(refusal.value)
+    assert "'ddim20'" in str(refusal.value)

@@ -1,0 +1,138 @@
+"""Named ways to draw: what they replace, what they leave to the model, and what is told of a wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from runtime.errors import RequestError
+from runtime.generate_cli import generate
+from runtime.generator import Generator
+from runtime.plan import Sampling, build_plan
+from runtime.presets import PRESETS, requested_sampling
+
+OF_THE_MODEL = ("cfg_scale", "temperature", "start_timestep")
+# Nothing as it is by default.
+OWN = Sampling(
+    iterations=7,
+    mask_schedule="linear",
+    token_order="raster",
+    cfg_scale=3.5,
+    cfg_schedule="constant",
+    cfg_interval=(0.1, 0.6),
+    sampler="ddim",
+    diffusion_steps=33,
+    last_diffusion_steps=9,
+    step_schedule="cosine",
+    start_timestep=900,
+    temperature=0.8,
+    eta=0.5,
+)
+ANY_PRESET = sorted(PRESETS)[0]
+
+
+def test_the_settings_of_these_tests_leave_none_as_it_is_by_default() -> None:
+    own, default = dataclasses.asdict(OWN), dataclasses.asdict(Sampling())
+    assert [name for name in own if own[name] == default[name]] == []
+    build_plan(256, OWN)
+
+
+def test_a_request_without_a_preset_changes_only_what_it_names() -> None:
+    assert requested_sampling(OWN, 256, {}) == OWN
+    assert requested_sampling(OWN, 256, {"preset": None, "eta": None}) == OWN
+    assert requested_sampling(OWN, 256, {"temperature": 0.9}) == dataclasses.replace(OWN, temperature=0.9)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_leaves_a_model_its_guidance_temperature_and_first_timestep(preset: str) -> None:
+    found = requested_sampling(OWN, 256, {"preset": preset})
+    assert [getattr(found, name) for name in OF_THE_MODEL] == [3.5, 0.8, 900]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_replaces_everything_else_the_model_has(preset: str) -> None:
+    """So one preset is one way of drawing, with whichever model."""
+    found = requested_sampling(OWN, 256, {"preset": preset})
+    plain = requested_sampling(Sampling(cfg_scale=3.5, temperature=0.8, start_timestep=900), 256, {"preset": preset})
+    assert found == plain
+    assert found.eta == 0
+    assert found.token_order != OWN.token_order
+    for name in set(PRESETS[preset]) - {"iterations"}:
+        assert getattr(found, name) == PRESETS[preset][name]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Sampling)])
+def test_what_a_request_names_wins_over_its_preset(preset: str, name: str) -> None:
+    named = requested_sampling(Sampling(), 256, {"preset": preset, name: getattr(OWN, name)})
+    without = requested_sampling(Sampling(), 256, {"preset": preset})
+    assert named == dataclasses.replace(without, **{name: getattr(OWN, name)})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("length", [1, 4, 16, 64, 256])
+@pytest.mark.parametrize("start", [None, 900])
+def test_every_preset_makes_a_plan_of_any_image(preset: str, length: int, start: int | None) -> None:
+    own = Sampling(cfg_scale=2.0, start_timestep=start)
+    plan = build_plan(length, requested_sampling(own, length, {"preset": preset}))
+    assert len(plan.iterations) <= length
+    assert sum(iteration.count for iteration in plan.iterations) == length
+    assert plan.guidance_scale > 1 or length == 1  # the published schedule never counts the last token
+
+
+@pytest.mark.parametrize("preset", ["nope", "", ANY_PRESET.upper(), 3, True, [ANY_PRESET]], ids=repr)
+def test_a_preset_that_does_not_exist_is_refused_by_name(preset: object) -> None:
+    with pytest.raises(RequestError) as refusal:
+        requested_sampling(OWN, 256, {"preset": preset})
+    assert f"preset must be one of {', '.join(PRESETS)}, found {preset!r}" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_setting_that_does_not_exist_is_refused_beside_a_preset() -> None:
+    with pytest.raises(RequestError, match="cfg_scal;"):
+        requested_sampling(OWN, 256, {"preset": ANY_PRESET, "cfg_scal": 1.0})
+
+
+def test_presets_differ() -> None:
+    assert len({requested_sampling(Sampling(), 256, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
+
+
+# Through the surfaces. A start below the last timesteps keeps the values of this briefly trained head small.
+
+NAMED: dict[str, Any] = {"start_timestep": 900, "cfg_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def artifact(golden_artifacts: dict[str, pathlib.Path]) -> pathlib.Path:
+    return golden_artifacts["small"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_generator_draws_with_a_preset(artifact: pathlib.Path, preset: str) -> None:
+    with Generator.load(artifact, threads=1) as generator:
+        settings = dataclasses.asdict(requested_sampling(Sampling(**NAMED), 16, {"preset": preset}))
+        assert dataclasses.asdict(generator.sampling(preset=preset, **NAMED)) == settings
+        found = generator.generate([1, 2], seed=3, preset=preset, **NAMED)
+        expected = generator.generate([1, 2], seed=3, **settings)
+        own = generator.generate([1, 2], seed=3, iterations=3, **NAMED)
+    assert found.latents.tobytes() == expected.latents.tobytes()
+    assert found.latents.tobytes() != own.latents.tobytes()
+    assert len(found.plan.iterations) <= 16
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_command_draws_with_a_preset(artifact: pathlib.Path, tmp_path: pathlib.Path, preset: str) -> None:
+    file = tmp_path / "latents.npy"
+    options = [f"--preset={preset}", "--start-timestep=900", "--cfg-scale=2.0", "--iterations=3", "--threads=1"]
+    line = [str(artifact), "--class=1", "--class=2", "--seed=3", f"--save-latents={file}", *options]
+    ended = CliRunner().invoke(generate, line)
+    assert ended.exit_code == 0, ended.output
+    with Generator.load(artifact, threads=1) as generator:
+        expected = generator.generate([1, 2], seed=3, preset=preset, iterations=3, **NAMED)
+    assert len(expected.plan.iterations) == 3
+    assert np.load(file).tobytes() == expected.latents.tobytes()
