@@ -223,7 +223,7 @@ SHRUNK: dict[str, Callable[[int, int, int, int], int]] = {
     "cosine": lambda k, count, up, lo: lo + int((math.cos(math.pi * k / (count - 1)) + 1) / 2 * (up - lo)),
     "two-stage": lambda k, count, up, lo: up if 2 * k < count - 1 else lo,
 }
-ANNEALED = [(2, 50, 5), (4, 50, 10), (6, 100, 10), (16, 50, 5), (32, 50, 10), (64, 100, 5), (64, 50, 50)]
+ANNEALED = [(2, 50, 5), (4, 50, 10), (6, 100, 10), (7, 50, 5), (16, 50, 5), (32, 50, 10), (64, 100, 5), (64, 50, 50)]
 
 
 def chains(**changed: object) -> list[int]:

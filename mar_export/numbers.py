@@ -1,0 +1,126 @@
+"""The measured tables of docs/numbers.md, written from the JSON of `mar bench` and `mar study`.
+
+    python -m mar_export.numbers docs/numbers.md docs/numbers
+
+A line `<!-- bench NAME -->` or `<!-- study NAME -->` in the page begins what is replaced, from
+`docs/numbers/NAME.json`, and `<!-- end -->` ends it. `make numbers` measures first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.errors import RequestError
+from runtime.files import replacing
+from runtime.plan import Sampling
+
+_REGION = re.compile(r"(<!-- (bench|study) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
+    """Replace every marked region of `page` by the tables of its JSON in `folder`."""
+    tables = {"bench": bench_tables, "study": study_table}
+
+    def region(found: re.Match[str]) -> str:
+        file = folder / f"{found[3]}.json"
+        try:
+            value = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{page} names {file}, which cannot be read ({error}); run make numbers") from None
+        return f"{found[1]}{tables[found[2]](value)}\n{found[4]}"
+
+    text = _REGION.sub(region, page.read_text())
+    with replacing(page) as temporary:
+        temporary.write_text(text)
+
+
+def bench_tables(value: Mapping[str, Any]) -> str:
+    """What `mar bench` measured, as Markdown."""
+    machine, versions, batch = value["machine"], value["versions"], value["batch"]
+    lines = [
+        f"{value['title']}, {value['repeats']} times each in turn. Commit {versions['commit']}; "
+        f"Python {versions['python']}, torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, "
+        f"numpy {versions['numpy']}. In the same run the machine reached {machine['gflops']:.0f} GFLOP/s in a large "
+        f"matrix product and read {machine['read_gb_per_second']:.1f} GB/s.",
+        "",
+        "| | median | p10 to p90 | least | reached | useful GFLOP/s | speed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for race in value["races"]:
+        least = value["plans"][race["sampling"]]["roofline_seconds"]
+        lines.append(
+            f"| **{race['contestant']}, {race['sampling']}** | **{_time(race['seconds'], batch)}** | "
+            f"{_spread(race['seconds'], batch)} | {sum(least.values()) / batch:.2f} s | "
+            f"{race['share_of_roofline']:.0%} | {race['useful_gflops']:.0f} | **{race['times_the_baseline']:.2f}x** |"
+        )
+        for stage, seconds in race["stage_seconds"].items():
+            limit = (
+                f"{least[stage] / batch:.2f} s | {least[stage] / seconds['median']:.0%}" if stage in least else " | "
+            )
+            lines.append(f"| {stage} | {_time(seconds, batch)} | {_spread(seconds, batch)} | {limit} | | |")
+    baseline = value["baseline"]
+    lines += ["", f"Seconds a picture; speed against {baseline['contestant']}, {baseline['sampling']}. The plans:", ""]
+    lines += ["| plan | iterations | head evaluations | TFLOP | settings |", "|---|---|---|---|---|"]
+    for name, plan in value["plans"].items():
+        lines.append(
+            f"| {name} | {plan['iterations']} | {plan['head_evaluations']} | "
+            f"{sum(plan['operations'].values()) / 1e12:.2f} | {_settings(plan['sampling'])} |"
+        )
+    lines += ["", "| | runs on | peak memory |", "|---|---|---|"]
+    for name, one in value["contestants"].items():
+        lines.append(f"| {name} | {one['runs_on']} | {one['peak_memory_bytes'] / 2**20:,.0f} MiB |")
+    startup = value["startup_seconds"]
+    lines += [
+        "",
+        f"Engine files: {value['engine_bytes'] / 2**20:,.0f} MiB. `import runtime`: {startup['import_runtime']:.2f} s. "
+        f"From the start of `mar generate`'s process to the first call of the backbone, every hash checked: "
+        f"{startup['first_backbone_call']:.2f} s.",
+    ]
+    return "\n".join(lines)
+
+
+def study_table(value: Mapping[str, Any]) -> str:
+    """What `mar study` found, as Markdown."""
+    exact = next((way["frechet"] for way in value["ways"] if way["name"] == "exact"), None)
+    lines = [
+        f"{value['images']:,} pictures each.",
+        "",
+        "| | recognised | Fréchet distance | against exact | head evaluations | ms a picture | settings |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for way in value["ways"]:
+        guided = way["sampling"]["cfg_scale"] != 1
+        against = f"{way['frechet'] / exact - 1:+.1%}" if exact is not None and guided else ""
+        lines.append(
+            f"| {way['name']} | {way['recognised']:.1%} | {way['frechet']:.3f} | {against} | "
+            f"{way['head_evaluations']} | {way['milliseconds']['median']:.0f} | {_settings(way['sampling'])} |"
+        )
+    return "\n".join(lines)
+
+
+def _time(seconds: Mapping[str, float], batch: int) -> str:
+    return f"{seconds['median'] / batch:.2f} s"
+
+
+def _spread(seconds: Mapping[str, float], batch: int) -> str:
+    return f"{seconds['p10'] / batch:.2f} to {seconds['p90'] / batch:.2f}"
+
+
+def _settings(sampling: Mapping[str, Any]) -> str:
+    """What is not as published, in a few words."""
+    usual = Sampling()
+    told = []
+    for name, value in dataclasses.asdict(Sampling(**sampling)).items():
+        if value is not None and value != getattr(usual, name):
+            told.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(told)
+
+
+if __name__ == "__main__":
+    rewrite(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
