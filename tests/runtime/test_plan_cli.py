@@ -135,9 +135,7 @@ def test_with_time_there_is_a_column_of_milliseconds_and_a_sum(
 
     def predicted(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
         asked.update(plan=plan, batch=batch, description=generator.description)
-        return [
-            {BACKBONE: 0.1 * number, CONDITIONING: 0.02, DENOISE: 0.003} for number in range(len(plan.iterations))
-        ]
+        return [{BACKBONE: 0.1 * number, CONDITIONING: 0.02, DENOISE: 0.003} for number in range(len(plan.iterations))]
 
     monkeypatch.setattr(plan_cli, "predicted_seconds", predicted)
     output = run(artifact, "--iterations 3 --diffusion-steps 4 --batch-size 2 --threads 1")
@@ -145,9 +143,7 @@ def test_with_time_there_is_a_column_of_milliseconds_and_a_sum(
     assert (asked["batch"], len(asked["plan"].iterations), asked["plan"].diffusion_steps) == (2, 3, 4)
     assert "GFLOP       ms" in output
     times = ["23.0", "123.0", "223.0"]
-    assert rows_of(output) == [
-        [*row, time] for row, time in zip(expected_rows(manifest, plan, 2), times, strict=True)
-    ]
+    assert rows_of(output) == [[*row, time] for row, time in zip(expected_rows(manifest, plan, 2), times, strict=True)]
     assert output.splitlines()[-1] == (
         f"predicted time 0.37 s (backbone 0.30, conditioning 0.06, denoise 0.01) on {asked['description']}"
     )
@@ -317,7 +313,7 @@ def test_what_is_not_timed_lies_between_by_its_operations(manifest: Manifest, cl
     for number, (seconds, iteration) in enumerate(zip(predicted, plan.iterations, strict=True)):
         assert seconds[BACKBONE] == pytest.approx(1e-6 * costs[number][BACKBONE][1].operations)
         rows = (4 if iteration.guided else 2) * iteration.count
-        assert seconds[DENOISE] == pytest.approx(1e-6 * rows * 8, rel=0.1)
+        assert seconds[DENOISE] == pytest.approx(1e-6 * rows * 8, rel=0.03)
 
 
 def test_the_time_an_operation_takes_changes_evenly_between_what_is_timed(manifest: Manifest, clock: Clock) -> None:
