@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from mar_export.bench import Race, Work, measure, report, table
+from mar_export.bench import Race, Work, commit, measure, report, table
 from mar_export.contestants import CONTESTANTS, Contestant, Entry, open_checkpoint
 from runtime.artifact import Artifact, is_artifact
 from runtime.backends import available_threads
@@ -80,12 +80,13 @@ def bench(
     if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
         raise RequestError(f"{', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}: these need --checkpoint")
     with _work_folder(work) as folder:
+        made = folder / commit()  # engines of another version of this code are not the same engines
         entry = Entry(
-            artifact=artifact or folder / f"{model}-random",
+            artifact=artifact or made / f"{model}-random",
             checkpoint=checkpoint,
             config_file=config_file,
             random_preset=model,
-            plain=folder / f"{model or 'artifact'}-plain",
+            plain=made / f"{model or _weights_name(artifact)}-plain",
             labels=(label,) * batch_size,
             threads=threads or available_threads(),
         )
@@ -164,6 +165,12 @@ def _work(config: ModelConfig, own: Sampling, asked: dict[str, dict[str, object]
     for plan in plans.values():
         check_batch(len(entry.labels), plan.diffusion_steps, config)
     return Work(config, len(entry.labels), samplings, plans)
+
+
+def _weights_name(artifact: pathlib.Path | None) -> str:
+    """What tells the weights of one artifact from those of another, as a name for a folder."""
+    assert artifact is not None
+    return str(Artifact(artifact).manifest.provenance.get("checkpoint_sha256", "unknown"))[:16]
 
 
 @contextlib.contextmanager

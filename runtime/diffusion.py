@@ -65,10 +65,13 @@ def continuous_alphas_cumprod(timesteps: NDArray[np.float64]) -> NDArray[np.floa
 
 def step_count(steps: int | str) -> int:
     """How many steps `diffusion_steps` asks for, a number or `"ddimN"`. Raises `RequestError`."""
+    digits = str(steps).removeprefix("ddim")
     try:
-        count = int(str(steps).removeprefix("ddim"))
-    except ValueError:
-        raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {short(steps)}") from None
+        count = int(digits) if digits.isdecimal() else None
+    except ValueError:  # more digits than Python reads
+        count = None
+    if count is None:
+        raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {short(steps)}")
     if not 2 <= count <= TRAIN_STEPS:
         raise RequestError(f"diffusion_steps must lie in 2..{TRAIN_STEPS}, found {short(steps)}")
     return count

@@ -28,13 +28,13 @@ _MASKED_SHARE: dict[str, Callable[[float], float]] = {
 }
 MASK_SCHEDULES = tuple(_MASKED_SHARE)
 
-# How far the steps of a chain have shrunk, from 0 to 1, at a share s of the iterations (DiSA, arXiv 2505.20297).
-_SHRUNK_SHARE: dict[str, Callable[[float], float]] = {
-    "linear": lambda s: s,
-    "cosine": lambda s: (1 - math.cos(math.pi * s)) / 2,
-    "two-stage": lambda s: float(s >= 0.5),
+# How much of the shrinking of chains is left in iteration k of 0..last, from 1 to 0 (DiSA, arXiv 2505.20297).
+_LEFT_SHARE: dict[str, Callable[[int, int], float]] = {
+    "linear": lambda k, last: (last - k) / last,
+    "cosine": lambda k, last: (math.cos(math.pi * k / last) + 1) / 2,
+    "two-stage": lambda k, last: float(2 * k < last),
 }
-STEP_SCHEDULES = tuple(_SHRUNK_SHARE)
+STEP_SCHEDULES = tuple(_LEFT_SHARE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cos
         raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {short(iterations)}")
     share, counts, masked = _MASKED_SHARE[mask_schedule], [], length
     for k in range(iterations - 1):
-        stay = max(1, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
+        stay = max(iterations - 1 - k, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
         counts.append(masked - stay)
         masked = stay
     return [*counts, masked]
@@ -161,10 +161,8 @@ def _steps_per_iteration(sampling: Sampling, iterations: int) -> list[int | str]
     if isinstance(first, str) and first.startswith("ddim"):
         raise RequestError(f"last_diffusion_steps needs a number of diffusion_steps to shrink from, found {first!r}")
     check_whole("last_diffusion_steps", last, 2, step_count(first))
-    shrunk = _SHRUNK_SHARE[sampling.step_schedule]
-    return [
-        last + int((1 - shrunk(k / max(1, iterations - 1))) * (step_count(first) - last)) for k in range(iterations)
-    ]
+    left, final = _LEFT_SHARE[sampling.step_schedule], max(1, iterations - 1)
+    return [last + int(left(k, final) * (step_count(first) - last)) for k in range(iterations)]
 
 
 def _guidance_scale(sampling: Sampling, known: int, count: int, length: int) -> float:

@@ -20,8 +20,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # What belongs to a model rather than to a way of drawing with it, as in the published constructor and
-# scripts: a preset changes these only where it names them.
-_OF_THE_MODEL = ("cfg_scale", "temperature", "diffusion_steps")
+# scripts: no preset changes the first two, and the others only one that names its own diffusion steps.
+_OF_THE_MODEL = ("cfg_scale", "temperature")
+_CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
 
 
 def requested_sampling(own: Sampling, length: int, settings: Mapping[str, Any]) -> Sampling:
@@ -29,14 +30,16 @@ def requested_sampling(own: Sampling, length: int, settings: Mapping[str, Any]) 
 
     `settings` are fields of `Sampling`, and `preset`, one of `PRESETS`; None stands for what is there
     already. A preset replaces all but the model's guidance scale, temperature and, where it names
-    none of its own, diffusion steps; it has no more iterations than there are tokens. Raises `RequestError`.
+    none of its own, diffusion steps and their start; it has no more iterations than there are
+    tokens. Raises `RequestError`.
     """
     settings = dict(settings)
     name = settings.pop("preset", None)
     if name is not None:
         check_choice("preset", name, list(PRESETS))
-        kept = {field: getattr(own, field) for field in _OF_THE_MODEL}
-        own = dataclasses.replace(Sampling(**kept), **PRESETS[name])
+        changes = PRESETS[name]
+        fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes else _CHAIN_OF_THE_MODEL)
+        own = dataclasses.replace(Sampling(**{field: getattr(own, field) for field in fields}), **changes)
         if own.iterations is not None:
             own = dataclasses.replace(own, iterations=min(own.iterations, length))
     return own.changed(settings)

@@ -311,7 +311,8 @@ def test_a_multistep_solver_extends_x0_along_the_line_through_the_step_before(so
         column(table, "x_from_x0") + column(table, "x_from_previous_x0")
     )  # in steps of the one before
     middle = slice(1, steps - 2)
-    np.testing.assert_allclose(forward[middle], step[middle] / step[: steps - 3] / 2, rtol=1e-4)
+    limited = np.minimum(step[middle] / step[: steps - 3] / 2, 0.75)  # a long step extrapolates less
+    np.testing.assert_allclose(forward[middle], limited, rtol=1e-4)
 
 
 # What is refused.
@@ -324,13 +325,16 @@ BAD_TABLES: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "ddim", "eta": math.nan}, "eta must be a number in 0..1, found nan"),
     *(({"sampler": name, "eta": 0.5}, f"found eta 0.5 with {name}") for name in SAMPLERS if name != "ddim"),
     *(
-        ({"sampler": name, "start": value}, f"start_timestep must be a whole number in 9..999, found {value!r}")
+        (
+            {"sampler": name, "start": value},
+            f"start_timestep must be a whole number in 9..{998 if name in MULTISTEP else 999}, found {value!r}",
+        )
         for name in SAMPLERS
         for value in (8, 1000, -1, 900.5, "900", math.nan)
     ),
     *(
         ({"sampler": name, "steps": "ddim10", "start": 900}, "start_timestep needs a number of diffusion steps, found")
-        for name in SAMPLERS
+        for name in ("ddpm", "ddim")
     ),
     *(({"sampler": name, "steps": "ddim10"}, "'ddim10' spaces the steps of ddpm and ddim") for name in MULTISTEP),
     *(({"sampler": name, "steps": 1}, "diffusion_steps must lie in 2..1000, found 1") for name in SAMPLERS),

@@ -1,0 +1,187 @@
+"""The tables of the page of numbers: what is marked is written anew, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from mar_export.bench import Measurement, Race, Timing, Work, report
+from mar_export.numbers import bench_tables, rewrite, study_table
+from runtime.cost import Machine
+from runtime.errors import RequestError
+from runtime.plan import Sampling, build_plan
+from training.presets import preset
+
+PAGE = """# Numbers
+
+Before, with `<!-- bench` in a sentence.
+
+<!-- bench small -->
+old figures
+| a | b |
+<!-- end -->
+Between: 42 ms, \\1 and \\g<0> stay.
+<!-- study presets -->
+<!-- end -->
+<!-- notes -->
+Kept.
+<!-- end -->
+"""
+
+
+def bench_value() -> dict[str, Any]:
+    own, fast = Sampling(cfg_scale=2.0), Sampling(cfg_scale=2.0, sampler="ddim", diffusion_steps=14, iterations=16)
+    config = preset("pixel_small")
+    work = Work(config, 2, {"own": own, "fast": fast}, {"own": build_plan(64, own), "fast": build_plan(64, fast)})
+
+    def timing(seconds: float) -> Timing:
+        return Timing(mean=9.0, median=seconds, p10=0.5 * seconds, p90=3 * seconds)
+
+    races = [
+        Measurement(Race("runtime", "own"), timing(8.0), {"backbone": timing(2.0), "rest": timing(6.0)}),
+        Measurement(Race("runtime", "fast"), timing(2.0), {"backbone": timing(0.5), "rest": timing(1.5)}),
+        Measurement(Race("eager", "own"), timing(20.0), {"head": timing(20.0)}),
+    ]
+    about = {
+        "title": "a model, batch 2",
+        "repeats": 3,
+        "engine_bytes": 7 * 2**20,
+        "startup_seconds": {"import_runtime": 0.25, "first_backbone_call": 1.5},
+    }
+    told = {"runtime": "onnxruntime 1, cpu", "eager": "torch 2"}
+    peaks = {"runtime": 80 * 2**20, "eager": 2000 * 2**20}
+    return report(races, Machine(operations=60e9, bytes=9e9), work, told, peaks, about)
+
+
+def way(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
+    settings = json.loads(json.dumps(Sampling(**sampling).__dict__))
+    return {
+        "name": name,
+        "sampling": settings,
+        "recognised": 0.875,
+        "frechet": frechet,
+        "head_evaluations": 160,
+        "milliseconds": {"median": 123.4, "p10": 100.0, "p90": 200.0},
+    }
+
+
+def study_value() -> dict[str, Any]:
+    return {
+        "images": 5000,
+        "ways": [
+            way("exact", 2.0, cfg_scale=2.0),
+            way("fast", 2.5, cfg_scale=2.0, sampler="ddim", cfg_interval=(0.1, 1.0)),
+            way("ddim 14", 3.0, sampler="ddim", diffusion_steps=14),
+        ],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A page, and what was measured."""
+    (tmp_path / "page.md").write_text(PAGE)
+    (tmp_path / "small.json").write_text(json.dumps(bench_value()))
+    (tmp_path / "presets.json").write_text(json.dumps(study_value()))
+    return tmp_path
+
+
+def test_only_what_is_marked_is_replaced(folder: pathlib.Path) -> None:
+    rewrite(folder / "page.md", folder)
+    text = (folder / "page.md").read_text()
+    expected = PAGE.replace("old figures\n| a | b |\n", f"{bench_tables(bench_value())}\n")
+    marker = "<!-- study presets -->\n"
+    assert text == expected.replace(marker, f"{marker}{study_table(study_value())}\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["page.md", "presets.json", "small.json"]
+
+
+def test_a_second_time_changes_nothing(folder: pathlib.Path) -> None:
+    rewrite(folder / "page.md", folder)
+    once = (folder / "page.md").read_bytes()
+    rewrite(folder / "page.md", folder)
+    assert (folder / "page.md").read_bytes() == once
+
+
+def test_new_figures_replace_old_ones(folder: pathlib.Path) -> None:
+    rewrite(folder / "page.md", folder)
+    (folder / "presets.json").write_text(json.dumps({**study_value(), "images": 1234567}))
+    rewrite(folder / "page.md", folder)
+    text = (folder / "page.md").read_text()
+    assert "1,234,567 pictures each." in text
+    assert "5,000 pictures each." not in text
+
+
+@pytest.mark.parametrize("content", [None, "{", "\x00"])
+def test_a_missing_or_broken_json_is_one_line_and_leaves_the_page(folder: pathlib.Path, content: str | None) -> None:
+    (folder / "presets.json").unlink()
+    if content is not None:
+        (folder / "presets.json").write_text(content)
+    with pytest.raises(RequestError) as caught:
+        rewrite(folder / "page.md", folder)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert f"{folder / 'page.md'} names {folder / 'presets.json'}, which cannot be read" in message
+    assert (folder / "page.md").read_text() == PAGE
+
+
+def test_the_tables_of_a_benchmark_name_every_race_stage_plan_and_contestant() -> None:
+    value = bench_value()
+    text = bench_tables(value)
+    lines = text.splitlines()
+    assert lines[0].startswith("a model, batch 2, 3 times each in turn. Commit ")
+    assert "the machine reached 60 GFLOP/s in a large matrix product and read 9.0 GB/s." in lines[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = {row[0]: row for row in cells}
+    own = value["plans"]["own"]
+    least, operations = own["roofline_seconds"], sum(own["operations"].values())
+    assert rows["**runtime, own**"][1:] == [
+        "**4.00 s**",
+        "2.00 to 12.00",
+        f"{sum(least.values()) / 2:.2f} s",
+        f"{sum(least.values()) / 8:.0%}",
+        f"{operations / 8e9:.0f}",
+        "**2.50x**",
+    ]
+    assert rows["**runtime, fast**"][1] == "**1.00 s**"
+    assert rows["**eager, own**"][6] == "**1.00x**"
+    backbone = next(row for row in cells if row[0] == "backbone")
+    assert backbone[1:5] == [
+        "1.00 s",
+        "0.50 to 3.00",
+        f"{least['backbone'] / 2:.2f} s",
+        f"{least['backbone'] / 2.0:.0%}",
+    ]
+    assert rows["head"][3:5] == ["", ""]
+    assert "speed against eager, own" in text
+    assert rows["own"][1:] == ["64", "6400", f"{operations / 1e12:.2f}", "cfg scale 2.0"]
+    assert rows["fast"][1:3] == ["16", str(16 * 14)]
+    assert rows["fast"][4] == "iterations 16, cfg scale 2.0, sampler ddim, diffusion steps 14"
+    assert rows["eager"][1:] == ["torch 2", "2,000 MiB"]
+    assert "Engine files: 7 MiB. `import runtime`: 0.25 s." in text
+    assert text.endswith("1.50 s.")
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
+    for text in (bench_tables(bench_value()), study_table(study_value())):
+        width = 0
+        for line in text.splitlines():
+            width = 0 if not line.startswith("|") else width or line.count("|")
+            assert line.count("|") == width
+
+
+def test_the_table_of_a_study_compares_guided_ways_with_exact() -> None:
+    lines = study_table(study_value()).splitlines()
+    assert lines[0] == "5,000 pictures each."
+    assert lines[-3:] == [
+        "| exact | 87.5% | 2.000 | +0.0% | 160 | 123 | cfg scale 2.0 |",
+        "| fast | 87.5% | 2.500 | +25.0% | 160 | 123 | cfg scale 2.0, cfg interval (0.1, 1.0), sampler ddim |",
+        "| ddim 14 | 87.5% | 3.000 |  | 160 | 123 | sampler ddim, diffusion steps 14 |",
+    ]
+
+
+def test_a_study_without_exact_compares_nothing() -> None:
+    value = study_value()
+    value["ways"] = value["ways"][1:]
+    assert "+" not in study_table(value)
