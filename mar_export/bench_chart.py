@@ -47,7 +47,11 @@ def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.set_xlabel("seconds a picture (medians); black: the least time this machine allows")
     stages = dict.fromkeys(stage for race in races for stage in race["stage_seconds"])
     axes.legend(
-        [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages], list(stages), loc="lower right", frameon=False
+        [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages],
+        list(stages),
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
     )
     axes.set_title(value["title"], loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import click
 
 from mar_export.bench import Race, Work, commit, measure, report, table
-from mar_export.contestants import CONTESTANTS, Contestant, Entry, open_checkpoint
+from mar_export.contestants import CONTESTANTS, Contestant, Entry, checked_checkpoint, open_checkpoint
 from runtime.artifact import Artifact, is_artifact
 from runtime.backends import available_threads
 from runtime.config import ModelConfig
@@ -75,6 +75,9 @@ def bench(
     for path in (json_file, chart):
         if path is not None:
             check_writable(path)
+    if batch_size < 1:
+        raise RequestError(f"--batch-size must be at least 1, found {batch_size}")
+    names = tuple(dict.fromkeys(names))  # each takes part once
     if not names:
         names = ("runtime", "plain-onnx", "eager") if random_weights else ("runtime", "eager")[: 1 + bool(checkpoint)]
     if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
@@ -185,7 +188,8 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
 def _export(entry: Entry, *, plain: bool) -> None:
     """Make the engines that an entry names and that are not there yet."""
     from mar_export.export import export_artifact
-    from mar_export.plain import export_plain, plain_specs
+    from mar_export.plain import plain_specs
+    from mar_export.plain_graphs import export_plain
 
     if entry.random_preset is not None and not is_artifact(entry.artifact):
         entry.artifact.parent.mkdir(parents=True, exist_ok=True)
@@ -194,4 +198,4 @@ def _export(entry: Entry, *, plain: bool) -> None:
     files = [entry.plain / f"{name}.onnx" for name in plain_specs(config)]
     if plain and not all(file.is_file() for file in files):
         click.echo("plain-onnx: exporting")
-        export_plain(open_checkpoint(entry).model, entry.plain)
+        export_plain(checked_checkpoint(entry)[1].model, entry.plain)

@@ -19,7 +19,7 @@ import numpy as np
 
 from runtime.artifact import Artifact, Manifest
 from runtime.backends import Array, Engine, open_backend
-from runtime.errors import BackendError, RequestError
+from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.noise import seeded_noise, seeded_order
@@ -60,13 +60,13 @@ class Contestant:
 
     def draw(self, settings: Mapping[str, Any]) -> tuple[float, Stages]:
         """Draw once: seconds in all, and in each stage."""
-        self._connection.send(dict(settings))
+        self._ask(dict(settings))
         seconds, stages = self._answer()
         return seconds, stages
 
     def finish(self) -> int:
         """End the process; its peak of memory in bytes."""
-        self._connection.send(None)
+        self._ask(None)
         peak: int = self._answer()
         self._process.join()
         return peak
@@ -76,14 +76,23 @@ class Contestant:
         self._process.terminate()
         self._process.join()
 
+    def _ask(self, request: Mapping[str, Any] | None) -> None:
+        try:
+            self._connection.send(request)
+        except BrokenPipeError:
+            raise self._ended() from None
+
     def _answer(self) -> Any:
         try:
             failure, answer = self._connection.recv()
-        except EOFError:
-            raise BackendError(f"the process of {self.name} ended; not enough memory?") from None
+        except (EOFError, ConnectionResetError):
+            raise self._ended() from None
         if failure:
             raise BackendError(f"{self.name}: {failure}")
         return answer
+
+    def _ended(self) -> BackendError:
+        return BackendError(f"the process of {self.name} ended; not enough memory?")
 
 
 def _serve(name: str, entry: Entry, connection: Connection) -> None:
@@ -97,6 +106,10 @@ def _serve(name: str, entry: Entry, connection: Connection) -> None:
             seconds = time.perf_counter() - started
             connection.send((None, (seconds, {**stages, "rest": seconds - sum(stages.values())})))
         connection.send((None, _peak_bytes()))
+    except KeyboardInterrupt:
+        pass  # the other process has it too, and says so
+    except MarError as error:
+        connection.send((str(error), None))
     except Exception as error:  # told to the other process, whatever it is
         connection.send((f"{type(error).__name__}: {error}", None))
 
@@ -120,7 +133,7 @@ def _eager_optimized(entry: Entry) -> tuple[str, Draw]:
     """This runtime's loop on the modules that are exported, in PyTorch."""
     from mar_export.eager import eager_generator
 
-    manifest, checkpoint = _checkpoint(entry)
+    manifest, checkpoint = _in_torch(entry)
     return _clocked(eager_generator(manifest, checkpoint.model), entry)
 
 
@@ -128,7 +141,7 @@ def _compiled(entry: Entry) -> tuple[str, Draw]:
     """The same under `torch.compile`."""
     from mar_export.eager import eager_generator
 
-    manifest, checkpoint = _checkpoint(entry)
+    manifest, checkpoint = _in_torch(entry)
     return _clocked(eager_generator(manifest, checkpoint.model, compiled=True), entry)
 
 
@@ -138,7 +151,7 @@ def _eager(entry: Entry) -> tuple[str, Draw]:
 
     from training.published import sample
 
-    manifest, checkpoint = _checkpoint(entry)
+    manifest, checkpoint = _in_torch(entry)
     labels, config = np.array(entry.labels), manifest.model
 
     def draw(settings: Mapping[str, Any]) -> Stages:
@@ -181,17 +194,22 @@ CONTESTANTS: dict[str, Callable[[Entry], tuple[str, Draw]]] = {
 }
 
 
-def _checkpoint(entry: Entry) -> tuple[Manifest, Checkpoint]:
-    """The weights that the artifact was exported from, for PyTorch on as many threads. Raises `RequestError`."""
-    import torch
-
-    torch.set_num_threads(entry.threads)
+def checked_checkpoint(entry: Entry) -> tuple[Manifest, Checkpoint]:
+    """The artifact's manifest and the weights that it was exported from. Raises `RequestError`."""
     manifest, checkpoint = Artifact(entry.artifact).manifest, open_checkpoint(entry)
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
         raise RequestError(
             f"{entry.checkpoint} is not the checkpoint that the artifact was exported from; export it first"
         )
     return manifest, checkpoint
+
+
+def _in_torch(entry: Entry) -> tuple[Manifest, Checkpoint]:
+    """The same, with PyTorch on as many threads as are asked for."""
+    import torch
+
+    torch.set_num_threads(entry.threads)
+    return checked_checkpoint(entry)
 
 
 def open_checkpoint(entry: Entry) -> Checkpoint:

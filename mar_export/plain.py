@@ -1,66 +1,25 @@
 """The anchor of the benchmark: the model exported as it is written, with none of this project's savings.
 
-Two graphs, the backbone in raster order answering every position, and the head with its modulation
-inside, called once a step; guidance and the sampler's arithmetic in numpy. It is what a user gets from
-`torch.onnx.export` and a loop in Python.
+Two graphs (`mar_export.plain_graphs`), the backbone in raster order answering every position, and the
+head with its modulation inside, called once a step; guidance and the sampler's arithmetic in numpy. It
+is what a user gets from `torch.onnx.export` and a loop in Python.
 """
 
 from __future__ import annotations
 
-import pathlib
 import time
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from mar_export.onnx_graph import export_graph
 from runtime.backends import Engine
 from runtime.config import ModelConfig
 from runtime.plan import Plan
 from runtime.samplers import COEFFICIENTS, CoefficientTable
 from runtime.spec import EngineSpec, TensorSpec
-from training.model import MAR
 
 Float = NDArray[np.float32]
-
-
-class PlainBackbone(nn.Module):
-    """Tokens [B, L, D] in raster order and the known positions [B, V] -> z of every position, [B, L, C]."""
-
-    def __init__(self, model: MAR) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor, visible: Tensor, labels: Tensor) -> Tensor:
-        model, buffer = self.model, self.model.config.buffer_size
-        class_embedding = model.class_embedding(labels)[:, None].expand(-1, buffer, -1)
-        x = torch.cat([class_embedding, model.z_proj(tokens)], dim=1) + model.encoder_pos_embed_learned
-        x = model.z_proj_ln(x)  # [B, buffer + L, E]
-        width = x.shape[-1]
-        x = torch.cat([x[:, :buffer], x[:, buffer:].gather(1, visible[..., None].expand(-1, -1, width))], dim=1)
-        for block in model.encoder_blocks:
-            x = block(x)
-        x = model.decoder_embed(model.encoder_norm(x))  # [B, buffer + V, C]
-        places = visible[..., None].expand(-1, -1, x.shape[-1])
-        padded = model.mask_token.expand(tokens.shape[0], tokens.shape[1], -1).scatter(1, places, x[:, buffer:])
-        x = torch.cat([x[:, :buffer], padded], dim=1) + model.decoder_pos_embed_learned  # [B, buffer + L, C]
-        for block in model.decoder_blocks:
-            x = block(x)
-        return model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
-
-
-class PlainHead(nn.Module):
-    """The published head: noisy tokens [N, D], timesteps [N] and vectors z [N, C] -> eps and v, [N, 2D]."""
-
-    def __init__(self, model: MAR) -> None:
-        super().__init__()
-        self.net = model.diffloss.net
-
-    def forward(self, x: Tensor, timesteps: Tensor, z: Tensor) -> Tensor:
-        return self.net(x, timesteps, z)
 
 
 def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
@@ -87,13 +46,6 @@ def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
         tolerance=1e-5,
     )
     return {spec.name: spec for spec in (backbone, head)}
-
-
-def export_plain(model: MAR, folder: pathlib.Path) -> None:
-    """Write both graphs into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for spec, module in zip(plain_specs(model.config).values(), (PlainBackbone(model), PlainHead(model)), strict=True):
-        export_graph(module.eval(), spec, model.config, folder / f"{spec.name}.onnx")
 
 
 def sample_plain(

@@ -43,7 +43,7 @@ def iteration_costs(config: ModelConfig, iteration: Iteration, batch: int) -> di
     return {
         BACKBONE: (1, backbone_cost(config, sequences, iteration.known, iteration.count)),
         CONDITIONING: (1, conditioning_cost(config, rows, steps)),
-        DENOISE: (steps, denoise_cost(config, rows)),
+        DENOISE: (steps, denoise_cost(config, batch * iteration.count, rows)),
     }
 
 
@@ -98,20 +98,20 @@ def conditioning_cost(config: ModelConfig, rows: int, steps: int) -> Cost:
     return Cost(operations, _BYTES * (weights + steps * rows * modulation))
 
 
-def denoise_cost(config: ModelConfig, rows: int) -> Cost:
-    """One diffusion step of `rows` rows, both guidance halves counted."""
+def denoise_cost(config: ModelConfig, tokens: int, rows: int) -> Cost:
+    """One diffusion step of N tokens, whose state both guidance halves share, in GN rows."""
     width, channels = config.diffloss_w, config.token_channels
-    weights = width * (2 * config.diffloss_d * width + 3 * channels)
-    return Cost(2 * rows * weights, _BYTES * (weights + rows * config.modulation_channels))
+    shared, own = width * channels, width * (2 * config.diffloss_d * width + 2 * channels)
+    return Cost(2 * (tokens * shared + rows * own), _BYTES * (shared + own + rows * config.modulation_channels))
 
 
 def _block_operations(width: int, mlp_ratio: float, sequence: int, queries: int) -> float:
     """A transformer block over a sequence, answering `queries` of its rows."""
     keys_and_values = 2 * 2 * sequence * width * width
     attention = 2 * 2 * queries * sequence * width
-    rest = 2 * queries * width * width * (2 + 2 * mlp_ratio)  # query, projection, and two layers of the MLP
+    rest = 2 * queries * width * (2 * width + 2 * int(width * mlp_ratio))  # query, projection, and the MLP
     return keys_and_values + attention + rest
 
 
 def _block_weights(width: int, mlp_ratio: float) -> float:
-    return width * width * (4 + 2 * mlp_ratio)
+    return 4 * width * width + 2 * width * int(width * mlp_ratio)

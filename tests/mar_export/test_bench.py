@@ -25,14 +25,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from mar_export import bench, bench_cli, plain, roofline, startup
+from mar_export import bench, bench_cli, contestants, plain, roofline, startup
 from mar_export.bench_chart import save_chart
 from mar_export.contestants import CONTESTANTS, Contestant, Entry
 from runtime import cli
 from runtime.artifact import Artifact
+from runtime.backends import Array, Engine
 from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.errors import BackendError, ConfigError, MarError
 from runtime.generator import Generator, Result
+from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import SAMPLERS
@@ -149,7 +151,7 @@ def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
         return Machine(rate, rate / 10)
 
     races = [bench.Race("a", "own"), bench.Race("a", "fast"), bench.Race("b", "own")]
-    settings = {"own": {"iterations": 3}, "fast": {"preset": "fast"}}
+    settings: dict[str, dict[str, Any]] = {"own": {"iterations": 3}, "fast": {"preset": "fast"}}
     contestants: Any = {name: Drawer(name) for name in ("a", "b")}
     steps: list[None] = []
     found, rate = bench.measure(contestants, races, settings, 3, machine, lambda: steps.append(None))
@@ -358,8 +360,7 @@ def test_the_probe_runs_products_of_its_shapes() -> None:
 def test_the_start_of_a_process_is_timed_up_to_the_first_backbone_call(artifact: pathlib.Path) -> None:
     found = startup.startup_seconds(artifact, threads=1, repeats=1)
     assert set(found) == {"interpreter", "import_runtime", "first_backbone_call"}
-    assert found["interpreter"] > 0
-    assert found["first_backbone_call"] > found["interpreter"]
+    assert min(found["interpreter"], found["first_backbone_call"]) > 0
 
 
 def test_a_start_that_fails_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
@@ -406,12 +407,28 @@ def test_the_runtime_draws_in_a_process_that_never_loads_pytorch(runtime: Proces
     assert not pathlib.Path(f"/proc/{runtime.pid}").exists()
 
 
-def test_each_draw_is_timed_on_its_own(runtime: Process) -> None:
-    """Ten times the steps, and back: no seconds of an earlier draw are left in a stage."""
-    few, many, again = (
-        runtime.contestant.draw({**QUICK, "diffusion_steps": steps})[1]["denoise"] for steps in (3, 900, 3)
-    )
-    assert many > 5 * max(few, again)
+def test_each_draw_is_timed_on_its_own(artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By engines that take a known time: no seconds of an earlier draw are left in a stage."""
+    clock = types.SimpleNamespace(now=0.0)
+
+    def slowed(engine: Engine, seconds: float) -> Engine:
+        def call(**inputs: Array) -> tuple[Array, ...]:
+            clock.now += seconds
+            return engine(**inputs)
+
+        return call
+
+    monkeypatch.setattr(contestants, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    with Generator.load(artifact, threads=1) as generator:
+        engines = generator.engines
+        generator.engines = Engines(
+            slowed(engines.backbone, 1.0), slowed(engines.conditioning, 10.0), slowed(engines.denoise, 100.0)
+        )
+        _, draw = contestants._clocked(generator, entry_of(artifact))
+        few, many = {"backbone": 2.0, "conditioning": 20.0, "denoise": 600.0}, QUICK | {"diffusion_steps": 5}
+        assert draw(QUICK) == few
+        assert draw(many) == {**few, "denoise": 1000.0}
+        assert draw(QUICK) == few
 
 
 def test_a_contestant_that_cannot_start_is_one_line_with_its_name(tmp_path: pathlib.Path) -> None:
@@ -554,7 +571,13 @@ def test_all_contestants_draw_the_same_picture(
     monkeypatch.setattr(Generator, "generate", spy(generate, of_result))
     monkeypatch.setattr(published, "sample", spy(sample, raster))
     monkeypatch.setattr(plain, "sample_plain", spy(sample_plain, lambda tokens: tokens))
-    settings = {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0, "start_timestep": 900, "preset": "balanced"}
+    settings: dict[str, Any] = {
+        "iterations": 4,
+        "diffusion_steps": 5,
+        "cfg_scale": 2.0,
+        "start_timestep": 900,
+        "preset": "balanced",
+    }
     settings["token_order"] = "checkerboard"
     entry = entry_of(artifact, plain=next(ran.folder.rglob("plain-head.onnx")).parent)
     for name, expected in stages.items():
