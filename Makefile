@@ -35,7 +35,7 @@ NUMBERS := docs/numbers
 numbers: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
 	$(MAR) study $(DEMO)/artifact --checkpoint $(EXAMPLE) --data $(DATA) \
-		--json $(NUMBERS)/study.json --chart $(NUMBERS)/study.png
+		--out $(NUMBERS)/study --json $(NUMBERS)/study.json --chart $(NUMBERS)/study.png
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --contestant runtime --contestant plain-onnx \
 		--contestant eager --contestant eager-optimized --plan own --plan balanced --plan fast --plan turbo \
 		--json $(NUMBERS)/example.json --chart $(NUMBERS)/example.png

@@ -18,9 +18,6 @@ from runtime.config import ModelConfig
 from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.plan import Plan, Sampling
 
-# A picture this short loads and touches everything before the first one is timed.
-_WARM_UP = {"preset": "exact", "iterations": 2, "diffusion_steps": 2, "start_timestep": 900}
-
 
 @dataclasses.dataclass(frozen=True)
 class Race:
@@ -68,20 +65,27 @@ class Work:
     plans: Mapping[str, Plan]
 
 
+def warm_up(tokens: int) -> dict[str, Any]:
+    """Settings of a picture so short that it only loads and touches everything before the first one is timed."""
+    return {"preset": "exact", "iterations": min(2, tokens), "diffusion_steps": 2, "start_timestep": 900}
+
+
 def measure(
     contestants: Mapping[str, Contestant],
     races: list[Race],
     settings: Mapping[str, Mapping[str, Any]],
+    first: Mapping[str, Any],
     repeats: int,
     measure_machine: Callable[[], Machine],
     progress: Callable[[], None],
 ) -> tuple[list[Measurement], Machine]:
     """Run every race in turn, `repeats` times over, so that whatever else the machine does hits all alike.
 
-    The machine's own rates are taken in every round too, and are medians like the times.
+    Every contestant draws `first` once before. The machine's own rates are taken in every round too,
+    and are medians like the times.
     """
     for contestant in contestants.values():
-        contestant.draw(_WARM_UP)
+        contestant.draw(first)
     totals: dict[Race, list[float]] = {race: [] for race in races}
     stages: dict[Race, list[Stages]] = {race: [] for race in races}
     machines = []

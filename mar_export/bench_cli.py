@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import click
 
-from mar_export.bench import Race, Work, commit, measure, report, table
+from mar_export.bench import Race, Work, commit, measure, report, table, warm_up
 from mar_export.contestants import CONTESTANTS, Contestant, Entry, checked_checkpoint, open_checkpoint
+from mar_export.plain import plain_specs
 from runtime.artifact import Artifact, is_artifact
 from runtime.backends import available_threads
 from runtime.config import ModelConfig
@@ -20,6 +21,7 @@ from runtime.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.request import check_batch, check_labels
+from training.presets import preset
 
 _OWN = "own"  # the plan of the artifact itself
 _NEED_WEIGHTS = tuple(name for name in CONTESTANTS if name != "runtime")
@@ -72,6 +74,8 @@ def bench(
         raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
     if (artifact is None) != random_weights or random_weights != (model is not None):
         raise RequestError("give an ARTIFACT, or --preset MODEL with --random-weights, and not both")
+    if random_weights and (checkpoint is not None or config_file is not None):
+        raise RequestError("--checkpoint and --config belong to an ARTIFACT, not to --random-weights")
     for path in (json_file, chart):
         if path is not None:
             check_writable(path)
@@ -127,7 +131,13 @@ def _race(
             contestants[name] = Contestant(name, entry)
         with progress_bar(repeats * len(races), "timing") as bar:
             measurements, machine = measure(
-                contestants, races, asked, repeats, Probe(entry.threads).measure, lambda: bar.update(1)
+                contestants,
+                races,
+                asked,
+                warm_up(config.tokens),
+                repeats,
+                Probe(entry.threads).measure,
+                lambda: bar.update(1),
             )
         descriptions = {name: contestant.description for name, contestant in contestants.items()}
         peaks = {name: contestant.finish() for name, contestant in contestants.items()}
@@ -179,6 +189,8 @@ def _weights_name(artifact: pathlib.Path | None) -> str:
 @contextlib.contextmanager
 def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
     if work is not None:
+        if work.exists() and not work.is_dir():
+            raise RequestError(f"--work must be a folder, found the file {work}")
         yield work
         return
     with tempfile.TemporaryDirectory(prefix="mar-bench-") as folder:
@@ -187,15 +199,16 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
 
 def _export(entry: Entry, *, plain: bool) -> None:
     """Make the engines that an entry names and that are not there yet."""
-    from mar_export.export import export_artifact
-    from mar_export.plain import plain_specs
-    from mar_export.plain_graphs import export_plain
-
     if entry.random_preset is not None and not is_artifact(entry.artifact):
-        entry.artifact.parent.mkdir(parents=True, exist_ok=True)
+        from mar_export.export import export_artifact
+
+        check_labels(entry.labels, preset(entry.random_preset))
         export_artifact(open_checkpoint(entry), entry.artifact, click.echo, _RANDOM_SAMPLING)
     config = Artifact(entry.artifact).manifest.model
     files = [entry.plain / f"{name}.onnx" for name in plain_specs(config)]
     if plain and not all(file.is_file() for file in files):
+        from mar_export.plain_graphs import export_plain
+
+        check_labels(entry.labels, config)
         click.echo("plain-onnx: exporting")
         export_plain(checked_checkpoint(entry)[1].model, entry.plain)

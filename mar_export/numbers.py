@@ -16,11 +16,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.errors import RequestError
+from runtime.errors import MarError, RequestError
 from runtime.files import replacing
 from runtime.plan import Sampling
 
-_REGION = re.compile(r"(<!-- (bench|study) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BEGIN = re.compile(r"<!-- (?:bench|study) [\w-]+ -->\n")
+_REGION = re.compile(r"(<!-- (bench|study) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
@@ -33,9 +34,12 @@ def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
             value = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise RequestError(f"{page} names {file}, which cannot be read ({error}); run make numbers") from None
-        return f"{found[1]}{tables[found[2]](value)}\n{found[4]}"
+        return f"{found[1]}{tables[found[2]](value)}\n{found[5]}"
 
-    text = _REGION.sub(region, page.read_text())
+    before = page.read_text()
+    text, replaced = _REGION.subn(region, before)
+    if replaced != len(_BEGIN.findall(before)):
+        raise RequestError(f"{page}: a region is not ended by <!-- end -->")
     with replacing(page) as temporary:
         temporary.write_text(text)
 
@@ -123,4 +127,7 @@ def _settings(sampling: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    rewrite(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+    try:
+        rewrite(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+    except MarError as error:
+        sys.exit(f"numbers: {error}")

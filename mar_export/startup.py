@@ -52,5 +52,5 @@ def _timed(code: str) -> float:
 def _run(code: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BackendError(f"a fresh process failed: {done.stderr.strip().splitlines()[-1:]}")
+        raise BackendError(f"a fresh process failed: {done.stderr.strip().rpartition(chr(10))[2]}")
     return done.stdout

@@ -15,6 +15,7 @@ import multiprocessing
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,9 @@ from numpy.typing import NDArray
 
 from mar_export.eager import eager_generator
 from runtime.artifact import Artifact
-from runtime.errors import RequestError
+from runtime.errors import BackendError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.plan import Sampling
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import SAMPLERS
 from training.checkpoint import load_checkpoint
@@ -34,8 +34,7 @@ from training.data import open_dataset
 from training.quality import batches, frechet_distance, judge, load_or_train_classifier
 
 STEPS = (100, 50, 25, 14, 10, 6)
-# Samplers are compared without guidance, which halves the work; presets with that of the artifact.
-_SAMPLER_SETTINGS = {"preset": "exact", "iterations": 16, "cfg_scale": 1.0}
+_ITERATIONS = 16  # of the comparison of samplers
 _BATCH = 100
 
 
@@ -58,10 +57,14 @@ class Study:
     images: int
 
 
-def sampler_ways() -> list[Way]:
-    """Every sampler at every number of steps, from its own first timestep."""
+def sampler_ways(tokens: int) -> list[Way]:
+    """Every sampler at every number of steps, from its own first timestep, for images of `tokens` tokens.
+
+    Without guidance, which halves the work; presets are judged with that of the artifact.
+    """
+    usual = {"preset": "exact", "iterations": min(_ITERATIONS, tokens), "cfg_scale": 1.0}
     return [
-        Way(f"{sampler} {steps}", {**_SAMPLER_SETTINGS, "sampler": sampler, "diffusion_steps": steps})
+        Way(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
         for steps in reversed(STEPS)
         for sampler in SAMPLERS
     ]
@@ -80,10 +83,15 @@ def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, 
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting = {pool.submit(judge_way, study, way): way for way in left}
-        for done in concurrent.futures.as_completed(waiting):
-            way, figures = waiting[done], done.result()
-            write_json(_file(out, way), figures)
-            said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                way, figures = waiting[done], done.result()
+                write_json(_file(out, way), figures)
+                said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
+        except BrokenProcessPool:
+            raise BackendError("a process that drew pictures ended; not enough memory?") from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
 
 
 def time_ways(study: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
@@ -121,6 +129,7 @@ def judge_way(study: Study, way: Way) -> dict[str, Any]:
         "name": way.name,
         "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
         "images": study.images,
+        "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
         "recognised": drawn.recognised,
         "frechet": frechet_distance(drawn.features, real),
         "head_evaluations": generator.plan(**way.settings).head_evaluations,
@@ -154,19 +163,15 @@ def _file(out: pathlib.Path, way: Way) -> pathlib.Path:
 
 
 def _figures(out: pathlib.Path, way: Way, study: Study) -> dict[str, Any] | None:
-    """What was found for `way` before; None if nothing was, or for other settings or fewer pictures."""
+    """What was found for `way` before; None if nothing was, or for another model or settings."""
     try:
         figures: dict[str, Any] = json.loads(_file(out, way).read_text())
     except (OSError, ValueError):
         return None
-    sampling = _as_json(dataclasses.asdict(_sampling(study, way)))
-    return figures if figures["sampling"] == sampling and figures["images"] == study.images else None
-
-
-def _sampling(study: Study, way: Way) -> Sampling:
     manifest = Artifact(study.artifact).manifest
-    return requested_sampling(manifest.sampling, manifest.model.tokens, way.settings)
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+    wanted = {
+        "sampling": dataclasses.asdict(requested_sampling(manifest.sampling, manifest.model.tokens, way.settings)),
+        "images": study.images,
+        "checkpoint_sha256": manifest.provenance["checkpoint_sha256"],
+    }
+    return figures if {key: figures.get(key) for key in wanted} == json.loads(json.dumps(wanted)) else None

@@ -45,7 +45,8 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
         axes.margins(x=0.15)
     right.set_ylim(bottom=0)
     left.set_yscale("log")
-    left.legend(frameon=False)
+    if left.lines:
+        left.legend(frameon=False)
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

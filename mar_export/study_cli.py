@@ -8,6 +8,7 @@ import click
 
 from mar_export.study import Study, preset_ways, run_study, sampler_ways, summary, time_ways
 from mar_export.study_chart import save_study_chart
+from runtime.artifact import Artifact
 from runtime.backends import available_threads
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
@@ -51,7 +52,8 @@ def study(
         if path is not None:
             check_writable(path)
     threads = threads or available_threads()
-    ways = preset_ways() + ([] if presets_only else sampler_ways())
+    tokens = Artifact(artifact).manifest.model.tokens
+    ways = preset_ways() + ([] if presets_only else sampler_ways(tokens))
     asked = Study(artifact, checkpoint, classifier, data, images)
     run_study(asked, ways, out, threads, click.echo)
     value = summary(asked, ways, out, time_ways(asked, ways, threads, _REPEATS))

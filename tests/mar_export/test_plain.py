@@ -11,7 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mar_export.plain import PlainBackbone, export_plain, plain_specs, sample_plain
+from mar_export.plain import plain_specs, sample_plain
+from mar_export.plain_graphs import PlainBackbone, export_plain
 from runtime.artifact import Artifact
 from runtime.backends import Engine, open_backend
 from runtime.config import ModelConfig
