@@ -319,8 +319,9 @@ def test_the_chart_has_a_bar_a_race_as_long_as_its_stages(tmp_path: pathlib.Path
     area = colours(tmp_path / "c.png")
     assert min(area[colour] for colour in (BACKBONE_COLOUR, DENOISE_COLOUR, REST_COLOUR)) > 1000
     with Image.open(tmp_path / "c.png") as image:
-        backbone = (np.asarray(image.convert("RGB")) == BACKBONE_COLOUR).all(axis=-1).sum(axis=1)
-    bars = backbone[backbone > 60]  # lines of pixels that cross a bar, not only the legend
+        beside_the_legend = np.asarray(image.convert("RGB"))[:, : int(0.85 * image.width)]
+    backbone = (beside_the_legend == BACKBONE_COLOUR).all(axis=-1).sum(axis=1)
+    bars = backbone[backbone > 0]  # lines of pixels that cross a bar
     assert bars[-1] == pytest.approx(2 * bars[0], rel=0.1)  # the first race is on top
 
 
@@ -432,13 +433,13 @@ def test_each_draw_is_timed_on_its_own(artifact: pathlib.Path, monkeypatch: pyte
 
 
 def test_a_contestant_that_cannot_start_is_one_line_with_its_name(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(BackendError, match=r"^runtime: ArtifactError: .*not an artifact") as caught:
+    with pytest.raises(BackendError, match=r"^runtime: .*not an artifact") as caught:
         Contestant("runtime", entry_of(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_contestant_that_fails_while_drawing_is_one_line_with_its_name(runtime: Process) -> None:
-    with pytest.raises(BackendError, match=r"^runtime: RequestError: iterations must lie in 1\.\.16") as caught:
+    with pytest.raises(BackendError, match=r"^runtime: iterations must lie in 1\.\.16") as caught:
         runtime.contestant.draw({"iterations": 99})
     assert "\n" not in str(caught.value)
 
