@@ -225,9 +225,8 @@ def open_checkpoint(entry: Entry) -> Checkpoint:
 
 
 def _clocked(generator: Generator, entry: Entry) -> tuple[str, Draw]:
-    clocks = {
-        field.name: _Clock(getattr(generator.engines, field.name)) for field in dataclasses.fields(generator.engines)
-    }
+    engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(generator.engines)}
+    clocks = {name: _Clock(engine) for name, engine in engines.items() if engine is not None}
     timed = Generator(generator.manifest, Engines(**clocks), generator.description)
 
     def draw(settings: Mapping[str, Any]) -> Stages:

@@ -33,13 +33,15 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
         if bfloat16 and isinstance(module, Denoise):
             module.final_layer = copy.deepcopy(module.final_layer)
             module.final_layer.linear = _Float32(module.final_layer.linear)  # type: ignore[assignment]
-        engines[name] = _engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
+        engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
     form = "bfloat16" if bfloat16 else "float32"
     description = f"torch {torch.__version__}, {form}{', compiled' if compiled else ''}"
     return Generator(manifest, Engines(**engines), description)
 
 
-def _engine(module: Callable[..., Any], bfloat16: bool) -> Engine:
+def torch_engine(module: Callable[..., Any], bfloat16: bool = False) -> Engine:
+    """`module` called as an engine: with arrays, by name."""
+
     def call(**inputs: Array) -> tuple[Array, ...]:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             outputs = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})

@@ -6,70 +6,126 @@ import datetime
 import importlib.metadata
 import pathlib
 import platform
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from mar_export.graphs import GRAPHS
+import onnx_ir
+from torch import nn
+
+from mar_export.eager import torch_engine
+from mar_export.emulation import save_emulation
+from mar_export.graphs import graph_modules
 from mar_export.onnx_graph import OPSET, export_graph
-from mar_export.parity import engine_parity, generation_parity
+from mar_export.parity import Trajectory, eager_outputs, eager_trajectory, engine_parity, generation_parity
+from mar_export.precision import DTYPES, lowered
+from mar_export.ranges import check_fp16, largest_values
 from runtime import __version__
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
 from runtime.backends import open_backend
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, RequestError
 from runtime.files import replacing_folder, sha256, write_json
 from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
-from runtime.spec import engine_specs
+from runtime.spec import engine_specs, tokenizer_specs
 from training.checkpoint import Checkpoint
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 
 def export_artifact(
-    checkpoint: Checkpoint, out: pathlib.Path, say: Callable[[str], None], sampling: Sampling | None = None
+    checkpoint: Checkpoint,
+    out: pathlib.Path,
+    say: Callable[[str], None],
+    sampling: Sampling | None = None,
+    *,
+    precision: str = "fp32",
+    encoder: bool = False,
 ) -> Manifest:
     """Write `checkpoint` as an artifact at `out`, replacing one that is there.
 
     `sampling` are the settings that the artifact is drawn with where a request names none; the
-    published ones by default.
+    published ones by default. `precision`, one of `runtime.artifact.PRECISIONS`, is that of weights and
+    matrix products; `encoder` adds the engine that reads pictures, for editing.
 
-    Every engine and a whole generation are compared with eager PyTorch first. Raises `ParityError`
-    when one differs by more than its tolerance, and leaves nothing behind then.
+    Every engine and a whole generation are compared with eager PyTorch in float32. Raises `ParityError`
+    when one differs by more than the tolerance of its precision, or where fp16 cannot hold what a layer
+    makes, and leaves nothing behind then.
     """
     if out.exists() and not is_artifact(out):
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    if encoder and checkpoint.vae is None:
+        raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     model = checkpoint.model
-    specs = engine_specs(model.config)
     build_plan(model.config.tokens, sampling or Sampling())  # wrong settings are told before the work
-    files = {name: f"{name}.onnx" for name in specs}
-    with replacing_folder(out) as folder:
-        parity = {}
+    say("drawing two pictures in eager PyTorch, to compare with")
+    trajectory = eager_trajectory(model, precision)
+    modules = graph_modules(model, checkpoint.vae, encoder)
+    if precision == "fp16":
+        _check_ranges(modules, trajectory, _manifest(checkpoint, Sampling(), precision, {}, {}, {}))
+    specs = {**engine_specs(model.config), **tokenizer_specs(model.config)}
+    files = {name: f"{name}.onnx" for name in modules}
+    with replacing_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as emulations:
+        parity: dict[str, dict[str, Any]] = {}
         runner = open_backend("onnxruntime", "cpu", None)
         engines = {}
-        for name, spec in specs.items():
+        for name, module in modules.items():
             say(f"{name}: exporting")
-            module = GRAPHS[name](model).eval()
-            export_graph(module, spec, model.config, folder / files[name])
-            engines[name] = runner.load(folder / files[name], spec)
-            parity[name] = engine_parity(engines[name], module, spec, model.config)
-            say(f"{name}: relative L2 from eager {parity[name]['relative_l2']:.1e}, allowed {spec.tolerance:.0e}")
-        manifest = Manifest(
-            model=model.config,
-            tokenizer=checkpoint.tokenizer,
-            class_names=checkpoint.class_names,
-            sampling=sampling or Sampling(),
-            precision="fp32",
-            files={file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())},
-            engines=files,
-            provenance=_provenance(checkpoint),
-            parity=parity,
-        )
+            expected = eager_outputs(module, specs[name], model.config)
+            part = module if precision == "fp32" else lowered(module, DTYPES[precision])
+            file = folder / files[name]
+            export_graph(part, specs[name], model.config, file)
+            if precision == "bf16":
+                save_emulation(file, file := pathlib.Path(emulations) / files[name], onnx_ir.DataType.BFLOAT16)
+            engines[name] = runner.load(file, specs[name])
+            parity[name] = engine_parity(engines[name], expected, specs[name], model.config, precision)
+            say(f"{name}: {_told(parity[name])}")
+        entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
+        manifest = _manifest(checkpoint, sampling or Sampling(), precision, entries, files, parity)
         with Generator(manifest, Engines(**engines), runner.description, runner.close) as generator:
-            parity["generation"] = generation_parity(generator, model)
-        say(f"whole generation: relative L2 from eager {parity['generation']['relative_l2']:.1e}")
+            parity["generation"] = generation_parity(generator, trajectory, precision)
+        say(f"whole generation: {_told(parity['generation'])}")
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
     return manifest
+
+
+def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, manifest: Manifest) -> None:
+    """Draw `trajectory` in float32 at the places where fp16 would be, and refuse what it could not hold."""
+    watched = {name: lowered(module, DTYPES["fp32"]) for name, module in modules.items()}
+    engines = {name: torch_engine(module) for name, module in watched.items()}
+    with largest_values(watched) as largest:
+        trajectory.drawn_by(Generator(manifest, Engines(**engines), "torch"))
+    check_fp16(largest)
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    sampling: Sampling,
+    precision: str,
+    files: Mapping[str, FileEntry],
+    engines: Mapping[str, str],
+    parity: dict[str, dict[str, Any]],
+) -> Manifest:
+    return Manifest(
+        model=checkpoint.model.config,
+        tokenizer=checkpoint.tokenizer,
+        class_names=checkpoint.class_names,
+        sampling=sampling,
+        precision=precision,
+        files=files,
+        engines=engines,
+        provenance=_provenance(checkpoint),
+        parity=parity,
+    )
+
+
+def _told(parity: Mapping[str, Any]) -> str:
+    return (
+        f"relative L2 from eager {parity['relative_l2']:.1e} ({parity['sqnr_db']:.0f} dB), "
+        f"allowed {parity['tolerance']:.0e}"
+    )
 
 
 def _provenance(checkpoint: Checkpoint) -> dict[str, str | int]:

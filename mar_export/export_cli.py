@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import click
 
 from mar_export.export import export_artifact
+from runtime.artifact import PRECISIONS
 from runtime.options import PATH, preset_option, sampling_options
 from runtime.plan import Sampling
 from runtime.presets import requested_sampling
 from training.checkpoint import load_checkpoint
+from training.options import checkpoint_options
+from training.resize import resized
 
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The artifact folder to make.")
-@click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
+@checkpoint_options
+@click.option("--encoder", is_flag=True, help="Add the engine that reads pictures, for mar edit.")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
+)
+@click.option("--image-size", type=int, help="Pixels along a side, other than the checkpoint's.")
 @preset_option
 @sampling_options
-def export(checkpoint: pathlib.Path, out: pathlib.Path, config_file: pathlib.Path | None, **settings: object) -> None:
-    """Turn CHECKPOINT, a run folder or a published .pth, into an artifact, checked against eager PyTorch.
+def export(
+    checkpoint: pathlib.Path,
+    out: pathlib.Path,
+    model: str | None,
+    tokenizer: pathlib.Path | None,
+    config_file: pathlib.Path | None,
+    encoder: bool,
+    precision: str,
+    image_size: int | None,
+    **settings: object,
+) -> None:
+    """Turn CHECKPOINT into an artifact, checked against eager PyTorch.
 
-    The sampling options become the artifact's own, used where a request names none.
+    CHECKPOINT is a run folder, or a published model: a .pth, a .safetensors, a folder in the form of
+    diffusers. Its shape is read from its tensors; --model or --config tell what these do not. The
+    sampling options become the artifact's own, used where a request names none.
     """
-    loaded = load_checkpoint(checkpoint, config_file)
+    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
+    if image_size is not None and image_size != loaded.model.config.img_size:
+        trained = loaded.model.config.img_size
+        loaded = dataclasses.replace(loaded, model=resized(loaded.model, image_size))
+        click.echo(
+            f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
+            "and how good its pictures are there is for you to check",
+            err=True,
+        )
     sampling = requested_sampling(Sampling(), loaded.model.config.tokens, settings)
-    export_artifact(loaded, out, click.echo, sampling)
+    export_artifact(loaded, out, click.echo, sampling, precision=precision, encoder=encoder)
     click.echo(f"artifact written to {out}")

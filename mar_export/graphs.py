@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.spec import BACKBONE, CONDITIONING, DENOISE
+from runtime.spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
 from training.head import ResidualBlock
 from training.model import MAR
+from training.vae import AutoencoderKL
 
 
 class Backbone(nn.Module):
@@ -37,16 +38,17 @@ class Conditioning(nn.Module):
         net = model.diffloss.net
         self.time_embed, self.cond_embed = net.time_embed, net.cond_embed
         projections = [layer.adaLN_modulation[1] for layer in (*net.res_blocks, net.final_layer)]
-        self.weight = nn.Parameter(torch.cat([projection.weight for projection in projections]))  # [M, W]
         width = model.config.diffloss_w
         biases = [projection.bias.detach().clone() for projection in projections]
         for bias in biases:
             bias[width : 2 * width] += 1  # shift, scale, and in a block gate
-        self.bias = nn.Parameter(torch.cat(biases))  # [M]
+        self.projection = nn.Linear(width, model.config.modulation_channels, device="meta")
+        self.projection.weight = _constant(torch.cat([projection.weight for projection in projections]))  # [M, W]
+        self.projection.bias = _constant(torch.cat(biases))  # [M]
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
         condition = self.time_embed(timesteps)[:, None] + self.cond_embed(z)  # [T, GN, W]
-        rows = F.linear(F.silu(condition).flatten(0, 1), self.weight, self.bias)  # [T GN, M], the bias in the product
+        rows = self.projection(F.silu(condition).flatten(0, 1))  # [T GN, M], of two dimensions: the bias in the product
         return rows.unflatten(0, (-1, z.shape[0]))  # [T, GN, M]
 
 
@@ -87,8 +89,44 @@ class Denoise(nn.Module):
         return next_x, x0
 
 
+class Decoder(nn.Module):
+    """Latents as the loop leaves them to pixels of about -1..1."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents)
+
+
+class Encoder(nn.Module):
+    """Pixels of -1..1 to the mean of their latents, as the loop knows them."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.vae.encode(image)
+
+
 GRAPHS: dict[str, type[Backbone] | type[Conditioning] | type[Denoise]] = {
     BACKBONE: Backbone,
     CONDITIONING: Conditioning,
     DENOISE: Denoise,
 }
+
+
+def graph_modules(model: MAR, vae: AutoencoderKL | None, encoder: bool) -> dict[str, nn.Module]:
+    """The module of every engine of an artifact, in evaluation mode, by name."""
+    modules: dict[str, nn.Module] = {name: graph(model) for name, graph in GRAPHS.items()}
+    if vae is not None:
+        modules[DECODER] = Decoder(vae)
+        if encoder:
+            modules[ENCODER] = Encoder(vae)
+    return {name: module.eval() for name, module in modules.items()}
+
+
+def _constant(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach(), requires_grad=False)

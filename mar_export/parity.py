@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,40 @@ from runtime.backends import Engine
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
 from runtime.generator import Generator
+from runtime.images import patchify
 from runtime.noise import seeded_noise, seeded_order
+from runtime.plan import Plan, Sampling, build_plan
+from runtime.presets import requested_sampling
 from runtime.spec import EngineSpec
 from training.model import MAR
 from training.published import sample
 
-GENERATION_TOLERANCE = 1e-4  # relative L2 of the latents; float32 round-off alone is 3e-7 to 3e-6
-_GENERATION = {"preset": "exact", "cfg_scale": 2.0, "diffusion_steps": 10, "start_timestep": 900}
+# The largest relative L2 distance from eager float32 that an export may have, by its precision. In
+# float32, round-off alone is 3e-7 to 3e-6. What lower precisions come to is in docs/numbers.md.
+ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
+GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+
+_SETTINGS = {"preset": "exact", "cfg_scale": 2.0, "diffusion_steps": 10, "start_timestep": 900}
+_ITERATIONS = {"fp32": 4, "fp16": 16, "bf16": 16}  # errors of low precision need some to show how they grow
+_DRIFT_EVERY = 8  # iterations
+
+Arrays = tuple[NDArray[Any], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """Two whole pictures: how they are to be drawn, and what the eager loop of the published code drew."""
+
+    labels: NDArray[np.int64]
+    settings: dict[str, Any]
+    plan: Plan
+    order: NDArray[np.int64]
+    noise: NDArray[np.float32]
+    latents: NDArray[np.float32]
+
+    def drawn_by(self, generator: Generator) -> NDArray[np.float32]:
+        """The latents of the same pictures by `generator`."""
+        return generator.generate(list(self.labels), order=self.order, noise=self.noise, **self.settings).latents
 
 
 def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -30,35 +60,68 @@ def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return distance if np.isfinite(distance) else float("inf")
 
 
-def engine_parity(engine: Engine, module: nn.Module, spec: EngineSpec, config: ModelConfig) -> dict[str, Any]:
-    """The worst distance of an engine from its module over random inputs of every size. Raises `ParityError`."""
-    worst = 0.0
-    cases = parity_sizes(config)
-    for seed, sizes in enumerate(cases):
-        inputs = example_inputs(spec, config, sizes, seed)
+def eager_outputs(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[Arrays]:
+    """What `module` makes of random inputs of every size."""
+    outputs = []
+    for inputs in _cases(spec, config):
         with torch.inference_mode():
-            expected = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        expected = expected if isinstance(expected, tuple) else (expected,)
-        for tensor, found, reference in zip(spec.outputs, engine(**inputs), expected, strict=True):
-            if found.shape != tuple(reference.shape):
+            made = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        outputs.append(tuple(output.numpy() for output in (made if isinstance(made, tuple) else (made,))))
+    return outputs
+
+
+def engine_parity(
+    engine: Engine, expected: list[Arrays], spec: EngineSpec, config: ModelConfig, precision: str
+) -> dict[str, Any]:
+    """The worst distance of an engine from `expected`, the outputs of `eager_outputs`. Raises `ParityError`."""
+    worst = 0.0
+    for inputs, references in zip(_cases(spec, config), expected, strict=True):
+        for tensor, found, reference in zip(spec.outputs, engine(**inputs), references, strict=True):
+            if found.shape != reference.shape:
+                shapes = {name: list(array.shape) for name, array in inputs.items()}
                 raise ParityError(
                     f"engine {spec.name}: output {tensor.name} has shape {found.shape} where eager PyTorch has "
-                    f"{tuple(reference.shape)}, at sizes {dict(sizes)}"
+                    f"{reference.shape}, for inputs of {shapes}"
                 )
-            worst = max(worst, relative_l2(found, reference.numpy()))
-    return _judged(f"engine {spec.name}", worst, spec.tolerance) | {"cases": len(cases)}
+            worst = max(worst, relative_l2(found, reference))
+    return _judged(f"engine {spec.name}", worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
 
 
-def generation_parity(generator: Generator, model: MAR) -> dict[str, Any]:
-    """The distance of two whole pictures from the eager loop's, same order and noise. Raises `ParityError`."""
+def eager_trajectory(model: MAR, precision: str) -> Trajectory:
+    """Two pictures drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
     labels = np.array([0, config.class_num - 1], dtype=np.int64)
-    settings: dict[str, Any] = {**_GENERATION, "iterations": min(4, config.tokens)}
-    plan = generator.plan(**settings)
+    settings: dict[str, Any] = {**_SETTINGS, "iterations": min(_ITERATIONS[precision], config.tokens)}
+    plan = build_plan(config.tokens, requested_sampling(Sampling(), config.tokens, settings))
     order, noise = seeded_order(0, [0, 1], config), seeded_noise(0, [0, 1], plan.diffusion_steps, config)
-    expected = sample(model, labels, plan, order, noise)
-    found = generator.generate(list(labels), order=order, noise=noise, **settings).latents
-    return _judged("whole generation", relative_l2(found, expected), GENERATION_TOLERANCE) | settings
+    return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
+
+
+def generation_parity(generator: Generator, trajectory: Trajectory, precision: str) -> dict[str, Any]:
+    """The distance of whole pictures from the eager loop's, same order and noise. Raises `ParityError`."""
+    found = trajectory.drawn_by(generator)
+    told = _judged("whole generation", relative_l2(found, trajectory.latents), GENERATION_TOLERANCES[precision])
+    return told | {"drift": _drift(found, trajectory, generator.manifest.model)} | trajectory.settings
+
+
+def _cases(spec: EngineSpec, config: ModelConfig) -> list[Mapping[str, NDArray[Any]]]:
+    return [example_inputs(spec, config, sizes, seed) for seed, sizes in enumerate(parity_sizes(spec, config))]
+
+
+def _drift(found: NDArray[np.float32], trajectory: Trajectory, config: ModelConfig) -> list[dict[str, Any]]:
+    """The distance of the tokens that each run of iterations predicted: a token never changes once it is there."""
+    ordered = [
+        np.take_along_axis(patchify(latents, config.patch_size), trajectory.order[..., None], axis=1)
+        for latents in (found, trajectory.latents)
+    ]
+    told = []
+    iterations = trajectory.plan.iterations
+    for start in range(0, len(iterations), _DRIFT_EVERY):
+        run = iterations[start : start + _DRIFT_EVERY]
+        tokens = slice(run[0].known, run[-1].known + run[-1].count)
+        distance = relative_l2(ordered[0][:, tokens], ordered[1][:, tokens])
+        told.append({"iteration": start + len(run), "relative_l2": distance, "sqnr_db": _sqnr(distance)})
+    return told
 
 
 def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
@@ -67,4 +130,9 @@ def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
             f"{what}: relative L2 distance {distance:.2e} from eager PyTorch, where at most {tolerance:.0e} is "
             "allowed; nothing was written"
         )
-    return {"relative_l2": distance, "tolerance": tolerance}
+    return {"relative_l2": distance, "sqnr_db": _sqnr(distance), "tolerance": tolerance}
+
+
+def _sqnr(distance: float) -> float:
+    """Signal to quantization noise ratio, in decibels, of a relative L2 distance."""
+    return -20 * math.log10(max(distance, 1e-15))

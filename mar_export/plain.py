@@ -33,7 +33,6 @@ def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
             TensorSpec("labels", "int64", ("B",)),
         ),
         outputs=(TensorSpec("z", "float32", ("B", config.tokens, z_channels)),),
-        tolerance=1e-5,
     )
     head = EngineSpec(
         "plain-head",
@@ -43,7 +42,6 @@ def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
             TensorSpec("z", "float32", ("N", z_channels)),
         ),
         outputs=(TensorSpec("out", "float32", ("N", 2 * channels)),),
-        tolerance=1e-5,
     )
     return {spec.name: spec for spec in (backbone, head)}
 

@@ -15,18 +15,17 @@ from runtime.errors import BackendError
 _IMPORT = "import runtime"
 # What `mar generate` does, up to the first call of the backbone: its imports, every hash, every session.
 _GENERATE = """
-import pathlib, sys, time
+import dataclasses, pathlib, sys, time
 started, artifact, threads = float(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 import runtime.cli, runtime.generate_cli
 from runtime.generator import Generator
-from runtime.loop import Engines
 
 def first_call(**inputs):
     print(time.time() - started)
     sys.exit()
 
 generator = Generator.load(artifact, threads=threads)
-generator.engines = Engines(first_call, generator.engines.conditioning, generator.engines.denoise)
+generator.engines = dataclasses.replace(generator.engines, backbone=first_call)
 generator.generate([0])
 """
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.files import sha256
 from runtime.plan import Sampling, build_plan
-from runtime.spec import ENGINES, EngineSpec, engine_specs
+from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-TOKENIZERS = ("pixel", "none")
-PRECISIONS = ("fp32",)
+TOKENIZERS = ("pixel", "kl", "none")
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,10 @@ class FileEntry:
 class Manifest:
     """What `manifest.json` says.
 
-    `tokenizer` says how latents become a picture; `sampling` holds the settings that are used where a
-    request names none; `files` maps each relative path to its size and hash, `engines` each engine's
-    name to its ONNX file; `provenance` and `parity` are for people.
+    `tokenizer` says how latents become a picture: they are one (`pixel`), an engine decodes them (`kl`),
+    or they do not (`none`); `precision` is that of weights and matrix products; `sampling` holds the
+    settings that are used where a request names none; `files` maps each relative path to its size and
+    hash, `engines` each engine's name to its ONNX file; `provenance` and `parity` are for people.
     """
 
     model: ModelConfig
@@ -52,7 +53,7 @@ class Manifest:
 
     @property
     def specs(self) -> dict[str, EngineSpec]:
-        return engine_specs(self.model)
+        return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
 
     def to_dict(self) -> dict[str, Any]:
         engines = {name: {"file": file, **self.specs[name].to_dict()} for name, file in self.engines.items()}
@@ -103,7 +104,7 @@ class Manifest:
             raise ArtifactError(f"{where}: class_names must be a list of texts")
         if len(names) not in (0, model.class_num):
             raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
-        _check_reports(value["provenance"], value["parity"], where)
+        _check_reports(value["provenance"], value["parity"], value["engines"].keys(), where)
         return cls(
             model=model,
             tokenizer=value["tokenizer"],
@@ -111,7 +112,7 @@ class Manifest:
             sampling=sampling,
             precision=value["precision"],
             files={path: _file_entry(path, entry, where) for path, entry in value["files"].items()},
-            engines=_engine_files(value["engines"], engine_specs(model), value["files"], where),
+            engines=_engine_files(value["engines"], value["tokenizer"], model, value["files"], where),
             provenance=value["provenance"],
             parity=value["parity"],
         )
@@ -182,11 +183,18 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def _check_reports(provenance: Mapping[str, Any], parity: Mapping[str, Any], where: str) -> None:
+def _known_specs(model: ModelConfig) -> dict[str, EngineSpec]:
+    """Every engine that a model may have."""
+    return {**engine_specs(model), **tokenizer_specs(model)}
+
+
+def _check_reports(
+    provenance: Mapping[str, Any], parity: Mapping[str, Any], engines: Iterable[str], where: str
+) -> None:
     for key, told in provenance.items():
         if not isinstance(told, (str, int)):
             raise ArtifactError(f"{where}: provenance: {key} must be a text or a whole number, found {told!r}")
-    _keys(parity, {*ENGINES, "generation"}, f"{where}: parity")
+    _keys(parity, {*engines, "generation"}, f"{where}: parity")
     for key, report in parity.items():
         for number in ("relative_l2", "tolerance"):
             if type(_object(report, f"{where}: parity: {key}").get(number)) is not float:
@@ -222,11 +230,13 @@ def _file_entry(path: str, value: object, where: str) -> FileEntry:
 
 
 def _engine_files(
-    value: Mapping[str, Any], specs: Mapping[str, EngineSpec], files: Mapping[str, Any], where: str
+    value: Mapping[str, Any], tokenizer: str, model: ModelConfig, files: Mapping[str, Any], where: str
 ) -> dict[str, str]:
-    _keys(value, set(specs), f"{where}: engines")
+    required = {*ENGINES, *([DECODER] if tokenizer == "kl" else [])}
+    allowed = {*required, *([ENCODER] if tokenizer == "kl" else [])}
+    _keys(value, required | (allowed & value.keys()), f"{where}: engines")
     paths = {}
-    for name, spec in specs.items():
+    for name, spec in ((name, spec) for name, spec in _known_specs(model).items() if name in value):
         entry = _object(value[name], f"{where}: engine {name}")
         if not isinstance(entry.get("file"), str) or entry["file"] not in files:
             raise ArtifactError(f"{where}: engine {name}: its file {entry.get('file')!r} is not listed under files")

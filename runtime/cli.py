@@ -16,8 +16,10 @@ from runtime.errors import BackendError, MarError, RequestError
 # Command -> (where it lives, what it does). Named as text: importing one room must not import another.
 _COMMANDS = {
     "train": ("training.train_cli:train", "Train a model, or go on with a run."),
+    "import": ("training.import_cli:import_", "Turn a published checkpoint into a run of ours."),
     "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),
     "generate": ("runtime.generate_cli:generate", "Draw pictures with an artifact."),
+    "edit": ("runtime.edit_cli:edit", "Draw a part of a picture anew."),
     "bench": ("mar_export.bench_cli:bench", "Time an artifact, alone or against eager PyTorch."),
     "study": ("mar_export.study_cli:study", "Judge every preset and sampler: quality against time."),
     "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),

@@ -6,18 +6,20 @@ import pathlib
 import time
 import zipfile
 import zlib
+from typing import Any
 
 import click
 import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from runtime.checks import check_whole
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.grid import save_grid
-from runtime.options import PATH, preset_option, progress_bar, sampling_options, threads_option
-from runtime.request import check_batch, check_labels, check_noise, check_order, check_seed
+from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
+from runtime.request import MAX_BATCH, check_batch, check_labels, check_noise, check_order, check_seed
 
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
@@ -37,8 +39,14 @@ _GRID_COLUMNS = 8
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Pictures drawn together.")
 @click.option("--order-file", type=PATH, help="An .npz with generation_order [B, L], instead of the seed's.")
 @click.option("--noise-file", type=PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")
-@click.option("--backend", default="onnxruntime", show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--decode-batch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Pictures decoded together, where there is a decoder.",
+)
+@backend_options
 @threads_option
 def generate(
     artifact: pathlib.Path,
@@ -50,10 +58,11 @@ def generate(
     batch_size: int,
     order_file: pathlib.Path | None,
     noise_file: pathlib.Path | None,
+    decode_batch: int,
     backend: str,
     device: str,
     threads: int | None,
-    **settings: object,
+    **settings: Any,
 ) -> None:
     """Draw pictures with ARTIFACT."""
     if out is None and save_latents is None:
@@ -67,11 +76,12 @@ def generate(
         manifest = generator.manifest
         if out is not None and manifest.tokenizer == "none":
             raise RequestError(
-                f"{artifact} has no decoder, so it makes latents, not pictures; use --save-latents instead of --out"
+                f"{artifact} has no decoder, so it makes latents, not pictures; use --save-latents instead of --out, "
+                "or export it with --tokenizer"
             )
         labels = _labels(classes, count, manifest.model.class_num)
         started = time.perf_counter()
-        results = _draw(generator, labels, batch_size, seed, order, noise, settings)
+        results = _draw(generator, labels, batch_size, seed, order, noise, decode_batch, settings)
         seconds = time.perf_counter() - started
     if save_latents is not None:
         with replacing(save_latents) as temporary, temporary.open("wb") as file:
@@ -104,13 +114,15 @@ def _draw(
     seed: int,
     order: NDArray[np.generic] | None,
     noise: NDArray[np.generic] | None,
-    settings: dict[str, object],
+    decode_batch: int,
+    settings: dict[str, Any],
 ) -> list[Result]:
     """All pictures, batch by batch, under a progress bar with the time left."""
     plan, config = generator.plan(**settings), generator.manifest.model
     check_labels(labels, config)
     check_batch(batch_size, plan.diffusion_steps, config)
     check_seed(seed)
+    check_whole("--decode-batch", decode_batch, 1, MAX_BATCH)
     if order is not None:
         order = check_order(order, len(labels), config)
     if noise is not None:
@@ -128,6 +140,7 @@ def _draw(
                     index=range(start, stop),
                     order=None if order is None else order[start:stop],
                     noise=None if noise is None else noise[:, start:stop],
+                    decode_batch=decode_batch,
                     progress=lambda done, of: bar.update(1),
                     **settings,
                 )

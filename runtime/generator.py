@@ -13,13 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact import Artifact, Manifest
 from runtime.backends import open_backend
-from runtime.errors import BackendError
-from runtime.images import to_uint8, unpatchify
+from runtime.checks import check_whole
+from runtime.editing import Known, check_hole, check_known, known_first, known_tokens, pasted
+from runtime.errors import BackendError, RequestError
+from runtime.images import from_uint8, to_uint8, unpatchify
 from runtime.loop import Engines, Progress, run_plan
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, Sampling, build_plan
 from runtime.presets import requested_sampling
 from runtime.request import (
+    MAX_BATCH,
     check_batch,
     check_indices,
     check_labels,
@@ -27,7 +30,6 @@ from runtime.request import (
     check_order,
     check_seed,
 )
-from runtime.spec import BACKBONE, CONDITIONING, DENOISE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +69,22 @@ class Generator:
         """
         opened = Artifact(artifact)
         opened.verify()
-        runner = open_backend(backend, device, threads)
-        specs = opened.manifest.specs
-        backbone, conditioning, denoise = (
-            runner.load(opened.engine_file(name), specs[name]) for name in (BACKBONE, CONDITIONING, DENOISE)
-        )
-        return cls(opened.manifest, Engines(backbone, conditioning, denoise), runner.description, runner.close)
+        runner, precision = open_backend(backend, device, threads), opened.manifest.precision
+        if precision not in runner.precisions:
+            raise BackendError(
+                f"{artifact} is in {precision}, but {backend} on {device} has {' and '.join(runner.precisions)}; "
+                "export it in one of these, or use another backend"
+            )
+        engines = {name: runner.load(opened.engine_file(name), spec) for name, spec in opened.manifest.specs.items()}
+        return cls(opened.manifest, Engines(**engines), runner.description, runner.close)
 
     def sampling(self, **settings: Any) -> Sampling:
         """The settings that `generate` would draw with: the artifact's own, changed by `settings`."""
         return requested_sampling(self.manifest.sampling, self.manifest.model.tokens, settings)
 
-    def plan(self, **settings: Any) -> Plan:
-        """The schedule that `generate` would execute for these settings."""
-        return build_plan(self.manifest.model.tokens, self.sampling(**settings))
+    def plan(self, *, known_tokens: int = 0, **settings: Any) -> Plan:
+        """The schedule that `generate` would execute for these settings, `known_tokens` being there already."""
+        return build_plan(self.manifest.model.tokens, self.sampling(**settings), known_tokens)
 
     def generate(
         self,
@@ -90,23 +94,43 @@ class Generator:
         index: Sequence[int] | None = None,
         order: ArrayLike | None = None,
         noise: ArrayLike | None = None,
+        known: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dilate: bool = False,
+        paste: bool = True,
+        decode_batch: int = 1,
         progress: Progress | None = None,
         **settings: Any,
     ) -> Result:
-        """Draw one picture for each class in `labels`.
+        """Draw one picture for each class in `labels`, or the part of it that `mask` marks.
 
         Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
         from 0 by default. `settings` are `preset`, one of `runtime.presets.PRESETS`, and the fields of
         `runtime.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
         (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
-        replace what the seed would give. `progress` is called with the iterations done and their
-        number. Raises `RequestError` before anything runs, and `BackendError` if an engine fails.
+        replace what the seed would give.
+
+        To edit, give `known`, an image uint8 [H, W, c] or latents [C, h, w], for all or with B in
+        front, and `mask`, bool [H, W] of pixels or [grid, grid] of tokens, true where to draw. A token
+        is drawn where any of its pixels is, with `dilate` its neighbours too. Latents of other tokens
+        are returned as they were; so are the pixels of a known image outside the mask, unless `paste`
+        is False.
+
+        `decode_batch` pictures are decoded together, and `progress` is called with the iterations done
+        and their number. Raises `RequestError` before anything runs, and `BackendError` if an engine
+        fails.
         """
         config = self.manifest.model
-        plan = self.plan(**settings)
         classes = check_labels(labels, config)
-        batch, steps = len(classes), plan.diffusion_steps
+        batch = len(classes)
+        if (known is None) != (mask is None):
+            raise RequestError("to edit a picture, give both known and mask")
+        hole = None if mask is None else check_hole(mask, dilate, config)
+        before = None if known is None else check_known(known, batch, config)
+        plan = self.plan(known_tokens=hole.known if hole else 0, **settings)
+        steps = plan.diffusion_steps
         check_batch(batch, steps, config)
+        check_whole("decode_batch", decode_batch, 1, MAX_BATCH)
         seed, indices = check_seed(seed), check_indices(index, batch)
         if order is None:
             ordered = seeded_order(seed, indices, config, plan.token_order)
@@ -115,13 +139,41 @@ class Generator:
         drawn = (
             seeded_noise(seed, indices, steps, config) if noise is None else check_noise(noise, batch, steps, config)
         )
+        given = np.empty((batch, 0, config.token_channels), np.float32)
+        if hole is not None and before is not None:
+            ordered = known_first(ordered, hole)
+            given = known_tokens(self._latents(before), ordered, hole.known, config.patch_size)
         drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
-        tokens = run_plan(self.engines, config, plan, classes, ordered, drawn, progress)
+        tokens = run_plan(self.engines, config, plan, classes, ordered, drawn, given, progress)
         if not np.isfinite(tokens).all():
             raise BackendError("the engines produced values that are not finite; check the export's parity report")
         latents = unpatchify(tokens, config.grid, config.patch_size)
-        images = to_uint8(latents) if self.manifest.tokenizer == "pixel" else None
+        images = self._images(latents, decode_batch)
+        if images is not None and hole is not None and before is not None and before.pictures is not None and paste:
+            images = pasted(images, before.pictures, hole)
         return Result(latents, images, plan)
+
+    def _latents(self, known: Known) -> NDArray[np.float32]:
+        """What is known as latents [B, C, h, w]."""
+        if known.latents is not None:
+            return known.latents
+        assert known.pictures is not None
+        pixels = from_uint8(known.pictures)  # [B, c, H, W]
+        if self.manifest.tokenizer == "pixel":
+            return pixels
+        encoder = self.engines.encoder
+        if encoder is None:
+            raise RequestError("this artifact cannot read pictures; export it with --encoder, or give known as latents")
+        return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
+
+    def _images(self, latents: NDArray[np.float32], together: int) -> NDArray[np.uint8] | None:
+        """Latents [B, C, h, w] as pictures uint8 [B, H, W, c], `together` at a time, or None without a decoder."""
+        if self.manifest.tokenizer == "pixel":
+            return to_uint8(latents)
+        if self.engines.decoder is None:
+            return None
+        slices = [latents[start : start + together] for start in range(0, len(latents), together)]
+        return np.concatenate([to_uint8(self.engines.decoder(latents=part)[0]) for part in slices])
 
     def close(self) -> None:
         """Free the engines."""

@@ -1,4 +1,4 @@
-"""Pictures as one labelled grid. Apart from the rest, since only this needs Pillow."""
+"""Pictures as PNG, one or a labelled grid. Apart from the rest, since Pillow is only needed for files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = _MARGIN + number % columns * cell_width
         top = _MARGIN + number // columns * cell_height
-        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left + width // 2, top + height + _CAPTION // 2), caption, fill="black", font=font, anchor="mm")
     sheet.save(path, format="PNG")
+
+
+def save_picture(path: pathlib.Path, image: NDArray[np.uint8]) -> None:
+    """Write an image [H, W, c] to `path` as PNG."""
+    _picture(image).save(path, format="PNG")
+
+
+def _picture(image: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

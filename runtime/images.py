@@ -1,4 +1,4 @@
-"""Tokens to latents, and pixels to 8-bit pictures."""
+"""Latents and their tokens, pixels and 8-bit pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,23 @@ def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArr
     return np.ascontiguousarray(cells.transpose(0, 3, 1, 4, 2, 5)).reshape(batch, -1, side, side)
 
 
+def patchify(latents: NDArray[np.float32], patch_size: int) -> NDArray[np.float32]:
+    """Latents [B, c, H, W] -> tokens in raster order [B, L, D]; `unpatchify` goes back."""
+    batch, channels, height, width = latents.shape
+    cells = latents.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    tokens = cells.transpose(0, 2, 4, 1, 3, 5)  # [B, h, w, c, p, p]
+    return np.ascontiguousarray(tokens).reshape(batch, -1, channels * patch_size**2)
+
+
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Pixels in -1..1 [B, c, H, W] -> [B, H, W, c]."""
     scaled = np.clip(pixels.transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
     images: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
     return images
+
+
+def from_uint8(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pictures [B, H, W, c] -> pixels in -1..1, [B, c, H, W]; `to_uint8` gives the same pictures back."""
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    scaled: NDArray[np.float32] = pixels / np.float32(127.5) - np.float32(1)
+    return scaled

@@ -33,17 +33,28 @@ class Engines:
     backbone: Engine
     conditioning: Engine
     denoise: Engine
+    decoder: Engine | None = None  # latents to pixels, and back: for the generator, not the loop
+    encoder: Engine | None = None
 
 
 def run_plan(
-    engines: Engines, config: ModelConfig, plan: Plan, labels: Int, order: Int, noise: Float, progress: Progress | None
+    engines: Engines,
+    config: ModelConfig,
+    plan: Plan,
+    labels: Int,
+    order: Int,
+    noise: Float,
+    known: Float,
+    progress: Progress | None,
 ) -> Float:
     """Execute `plan` for labels [B], order [B, L] and noise [T + 1, B, L, D], both in generation order.
 
-    Returns tokens in raster order, [B, L, D].
+    `known` [B, V, D] are the tokens that are there before the first iteration, those of the order's
+    beginning. Returns tokens in raster order, [B, L, D].
     """
     batch, length = order.shape
     tokens = np.zeros((batch, length, config.token_channels), np.float32)
+    tokens[:, : known.shape[1]] = known
     no_labels = np.full_like(labels, config.class_num)
     for number, iteration in enumerate(plan.iterations):
         start, stop = iteration.known, iteration.known + iteration.count

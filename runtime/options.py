@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -20,6 +20,11 @@ PATH = click.Path(path_type=pathlib.Path)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all.")
+
+_BACKEND = (
+    click.option("--backend", default="onnxruntime", show_default=True, help="What runs the engines."),
+    click.option("--device", default="cpu", show_default=True, help="Where it runs them."),
+)
 
 preset_option = click.option(
     "--preset", type=click.Choice(list(PRESETS)), help="A named way to draw; other options change it."
@@ -51,6 +56,15 @@ def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
 
 def sampling_options(command: _Command) -> _Command:
     """The fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
-    for option in reversed(_SAMPLING):
+    return _all(_SAMPLING, command)
+
+
+def backend_options(command: _Command) -> _Command:
+    """`backend` and `device`, as `Generator.load` takes them."""
+    return _all(_BACKEND, command)
+
+
+def _all(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
+    for option in reversed(options):
         command = option(command)
     return command

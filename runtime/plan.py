@@ -118,16 +118,23 @@ class Plan:
         return sum(iteration.table.steps for iteration in self.iterations)
 
 
-def build_plan(length: int, sampling: Sampling) -> Plan:
-    """The plan of an image of `length` tokens. Raises `RequestError` on settings that make no sense."""
+def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
+    """The plan of an image of `length` tokens. Raises `RequestError` on settings that make no sense.
+
+    Where `known` of them are there before the first iteration, the others are spread over as many
+    iterations as ever, but no more than one a token.
+    """
     check_choice("token_order", sampling.token_order, TOKEN_ORDERS)
     check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
     check_scale("cfg_scale", sampling.cfg_scale)
     _check_interval(sampling.cfg_interval)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
     counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
+    if known:
+        iterations = min(iterations, length - known)
+        counts = tokens_per_iteration(length - known, iterations, sampling.mask_schedule)
     chains = _steps_per_iteration(sampling, iterations)
-    planned, known = [], 0
+    planned = []
     for count, steps in zip(counts, chains, strict=True):
         table = coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)
         planned.append(Iteration(known, count, _guidance_scale(sampling, known, count, length), table))

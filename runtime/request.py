@@ -48,7 +48,7 @@ def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np
 
 def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -> NDArray[np.float32]:
     """Given noise by token position as float32 [T + 1, B, L, D]."""
-    given = _array("noise", noise)
+    given = as_array("noise", noise)
     wanted = (steps + 1, batch, config.tokens, config.token_channels)
     if given.shape != wanted or given.dtype.kind != "f":
         raise RequestError(
@@ -86,13 +86,14 @@ def _counter(name: str, value: int) -> int:
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.integer]:
-    given = _array(name, values)
+    given = as_array(name, values)
     if given.dtype.kind not in "iu":
         raise RequestError(f"{name} must be whole numbers, found {given.dtype} of shape {list(given.shape)}")
     return given
 
 
-def _array(name: str, values: ArrayLike) -> NDArray[Any]:
+def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """What a caller gives under `name`, as an array. Raises `RequestError`."""
     try:
         return np.asarray(values)
     except (ValueError, OverflowError) as error:  # such as rows of different lengths

@@ -3,6 +3,7 @@
 Axes: B images, twice that under guidance, the conditional half first; V tokens known, K predicted now,
 R the rest; N rows of the head, one a token; GN as many rows for each guidance half (2, or 1 without
 guidance), the conditional half first; T diffusion steps. Other sizes are numbers of the model.
+Whatever precision an engine computes in, its inputs and outputs are float32.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from runtime.samplers import COEFFICIENTS
 
 Axis = str | int
 
-BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")
+BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")  # those of the loop
+DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")  # those of a KL tokenizer, the second on request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +31,14 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSpec:
-    """One engine. `tolerance`: the largest relative L2 distance from eager float32 an export may have."""
+    """One engine."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    tolerance: float
 
     def to_dict(self) -> dict[str, Any]:
-        """What the manifest holds of it: the tolerance stands beside the distance measured against it."""
+        """What the manifest holds of it."""
         return {
             "inputs": [_tensor_to_dict(tensor) for tensor in self.inputs],
             "outputs": [_tensor_to_dict(tensor) for tensor in self.outputs],
@@ -49,7 +50,7 @@ def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
 
 
 def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
-    """The specs of the engines that every model of this config has, by name."""
+    """The specs of the engines of the loop, which every model of this config has, by name."""
     channels, z_channels, modulation = config.token_channels, config.decoder_embed_dim, config.modulation_channels
     float_, int_ = "float32", "int64"
     specs = (
@@ -63,7 +64,6 @@ def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
                 TensorSpec("labels", int_, ("B",)),
             ),
             outputs=(TensorSpec("z", float_, ("B", "K", z_channels)),),
-            tolerance=1e-5,
         ),
         EngineSpec(
             CONDITIONING,
@@ -72,7 +72,6 @@ def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
                 TensorSpec("timesteps", float_, ("T",)),
             ),
             outputs=(TensorSpec("modulation", float_, ("T", "GN", modulation)),),
-            tolerance=1e-5,
         ),
         EngineSpec(
             DENOISE,
@@ -88,7 +87,17 @@ def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
                 TensorSpec("next_x", float_, ("N", channels)),
                 TensorSpec("x0", float_, ("N", channels)),
             ),
-            tolerance=1e-5,
         ),
     )
     return {spec.name: spec for spec in specs}
+
+
+def tokenizer_specs(config: ModelConfig) -> dict[str, EngineSpec]:
+    """The specs of the engines of a KL tokenizer, by name: latents to pixels of -1..1, and back to their mean."""
+    side = config.img_size // config.vae_stride
+    latents = TensorSpec("latents", "float32", ("B", config.vae_embed_dim, side, side))
+    image = TensorSpec("image", "float32", ("B", 3, config.img_size, config.img_size))
+    return {
+        DECODER: EngineSpec(DECODER, inputs=(latents,), outputs=(image,)),
+        ENCODER: EngineSpec(ENCODER, inputs=(image,), outputs=(latents,)),
+    }

@@ -1,49 +1,60 @@
-"""Reading and writing checkpoints: a run of this trainer, or a `.pth` of the published code.
+"""Checkpoints: runs of this trainer, and the files and folders that published models come in.
 
-A run is a folder: `config.json`, the averaged weights in `model.safetensors`, and all that resuming
-needs in `training-state.safetensors`. Nothing here unpickles more than tensors and the one
-`argparse.Namespace` that the published code puts into its files.
+A run is a folder: `config.json`, the averaged weights in `model.safetensors`, the tokenizer's in
+`tokenizer.safetensors` where it has any, and all that resuming needs in `training-state.safetensors`.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
+import hashlib
 import pathlib
-import pickle
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from runtime.artifact import TOKENIZERS
 from runtime.config import ModelConfig
 from runtime.errors import CheckpointError, ConfigError
-from runtime.files import replacing, sha256, write_json
+from runtime.files import replacing, replacing_folder, sha256, write_json
 from training.model import MAR
+from training.published_files import (
+    is_diffusers_folder,
+    load_vae,
+    read_arguments,
+    read_json_object,
+    read_published,
+    shapes_of,
+    vae_claim,
+)
+from training.published_shape import Claim, agreed_config, merged, named_claim
+from training.tensor_files import fill, read_safetensors
+from training.vae import AutoencoderKL
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.safetensors"
 STATE_FILE = "training-state.safetensors"
-
-# Arguments of the published constructor that say how a model is sampled or trained, not what it is.
-_NOT_OF_THE_MODEL = ("num_sampling_steps", "grad_checkpointing")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model as it leaves training: its shape, its averaged weights, and what its labels mean."""
+    """A model as it leaves training: its shape, its averaged weights, and what its labels mean.
+
+    `tokenizer` is one of `runtime.artifact.TOKENIZERS`; `vae` is there where it is `kl`. `source` and
+    `sha256` name the file of the weights.
+    """
 
     model: MAR
-    tokenizer: str  # "pixel", or "none" where the checkpoint has no tokenizer
+    tokenizer: str
     class_names: tuple[str, ...]
     source: str
     sha256: str
+    vae: AutoencoderKL | None = None
 
 
 def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -54,19 +65,10 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
             raise OSError(str(error)) from error
 
 
-def load_weights(path: pathlib.Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint file at {path}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again or train on") from error
-
-
 def load_into(module: nn.Module, path: pathlib.Path) -> None:
     """Fill `module` with the weights at `path`, which must be exactly its own."""
     try:
-        module.load_state_dict(load_weights(path))
+        module.load_state_dict(read_safetensors(path))
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: not the weights of this {type(module).__name__}; delete it ({error})"
@@ -99,90 +101,88 @@ def read_run_config(run: pathlib.Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
-def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def load_checkpoint(
+    path: pathlib.Path,
+    config_file: pathlib.Path | None = None,
+    *,
+    name: str | None = None,
+    tokenizer: pathlib.Path | None = None,
+) -> Checkpoint:
+    """The model of a run folder, of a published `.pth` or `.safetensors`, or of a folder in diffusers' form.
 
-
-def load_checkpoint(path: pathlib.Path, config_file: pathlib.Path | None = None) -> Checkpoint:
-    """The model in a run folder or a published `.pth`, with its averaged weights, in evaluation mode.
-
-    `config_file` holds the constructor arguments, alone or under `config`, for a checkpoint that does
-    not tell them. Raises `CheckpointError` or `ConfigError`.
+    The shape of all but runs comes from the tensors and from the arguments a file holds; `name`, that of
+    a published model, and `config_file`, constructor arguments, tell what is missing. `tokenizer` is a
+    KL autoencoder in its published form. Averaged weights, in evaluation mode, mapped from their files.
+    Raises `CheckpointError`, and `ConfigError` where two of these contradict each other.
     """
-    if path.is_dir():
-        if config_file is not None:
-            raise ConfigError(
-                f"--config is for checkpoints that do not tell their shape; {path} has its own {CONFIG_FILE}"
-            )
-        run = read_run_config(path)
-        where, weights_file = f"{path / CONFIG_FILE}", path / WEIGHTS_FILE
-        try:
-            arguments, tokenizer, class_names = run["model"], run["tokenizer"], run["class_names"]
-        except KeyError as error:
-            raise CheckpointError(f"{where}: the key {error} is missing") from None
-        if tokenizer not in TOKENIZERS:
-            raise CheckpointError(f"{where}: tokenizer {tokenizer!r} is not one of {', '.join(TOKENIZERS)}")
-        if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-            raise CheckpointError(f"{where}: class_names must be a list of texts, found {class_names!r}")
-        weights = load_weights(weights_file)
-    else:
-        weights_file, tokenizer, class_names = path, "none", []
-        weights = _load_published(path)
-        if config_file is None:
-            raise ConfigError(
-                f"{path} does not tell the shape of its model; give it with --config FILE.json, the constructor "
-                "arguments under their published names"
-            )
-        where, arguments = str(config_file), read_json_object(config_file)
-        arguments = arguments.get("config", arguments)
-        if isinstance(arguments, dict):
-            arguments = {name: value for name, value in arguments.items() if name not in _NOT_OF_THE_MODEL}
-    config = ModelConfig.from_dict(arguments, where)
-    model = _model_from(config, weights, weights_file)
-    return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file))
+    if path.is_dir() and not is_diffusers_folder(path):
+        for option, given in (("--config", config_file), ("--model", name)):
+            if given is not None:
+                raise ConfigError(
+                    f"{option} is for checkpoints that do not tell their shape; {path} has its own {CONFIG_FILE}"
+                )
+        return _load_run(path, tokenizer)
+    published = read_published(path)
+    claims = list(published.claims)
+    if name is not None:
+        claims.append(named_claim(name, f"--model {name}"))
+    if config_file is not None:
+        claims.append(Claim(f"--config {config_file}", read_arguments(config_file)))
+    vae = None
+    if (tokenizer := tokenizer or published.tokenizer) is not None:
+        vae = load_vae(tokenizer)
+        claims.append(vae_claim(vae, tokenizer))
+    config = agreed_config(claims, shapes_of(published.weights), str(path))
+    model = _filled(config, published.weights, str(path))
+    return Checkpoint(model, "none" if vae is None else "kl", (), path.name, _hash(published.files), vae)
 
 
-def _load_published(path: pathlib.Path) -> dict[str, Tensor]:
-    """The `model_ema` entry of a published checkpoint."""
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+def save_run(run: pathlib.Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` as the folder `run`, whole or not at all, for `load_checkpoint` to read."""
+    with replacing_folder(run) as folder:
+        save_weights(folder / WEIGHTS_FILE, checkpoint.model.state_dict())
+        if checkpoint.vae is not None:
+            save_weights(folder / TOKENIZER_FILE, checkpoint.vae.state_dict())
+        config = {
+            "model": checkpoint.model.config.to_dict(),
+            "tokenizer": checkpoint.tokenizer,
+            "class_names": list(checkpoint.class_names),
+            "imported_from": {"file": checkpoint.source, "sha256": checkpoint.sha256},
+        }
+        write_run_config(folder, config)
+
+
+def _load_run(path: pathlib.Path, vae_file: pathlib.Path | None) -> Checkpoint:
+    run = read_run_config(path)
+    where, weights_file = f"{path / CONFIG_FILE}", path / WEIGHTS_FILE
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"{named[1]}, which is" if named else "what is"
-        raise CheckpointError(f"{path}: refused, it holds {what} no tensor and could run code when read") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a whole PyTorch checkpoint; copy it again") from error
-    weights = content.get("model_ema") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(
-            f"{path}: expected the averaged weights under 'model_ema', as the published code saves them"
-        )
-    return weights
+        arguments, tokenizer, class_names = run["model"], run["tokenizer"], run["class_names"]
+    except KeyError as error:
+        raise CheckpointError(f"{where}: the key {error} is missing") from None
+    if tokenizer not in TOKENIZERS:
+        raise CheckpointError(f"{where}: tokenizer {tokenizer!r} is not one of {', '.join(TOKENIZERS)}")
+    if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+        raise CheckpointError(f"{where}: class_names must be a list of texts, found {class_names!r}")
+    if vae_file is not None and tokenizer != "none":
+        raise ConfigError(f"--tokenizer is for checkpoints without one; {path} has its own, {tokenizer}")
+    if tokenizer == "kl":
+        vae_file = path / TOKENIZER_FILE
+    config, vae = ModelConfig.from_dict(arguments, where), None
+    if vae_file is not None:
+        vae, tokenizer = load_vae(vae_file), "kl"
+        merged([Claim(where, config.to_dict()), vae_claim(vae, vae_file)], str(path))
+    model = _filled(config, read_safetensors(weights_file), str(weights_file))
+    return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file), vae)
 
 
-def _model_from(config: ModelConfig, weights: Mapping[str, Tensor], source: pathlib.Path) -> MAR:
+def _filled(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> MAR:
     with torch.device("meta"):
         model = MAR(**config.to_dict())
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in [*expected, *sorted(found.keys() - expected.keys())]:
-        if expected.get(name) != found.get(name):
-            raise CheckpointError(
-                f"{source}: {name} is {found.get(name, 'missing')} but the config asks for "
-                f"{expected.get(name, 'no such parameter')}"
-            )
-        if not weights[name].isfinite().all():
-            raise CheckpointError(f"{source}: {name} holds values that are not finite")
-    # Built again off the meta device: the tables of the loss are computed, not loaded.
-    model = MAR(**config.to_dict())
-    model.load_state_dict(weights)
-    return model.eval()
+    fill(model, weights, source)
+    return model
+
+
+def _hash(files: list[pathlib.Path]) -> str:
+    """The hash of a file; of several, that of their hashes."""
+    digests = [sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -22,33 +22,49 @@ from training.head import DiffusionLoss
 NORM_EPS = 1e-6
 
 
+class ScaledDotProduct(nn.Module):
+    """Attention of each head: queries [B, H, K, E/H], keys and values [B, H, S, E/H] -> [B, H, K, E/H]."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+
+
+class Projections(nn.Linear):
+    """Several projections of one input side by side, of which some can be asked for."""
+
+    def part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        return F.linear(x, self.weight[start:stop], self.bias[start:stop])
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; `queries` limits the rows that are answered."""
 
     def __init__(self, width: int, heads: int, attn_dropout: float, proj_dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.attn_dropout = attn_dropout
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Projections(width, 3 * width)
+        self.attend = ScaledDotProduct(attn_dropout)
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Dropout(proj_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, S, E] each
-        return self._attend(q, k, v)
+        return self._merged(q, k, v)
 
     def rows(self, x: Tensor, queries: Tensor) -> Tensor:
         """x [B, S, E], queries [B, K, E] -> [B, K, E]: keys and values of all, queries of a few."""
         width = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(queries, weight[:width], bias[:width])  # [B, K, E]
-        k, v = F.linear(x, weight[width:], bias[width:]).chunk(2, dim=-1)  # [B, S, E] each
-        return self._attend(q, k, v)
+        q = self.qkv.part(queries, 0, width)  # [B, K, E]
+        k, v = self.qkv.part(x, width, 3 * width).chunk(2, dim=-1)  # [B, S, E] each
+        return self._merged(q, k, v)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _merged(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, S, E/H]
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
-        return self.proj_drop(self.proj(attended.transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):

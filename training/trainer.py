@@ -31,6 +31,7 @@ from training.curve import save_loss_curve
 from training.data import Dataset, open_dataset
 from training.model import MAR
 from training.samples import save_sample_grid
+from training.tensor_files import read_safetensors
 from training.tokenizer import PixelTokenizer
 
 LOG_FILE = "log.jsonl"
@@ -234,7 +235,7 @@ class Trainer:
 
     def _load_state(self) -> None:
         path = self.run / checkpoint.STATE_FILE
-        state, step = checkpoint.load_weights(path), checkpoint.saved_step(path)
+        state, step = read_safetensors(path), checkpoint.saved_step(path)
         if step is None:
             raise CheckpointError(f"{path}: its header names no step")
         self.step = step

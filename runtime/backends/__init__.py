@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -20,9 +20,14 @@ Engine = Callable[..., tuple[Array, ...]]
 
 
 class Backend(Protocol):
-    """Loads engines for one device. `description` names library, version and device for people."""
+    """Loads engines for one device.
+
+    `description` names library, version and device for people; `precisions` are those of
+    `runtime.artifact.PRECISIONS` that it has products for.
+    """
 
     description: str
+    precisions: Sequence[str]
 
     def load(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
         """The engine in the verified file at `path`. Raises `BackendError`."""

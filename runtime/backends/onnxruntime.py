@@ -10,6 +10,7 @@ from runtime.errors import BackendError, RequestError
 from runtime.spec import EngineSpec, TensorSpec
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_PRECISIONS = {"cpu": ("fp32", "fp16")}  # fp16 by way of float32, which saves files but no time
 _DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _ERRORS_ONLY = 3
 
@@ -27,6 +28,7 @@ class OnnxRuntime:
                 f"backend onnxruntime runs on {', '.join(_PROVIDERS)} in this version, not on {device!r}"
             )
         self.description = f"onnxruntime {onnxruntime.__version__}, {device}, {threads} threads"
+        self.precisions = _PRECISIONS[device]
         self._library, self._provider, self._threads = onnxruntime, _PROVIDERS[device], threads
         self._engines: list[_Session] = []
 
@@ -34,6 +36,8 @@ class OnnxRuntime:
         options = self._library.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         options.log_severity_level = _ERRORS_ONLY
+        # One plan of memory a shape would be kept, and most passes of the backbone have a shape of their own.
+        options.enable_mem_pattern = False
         # Engines run in turn, each with threads of its own: those that wait must not spin on the same cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

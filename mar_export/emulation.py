@@ -1,0 +1,43 @@
+"""A graph in a low precision as one in float32 that rounds wherever the other would.
+
+ONNX Runtime has no bfloat16 products on a CPU. Products of numbers in low precision are summed in
+float32 by every device that matters, so rounding their results is what such a device computes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import onnx_ir as ir
+
+
+def save_emulation(path: pathlib.Path, out: pathlib.Path, dtype: ir.DataType) -> None:
+    """Write the graph at `path`, some of it in `dtype`, to `out` with every operator in float32."""
+    model = ir.load(path)
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        if value.dtype == dtype and value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+    for node in list(graph):
+        for output in node.outputs:
+            if output.dtype == dtype:
+                _round(graph, node, output, dtype)
+    ir.save(model, out, external_data=f"{out.name}.data")
+
+
+def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> None:
+    """Give the users of `output`, of `node`, its value rounded to `dtype` but held in float32."""
+    is_cast = node.op_type == "Cast"
+    users = list(output.uses())
+    if not is_cast:
+        output.dtype = ir.DataType.FLOAT
+        down = ir.node("Cast", [output], {"to": dtype.value})
+        graph.insert_after(node, down)
+        node, output = down, down.outputs[0]
+    output.dtype = dtype
+    up = ir.node("Cast", [output], {"to": ir.DataType.FLOAT.value})
+    up.outputs[0].dtype = ir.DataType.FLOAT
+    graph.insert_after(node, up)
+    for user, index in users:
+        user.replace_input_with(index, up.outputs[0])

@@ -1,0 +1,107 @@
+"""Lower precision, written into the graph: weights and matrix products in fp16 or bf16, all else in float32.
+
+TensorRT 11 takes types from the graph only, and the same graph then serves every backend. What is kept:
+normalisation, softmax, biases, residuals, the embedding of timesteps (their neighbours are a fraction of
+a percent apart), the first projection, which reads the sampler's state, and the last, whose error the
+first steps of a chain amplify.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.model import ScaledDotProduct
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by runtime.artifact.PRECISIONS
+
+_FLOAT32 = ("time_embed", "input_proj", "final_layer.linear", "z_proj", "conv_in", "conv_out")
+
+
+class Product(nn.Module):
+    """A product of two tensors in `dtype`, from and to float32: every place where precision is lowered."""
+
+    def __init__(self, multiply: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.multiply, self.dtype = multiply, dtype
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.multiply(a.to(self.dtype), b.to(self.dtype)).float()
+
+
+def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`module` with its products in `dtype`. Float32 gives the same products, at the same places, unrounded.
+
+    Weights in float32 stay those of `module`; it is not changed.
+    """
+    return _lowered(module, "", dtype)
+
+
+def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
+    """Every product of a lowered module, with the name of its layer."""
+    for name, part in module.named_modules():
+        if isinstance(part, Product):
+            yield name.removesuffix(".product"), part
+
+
+def _lowered(module: nn.Module, path: str, dtype: torch.dtype) -> nn.Module:
+    if path.endswith(_FLOAT32):
+        return module
+    if isinstance(module, nn.Linear):
+        return _Linear(module, dtype)
+    if isinstance(module, nn.Conv2d):
+        return _Conv(module, dtype)
+    if isinstance(module, ScaledDotProduct):
+        return _ScaledDotProduct(dtype)
+    lower = copy.copy(module)
+    lower._modules = {
+        name: child and _lowered(child, f"{path}.{name}", dtype) for name, child in module._modules.items()
+    }
+    return lower
+
+
+class _Linear(nn.Module):
+    """A `Linear`, or `Projections`; the bias is added in float32."""
+
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight, self.bias = _constant(layer.weight, dtype), layer.bias
+        self.product = Product(F.linear, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.weight) + self.bias
+
+    def part(self, x: Tensor, start: int, stop: int) -> Tensor:
+        return self.product(x, self.weight[start:stop]) + self.bias[start:stop]
+
+
+class _Conv(nn.Module):
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert layer.bias is not None
+        self.weight, self.bias = _constant(layer.weight, dtype), _constant(layer.bias[:, None, None], torch.float32)
+        self.product = Product(functools.partial(F.conv2d, stride=layer.stride, padding=layer.padding), dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.weight) + self.bias
+
+
+class _ScaledDotProduct(nn.Module):
+    """Attention whose softmax stays in float32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.scores, self.mixture = Product(torch.matmul, dtype), Product(torch.matmul, dtype)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = self.scores(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # [..., K, S]
+        return self.mixture(scores.softmax(dim=-1), v)
+
+
+def _constant(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

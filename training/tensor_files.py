@@ -1,0 +1,71 @@
+"""Reading files of tensors that others made, without running anything they may hold.
+
+Tensors are mapped, not copied: what is never used, such as the state of an optimizer, is never read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from runtime.errors import CheckpointError
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint file at {path}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again or train on") from error
+
+
+def read_pickle(path: pathlib.Path) -> Any:
+    """What `torch.save` wrote: tensors, plain values, and the `argparse.Namespace` of published checkpoints."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"{named[1]}, which is" if named else "what is"
+        raise CheckpointError(f"{path}: refused, it holds {what} no tensor and could run code when read") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a whole PyTorch checkpoint; copy it again") from error
+
+
+def tensors_under(content: Any, key: str, path: pathlib.Path, what: str) -> dict[str, Tensor]:
+    """The tensors by name that `content` holds under `key`. Raises `CheckpointError` naming `what` is expected."""
+    found = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: expected {what} under {key!r}, as the published code saves them")
+    return found
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Give `module`, made on the meta device, the tensors `weights` themselves, as float32.
+
+    They must be exactly its own, by name and shape, and finite. Raises `CheckpointError`.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in [*expected, *sorted(found.keys() - expected.keys())]:
+        if expected.get(name) != found.get(name):
+            raise CheckpointError(
+                f"{source}: {name} is {found.get(name, 'missing')} but the config asks for "
+                f"{expected.get(name, 'no such parameter')}"
+            )
+        if not weights[name].isfinite().all():
+            raise CheckpointError(f"{source}: {name} holds values that are not finite")
+    module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    module.eval().requires_grad_(False)
