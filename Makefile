@@ -5,7 +5,7 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test lint numbers clean
+.PHONY: demo test test-slow lint numbers clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ demo: $(VENV)/installed
 
 test: lint
 	$(VENV)/bin/python -m pytest
+
+# MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m slow
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

@@ -59,7 +59,7 @@ def export_artifact(
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     model = checkpoint.model
     build_plan(model.config.tokens, sampling or Sampling())  # wrong settings are told before the work
-    say("drawing two pictures in eager PyTorch, to compare with")
+    say("drawing a picture in eager PyTorch, to compare with")
     trajectory = eager_trajectory(model, precision)
     modules = graph_modules(model, checkpoint.vae, encoder)
     if precision == "fp16":

@@ -1,8 +1,8 @@
-"""The measured tables of docs/numbers.md, written from the JSON of `mar bench` and `mar study`.
+"""The measured tables of docs/numbers.md, written from the JSON of `mar bench`, `mar study` and exports.
 
     python -m mar_export.numbers docs/numbers.md docs/numbers
 
-A line `<!-- bench NAME -->` or `<!-- study NAME -->` in the page begins what is replaced, from
+A line `<!-- KIND NAME -->` in the page, KIND being `bench`, `study` or `exports`, begins what is replaced, from
 `docs/numbers/NAME.json`, and `<!-- end -->` ends it. `make numbers` measures first.
 """
 
@@ -19,14 +19,15 @@ from typing import Any
 from runtime.errors import MarError, RequestError
 from runtime.files import replacing
 from runtime.plan import Sampling
+from runtime.spec import DECODER, ENGINES
 
-_BEGIN = re.compile(r"<!-- (?:bench|study) [\w-]+ -->\n")
-_REGION = re.compile(r"(<!-- (bench|study) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
+_BEGIN = re.compile(r"<!-- (?:bench|study|exports) [\w-]+ -->\n")
+_REGION = re.compile(r"(<!-- (bench|study|exports) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
     """Replace every marked region of `page` by the tables of its JSON in `folder`."""
-    tables = {"bench": bench_tables, "study": study_table}
+    tables = {"bench": bench_tables, "study": study_table, "exports": exports_table}
 
     def region(found: re.Match[str]) -> str:
         file = folder / f"{found[3]}.json"
@@ -104,6 +105,27 @@ def study_table(value: Mapping[str, Any]) -> str:
         lines.append(
             f"| {way['name']} | {way['recognised']:.1%} | {way['frechet']:.3f} | {against} | "
             f"{way['head_evaluations']} | {way['milliseconds']['median']:.0f} | {_settings(way['sampling'])} |"
+        )
+    return "\n".join(lines)
+
+
+def exports_table(value: Mapping[str, Any]) -> str:
+    """What exporting took and how far the result is from eager float32, as Markdown."""
+    versions = value["versions"]
+    lines = [
+        f"Commit {versions['commit']}; Python {versions['python']}, torch {versions['torch']}.",
+        "",
+        "| | time | peak memory | artifact | backbone | conditioning | denoise | decoder | whole pictures, "
+        "by every 8th iteration |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in value["exports"].items():
+        parity = one["parity"]
+        engines = [f"{parity[engine]['sqnr_db']:.0f} dB" for engine in (*ENGINES, DECODER)]
+        drift = ", ".join(f"{part['sqnr_db']:.0f} dB" for part in parity["generation"]["drift"])
+        lines.append(
+            f"| {name.replace(':', ', ')} | {one['seconds']:.0f} s | {one['peak_memory_bytes'] / 1e9:.1f} GB | "
+            f"{one['artifact_bytes'] / 1e9:.2f} GB | {' | '.join(engines)} | {drift} |"
         )
     return "\n".join(lines)
 

@@ -39,7 +39,7 @@ Arrays = tuple[NDArray[Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """Two whole pictures: how they are to be drawn, and what the eager loop of the published code drew."""
+    """A whole picture: how it is to be drawn, and what the eager loop of the published code drew."""
 
     labels: NDArray[np.int64]
     settings: dict[str, Any]
@@ -49,7 +49,7 @@ class Trajectory:
     latents: NDArray[np.float32]
 
     def drawn_by(self, generator: Generator) -> NDArray[np.float32]:
-        """The latents of the same pictures by `generator`."""
+        """The latents of the same picture by `generator`."""
         return generator.generate(list(self.labels), order=self.order, noise=self.noise, **self.settings).latents
 
 
@@ -88,17 +88,17 @@ def engine_parity(
 
 
 def eager_trajectory(model: MAR, precision: str) -> Trajectory:
-    """Two pictures drawn by the eager loop, long enough to judge an export in `precision` by."""
+    """A picture drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
-    labels = np.array([0, config.class_num - 1], dtype=np.int64)
+    labels = np.array([config.class_num - 1], dtype=np.int64)
     settings: dict[str, Any] = {**_SETTINGS, "iterations": min(_ITERATIONS[precision], config.tokens)}
     plan = build_plan(config.tokens, requested_sampling(Sampling(), config.tokens, settings))
-    order, noise = seeded_order(0, [0, 1], config), seeded_noise(0, [0, 1], plan.diffusion_steps, config)
+    order, noise = seeded_order(0, [0], config), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 
 
 def generation_parity(generator: Generator, trajectory: Trajectory, precision: str) -> dict[str, Any]:
-    """The distance of whole pictures from the eager loop's, same order and noise. Raises `ParityError`."""
+    """The distance of a whole picture from the eager loop's, same order and noise. Raises `ParityError`."""
     found = trajectory.drawn_by(generator)
     told = _judged("whole generation", relative_l2(found, trajectory.latents), GENERATION_TOLERANCES[precision])
     return told | {"drift": _drift(found, trajectory, generator.manifest.model)} | trajectory.settings
