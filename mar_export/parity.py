@@ -27,8 +27,8 @@ from training.published import sample
 
 # The largest relative L2 distance from eager float32 that an export may have, by its precision. In
 # float32, round-off alone is 3e-7 to 3e-6. What lower precisions come to is in docs/numbers.md.
-ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 4e-2}
-GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1.5e-1}
+ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
+GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
 
 _SETTINGS = {"preset": "exact", "cfg_scale": 2.0, "diffusion_steps": 10, "start_timestep": 900}
 _ITERATIONS = {"fp32": 4, "fp16": 16, "bf16": 16}  # errors of low precision need some to show how they grow

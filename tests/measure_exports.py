@@ -57,6 +57,7 @@ def measured(checkpoint: pathlib.Path, vae: pathlib.Path, precision: str, artifa
     manifest = Artifact(artifact).manifest
     return {
         "seconds": seconds,
+        "processor_seconds": usage.ru_utime + usage.ru_stime,
         "peak_memory_bytes": 1024 * usage.ru_maxrss,
         "artifact_bytes": sum(entry.bytes for entry in manifest.files.values()),
         "parity": dict(manifest.parity),

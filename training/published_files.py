@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -46,7 +47,14 @@ def read_published(path: pathlib.Path) -> Published:
         return Published(read_safetensors(path), [path], [])
     content = read_pickle(path)
     weights = tensors_under(content, "model_ema", path, "the averaged weights")
-    return Published(weights, [path], argument_claims(vars(content["args"])) if "args" in content else [])
+    arguments = content.get("args", {})
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    if not isinstance(arguments, dict):
+        raise CheckpointError(
+            f"{path}: expected the arguments of its training under 'args', found {type(arguments).__name__}"
+        )
+    return Published(weights, [path], argument_claims(arguments))
 
 
 def is_diffusers_folder(path: pathlib.Path) -> bool:
@@ -94,7 +102,7 @@ def read_arguments(path: pathlib.Path) -> dict[str, Any]:
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -18,6 +18,9 @@ from training.presets import PRESETS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+# Parameters whose shapes tell how many values a token has, and how wide the layers between attention are.
+_TOKENS, _HIDDEN = "z_proj.weight", "encoder_blocks.0.mlp.fc1.weight"
+
 _FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
 
 
@@ -35,44 +38,56 @@ def agreed_config(claims: list[Claim], shapes: Shapes, where: str) -> ModelConfi
     Raises `ConfigError` naming both sides of a contradiction, and `CheckpointError` where the tensors
     are not those of a MAR model.
     """
-    values = merged([tensor_claim(shapes, where), *claims], where)
+    for claim in claims:
+        if unknown := sorted(claim.values.keys() - _FIELDS):
+            raise ConfigError(
+                f"{where}, {claim.source}: unknown model config keys {', '.join(unknown)}; "
+                f"known: {', '.join(sorted(_FIELDS))}"
+            )
+    told = _told([tensor_claim(shapes, where), *claims], where)
+    values = {name: value for name, (value, _) in told.items()}
     for name in ("patch_size", "vae_stride", "vae_embed_dim"):  # what the rest is worked out from
         if name in values and (type(values[name]) is not int or values[name] < 1):
-            raise ConfigError(f"{where}: {name} must be a whole number from 1, found {values[name]!r}")
-    values = {**_usual_layout(values, shapes), **_usual_heads(values, where), **values}
-    config = ModelConfig.from_dict(values, where)
-    _check_layout(config, shapes, where)
+            raise ConfigError(
+                f"{where}: {name} must be a whole number from 1, found {values[name]!r} by {told[name][1]}"
+            )
+    values = {**_usual_layout(values, shapes), **_usual_ratio(shapes), **_usual_heads(values, where), **values}
+    config = ModelConfig.from_dict(values, " and ".join([where, *(claim.source for claim in claims)]))
+    _check_layout(config, shapes, {name: source for name, (_, source) in told.items()}, where)
     return config
 
 
 def merged(claims: list[Claim], where: str) -> dict[str, Any]:
     """All that `claims` tell. Raises `ConfigError` naming both sides of a contradiction."""
+    return {name: value for name, (value, _) in _told(claims, where).items()}
+
+
+def _told(claims: list[Claim], where: str) -> dict[str, tuple[Any, str]]:
+    """All that `claims` tell, each with its source."""
     told: dict[str, tuple[Any, str]] = {}
     for claim in claims:
         for name, value in claim.values.items():
             known, source = told.setdefault(name, (value, claim.source))
             if known != value:
-                raise ConfigError(f"{where}: {name} is {known} by {source}, but {value} by {claim.source}")
-    return {name: value for name, (value, _) in told.items()}
+                raise ConfigError(f"{where}: {name} is {known!r} by {source}, but {value!r} by {claim.source}")
+    return told
 
 
 def tensor_claim(shapes: Shapes, where: str) -> Claim:
     """What the names and shapes of the parameters tell."""
-    try:
-        encoder, decoder = shapes["z_proj.weight"][0], shapes["decoder_embed.weight"][0]
-        values = {
-            "class_num": shapes["class_emb.weight"][0],
-            "buffer_size": shapes["encoder_pos_embed_learned"][1] - shapes["diffusion_pos_embed_learned"][1],
-            "encoder_embed_dim": encoder,
-            "encoder_depth": _count(shapes, "encoder_blocks"),
-            "decoder_embed_dim": decoder,
-            "decoder_depth": _count(shapes, "decoder_blocks"),
-            "mlp_ratio": shapes["encoder_blocks.0.mlp.fc1.weight"][0] / encoder,
-            "diffloss_d": _count(shapes, "diffloss.net.res_blocks"),
-            "diffloss_w": shapes["diffloss.net.input_proj.weight"][0],
-        }
-    except (KeyError, IndexError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{where}: not the parameters of a MAR model (no {error} of the usual shape)") from None
+    positions = [_size(shapes, f"{part}_pos_embed_learned", 1, where) for part in ("encoder", "diffusion")]
+    values = {
+        "class_num": _size(shapes, "class_emb.weight", 0, where),
+        "buffer_size": positions[0] - positions[1],
+        "encoder_embed_dim": _size(shapes, "z_proj.weight", 0, where),
+        "encoder_depth": _count(shapes, "encoder_blocks"),
+        "decoder_embed_dim": _size(shapes, "decoder_embed.weight", 0, where),
+        "decoder_depth": _count(shapes, "decoder_blocks"),
+        "diffloss_d": _count(shapes, "diffloss.net.res_blocks"),
+        "diffloss_w": _size(shapes, "diffloss.net.input_proj.weight", 0, where),
+    }
+    for name, axis in ((_TOKENS, 1), (_HIDDEN, 0)):  # these say something together with other values only
+        _size(shapes, name, axis, where)
     return Claim("its tensors", values)
 
 
@@ -88,9 +103,18 @@ def argument_claims(arguments: Mapping[str, Any]) -> list[Claim]:
     """What the arguments of a published training run tell: those of the constructor, and the model's name."""
     values = {name: value for name, value in arguments.items() if name in _FIELDS}
     claims = [Claim("the arguments it was trained with", values)]
-    if arguments.get("model") in PRESETS:
-        claims.append(named_claim(arguments["model"], f"the name {arguments['model']} it was trained under"))
+    name = arguments.get("model")
+    if isinstance(name, str) and name in PRESETS:
+        claims.append(named_claim(name, f"the name {name} it was trained under"))
     return claims
+
+
+def _size(shapes: Shapes, name: str, axis: int, where: str) -> int:
+    shape = shapes.get(name, ())
+    if len(shape) <= axis or shape[axis] < 1:
+        found = f"of shape {shape}" if name in shapes else "missing"
+        raise CheckpointError(f"{where}: not the parameters of a MAR model, {name} is {found}")
+    return shape[axis]
 
 
 def _count(shapes: Shapes, blocks: str) -> int:
@@ -99,7 +123,7 @@ def _count(shapes: Shapes, blocks: str) -> int:
 
 def _usual_layout(values: Mapping[str, Any], shapes: Shapes) -> dict[str, Any]:
     """How latents make tokens, where nothing tells: patches of one latent, pixels by the tokenizer's stride."""
-    tokens, channels = shapes["diffusion_pos_embed_learned"][1], shapes["z_proj.weight"][1]
+    tokens, channels = shapes["diffusion_pos_embed_learned"][1], shapes[_TOKENS][1]
     latents = values.get("vae_embed_dim", channels)
     patch = values.get("patch_size", max(1, math.isqrt(channels // latents)))
     stride = values.get("vae_stride", ModelConfig.vae_stride)
@@ -125,15 +149,27 @@ def _usual_heads(values: Mapping[str, Any], where: str) -> dict[str, int]:
     )
 
 
-def _check_layout(config: ModelConfig, shapes: Shapes, where: str) -> None:
-    tokens, channels = shapes["diffusion_pos_embed_learned"][1], shapes["z_proj.weight"][1]
-    if config.tokens != tokens:
-        raise ConfigError(
-            f"{where}: has position embeddings of {tokens} tokens, but img_size {config.img_size} / vae_stride "
-            f"{config.vae_stride} / patch_size {config.patch_size} makes {config.tokens}"
-        )
-    if config.token_channels != channels:
-        raise ConfigError(
-            f"{where}: has tokens of {channels} values, but vae_embed_dim {config.vae_embed_dim} x patch_size "
-            f"{config.patch_size}^2 makes {config.token_channels}"
-        )
+def _usual_ratio(shapes: Shapes) -> dict[str, float]:
+    """The least ratio that makes layers as wide as these. Several do, so tensors cannot contradict the others."""
+    hidden, width = shapes[_HIDDEN][0], shapes[_TOKENS][0]
+    ratio = hidden / width
+    return {"mlp_ratio": ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)}
+
+
+def _check_layout(config: ModelConfig, shapes: Shapes, sources: Mapping[str, str], where: str) -> None:
+    """Compare what the tensors tell only of several values together. `sources`: who told which value."""
+
+    def told(name: str) -> str:
+        return f"{name} {getattr(config, name)}" + (f" (by {sources[name]})" if name in sources else "")
+
+    layout = " / ".join(told(name) for name in ("img_size", "vae_stride", "patch_size"))
+    channels = f"{told('vae_embed_dim')} x the square of {told('patch_size')}"
+    hidden = f"{told('encoder_embed_dim')} x {told('mlp_ratio')}"
+    made = int(config.encoder_embed_dim * config.mlp_ratio)
+    for what, found, expected, reason in (
+        ("position embeddings of", shapes["diffusion_pos_embed_learned"][1], config.tokens, f"tokens, but {layout}"),
+        ("tokens of", shapes[_TOKENS][1], config.token_channels, f"values, but {channels}"),
+        ("feed-forward layers of", shapes[_HIDDEN][0], made, f"values, but {hidden}"),
+    ):
+        if found != expected:
+            raise ConfigError(f"{where}: its tensors have {what} {found} {reason} makes {expected}")

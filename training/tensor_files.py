@@ -9,6 +9,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,19 +36,22 @@ def read_pickle(path: pathlib.Path) -> Any:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files from before PyTorch 1.6 are no zip, and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"{named[1]}, which is" if named else "what is"
         raise CheckpointError(f"{path}: refused, it holds {what} no tensor and could run code when read") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # damaged bytes end in whatever the reader happens to do with them
         raise CheckpointError(f"{path}: not a whole PyTorch checkpoint; copy it again") from error
 
 
 def tensors_under(content: Any, key: str, path: pathlib.Path, what: str) -> dict[str, Tensor]:
     """The tensors by name that `content` holds under `key`. Raises `CheckpointError` naming `what` is expected."""
     found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()
+    ):
         raise CheckpointError(f"{path}: expected {what} under {key!r}, as the published code saves them")
     return found
 
@@ -59,13 +63,15 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    converted = {}
     for name in [*expected, *sorted(found.keys() - expected.keys())]:
         if expected.get(name) != found.get(name):
             raise CheckpointError(
                 f"{source}: {name} is {found.get(name, 'missing')} but the config asks for "
                 f"{expected.get(name, 'no such parameter')}"
             )
-        if not weights[name].isfinite().all():
+        converted[name] = weights[name].float()
+        if not converted[name].isfinite().all():
             raise CheckpointError(f"{source}: {name} holds values that are not finite")
-    module.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    module.load_state_dict(converted, assign=True)
     module.eval().requires_grad_(False)

@@ -198,8 +198,9 @@ class AutoencoderKL(nn.Module):
 def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:
     """The config of a checkpoint with parameters of these shapes. Raises `CheckpointError`."""
     try:
-        levels = 1 + max(int(found[1]) for name in shapes if (found := re.match(r"encoder\.down\.(\d+)\.", name)))
         width, image_channels = shapes["encoder.conv_in.weight"][:2]
+        numbers = [int(found[1]) for name in shapes if (found := re.match(r"encoder\.down\.(\d+)\.", name))]
+        levels = 1 + max(numbers, default=0)
         outs = [shapes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)]
         config = VAEConfig(
             latent_channels=shapes["post_quant_conv.weight"][0],
@@ -211,9 +212,10 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:
             ),
             image_channels=image_channels,
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        looked_for = str(error) if isinstance(error, KeyError) else "convolutions of the usual shape"
         raise CheckpointError(
-            f"{where}: not a KL autoencoder under the published parameter names (looked for {error})"
+            f"{where}: not a KL autoencoder under the published parameter names (looked for {looked_for})"
         ) from None
     if width % _GROUPS or config.image_channels != 3:
         raise CheckpointError(

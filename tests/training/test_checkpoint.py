@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_forms import CONFIG, VAE, mar_weights, same_weights, vae_weights
 from tiny_runs import TINY, one_sentence, one_thread, randomized
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from tests.conftest import GOLDEN
 from training import checkpoint
 from training.checkpoint import load_checkpoint
 from training.model import MAR
+from training.tensor_files import read_safetensors
 
 _SMALL = GOLDEN / "small"
 
@@ -46,7 +49,7 @@ def _write_config(folder: pathlib.Path, value: object) -> pathlib.Path:
 def _write_published(folder: pathlib.Path, weights: object, **others: object) -> pathlib.Path:
     """A checkpoint as the published code saves it."""
     file = folder / "checkpoint-last.pth"
-    torch.save({"model": {}, "model_ema": weights, "args": argparse.Namespace(model="mar_base"), **others}, file)
+    torch.save({"model": {}, "model_ema": weights, "args": argparse.Namespace(model="mar_custom"), **others}, file)
     return file
 
 
@@ -249,7 +252,7 @@ def test_published_weights_of_another_model_are_refused_by_name(tmp_path: pathli
 @pytest.mark.parametrize("spoil", _DEFECTS)
 def test_weights_of_a_run_that_are_of_another_model_are_refused_by_name(tmp_path: pathlib.Path, spoil: Any) -> None:
     run = _write_run(tmp_path / "run")
-    weights = checkpoint.load_weights(run / "model.safetensors")
+    weights = read_safetensors(run / "model.safetensors")
     spoil(weights)
     checkpoint.save_weights(run / "model.safetensors", weights)
     with pytest.raises(CheckpointError) as caught:
@@ -269,10 +272,38 @@ def test_a_wrong_shape_is_told_with_what_was_found_and_what_was_expected(tmp_pat
 # The config beside a published file
 
 
-def test_a_published_checkpoint_without_a_config_asks_for_one() -> None:
-    with pytest.raises(ConfigError, match="--config") as caught:
+def test_a_published_checkpoint_whose_heads_nothing_tells_asks_for_them() -> None:
+    with pytest.raises(ConfigError, match=r"heads.*--config") as caught:
         load_checkpoint(_SMALL / "checkpoint-last.pth")
     assert "checkpoint-last.pth" in one_sentence(caught)
+
+
+@pytest.mark.parametrize("name", ["small", "patch2"])
+def test_the_heads_are_all_that_has_to_be_told_of_a_published_checkpoint(tmp_path: pathlib.Path, name: str) -> None:
+    heads = _write_config(tmp_path, {"encoder_num_heads": 4, "decoder_num_heads": 4})
+    loaded = load_checkpoint(GOLDEN / name / "checkpoint-last.pth", heads)
+    assert loaded.model.config == ModelConfig(**json.loads((GOLDEN / name / "meta.json").read_text())["config"])
+
+
+def test_the_name_a_checkpoint_was_trained_under_must_fit_its_tensors(tmp_path: pathlib.Path) -> None:
+    weights, arguments = _published_content()["model_ema"], argparse.Namespace(model="mar_base")
+    file = _write_published(tmp_path, weights, args=arguments)
+    with pytest.raises(ConfigError, match=r"48 by its tensors, but 768 by the name mar_base it was") as caught:
+        load_checkpoint(file, _SMALL / "meta.json")
+    assert str(file) in one_sentence(caught)
+
+
+def test_the_name_that_is_given_must_fit_the_tensors_too() -> None:
+    file = _SMALL / "checkpoint-last.pth"
+    with pytest.raises(ConfigError, match=r"48 by its tensors, but 1024 by --model mar_large") as caught:
+        load_checkpoint(file, name="mar_large")
+    assert str(file) in one_sentence(caught)
+
+
+def test_a_given_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'mar_tiny'.*mar_base") as caught:
+        load_checkpoint(_SMALL / "checkpoint-last.pth", name="mar_tiny")
+    one_sentence(caught)
 
 
 @pytest.mark.parametrize(
@@ -282,6 +313,10 @@ def test_a_published_checkpoint_without_a_config_asks_for_one() -> None:
         ('{"config": {"img_size": 64, "depth": 2}}', ConfigError),
         ('{"img_size": "64"}', ConfigError),
         ('{"img_size": NaN}', ConfigError),
+        ('{"encoder_num_heads": 4, "decoder_num_heads": 4, "mask_ratio_min": "much"}', ConfigError),
+        ('{"encoder_num_heads": "4", "decoder_num_heads": 4}', ConfigError),
+        ('{"encoder_num_heads": 5, "decoder_num_heads": 4}', ConfigError),
+        ('{"vae_embed_dim": [8]}', ConfigError),
         ('{"config": []}', (ConfigError, CheckpointError)),
         ('{"config": [["img_size", 64]]}', (ConfigError, CheckpointError)),
         ('{"config": 64}', (ConfigError, CheckpointError)),
@@ -292,6 +327,7 @@ def test_a_published_checkpoint_without_a_config_asks_for_one() -> None:
         ("null", CheckpointError),
         ('{"img_size": 64', CheckpointError),
         ("", CheckpointError),
+        ("[" * 100_000, CheckpointError),
         ("\xff\xfe", CheckpointError),
     ],
 )
@@ -316,10 +352,13 @@ def test_a_missing_config_file_is_refused(tmp_path: pathlib.Path) -> None:
     assert str(tmp_path / "shape.json") in one_sentence(caught)
 
 
-def test_the_config_of_another_model_is_refused_by_a_parameter(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config asks for \(") as caught:
-        load_checkpoint(_SMALL / "checkpoint-last.pth", GOLDEN / "patch2" / "meta.json")
-    one_sentence(caught)
+def test_the_config_of_another_model_is_refused_with_both_sides_of_what_differs() -> None:
+    other = GOLDEN / "patch2" / "meta.json"
+    with pytest.raises(ConfigError, match="vae_stride is 16 by the arguments it was trained with, but 8 by") as caught:
+        load_checkpoint(_SMALL / "checkpoint-last.pth", other)
+    message = one_sentence(caught)
+    assert str(_SMALL / "checkpoint-last.pth") in message
+    assert f"--config {other}" in message
 
 
 # Runs
@@ -337,6 +376,13 @@ def test_a_run_folder_takes_no_config(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="--config") as caught:
         load_checkpoint(_write_run(tmp_path / "run"), _SMALL / "meta.json")
     one_sentence(caught)
+
+
+def test_a_run_folder_takes_no_name(tmp_path: pathlib.Path) -> None:
+    run = _write_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="--model") as caught:
+        load_checkpoint(run, name="mar_base")
+    assert str(run) in one_sentence(caught)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: pathlib.Path) -> None:
@@ -381,6 +427,9 @@ def test_a_run_config_without_one_of_its_keys_is_refused_by_the_key(tmp_path: pa
         ("model", []),
         ("model", {**TINY.to_dict(), "depth": 3}),
         ("model", {**TINY.to_dict(), "img_size": 13}),
+        ("tokenizer", None),
+        ("tokenizer", ["kl"]),
+        ("tokenizer", "vq"),
         ("class_names", 3),
         ("class_names", None),
     ],
@@ -401,6 +450,81 @@ def test_a_run_config_that_is_no_object_is_refused(tmp_path: pathlib.Path, text:
     assert str(run / "config.json") in one_sentence(caught)
 
 
+# Tokenizers
+
+
+def _write_vae(file: pathlib.Path, weights: dict[str, Tensor]) -> pathlib.Path:
+    torch.save({"model": weights}, file)
+    return file
+
+
+def _write_run_of_latents(folder: pathlib.Path, tokenizer: str) -> pathlib.Path:
+    run = _write_run(folder, model=CONFIG.to_dict(), tokenizer=tokenizer, class_names=[])
+    checkpoint.save_weights(run / "model.safetensors", mar_weights())
+    return run
+
+
+def test_a_run_without_a_tokenizer_takes_one(tmp_path: pathlib.Path) -> None:
+    vae = _write_vae(tmp_path / "vae.ckpt", vae_weights())
+    loaded = load_checkpoint(_write_run_of_latents(tmp_path / "run", "none"), tokenizer=vae)
+    assert loaded.tokenizer == "kl"
+    assert loaded.vae is not None
+    assert same_weights(loaded.vae, vae_weights())
+    assert same_weights(loaded.model, mar_weights())
+
+
+@pytest.mark.parametrize("tokenizer", ["pixel", "kl"])
+def test_a_run_with_a_tokenizer_takes_no_other(tmp_path: pathlib.Path, tokenizer: str) -> None:
+    vae = _write_vae(tmp_path / "vae.ckpt", vae_weights())
+    run = _write_run_of_latents(tmp_path / "run", tokenizer)
+    with pytest.raises(ConfigError, match=rf"--tokenizer.*its own, {tokenizer}") as caught:
+        load_checkpoint(run, tokenizer=vae)
+    assert str(run) in one_sentence(caught)
+
+
+def test_a_run_gives_the_autoencoder_it_holds(tmp_path: pathlib.Path) -> None:
+    run = _write_run_of_latents(tmp_path / "run", "kl")
+    checkpoint.save_weights(run / "tokenizer.safetensors", vae_weights())
+    loaded = load_checkpoint(run)
+    assert loaded.tokenizer == "kl"
+    assert loaded.vae is not None
+    assert loaded.vae.config == VAE
+    assert same_weights(loaded.vae, vae_weights())
+
+
+def test_a_run_that_lost_its_autoencoder_is_refused(tmp_path: pathlib.Path) -> None:
+    run = _write_run_of_latents(tmp_path / "run", "kl")
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(run)
+    assert str(run / "tokenizer.safetensors") in one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"latent_channels": 5}, "vae_embed_dim is 4 by"),
+        ({"multipliers": (1, 2)}, "vae_stride is 4 by"),
+    ],
+    ids=["channels", "stride"],
+)
+@pytest.mark.parametrize("held", [True, False])
+def test_the_autoencoder_of_another_model_is_refused_with_both_sides(
+    tmp_path: pathlib.Path, change: dict[str, Any], told: str, held: bool
+) -> None:
+    weights = vae_weights(dataclasses.replace(VAE, attention_levels=(), **change))
+    run = _write_run_of_latents(tmp_path / "run", "kl" if held else "none")
+    if held:
+        vae = run / "tokenizer.safetensors"
+        checkpoint.save_weights(vae, weights)
+    else:
+        vae = _write_vae(tmp_path / "vae.ckpt", weights)
+    with pytest.raises(ConfigError, match=told) as caught:
+        load_checkpoint(run, tokenizer=None if held else vae)
+    message = one_sentence(caught)
+    assert str(run / "config.json") in message
+    assert str(vae) in message
+
+
 # Weight files
 
 
@@ -408,7 +532,7 @@ def test_weights_come_back_bit_for_bit_with_their_step(tmp_path: pathlib.Path) -
     file = tmp_path / "new" / "weights.safetensors"  # the folder is made
     tensors = {"turned": torch.randn(4, 6).T, "bits": torch.randn(5).bfloat16(), "empty": torch.zeros(0, 3)}
     checkpoint.save_weights(file, tensors, {"step": "12"})
-    loaded = checkpoint.load_weights(file)
+    loaded = read_safetensors(file)
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert loaded[name].dtype == tensor.dtype

@@ -29,6 +29,7 @@ from torch import Tensor
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from training import checkpoint
 from training.data import Dataset
+from training.tensor_files import read_safetensors
 from training.trainer import TrainConfig, Trainer
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -70,7 +71,7 @@ def _copy(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
 
 
 def _same_tensors(one: pathlib.Path, other: pathlib.Path) -> bool:
-    ours, theirs = checkpoint.load_weights(one), checkpoint.load_weights(other)
+    ours, theirs = read_safetensors(one), read_safetensors(other)
     assert ours.keys() == theirs.keys()
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -103,7 +104,7 @@ def test_every_step_of_a_run_draws_something_else_and_moves_every_weight(
 ) -> None:
     """Or resuming to the same numbers would prove nothing."""
     assert len(set(logged(finished, "loss").values())) == 8
-    early, late = (checkpoint.load_weights(run / _STATE) for run in (half_done, finished))
+    early, late = (read_safetensors(run / _STATE) for run in (half_done, finished))
     assert [name for name in late if torch.equal(early[name], late[name])] == []
 
 
@@ -166,7 +167,7 @@ def test_a_run_with_a_truncated_file_is_refused(
 
 def test_a_state_that_names_no_step_is_refused(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
-    checkpoint.save_weights(run / _STATE, checkpoint.load_weights(run / _STATE))
+    checkpoint.save_weights(run / _STATE, read_safetensors(run / _STATE))
     with pytest.raises(CheckpointError, match="names no step") as caught:
         Trainer.resume(run, steps=8)
     assert str(run / _STATE) in one_sentence(caught)
@@ -190,7 +191,7 @@ def test_a_state_with_a_tensor_of_another_shape_is_refused(
 ) -> None:
     """One that could be broadcast, too."""
     run = _copy(half_done, tmp_path / "run")
-    state = checkpoint.load_weights(run / _STATE)
+    state = read_safetensors(run / _STATE)
     checkpoint.save_weights(run / _STATE, state | {name: torch.zeros(1)}, {"step": "4"})
     with pytest.raises(CheckpointError) as caught:
         Trainer.resume(run, steps=8)
@@ -332,7 +333,7 @@ def test_the_log_has_a_finite_loss_and_norm_and_a_rate_for_each_step(finished: p
 
 
 def test_the_weights_of_a_run_are_the_average_and_load_as_a_checkpoint(finished: pathlib.Path) -> None:
-    state, weights = checkpoint.load_weights(finished / _STATE), checkpoint.load_weights(finished / _WEIGHTS)
+    state, weights = read_safetensors(finished / _STATE), read_safetensors(finished / _WEIGHTS)
     assert all(torch.equal(weights[name], state[f"average.{name}"]) for name in weights)
     assert not all(torch.equal(weights[name], state[f"model.{name}"]) for name in weights)
     loaded = checkpoint.load_checkpoint(finished)
@@ -485,7 +486,7 @@ def test_bf16_takes_steps_with_finite_losses_near_those_of_fp32(
     assert np.isfinite(list(losses.values())).all()
     assert losses[2] != logged(finished, "loss")[2]  # it was bf16 indeed
     assert losses[1] == pytest.approx(logged(finished, "loss")[1], rel=0.02)
-    assert {tensor.dtype for tensor in checkpoint.load_weights(run / _STATE).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in read_safetensors(run / _STATE).values()} == {torch.float32}
 
 
 def test_training_lowers_the_loss(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -566,7 +567,7 @@ def test_a_checkpoint_is_never_replaced_by_weights_that_are_not_finite(
         Trainer.resume(run, steps=8).train()
     one_sentence(caught)
     for file in (_STATE, _WEIGHTS):
-        assert all(tensor.isfinite().all() for tensor in checkpoint.load_weights(run / file).values()), file
+        assert all(tensor.isfinite().all() for tensor in read_safetensors(run / file).values()), file
 
 
 _OUT_OF_SPACE = [  # as Python tells it, and as safetensors does
