@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from torch import Tensor, nn
 
 from mar_export.precision import products
@@ -23,8 +24,8 @@ def largest_values(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, float
                 name = f"{engine}: {layer}"
 
                 def note(_: nn.Module, factors: tuple[Tensor, ...], result: Tensor, name: str = name) -> None:
-                    seen = max(float(value.abs().amax()) for value in (*factors, result) if value.numel())
-                    largest[name] = max(largest.get(name, 0.0), seen)
+                    seen = [float(value.abs().amax()) for value in (*factors, result) if value.numel()]
+                    largest[name] = float(np.max([largest.get(name, 0.0), *seen]))  # keeps what is no number
 
                 hooks.callback(product.register_forward_hook(note).remove)
         yield largest

@@ -96,6 +96,8 @@ def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
                 raise RequestError(
                     f"{path}: expected {size}x{size} pixels, as the artifact draws, found {image.width}x{image.height}"
                 )
+            if image.mode.startswith(("I", "F")):  # Pillow would make nearly all of it white
+                raise RequestError(f"{path}: expected 8 bits a channel, found a picture of mode {image.mode}")
             return np.asarray(image.convert(mode))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Syntax: damaged PNG
         raise RequestError(f"{path}: not a readable picture ({error})") from None

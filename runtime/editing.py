@@ -79,9 +79,10 @@ def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> Known:
         )
     if pixels:
         return Known(pictures=np.broadcast_to(given, (batch, *shape)))
-    latents = given.astype(np.float32)
+    with np.errstate(over="ignore"):
+        latents = given.astype(np.float32)
     if not np.isfinite(latents).all():
-        raise RequestError("known holds values that are not finite")
+        raise RequestError("known holds values that are not finite in float32")
     return Known(latents=np.broadcast_to(latents, (batch, *shape)))
 
 

@@ -128,6 +128,7 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
     check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
     check_scale("cfg_scale", sampling.cfg_scale)
     _check_interval(sampling.cfg_interval)
+    check_whole("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
     counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
     if known:

@@ -20,7 +20,7 @@ from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest
 from runtime.errors import ArtifactError, BackendError, IntegrityError, MarError
 from runtime.files import sha256
 from runtime.generator import Generator
-from runtime.spec import ENGINES
+from runtime.spec import DECODER, ENCODER, ENGINES
 
 Json = Any
 Refused = Callable[[type[MarError]], str]  # see the fixture `refused`
@@ -154,7 +154,7 @@ DIGEST = "0123456789abcdef" * 4
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
-    ("format_version", [0, 1, 3, "2", 2.0, None, [2], True], "format version {value!r}"),
+    ("format_version", [0, 1, 2, 4, "3", 3.0, None, [3], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
     *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model
@@ -166,7 +166,8 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     # Names of things
     ("tokenizer", ["vae", None, ["none"], {"none": 1}], "tokenizer {value!r}"),
     ("tokenizer", ["pixel"], "pixel"),  # a token of this model has eight channels, and no picture has
-    ("precision", ["int4", None, ["fp32"], 32], "precision {value!r}"),
+    ("tokenizer", ["kl"], "engines: missing keys decoder"),
+    ("precision", ["int4", "FP16", None, ["fp32"], 32], "precision {value!r}"),
     ("class_names", ["abcdef", None, {}, [1] * 6, ["a"] * 5 + [None]], "class_names"),
     ("class_names", [["a"], ["a"] * 5, ["a"] * 7], "class names for 6 classes"),
     # How it is drawn where a request does not say
@@ -187,6 +188,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     # Engines
     ("engines/surprise", [{}], "surprise"),
     *((f"engines/{name}", [MISSING], name) for name in ENGINES),
+    *((f"engines/{name}", [{}, {"file": "backbone.onnx"}], f"keys {name}") for name in (DECODER, ENCODER)),
     ("engines/backbone", NO_OBJECT, "engine backbone"),
     ("engines/backbone/file", [MISSING, "nothing.onnx", "", None, 1, [], {}], "engine backbone"),
     ("engines/backbone/surprise", [1], "engine backbone"),
@@ -219,6 +221,13 @@ def test_a_manifest_that_says_something_impossible_is_refused(
     if isinstance(value, float) and not math.isfinite(value):
         told = "is no JSON"
     assert told in refusal.removeprefix(str(artifact / MANIFEST))
+
+
+def test_a_precision_that_the_backend_has_no_products_for_is_told_with_those_it_has(artifact: pathlib.Path) -> None:
+    change_manifest(artifact, "precision", "bf16")
+    with pytest.raises(BackendError) as refusal:
+        load(artifact)
+    assert f"{artifact} is in bf16, but onnxruntime on cpu has fp32 and fp16;" in str(refusal.value)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -437,7 +446,10 @@ def test_a_manifest_survives_its_json(golden_artifacts: dict[str, pathlib.Path],
 
 
 NUMBERS = st.floats(min_value=0, allow_infinity=False)
-REPORTS = st.fixed_dictionaries({"relative_l2": NUMBERS, "tolerance": NUMBERS, "cases": st.integers()})
+DRIFT = st.lists(st.fixed_dictionaries({"iteration": st.integers(), "sqnr_db": NUMBERS}), max_size=3)
+REPORTS = st.fixed_dictionaries(
+    {"relative_l2": NUMBERS, "sqnr_db": NUMBERS, "tolerance": NUMBERS, "cases": st.integers(), "drift": DRIFT}
+)
 
 
 @settings(deadline=None)

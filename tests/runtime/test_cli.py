@@ -148,6 +148,7 @@ WRONG_USE = [
     ("generate", "Missing argument 'ARTIFACT'"),
     ("generate {artifact}", "nothing to write"),
     ("generate {artifact} --out {folder}/grid.png", "no decoder"),
+    ("edit", "Missing argument 'ARTIFACT'"),
     ("inspect", "Missing argument 'ARTIFACT'"),
     ("inspect {artifact} {artifact}", "unexpected extra argument"),
 ]
@@ -163,6 +164,8 @@ WRONG_OPTIONS = [
     ("--count 100001", "found 100001"),
     ("--count x", "'x' is not a valid integer"),
     ("--batch-size 0", "pictures can be drawn together at 100 diffusion steps, found 0"),
+    ("--decode-batch 0", "--decode-batch must be a whole number in 1..4096, found 0"),
+    ("--decode-batch x", "'x' is not a valid integer"),
     ("--seed -1", "seed must be a whole number in 0..2^64-1, found -1"),
     ("--seed 18446744073709551616", "18446744073709551616"),
     ("--iterations 0", "iterations must lie in 1..16, the tokens of an image, found 0"),
@@ -312,7 +315,7 @@ def test_generate_never_imports_torch_or_onnx(artifact: pathlib.Path, tmp_path: 
 def test_help_lists_every_command(mar: Mar) -> None:
     ended = mar("--help")
     assert ended.code == 0
-    for command in ("train", "export", "generate", "inspect"):
+    for command in ("train", "import", "export", "generate", "edit", "inspect"):
         assert f"\n  {command} " in ended.out
 
 

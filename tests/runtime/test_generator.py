@@ -184,6 +184,7 @@ BAD_REQUESTS: list[tuple[str, object, str]] = [
     *(("start_timestep", value, "start_timestep") for value in (900, 3, 1000, "900")),
     *(("eta", value, f"{value!r}") for value in (0.5, -1.0, math.nan, "1", [1.0])),
     *(("preset", value, f"{value!r}") for value in ("nope", 1)),
+    *(("decode_batch", value, "decode_batch") for value in (0, -1, 4097, 1.5, "1", True, None)),
     *(("diffusion_steps", value, f"{value!r}") for value in (1, 1001, 2.5, "ddim700", "x", math.inf)),
     ("order", [ORDER[:-1]], "[1, 15]"),
     ("order", ORDER, "[16]"),
@@ -223,13 +224,12 @@ def test_a_bad_request_is_refused_before_anything_runs(
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
 SOME = st.recursive(ANYTHING, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
+ASKED = ("labels", "seed", "index", "order", "noise", "known", "mask", "decode_batch")
 SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)))
 
 
 @settings(deadline=None)
-@given(
-    request=st.dictionaries(st.sampled_from([*SETTINGS, "labels", "seed", "index", "order", "noise"]), SOME, min_size=1)
-)
+@given(request=st.dictionaries(st.sampled_from([*SETTINGS, *ASKED]), SOME, min_size=1))
 def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str, Any]) -> None:
     short: dict[str, Any] = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
     try:

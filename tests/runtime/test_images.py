@@ -12,7 +12,7 @@ from PIL import Image
 from runtime.generate_cli import generate
 from runtime.generator import Generator
 from runtime.grid import save_grid
-from runtime.images import to_uint8, unpatchify
+from runtime.images import from_uint8, patchify, to_uint8, unpatchify
 
 
 def test_a_token_is_a_patch_with_its_channels_outermost() -> None:
@@ -27,6 +27,24 @@ def test_pixels_are_rounded_and_clipped() -> None:
     pixels = np.array([-2.0, -1.0, -0.999, 0.0, 0.999, 1.0, 7.0], np.float32).reshape(1, 1, 1, 7)
     assert to_uint8(pixels).reshape(-1).tolist() == [0, 0, 0, 128, 255, 255, 255]
     assert to_uint8(np.zeros((2, 3, 4, 5), np.float32)).shape == (2, 4, 5, 3)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+def test_latents_make_the_tokens_that_make_them(patch_size: int) -> None:
+    latents = np.random.default_rng(0).standard_normal((2, 5, 6, 6), np.float32)
+    tokens = patchify(latents, patch_size)
+    assert tokens.shape == (2, (6 // patch_size) ** 2, 5 * patch_size**2)
+    assert unpatchify(tokens, 6 // patch_size, patch_size).tobytes() == latents.tobytes()
+
+
+def test_every_value_of_a_pixel_survives_its_way_to_the_model_and_back() -> None:
+    pictures = np.arange(256, dtype=np.uint8).reshape(1, 8, 16, 2)
+    pixels = from_uint8(pictures)
+    assert pixels.dtype == np.float32
+    assert pixels.shape == (1, 2, 8, 16)
+    assert (pixels.min(), pixels.max()) == (-1, 1)
+    assert pixels[0, 1, 3, 5] == pytest.approx(pictures[0, 3, 5, 1] / 127.5 - 1)
+    assert to_uint8(pixels).tobytes() == pictures.tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
