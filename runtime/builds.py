@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,3 +75,27 @@ class Build:
         if build.file != value["file"]:
             raise ArtifactError(f"{where}: {value['file']} is not the file of the build it is listed with")
         return build
+
+
+def obstacle(build: Build, library: str | None, architecture: str | None) -> str | None:
+    """Why `build` cannot run with this version of its library on this GPU; None if nothing is in its way."""
+    if library is None:
+        return f"needs {build.target} {build.library}, which is not installed"
+    if library != build.library and not (
+        build.flags.get("version_compatible") and _numbers(library) > _numbers(build.library)
+    ):
+        return f"built with {build.target} {build.library}, here is {library}"
+    if architecture is None:
+        return f"needs a GPU, {' or '.join(build.architectures)}"
+    if architecture not in build.architectures and not _compatible(build, architecture):
+        return f"built for {', '.join(build.architectures)}, here is {architecture}"
+    return None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]
+
+
+def _compatible(build: Build, architecture: str) -> bool:
+    """Whether the builder was told to make it run on other GPUs, this one among them."""
+    return build.flags.get("hardware_compatible") == "ampere+" and int(architecture.removeprefix("sm_")) >= 80

@@ -25,6 +25,7 @@ _COMMANDS = {
     "study": ("mar_export.study_cli:study", "Judge every preset and sampler: quality against time."),
     "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),
     "plan": ("runtime.plan_cli:plan", "Show how an artifact would draw, and how long it takes."),
+    "doctor": ("runtime.doctor_cli:doctor", "Tell what this machine can run."),
     "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}
