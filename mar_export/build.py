@@ -62,7 +62,8 @@ def build_engines(
             continue
         plan = builder.build(graph, build.profile, flags, timing_cache, progress)
         file = artifact.path / build.file
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if build in manifest.builds:  # not listed while it is neither the old file nor the new one that is
+            artifact = _without(artifact, [build])
         with replacing(file) as temporary:
             temporary.write_bytes(plan)
         artifact = _listed(artifact, build)
@@ -78,17 +79,21 @@ def graph_sha256(manifest: Manifest, engine: str) -> str:
 
 def _listed(artifact: Artifact, build: Build) -> Artifact:
     """The artifact once its manifest lists `build`, and what that takes the place of is gone."""
-    manifest = artifact.manifest
-    replaced = [other for other in manifest.builds if other.replaced_by(build)]
+    replaced = [other for other in artifact.manifest.builds if other.replaced_by(build)]
     file = artifact.path / build.file
-    kept = {name: entry for name, entry in manifest.files.items() if name not in {other.file for other in replaced}}
-    manifest = dataclasses.replace(
-        manifest,
-        files={**kept, build.file: FileEntry(file.stat().st_size, sha256(file))},
-        builds=(*(other for other in manifest.builds if other not in replaced), build),
-    )
-    write_json(artifact.path / MANIFEST, manifest.to_dict())
-    for other in replaced:
-        if other.file != build.file:
-            (artifact.path / other.file).unlink(missing_ok=True)
+    return _without(artifact, replaced, (build, FileEntry(file.stat().st_size, sha256(file))))
+
+
+def _without(artifact: Artifact, builds: Sequence[Build], instead: tuple[Build, FileEntry] | None = None) -> Artifact:
+    """The artifact once its manifest lists `instead` in place of `builds`, and their files are gone."""
+    manifest = artifact.manifest
+    gone = {build.file for build in builds}
+    files = {name: entry for name, entry in manifest.files.items() if name not in gone}
+    kept = tuple(build for build in manifest.builds if build not in builds)
+    if instead is not None:
+        build, entry = instead
+        files, kept = {**files, build.file: entry}, (*kept, build)
+    write_json(artifact.path / MANIFEST, dataclasses.replace(manifest, files=files, builds=kept).to_dict())
+    for name in gone - files.keys():
+        (artifact.path / name).unlink(missing_ok=True)
     return Artifact(artifact.path)

@@ -14,8 +14,10 @@ from mar_export.profiles import Range
 from mar_export.tensorrt_builder import HARDWARE, BuilderFlags, TensorRTBuilder
 from runtime.artifact import Artifact
 from runtime.builds import TARGETS
+from runtime.checks import short
 from runtime.errors import RequestError
 from runtime.options import PATH, preset_option, sampling_options
+from runtime.request import MAX_BATCH
 
 _FLAGS = tuple(field.name for field in dataclasses.fields(BuilderFlags))
 
@@ -34,7 +36,7 @@ _FLAGS = tuple(field.name for field in dataclasses.fields(BuilderFlags))
 @click.option("--refit", is_flag=True, help="Weights can be replaced later.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out; they come from the graph on loading.")
 @click.option("--tf32", is_flag=True, help="Let float32 products round to TF32: faster, but other pictures.")
-@click.option("--workspace", type=click.IntRange(1), help="MiB that a layer may use beside its tensors.")
+@click.option("--workspace", type=click.IntRange(1, 2**20), help="MiB that a layer may use beside its tensors.")
 @click.option("--builder-level", type=click.IntRange(0, 5), help="How hard to search for fast kernels.")
 @click.option("--timing-cache", type=PATH, help="A file to keep what building measures in; not for tensorrt-rtx.")
 @click.option("--force", is_flag=True, help="Build what is built already, too.")
@@ -72,9 +74,9 @@ def _range(text: str) -> Range:
     try:
         least, usual, most = (int(part) for part in text.split(":"))
     except ValueError:
-        raise RequestError(f"--batch must be LEAST:USUAL:MOST, such as 1:1:8, found {text!r}") from None
-    if not 1 <= least <= usual <= most:
-        raise RequestError(f"--batch must grow from 1, found {text!r}")
+        raise RequestError(f"--batch must be LEAST:USUAL:MOST, such as 1:1:8, found {short(text)}") from None
+    if not 1 <= least <= usual <= most <= MAX_BATCH:
+        raise RequestError(f"--batch must grow from 1 to at most {MAX_BATCH}, found {short(text)}")
     return least, usual, most
 
 

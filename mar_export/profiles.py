@@ -36,10 +36,11 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
 
 def profile(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict[str, Shapes]:
     """The least, usual and most of every input's shape."""
-    known = {**ranges, "B": batch} if spec.name in TOKENIZER_ENGINES else ranges  # nothing is guided there
+    if spec.name in TOKENIZER_ENGINES:  # nothing is guided there, and pictures come one by one as well
+        ranges = {**ranges, "B": (1, *batch[1:])}
     return {
         tensor.name: tuple(
-            tuple(known[axis][which] if isinstance(axis, str) else axis for axis in tensor.shape) for which in range(3)
+            tuple(ranges[axis][which] if isinstance(axis, str) else axis for axis in tensor.shape) for which in range(3)
         )
         for tensor in spec.inputs
     }

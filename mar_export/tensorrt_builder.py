@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.builds import TARGETS, Shapes
 from runtime.errors import BackendError, RequestError
-from runtime.files import replacing
+from runtime.files import check_writable, replacing
 from runtime.gpu import present_gpu
 
 _BAD_VERSIONS = ("10.2.0",)
@@ -48,16 +48,19 @@ class TensorRTBuilder:
         """`architectures` are the GPUs to build for, such as `sm_89`; only `tensorrt-rtx` can choose them."""
         try:
             self._library = importlib.import_module(TARGETS[target])
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the second where a library that it loads itself is missing
             raise BackendError(f"target {target} is not installed ({error}); see README, Install") from None
         self.version: str = self._library.__version__
         if target == "tensorrt" and self.version.startswith(_BAD_VERSIONS):
             raise BackendError(f"TensorRT {self.version} is known to build wrong engines; install 10.3 or newer")
         self.target = target
         self._log = _logger(self._library)
-        self._builder = self._made(self._library.Builder(self._log), "no builder")
-        self._capabilities = [self._capability(name) for name in architectures]
-        self.architectures = tuple(architectures) or (present_gpu().architecture,)
+        try:
+            self._builder = self._library.Builder(self._log)
+        except TypeError as error:  # how a constructor that returns nothing is told, as it does without a GPU
+            raise self._failure(f"no builder ({error})") from None
+        self._chosen = self._known(architectures)
+        self.architectures = self._chosen or (present_gpu().architecture,)
 
     def build(
         self,
@@ -75,9 +78,10 @@ class TensorRTBuilder:
         self._parse(network, graph)
         config = self._made(self._builder.create_builder_config(), "no builder config")
         self._configure(config, flags)
-        for number, capability in enumerate(self._capabilities):
-            config.num_compute_capabilities = len(self._capabilities)
-            self._true(config.set_compute_capability(capability, number), f"cannot build for {capability}")
+        for number, name in enumerate(self._chosen):
+            config.num_compute_capabilities = len(self._chosen)
+            capability = getattr(library.ComputeCapability, name.replace("sm_", "SM"))
+            self._true(config.set_compute_capability(capability, number), f"cannot build for {name}")
         shapes = self._made(self._builder.create_optimization_profile(), "no optimization profile")
         for name, (least, usual, most) in profile.items():
             shapes.set_shape(name, least, usual, most)
@@ -121,28 +125,36 @@ class TensorRTBuilder:
         if flags.builder_level is not None:
             config.builder_optimization_level = flags.builder_level
         if flags.hardware_compatible is not None:
-            level = getattr(self._library.HardwareCompatibilityLevel, HARDWARE[flags.hardware_compatible])
-            config.hardware_compatibility_level = level
+            levels, level = self._library.HardwareCompatibilityLevel, HARDWARE[flags.hardware_compatible]
+            if not hasattr(levels, level):
+                raise RequestError(f"{self.target} {self.version} has no {level.lower().replace('_', ' ')}")
+            config.hardware_compatibility_level = getattr(levels, level)
 
     def _timing_cache(self, config: Any, file: pathlib.Path | None) -> Any:
         """What earlier builds measured; not for tensorrt-rtx, which measures nothing before it runs."""
-        if file is None or self.target == "tensorrt-rtx":
+        if file is None:
             return None
+        if self.target == "tensorrt-rtx":
+            raise RequestError("tensorrt-rtx measures nothing while it builds; leave --timing-cache out")
+        check_writable(file)
         cache = self._made(
             config.create_timing_cache(file.read_bytes() if file.exists() else b""), f"{file} is no timing cache"
         )
         self._true(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
         return cache
 
-    def _capability(self, name: str) -> Any:
+    def _known(self, architectures: Sequence[str]) -> tuple[str, ...]:
+        """`architectures`, each once and in the library's order, so that the same GPUs are always told alike."""
+        if not architectures:
+            return ()
         if self.target != "tensorrt-rtx":
             raise RequestError(f"{self.target} builds for the GPU that is here; leave --architecture out")
-        known = self._library.ComputeCapability
-        wanted = name.replace("sm_", "SM")
-        if not hasattr(known, wanted):
-            names = [value.replace("SM", "sm_") for value in known.__members__ if value.startswith("SM")]
-            raise RequestError(f"{self.target} {self.version} cannot build for {name}; it knows {', '.join(names)}")
-        return getattr(known, wanted)
+        members = self._library.ComputeCapability.__members__
+        known = [member.replace("SM", "sm_") for member in members if member.startswith("SM")]
+        for name in architectures:
+            if name not in known:
+                raise RequestError(f"{self.target} {self.version} cannot build for {name}; it knows {', '.join(known)}")
+        return tuple(name for name in known if name in architectures)
 
     def _made(self, value: Any, what: str) -> Any:
         if value is None:
@@ -159,7 +171,7 @@ class TensorRTBuilder:
 
 
 def _logger(library: Any) -> Any:
-    """A logger that keeps warnings and errors: TensorRT tells what failed nowhere else."""
+    """A logger that keeps errors: TensorRT tells what failed nowhere else."""
 
     class Log(library.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

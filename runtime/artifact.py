@@ -119,7 +119,7 @@ class Manifest:
             engines=_engine_files(value["engines"], value["tokenizer"], model, value["files"], where),
             provenance=value["provenance"],
             parity=value["parity"],
-            builds=_builds(value["builds"], value["files"], where),
+            builds=_builds(value["builds"], value["engines"].keys(), value["files"], where),
         )
 
 
@@ -237,11 +237,13 @@ def _file_entry(path: str, value: object, where: str) -> FileEntry:
     return FileEntry(size, digest)
 
 
-def _builds(value: object, files: Mapping[str, Any], where: str) -> tuple[Build, ...]:
+def _builds(value: object, engines: Iterable[str], files: Mapping[str, Any], where: str) -> tuple[Build, ...]:
     if not isinstance(value, list):
         raise ArtifactError(f"{where}: builds must be a list, found {type(value).__name__}")
     builds = tuple(Build.from_dict(each, where) for each in value)
     for build in builds:
+        if build.engine not in engines:
+            raise ArtifactError(f"{where}: the build {build.file} is of {build.engine!r}, which is no engine here")
         if build.file not in files:
             raise ArtifactError(f"{where}: the build {build.file} is not listed under files")
     return builds

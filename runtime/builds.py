@@ -61,19 +61,23 @@ class Build:
         for name in ("engine", "target", "graph_sha256", "library", "precision"):
             if not isinstance(value[name], str):
                 raise ArtifactError(f"{where}: {name} of a build must be a text, found {value[name]!r}")
+        if value["target"] not in TARGETS:
+            raise ArtifactError(f"{where}: a build is for {value['target']!r}, not one of {', '.join(TARGETS)}")
         try:
             profile = {
                 str(name): tuple(tuple(int(size) for size in shape) for shape in shapes)
                 for name, shapes in value["profile"].items()
             }
             architectures = tuple(str(name) for name in value["architectures"])
-            flags = dict(value["flags"])
-        except (TypeError, ValueError, AttributeError) as error:
+            flags = {str(name): _flag(flag) for name, flag in value["flags"].items()}
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArtifactError(f"{where}: a build of {value['engine']} is not readable ({error})") from None
         texts = {name: value[name] for name in ("engine", "target", "graph_sha256", "library", "precision")}
         build = cls(**texts, architectures=architectures, profile=profile, flags=flags)
         if build.file != value["file"]:
             raise ArtifactError(f"{where}: {value['file']} is not the file of the build it is listed with")
+        if json.dumps(build.to_dict(), sort_keys=True) != json.dumps(value, sort_keys=True):  # 1.0 or "1" for 1
+            raise ArtifactError(f"{where}: the build {build.file} is not as mar build writes it")
         return build
 
 
@@ -90,6 +94,12 @@ def obstacle(build: Build, library: str | None, architecture: str | None) -> str
     if architecture not in build.architectures and not _compatible(build, architecture):
         return f"built for {', '.join(build.architectures)}, here is {architecture}"
     return None
+
+
+def _flag(value: Any) -> Any:
+    if not isinstance(value, (bool, int, str)):
+        raise TypeError(f"a flag is {type(value).__name__}")
+    return value
 
 
 def _numbers(version: str) -> list[int]:

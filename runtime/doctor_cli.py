@@ -31,28 +31,30 @@ def doctor(artifact: pathlib.Path | None) -> None:
     _line("processor", f"{available_threads()} threads of {os.cpu_count()}")
     _line("numpy", np.__version__)
     _line("onnxruntime", _onnxruntime())
-    versions = {target: _version(module) for target, module in TARGETS.items()}
-    for target, version in versions.items():
-        _line(target, version or f"not installed; no engines of {target} can be built or run")
+    versions: dict[str, str | None] = {}
+    for target, module in TARGETS.items():
+        versions[target], missing = _version(module, f"not installed; no engines of {target} can be built or run")
+        _line(target, versions[target] or missing)
     gpu = _gpu()
     if artifact is not None:
         _artifact(artifact, gpu, versions)
 
 
 def _onnxruntime() -> str:
-    version = _version("onnxruntime")
+    version, missing = _version("onnxruntime", "not installed; pip install 'mar-runtime[cpu]'")
     if version is None:
-        return "not installed; pip install 'mar-runtime[cpu]'"
+        return missing
     providers = importlib.import_module("onnxruntime").get_available_providers()
     return f"{version}, {', '.join(name.removesuffix('ExecutionProvider') for name in providers)}"
 
 
-def _version(module: str) -> str | None:
-    """The version of a library; a broken one is as good as none, but says why."""
+def _version(module: str, missing: str) -> tuple[str | None, str]:
+    """The version of a library, and what to tell where there is none: a broken one is none, but says why."""
     try:
-        return str(importlib.import_module(module).__version__)
-    except ImportError as error:
-        return None if isinstance(error, ModuleNotFoundError) and error.name == module else f"does not load: {error}"
+        return str(importlib.import_module(module).__version__), ""
+    except (ImportError, OSError) as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module
+        return None, missing if absent else f"does not load: {error}"
 
 
 def _gpu() -> Gpu | None:
