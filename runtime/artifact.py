@@ -13,13 +13,14 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from runtime.builds import Build
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.files import sha256
 from runtime.plan import Sampling, build_plan
 from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 TOKENIZERS = ("pixel", "kl", "none")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -38,7 +39,8 @@ class Manifest:
     `tokenizer` says how latents become a picture: they are one (`pixel`), an engine decodes them (`kl`),
     or they do not (`none`); `precision` is that of weights and matrix products; `sampling` holds the
     settings that are used where a request names none; `files` maps each relative path to its size and
-    hash, `engines` each engine's name to its ONNX file; `provenance` and `parity` are for people.
+    hash, `engines` each engine's name to its ONNX file; `builds` are the engines built for devices;
+    `provenance` and `parity` are for people.
     """
 
     model: ModelConfig
@@ -50,6 +52,7 @@ class Manifest:
     engines: Mapping[str, str]
     provenance: Mapping[str, Any]
     parity: Mapping[str, Any]
+    builds: tuple[Build, ...] = ()
 
     @property
     def specs(self) -> dict[str, EngineSpec]:
@@ -68,6 +71,7 @@ class Manifest:
             "engines": engines,
             "provenance": dict(self.provenance),
             "parity": dict(self.parity),
+            "builds": [build.to_dict() for build in self.builds],
         }
 
     @classmethod
@@ -115,6 +119,7 @@ class Manifest:
             engines=_engine_files(value["engines"], value["tokenizer"], model, value["files"], where),
             provenance=value["provenance"],
             parity=value["parity"],
+            builds=_builds(value["builds"], value["engines"].keys(), value["files"], where),
         )
 
 
@@ -147,9 +152,12 @@ class Artifact:
         for name, entry in self.manifest.files.items():
             self._check_size(name, entry)
 
-    def verify(self) -> None:
-        """Compare the hash of every file with the manifest. Raises `IntegrityError`."""
+    def verify(self, *, builds: bool = False) -> None:
+        """Compare the hash of every file with the manifest, built engines only if asked. Raises `IntegrityError`."""
+        built = {build.file for build in self.manifest.builds}
         for name, entry in self.manifest.files.items():
+            if name in built and not builds:
+                continue
             try:
                 found = sha256(self.path / name)
             except OSError as error:
@@ -227,6 +235,18 @@ def _file_entry(path: str, value: object, where: str) -> FileEntry:
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise ArtifactError(f"{where}: {path}: sha256 must be 64 hexadecimal digits, found {digest!r}")
     return FileEntry(size, digest)
+
+
+def _builds(value: object, engines: Iterable[str], files: Mapping[str, Any], where: str) -> tuple[Build, ...]:
+    if not isinstance(value, list):
+        raise ArtifactError(f"{where}: builds must be a list, found {type(value).__name__}")
+    builds = tuple(Build.from_dict(each, where) for each in value)
+    for build in builds:
+        if build.engine not in engines:
+            raise ArtifactError(f"{where}: the build {build.file} is of {build.engine!r}, which is no engine here")
+        if build.file not in files:
+            raise ArtifactError(f"{where}: the build {build.file} is not listed under files")
+    return builds
 
 
 def _engine_files(

@@ -18,12 +18,14 @@ _COMMANDS = {
     "train": ("training.train_cli:train", "Train a model, or go on with a run."),
     "import": ("training.import_cli:import_", "Turn a published checkpoint into a run of ours."),
     "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),
+    "build": ("mar_export.build_cli:build", "Turn an artifact's graphs into engines for a GPU."),
     "generate": ("runtime.generate_cli:generate", "Draw pictures with an artifact."),
     "edit": ("runtime.edit_cli:edit", "Draw a part of a picture anew."),
     "bench": ("mar_export.bench_cli:bench", "Time an artifact, alone or against eager PyTorch."),
     "study": ("mar_export.study_cli:study", "Judge every preset and sampler: quality against time."),
     "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),
     "plan": ("runtime.plan_cli:plan", "Show how an artifact would draw, and how long it takes."),
+    "doctor": ("runtime.doctor_cli:doctor", "Tell what this machine can run."),
     "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}

@@ -19,7 +19,7 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
     """Show what ARTIFACT holds: model, engines, shapes, sizes, precision, origin, parity."""
     opened = Artifact(artifact)
     if verify:
-        opened.verify()
+        opened.verify(builds=True)
     manifest = opened.manifest
     config = manifest.model
     total = sum(entry.bytes for entry in manifest.files.values())

@@ -1,0 +1,99 @@
+"""An artifact's graphs to engines for a device, kept in the artifact and listed in its manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mar_export.profiles import Range, axis_ranges, profile
+from mar_export.tensorrt_builder import BuilderFlags, Progress, TensorRTBuilder
+from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest
+from runtime.builds import Build
+from runtime.files import replacing, sha256, write_json
+from runtime.plan import Plan, build_plan
+from runtime.presets import PRESETS, requested_sampling
+
+
+def wanted_plans(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan]:
+    """What engines are built to run: the plan of `settings`, or that of the artifact and those of all presets."""
+    manifest = artifact.manifest
+    tokens = manifest.model.tokens
+    named = any(value is not None for value in settings.values())
+    wanted = [settings] if named else [{}, *({"preset": name} for name in PRESETS)]
+    return [build_plan(tokens, requested_sampling(manifest.sampling, tokens, each)) for each in wanted]
+
+
+def build_engines(
+    artifact: Artifact,
+    builder: TensorRTBuilder,
+    plans: Sequence[Plan],
+    batch: Range,
+    flags: BuilderFlags,
+    timing_cache: pathlib.Path | None,
+    force: bool,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> None:
+    """Build every engine of `artifact` that is not there yet, and list it in the manifest.
+
+    A build takes the place of an older one of the same engine for the same library and GPUs. Raises
+    `BackendError`, after which the artifact is as it was before the engine that failed.
+    """
+    artifact.verify()
+    ranges = axis_ranges(plans, batch)
+    for name, spec in artifact.manifest.specs.items():
+        manifest = artifact.manifest
+        graph = artifact.engine_file(name)
+        build = Build(
+            engine=name,
+            target=builder.target,
+            graph_sha256=graph_sha256(manifest, name),
+            library=builder.version,
+            architectures=builder.architectures,
+            precision=manifest.precision,
+            profile=profile(spec, ranges, batch),
+            flags=flags.told(),
+        )
+        if build in manifest.builds and not force:
+            say(f"{name}: built already")
+            continue
+        plan = builder.build(graph, build.profile, flags, timing_cache, progress)
+        file = artifact.path / build.file
+        if build in manifest.builds:  # not listed while it is neither the old file nor the new one that is
+            artifact = _without(artifact, [build])
+        with replacing(file) as temporary:
+            temporary.write_bytes(plan)
+        artifact = _listed(artifact, build)
+        say(f"{name}: {file.stat().st_size / 2**20:.1f} MiB in {build.file}")
+
+
+def graph_sha256(manifest: Manifest, engine: str) -> str:
+    """The hash of an engine's graph, its external data included."""
+    file = manifest.engines[engine]
+    hashes = [entry.sha256 for name, entry in sorted(manifest.files.items()) if name in (file, f"{file}.data")]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _listed(artifact: Artifact, build: Build) -> Artifact:
+    """The artifact once its manifest lists `build`, and what that takes the place of is gone."""
+    replaced = [other for other in artifact.manifest.builds if other.replaced_by(build)]
+    file = artifact.path / build.file
+    return _without(artifact, replaced, (build, FileEntry(file.stat().st_size, sha256(file))))
+
+
+def _without(artifact: Artifact, builds: Sequence[Build], instead: tuple[Build, FileEntry] | None = None) -> Artifact:
+    """The artifact once its manifest lists `instead` in place of `builds`, and their files are gone."""
+    manifest = artifact.manifest
+    gone = {build.file for build in builds}
+    files = {name: entry for name, entry in manifest.files.items() if name not in gone}
+    kept = tuple(build for build in manifest.builds if build not in builds)
+    if instead is not None:
+        build, entry = instead
+        files, kept = {**files, build.file: entry}, (*kept, build)
+    write_json(artifact.path / MANIFEST, dataclasses.replace(manifest, files=files, builds=kept).to_dict())
+    for name in gone - files.keys():
+        (artifact.path / name).unlink(missing_ok=True)
+    return Artifact(artifact.path)

@@ -1,0 +1,205 @@
+"""ONNX graphs to TensorRT plans: one builder for TensorRT 10, TensorRT 11 and TensorRT-RTX.
+
+Networks are always strongly typed: precision is in the graph, and version 11 knows nothing else. TF32 is
+off unless asked for, since float32 artifacts promise the same pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from runtime.builds import TARGETS, Shapes
+from runtime.errors import BackendError, RequestError
+from runtime.files import check_writable, replacing
+from runtime.gpu import present_gpu
+
+_BAD_VERSIONS = ("10.2.0",)
+HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}  # choice -> HardwareCompatibilityLevel
+
+Progress = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuilderFlags:
+    """What a builder is told beside graph and shapes; the names are those of `mar build`'s options."""
+
+    hardware_compatible: str | None = None  # one of HARDWARE
+    version_compatible: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    tf32: bool = False
+    workspace: int | None = None  # MiB
+    builder_level: int | None = None
+
+    def told(self) -> dict[str, Any]:
+        """Those that are not as usual."""
+        usual = dataclasses.asdict(BuilderFlags())
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != usual[name]}
+
+
+class TensorRTBuilder:
+    """Builds engines with the library of one target. Raises `BackendError` where that is missing or known bad."""
+
+    def __init__(self, target: str, architectures: Sequence[str]) -> None:
+        """`architectures` are the GPUs to build for, such as `sm_89`; only `tensorrt-rtx` can choose them."""
+        try:
+            self._library = importlib.import_module(TARGETS[target])
+        except (ImportError, OSError) as error:  # the second where a library that it loads itself is missing
+            raise BackendError(f"target {target} is not installed ({error}); see README, Install") from None
+        self.version: str = self._library.__version__
+        if target == "tensorrt" and self.version.startswith(_BAD_VERSIONS):
+            raise BackendError(f"TensorRT {self.version} is known to build wrong engines; install 10.3 or newer")
+        self.target = target
+        self._log = _logger(self._library)
+        try:
+            self._builder = self._library.Builder(self._log)
+        except TypeError as error:  # how a constructor that returns nothing is told, as it does without a GPU
+            raise self._failure(f"no builder ({error})") from None
+        self._chosen = self._known(architectures)
+        self.architectures = self._chosen or (present_gpu().architecture,)
+
+    def build(
+        self,
+        graph: pathlib.Path,
+        profile: Mapping[str, Shapes],
+        flags: BuilderFlags,
+        timing_cache: pathlib.Path | None,
+        progress: Progress | None,
+    ) -> Any:
+        """The serialized engine of the ONNX file `graph`, as a buffer of bytes. Raises `BackendError`."""
+        library = self._library
+        self._log.lines.clear()
+        typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = self._made(self._builder.create_network(typed), "no network")
+        self._parse(network, graph)
+        config = self._made(self._builder.create_builder_config(), "no builder config")
+        self._configure(config, flags)
+        for number, name in enumerate(self._chosen):
+            config.num_compute_capabilities = len(self._chosen)
+            capability = getattr(library.ComputeCapability, name.replace("sm_", "SM"))
+            self._true(config.set_compute_capability(capability, number), f"cannot build for {name}")
+        shapes = self._made(self._builder.create_optimization_profile(), "no optimization profile")
+        for name, (least, usual, most) in profile.items():
+            shapes.set_shape(name, least, usual, most)
+        if config.add_optimization_profile(shapes) < 0:
+            raise self._failure(f"{graph.name}: refused the shapes {dict(profile)}")
+        cache = self._timing_cache(config, timing_cache)
+        if progress is not None:
+            config.progress_monitor = _monitor(library, progress)
+        plan = self._made(self._builder.build_serialized_network(network, config), f"{graph.name} was not built")
+        if cache is not None and timing_cache is not None:
+            with replacing(timing_cache) as temporary:
+                temporary.write_bytes(cache.serialize())
+        return plan
+
+    def _parse(self, network: Any, graph: pathlib.Path) -> None:
+        parser = self._library.OnnxParser(network, self._log)
+        if parser.parse_from_file(str(graph)):  # by name: external data lies beside it
+            return
+        errors = [parser.get_error(number) for number in range(parser.num_errors)]
+        told = "; ".join(
+            f"{error.node_name() or 'graph'} ({error.node_operator()}): {error.desc()}" for error in errors
+        )
+        raise self._failure(f"{graph.name}: {self.target} {self.version} cannot read it: {told}")
+
+    def _configure(self, config: Any, flags: BuilderFlags) -> None:
+        known = self._library.BuilderFlag
+        config.clear_flag(known.TF32)
+        wanted = {
+            "TF32": flags.tf32,
+            "VERSION_COMPATIBLE": flags.version_compatible,
+            "REFIT": flags.refit,
+            "STRIP_PLAN": flags.strip_weights,
+            "REFIT_IDENTICAL": flags.strip_weights,  # the weights that come back are those of the graph
+        }
+        for name in (name for name, on in wanted.items() if on):
+            if not hasattr(known, name):
+                raise RequestError(f"{self.target} {self.version} has no {name.lower().replace('_', ' ')}")
+            config.set_flag(getattr(known, name))
+        if flags.workspace is not None:
+            config.set_memory_pool_limit(self._library.MemoryPoolType.WORKSPACE, flags.workspace * 2**20)
+        if flags.builder_level is not None:
+            config.builder_optimization_level = flags.builder_level
+        if flags.hardware_compatible is not None:
+            levels, level = self._library.HardwareCompatibilityLevel, HARDWARE[flags.hardware_compatible]
+            if not hasattr(levels, level):
+                raise RequestError(f"{self.target} {self.version} has no {level.lower().replace('_', ' ')}")
+            config.hardware_compatibility_level = getattr(levels, level)
+
+    def _timing_cache(self, config: Any, file: pathlib.Path | None) -> Any:
+        """What earlier builds measured; not for tensorrt-rtx, which measures nothing before it runs."""
+        if file is None:
+            return None
+        if self.target == "tensorrt-rtx":
+            raise RequestError("tensorrt-rtx measures nothing while it builds; leave --timing-cache out")
+        check_writable(file)
+        cache = self._made(
+            config.create_timing_cache(file.read_bytes() if file.exists() else b""), f"{file} is no timing cache"
+        )
+        self._true(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
+        return cache
+
+    def _known(self, architectures: Sequence[str]) -> tuple[str, ...]:
+        """`architectures`, each once and in the library's order, so that the same GPUs are always told alike."""
+        if not architectures:
+            return ()
+        if self.target != "tensorrt-rtx":
+            raise RequestError(f"{self.target} builds for the GPU that is here; leave --architecture out")
+        members = self._library.ComputeCapability.__members__
+        known = [member.replace("SM", "sm_") for member in members if member.startswith("SM")]
+        for name in architectures:
+            if name not in known:
+                raise RequestError(f"{self.target} {self.version} cannot build for {name}; it knows {', '.join(known)}")
+        return tuple(name for name in known if name in architectures)
+
+    def _made(self, value: Any, what: str) -> Any:
+        if value is None:
+            raise self._failure(what)
+        return value
+
+    def _true(self, value: bool, what: str) -> None:
+        if not value:
+            raise self._failure(what)
+
+    def _failure(self, what: str) -> BackendError:
+        """An error with what the library logged."""
+        return BackendError(" | ".join([f"{self.target} {self.version}: {what}", *self._log.lines]))
+
+
+def _logger(library: Any) -> Any:
+    """A logger that keeps errors: TensorRT tells what failed nowhere else."""
+
+    class Log(library.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= library.ILogger.Severity.ERROR:
+                self.lines.append(message)
+
+    return Log()
+
+
+def _monitor(library: Any, progress: Progress) -> Any:
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            progress(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, step + 1, self.steps[phase_name])
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress(phase_name, self.steps[phase_name], self.steps[phase_name])
+
+    return Monitor()
