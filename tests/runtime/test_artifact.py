@@ -36,6 +36,7 @@ TOP_LEVEL = (
     "engines",
     "provenance",
     "parity",
+    "builds",
 )
 
 
@@ -154,7 +155,7 @@ DIGEST = "0123456789abcdef" * 4
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
-    ("format_version", [0, 1, 2, 4, "3", 3.0, None, [3], True], "format version {value!r}"),
+    ("format_version", [0, 1, 2, 3, "4", 4.0, None, [4], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
     *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model
@@ -207,6 +208,9 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("parity/backbone", NO_OBJECT, "parity: backbone"),
     ("parity/generation/relative_l2", NO_NUMBER, "parity: generation: relative_l2"),
     ("parity/generation/tolerance", NO_NUMBER, "parity: generation: tolerance"),
+    # What was built from it
+    ("builds", [None, {}, "denoise", 1], "builds must be a list"),
+    ("builds", [[None], [{}], [[]]], "a build must have exactly the keys"),
 ]
 CASES = [(where, value, told.format(value=value)) for where, values, told in CHANGES for value in values]
 
