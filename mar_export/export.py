@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib.metadata
 import pathlib
 import platform
@@ -23,12 +24,13 @@ from mar_export.ranges import check_fp16, largest_values
 from runtime import __version__
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
 from runtime.backends import open_backend
+from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
 from runtime.files import replacing_folder, sha256, write_json
 from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
-from runtime.spec import engine_specs, tokenizer_specs
+from runtime.spec import EngineSpec, engine_specs, tokenizer_specs
 from training.checkpoint import Checkpoint
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -73,9 +75,8 @@ def export_artifact(
         for name, module in modules.items():
             say(f"{name}: exporting")
             expected = eager_outputs(module, specs[name], model.config)
-            part = module if precision == "fp32" else lowered(module, DTYPES[precision])
             file = folder / files[name]
-            export_graph(part, specs[name], model.config, file)
+            _export(module, specs[name], model.config, precision, file)
             if precision == "bf16":
                 save_emulation(file, file := pathlib.Path(emulations) / files[name], onnx_ir.DataType.BFLOAT16)
             engines[name] = runner.load(file, specs[name])
@@ -89,6 +90,12 @@ def export_artifact(
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
     return manifest
+
+
+def _export(module: nn.Module, spec: EngineSpec, config: ModelConfig, precision: str, file: pathlib.Path) -> None:
+    """Write `module` in `precision`, and keep nothing of what that took: the next step needs the memory."""
+    export_graph(module if precision == "fp32" else lowered(module, DTYPES[precision]), spec, config, file)
+    gc.collect()  # what tracing leaves refers to itself, and to every weight
 
 
 def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, manifest: Manifest) -> None:
