@@ -9,10 +9,14 @@ from __future__ import annotations
 import pathlib
 
 import onnx_ir as ir
+import torch
+
+_TYPES = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
 
-def save_emulation(path: pathlib.Path, out: pathlib.Path, dtype: ir.DataType) -> None:
-    """Write the graph at `path`, some of it in `dtype`, to `out` with every operator in float32."""
+def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype) -> None:
+    """Write the graph at `path`, some of it in `precision`, to `out` with every operator in float32."""
+    dtype = _TYPES[precision]
     model = ir.load(path)
     graph = model.graph
     for value in list(graph.initializers.values()):

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import onnx_ir
 from torch import nn
 
 from mar_export.eager import torch_engine
@@ -78,7 +77,7 @@ def export_artifact(
             file = folder / files[name]
             _export(module, specs[name], model.config, precision, file)
             if precision == "bf16":
-                save_emulation(file, file := pathlib.Path(emulations) / files[name], onnx_ir.DataType.BFLOAT16)
+                save_emulation(file, file := pathlib.Path(emulations) / files[name], DTYPES[precision])
             engines[name] = runner.load(file, specs[name])
             parity[name] = engine_parity(engines[name], expected, specs[name], model.config, precision)
             say(f"{name}: {_told(parity[name])}")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -22,9 +21,6 @@ from runtime.backends import open_backend
 from runtime.spec import ENGINES, engine_specs
 from tests.conftest import relative_l2
 from training.checkpoint import Checkpoint
-
-BFLOAT16 = onnx_ir.DataType.BFLOAT16
-TYPES = {"fp16": onnx_ir.DataType.FLOAT16, "bf16": BFLOAT16}
 
 
 def run(file: pathlib.Path, **inputs: NDArray[Any]) -> NDArray[Any]:
@@ -69,7 +65,7 @@ def test_factors_and_products_are_rounded(tmp_path: pathlib.Path, random: np.ran
         helper.make_node("MatMul", ["low", "w"], ["product"]),
         cast("product", "y", TensorProto.FLOAT),
     ]
-    save_emulation(saved(tmp_path, nodes, w), tmp_path / "emulated.onnx", BFLOAT16)
+    save_emulation(saved(tmp_path, nodes, w), tmp_path / "emulated.onnx", torch.bfloat16)
     found = run(tmp_path / "emulated.onnx", x=x)
     exact = rounded(x) @ rounded(w)
     assert found.tobytes() == rounded(exact).tobytes()
@@ -89,7 +85,7 @@ def test_a_value_that_two_operators_read_is_rounded_for_both(
         cast("turned", "other", TensorProto.FLOAT),
         helper.make_node("Add", ["one", "other"], ["y"]),
     ]
-    save_emulation(saved(tmp_path, nodes, w), tmp_path / "emulated.onnx", BFLOAT16)
+    save_emulation(saved(tmp_path, nodes, w), tmp_path / "emulated.onnx", torch.bfloat16)
     product = rounded(rounded(x) @ rounded(w))
     assert run(tmp_path / "emulated.onnx", x=x).tobytes() == (product + product.T).tobytes()
 
@@ -97,7 +93,7 @@ def test_a_value_that_two_operators_read_is_rounded_for_both(
 def test_what_is_in_float32_is_not_rounded(tmp_path: pathlib.Path, random: np.random.Generator) -> None:
     x, w = random.standard_normal((5, 1), np.float32), np.ones((1, 1), np.float32)
     nodes = [cast("w", "one", TensorProto.FLOAT), helper.make_node("MatMul", ["x", "one"], ["y"])]
-    save_emulation(saved(tmp_path, nodes, w), tmp_path / "emulated.onnx", BFLOAT16)
+    save_emulation(saved(tmp_path, nodes, w), tmp_path / "emulated.onnx", torch.bfloat16)
     assert run(tmp_path / "emulated.onnx", x=x).tobytes() == x.tobytes()
 
 
@@ -115,7 +111,7 @@ def test_an_engine_emulated_computes_what_pytorch_computes_in_its_precision(
     spec, module = engine_specs(config)[engine], graph_modules(small_checkpoint.model, None, False)[engine]
     original = lowered_artifacts[precision] / f"{engine}.onnx"
     before = original.read_bytes()
-    save_emulation(original, tmp_path / f"{engine}.onnx", TYPES[precision])
+    save_emulation(original, tmp_path / f"{engine}.onnx", DTYPES[precision])
     assert original.read_bytes() == before
     runner = open_backend("onnxruntime", "cpu", 1)
     emulated, shares = runner.load(tmp_path / f"{engine}.onnx", spec), []
