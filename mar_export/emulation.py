@@ -1,7 +1,8 @@
 """A graph in a low precision as one in float32 that rounds wherever the other would.
 
-ONNX Runtime has no bfloat16 products on a CPU. Products of numbers in low precision are summed in
-float32 by every device that matters, so rounding their results is what such a device computes.
+On a CPU, ONNX Runtime has no bfloat16 products, and runs a chain of fp16 operators in float32 without
+rounding between them, which is closer to float32 than any device. Products of numbers in low precision
+are summed in float32 by every device that matters, so rounding their results is what such a device computes.
 """
 
 from __future__ import annotations
@@ -15,19 +16,29 @@ _TYPES = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT
 
 
 def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype) -> None:
-    """Write the graph at `path`, some of it in `precision`, to `out` with every operator in float32."""
+    """Write the graph at `path`, some of it in `precision`, to `out` with every operator in float32.
+
+    One weight is in memory at a time, however large the graph is.
+    """
     dtype = _TYPES[precision]
     model = ir.load(path)
     graph = model.graph
     for value in list(graph.initializers.values()):
         if value.dtype == dtype and value.const_value is not None:
-            value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
+            value.const_value = _in_float32(value.const_value)
             value.dtype = ir.DataType.FLOAT
     for node in list(graph):
         for output in node.outputs:
             if output.dtype == dtype:
                 _round(graph, node, output, dtype)
     ir.save(model, out, external_data=f"{out.name}.data")
+
+
+def _in_float32(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    def convert() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
+
+    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> None:

@@ -76,7 +76,7 @@ def export_artifact(
             expected = eager_outputs(module, specs[name], model.config)
             file = folder / files[name]
             _export(module, specs[name], model.config, precision, file)
-            if precision == "bf16":
+            if precision != "fp32":
                 save_emulation(file, file := pathlib.Path(emulations) / files[name], DTYPES[precision])
             engines[name] = runner.load(file, specs[name])
             parity[name] = engine_parity(engines[name], expected, specs[name], model.config, precision)
