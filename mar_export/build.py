@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mar_export.profiles import Range, axis_ranges, profile
 from mar_export.tensorrt_builder import BuilderFlags, Progress, TensorRTBuilder
-from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest
+from runtime.artifact import MANIFEST, Artifact, FileEntry
 from runtime.builds import Build
 from runtime.files import replacing, sha256, write_json
 from runtime.plan import Plan, build_plan
@@ -50,7 +49,7 @@ def build_engines(
         build = Build(
             engine=name,
             target=builder.target,
-            graph_sha256=graph_sha256(manifest, name),
+            graph_sha256=manifest.graph_sha256(name),
             library=builder.version,
             architectures=builder.architectures,
             precision=manifest.precision,
@@ -68,13 +67,6 @@ def build_engines(
             temporary.write_bytes(plan)
         artifact = _listed(artifact, build)
         say(f"{name}: {file.stat().st_size / 2**20:.1f} MiB in {build.file}")
-
-
-def graph_sha256(manifest: Manifest, engine: str) -> str:
-    """The hash of an engine's graph, its external data included."""
-    file = manifest.engines[engine]
-    hashes = [entry.sha256 for name, entry in sorted(manifest.files.items()) if name in (file, f"{file}.data")]
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _listed(artifact: Artifact, build: Build) -> Artifact:

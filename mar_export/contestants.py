@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.artifact import Artifact, Manifest
-from runtime.backends import Array, Engine, open_backend
+from runtime.backends import Array, Engine
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.loop import Engines
@@ -171,8 +172,9 @@ def _plain_onnx(entry: Entry) -> tuple[str, Draw]:
 
     manifest = Artifact(entry.artifact).manifest
     labels, config = np.array(entry.labels), manifest.model
-    runner = open_backend("onnxruntime", "cpu", entry.threads)
-    backbone, head = (runner.load(entry.plain / f"{name}.onnx", spec) for name, spec in plain_specs(config).items())
+    runner = OnnxRuntime("onnxruntime", entry.threads)
+    specs = plain_specs(config)
+    backbone, head = (runner.load_graph(entry.plain / f"{name}.onnx", spec) for name, spec in specs.items())
 
     def draw(settings: Mapping[str, Any]) -> Stages:
         plan = build_plan(config.tokens, requested_sampling(manifest.sampling, config.tokens, settings))

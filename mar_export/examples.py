@@ -14,7 +14,7 @@ from runtime.spec import TOKENIZER_ENGINES, EngineSpec
 Sizes = Mapping[str, int]
 
 # What the exporter traces with: no two axes alike, so that none is mistaken for another.
-EXPORT_SIZES: Sizes = {"B": 2, "V": 5, "K": 3, "R": 4, "N": 7, "GN": 14, "T": 6}
+EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8}
 
 
 def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
@@ -25,11 +25,11 @@ def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
     middle = length // 2
     last = length - 1
     return [
-        {"B": 1, "V": 0, "K": 1, "R": last, "N": 1, "GN": 1, "T": 1},
-        {"B": 2, "V": 0, "K": length, "R": 0, "N": 5, "GN": 5, "T": 3},
-        {"B": 2, "V": last, "K": 1, "R": 0, "N": 1, "GN": 2, "T": 2},
-        {"B": 3, "V": middle, "K": length - middle, "R": 0, "N": 8, "GN": 16, "T": 5},
-        {"B": 4, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 4},
+        {"B": 1, "GB": 1, "V": 0, "K": 1, "R": last, "N": 1, "GN": 1, "T": 1},
+        {"B": 1, "GB": 2, "V": 0, "K": length, "R": 0, "N": 5, "GN": 5, "T": 3},
+        {"B": 2, "GB": 2, "V": last, "K": 1, "R": 0, "N": 1, "GN": 2, "T": 2},
+        {"B": 3, "GB": 3, "V": middle, "K": length - middle, "R": 0, "N": 8, "GN": 16, "T": 5},
+        {"B": 2, "GB": 4, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 4},
     ]
 
 
@@ -38,7 +38,7 @@ def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: in
     random = np.random.default_rng(seed)
     inputs: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
-        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]
+        shape = tensor.sized(sizes)
         if tensor.dtype == "int64":
             bound = config.class_num + 1 if tensor.name == "labels" else config.tokens
             inputs[tensor.name] = random.integers(bound, size=shape)

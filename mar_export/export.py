@@ -22,7 +22,8 @@ from mar_export.precision import DTYPES, lowered
 from mar_export.ranges import check_fp16, largest_values
 from runtime import __version__
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
-from runtime.backends import open_backend
+from runtime.backends import available_threads
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
 from runtime.files import replacing_folder, sha256, write_json
@@ -69,7 +70,7 @@ def export_artifact(
     files = {name: f"{name}.onnx" for name in modules}
     with replacing_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as emulations:
         parity: dict[str, dict[str, Any]] = {}
-        runner = open_backend("onnxruntime", "cpu", None)
+        runner = OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
         engines = {}
         for name, module in modules.items():
             say(f"{name}: exporting")
@@ -78,7 +79,7 @@ def export_artifact(
             _export(module, specs[name], model.config, precision, file)
             if precision != "fp32":
                 save_emulation(file, file := pathlib.Path(emulations) / files[name], DTYPES[precision])
-            engines[name] = runner.load(file, specs[name])
+            engines[name] = runner.load_graph(file, specs[name])
             parity[name] = engine_parity(engines[name], expected, specs[name], model.config, precision)
             say(f"{name}: {_told(parity[name])}")
         entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}

@@ -28,7 +28,8 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
     ranges = {axis: (min(values), int(np.median(values)), max(values)) for axis, values in sizes.items()}
     rows = [half * count for half, count in zip(halves, counts, strict=True)]
     return ranges | {
-        "B": (least * min(halves), usual * max(halves), most * max(halves)),
+        "B": batch,
+        "GB": (least * min(halves), usual * max(halves), most * max(halves)),
         "N": (least * min(counts), usual * int(np.median(counts)), most * max(counts)),
         "GN": (least * min(rows), usual * int(np.median(rows)), most * max(rows)),
     }
@@ -39,8 +40,6 @@ def profile(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict
     if spec.name in TOKENIZER_ENGINES:  # nothing is guided there, and pictures come one by one as well
         ranges = {**ranges, "B": (1, *batch[1:])}
     return {
-        tensor.name: tuple(
-            tuple(ranges[axis][which] if isinstance(axis, str) else axis for axis in tensor.shape) for which in range(3)
-        )
+        tensor.name: tuple(tensor.sized({axis: sizes[which] for axis, sizes in ranges.items()}) for which in range(3))
         for tensor in spec.inputs
     }

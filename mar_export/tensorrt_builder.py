@@ -7,17 +7,16 @@ off unless asked for, since float32 artifacts promise the same pictures.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runtime.builds import TARGETS, Shapes
-from runtime.errors import BackendError, RequestError
+from runtime.backends.tensorrt_library import TensorRTLibrary
+from runtime.builds import Shapes
+from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
-from runtime.gpu import present_gpu
+from runtime.gpu.present import present_gpu
 
-_BAD_VERSIONS = ("10.2.0",)
 HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}  # choice -> HardwareCompatibilityLevel
 
 Progress = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
@@ -46,19 +45,12 @@ class TensorRTBuilder:
 
     def __init__(self, target: str, architectures: Sequence[str]) -> None:
         """`architectures` are the GPUs to build for, such as `sm_89`; only `tensorrt-rtx` can choose them."""
+        self._told = TensorRTLibrary(target)
+        self._library, self.target, self.version = self._told.module, target, self._told.version
         try:
-            self._library = importlib.import_module(TARGETS[target])
-        except (ImportError, OSError) as error:  # the second where a library that it loads itself is missing
-            raise BackendError(f"target {target} is not installed ({error}); see README, Install") from None
-        self.version: str = self._library.__version__
-        if target == "tensorrt" and self.version.startswith(_BAD_VERSIONS):
-            raise BackendError(f"TensorRT {self.version} is known to build wrong engines; install 10.3 or newer")
-        self.target = target
-        self._log = _logger(self._library)
-        try:
-            self._builder = self._library.Builder(self._log)
+            self._builder = self._library.Builder(self._told.log)
         except TypeError as error:  # how a constructor that returns nothing is told, as it does without a GPU
-            raise self._failure(f"no builder ({error})") from None
+            raise self._told.failure(f"no builder ({error})") from None
         self._chosen = self._known(architectures)
         self.architectures = self._chosen or (present_gpu().architecture,)
 
@@ -72,39 +64,39 @@ class TensorRTBuilder:
     ) -> Any:
         """The serialized engine of the ONNX file `graph`, as a buffer of bytes. Raises `BackendError`."""
         library = self._library
-        self._log.lines.clear()
+        self._told.log.lines.clear()
         typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._made(self._builder.create_network(typed), "no network")
+        network = self._told.made(self._builder.create_network(typed), "no network")
         self._parse(network, graph)
-        config = self._made(self._builder.create_builder_config(), "no builder config")
+        config = self._told.made(self._builder.create_builder_config(), "no builder config")
         self._configure(config, flags)
         for number, name in enumerate(self._chosen):
             config.num_compute_capabilities = len(self._chosen)
             capability = getattr(library.ComputeCapability, name.replace("sm_", "SM"))
-            self._true(config.set_compute_capability(capability, number), f"cannot build for {name}")
-        shapes = self._made(self._builder.create_optimization_profile(), "no optimization profile")
+            self._told.true(config.set_compute_capability(capability, number), f"cannot build for {name}")
+        shapes = self._told.made(self._builder.create_optimization_profile(), "no optimization profile")
         for name, (least, usual, most) in profile.items():
             shapes.set_shape(name, least, usual, most)
         if config.add_optimization_profile(shapes) < 0:
-            raise self._failure(f"{graph.name}: refused the shapes {dict(profile)}")
+            raise self._told.failure(f"{graph.name}: refused the shapes {dict(profile)}")
         cache = self._timing_cache(config, timing_cache)
         if progress is not None:
             config.progress_monitor = _monitor(library, progress)
-        plan = self._made(self._builder.build_serialized_network(network, config), f"{graph.name} was not built")
+        plan = self._told.made(self._builder.build_serialized_network(network, config), f"{graph.name} was not built")
         if cache is not None and timing_cache is not None:
             with replacing(timing_cache) as temporary:
                 temporary.write_bytes(cache.serialize())
         return plan
 
     def _parse(self, network: Any, graph: pathlib.Path) -> None:
-        parser = self._library.OnnxParser(network, self._log)
+        parser = self._library.OnnxParser(network, self._told.log)
         if parser.parse_from_file(str(graph)):  # by name: external data lies beside it
             return
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
         told = "; ".join(
             f"{error.node_name() or 'graph'} ({error.node_operator()}): {error.desc()}" for error in errors
         )
-        raise self._failure(f"{graph.name}: {self.target} {self.version} cannot read it: {told}")
+        raise self._told.failure(f"{graph.name}: {self.target} {self.version} cannot read it: {told}")
 
     def _configure(self, config: Any, flags: BuilderFlags) -> None:
         known = self._library.BuilderFlag
@@ -137,10 +129,10 @@ class TensorRTBuilder:
         if self.target == "tensorrt-rtx":
             raise RequestError("tensorrt-rtx measures nothing while it builds; leave --timing-cache out")
         check_writable(file)
-        cache = self._made(
+        cache = self._told.made(
             config.create_timing_cache(file.read_bytes() if file.exists() else b""), f"{file} is no timing cache"
         )
-        self._true(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
+        self._told.true(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
         return cache
 
     def _known(self, architectures: Sequence[str]) -> tuple[str, ...]:
@@ -155,34 +147,6 @@ class TensorRTBuilder:
             if name not in known:
                 raise RequestError(f"{self.target} {self.version} cannot build for {name}; it knows {', '.join(known)}")
         return tuple(name for name in known if name in architectures)
-
-    def _made(self, value: Any, what: str) -> Any:
-        if value is None:
-            raise self._failure(what)
-        return value
-
-    def _true(self, value: bool, what: str) -> None:
-        if not value:
-            raise self._failure(what)
-
-    def _failure(self, what: str) -> BackendError:
-        """An error with what the library logged."""
-        return BackendError(" | ".join([f"{self.target} {self.version}: {what}", *self._log.lines]))
-
-
-def _logger(library: Any) -> Any:
-    """A logger that keeps errors: TensorRT tells what failed nowhere else."""
-
-    class Log(library.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            library.ILogger.__init__(self)
-            self.lines: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= library.ILogger.Severity.ERROR:
-                self.lines.append(message)
-
-    return Log()
 
 
 def _monitor(library: Any, progress: Progress) -> Any:

@@ -8,6 +8,7 @@ loads silently everywhere below this layer.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from runtime.files import sha256
 from runtime.plan import Sampling, build_plan
 from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TOKENIZERS = ("pixel", "kl", "none")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -57,6 +58,12 @@ class Manifest:
     @property
     def specs(self) -> dict[str, EngineSpec]:
         return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
+
+    def graph_sha256(self, engine: str) -> str:
+        """The hash of an engine's graph, its external data included."""
+        file = self.engines[engine]
+        hashes = [entry.sha256 for name, entry in sorted(self.files.items()) if name in (file, f"{file}.data")]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         engines = {name: {"file": file, **self.specs[name].to_dict()} for name, file in self.engines.items()}
@@ -156,20 +163,27 @@ class Artifact:
         """Compare the hash of every file with the manifest, built engines only if asked. Raises `IntegrityError`."""
         built = {build.file for build in self.manifest.builds}
         for name, entry in self.manifest.files.items():
-            if name in built and not builds:
-                continue
-            try:
-                found = sha256(self.path / name)
-            except OSError as error:
-                raise IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})") from None
-            if found != entry.sha256:
-                raise IntegrityError(
-                    f"{self.path / name}: altered since export, sha256 {found[:12]}… where the manifest has "
-                    f"{entry.sha256[:12]}…; copy the artifact again or export again"
-                )
+            if builds or name not in built:
+                self._check_hash(name, entry)
 
     def engine_file(self, name: str) -> pathlib.Path:
         return self.path / self.manifest.engines[name]
+
+    def verified_build(self, build: Build) -> pathlib.Path:
+        """Where a built engine lies, whose hash is the manifest's. Raises `IntegrityError`."""
+        self._check_hash(build.file, self.manifest.files[build.file])
+        return self.path / build.file
+
+    def _check_hash(self, name: str, entry: FileEntry) -> None:
+        try:
+            found = sha256(self.path / name)
+        except OSError as error:
+            raise IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+        if found != entry.sha256:
+            raise IntegrityError(
+                f"{self.path / name}: altered since export, sha256 {found[:12]}… where the manifest has "
+                f"{entry.sha256[:12]}…; copy the artifact again or export again"
+            )
 
     def _check_size(self, name: str, entry: FileEntry) -> None:
         file = self.path / name

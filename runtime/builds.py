@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.errors import ArtifactError
+from runtime.errors import ArtifactError, BackendError
 
 Shapes = tuple[tuple[int, ...], ...]  # the least, usual and most of an input
 
@@ -94,6 +94,24 @@ def obstacle(build: Build, library: str | None, architecture: str | None) -> str
     if architecture not in build.architectures and not _compatible(build, architecture):
         return f"built for {', '.join(build.architectures)}, here is {architecture}"
     return None
+
+
+def usable_build(
+    builds: Sequence[Build], engine: str, target: str, graph_sha256: str, library: str, architecture: str
+) -> Build:
+    """The build of `engine` that runs here. Raises `BackendError`, with what is there and how to get what is not."""
+    reasons = []
+    for build in (build for build in builds if (build.engine, build.target) == (engine, target)):
+        why = obstacle(build, library, architecture)
+        if build.graph_sha256 != graph_sha256:
+            why = "built from another graph"
+        if why is None:
+            return build
+        reasons.append(f"; {build.file}: {why}")
+    raise BackendError(
+        f"no engine {engine} for {target} {library} on {architecture}{''.join(reasons)}; "
+        f"mar build ARTIFACT --target {target}"
+    )
 
 
 def _flag(value: Any) -> Any:

@@ -15,11 +15,8 @@ from runtime.artifact import Artifact
 from runtime.backends import available_threads
 from runtime.builds import TARGETS, Build, obstacle
 from runtime.errors import BackendError, MarError
-from runtime.gpu import Gpu, present_gpu
+from runtime.gpu.present import Gpu, present_gpu
 from runtime.options import PATH
-
-# The oldest architecture with products of a precision (NVIDIA's support matrix of TensorRT).
-_SINCE = {"fp32": 50, "fp16": 53, "int8": 61, "bf16": 80, "fp8": 89}
 
 
 @click.command()
@@ -63,11 +60,9 @@ def _gpu() -> Gpu | None:
     except BackendError as error:
         _line("gpu", str(error))
         return None
-    number = int(gpu.architecture.removeprefix("sm_"))
-    able = [name for name, since in _SINCE.items() if number >= since]
     memory = f"{gpu.memory_bytes / 2**30:.1f} GiB" + (", shared with the processor" if gpu.shared_memory else "")
     _line("gpu", f"{gpu.name}, {gpu.architecture}, {memory}; its driver serves CUDA up to {gpu.cuda}")
-    _line("precisions", f"{', '.join(able)} on this GPU")
+    _line("precisions", f"{', '.join(gpu.precisions)} on this GPU")
     return gpu
 
 

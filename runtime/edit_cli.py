@@ -49,13 +49,16 @@ def edit(
     dilate: bool,
     paste: bool,
     backend: str,
-    device: str,
+    device: str | None,
+    cuda_graphs: bool,
     threads: int | None,
     **settings: Any,
 ) -> None:
     """Draw a part of a picture anew: what is white in the mask, as --class, fitting what is not."""
     check_writable(out)
-    with Generator.load(artifact, backend=backend, device=device, threads=threads) as generator:
+    with Generator.load(
+        artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
+    ) as generator:
         config = generator.manifest.model
         if generator.manifest.tokenizer == "none":
             raise RequestError(f"{artifact} has no tokenizer, so it cannot read or make pictures")

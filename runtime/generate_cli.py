@@ -60,7 +60,8 @@ def generate(
     noise_file: pathlib.Path | None,
     decode_batch: int,
     backend: str,
-    device: str,
+    device: str | None,
+    cuda_graphs: bool,
     threads: int | None,
     **settings: Any,
 ) -> None:
@@ -72,7 +73,9 @@ def generate(
     for path in (out, save_latents):
         if path is not None:
             check_writable(path)
-    with Generator.load(artifact, backend=backend, device=device, threads=threads) as generator:
+    with Generator.load(
+        artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
+    ) as generator:
         manifest = generator.manifest
         if out is not None and manifest.tokenizer == "none":
             raise RequestError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -12,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact import Artifact, Manifest
-from runtime.backends import open_backend
+from runtime.backends import PlanLoop, Progress, open_backend
 from runtime.checks import check_whole
 from runtime.editing import Known, check_hole, check_known, known_first, known_tokens, pasted
 from runtime.errors import BackendError, RequestError
 from runtime.images import from_uint8, to_uint8, unpatchify
-from runtime.loop import Engines, Progress, run_plan
+from runtime.loop import Engines, run_plan
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, Sampling, build_plan
 from runtime.presets import requested_sampling
@@ -48,10 +50,16 @@ class Generator:
     """Draws pictures with the engines of one artifact. Not for use by two threads at once."""
 
     def __init__(
-        self, manifest: Manifest, engines: Engines, description: str, close: Callable[[], None] = lambda: None
+        self,
+        manifest: Manifest,
+        engines: Engines,
+        description: str,
+        close: Callable[[], None] = lambda: None,
+        loop: PlanLoop | None = None,
     ) -> None:
-        """`description` names what runs the engines; `close` frees them."""
+        """`description` names what runs the engines; `close` frees them; `loop` executes plans, here if None."""
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
+        self._loop = loop or functools.partial(run_plan, engines, manifest.model)
 
     @classmethod
     def load(
@@ -59,24 +67,30 @@ class Generator:
         artifact: str | pathlib.Path,
         *,
         backend: str = "onnxruntime",
-        device: str = "cpu",
+        device: str | None = None,
         threads: int | None = None,
+        cuda_graphs: bool = True,
     ) -> Generator:
         """Check every file of `artifact` against its manifest and load its engines.
 
-        `threads` are processor threads, all there are by default. Raises `ArtifactError`,
-        `IntegrityError`, `BackendError` or `RequestError`.
+        `device` is the backend's usual one by default; `threads` are processor threads, all there are by
+        default; `cuda_graphs` is whether a GPU replays whole iterations, which gives the same pictures
+        sooner. Raises `ArtifactError`, `IntegrityError`, `BackendError` or `RequestError`.
         """
         opened = Artifact(artifact)
         opened.verify()
-        runner, precision = open_backend(backend, device, threads), opened.manifest.precision
-        if precision not in runner.precisions:
-            raise BackendError(
-                f"{artifact} is in {precision}, but {backend} on {device} has {' and '.join(runner.precisions)}; "
-                "export it in one of these, or use another backend"
-            )
-        engines = {name: runner.load(opened.engine_file(name), spec) for name, spec in opened.manifest.specs.items()}
-        return cls(opened.manifest, Engines(**engines), runner.description, runner.close)
+        runner, manifest = open_backend(backend, device, threads, cuda_graphs), opened.manifest
+        with contextlib.ExitStack() as unless_loaded:
+            unless_loaded.callback(runner.close)
+            if manifest.precision not in runner.precisions:
+                raise BackendError(
+                    f"{artifact} is in {manifest.precision}, but {runner.description} has "
+                    f"{' and '.join(runner.precisions)}; export it in one of these, or use another backend"
+                )
+            engines = {name: runner.load(opened, name) for name in manifest.specs}
+            loop = runner.loop(manifest.model)
+            unless_loaded.pop_all()
+        return cls(manifest, Engines(**engines), runner.description, runner.close, loop)
 
     def sampling(self, **settings: Any) -> Sampling:
         """The settings that `generate` would draw with: the artifact's own, changed by `settings`."""
@@ -144,9 +158,13 @@ class Generator:
             ordered = known_first(ordered, hole)
             given = known_tokens(self._latents(before), ordered, hole.known, config.patch_size)
         drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
-        tokens = run_plan(self.engines, config, plan, classes, ordered, drawn, given, progress)
-        if not np.isfinite(tokens).all():
+        found = self._loop(plan, classes, ordered.T, drawn.swapaxes(1, 2), given.swapaxes(0, 1), progress).swapaxes(
+            0, 1
+        )  # [B, L, D]
+        if not np.isfinite(found).all():
             raise BackendError("the engines produced values that are not finite; check the export's parity report")
+        tokens = np.empty_like(found)
+        np.put_along_axis(tokens, ordered[..., None], found, axis=1)  # in generation order -> by position
         latents = unpatchify(tokens, config.grid, config.patch_size)
         images = self._images(latents, decode_batch)
         if images is not None and hole is not None and before is not None and before.pictures is not None and paste:

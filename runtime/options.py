@@ -23,7 +23,13 @@ threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="P
 
 _BACKEND = (
     click.option("--backend", default="onnxruntime", show_default=True, help="What runs the engines."),
-    click.option("--device", default="cpu", show_default=True, help="Where it runs them."),
+    click.option("--device", help="Where it runs them. Default: cpu for onnxruntime, cuda for the others."),
+    click.option(
+        "--cuda-graphs/--no-cuda-graphs",
+        default=True,
+        show_default=True,
+        help="Whether a GPU replays whole iterations.",
+    ),
 )
 
 preset_option = click.option(
@@ -60,7 +66,7 @@ def sampling_options(command: _Command) -> _Command:
 
 
 def backend_options(command: _Command) -> _Command:
-    """`backend` and `device`, as `Generator.load` takes them."""
+    """`backend`, `device` and `cuda_graphs`, as `Generator.load` takes them."""
     return _all(_BACKEND, command)
 
 

@@ -44,7 +44,7 @@ def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> d
     config, engines = generator.manifest.model, generator.engines
     sequences = batch * (2 if iteration.guided else 1)
     images, rows, steps = batch * iteration.count, sequences * iteration.count, min(_TIMED_STEPS, iteration.table.steps)
-    places = np.tile(np.arange(config.tokens), (sequences, 1))
+    places = np.tile(np.arange(config.tokens)[:, None], batch)
     stop = iteration.known + iteration.count
     x = np.zeros((images, config.token_channels), np.float32)
     z = np.zeros((rows, config.decoder_embed_dim), np.float32)
@@ -53,10 +53,10 @@ def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> d
     seconds = {
         BACKBONE: _seconds(
             lambda: engines.backbone(
-                tokens=np.zeros((sequences, iteration.known, config.token_channels), np.float32),
-                visible=places[:, : iteration.known],
-                predict=places[:, iteration.known : stop],
-                rest=places[:, stop:],
+                tokens=np.zeros((iteration.known, batch, config.token_channels), np.float32),
+                visible=places[: iteration.known],
+                predict=places[iteration.known : stop],
+                rest=places[stop:],
                 labels=np.zeros(sequences, np.int64),
             )
         ),

@@ -1,14 +1,20 @@
 """What each engine takes and gives: one description that exporter, manifest, runtime and tests all read.
 
-Axes: B images, twice that under guidance, the conditional half first; V tokens known, K predicted now,
-R the rest; N rows of the head, one a token; GN as many rows for each guidance half (2, or 1 without
-guidance), the conditional half first; T diffusion steps. Other sizes are numbers of the model.
+Axes: B images; V tokens known, K predicted now, R the rest; N rows of the head, one a token, K B of them;
+GB and GN as many labels and rows for each guidance half (2, or 1 without guidance), the conditional half
+first, so that GN = GB K; T diffusion steps. Other sizes are numbers of the model.
+
+Tokens and positions are sequence first: in generation order, what is known so far is then the beginning of
+a buffer, and what is predicted now a part of it without gaps.
+
 Whatever precision an engine computes in, its inputs and outputs are float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from runtime.config import ModelConfig
@@ -22,11 +28,17 @@ DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")  # those of a KL t
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, numpy dtype, and shape, where text is a dynamic axis."""
+    """One input or output: its name, numpy dtype, and shape, where text is a dynamic axis or a product of some."""
 
     name: str
     dtype: str
     shape: tuple[Axis, ...]
+
+    def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape where every dynamic axis has its size in `axes`."""
+        return tuple(
+            math.prod(axes[name] for name in axis.split("*")) if isinstance(axis, str) else axis for axis in self.shape
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +69,13 @@ def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
         EngineSpec(
             BACKBONE,
             inputs=(
-                TensorSpec("tokens", float_, ("B", "V", channels)),
-                TensorSpec("visible", int_, ("B", "V")),
-                TensorSpec("predict", int_, ("B", "K")),
-                TensorSpec("rest", int_, ("B", "R")),
-                TensorSpec("labels", int_, ("B",)),
+                TensorSpec("tokens", float_, ("V", "B", channels)),
+                TensorSpec("visible", int_, ("V", "B")),
+                TensorSpec("predict", int_, ("K", "B")),
+                TensorSpec("rest", int_, ("R", "B")),
+                TensorSpec("labels", int_, ("GB",)),
             ),
-            outputs=(TensorSpec("z", float_, ("B", "K", z_channels)),),
+            outputs=(TensorSpec("z", float_, ("K*GB", z_channels)),),
         ),
         EngineSpec(
             CONDITIONING,

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import importlib
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact import Artifact
+from runtime.config import ModelConfig
 from runtime.errors import RequestError
-from runtime.spec import EngineSpec
+from runtime.plan import Plan
 
 Array = NDArray[Any]
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
 
 # An engine takes its spec's inputs by name and returns its outputs in the spec's order.
 Engine = Callable[..., tuple[Array, ...]]
+
+Progress = Callable[[int, int], None]  # (iterations done, iterations in all)
+
+# Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens known before the first
+# iteration [V, B, D], all in generation order. Returns all tokens, [L, B, D].
+PlanLoop = Callable[[Plan, Int, Int, Float, Float, "Progress | None"], Float]
 
 
 class Backend(Protocol):
@@ -29,14 +39,25 @@ class Backend(Protocol):
     description: str
     precisions: Sequence[str]
 
-    def load(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
-        """The engine in the verified file at `path`. Raises `BackendError`."""
+    def load(self, artifact: Artifact, name: str) -> Engine:
+        """The engine called `name` of a verified artifact. Raises `BackendError`."""
+
+    def loop(self, config: ModelConfig) -> PlanLoop | None:
+        """What executes plans with the engines loaded here, where the device can do better than the host."""
 
     def close(self) -> None:
         """Free every engine loaded here; they must not be called afterwards."""
 
 
-_BACKENDS = {"onnxruntime": "runtime.backends.onnxruntime:OnnxRuntime"}
+# Where each runs, the usual device first: module and class, made with the name, threads and CUDA graphs or not.
+_BACKENDS = {
+    "onnxruntime": {
+        "cpu": "runtime.backends.onnxruntime:OnnxRuntime",
+        "cuda": "runtime.backends.onnxruntime_cuda:OnnxRuntimeCuda",
+    },
+    "tensorrt": {"cuda": "runtime.backends.tensorrt:TensorRT"},
+    "tensorrt-rtx": {"cuda": "runtime.backends.tensorrt:TensorRT"},
+}
 
 
 def available_threads() -> int:
@@ -44,12 +65,22 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_backend(name: str, device: str, threads: int | None) -> Backend:
-    """The backend called `name` on `device`, with `threads` processor threads (all there are, if None)."""
+def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs: bool = True) -> Backend:
+    """The backend called `name` on `device`, its usual one if None.
+
+    `threads` are processor threads, all there are if None; `cuda_graphs` whether a GPU replays whole
+    iterations, which gives the same pictures sooner.
+    """
     if name not in _BACKENDS:
         raise RequestError(f"unknown backend {name!r}; this version has {', '.join(_BACKENDS)}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise RequestError(f"threads must be a whole number in 1..1024, found {threads!r}")
-    module, attribute = _BACKENDS[name].split(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)(device, threads or available_threads())
+    devices = _BACKENDS[name]
+    if device is None:
+        device = next(iter(devices))
+    if device not in devices:
+        raise RequestError(f"backend {name} runs on {', '.join(devices)} in this version, not on {device!r}")
+    module, attribute = devices[device].split(":")
+    made = getattr(importlib.import_module(module), attribute)
+    backend: Backend = made(name, threads or available_threads(), cuda_graphs)
     return backend

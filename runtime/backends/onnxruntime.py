@@ -1,57 +1,49 @@
-"""ONNX Runtime: the backend that works everywhere, on a CPU."""
+"""ONNX Runtime on a CPU: the backend that works everywhere."""
 
 from __future__ import annotations
 
 import pathlib
 from typing import Any
 
-from runtime.backends import Array, Engine
-from runtime.errors import BackendError, RequestError
+from runtime.artifact import Artifact
+from runtime.backends import Array, Engine, PlanLoop
+from runtime.config import ModelConfig
+from runtime.errors import BackendError
 from runtime.spec import EngineSpec, TensorSpec
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider"}
-_PRECISIONS = {"cpu": ("fp32", "fp16")}  # fp16 by way of float32, which saves files but no time
 _DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _ERRORS_ONLY = 3
 
 
 class OnnxRuntime:
-    def __init__(self, device: str, threads: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise BackendError(
-                f"backend onnxruntime is not installed ({error}); pip install 'mar-runtime[cpu]'"
-            ) from None
-        if device not in _PROVIDERS:
-            raise RequestError(
-                f"backend onnxruntime runs on {', '.join(_PROVIDERS)} in this version, not on {device!r}"
-            )
-        self.description = f"onnxruntime {onnxruntime.__version__}, {device}, {threads} threads"
-        self.precisions = _PRECISIONS[device]
-        self._library, self._provider, self._threads = onnxruntime, _PROVIDERS[device], threads
+    precisions = ("fp32", "fp16")  # fp16 by way of float32, which saves files but no time
+
+    def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
+        """With `map_weights` they are read from their file at every call: slower, in half the memory."""
+        self._library = import_onnxruntime(name, "cpu")
+        self.description = f"onnxruntime {self._library.__version__}, cpu, {threads} threads"
+        self._threads, self._map_weights = threads, map_weights
         self._engines: list[_Session] = []
 
-    def load(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
-        options = self._library.SessionOptions()
+    def load(self, artifact: Artifact, name: str) -> Engine:
+        return self.load_graph(artifact.engine_file(name), artifact.manifest.specs[name])
+
+    def load_graph(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
+        """The graph at `path`, of an artifact or not. Raises `BackendError`."""
+        options = session_options(self._library)
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-        options.log_severity_level = _ERRORS_ONLY
         # One plan of memory a shape would be kept, and most passes of the backbone have a shape of their own.
         options.enable_mem_pattern = False
         # Engines run in turn, each with threads of its own: those that wait must not spin on the same cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            session = self._library.InferenceSession(str(path), options, providers=[self._provider])
-        except Exception as error:  # its exception classes share no narrower base
-            raise BackendError(f"{path}: onnxruntime cannot load it ({_first_line(error)}); export again") from error
-        # A provider that did not load is only a warning to ONNX Runtime, which then runs on the CPU.
-        if session.get_providers()[0] != self._provider:
-            raise BackendError(f"onnxruntime loaded {session.get_providers()[0]} instead of {self._provider}")
-        for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
-            _check_tensors(path, found, expected)
-        engine = _Session(session, spec)
+        if self._map_weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        engine = _Session(open_session(self._library, path, spec, options, "CPUExecutionProvider", {}), spec)
         self._engines.append(engine)
         return engine
+
+    def loop(self, config: ModelConfig) -> PlanLoop | None:
+        return None
 
     def close(self) -> None:
         for engine in self._engines:
@@ -72,10 +64,48 @@ class _Session:
         try:
             return tuple(self._session.run(self._outputs, inputs))
         except Exception as error:
-            raise BackendError(f"engine {self._spec.name} failed in onnxruntime: {_first_line(error)}") from error
+            raise BackendError(f"engine {self._spec.name} failed in onnxruntime: {first_line(error)}") from error
 
     def close(self) -> None:
         self._session = None
+
+
+def import_onnxruntime(name: str, extra: str) -> Any:
+    """The library, or a `BackendError` that says how to install it."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(f"backend {name} is not installed ({error}); pip install 'mar-runtime[{extra}]'") from None
+    return onnxruntime
+
+
+def session_options(library: Any) -> Any:
+    options = library.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    return options
+
+
+def open_session(
+    library: Any, path: pathlib.Path, spec: EngineSpec, options: Any, provider: str, settings: dict[str, str]
+) -> Any:
+    """A session that really runs on `provider`, whose graph has the inputs and outputs of `spec`."""
+    # ONNX Runtime only warns of a provider that is missing or does not load, and runs on the CPU instead.
+    if provider not in library.get_available_providers():
+        found = ", ".join(library.get_available_providers())
+        raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {found}")
+    try:
+        session = library.InferenceSession(str(path), options, providers=[(provider, settings)])
+    except Exception as error:  # its exception classes share no narrower base
+        raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); export again") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(f"onnxruntime loaded {session.get_providers()[0]} instead of {provider}")
+    for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
+        _check_tensors(path, found, expected)
+    return session
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _check_tensors(path: pathlib.Path, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
@@ -88,7 +118,3 @@ def _check_tensors(path: pathlib.Path, found: list[Any], expected: tuple[TensorS
     ]
     if described != wanted:
         raise BackendError(f"{path}: the graph has {described} where its spec has {wanted}; export again")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mar_export import build_cli
-from mar_export.build import build_engines, graph_sha256, wanted_plans
+from mar_export.build import build_engines, wanted_plans
 from mar_export.profiles import Range, axis_ranges, profile
 from mar_export.tensorrt_builder import BuilderFlags, Progress, TensorRTBuilder
 from runtime import loop
@@ -214,7 +214,7 @@ def test_every_graph_of_a_golden_model_builds_and_is_listed_with_file_hash_and_p
         assert (build.target, build.architectures, build.precision) == ("tensorrt-rtx", RTX_GPUS, "fp32")
         assert build.library == sys.modules["tensorrt_rtx"].__version__
         assert build.flags == {}
-        assert build.graph_sha256 == graph_sha256(manifest, build.engine)
+        assert build.graph_sha256 == manifest.graph_sha256(build.engine)
         assert build.profile == profile(manifest.specs[build.engine], ranges, BATCH)
         content = path / build.file
         assert manifest.files[build.file] == FileEntry(content.stat().st_size, sha256(content))
@@ -446,17 +446,17 @@ def test_a_graph_that_was_altered_is_refused_before_the_parser_sees_it(
 def test_the_weights_beside_a_graph_belong_to_its_hash_and_nothing_else_does(tmp_path: pathlib.Path) -> None:
     manifest = manifest_of(hollow(tmp_path / "artifact"))
     weights = dataclasses.replace(manifest, files={**manifest.files, "backbone.onnx.data": FileEntry(1, "1" * 64)})
-    first = graph_sha256(weights, BACKBONE)
-    assert first != graph_sha256(manifest, BACKBONE)
-    assert graph_sha256(weights, DENOISE) == graph_sha256(manifest, DENOISE)
+    first = weights.graph_sha256(BACKBONE)
+    assert first != manifest.graph_sha256(BACKBONE)
+    assert weights.graph_sha256(DENOISE) == manifest.graph_sha256(DENOISE)
     for name in ("backbone.onnx", "backbone.onnx.data"):
         changed = dataclasses.replace(weights, files={**weights.files, name: FileEntry(1, "2" * 64)})
-        assert graph_sha256(changed, BACKBONE) != first
+        assert changed.graph_sha256(BACKBONE) != first
     for name in ("denoise.onnx", "backbone.onnx.data.old"):
         changed = dataclasses.replace(weights, files={**weights.files, name: FileEntry(1, "2" * 64)})
-        assert graph_sha256(changed, BACKBONE) == first
+        assert changed.graph_sha256(BACKBONE) == first
     backwards = dataclasses.replace(weights, files=dict(reversed(list(weights.files.items()))))
-    assert graph_sha256(backwards, BACKBONE) == first
+    assert backwards.graph_sha256(BACKBONE) == first
 
 
 # A failure in the middle.
@@ -648,9 +648,9 @@ def test_the_command_builds_for_the_plan_that_is_asked_for(
     ended = mar(f"build {path} --target tensorrt-rtx {plan} --batch 2:3:4")
     assert (ended.code, ended.err) == (0, "")
     backbone, rows = builder.asked[BACKBONE], builder.asked[DENOISE]
-    assert backbone["tokens"] == ((4, 0, 4), (6, 7, 4), (8, 15, 4))
-    assert backbone["predict"] == ((4, 1), (6, 1), (8, 1))
-    assert backbone["rest"] == ((4, 0), (6, 7), (8, 15))
+    assert backbone["tokens"] == ((0, 2, 4), (7, 3, 4), (15, 4, 4))
+    assert backbone["predict"] == ((1, 2), (1, 3), (1, 4))
+    assert backbone["rest"] == ((0, 2), (7, 3), (15, 4))
     assert backbone["labels"] == ((4,), (6,), (8,))
     assert rows["x"] == ((2, 4), (3, 4), (4, 4))
     assert [shape[0] for shape in rows["modulation"]] == [4, 6, 8]
@@ -691,11 +691,9 @@ class RecordingEngine:
             axis: size
             for tensor in self.spec.inputs
             for axis, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
+            if isinstance(axis, str)
         }
-        return tuple(
-            np.zeros([axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape], tensor.dtype)
-            for tensor in self.spec.outputs
-        )
+        return tuple(np.zeros(tensor.sized(axes), tensor.dtype) for tensor in self.spec.outputs)
 
 
 def shapes_of(plans: Sequence[Plan], pictures: int) -> dict[str, list[dict[str, tuple[int, ...]]]]:
@@ -708,9 +706,9 @@ def shapes_of(plans: Sequence[Plan], pictures: int) -> dict[str, list[dict[str, 
             config,
             plan,
             labels=np.zeros(pictures, np.int64),
-            order=np.tile(np.arange(config.tokens), (pictures, 1)),
-            noise=np.zeros((plan.diffusion_steps + 1, pictures, config.tokens, config.token_channels), np.float32),
-            known=np.zeros((pictures, 0, config.token_channels), np.float32),
+            order=np.tile(np.arange(config.tokens)[:, None], pictures),
+            noise=np.zeros((plan.diffusion_steps + 1, config.tokens, pictures, config.token_channels), np.float32),
+            known=np.zeros((0, pictures, config.token_channels), np.float32),
             progress=None,
         )
     return {name: engine.calls for name, engine in engines.items()}

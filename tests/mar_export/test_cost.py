@@ -94,9 +94,9 @@ def counted(module: nn.Module, *inputs: Tensor) -> tuple[int, int]:
 
 
 def backbone_inputs(config: ModelConfig, sequences: int, known: int, count: int) -> tuple[Tensor, ...]:
-    places = torch.arange(config.tokens).expand(sequences, -1)
-    visible, predict, rest = places.split([known, count, config.tokens - known - count], dim=1)
-    tokens = torch.zeros(sequences, known, config.token_channels)
+    places = torch.arange(config.tokens)[:, None].expand(-1, sequences)
+    visible, predict, rest = places.split([known, count, config.tokens - known - count])
+    tokens = torch.zeros(known, sequences, config.token_channels)
     return tokens, visible, predict, rest, torch.zeros(sequences, dtype=torch.int64)
 
 

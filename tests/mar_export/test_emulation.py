@@ -17,7 +17,7 @@ from mar_export.emulation import save_emulation
 from mar_export.examples import example_inputs, parity_sizes
 from mar_export.graphs import graph_modules
 from mar_export.precision import DTYPES, lowered
-from runtime.backends import open_backend
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.spec import ENGINES, engine_specs
 from tests.conftest import relative_l2
 from training.checkpoint import Checkpoint
@@ -113,8 +113,8 @@ def test_an_engine_emulated_computes_what_pytorch_computes_in_its_precision(
     before = original.read_bytes()
     save_emulation(original, tmp_path / f"{engine}.onnx", DTYPES[precision])
     assert original.read_bytes() == before
-    runner = open_backend("onnxruntime", "cpu", 1)
-    emulated, shares = runner.load(tmp_path / f"{engine}.onnx", spec), []
+    runner = OnnxRuntime("onnxruntime", 1)
+    emulated, shares = runner.load_graph(tmp_path / f"{engine}.onnx", spec), []
     for seed, sizes in enumerate(parity_sizes(spec, config)):
         inputs = example_inputs(spec, config, sizes, seed)
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mar_export.plain import plain_specs, sample_plain
 from mar_export.plain_graphs import PlainBackbone, export_plain
 from runtime.artifact import Artifact
-from runtime.backends import Engine, open_backend
+from runtime.backends import Engine
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.generator import Generator
 from runtime.images import unpatchify
@@ -65,8 +66,10 @@ def plain(model: MAR, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def loaded(model: MAR, plain: pathlib.Path) -> Iterator[tuple[Engine, Engine]]:
-    runner = open_backend("onnxruntime", "cpu", 1)
-    backbone, head = (runner.load(plain / f"{name}.onnx", spec) for name, spec in plain_specs(model.config).items())
+    runner = OnnxRuntime("onnxruntime", 1)
+    backbone, head = (
+        runner.load_graph(plain / f"{name}.onnx", spec) for name, spec in plain_specs(model.config).items()
+    )
     yield backbone, head
     runner.close()
 

@@ -19,8 +19,9 @@ import pytest
 
 from mar_export import tensorrt_builder
 from mar_export.tensorrt_builder import HARDWARE, BuilderFlags, TensorRTBuilder
+from runtime.backends import tensorrt_library
 from runtime.errors import BackendError, MarError, RequestError
-from runtime.gpu import Gpu
+from runtime.gpu.present import Gpu
 from tests.mar_export import fake_tensorrt as fake
 from tests.mar_export.fake_tensorrt import Script, fake_tensorrt
 
@@ -514,6 +515,7 @@ def test_the_real_parser_fails_as_the_fake_does(real: Any, tmp_path: pathlib.Pat
 HOLDERS = {
     "library": "",
     "_library": "",
+    "module": "",
     "_builder": "Builder",
     "network": "INetworkDefinition",
     "config": "IBuilderConfig",
@@ -528,9 +530,10 @@ HOLDERS = {
 
 
 def used_names() -> set[str]:
-    """The dotted names that mar_export/tensorrt_builder.py reads of and writes to the library."""
+    """The dotted names that the builder, and what it shares with the runtime, read of and write to the library."""
     used = set()
-    for node in ast.walk(ast.parse(inspect.getsource(tensorrt_builder))):
+    sources = map(inspect.getsource, (tensorrt_builder, tensorrt_library))
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
         names, holder = list[str](), node
         while isinstance(holder, ast.Attribute):
             names.insert(0, holder.attr)
@@ -569,7 +572,7 @@ def test_every_name_in_capitals_that_the_builder_looks_up_is_one_of_the_real_lib
 
 def test_the_holders_of_library_objects_are_variables_of_the_builder() -> None:
     """So that a renamed variable is not left out of the comparison unseen."""
-    source = ast.parse(inspect.getsource(tensorrt_builder))
+    source = ast.parse(inspect.getsource(tensorrt_builder) + inspect.getsource(tensorrt_library))
     named = {node.id for node in ast.walk(source) if isinstance(node, ast.Name)}
     named |= {node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute)}
     assert HOLDERS.keys() <= named

@@ -22,7 +22,7 @@ from runtime.builds import Build, obstacle
 from runtime.cli import main
 from runtime.errors import BackendError
 from runtime.files import sha256, write_json
-from runtime.gpu import Gpu
+from runtime.gpu.present import Gpu
 
 ORIN = Gpu("Orin", "sm_87", 8 * 2**30, "12.6", shared_memory=True)
 HOPPER = Gpu("NVIDIA H100 80GB HBM3", "sm_90", 80 * 2**30, "13.0", shared_memory=False)

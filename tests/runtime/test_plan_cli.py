@@ -207,10 +207,7 @@ class FakeEngine:
         first = not any(shapes(call) == shapes(inputs) for call in self.calls)
         self.calls.append(inputs)
         self.clock.now += 50.0 if first else self.seconds(**inputs)  # allocating takes long
-        return tuple(
-            np.zeros([axes[axis] if isinstance(axis, str) else axis for axis in tensor.shape], tensor.dtype)
-            for tensor in self.spec.outputs
-        )
+        return tuple(np.zeros(tensor.sized(axes), tensor.dtype) for tensor in self.spec.outputs)
 
 
 def shapes(inputs: dict[str, NDArray[Any]]) -> Call:
@@ -235,7 +232,7 @@ def by_rows(manifest: Manifest, clock: Clock) -> tuple[Generator, dict[str, Fake
     return fakes(
         manifest,
         clock,
-        backbone=lambda tokens, predict, **rest: 0.25 * len(tokens) * (tokens.shape[1] + 1),
+        backbone=lambda tokens, labels, **rest: 0.25 * len(labels) * (len(tokens) + 1),
         conditioning=lambda z, timesteps: 0.5 * len(z) * len(timesteps),
         denoise=lambda modulation, **rest: 2.0 * len(modulation),
     )
@@ -250,10 +247,11 @@ def test_engines_are_timed_on_inputs_of_the_plans_own_sizes(manifest: Manifest, 
     assert len(seen) == 4
     for iteration, call in zip(plan.iterations, seen, strict=True):
         sequences = 6 if iteration.guided else 3
-        assert call["tokens"].shape == (sequences, iteration.known, 8)
-        assert call["predict"].shape == (sequences, iteration.count)
-        places = np.concatenate([call["visible"], call["predict"], call["rest"]], axis=1)
-        assert (np.sort(places, axis=1) == np.arange(16)).all()
+        assert call["tokens"].shape == (iteration.known, 3, 8)
+        assert call["predict"].shape == (iteration.count, 3)
+        places = np.concatenate([call["visible"], call["predict"], call["rest"]])
+        assert (np.sort(places, axis=0) == np.arange(16)[:, None]).all()
+        assert call["labels"].shape == (sequences,)
         assert ((call["labels"] >= 0) & (call["labels"] <= 6)).all()
     for iteration, call in zip(plan.iterations, engines[CONDITIONING].calls[1::2], strict=True):
         assert call["z"].shape == ((6 if iteration.guided else 3) * iteration.count, 48)
@@ -303,12 +301,12 @@ def test_what_is_not_timed_lies_between_by_its_operations(manifest: Manifest, cl
     generator, engines = fakes(
         manifest,
         clock,
-        backbone=lambda tokens, **rest: 1e-6 * costs[known.index(tokens.shape[1])][BACKBONE][1].operations,
+        backbone=lambda tokens, **rest: 1e-6 * costs[known.index(len(tokens))][BACKBONE][1].operations,
         conditioning=lambda z, timesteps: 0.5 * len(timesteps),
         denoise=lambda modulation, **rest: 1e-6 * len(modulation),
     )
     predicted = predict.predicted_seconds(generator, plan, batch=2)
-    timed = [known.index(call["tokens"].shape[1]) for call in engines[BACKBONE].calls[1::2]]
+    timed = [known.index(len(call["tokens"])) for call in engines[BACKBONE].calls[1::2]]
     assert timed == [0, 3, 7, 10]
     for number, (seconds, iteration) in enumerate(zip(predicted, plan.iterations, strict=True)):
         assert seconds[BACKBONE] == pytest.approx(1e-6 * costs[number][BACKBONE][1].operations)
@@ -323,7 +321,7 @@ def test_the_time_an_operation_takes_changes_evenly_between_what_is_timed(manife
     rates = {0: 1.0, 2: 5.0, 4: 7.0, 6: 3.0}  # seconds an operation of the iterations that are timed
 
     def backbone(tokens: NDArray[np.float32], **rest: NDArray[Any]) -> float:
-        number = known.index(tokens.shape[1])
+        number = known.index(len(tokens))
         return rates[number] * costs[number]
 
     generator, _ = fakes(

@@ -1,0 +1,47 @@
+"""What all backends on a GPU have in common: one stream, engines on it, and the loop there."""
+
+from __future__ import annotations
+
+import contextlib
+
+from runtime.backends import Engine, PlanLoop
+from runtime.config import ModelConfig
+from runtime.gpu.cuda import Cuda
+from runtime.gpu.engine import GpuEngine, HostEngine
+from runtime.gpu.loop import GpuLoop
+from runtime.gpu.present import present_gpu
+from runtime.spec import ENGINES
+
+
+class GpuBackend:
+    """A `runtime.backends.Backend` but for `load`, which is to pass every engine through `_called_here`."""
+
+    def __init__(self, library: str, captures: bool) -> None:
+        """`library` is its name and version; `captures` whether the loop makes CUDA graphs of its calls."""
+        self._gpu = present_gpu()
+        self.precisions = self._gpu.precisions
+        self._cuda, self._captures = Cuda(), captures
+        self._owner = contextlib.ExitStack()  # of what engines share
+        self.description = f"{library}, {self._gpu.name}"
+        self._engines: dict[str, HostEngine] = {}
+        self._loops: list[GpuLoop] = []
+
+    def loop(self, config: ModelConfig) -> PlanLoop | None:
+        engines = {name: self._engines[name].on_gpu for name in ENGINES}
+        loop = GpuLoop(self._cuda, engines, config, self._captures)
+        self._loops.append(loop)
+        return loop
+
+    def close(self) -> None:
+        for loop in self._loops:
+            loop.close()
+        for engine in self._engines.values():
+            engine.close()
+        self._loops.clear()
+        self._engines.clear()
+        self._owner.close()
+        self._cuda.close()
+
+    def _called_here(self, engine: GpuEngine) -> Engine:
+        self._engines[engine.spec.name] = called = HostEngine(self._cuda, engine)
+        return called

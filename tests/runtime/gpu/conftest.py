@@ -1,0 +1,77 @@
+"""Machines with a simulated GPU, and artifacts with engines built for it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mar_export.build import build_engines, wanted_plans
+from mar_export.tensorrt_builder import BuilderFlags
+from runtime.artifact import Artifact
+from runtime.builds import Shapes
+from tests.runtime.gpu.simulated_cuda import SimulatedCuda
+from tests.runtime.gpu.simulated_tensorrt import Simulation, simulated_tensorrt
+
+VERSION = "10.13.3"
+BATCH = (1, 2, 4)
+
+
+class PlanWriter:
+    """A builder whose plans name the graph that `simulated_tensorrt` is to run."""
+
+    def __init__(self, target: str = "tensorrt", version: str = VERSION, architecture: str = "sm_89") -> None:
+        self.target, self.version, self.architectures = target, version, (architecture,)
+
+    def build(self, graph: pathlib.Path, profile: Mapping[str, Shapes], *rest: Any) -> bytes:
+        return json.dumps({"engine": graph.stem, "graph": str(graph), "profile": profile}).encode()
+
+
+def build(path: pathlib.Path, flags: BuilderFlags | None = None, **builder: str) -> None:
+    """Build every engine of the artifact for its own plan, those of the presets, and one of a single iteration."""
+    artifact = Artifact(path)
+    plans = [*wanted_plans(artifact, {}), *wanted_plans(artifact, {"iterations": 1, "diffusion_steps": 2})]
+    written: Any = PlanWriter(**builder)
+    build_engines(artifact, written, plans, BATCH, flags or BuilderFlags(), None, True, lambda text: None, None)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
+    """This machine has a GPU of its own memory."""
+    simulated = SimulatedCuda()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": simulated}[name])
+    return simulated
+
+
+@pytest.fixture
+def tensorrt(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Simulation:
+    """And TensorRT is installed."""
+    simulation = Simulation(cuda)
+    monkeypatch.setitem(sys.modules, "tensorrt", simulated_tensorrt(simulation, VERSION))
+    return simulation
+
+
+@pytest.fixture(scope="session")
+def built_artifacts(
+    golden_artifacts: dict[str, pathlib.Path],
+    pixel_artifact: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, pathlib.Path]:
+    """The golden models and that of pictures, with engines built. Read only."""
+    folder = tmp_path_factory.mktemp("built")
+    for name, path in {**golden_artifacts, "pixel": pixel_artifact}.items():
+        shutil.copytree(path, folder / name)
+        build(folder / name)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def built(built_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the smallest, to change; its plans name the graphs that they were built from."""
+    return pathlib.Path(shutil.copytree(built_artifacts["small"], tmp_path / "artifact"))
