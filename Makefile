@@ -5,7 +5,7 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test test-slow lint numbers clean
+.PHONY: demo test test-slow gpu-check lint numbers clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ test: lint
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow
+
+# On a machine with an NVIDIA GPU, with whatever is installed there: what is right, and how fast.
+gpu-check:
+	$(or $(wildcard $(VENV)/bin/python),python3) -m tests.gpu_check --out out/gpu
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

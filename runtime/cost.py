@@ -12,7 +12,7 @@ from runtime.config import ModelConfig
 from runtime.plan import Iteration, Plan
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
 
-_BYTES = 4  # of a float32
+_FLOAT = 4  # bytes
 _FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep
 
 
@@ -36,22 +36,24 @@ class Cost:
         return max(self.operations / machine.operations, self.bytes / machine.bytes)
 
 
-def iteration_costs(config: ModelConfig, iteration: Iteration, batch: int) -> dict[str, tuple[int, Cost]]:
+def iteration_costs(
+    config: ModelConfig, iteration: Iteration, batch: int, weight_bytes: int = _FLOAT
+) -> dict[str, tuple[int, Cost]]:
     """For each engine how often an iteration calls it for `batch` images, and what a call costs."""
     sequences = batch * (2 if iteration.guided else 1)
     rows, steps = sequences * iteration.count, iteration.table.steps
     return {
-        BACKBONE: (1, backbone_cost(config, sequences, iteration.known, iteration.count)),
-        CONDITIONING: (1, conditioning_cost(config, rows, steps)),
-        DENOISE: (steps, denoise_cost(config, batch * iteration.count, rows)),
+        BACKBONE: (1, backbone_cost(config, sequences, iteration.known, iteration.count, weight_bytes)),
+        CONDITIONING: (1, conditioning_cost(config, rows, steps, weight_bytes)),
+        DENOISE: (steps, denoise_cost(config, batch * iteration.count, rows, weight_bytes)),
     }
 
 
-def plan_costs(config: ModelConfig, plan: Plan, batch: int = 1) -> dict[str, Cost]:
-    """The work of each engine over a whole plan."""
+def plan_costs(config: ModelConfig, plan: Plan, batch: int = 1, weight_bytes: int = _FLOAT) -> dict[str, Cost]:
+    """The work of each engine over a whole plan, where a weight takes `weight_bytes`."""
     totals = {name: Cost(0.0, 0.0) for name in ENGINES}
     for iteration in plan.iterations:
-        for name, (calls, cost) in iteration_costs(config, iteration, batch).items():
+        for name, (calls, cost) in iteration_costs(config, iteration, batch, weight_bytes).items():
             total = totals[name]
             totals[name] = Cost(total.operations + calls * cost.operations, total.bytes + calls * cost.bytes)
     return totals
@@ -66,7 +68,7 @@ def roofline_seconds(config: ModelConfig, plan: Plan, machine: Machine, batch: i
     return totals
 
 
-def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int) -> Cost:
+def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, weight_bytes: int = _FLOAT) -> Cost:
     """One pass over `sequences` images of V known tokens, of which K are answered."""
     encoder, decoder = config.encoder_embed_dim, config.decoder_embed_dim
     seen, every = config.buffer_size + known, config.buffer_size + config.tokens
@@ -83,10 +85,10 @@ def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int) -
         + encoder * decoder
         + config.token_channels * encoder
     )
-    return Cost(operations, _BYTES * weights)
+    return Cost(operations, weight_bytes * weights)
 
 
-def conditioning_cost(config: ModelConfig, rows: int, steps: int) -> Cost:
+def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: int = _FLOAT) -> Cost:
     """The modulation of `rows` rows at `steps` timesteps: computed, and written."""
     width, modulation = config.diffloss_w, config.modulation_channels
     operations = 2 * (
@@ -95,14 +97,15 @@ def conditioning_cost(config: ModelConfig, rows: int, steps: int) -> Cost:
         + steps * (_FREQUENCIES + width) * width
     )
     weights = width * modulation + config.decoder_embed_dim * width + (_FREQUENCIES + width) * width
-    return Cost(operations, _BYTES * (weights + steps * rows * modulation))
+    return Cost(operations, weight_bytes * weights + _FLOAT * steps * rows * modulation)
 
 
-def denoise_cost(config: ModelConfig, tokens: int, rows: int) -> Cost:
+def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int = _FLOAT) -> Cost:
     """One diffusion step of N tokens, whose state both guidance halves share, in GN rows."""
     width, channels = config.diffloss_w, config.token_channels
     shared, own = width * channels, width * (2 * config.diffloss_d * width + 2 * channels)
-    return Cost(2 * (tokens * shared + rows * own), _BYTES * (shared + own + rows * config.modulation_channels))
+    read = weight_bytes * (shared + own) + _FLOAT * rows * config.modulation_channels
+    return Cost(2 * (tokens * shared + rows * own), read)
 
 
 def _block_operations(width: int, mlp_ratio: float, sequence: int, queries: int) -> float:

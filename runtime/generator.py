@@ -57,9 +57,9 @@ class Generator:
         close: Callable[[], None] = lambda: None,
         loop: PlanLoop | None = None,
     ) -> None:
-        """`description` names what runs the engines; `close` frees them; `loop` executes plans, here if None."""
+        """`description` names what runs the engines; `close` frees them; `loop` executes plans, on the host if None."""
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
-        self._loop = loop or functools.partial(run_plan, engines, manifest.model)
+        self.loop = loop or functools.partial(run_plan, engines, manifest.model)
 
     @classmethod
     def load(
@@ -158,7 +158,7 @@ class Generator:
             ordered = known_first(ordered, hole)
             given = known_tokens(self._latents(before), ordered, hole.known, config.patch_size)
         drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
-        found = self._loop(plan, classes, ordered.T, drawn.swapaxes(1, 2), given.swapaxes(0, 1), progress).swapaxes(
+        found = self.loop(plan, classes, ordered.T, drawn.swapaxes(1, 2), given.swapaxes(0, 1), progress).swapaxes(
             0, 1
         )  # [B, L, D]
         if not np.isfinite(found).all():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -12,61 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.golden_cases import GOLDEN, GoldenCase, golden_cases
+
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
 
 # The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
-
-GOLDEN = pathlib.Path(__file__).parent / "golden"
-GOLDEN_TOLERANCE = 1e-4  # relative L2; float32 round-off is 3e-7 to 3e-6, see DESIGN.md
-
-
-@dataclasses.dataclass(frozen=True)
-class GoldenCase:
-    """What the published code computed: its settings, its inputs, and `latents` from a float64 run."""
-
-    model: str
-    file: str
-    settings: dict[str, Any]  # keyword arguments of Generator.generate
-    labels: NDArray[np.int64]
-    order: NDArray[np.int64]
-    noise: NDArray[np.float32]
-    tokens_per_step: list[int]
-    latents: NDArray[np.float64]
-
-    def __str__(self) -> str:
-        return f"{self.model}-{self.file}"
-
-
-def golden_cases() -> list[GoldenCase]:
-    cases = []
-    for model in ("small", "patch2"):
-        meta = json.loads((GOLDEN / model / "meta.json").read_text())
-        for case in meta["cases"]:
-            with np.load(GOLDEN / model / case["file"]) as arrays:
-                settings = {
-                    "iterations": case["num_iter"],
-                    "cfg_scale": case["cfg"],
-                    "cfg_schedule": case["cfg_schedule"],
-                    "temperature": case["temperature"],
-                    "diffusion_steps": case["steps"],
-                }
-                if isinstance(case["steps"], int):  # the published code starts every such chain at the noisiest step
-                    settings["start_timestep"] = 999
-                cases.append(
-                    GoldenCase(
-                        model,
-                        case["file"],
-                        settings,
-                        arrays["labels"].astype(np.int64),
-                        arrays["generation_order"].astype(np.int64),
-                        arrays["noise"],
-                        arrays["tokens_per_step"].tolist(),
-                        arrays["latents_float64"],
-                    )
-                )
-    return cases
 
 
 @pytest.fixture(params=golden_cases(), ids=str)

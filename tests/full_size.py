@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from tests.conftest import GOLDEN
+from tests.golden_cases import GOLDEN
 from training.model import MAR
 from training.presets import preset
 

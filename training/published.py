@@ -74,7 +74,7 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Ten
     for block in model.encoder_blocks:
         x = block(x)
     x = model.decoder_embed(model.encoder_norm(x))
-    padded = model.mask_token.repeat(batch, visible.shape[1], 1)
+    padded = model.mask_token.to(x.dtype).repeat(batch, visible.shape[1], 1)  # lower than its own under autocast
     padded[visible] = x.reshape(-1, x.shape[-1])
     x = padded + model.decoder_pos_embed_learned
     for block in model.decoder_blocks:

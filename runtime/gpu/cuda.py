@@ -180,6 +180,26 @@ class Cuda:
         owner.callback(self._driver, "cuGraphExecDestroy", executable)
         return functools.partial(self._driver, "cuGraphLaunch", executable, self._stream)
 
+    def event(self, owner: contextlib.ExitStack) -> ctypes.c_void_p:
+        """A moment of the stream: when all that it was given so far is done."""
+        event = ctypes.c_void_p()
+        self._driver("cuEventCreate", ctypes.byref(event), 0)
+        owner.callback(self._driver, "cuEventDestroy_v2", event)
+        self._driver("cuEventRecord", event, self._stream)
+        return event
+
+    def seconds_between(self, before: ctypes.c_void_p, after: ctypes.c_void_p) -> float:
+        """The time from one event to another, both past."""
+        milliseconds = ctypes.c_float()
+        self._driver("cuEventElapsedTime", ctypes.byref(milliseconds), before, after)
+        return milliseconds.value / 1e3
+
+    def memory_used(self) -> int:
+        """Bytes of the GPU's memory that anybody uses."""
+        free, whole = ctypes.c_size_t(), ctypes.c_size_t()
+        self._driver("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(whole))
+        return whole.value - free.value
+
     def synchronize(self) -> None:
         """Wait until everything is done."""
         self._driver("cuStreamSynchronize", self._stream)

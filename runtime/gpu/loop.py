@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 
 from runtime.backends import Float, Int, Progress
 from runtime.config import ModelConfig
+from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import ALIGNMENT, Cuda, aligned
 from runtime.gpu.engine import Execution, GpuEngine
 from runtime.loop import steps_at_once
@@ -52,19 +53,26 @@ class GpuLoop:
 
     def __init__(self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: ModelConfig, graphs: bool) -> None:
         """`graphs` is whether iterations are captured and replayed, or put on the stream call by call."""
-        self._cuda, self._engines, self._config, self._graphs = cuda, engines, config, graphs
+        self.cuda, self._engines, self._config, self._graphs = cuda, engines, config, graphs
         self._kept: OrderedDict[_Form, _Prepared] = OrderedDict()
+        self.clock: StageClock | None = None  # for benchmarks: told of every stage as it is put on the stream
 
     def __call__(
         self, plan: Plan, labels: Int, order: Int, noise: Float, known: Float, progress: Progress | None
     ) -> Float:
-        self._cuda.activate()
+        self.cuda.activate()
         prepared = self._prepared(_form_of(plan, len(labels)))
+        mark = self.clock.mark if self.clock is not None else _unmarked
+        mark("before")
         prepared.upload(plan, labels, order, noise, known)
+        mark("upload")
         for number in range(len(plan.iterations)):
-            prepared.run(number)
+            prepared.predict(number)
+            mark("backbone")
+            prepared.diffuse(number)
+            mark("head")
             if progress is not None:
-                self._cuda.synchronize()
+                self.cuda.synchronize()
                 progress(number + 1, len(plan.iterations))
         return prepared.tokens_now()
 
@@ -78,7 +86,7 @@ class GpuLoop:
             return self._kept[form]
         if len(self._kept) == _FORMS_KEPT:
             self._kept.popitem(last=False)[1].close()
-        self._kept[form] = prepared = _Prepared(self._cuda, self._engines, self._config, form, self._graphs)
+        self._kept[form] = prepared = _Prepared(self.cuda, self._engines, self._config, form, self._graphs)
         return prepared
 
 
@@ -110,12 +118,14 @@ class _Prepared:
         for array in (self._labels, self._order, self._noise, self._tokens, self._schedule):
             self._cuda.upload(array)
 
-    def run(self, number: int) -> None:
-        """Put iteration `number` on the stream."""
+    def predict(self, number: int) -> None:
+        """Put the pass of the backbone of iteration `number` on the stream."""
+        self._iterations[number][0]()
+
+    def diffuse(self, number: int) -> None:
+        """And its diffusion chain, after which its tokens are known."""
         known, chain = self._form.known[number], self._form.chains[number]
-        predict, chained = self._iterations[number]
-        predict()
-        chained()
+        self._iterations[number][1]()
         token = self._token_bytes
         self._cuda.copy(self._tokens.address + known * token, self._states[chain.steps % 2][0], chain.count * token)
 
@@ -266,6 +276,10 @@ class _Prepared:
         work()  # an engine settles what depends on its sizes in its first call, which must not be captured
         self._cuda.synchronize()
         return self._cuda.captured(work, self._owner)
+
+
+def _unmarked(stage: str) -> None:
+    pass
 
 
 def _form_of(plan: Plan, batch: int) -> _Form:

@@ -18,7 +18,7 @@ from mar_export.export import export_artifact
 from mar_export.onnx_graph import export_graph
 from runtime.config import ModelConfig
 from runtime.spec import ENGINES, EngineSpec
-from tests.conftest import GOLDEN
+from tests.golden_cases import GOLDEN
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.vae import AutoencoderKL, VAEConfig
 

@@ -38,7 +38,8 @@ from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import SAMPLERS
-from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training import published
 from training.checkpoint import Checkpoint
 from training.presets import preset

@@ -49,7 +49,7 @@ from runtime.spec import (
     engine_specs,
     tokenizer_specs,
 )
-from tests.conftest import GOLDEN
+from tests.golden_cases import GOLDEN
 
 if not (sys.platform == "linux" and platform.machine() == "x86_64"):
     pytest.importorskip("tensorrt_rtx")

@@ -17,7 +17,8 @@ from runtime.artifact import Artifact, Manifest
 from runtime.generator import Generator
 from runtime.samplers import COEFFICIENTS
 from runtime.spec import engine_specs
-from tests.conftest import GOLDEN, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.model import MAR
 

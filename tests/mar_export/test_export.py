@@ -34,7 +34,8 @@ from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling
 from runtime.samplers import SAMPLERS
 from runtime.spec import ENGINES, EngineSpec, TensorSpec, engine_specs
-from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, golden_cases, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.published import sample
 

@@ -18,8 +18,9 @@ from mar_export.export_cli import export
 from runtime.artifact import Artifact
 from runtime.errors import CheckpointError
 from runtime.generator import Generator
-from tests.conftest import GOLDEN_TOLERANCE, relative_l2
+from tests.conftest import relative_l2
 from tests.full_size import FULL, write_published_mar, write_published_vae
+from tests.golden_cases import GOLDEN_TOLERANCE
 from training.checkpoint import load_checkpoint
 
 # KL-16 alone takes longer than all of MAR-B to compare at 256x256, so CI does it at 96x96 (test_vae.py).

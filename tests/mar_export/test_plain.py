@@ -20,7 +20,8 @@ from runtime.config import ModelConfig
 from runtime.generator import Generator
 from runtime.images import unpatchify
 from runtime.noise import seeded_noise, seeded_order
-from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, golden_cases, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 from training.checkpoint import load_checkpoint
 from training.model import MAR
 

@@ -24,7 +24,8 @@ from runtime.config import ModelConfig
 from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
-from tests.conftest import golden_cases, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import golden_cases
 from training.checkpoint import Checkpoint
 
 Type = onnx.TensorProto.DataType

@@ -27,7 +27,7 @@ from runtime.artifact import Artifact
 from runtime.errors import ParityError
 from runtime.generator import Generator
 from runtime.spec import ENGINES
-from tests.conftest import GOLDEN
+from tests.golden_cases import GOLDEN
 from training.checkpoint import Checkpoint
 
 BLOCK = "model.encoder_blocks.1.mlp"

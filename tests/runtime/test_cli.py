@@ -19,7 +19,8 @@ import pytest
 from runtime.artifact import Artifact
 from runtime.cli import main
 from runtime.generator import Generator
-from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, golden_cases, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, golden_cases
 
 QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
 

@@ -23,7 +23,8 @@ from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling
-from tests.conftest import GOLDEN_TOLERANCE, GoldenCase, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 
 # A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.
 FAST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}

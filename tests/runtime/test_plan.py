@@ -14,7 +14,7 @@ from runtime.errors import RequestError
 from runtime.noise import TOKEN_ORDERS
 from runtime.plan import MASK_SCHEDULES, STEP_SCHEDULES, Plan, Sampling, build_plan, tokens_per_iteration
 from runtime.samplers import coefficient_table
-from tests.conftest import GoldenCase
+from tests.golden_cases import GoldenCase
 
 untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 SETTINGS: dict[str, Any] = {

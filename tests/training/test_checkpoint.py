@@ -18,7 +18,7 @@ from torch import Tensor
 
 from runtime.config import ModelConfig
 from runtime.errors import CheckpointError, ConfigError
-from tests.conftest import GOLDEN
+from tests.golden_cases import GOLDEN
 from training import checkpoint
 from training.checkpoint import load_checkpoint
 from training.model import MAR

@@ -20,7 +20,8 @@ from torch.distributions import Normal, kl_divergence
 from runtime.config import ModelConfig
 from runtime.errors import ConfigError
 from runtime.images import unpatchify
-from tests.conftest import GOLDEN, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN
 from training import published
 from training.head import DiffusionLoss
 from training.model import MAR

@@ -12,8 +12,10 @@ import torch
 from tiny_runs import one_thread
 from torch import Tensor
 
+from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, Sampling, build_plan
-from tests.conftest import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase
 from training import published
 from training.checkpoint import load_checkpoint
 from training.model import MAR
@@ -54,6 +56,18 @@ def test_float64_sampling_gives_the_published_float64_latents(golden_case: Golde
     latents = _sample(golden_case, torch.float64)
     assert latents.dtype == np.float64
     assert relative_l2(latents, golden_case.latents) < _FLOAT64_TOLERANCE
+
+
+def test_under_autocast_the_baseline_draws_the_same_within_bfloat16() -> None:
+    model = _golden_model("small", torch.float32)
+    plan = build_plan(model.config.tokens, Sampling(iterations=4, diffusion_steps=10, cfg_scale=2.0))
+    order, noise = seeded_order(0, [0, 1], model.config), seeded_noise(0, [0, 1], 10, model.config)
+    request = (model, np.array([1, 4]), plan, order, noise)
+    exact = published.sample(*request)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = published.sample(*request)
+    assert rounded.dtype == np.float32
+    assert 1e-4 < relative_l2(rounded, exact) < 0.05
 
 
 def test_the_plan_predicts_as_many_tokens_a_pass_as_the_published_code(golden_case: GoldenCase) -> None:

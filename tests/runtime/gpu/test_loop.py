@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from runtime.generator import Generator
-from tests.conftest import GOLDEN_TOLERANCE, GoldenCase, relative_l2
+from tests.conftest import relative_l2
+from tests.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 from tests.runtime.gpu.simulated_cuda import SimulatedCuda
 from tests.runtime.gpu.simulated_tensorrt import Simulation
 

@@ -1,0 +1,31 @@
+"""What the GPU itself says of how long the parts of a picture took, by events on its stream."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections import defaultdict
+
+from runtime.gpu.cuda import Cuda
+
+
+class StageClock:
+    """Sums the seconds between marks, each named for what lies before it."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._marks: list[tuple[str, ctypes.c_void_p]] = []
+        self._owner = contextlib.ExitStack()
+
+    def mark(self, stage: str) -> None:
+        """Say that what the stream was given since the mark before was `stage`."""
+        self._marks.append((stage, self._cuda.event(self._owner)))
+
+    def seconds(self) -> dict[str, float]:
+        """Each stage's sum, of work that is done; counting begins anew."""
+        sums: dict[str, float] = defaultdict(float)
+        for (_, before), (stage, after) in zip(self._marks[:-1], self._marks[1:], strict=True):
+            sums[stage] += self._cuda.seconds_between(before, after)
+        self._marks.clear()
+        self._owner.close()
+        return dict(sums)
