@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.artifact import Artifact, Manifest
-from runtime.backends import Array, Engine
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
@@ -26,6 +25,7 @@ from runtime.loop import Engines
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import build_plan
 from runtime.presets import requested_sampling
+from runtime.spec import Array, Engine
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint

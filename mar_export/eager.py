@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mar_export.graphs import GRAPHS, Denoise
 from runtime.artifact import Manifest
-from runtime.backends import Array, Engine
 from runtime.generator import Generator
 from runtime.loop import Engines
+from runtime.spec import Array, Engine
 from training.model import MAR
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import pathlib
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir
 import torch
+from onnxscript import optimizer
 from torch import nn
 
 from mar_export.examples import EXPORT_SIZES, example_inputs
@@ -20,6 +23,8 @@ from runtime.spec import EngineSpec
 OPSET = 20
 # Weights inside the graph are held twice while it loads; those beside it are mapped.
 _EXTERNAL_DATA_BYTES = 16 * 2**20
+_ANY = 2**62  # bytes
+_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node lies in
 
 
 def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path: pathlib.Path) -> None:
@@ -44,11 +49,24 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path:
         )
     assert program is not None
     model = program.model
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # the exporter notes where in this machine's files each node came from
+    # What the last block of the decoder takes of its weights is made of them here, not at every call.
+    optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_ANY, output_size_limit=_ANY)
+    optimizer.remove_unused_nodes(model)
+    _name_nodes(model.graph, spec.name)
     weights = [value.const_value for value in model.graph.initializers.values()]
     large = sum(weight.nbytes for weight in weights if weight is not None) > _EXTERNAL_DATA_BYTES
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+
+
+def _name_nodes(graph: onnx_ir.Graph, engine: str) -> None:
+    """Name every node for its module and operator: it is what people read of a graph when it fails, or is too slow."""
+    taken: Counter[str] = Counter()
+    for node in graph.all_nodes():
+        modules = [scope for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if scope]
+        name = f"{modules[-1] if modules else engine}.{node.op_type}"
+        node.name = f"{name}_{taken[name]}" if taken[name] else name
+        taken[name] += 1
+        node.metadata_props.clear()  # the rest is where in this machine's files it came from
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mar_export.examples import example_inputs, parity_sizes
-from runtime.backends import Engine
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
 from runtime.generator import Generator
@@ -21,7 +20,7 @@ from runtime.images import patchify
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, Sampling, build_plan
 from runtime.presets import requested_sampling
-from runtime.spec import EngineSpec
+from runtime.spec import Engine, EngineSpec
 from training.model import MAR
 from training.published import sample
 

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact import Artifact, Manifest
-from runtime.backends import PlanLoop, Progress, open_backend
+from runtime.backends import open_backend
 from runtime.checks import check_whole
 from runtime.editing import Known, check_hole, check_known, known_first, known_tokens, pasted
 from runtime.errors import BackendError, RequestError
 from runtime.images import from_uint8, to_uint8, unpatchify
 from runtime.loop import Engines, run_plan
 from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Plan, Sampling, build_plan
+from runtime.plan import Plan, PlanLoop, Progress, Sampling, build_plan
 from runtime.presets import requested_sampling
 from runtime.request import (
     MAX_BATCH,

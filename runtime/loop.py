@@ -11,10 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from runtime.backends import Engine, Float, Int, Progress
 from runtime.config import ModelConfig
-from runtime.plan import Plan
+from runtime.plan import Float, Int, Plan, Progress
 from runtime.samplers import CoefficientTable
+from runtime.spec import Engine
 
 # The modulation of all diffusion steps at once can be large; it is computed in runs of steps this big.
 _MODULATION_BYTES = 16 * 2**20
@@ -41,7 +41,7 @@ def run_plan(
     known: Float,
     progress: Progress | None,
 ) -> Float:
-    """Execute `plan` on the host, call by call: `runtime.backends.PlanLoop` says with what."""
+    """Execute `plan` on the host, call by call: `runtime.plan.PlanLoop` says with what."""
     length, batch = order.shape
     tokens = np.zeros((length, batch, config.token_channels), np.float32)
     tokens[: len(known)] = known

@@ -11,11 +11,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from runtime.checks import check_choice, check_number, check_scale, check_whole, short
 from runtime.diffusion import step_count
 from runtime.errors import RequestError
 from runtime.noise import TOKEN_ORDERS
 from runtime.samplers import CoefficientTable, coefficient_table
+
+Float = NDArray[np.float32]
+Int = NDArray[np.int64]
+Progress = Callable[[int, int], None]  # (iterations done, iterations in all)
 
 CFG_SCHEDULES = ("linear", "constant")
 DEFAULT_ITERATIONS = 64
@@ -116,6 +123,11 @@ class Plan:
     @property
     def head_evaluations(self) -> int:
         return sum(iteration.table.steps for iteration in self.iterations)
+
+
+# Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens known before the first
+# iteration [V, B, D], all in generation order. Returns all tokens, [L, B, D].
+PlanLoop = Callable[[Plan, Int, Int, Float, Float, "Progress | None"], Float]
 
 
 def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:

@@ -14,13 +14,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from numpy.typing import NDArray
 
 from runtime.config import ModelConfig
 from runtime.samplers import COEFFICIENTS
 
 Axis = str | int
+Array = NDArray[Any]
+
+# An engine takes its spec's inputs by name and returns its outputs in the spec's order.
+Engine = Callable[..., tuple[Array, ...]]
 
 BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")  # those of the loop
 DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")  # those of a KL tokenizer, the second on request

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import Protocol
 
 from runtime.artifact import Artifact
 from runtime.config import ModelConfig
 from runtime.errors import RequestError
-from runtime.plan import Plan
-
-Array = NDArray[Any]
-Float = NDArray[np.float32]
-Int = NDArray[np.int64]
-
-# An engine takes its spec's inputs by name and returns its outputs in the spec's order.
-Engine = Callable[..., tuple[Array, ...]]
-
-Progress = Callable[[int, int], None]  # (iterations done, iterations in all)
-
-# Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens known before the first
-# iteration [V, B, D], all in generation order. Returns all tokens, [L, B, D].
-PlanLoop = Callable[[Plan, Int, Int, Float, Float, "Progress | None"], Float]
+from runtime.plan import PlanLoop
+from runtime.spec import Engine
 
 
 class Backend(Protocol):

@@ -6,10 +6,10 @@ import pathlib
 from typing import Any
 
 from runtime.artifact import Artifact
-from runtime.backends import Array, Engine, PlanLoop
 from runtime.config import ModelConfig
 from runtime.errors import BackendError
-from runtime.spec import EngineSpec, TensorSpec
+from runtime.plan import PlanLoop
+from runtime.spec import Array, Engine, EngineSpec, TensorSpec
 
 _DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _ERRORS_ONLY = 3

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from runtime.artifact import Artifact
-from runtime.backends import Engine
 from runtime.backends.onnxruntime import first_line, import_onnxruntime, open_session, session_options
 from runtime.errors import BackendError
 from runtime.gpu.backend import GpuBackend
 from runtime.gpu.cuda import Cuda
-from runtime.spec import ENGINES, EngineSpec
+from runtime.spec import ENGINES, Engine, EngineSpec
 
 _NO_GRAPH = "-1"  # the annotation of a call that is not to be captured
 

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.artifact import Artifact
-from runtime.backends import Engine
 from runtime.backends.tensorrt_library import TensorRTLibrary
 from runtime.builds import Build, usable_build
 from runtime.errors import BackendError
 from runtime.gpu.backend import GpuBackend
 from runtime.gpu.cuda import Cuda
-from runtime.spec import EngineSpec
+from runtime.spec import Engine, EngineSpec
 
 
 class TensorRT(GpuBackend):

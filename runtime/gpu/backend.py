@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from runtime.backends import Engine, PlanLoop
 from runtime.config import ModelConfig
 from runtime.gpu.cuda import Cuda
 from runtime.gpu.engine import GpuEngine, HostEngine
 from runtime.gpu.loop import GpuLoop
 from runtime.gpu.present import present_gpu
-from runtime.spec import ENGINES
+from runtime.plan import PlanLoop
+from runtime.spec import ENGINES, Engine
 
 
 class GpuBackend:

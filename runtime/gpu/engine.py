@@ -10,9 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.backends import Array
 from runtime.gpu.cuda import Cuda, Exchange
-from runtime.spec import EngineSpec, TensorSpec
+from runtime.spec import Array, EngineSpec, TensorSpec
 
 _SIZES_KEPT = 8
 
@@ -44,7 +43,7 @@ class _Call:
 
 
 class HostEngine:
-    """A `GpuEngine` called with arrays here, like any `runtime.backends.Engine`: for what is not in the loop."""
+    """A `GpuEngine` called with arrays here, like any `runtime.spec.Engine`: for what is not in the loop."""
 
     def __init__(self, cuda: Cuda, engine: GpuEngine) -> None:
         self.on_gpu = engine

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from runtime.backends import Float, Int, Progress
 from runtime.config import ModelConfig
 from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import ALIGNMENT, Cuda, aligned
 from runtime.gpu.engine import Execution, GpuEngine
 from runtime.loop import steps_at_once
-from runtime.plan import Iteration, Plan
+from runtime.plan import Float, Int, Iteration, Plan, Progress
 from runtime.samplers import COEFFICIENTS
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE
 
@@ -49,7 +48,7 @@ class _Form:
 
 
 class GpuLoop:
-    """Executes plans with engines on the GPU; a `runtime.backends.PlanLoop`. Not for two threads at once."""
+    """Executes plans with engines on the GPU; a `runtime.plan.PlanLoop`. Not for two threads at once."""
 
     def __init__(self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: ModelConfig, graphs: bool) -> None:
         """`graphs` is whether iterations are captured and replayed, or put on the stream call by call."""

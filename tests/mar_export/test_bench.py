@@ -30,7 +30,6 @@ from mar_export.bench_chart import save_chart
 from mar_export.contestants import CONTESTANTS, Contestant, Entry
 from runtime import cli
 from runtime.artifact import Artifact
-from runtime.backends import Array, Engine
 from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.errors import BackendError, ConfigError, MarError
 from runtime.generator import Generator, Result
@@ -38,6 +37,7 @@ from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import SAMPLERS
+from runtime.spec import Array, Engine
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training import published

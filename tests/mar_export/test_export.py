@@ -29,9 +29,9 @@ from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError, RequestError
 from runtime.files import sha256
 from runtime.generator import Generator
-from runtime.loop import Engines, Float, run_plan
+from runtime.loop import Engines, run_plan
 from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Sampling
+from runtime.plan import Float, Sampling
 from runtime.samplers import SAMPLERS
 from runtime.spec import ENGINES, EngineSpec, TensorSpec, engine_specs
 from tests.conftest import relative_l2

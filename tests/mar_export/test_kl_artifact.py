@@ -21,12 +21,11 @@ from PIL import Image
 from mar_export.export import export_artifact
 from mar_export.parity import ENGINE_TOLERANCES
 from runtime.artifact import MANIFEST, Artifact
-from runtime.backends import Engine
 from runtime.cli import main
 from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.images import from_uint8, to_uint8
-from runtime.spec import DECODER, ENCODER, ENGINES
+from runtime.spec import DECODER, ENCODER, ENGINES, Engine
 from tests.conftest import relative_l2
 from training.checkpoint import Checkpoint, save_run
 from training.vae import AutoencoderKL

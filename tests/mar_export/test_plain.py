@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from mar_export.plain import plain_specs, sample_plain
 from mar_export.plain_graphs import PlainBackbone, export_plain
 from runtime.artifact import Artifact
-from runtime.backends import Engine
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.generator import Generator
 from runtime.images import unpatchify
 from runtime.noise import seeded_noise, seeded_order
+from runtime.spec import Engine
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 from training.checkpoint import load_checkpoint
