@@ -21,7 +21,7 @@ class OnnxRuntime:
     def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
         """With `map_weights` they are read from their file at every call: slower, in half the memory."""
         self._library = import_onnxruntime(name, "cpu")
-        self.description = f"onnxruntime {self._library.__version__}, cpu, {threads} threads"
+        self.description = f"onnxruntime {self._library.__version__}, cpu, {threads} thread{'s' * (threads > 1)}"
         self._threads, self._map_weights = threads, map_weights
         self._engines: list[_Session] = []
 

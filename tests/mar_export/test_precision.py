@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -308,7 +309,7 @@ def test_an_artifact_in_bf16_is_refused_on_a_cpu_in_one_line(lowered_artifacts: 
     with pytest.raises(BackendError) as refusal:
         Generator.load(lowered_artifacts["bf16"], threads=1)
     assert str(refusal.value) == (
-        f"{lowered_artifacts['bf16']} is in bf16, but onnxruntime on cpu has fp32 and fp16; "
+        f"{lowered_artifacts['bf16']} is in bf16, but onnxruntime {onnxruntime.__version__}, cpu, 1 thread has fp32 and fp16; "
         "export it in one of these, or use another backend"
     )
 

@@ -151,7 +151,7 @@ def test_a_setting_that_does_not_exist_is_refused_by_name(generator: Generator) 
 def test_the_description_names_backend_device_and_threads(generator: Generator) -> None:
     assert generator.description.startswith("onnxruntime ")
     assert "cpu" in generator.description
-    assert "1 threads" in generator.description
+    assert "1 thread" in generator.description
 
 
 # Requests for one picture that must not be drawn: what is asked, and what the refusal must tell.

@@ -147,7 +147,7 @@ def test_with_time_there_is_a_column_of_milliseconds_and_a_sum(
     assert output.splitlines()[-1] == (
         f"predicted time 0.37 s (backbone 0.30, conditioning 0.06, denoise 0.01) on {asked['description']}"
     )
-    assert asked["description"].endswith("1 threads")
+    assert asked["description"].endswith("1 thread")
 
 
 def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
