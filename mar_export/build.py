@@ -11,7 +11,9 @@ from mar_export.profiles import Range, axis_ranges, profile
 from mar_export.tensorrt_builder import BuilderFlags, Progress, TensorRTBuilder
 from runtime.artifact import MANIFEST, Artifact, FileEntry
 from runtime.builds import Build
+from runtime.errors import RequestError
 from runtime.files import replacing, sha256, write_json
+from runtime.gpu.present import precisions_of
 from runtime.plan import Plan, build_plan
 from runtime.presets import PRESETS, requested_sampling
 
@@ -42,6 +44,12 @@ def build_engines(
     `BackendError`, after which the artifact is as it was before the engine that failed.
     """
     artifact.verify()
+    for architecture in builder.architectures:
+        if artifact.manifest.precision not in precisions_of(architecture):
+            raise RequestError(
+                f"{artifact.path} is in {artifact.manifest.precision}, but {architecture} has products in "
+                f"{', '.join(precisions_of(architecture))} only"
+            )
     ranges = axis_ranges(plans, batch)
     for name, spec in artifact.manifest.specs.items():
         manifest = artifact.manifest

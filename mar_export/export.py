@@ -48,7 +48,7 @@ def export_artifact(
     """Write `checkpoint` as an artifact at `out`, replacing one that is there.
 
     `sampling` are the settings that the artifact is drawn with where a request names none; the
-    published ones by default. `precision`, one of `runtime.artifact.PRECISIONS`, is that of weights and
+    published ones by default. `precision`, one of `runtime.artifact.FLOAT_PRECISIONS`, is that of weights and
     matrix products; `encoder` adds the engine that reads pictures, for editing.
 
     Every engine and a whole generation are compared with eager PyTorch in float32. Raises `ParityError`

@@ -8,7 +8,7 @@ import pathlib
 import click
 
 from mar_export.export import export_artifact
-from runtime.artifact import PRECISIONS
+from runtime.artifact import FLOAT_PRECISIONS
 from runtime.options import PATH, preset_option, sampling_options
 from runtime.plan import Sampling
 from runtime.presets import requested_sampling
@@ -23,7 +23,11 @@ from training.resize import resized
 @checkpoint_options
 @click.option("--encoder", is_flag=True, help="Add the engine that reads pictures, for mar edit.")
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
+    "--precision",
+    type=click.Choice(FLOAT_PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Of the weights.",
 )
 @click.option("--image-size", type=int, help="Pixels along a side, other than the checkpoint's.")
 @preset_option

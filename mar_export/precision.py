@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training.model import ScaledDotProduct
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by runtime.artifact.PRECISIONS
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by FLOAT_PRECISIONS
 
 _FLOAT32 = ("time_embed", "input_proj", "final_layer.linear", "z_proj", "conv_in", "conv_out")
 

@@ -24,7 +24,9 @@ from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, to
 FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TOKENIZERS = ("pixel", "kl", "none")
-PRECISIONS = ("fp32", "fp16", "bf16")
+FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")  # as a checkpoint can be exported
+QUANTIZED_PRECISIONS = ("int8", "fp8")  # as an artifact can be calibrated
+PRECISIONS = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ _COMMANDS = {
     "train": ("training.train_cli:train", "Train a model, or go on with a run."),
     "import": ("training.import_cli:import_", "Turn a published checkpoint into a run of ours."),
     "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),
+    "calibrate": ("calibration.calibrate_cli:calibrate", "Quantize an artifact's engines."),
     "build": ("mar_export.build_cli:build", "Turn an artifact's graphs into engines for a GPU."),
     "generate": ("runtime.generate_cli:generate", "Draw pictures with an artifact."),
     "edit": ("runtime.edit_cli:edit", "Draw a part of a picture anew."),
@@ -28,7 +29,7 @@ _COMMANDS = {
     "doctor": ("runtime.doctor_cli:doctor", "Tell what this machine can run."),
     "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),
 }
-_EXTRAS = {"training": "train", "mar_export": "export", "runtime": "cpu"}
+_EXTRAS = {"training": "train", "mar_export": "export", "calibration": "calibrate", "runtime": "cpu"}
 
 
 @dataclasses.dataclass

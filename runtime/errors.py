@@ -45,3 +45,7 @@ class BackendError(MarError):
 
 class ParityError(MarError):
     """An exported engine that does not compute what the eager model computes."""
+
+
+class CalibrationError(MarError):
+    """Statistics of another model or plan, or a quantization that misses its target."""

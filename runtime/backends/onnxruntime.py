@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.artifact import Artifact
@@ -16,7 +17,8 @@ _ERRORS_ONLY = 3
 
 
 class OnnxRuntime:
-    precisions = ("fp32", "fp16")  # fp16 by way of float32, which saves files but no time
+    # fp16 and fp8 by way of float32, which saves files but no time
+    precisions = ("fp32", "fp16", "int8", "fp8")
 
     def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
         """With `map_weights` they are read from their file at every call: slower, in half the memory."""
@@ -26,9 +28,10 @@ class OnnxRuntime:
         self._engines: list[_Session] = []
 
     def load(self, artifact: Artifact, name: str) -> Engine:
-        return self.load_graph(artifact.engine_file(name), artifact.manifest.specs[name])
+        manifest = artifact.manifest
+        return self.load_graph(artifact.engine_file(name), manifest.specs[name], manifest.precision)
 
-    def load_graph(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
+    def load_graph(self, path: pathlib.Path, spec: EngineSpec, precision: str = "fp32") -> Engine:
         """The graph at `path`, of an artifact or not. Raises `BackendError`."""
         options = session_options(self._library)
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
@@ -38,7 +41,12 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self._map_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        engine = _Session(open_session(self._library, path, spec, options, "CPUExecutionProvider", {}), spec)
+        if precision == "fp8":
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # it takes fp8 for int8, and fails
+        # A product of int8 with its bias added is one operator only as long as the two are not joined before.
+        left_out = ["MatMulAddFusion"] if precision == "int8" else []
+        session = open_session(self._library, path, spec, options, "CPUExecutionProvider", {}, left_out)
+        engine = _Session(session, spec)
         self._engines.append(engine)
         return engine
 
@@ -86,15 +94,26 @@ def session_options(library: Any) -> Any:
 
 
 def open_session(
-    library: Any, path: pathlib.Path, spec: EngineSpec, options: Any, provider: str, settings: dict[str, str]
+    library: Any,
+    path: pathlib.Path,
+    spec: EngineSpec,
+    options: Any,
+    provider: str,
+    settings: dict[str, str],
+    left_out: Sequence[str] = (),
 ) -> Any:
-    """A session that really runs on `provider`, whose graph has the inputs and outputs of `spec`."""
+    """A session that really runs on `provider`, whose graph has the inputs and outputs of `spec`.
+
+    `left_out` are optimizations of ONNX Runtime, by its names for them.
+    """
     # ONNX Runtime only warns of a provider that is missing or does not load, and runs on the CPU instead.
     if provider not in library.get_available_providers():
         found = ", ".join(library.get_available_providers())
         raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {found}")
     try:
-        session = library.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = library.InferenceSession(
+            str(path), options, providers=[(provider, settings)], disabled_optimizers=left_out
+        )
     except Exception as error:  # its exception classes share no narrower base
         raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); export again") from error
     if session.get_providers()[0] != provider:

@@ -30,7 +30,12 @@ class Gpu:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Those that it has products for."""
-        return tuple(name for name, since in _SINCE.items() if int(self.architecture.removeprefix("sm_")) >= since)
+        return precisions_of(self.architecture)
+
+
+def precisions_of(architecture: str) -> tuple[str, ...]:
+    """The precisions that GPUs of an architecture such as `sm_87` have products for."""
+    return tuple(name for name, since in _SINCE.items() if int(architecture.removeprefix("sm_")) >= since)
 
 
 def present_gpu(driver: Driver | None = None) -> Gpu:

@@ -26,7 +26,7 @@ from mar_export.build import build_engines, wanted_plans
 from mar_export.profiles import Range, axis_ranges, profile
 from mar_export.tensorrt_builder import BuilderFlags, Progress, TensorRTBuilder
 from runtime import loop
-from runtime.artifact import MANIFEST, PRECISIONS, Artifact, FileEntry, Manifest
+from runtime.artifact import FLOAT_PRECISIONS, MANIFEST, Artifact, FileEntry, Manifest
 from runtime.builds import Build, Shapes
 from runtime.cli import main
 from runtime.config import ModelConfig
@@ -240,7 +240,7 @@ def test_a_graph_in_lower_precision_builds(engine: str, precision: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", FLOAT_PRECISIONS)
 @pytest.mark.parametrize("model", ["small", "patch2", "kl"])
 def test_every_graph_of_every_model_in_every_precision_builds(
     model: str, precision: str, tmp_path: pathlib.Path

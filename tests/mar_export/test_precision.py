@@ -20,7 +20,7 @@ from mar_export.graphs import graph_modules
 from mar_export.onnx_graph import export_graph
 from mar_export.parity import ENGINE_TOLERANCES, GENERATION_TOLERANCES
 from mar_export.precision import DTYPES, Product, lowered, products
-from runtime.artifact import PRECISIONS, Artifact
+from runtime.artifact import FLOAT_PRECISIONS, Artifact
 from runtime.config import ModelConfig
 from runtime.errors import BackendError
 from runtime.generator import Generator
@@ -89,7 +89,7 @@ def answers(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[np
 
 
 def test_every_precision_of_an_artifact_has_a_type_and_tolerances() -> None:
-    assert set(DTYPES) == set(ENGINE_TOLERANCES) == set(GENERATION_TOLERANCES) == set(PRECISIONS)
+    assert set(DTYPES) == set(ENGINE_TOLERANCES) == set(GENERATION_TOLERANCES) == set(FLOAT_PRECISIONS)
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, DECODER, ENCODER])
@@ -309,8 +309,8 @@ def test_an_artifact_in_bf16_is_refused_on_a_cpu_in_one_line(lowered_artifacts: 
     with pytest.raises(BackendError) as refusal:
         Generator.load(lowered_artifacts["bf16"], threads=1)
     assert str(refusal.value) == (
-        f"{lowered_artifacts['bf16']} is in bf16, but onnxruntime {onnxruntime.__version__}, cpu, 1 thread has fp32 and fp16; "
-        "export it in one of these, or use another backend"
+        f"{lowered_artifacts['bf16']} is in bf16, but onnxruntime {onnxruntime.__version__}, cpu, 1 thread "
+        "has fp32 and fp16; export it in one of these, or use another backend"
     )
 
 

@@ -1,0 +1,58 @@
+"""The matrix products of a graph that quantization is about: those of an activation with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """`activation` [..., C] times weights [C, M]; `name` is that of its layer, as the exporter named the node."""
+
+    name: str
+    node: ir.Node
+
+    @property
+    def activation(self) -> ir.Value:
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """What the node itself adds, [M]; a `MatMul` leaves that to others."""
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """[C, M], whichever way the node holds them."""
+        value = self.node.inputs[1]
+        assert value is not None
+        assert value.const_value is not None
+        array: NDArray[np.float32] = value.const_value.numpy()
+        return array.T if self.node.op_type == "Gemm" else array
+
+
+def products(graph: ir.Graph) -> list[Product]:
+    """Every product with weights, in the order of execution."""
+    return [Product(_layer(node), node) for node in graph if _has_weights(node)]
+
+
+def _layer(node: ir.Node) -> str:
+    return (node.name or "").removesuffix(f".{node.op_type}").replace(f".{node.op_type}_", "_")
+
+
+def _has_weights(node: ir.Node) -> bool:
+    if node.op_type not in ("MatMul", "Gemm"):
+        return False
+    weights = node.inputs[1]
+    if weights is None or not weights.is_initializer() or weights.shape is None or len(weights.shape) != 2:
+        return False
+    if node.op_type == "MatMul":
+        return True
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    return all(node.attributes[name].value == value for name, value in plain.items() if name in node.attributes)
