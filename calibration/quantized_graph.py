@@ -69,7 +69,7 @@ def _quantize(graph: ir.Graph, product: Product, precision: str, scale: float) -
     result.type, result.shape, result.name = old.type, old.shape, old.name
     old.name = f"{name}.replaced"
     graph.insert_before(node, made)
-    ir.convenience.replace_all_uses_with(old, result)
+    ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 

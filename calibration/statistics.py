@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,6 +118,6 @@ class Statistics:
                     found.layers[name] = layer
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read ({error.strerror or error}); calibrate again") from None
-        except (ValueError, KeyError, TypeError, EOFError) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CalibrationError(f"{path}: not a statistics file ({error}); calibrate again") from None
         return found

@@ -1,0 +1,214 @@
+"""Quantized graphs and artifacts: what they compute, what is told of them, and what is refused."""
+
+from __future__ import annotations
+
+import pathlib
+import platform
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.kept import is_kept
+from calibration.products import products
+from calibration.quantize import quantize
+from calibration.quantized_graph import quantize_graph
+from calibration.scales import activation_scale, candidates, quantized, weight_scales
+from calibration.statistics import Statistics
+from mar_export.build import build_engines, wanted_plans
+from mar_export.tensorrt_builder import BuilderFlags, TensorRTBuilder
+from runtime.artifact import Artifact
+from runtime.cli import mar
+from runtime.errors import CalibrationError, MarError, RequestError
+from runtime.generator import Generator
+from runtime.spec import DENOISE, ENGINES
+from tests.conftest import relative_l2
+
+REQUEST: dict[str, Any] = {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def low(
+    golden_artifacts: dict[str, pathlib.Path], statistics_file: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, pathlib.Path]:
+    """The golden model in int8 and fp8. Read only."""
+    folder = tmp_path_factory.mktemp("quantized")
+    for precision in ("int8", "fp8"):
+        small = Artifact(golden_artifacts["small"])
+        quantize(small, Statistics.load(statistics_file), folder / precision, precision, ENGINES, 10, 1, lambda _: None)
+    return {precision: folder / precision for precision in ("int8", "fp8")}
+
+
+@given(st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1), st.sampled_from(["int8", "fp8"]))
+def test_rounding_is_off_by_half_a_step_at_most_and_clips_at_the_largest(
+    scale: float, seed: int, precision: str
+) -> None:
+    largest = {"int8": 127, "fp8": 448}[precision] * scale
+    x = (np.random.default_rng(seed).uniform(-2, 2, 200) * largest).astype(np.float32)
+    found = quantized(x, scale, precision)
+    inside = np.abs(x) <= largest
+    step = scale if precision == "int8" else np.maximum(np.abs(x[inside]) / 8, scale * 2**-9)  # 3 bits of mantissa
+    assert (np.abs(found - x)[inside] <= step / 2 * 1.0001).all()
+    assert found[~inside] == pytest.approx(np.sign(x[~inside]) * largest, rel=1e-6)
+
+
+def test_the_scale_is_the_candidate_with_the_least_error_in_the_product(statistics: Statistics) -> None:
+    layer = statistics.layers["denoise/res_blocks.0.mlp.2"]
+    weights = np.random.default_rng(0).standard_normal((layer.channel_max.size, 9)).astype(np.float32)
+    scale = activation_scale(layer, weights, "int8")
+    low_weights = quantized(weights, weight_scales(weights, "int8"), "int8")
+    for cut in candidates(layer).values():
+        error = relative_l2(quantized(layer.sample, cut / 127, "int8") @ low_weights, layer.sample @ weights)
+        assert scale.error <= error * (1 + 1e-6)
+    assert scale.scale == pytest.approx(candidates(layer)[scale.method] / 127)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_quantized_graph_computes_what_rounded_factors_give(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path, precision: str
+) -> None:
+    """A graph of one layer: the head's first product in isolation, fed through the whole engine's own nodes."""
+    random = np.random.default_rng(1)
+    weights, bias = random.standard_normal((6, 4)).astype(np.float32), random.standard_normal(4).astype(np.float32)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["N", 6]))
+    parameters = [ir.Value(name=n, const_value=ir.tensor(a, name=n)) for n, a in (("w", weights.T.copy()), ("b", bias))]
+    for value, array in zip(parameters, (weights.T, bias), strict=True):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(array.shape)
+    gemm = ir.node("Gemm", [x, *parameters], {"transB": 1}, name="layer.Gemm")
+    y = gemm.outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", 4])
+    graph = ir.Graph([x], [y], nodes=[gemm], initializers=parameters, opset_imports={"": 20}, name="one")
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "one.onnx")
+    quantize_graph(tmp_path / "one.onnx", tmp_path / "low.onnx", precision, {"layer": 0.03})
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", str(int(precision == "fp8")))
+    session = onnxruntime.InferenceSession(
+        tmp_path / "low.onnx", options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"]
+    )
+    rows = random.standard_normal((5, 6)).astype(np.float32)
+    low_weights = quantized(weights, weight_scales(weights, precision), precision)
+    expected = quantized(rows, 0.03, precision) @ low_weights + bias
+    assert relative_l2(session.run(["y"], {"x": rows})[0], expected) < 1e-6
+    assert relative_l2(expected, rows @ weights + bias) > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_all_but_the_layers_that_are_kept_are_in_low_precision(low: dict[str, pathlib.Path], precision: str) -> None:
+    wanted = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}[precision]
+    for engine in ENGINES:
+        graph = ir.load(low[precision] / f"{engine}.onnx").graph
+        left = [product.name for product in products(graph)]
+        assert left
+        assert all(is_kept(name) for name in left)
+        quantized_weights = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
+        assert quantized_weights
+        assert {value.dtype for value in quantized_weights} == {wanted}
+        assert all(value.uses() for value in graph.initializers.values())
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_pictures_are_nearly_those_of_float32_and_the_manifest_says_how_nearly(
+    golden_artifacts: dict[str, pathlib.Path], low: dict[str, pathlib.Path], precision: str
+) -> None:
+    with (
+        Generator.load(golden_artifacts["small"], threads=1) as exact,
+        Generator.load(low[precision], threads=1) as found,
+    ):
+        expected = exact.generate([0, 1, 2, 3], **REQUEST).latents
+        distance = relative_l2(found.generate([0, 1, 2, 3], **REQUEST).latents, expected)
+    assert 1e-4 < distance < 0.2
+    manifest = Artifact(low[precision]).manifest
+    assert manifest.precision == precision
+    assert manifest.provenance["calibration_pictures"] == 10
+    told = manifest.parity["generation"]
+    assert told["relative_l2"] == pytest.approx(distance, rel=1.0)
+    assert told["relative_l2"] <= told["tolerance"]
+
+
+def test_an_engine_that_is_not_asked_for_stays_as_it_is(
+    golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
+) -> None:
+    small = Artifact(golden_artifacts["small"])
+    quantize(small, statistics, tmp_path / "out", "int8", [DENOISE], 10, 1, lambda _: None)
+    for engine in ENGINES:
+        same = (tmp_path / "out" / f"{engine}.onnx").read_bytes() == small.engine_file(engine).read_bytes()
+        assert same is (engine != DENOISE)
+
+
+def test_a_target_that_is_missed_leaves_nothing(
+    golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
+) -> None:
+    small = Artifact(golden_artifacts["small"])
+    with pytest.raises(CalibrationError, match=r"the latents keep \d+\.\d dB, where --target-sqnr asks for 90\.0"):
+        quantize(small, statistics, tmp_path / "out", "int8", ENGINES, 90, 1, lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(result: Result) -> MarError:
+    assert isinstance(result.exception, MarError), result.output
+    assert "\n" not in str(result.exception)
+    return result.exception
+
+
+def command(*arguments: object) -> Result:
+    from runtime.cli import _Told
+
+    return CliRunner().invoke(mar, ["calibrate", *map(str, arguments)], obj=_Told(), standalone_mode=False)
+
+
+def test_the_command_makes_an_artifact_and_tells_of_every_layer(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    plan = ["--iterations", 2, "--diffusion-steps", 2, "--samples", 2, "--threads", 1, "--target-sqnr", 5]
+    result = command(golden_artifacts["small"], "--out", tmp_path / "low", *plan)
+    assert result.exception is None, result.output
+    assert "denoise/res_blocks.0.mlp.0: " in result.output
+    assert "all in int8: the latents keep " in result.output
+    assert (tmp_path / "low.statistics.npz").exists()
+    Artifact(tmp_path / "low").verify()
+
+
+def test_what_cannot_be_calibrated_is_refused_in_one_line(
+    golden_artifacts: dict[str, pathlib.Path],
+    low: dict[str, pathlib.Path],
+    statistics_file: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    small, out = golden_artifacts["small"], tmp_path / "out"
+    assert "unknown nothing" in str(refused(command(small, "--out", out, "--engines", "denoise,nothing")))
+    assert "samples must" in str(refused(command(small, "--out", out, "--samples", 0)))
+    plan = ["--iterations", 4, "--diffusion-steps", 5, "--cfg-scale", 2.0, "--samples", 2, "--threads", 1]
+    assert "is in int8; calibrate one in fp32" in str(refused(command(low["int8"], "--out", out, *plan)))
+    other = command(golden_artifacts["patch2"], "--out", out, "--statistics", statistics_file, *plan)
+    assert "another artifact" in str(refused(other))
+    assert not out.exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has a package for x86-64 alone")
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_89", "sm_120"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_the_compiler_takes_every_graph_where_the_gpu_has_such_products(
+    low: dict[str, pathlib.Path], tmp_path: pathlib.Path, precision: str, architecture: str
+) -> None:
+    import shutil
+
+    path = pathlib.Path(shutil.copytree(low[precision], tmp_path / "artifact"))
+    artifact = Artifact(path)
+    builder = TensorRTBuilder("tensorrt-rtx", [architecture])
+    plans = wanted_plans(artifact, {"iterations": 4, "diffusion_steps": 5})
+
+    def build() -> None:
+        build_engines(artifact, builder, plans, (1, 1, 2), BuilderFlags(), None, False, lambda _: None, None)
+
+    if (precision, architecture) == ("fp8", "sm_86"):
+        with pytest.raises(RequestError, match=r"is in fp8, but sm_86 has products in fp32, fp16, int8, bf16 only"):
+            build()
+        assert not (path / "engines").exists()
+    else:
+        build()
+        assert {build.engine for build in Artifact(path).manifest.builds} == set(ENGINES)
