@@ -152,8 +152,11 @@ class ICudaEngine:
         self.session = on_processor(plan["graph"])
         self.name, self.profile, self.alignment = plan["engine"], plan["profile"], plan.get("alignment", 128)
         self._simulation, self._tensors = simulation, [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.device_memory_size_v2 = SCRATCH + len(self.name)
         simulation.cuda.holds(self, "engine")
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return SCRATCH + len(self.name)
 
     @property
     def num_io_tensors(self) -> int:
@@ -186,9 +189,10 @@ class ICudaEngine:
 
 class Runtime:
     simulation: Simulation
+    engine_host_code_allowed = False
 
     def __init__(self, logger: Any) -> None:
-        self.simulation.logger, self.engine_host_code_allowed = logger, False
+        self.simulation.logger = logger
         self.simulation.constructed("Runtime")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
@@ -214,8 +218,8 @@ class OnnxParserRefitter:
         assert isinstance(refitter, Refitter)
         self.simulation.constructed("OnnxParserRefitter")
 
-    def refit_from_file(self, model_file: str) -> bool:
-        return not self.simulation.fails("refit_from_file", model_file)
+    def refit_from_file(self, model: str) -> bool:
+        return not self.simulation.fails("refit_from_file", model)
 
 
 SCRIPTED = (Runtime, Refitter, OnnxParserRefitter)
