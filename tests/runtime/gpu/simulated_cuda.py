@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-INVALID, OUT_OF_MEMORY, INVALID_CONTEXT, CAPTURE_UNSUPPORTED = 1, 2, 201, 900
+INVALID, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, CAPTURE_UNSUPPORTED = 1, 201, 400, 600, 900
+MEMORY = 2**33
 _ALIGNMENT = 256
 _ON_DEVICE = ("device", "mapped")
 _WITHOUT_CONTEXT = ("cuInit", "cuDriver", "cuDevice", "cuCtx")  # how functions begin that need none
@@ -38,6 +39,8 @@ class SimulatedCuda:
         self.queues: dict[int, list[Operation]] = {}
         self.graphs: dict[int, list[Operation]] = {}
         self.capturing: tuple[int, list[Operation]] | None = None
+        self.events: dict[int, int | None] = {}  # what was done when the stream came to it
+        self.done = 0  # operations, each of which takes a millisecond
         self.contexts = 0
         self.current = threading.local()  # its `context`, where a thread has one
         self.failing: dict[str, tuple[int, int]] = {}
@@ -147,7 +150,7 @@ class SimulatedCuda:
         return 0
 
     def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
-        memory._obj.value = 2**33
+        memory._obj.value = MEMORY
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:
@@ -189,6 +192,7 @@ class SimulatedCuda:
     def _finish(self, stream: int) -> None:
         queue, self.queues[stream] = self.queues[stream], []
         for operation in queue:
+            self.done += 1
             operation()
 
     def cuMemAlloc_v2(self, address: Any, size: Any) -> int:
@@ -252,6 +256,42 @@ class SimulatedCuda:
 
         self.on_device(address.value, size.value)
         self.put(stream.value, clear)
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        free._obj.value = MEMORY - sum(len(content) for content, kind in self.memory.values() if kind == "device")
+        total._obj.value = MEMORY
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:
+        assert flags == 0, "an event that keeps no time"
+        event._obj.value = self._handle("event")
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        if self.handles.get(event.value) != "event":
+            return INVALID_HANDLE
+
+        def record() -> None:
+            if event.value in self.events:
+                self.events[event.value] = self.done
+
+        self.events[event.value] = None
+        self.put(stream.value, record)
+        return 0
+
+    def cuEventElapsedTime(self, milliseconds: Any, start: Any, end: Any) -> int:
+        if not {start.value, end.value} <= self.events.keys():
+            return INVALID_HANDLE
+        before, after = self.events[start.value], self.events[end.value]
+        if before is None or after is None:
+            return NOT_READY
+        milliseconds._obj.value = after - before
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        assert self.handles.pop(event.value) == "event"
+        self.events.pop(event.value, None)
         return 0
 
     def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
