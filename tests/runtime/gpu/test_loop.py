@@ -295,6 +295,15 @@ def test_an_engine_called_from_here_keeps_the_sizes_it_was_called_with_last(
     assert contexts[-1] - contexts[-2] == (0 if sizes == 8 else 1)
 
 
+def test_what_an_engine_returned_stays_when_it_is_called_again(gpu: Generator) -> None:
+    z = np.ones((1, gpu.manifest.model.decoder_embed_dim), np.float32)
+    first = gpu.engines.conditioning(z=z, timesteps=np.ones(1, np.float32))[0]
+    kept = first.copy()
+    second = gpu.engines.conditioning(z=z, timesteps=np.full(1, 900, np.float32))[0]
+    assert (first == kept).all()
+    assert not (first == second).all()
+
+
 def test_memory_that_both_share_is_not_copied(
     built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
 ) -> None:
