@@ -64,8 +64,14 @@ class InferenceSession:
     simulation: Simulation
 
     def __init__(
-        self, path_or_bytes: str, sess_options: Any = None, providers: Any = None, provider_options: Any = None
+        self,
+        path_or_bytes: str,
+        sess_options: Any = None,
+        providers: Any = None,
+        provider_options: Any = None,
+        **kwargs: Any,
     ) -> None:
+        assert kwargs.keys() <= {"disabled_optimizers"}
         ((provider, settings),) = providers
         assert provider == CUDA
         if "InferenceSession" in self.simulation.failing:
