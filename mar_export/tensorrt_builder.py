@@ -47,10 +47,7 @@ class TensorRTBuilder:
         """`architectures` are the GPUs to build for, such as `sm_89`; only `tensorrt-rtx` can choose them."""
         self._told = TensorRTLibrary(target)
         self._library, self.target, self.version = self._told.module, target, self._told.version
-        try:
-            self._builder = self._library.Builder(self._told.log)
-        except TypeError as error:  # how a constructor that returns nothing is told, as it does without a GPU
-            raise self._told.failure(f"no builder ({error})") from None
+        self._builder = self._told.new(self._library.Builder)
         self._chosen = self._known(architectures)
         self.architectures = self._chosen or (present_gpu().architecture,)
 

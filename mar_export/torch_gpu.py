@@ -51,13 +51,18 @@ class TorchGpu(GpuBackend):
 class _Module:
     def __init__(self, module: nn.Module, spec: EngineSpec, stream: Any, pool: Any) -> None:
         self.spec = spec
-        self._module, self._stream, self._pool = module, stream, pool
+        self._module: nn.Module | None = module
+        self._stream, self._pool = stream, pool
 
     def prepare(self, axes: Mapping[str, int], owner: contextlib.ExitStack) -> Execution:
         return _Sized(self, axes)
 
+    def close(self) -> None:
+        self._module = None
+
     def run(self, inputs: Mapping[str, Tensor], outputs: list[Tensor]) -> None:
         with torch.inference_mode(), torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
+            assert self._module is not None
             made = self._module(**inputs)
             for place, output in zip(outputs, made if isinstance(made, tuple) else (made,), strict=True):
                 place.copy_(output)

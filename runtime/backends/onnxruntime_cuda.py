@@ -52,7 +52,12 @@ class _Session:
         run.add_run_config_entry("gpu_graph_id", str(next(self._numbers)) if self._graphs else _NO_GRAPH)
         # What follows is on the same stream, so nobody has to wait for it here.
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        return _Bound(self._session, self.spec, run, self._cuda, axes, owner)
+        bound = _Bound(self._session, self.spec, run, self._cuda, axes, owner)
+        owner.callback(bound.close)
+        return bound
+
+    def close(self) -> None:
+        self._session = None
 
 
 class _Bound:
@@ -89,3 +94,9 @@ class _Bound:
         for tensor in self._spec.outputs:
             here, size = self._places[tensor.name]
             self._cuda.copy(addresses[tensor.name], here, size)
+
+    def close(self) -> None:
+        try:
+            self._cuda.synchronize()  # where a failure left work on the stream, it still uses this
+        finally:
+            self._session = self._binding = None

@@ -19,9 +19,9 @@ from runtime.spec import Engine, EngineSpec
 class TensorRT(GpuBackend):
     def __init__(self, name: str, threads: int, cuda_graphs: bool) -> None:
         self._library = TensorRTLibrary(name)
-        self._runtime = self._library.made(self._library.module.Runtime(self._library.log), "no runtime")
+        self._runtime = self._library.new(self._library.module.Runtime)
         super().__init__(f"{name} {self._library.version}", captures=cuda_graphs)
-        self._scratch = _Scratch(self._cuda, self._owner)
+        self._scratch = _Scratch(self._cuda, self._owner.enter_context(contextlib.ExitStack()))
 
     def load(self, artifact: Artifact, name: str) -> Engine:
         self._cuda.activate()
@@ -43,8 +43,8 @@ class TensorRT(GpuBackend):
         self._runtime.engine_host_code_allowed = bool(build.flags.get("version_compatible"))
         plan = library.made(self._runtime.deserialize_cuda_engine(file.read_bytes()), f"cannot load {file}")
         if build.flags.get("strip_weights"):
-            refitter = library.made(library.module.Refitter(plan, library.log), f"no refitter for {file}")
-            parser = library.module.OnnxParserRefitter(refitter, library.log)
+            refitter = library.new(library.module.Refitter, plan)
+            parser = library.new(library.module.OnnxParserRefitter, refitter)
             library.true(parser.refit_from_file(str(graph)), f"cannot read the weights of {file} from {graph}")
             library.true(refitter.refit_cuda_engine(), f"cannot give {file} its weights")
         return plan
@@ -96,6 +96,9 @@ class _Plan:
         owner.callback(execution.close)
         return execution
 
+    def close(self) -> None:
+        self._plan = None
+
     def _check_profile(self, axes: Mapping[str, int]) -> None:
         for tensor in self.spec.inputs:
             shape, (least, _, most) = tensor.sized(axes), self._build.profile[tensor.name]
@@ -123,7 +126,10 @@ class _Context:
         self._library.true(self._context.execute_async_v3(self._cuda.stream), f"engine {self._name} failed")
 
     def close(self) -> None:
-        self._context = None
+        try:
+            self._cuda.synchronize()  # where a failure left work on the stream, it still uses this
+        finally:
+            self._context = None
 
 
 def _check_tensors(library: TensorRTLibrary, plan: Any, spec: EngineSpec) -> None:

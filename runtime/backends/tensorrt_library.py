@@ -29,6 +29,13 @@ class TensorRTLibrary:
             raise BackendError(f"TensorRT {self.version} is known to build wrong engines; install 10.3 or newer")
         self.log = _log(self.module)
 
+    def new(self, kind: Any, *arguments: Any) -> Any:
+        """An object of a class of the library, which takes its log last."""
+        try:
+            return kind(*arguments, self.log)
+        except TypeError as error:  # how a constructor that returns nothing is told, as some do without a GPU
+            raise self.failure(f"no {kind.__name__} ({error})") from None
+
     def made(self, value: Any, what: str) -> Any:
         """`value`, unless it is None: then a `BackendError` that `what` went wrong."""
         if value is None:

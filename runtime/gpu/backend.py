@@ -21,27 +21,23 @@ class GpuBackend:
         self._gpu = present_gpu()
         self.precisions = self._gpu.precisions
         self._cuda, self._captures = Cuda(), captures
-        self._owner = contextlib.ExitStack()  # of what engines share
+        self._owner = contextlib.ExitStack()  # of all that is made here, the last of it freed first
+        self._owner.callback(self._cuda.close)
         self.description = f"{library}, {self._gpu.name}"
         self._engines: dict[str, HostEngine] = {}
-        self._loops: list[GpuLoop] = []
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:
         engines = {name: self._engines[name].on_gpu for name in ENGINES}
         loop = GpuLoop(self._cuda, engines, config, self._captures)
-        self._loops.append(loop)
+        self._owner.callback(loop.close)
         return loop
 
     def close(self) -> None:
-        for loop in self._loops:
-            loop.close()
-        for engine in self._engines.values():
-            engine.close()
-        self._loops.clear()
-        self._engines.clear()
-        self._owner.close()
-        self._cuda.close()
+        with self._owner:  # which frees the rest, whatever of it fails
+            if not self._cuda.closed:
+                self._cuda.activate()
 
     def _called_here(self, engine: GpuEngine) -> Engine:
         self._engines[engine.spec.name] = called = HostEngine(self._cuda, engine)
+        self._owner.callback(called.close)
         return called

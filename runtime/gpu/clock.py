@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 from collections import defaultdict
 
 from runtime.gpu.cuda import Cuda
@@ -24,8 +25,8 @@ class StageClock:
     def seconds(self) -> dict[str, float]:
         """Each stage's sum, of work that is done; counting begins anew."""
         sums: dict[str, float] = defaultdict(float)
-        for (_, before), (stage, after) in zip(self._marks[:-1], self._marks[1:], strict=True):
-            sums[stage] += self._cuda.seconds_between(before, after)
-        self._marks.clear()
-        self._owner.close()
+        marks, self._marks = self._marks, []
+        with self._owner:  # of the marks, which are freed whatever fails
+            for (_, before), (stage, after) in itertools.pairwise(marks):
+                sums[stage] += self._cuda.seconds_between(before, after)
         return dict(sums)

@@ -65,7 +65,7 @@ class Cuda:
 
     def __init__(self, driver: Driver | None = None) -> None:
         self._driver = driver or Driver()
-        self._owner, self._closed = contextlib.ExitStack(), False
+        self._owner, self.closed = contextlib.ExitStack(), False
         device = self._driver.device()
         self._shared = bool(self._driver.attribute(device, INTEGRATED))
         self._context = ctypes.c_void_p()
@@ -87,7 +87,7 @@ class Cuda:
 
     def activate(self) -> None:
         """Make this thread one that may call the driver."""
-        if self._closed:
+        if self.closed:
             raise BackendError("an engine was used after its generator was closed")
         self._driver("cuCtxSetCurrent", self._context)
 
@@ -172,12 +172,11 @@ class Cuda:
                 self._driver("cuGraphDestroy", graph)
             raise
         self._driver("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        try:
+        with contextlib.ExitStack() as until_instantiated:
+            until_instantiated.callback(self._driver, "cuGraphDestroy", graph)
             flags = ctypes.c_uint64(0)
             self._driver("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, flags)
-        finally:
-            self._driver("cuGraphDestroy", graph)
-        owner.callback(self._driver, "cuGraphExecDestroy", executable)
+            owner.callback(self._driver, "cuGraphExecDestroy", executable)
         return functools.partial(self._driver, "cuGraphLaunch", executable, self._stream)
 
     def event(self, owner: contextlib.ExitStack) -> ctypes.c_void_p:
@@ -206,10 +205,10 @@ class Cuda:
 
     def close(self) -> None:
         """Give the stream and the context back; what owners hold must be freed before."""
-        if not self._closed:
-            self.activate()
-            self._closed = True
-            self._owner.close()
+        if not self.closed:
+            with self._owner:
+                self.closed = True
+                self._driver("cuCtxSetCurrent", self._context)
 
 
 def aligned(size: int) -> int:

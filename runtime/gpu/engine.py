@@ -31,6 +31,9 @@ class GpuEngine(Protocol):
     def prepare(self, axes: Mapping[str, int], owner: contextlib.ExitStack) -> Execution:
         """The engine at sizes `axes` of its inputs, until `owner` closes. Raises `BackendError`."""
 
+    def close(self) -> None:
+        """Free it, once what was prepared is closed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
@@ -64,8 +67,10 @@ class HostEngine:
         return tuple(exchange.host.copy() for exchange in call.outputs.values())
 
     def close(self) -> None:
-        while self._calls:
-            self._calls.popitem()[1].owner.close()
+        with contextlib.ExitStack() as all_of_it:
+            all_of_it.callback(self.on_gpu.close)
+            while self._calls:
+                all_of_it.callback(self._calls.popitem()[1].owner.close)
 
     def _call(self, inputs: Mapping[str, Array]) -> _Call:
         spec = self.on_gpu.spec

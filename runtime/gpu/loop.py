@@ -76,8 +76,9 @@ class GpuLoop:
         return prepared.tokens_now()
 
     def close(self) -> None:
-        while self._kept:
-            self._kept.popitem()[1].close()
+        with contextlib.ExitStack() as all_of_them:
+            while self._kept:
+                all_of_them.callback(self._kept.popitem()[1].close)
 
     def _prepared(self, form: _Form) -> _Prepared:
         if form in self._kept:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 import dataclasses
-import enum
 import importlib
 import inspect
 import pathlib
@@ -24,6 +23,7 @@ from runtime.errors import BackendError, MarError, RequestError
 from runtime.gpu.present import Gpu
 from tests.mar_export import fake_tensorrt as fake
 from tests.mar_export.fake_tensorrt import Script, fake_tensorrt
+from tests.real_library import assert_alike, documented, parameters, resolved, used_names, variables
 
 PROFILE = {"x": ((1, 0), (2, 4), (8, 16)), "labels": ((1,), (2,), (8,))}
 GRAPH = pathlib.Path("models/backbone.onnx")
@@ -282,7 +282,7 @@ def test_a_constructor_that_returns_nothing_is_told_with_what_was_logged(builder
     with pytest.raises(BackendError) as caught:
         builders(version="10.3.0")
     assert str(caught.value) == (
-        f"tensorrt 10.3.0: no builder (pybind11::init(): factory function returned nullptr){LINES}"
+        f"tensorrt 10.3.0: no Builder (pybind11::init(): factory function returned nullptr){LINES}"
     )
 
 
@@ -396,12 +396,6 @@ def classes() -> Iterator[tuple[str, type]]:
     yield "ILogger.Severity", fake.Severity
 
 
-def resolved(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
-
-
 FAKE_CLASSES = dict(classes())
 
 
@@ -412,37 +406,12 @@ def test_the_fake_is_compared_as_a_whole() -> None:
 
 @pytest.mark.parametrize("name", FAKE_CLASSES)
 def test_a_class_of_the_fake_has_no_name_that_the_real_one_has_not(real: Any, name: str) -> None:
-    ours, theirs = FAKE_CLASSES[name], resolved(real, name)
-    if issubclass(ours, enum.Enum):
-        assert set(ours.__members__) <= set(theirs.__members__)
-    for attribute, value in vars(ours).items():
-        if attribute.startswith("_") or isinstance(value, enum.Enum):
-            continue
-        real_value = inspect.getattr_static(theirs, attribute, None)
-        assert real_value is not None, f"{name}.{attribute}"
-        if inspect.isfunction(value):
-            assert parameters(value) == documented(getattr(theirs, attribute)), f"{name}.{attribute}"
-        elif not inspect.isclass(value):
-            assert isinstance(real_value, property), f"{name}.{attribute}"
+    assert_alike(FAKE_CLASSES[name], resolved(real, name))
 
 
 @pytest.mark.parametrize("name", ["Builder", "OnnxParser"])
 def test_what_the_builder_constructs_takes_what_the_real_one_takes(real: Any, name: str) -> None:
     assert parameters(vars(FAKE_CLASSES[name])["__init__"]) == documented(getattr(real, name).__init__)
-
-
-def parameters(function: Any) -> list[tuple[str, bool]]:
-    """Names, and whether they may be left out."""
-    signature = inspect.signature(function)
-    return [(name, value.default is not inspect.Parameter.empty) for name, value in signature.parameters.items()]
-
-
-def documented(function: Any) -> list[tuple[str, bool]]:
-    """The same of a function of the real library, whose documentation begins with its signature."""
-    first = function.__doc__.strip().splitlines()[0]
-    found = re.match(r"\w+\((.*)\) -> ", first)
-    assert found, first
-    return [(part.split(":")[0].strip(), "=" in part) for part in found[1].split(", ")]
 
 
 def test_the_calls_that_only_the_library_makes_are_those_of_the_real_one(
@@ -529,24 +498,8 @@ HOLDERS = {
 }
 
 
-def used_names() -> set[str]:
-    """The dotted names that the builder, and what it shares with the runtime, read of and write to the library."""
-    used = set()
-    sources = map(inspect.getsource, (tensorrt_builder, tensorrt_library))
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
-        names, holder = list[str](), node
-        while isinstance(holder, ast.Attribute):
-            names.insert(0, holder.attr)
-            holder = holder.value
-        if isinstance(holder, ast.Name) and names:
-            path = [holder.id, *names] if holder.id != "self" else names
-            if path[0] in HOLDERS and len(path) > 1:
-                used.add(".".join(filter(None, [HOLDERS[path[0]], *path[1:]])))
-    return used
-
-
 def test_every_name_that_the_builder_uses_is_one_of_the_real_library(real: Any) -> None:
-    used = used_names()
+    used = used_names(HOLDERS, tensorrt_builder, tensorrt_library)
     found = {name.split(".")[0] for name in used}
     ours = {name.split(".")[0] for name in FAKE_CLASSES} | {"__version__"}
     # the rest of the fake is what its calls return, or what only they are given
@@ -572,8 +525,5 @@ def test_every_name_in_capitals_that_the_builder_looks_up_is_one_of_the_real_lib
 
 def test_the_holders_of_library_objects_are_variables_of_the_builder() -> None:
     """So that a renamed variable is not left out of the comparison unseen."""
-    source = ast.parse(inspect.getsource(tensorrt_builder) + inspect.getsource(tensorrt_library))
-    named = {node.id for node in ast.walk(source) if isinstance(node, ast.Name)}
-    named |= {node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute)}
-    assert HOLDERS.keys() <= named
+    assert HOLDERS.keys() <= variables(tensorrt_builder, tensorrt_library)
     assert not HOLDERS.keys() & set(vars(builtins))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import pathlib
 import shutil
@@ -41,20 +42,36 @@ def build(path: pathlib.Path, flags: BuilderFlags | None = None, **builder: str)
     build_engines(artifact, written, plans, BATCH, flags or BuilderFlags(), None, True, lambda text: None, None)
 
 
+def install_cuda(patch: pytest.MonkeyPatch, library: Any) -> None:
+    """Let `library` be what is loaded as the driver's."""
+    patch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": library}[name])
+
+
+def install_tensorrt(patch: pytest.MonkeyPatch, cuda: SimulatedCuda) -> Simulation:
+    simulation = Simulation(cuda)
+    patch.setitem(sys.modules, "tensorrt", simulated_tensorrt(simulation, VERSION))
+    return simulation
+
+
+def left_on(cuda: SimulatedCuda) -> list[str]:
+    """What nobody gave back, nor an error that nobody holds any more."""
+    if cuda.leaks:
+        gc.collect()  # an error has the frames that it passed, and they what they held
+    return cuda.leaks
+
+
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
     """This machine has a GPU of its own memory."""
     simulated = SimulatedCuda()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": simulated}[name])
+    install_cuda(monkeypatch, simulated)
     return simulated
 
 
 @pytest.fixture
 def tensorrt(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Simulation:
     """And TensorRT is installed."""
-    simulation = Simulation(cuda)
-    monkeypatch.setitem(sys.modules, "tensorrt", simulated_tensorrt(simulation, VERSION))
-    return simulation
+    return install_tensorrt(monkeypatch, cuda)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,36 @@
 """A GPU that is simulated: libcuda's functions over memory of this process, as strict as the real ones are loose.
 
 What is put on a stream happens only when somebody waits for it, so that a missing wait shows. Every address is
-looked up: one outside of what is allocated, or freed already, is a failure. `leaks` is what nobody gave back.
+looked up, when it is told and when it is used: one outside of what is allocated, or freed already, is a failure.
+So is a thread that did not make the context its own. `leaks` is what nobody gave back.
 """
 
 from __future__ import annotations
 
-import ctypes
+import bisect
+import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-INVALID, OUT_OF_MEMORY, CAPTURE_UNSUPPORTED = 1, 2, 900
+INVALID, INVALID_CONTEXT, INVALID_HANDLE, NOT_READY, CAPTURE_UNSUPPORTED = 1, 201, 400, 600, 900
+MEMORY = 2**33
 _ALIGNMENT = 256
+_ON_DEVICE = ("device", "mapped")
+_WITHOUT_CONTEXT = ("cuInit", "cuDriver", "cuDevice", "cuCtx")  # how functions begin that need none
 
 Operation = Callable[[], None]
+Place = tuple[int, tuple[str, ...]]  # an address, and the kinds of memory it may be in
 
 
 class SimulatedCuda:
-    """Stands for `libcuda.so.1`. `failing` maps a function to (calls that still succeed, status after them)."""
+    """Stands for `libcuda.so.1`.
+
+    `failing` maps a function to (calls that still succeed, status after them), of one call unless it is `lasting`.
+    """
 
     def __init__(self, integrated: bool = False) -> None:
         self.attributes = {75: 8, 76: 9, 18: int(integrated)}
@@ -29,10 +39,14 @@ class SimulatedCuda:
         self.queues: dict[int, list[Operation]] = {}
         self.graphs: dict[int, list[Operation]] = {}
         self.capturing: tuple[int, list[Operation]] | None = None
+        self.events: dict[int, int | None] = {}  # what was done when the stream came to it
+        self.done = 0  # operations, each of which takes a millisecond
         self.contexts = 0
-        self.current: int | None = None
+        self.current = threading.local()  # its `context`, where a thread has one
         self.failing: dict[str, tuple[int, int]] = {}
+        self.lasting = True
         self.told: list[str] = []
+        self._starts: list[int] = []  # of the memory, in order
         self._next = 0x1000
 
     # Of the simulation.
@@ -52,22 +66,38 @@ class SimulatedCuda:
 
     def view(self, address: int, size: int, *kinds: str) -> NDArray[np.uint8]:
         """The bytes at an address, which must be allocated as one of `kinds`."""
-        for start, (content, kind) in self.memory.items():
-            if start <= address and address + size <= start + len(content):
+        found = bisect.bisect_right(self._starts, address)
+        if found:
+            start = self._starts[found - 1]
+            content, kind = self.memory[start]
+            if address + size <= start + len(content):
                 assert kind in kinds, f"{kind} memory where {kinds} is asked for"
                 return content[address - start : address - start + size]
         raise AssertionError(f"{size} bytes at {address:#x} are not allocated")
 
     def on_device(self, address: int, size: int) -> NDArray[np.uint8]:
-        return self.view(address, size, "device", "mapped")
+        return self.view(address, size, *_ON_DEVICE)
+
+    def holds(self, owner: object, kind: str) -> None:
+        """`owner` is a library's, and has memory of the GPU as long as it lives."""
+        weakref.finalize(owner, self.handles.pop, self._handle(kind))
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
         if not name.startswith("cu") or not callable(found) or name == "cuGetErrorString":
             return found
         self.told.append(name)
+        if not name.startswith(_WITHOUT_CONTEXT) and not (self.contexts and hasattr(self.current, "context")):
+            return lambda *arguments: INVALID_CONTEXT
         left, status = self.failing.get(name, (1, 0))
         if not left:
+            if name == "cuStreamEndCapture":  # whatever it returns, this is over
+                self.capturing = None
+            if name == "cuStreamSynchronize":  # it fails because the work did, and what follows that is given up
+                for queue in self.queues.values():
+                    queue.clear()
+            if not self.lasting:
+                del self.failing[name]
             return lambda *arguments: status
         if status:
             self.failing[name] = left - 1, status
@@ -83,14 +113,15 @@ class SimulatedCuda:
             return INVALID
         assert self.memory[address][1] in kinds
         del self.memory[address]
+        self._starts.remove(address)
         return 0
 
     def _allocate(self, size: int, kind: str) -> int:
-        assert self.current is not None, "no context is current"
         whole = np.full(size + _ALIGNMENT, 0xA5, np.uint8)  # so that what nobody wrote is no zero
         start = -whole.ctypes.data % _ALIGNMENT
         content = whole[start : start + size]
         self.memory[content.ctypes.data] = content, kind
+        bisect.insort(self._starts, content.ctypes.data)
         return int(content.ctypes.data)
 
     # Of the driver. Statuses are returned, results written through pointers.
@@ -119,7 +150,7 @@ class SimulatedCuda:
         return 0
 
     def cuDeviceTotalMem_v2(self, memory: Any, device: Any) -> int:
-        memory._obj.value = 2**33
+        memory._obj.value = MEMORY
         return 0
 
     def cuDeviceGetAttribute(self, value: Any, which: int, device: Any) -> int:
@@ -138,7 +169,7 @@ class SimulatedCuda:
 
     def cuCtxSetCurrent(self, context: Any) -> int:
         assert self.contexts, "the context was given back"
-        self.current = context.value
+        self.current.context = context.value
         return 0
 
     def cuStreamCreate(self, stream: Any, flags: int) -> int:
@@ -155,10 +186,14 @@ class SimulatedCuda:
     def cuStreamSynchronize(self, stream: Any) -> int:
         if self.capturing is not None:
             return CAPTURE_UNSUPPORTED
-        queue, self.queues[stream.value] = self.queues[stream.value], []
-        for operation in queue:
-            operation()
+        self._finish(stream.value)
         return 0
+
+    def _finish(self, stream: int) -> None:
+        queue, self.queues[stream] = self.queues[stream], []
+        for operation in queue:
+            self.done += 1
+            operation()
 
     def cuMemAlloc_v2(self, address: Any, size: Any) -> int:
         if self.capturing is not None:
@@ -170,7 +205,7 @@ class SimulatedCuda:
 
     def cuMemFree_v2(self, address: Any) -> int:
         for stream in self.queues:  # as the real one does, before it frees
-            self.cuStreamSynchronize(ctypes.c_void_p(stream))
+            self._finish(stream)
         return self._free(address.value, "device")
 
     def cuMemHostAlloc(self, pointer: Any, size: Any, flags: int) -> int:
@@ -186,25 +221,23 @@ class SimulatedCuda:
     def cuMemFreeHost(self, pointer: Any) -> int:
         return self._free(pointer.value, "host", "mapped")
 
-    def _copied(self, to: NDArray[np.uint8], source: NDArray[np.uint8], stream: int) -> int:
+    def _copied(self, to: Place, source: Place, size: int, stream: int) -> int:
         def copy() -> None:
-            to[...] = source
+            self.view(to[0], size, *to[1])[...] = self.view(source[0], size, *source[1])
 
+        for address, kinds in (to, source):
+            self.view(address, size, *kinds)
         self.put(stream, copy)
         return 0
 
     def cuMemcpyHtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
-        there, here = self.view(to.value, size.value, "device"), self.view(source.value, size.value, "host")
-        return self._copied(there, here, stream.value)
+        return self._copied((to.value, ("device",)), (source.value, ("host",)), size.value, stream.value)
 
     def cuMemcpyDtoHAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
-        here, there = self.view(to.value, size.value, "host"), self.view(source.value, size.value, "device")
-        return self._copied(here, there, stream.value)
+        return self._copied((to.value, ("host",)), (source.value, ("device",)), size.value, stream.value)
 
     def cuMemcpyDtoDAsync_v2(self, to: Any, source: Any, size: Any, stream: Any) -> int:
-        return self._copied(
-            self.on_device(to.value, size.value), self.on_device(source.value, size.value), stream.value
-        )
+        return self._copied((to.value, _ON_DEVICE), (source.value, _ON_DEVICE), size.value, stream.value)
 
     def cuMemcpy2DAsync_v2(self, copy: Any, stream: Any) -> int:
         wanted = copy._obj
@@ -213,17 +246,52 @@ class SimulatedCuda:
         if width > min(wanted.srcPitch, wanted.dstPitch):
             return INVALID
         for row in range(height):
-            to = self.on_device(wanted.dstDevice + row * wanted.dstPitch, width)
-            self._copied(to, self.on_device(wanted.srcDevice + row * wanted.srcPitch, width), stream.value)
+            to, source = (wanted.dstDevice + row * wanted.dstPitch, wanted.srcDevice + row * wanted.srcPitch)
+            self._copied((to, _ON_DEVICE), (source, _ON_DEVICE), width, stream.value)
         return 0
 
     def cuMemsetD8Async(self, address: Any, value: Any, size: Any, stream: Any) -> int:
-        content = self.on_device(address.value, size.value)
-
         def clear() -> None:
-            content[...] = value.value
+            self.on_device(address.value, size.value)[...] = value.value
 
+        self.on_device(address.value, size.value)
         self.put(stream.value, clear)
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        free._obj.value = MEMORY - sum(len(content) for content, kind in self.memory.values() if kind == "device")
+        total._obj.value = MEMORY
+        return 0
+
+    def cuEventCreate(self, event: Any, flags: int) -> int:
+        assert flags == 0, "an event that keeps no time"
+        event._obj.value = self._handle("event")
+        return 0
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        if self.handles.get(event.value) != "event":
+            return INVALID_HANDLE
+
+        def record() -> None:
+            if event.value in self.events:
+                self.events[event.value] = self.done
+
+        self.events[event.value] = None
+        self.put(stream.value, record)
+        return 0
+
+    def cuEventElapsedTime(self, milliseconds: Any, start: Any, end: Any) -> int:
+        if not {start.value, end.value} <= self.events.keys():
+            return INVALID_HANDLE
+        before, after = self.events[start.value], self.events[end.value]
+        if before is None or after is None:
+            return NOT_READY
+        milliseconds._obj.value = after - before
+        return 0
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        assert self.handles.pop(event.value) == "event"
+        self.events.pop(event.value, None)
         return 0
 
     def cuStreamBeginCapture_v2(self, stream: Any, mode: int) -> int:
@@ -248,10 +316,12 @@ class SimulatedCuda:
 
     def cuGraphDestroy(self, graph: Any) -> int:
         assert self.handles.pop(graph.value) == "graph"
+        del self.graphs[graph.value]
         return 0
 
     def cuGraphExecDestroy(self, executable: Any) -> int:
         assert self.handles.pop(executable.value) == "executable"
+        del self.graphs[executable.value]
         return 0
 
     def cuGraphLaunch(self, executable: Any, stream: Any) -> int:

@@ -7,8 +7,10 @@ test_tensorrt_backend.py checks, and calls fail as the real ones do: with None, 
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,14 @@ from tests.runtime.gpu.simulated_cuda import SimulatedCuda
 
 _DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 SCRATCH = 1000  # bytes
+
+
+@functools.cache
+def on_processor(graph: str) -> Any:
+    """What computes a graph here, made once: no test changes one."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class Severity(enum.IntEnum):
@@ -55,6 +65,11 @@ class Simulation:
         self.cuda, self.logger = cuda, None
         self.failing: set[str] = set()
         self.told: list[tuple[Any, ...]] = []
+        self.infinite = False  # whether engines compute infinities
+
+    def calls(self, name: str) -> list[tuple[Any, ...]]:
+        """The arguments of every call of `name`."""
+        return [tuple(arguments) for call, *arguments in self.told if call == name]
 
     def fails(self, call: str, *arguments: Any) -> bool:
         self.told.append((call, *arguments))
@@ -64,6 +79,10 @@ class Simulation:
             self.logger.log(Severity.ERROR, f"{call} broke")
         return call in self.failing
 
+    def constructed(self, name: str) -> None:
+        if self.fails(name):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
 
 class IExecutionContext:
     def __init__(self, simulation: Simulation, engine: ICudaEngine) -> None:
@@ -72,8 +91,10 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
         self._settled = False
+        simulation.cuda.holds(self, "execution context")
 
     def set_device_memory(self, memory: int, size: int) -> None:
+        self._simulation.told.append(("set_device_memory", memory, size))
         assert memory % 256 == 0
         assert size >= self._engine.device_memory_size_v2
         self._scratch = memory, size
@@ -97,24 +118,28 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         cuda, engine = self._simulation.cuda, self._engine
-        if self._simulation.fails("execute_async_v3", engine.name):
+        if self._simulation.fails("execute_async_v3", engine.name, stream_handle):
             return False
         captured = cuda.capturing is not None
         assert self._settled or not captured, "captured before a first call settled the sizes"
         self._settled = True
         assert self._scratch is not None
         addresses, shapes, (scratch, size) = dict(self._addresses), dict(self._shapes), self._scratch
-        for name, address in addresses.items():
-            assert address % engine.alignment == 0, f"{name} of {engine.name} is not aligned"
+        context, name = weakref.ref(self), engine.name
+        for tensor, address in addresses.items():
+            assert address % engine.alignment == 0, f"{tensor} of {engine.name} is not aligned"
 
         def execute() -> None:
-            inputs = {}
-            for tensor in engine.session.get_inputs():
+            alive = context()
+            assert alive is not None, f"{name} was still to run when its context was destroyed"
+            inputs, session = {}, alive._engine.session
+            for tensor in session.get_inputs():
                 dtype, shape = _DTYPES[tensor.type], shapes[tensor.name]
                 read = cuda.on_device(addresses[tensor.name], int(np.prod(shape)) * dtype.itemsize)
                 inputs[tensor.name] = read.copy().view(dtype).reshape(shape)
             cuda.on_device(scratch, size)[...] = 0x5A  # it is everybody's, and nobody may count on it
-            for tensor, output in zip(engine.session.get_outputs(), engine.session.run(None, inputs), strict=True):
+            for tensor, computed in zip(session.get_outputs(), session.run(None, inputs), strict=True):
+                output = np.full_like(computed, np.inf) if alive._simulation.infinite else computed
                 place = cuda.on_device(addresses[tensor.name], output.nbytes)
                 place[...] = np.ascontiguousarray(output).reshape(-1).view(np.uint8)
 
@@ -124,12 +149,14 @@ class IExecutionContext:
 
 class ICudaEngine:
     def __init__(self, simulation: Simulation, plan: dict[str, Any]) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(plan["graph"], options, providers=["CPUExecutionProvider"])
+        self.session = on_processor(plan["graph"])
         self.name, self.profile, self.alignment = plan["engine"], plan["profile"], plan.get("alignment", 128)
         self._simulation, self._tensors = simulation, [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.device_memory_size_v2 = SCRATCH + len(self.name)
+        simulation.cuda.holds(self, "engine")
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return SCRATCH + len(self.name)
 
     @property
     def num_io_tensors(self) -> int:
@@ -152,7 +179,9 @@ class ICudaEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(size if isinstance(size, int) else -1 for size in self._tensor(name).shape)
 
-    def create_execution_context(self, strategy: ExecutionContextAllocationStrategy) -> IExecutionContext | None:
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> IExecutionContext | None:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         failed = self._simulation.fails("create_execution_context", self.name)
         return None if failed else IExecutionContext(self._simulation, self)
@@ -160,9 +189,11 @@ class ICudaEngine:
 
 class Runtime:
     simulation: Simulation
+    engine_host_code_allowed = False
 
     def __init__(self, logger: Any) -> None:
-        self.simulation.logger, self.engine_host_code_allowed = logger, False
+        self.simulation.logger = logger
+        self.simulation.constructed("Runtime")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         failed = self.simulation.fails("deserialize_cuda_engine", self.engine_host_code_allowed)
@@ -174,6 +205,7 @@ class Refitter:
 
     def __init__(self, engine: ICudaEngine, logger: Any) -> None:
         assert isinstance(engine, ICudaEngine)
+        self.simulation.constructed("Refitter")
 
     def refit_cuda_engine(self) -> bool:
         return not self.simulation.fails("refit_cuda_engine")
@@ -184,9 +216,10 @@ class OnnxParserRefitter:
 
     def __init__(self, refitter: Refitter, logger: Any) -> None:
         assert isinstance(refitter, Refitter)
+        self.simulation.constructed("OnnxParserRefitter")
 
-    def refit_from_file(self, model_file: str) -> bool:
-        return not self.simulation.fails("refit_from_file", model_file)
+    def refit_from_file(self, model: str) -> bool:
+        return not self.simulation.fails("refit_from_file", model)
 
 
 SCRIPTED = (Runtime, Refitter, OnnxParserRefitter)
