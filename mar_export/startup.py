@@ -24,9 +24,8 @@ def first_call(**inputs):
     print(time.time() - started)
     sys.exit()
 
-generator = Generator.load(artifact, threads=threads)
-generator.engines = dataclasses.replace(generator.engines, backbone=first_call)
-generator.generate([0])
+loaded = Generator.load(artifact, threads=threads)
+Generator(loaded.manifest, dataclasses.replace(loaded.engines, backbone=first_call), "").generate([0])
 """
 
 

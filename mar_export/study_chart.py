@@ -43,7 +43,7 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.15)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.2 * max((ways[name]["frechet"] for name in PRESETS if name in ways), default=1))
     left.set_yscale("log")
     if left.lines:
         left.legend(frameon=False)
