@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import gc
 import importlib.metadata
@@ -54,36 +55,40 @@ def export_artifact(
     Every engine and a whole generation are compared with eager PyTorch in float32. Raises `ParityError`
     when one differs by more than the tolerance of its precision, or where fp16 cannot hold what a layer
     makes, and leaves nothing behind then.
+
+    Weights are let go once their engine is written: where the caller keeps no `checkpoint` either, the
+    comparison of whole pictures does without them.
     """
     if out.exists() and not is_artifact(out):
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
-    model = checkpoint.model
-    build_plan(model.config.tokens, sampling or Sampling())  # wrong settings are told before the work
+    base = _manifest(checkpoint, sampling or Sampling(), precision)
+    build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing a picture in eager PyTorch, to compare with")
-    trajectory = eager_trajectory(model, precision)
-    modules = graph_modules(model, checkpoint.vae, encoder)
+    trajectory = eager_trajectory(checkpoint.model, precision)
+    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
+    del checkpoint
     if precision == "fp16":
-        _check_ranges(modules, trajectory, _manifest(checkpoint, Sampling(), precision, {}, {}, {}))
-    specs = {**engine_specs(model.config), **tokenizer_specs(model.config)}
+        _check_ranges(modules, trajectory, base)
+    specs = {**engine_specs(base.model), **tokenizer_specs(base.model)}
     files = {name: f"{name}.onnx" for name in modules}
     with replacing_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as emulations:
         parity: dict[str, dict[str, Any]] = {}
         runner = OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
         engines = {}
-        for name, module in modules.items():
+        for name, written in files.items():
             say(f"{name}: exporting")
-            expected = eager_outputs(module, specs[name], model.config)
-            file = folder / files[name]
-            _export(module, specs[name], model.config, precision, file)
+            expected = eager_outputs(modules[name], specs[name], base.model)
+            file = folder / written
+            _export(modules.pop(name), specs[name], base.model, precision, file)
             if precision != "fp32":
-                save_emulation(file, file := pathlib.Path(emulations) / files[name], DTYPES[precision])
+                save_emulation(file, file := pathlib.Path(emulations) / written, DTYPES[precision])
             engines[name] = runner.load_graph(file, specs[name])
-            parity[name] = engine_parity(engines[name], expected, specs[name], model.config, precision)
+            parity[name] = engine_parity(engines[name], expected, specs[name], base.model, precision)
             say(f"{name}: {_told(parity[name])}")
         entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
-        manifest = _manifest(checkpoint, sampling or Sampling(), precision, entries, files, parity)
+        manifest = dataclasses.replace(base, files=entries, engines=files, parity=parity)
         with Generator(manifest, Engines(**engines), runner.description, runner.close) as generator:
             parity["generation"] = generation_parity(generator, trajectory, precision)
         say(f"whole generation: {_told(parity['generation'])}")
@@ -107,24 +112,18 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
     check_fp16(largest)
 
 
-def _manifest(
-    checkpoint: Checkpoint,
-    sampling: Sampling,
-    precision: str,
-    files: Mapping[str, FileEntry],
-    engines: Mapping[str, str],
-    parity: dict[str, dict[str, Any]],
-) -> Manifest:
+def _manifest(checkpoint: Checkpoint, sampling: Sampling, precision: str) -> Manifest:
+    """What is known before anything is written."""
     return Manifest(
         model=checkpoint.model.config,
         tokenizer=checkpoint.tokenizer,
         class_names=checkpoint.class_names,
         sampling=sampling,
         precision=precision,
-        files=files,
-        engines=engines,
+        files={},
+        engines={},
         provenance=_provenance(checkpoint),
-        parity=parity,
+        parity={},
     )
 
 

@@ -12,7 +12,7 @@ from runtime.artifact import FLOAT_PRECISIONS
 from runtime.options import PATH, preset_option, sampling_options
 from runtime.plan import Sampling
 from runtime.presets import requested_sampling
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
 from training.options import checkpoint_options
 from training.resize import resized
 
@@ -49,15 +49,28 @@ def export(
     diffusers. Its shape is read from its tensors; --model or --config tell what these do not. The
     sampling options become the artifact's own, used where a request names none.
     """
-    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
-    if image_size is not None and image_size != loaded.model.config.img_size:
-        trained = loaded.model.config.img_size
-        loaded = dataclasses.replace(loaded, model=resized(loaded.model, image_size))
-        click.echo(
-            f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
-            "and how good its pictures are there is for you to check",
-            err=True,
-        )
+    loaded = _loaded(checkpoint, model, tokenizer, config_file, image_size)
     sampling = requested_sampling(Sampling(), loaded.model.config.tokens, settings)
-    export_artifact(loaded, out, click.echo, sampling, precision=precision, encoder=encoder)
+    held = [loaded]
+    del loaded  # the export lets weights go when it is done with them, and nobody else must hold them
+    export_artifact(held.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
     click.echo(f"artifact written to {out}")
+
+
+def _loaded(
+    checkpoint: pathlib.Path,
+    model: str | None,
+    tokenizer: pathlib.Path | None,
+    config_file: pathlib.Path | None,
+    image_size: int | None,
+) -> Checkpoint:
+    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
+    if image_size is None or image_size == loaded.model.config.img_size:
+        return loaded
+    trained = loaded.model.config.img_size
+    click.echo(
+        f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
+        "and how good its pictures are there is for you to check",
+        err=True,
+    )
+    return dataclasses.replace(loaded, model=resized(loaded.model, image_size))
