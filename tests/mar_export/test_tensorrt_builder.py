@@ -96,7 +96,6 @@ def test_every_input_has_its_three_shapes_in_a_profile_that_is_added(builders: B
             {"TF32", "VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL"},
         ),
     ],
-    ids=str,
 )
 def test_flags_are_set_exactly_as_asked_and_tf32_is_off_otherwise(
     builders: Builders, script: Script, flags: BuilderFlags, expected: set[str]
