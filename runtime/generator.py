@@ -85,7 +85,7 @@ class Generator:
             if manifest.precision not in runner.precisions:
                 raise BackendError(
                     f"{artifact} is in {manifest.precision}, but {runner.description} has "
-                    f"{' and '.join(runner.precisions)}; export it in one of these, or use another backend"
+                    f"{', '.join(runner.precisions)}; export it in one of these, or use another backend"
                 )
             engines = {name: runner.load(opened, name) for name in manifest.specs}
             loop = runner.loop(manifest.model)

@@ -310,7 +310,7 @@ def test_an_artifact_in_bf16_is_refused_on_a_cpu_in_one_line(lowered_artifacts: 
         Generator.load(lowered_artifacts["bf16"], threads=1)
     assert str(refusal.value) == (
         f"{lowered_artifacts['bf16']} is in bf16, but onnxruntime {onnxruntime.__version__}, cpu, 1 thread "
-        "has fp32 and fp16; export it in one of these, or use another backend"
+        "has fp32, fp16, int8, fp8; export it in one of these, or use another backend"
     )
 
 

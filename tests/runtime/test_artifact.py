@@ -231,7 +231,8 @@ def test_a_precision_that_the_backend_has_no_products_for_is_told_with_those_it_
     change_manifest(artifact, "precision", "bf16")
     with pytest.raises(BackendError) as refusal:
         load(artifact)
-    assert f"{artifact} is in bf16, but onnxruntime on cpu has fp32 and fp16;" in str(refusal.value)
+    assert str(refusal.value).startswith(f"{artifact} is in bf16, but onnxruntime ")
+    assert "has fp32, fp16, " in str(refusal.value)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

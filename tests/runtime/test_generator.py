@@ -244,7 +244,7 @@ def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str
 BAD_BACKENDS: list[tuple[str, object]] = [
     *(("threads", value) for value in (0, -1, 1025, 1.5, "2", True, math.nan)),
     *(("backend", value) for value in ("nope", "", "Onnxruntime", None)),
-    *(("device", value) for value in ("tpu", "", "CPU", None)),
+    *(("device", value) for value in ("tpu", "", "CPU")),
 ]
 
 

@@ -364,7 +364,7 @@ def test_a_precision_that_the_gpu_has_no_products_for_is_refused(unbuilt: pathli
     in_precision(unbuilt, "bf16")
     cuda.attributes |= {75: 7, 76: 5}
     assert refusal(lambda: load(unbuilt)) == (
-        f"{unbuilt} is in bf16, but tensorrt {VERSION}, Simulated has fp32 and fp16 and int8; "
+        f"{unbuilt} is in bf16, but tensorrt {VERSION}, Simulated has fp32, fp16, int8; "
         "export it in one of these, or use another backend"
     )
     assert cuda.leaks == []
