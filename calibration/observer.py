@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 
-from calibration.products import products
+from calibration.products import layers
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE, Array, EngineSpec
 
 # (layer as "engine/layer", activation, iteration, steps of the diffusion chain that its rows are of)
@@ -29,15 +29,15 @@ class Observer:
         self._iteration = -1
 
     def observed(self, spec: EngineSpec, graph: pathlib.Path, work: pathlib.Path, threads: int) -> Any:
-        """The engine of `graph` with all its products watched; `work` is a folder for its copy."""
-        session, layers = _with_activations(graph, work / graph.name, threads)
+        """The engine of `graph` with all its layers watched; `work` is a folder for its copy."""
+        session, activations = _with_activations(graph, work / graph.name, threads)
         outputs = [tensor.name for tensor in spec.outputs]
 
         def engine(**inputs: Array) -> tuple[Array, ...]:
             steps = self._place(spec.name, inputs)
-            asked = [name for name in dict.fromkeys([*outputs, *layers.values()]) if name not in inputs]
+            asked = [name for name in dict.fromkeys([*outputs, *activations.values()]) if name not in inputs]
             values = {**inputs, **dict(zip(asked, session.run(asked, inputs), strict=True))}
-            for layer, activation in layers.items():
+            for layer, activation in activations.items():
                 self._watch(f"{spec.name}/{layer}", values[activation], self._iteration, steps)
             return tuple(values[name] for name in outputs)
 
@@ -58,11 +58,11 @@ class Observer:
 
 
 def _with_activations(graph: pathlib.Path, copy: pathlib.Path, threads: int) -> tuple[Any, dict[str, str]]:
-    """A session of the graph that also gives what its products are fed, and their names by layer."""
+    """A session of the graph that also gives what its layers are fed, and the names of that by layer."""
     model = ir.load(graph)
-    layers = {product.name: product.activation for product in products(model.graph)}
+    activations = {layer.name: layer.activation for layer in layers(model.graph)}
     own = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    for value in dict.fromkeys(layers.values()):
+    for value in activations.values():
         if value.name not in own:
             model.graph.outputs.append(value)
     ir.save(model, copy, external_data=f"{copy.name}.data")
@@ -70,4 +70,4 @@ def _with_activations(graph: pathlib.Path, copy: pathlib.Path, threads: int) -> 
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.enable_mem_pattern = False
     session = onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
-    return session, {layer: str(value.name) for layer, value in layers.items()}
+    return session, {layer: str(value.name) for layer, value in activations.items()}

@@ -11,16 +11,10 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """`activation` [..., C] times weights [C, M]; `name` is that of its layer, as the exporter named the node."""
+    """An activation [..., C] times weights [C, M]; `name` is that of its layer, as the exporter named the node."""
 
     name: str
     node: ir.Node
-
-    @property
-    def activation(self) -> ir.Value:
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
 
     @property
     def bias(self) -> ir.Value | None:
@@ -34,15 +28,44 @@ class Product:
         assert value is not None
         assert value.const_value is not None
         array: NDArray[np.float32] = value.const_value.numpy()
-        return array.T if self.node.op_type == "Gemm" else array
+        return np.ascontiguousarray(array.T) if self.node.op_type == "Gemm" else array
 
 
-def products(graph: ir.Graph) -> list[Product]:
-    """Every product with weights, in the order of execution."""
-    return [Product(_layer(node), node) for node in graph if _has_weights(node)]
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Products that share their activation [..., C], which is quantized once: queries, keys and values."""
+
+    products: tuple[Product, ...]
+
+    @property
+    def name(self) -> str:
+        """Such as "model.encoder_blocks.0.attn.q+k+v"."""
+        first, *others = (product.name for product in self.products)
+        return "+".join([first, *(name.rpartition(".")[2] for name in others)])
+
+    @property
+    def activation(self) -> ir.Value:
+        value = self.products[0].node.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """[C, M], those of all its products side by side."""
+        return np.concatenate([product.weights for product in self.products], axis=1)
 
 
-def _layer(node: ir.Node) -> str:
+def layers(graph: ir.Graph) -> list[Layer]:
+    """Every layer with weights, in the order of execution."""
+    by_activation: dict[ir.Value, list[Product]] = {}
+    for node in graph:
+        activation = node.inputs[0] if node.inputs else None
+        if activation is not None and _has_weights(node):
+            by_activation.setdefault(activation, []).append(Product(_name(node), node))
+    return [Layer(tuple(products)) for products in by_activation.values()]
+
+
+def _name(node: ir.Node) -> str:
     return (node.name or "").removesuffix(f".{node.op_type}").replace(f".{node.op_type}_", "_")
 
 

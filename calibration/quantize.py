@@ -1,140 +1,174 @@
-"""An artifact in float32 and statistics of its activations in, the same engines in int8 or fp8 out."""
+"""An artifact in float32 in, the same engines in low precision out, judged by the pictures they draw."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-from numpy.typing import NDArray
-
 from calibration.collect import identity
-from calibration.kept import is_kept
-from calibration.products import products
-from calibration.quantized_graph import quantize_graph
-from calibration.scales import Scale, activation_scale
+from calibration.forms import Form, QuantizedProducts, QuantizedWeights
+from calibration.judge import Judge, decibels, judging
+from calibration.sensitivity import Sensitivity, most_sensitive, ranked_layers, too_sensitive
 from calibration.statistics import Statistics
+from calibration.weights_only import BITS
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
-from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import ArtifactError, CalibrationError
 from runtime.files import replacing_folder, sha256, write_json
-from runtime.generator import Generator
-from runtime.loop import Engines
 
-_JUDGED = 8  # pictures
-_SEED = 2**30  # apart from those that statistics are of, and those that people draw
+_ATTEMPTS = 4  # to meet a target, each leaving out more layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """What is asked for.
+
+    `precision` is one of `runtime.artifact.QUANTIZED_PRECISIONS`; the latents of `pictures` pictures, drawn with
+    the settings `sampling`, must keep `target_sqnr` dB; `keep_share` of the layers, the most sensitive ones, stay
+    in float32, and more where the target asks for it. `rank` finds out how sensitive each is in any case.
+    """
+
+    precision: str
+    engines: Sequence[str]
+    sampling: Mapping[str, Any]
+    target_sqnr: float
+    keep_share: float = 0.0
+    rank: bool = False
+    pictures: int = 8
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """The manifest that was written, and the layers by their sensitivity where that was found out."""
+
+    manifest: Manifest
+    ranking: Sequence[Sensitivity]
 
 
 def quantize(
     artifact: Artifact,
-    statistics: Statistics,
+    statistics: Statistics | None,
     out: pathlib.Path,
-    precision: str,
-    engines: Sequence[str],
-    target_sqnr: float,
-    threads: int,
+    asked: Quantization,
     say: Callable[[str], None],
-) -> Manifest:
-    """Write `artifact` with the products of `engines` in `precision`, replacing an artifact at `out`.
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Quantized:
+    """Write `artifact` with the layers of some engines in low precision, replacing an artifact at `out`.
 
-    What every quantized engine alone, and all together, do to the latents of a few pictures goes into the
-    manifest. Raises `CalibrationError` where all together miss `target_sqnr`, in dB, and leaves nothing then.
+    `statistics` are needed where activations are quantized too. What every engine alone, and all together, do to
+    the latents goes into the manifest. Raises `CalibrationError` where the target is missed even so, and leaves
+    nothing then. `progress` is told of layers ranked, and their number.
     """
     if out.exists() and not is_artifact(out):
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
-    if artifact.manifest.precision != "fp32":
-        raise CalibrationError(f"{artifact.path} is in {artifact.manifest.precision}; calibrate one in fp32")
-    if statistics.artifact != identity(artifact):
-        raise CalibrationError(f"the statistics are of another artifact than {artifact.path}; calibrate again")
-    manifest = artifact.manifest
-    with replacing_folder(out) as folder:
-        for name in manifest.files:
-            if not name.startswith("engines/"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(artifact.path / name, folder / name)
-        for name in engines:
-            scales = engine_scales(artifact, name, statistics, precision, say)
-            graph = folder / manifest.engines[name]
-            for file in (graph, graph.with_name(f"{graph.name}.data")):
-                file.unlink(missing_ok=True)
-            values = {layer: scale.scale for layer, scale in scales.items()}
-            quantize_graph(artifact.engine_file(name), graph, precision, values)
-        parity = {**manifest.parity, **_judged(artifact, folder, precision, engines, statistics, threads, say)}
-        found = -20 * math.log10(max(parity["generation"]["relative_l2"], 1e-15))
-        if found < target_sqnr:
-            raise CalibrationError(
-                f"in {precision} the latents keep {found:.1f} dB, where --target-sqnr asks for {target_sqnr:.1f}; "
-                "nothing was written"
-            )
-        parity["generation"]["tolerance"] = 10 ** (-target_sqnr / 20)
+    check_float32(artifact)
+    form = _form(artifact, asked, statistics, say)
+    with (
+        replacing_folder(out) as folder,
+        tempfile.TemporaryDirectory(dir=out.parent) as scratch,
+        judging(artifact, asked.sampling, asked.pictures, asked.threads) as judge,
+    ):
+        work = pathlib.Path(scratch)
+        parity, kept, ranking = _within_target(form, judge, work, asked, say, progress)
+        _fill(folder, artifact, form, set(form.layers) - kept)
         written = sorted(file for file in folder.rglob("*") if file.is_file())
-        quantized = dataclasses.replace(
-            manifest,
-            precision=precision,
+        made = dataclasses.replace(
+            artifact.manifest,
+            precision=asked.precision,
             files={str(file.relative_to(folder)): FileEntry(file.stat().st_size, sha256(file)) for file in written},
             provenance={
-                **manifest.provenance,
-                "quantized": f"{precision} of {', '.join(engines)}",
-                "calibration_pictures": statistics.pictures,
+                **artifact.manifest.provenance,
+                "quantized": f"{asked.precision} of {', '.join(asked.engines)}",
+                "kept_in_float32": ", ".join(sorted(kept)) or "none asked for",
+                "calibration_pictures": statistics.pictures if statistics else 0,
             },
-            parity=parity,
+            parity={**artifact.manifest.parity, **parity},
             builds=(),
         )
-        write_json(folder / MANIFEST, quantized.to_dict())
+        write_json(folder / MANIFEST, made.to_dict())
         Artifact(folder).verify()
-    return quantized
+    return Quantized(made, ranking)
 
 
-def engine_scales(
-    artifact: Artifact, engine: str, statistics: Statistics, precision: str, say: Callable[[str], None]
-) -> dict[str, Scale]:
-    """The scale of the activation of every layer of `engine` that is to be quantized."""
-    scales = {}
-    for product in products(ir.load(artifact.engine_file(engine)).graph):
-        layer = f"{engine}/{product.name}"
-        if is_kept(layer):
-            continue
-        if layer not in statistics.layers:
-            raise CalibrationError(f"the statistics know nothing of {layer}; calibrate again")
-        scale = activation_scale(statistics.layers[layer], np.asarray(product.weights), precision)
+def check_float32(artifact: Artifact) -> None:
+    """Raise `CalibrationError` where weights are rounded already."""
+    if artifact.manifest.precision != "fp32":
+        raise CalibrationError(f"{artifact.path} is in {artifact.manifest.precision}; calibrate one in fp32")
+
+
+def _form(artifact: Artifact, asked: Quantization, statistics: Statistics | None, say: Callable[[str], None]) -> Form:
+    if asked.precision in BITS:
+        return QuantizedWeights(artifact, asked.engines, asked.precision)
+    if statistics is None or statistics.artifact != identity(artifact):
+        raise CalibrationError(f"the statistics are of another artifact than {artifact.path}; calibrate again")
+    form = QuantizedProducts(artifact, asked.engines, asked.precision, statistics)
+    for layer, scale in form.scales.items():
         say(f"{layer}: {scale.method}, error {scale.error:.2%}")
-        scales[product.name] = scale
-    return scales
+    return form
+
+
+def _within_target(
+    form: Form,
+    judge: Judge,
+    work: pathlib.Path,
+    asked: Quantization,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, dict[str, Any]], set[str], Sequence[Sensitivity]]:
+    """What goes into the manifest, the layers that stay in float32 so that it does, and their ranking if any."""
+    target = 10 ** (-asked.target_sqnr / 20)
+    ranking: Sequence[Sensitivity] = []
+
+    def rank() -> Sequence[Sensitivity]:
+        done = iter(range(1, len(form.layers) + 1))
+        return ranked_layers(form, judge, work, lambda _: progress(next(done), len(form.layers)))
+
+    if asked.rank or asked.keep_share:
+        ranking = rank()
+    kept = most_sensitive(ranking, asked.keep_share)
+    allowed = target
+    for _ in range(_ATTEMPTS):
+        parity = _judged(form, judge, work, asked, kept, say)
+        found = parity["generation"]["relative_l2"]
+        if found <= target:
+            parity["generation"]["tolerance"] = target
+            return parity, kept, ranking
+        ranking = ranking or rank()
+        kept |= too_sensitive(ranking, allowed)
+        if len(kept) == len(form.layers):
+            break
+        say(f"{len(kept)} of {len(form.layers)} layers stay in float32")
+        allowed *= 0.9 * target / found
+    raise CalibrationError(
+        f"in {asked.precision} the latents keep {decibels(found):.1f} dB, where --target-sqnr asks for "
+        f"{asked.target_sqnr:.1f}; nothing was written"
+    )
 
 
 def _judged(
-    artifact: Artifact,
-    folder: pathlib.Path,
-    precision: str,
-    engines: Sequence[str],
-    statistics: Statistics,
-    threads: int,
-    say: Callable[[str], None],
+    form: Form, judge: Judge, work: pathlib.Path, asked: Quantization, kept: set[str], say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """The distance of latents from float32's: each quantized engine alone, and all of them."""
-    manifest = artifact.manifest
-    labels = [number % manifest.model.class_num for number in range(_JUDGED)]
-    runner = OnnxRuntime("onnxruntime", threads)
-    exact = {name: runner.load(artifact, name) for name in manifest.specs}
-    low = {
-        name: runner.load_graph(folder / manifest.engines[name], manifest.specs[name], precision) for name in engines
-    }
-
-    def drawn(changed: Mapping[str, Any]) -> NDArray[np.float32]:
-        with Generator(manifest, Engines(**{**exact, **changed}), "") as generator:
-            return generator.generate(labels, seed=_SEED, **statistics.sampling).latents
-
-    expected = drawn({})
     parity = {}
-    for name, changed in {**{name: {name: low[name]} for name in engines}, "generation": low}.items():
-        distance = float(np.linalg.norm(drawn(changed) - expected) / np.linalg.norm(expected))
-        sqnr = -20 * math.log10(max(distance, 1e-15))
-        parity[name] = {"relative_l2": distance, "sqnr_db": sqnr, "tolerance": 1.0, "of": "latents"}
-        say(f"{name if name != 'generation' else 'all'} in {precision}: the latents keep {sqnr:.1f} dB")
-    runner.close()
-    return parity
+    for name in [*asked.engines, "generation"] if len(asked.engines) > 1 else ["generation"]:
+        chosen = {layer for layer in form.layers if name == "generation" or layer.startswith(f"{name}/")}
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            told = judge.report(form.write(pathlib.Path(folder), chosen - kept))
+        parity[name] = {**told, "tolerance": 1.0}
+        said = "all" if name == "generation" else name
+        say(f"{said} in {asked.precision}: the latents keep {told['sqnr_db']:.1f} dB")
+    return dict.fromkeys(asked.engines, parity["generation"]) | parity
+
+
+def _fill(folder: pathlib.Path, artifact: Artifact, form: Form, chosen: set[str]) -> None:
+    """Every file of an artifact but its manifest and builds: those that stay, and those in low precision."""
+    changed = form.write(folder, chosen)
+    replaced = {name for graph, _ in changed.values() for name in (graph.name, f"{graph.name}.data")}
+    for name in artifact.manifest.files:
+        if not name.startswith("engines/") and name not in replaced:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(artifact.path / name, folder / name)

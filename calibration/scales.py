@@ -1,4 +1,7 @@
-"""Where an activation is cut off: candidates from its histogram, judged by the error they make in the product."""
+"""Where an activation is cut off, and how far its channels are evened out first.
+
+Both are chosen among candidates by the error that they make in the product, on rows that were seen.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,20 @@ _CUTS = np.linspace(0.2, 1, 41)  # of the largest value, tried for the least squ
 _ENTROPY_LEVELS = 128
 
 
+_STRENGTHS = (0.35, 0.5, 0.65)  # of smoothing, from leaving all the unevenness in the activation to none
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """`scale` is the step of int8, or what fp8 is multiplied by; `method` is what found it; `error` relative L2."""
+    """`scale` is the step of int8, or what fp8 is multiplied by; `method` is what found it; `error` relative L2.
+
+    Where `smoothing` [C] is given, the activation is divided by it and the weights are multiplied.
+    """
 
     scale: float
     method: str
     error: float
+    smoothing: Float | None = None
 
 
 def quantized(x: Float, scale: Float | float, precision: str) -> Float:
@@ -43,8 +53,33 @@ def weight_scales(weights: Float, precision: str) -> Float:
     return scales
 
 
-def activation_scale(statistics: LayerStatistics, weights: Float, precision: str) -> Scale:
-    """The candidate with the least error of the product, on the rows that were kept, with quantized weights."""
+def activation_scale(statistics: LayerStatistics, weights: Float, precision: str, *, smooth: bool = False) -> Scale:
+    """The candidate with the least error of the product, on the rows that were kept, with quantized weights.
+
+    With `smooth` those whose channels are evened out first are candidates too.
+    """
+    found = [_best_cut(statistics, weights, precision)]
+    for strength in _STRENGTHS if smooth else ():
+        factors = smoothing_factors(statistics.channel_max, weights, strength)
+        best = _best_cut(statistics.divided(factors), weights * factors[:, None], precision)
+        told = f"{best.method}, smoothed by {strength}"
+        found.append(dataclasses.replace(best, method=told, smoothing=factors))
+    return min(found, key=lambda each: each.error)
+
+
+def smoothing_factors(channel_max: Float, weights: Float, strength: float) -> Float:
+    """What moves unevenness from an activation's channels [C] into weights [C, M] (SmoothQuant, arXiv 2211.10438).
+
+    s = max|X|^a / max|W|^(1 - a) a channel, around 1. A channel that nothing passes through keeps 1.
+    """
+    sizes, of_weights = np.maximum(channel_max, 1e-8), np.maximum(np.abs(weights).max(axis=1), 1e-8)
+    logs = strength * np.log(sizes) - (1 - strength) * np.log(of_weights)
+    logs[channel_max == 0] = np.median(logs)
+    factors: Float = np.exp(np.clip(logs - logs.mean(), -5, 5)).astype(np.float32)
+    return factors
+
+
+def _best_cut(statistics: LayerStatistics, weights: Float, precision: str) -> Scale:
     rows = statistics.sample
     low_weights = quantized(weights, weight_scales(weights, precision), precision)
     exact = rows @ weights

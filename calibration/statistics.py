@@ -65,12 +65,24 @@ class LayerStatistics:
         """The rows that are kept, [n, C]."""
         return self.rows[: min(self.seen, ROWS)]
 
+    def divided(self, factors: NDArray[np.float32]) -> LayerStatistics:
+        """Of the same activation divided by `factors` [C]: all that depends on single values by the rows alone."""
+        found = LayerStatistics(len(factors), len(self.iteration_max), len(self.timestep_max))
+        found.channel_max = self.channel_max / factors
+        found.rows, found.seen = self.rows / factors, self.seen
+        found._count(np.abs(found.sample))
+        found._widen(found.largest)
+        return found
+
     def _count(self, size: NDArray[np.float32]) -> None:
-        largest = float(size.max())
+        self._widen(float(size.max()))
+        self.histogram += np.bincount((size / self.width).astype(np.int64).ravel(), minlength=BINS)
+
+    def _widen(self, largest: float) -> None:
+        """Make bins so wide that `largest` falls into one."""
         while largest >= self.width * BINS:
             self.histogram = np.concatenate([self.histogram.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.width *= 2
-        self.histogram += np.bincount((size / self.width).astype(np.int64).ravel(), minlength=BINS)
 
 
 @dataclasses.dataclass

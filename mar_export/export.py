@@ -19,7 +19,7 @@ from mar_export.emulation import save_emulation
 from mar_export.graphs import graph_modules
 from mar_export.onnx_graph import OPSET, export_graph
 from mar_export.parity import Trajectory, eager_outputs, eager_trajectory, engine_parity, generation_parity
-from mar_export.precision import DTYPES, lowered
+from mar_export.precision import DTYPES, attention_in_products, lowered
 from mar_export.ranges import check_fp16, largest_values
 from runtime import __version__
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
@@ -99,7 +99,8 @@ def export_artifact(
 
 def _export(module: nn.Module, spec: EngineSpec, config: ModelConfig, precision: str, file: pathlib.Path) -> None:
     """Write `module` in `precision`, and keep nothing of what that took: the next step needs the memory."""
-    export_graph(module if precision == "fp32" else lowered(module, DTYPES[precision]), spec, config, file)
+    form = attention_in_products(module) if precision == "fp32" else lowered(module, DTYPES[precision])
+    export_graph(form, spec, config, file)
     gc.collect()  # what tracing leaves refers to itself, and to every weight
 
 

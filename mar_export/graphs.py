@@ -8,37 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mar_export.backbone import Backbone
 from runtime.spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
 from training.head import ResidualBlock
 from training.model import MAR
 from training.vae import AutoencoderKL
-
-
-class Backbone(nn.Module):
-    """`MAR.predict`: known tokens and three lists of positions to the vectors z of those predicted now.
-
-    Tokens and positions come once, sequence first; there is a label for every image and guidance half.
-    """
-
-    def __init__(self, model: MAR) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
-        halves = labels.shape[0] // predict.shape[1]
-
-        def of_sequences(positions: Tensor) -> Tensor:
-            return positions.t().repeat(halves, 1)  # [V, B] -> [GB, V]
-
-        z = self.model.predict(
-            tokens.transpose(0, 1).repeat(halves, 1, 1),
-            of_sequences(visible),
-            of_sequences(predict),
-            of_sequences(rest),
-            labels,
-        )  # [GB, K, C]
-        rows = z.unflatten(0, (halves, -1)).transpose(1, 2)  # [G, K, B, C], the rows of the head
-        return rows.reshape(labels.shape[0] * predict.shape[0], rows.shape[-1])
 
 
 class Conditioning(nn.Module):

@@ -63,7 +63,8 @@ def _name_nodes(graph: onnx_ir.Graph, engine: str) -> None:
     taken: Counter[str] = Counter()
     for node in graph.all_nodes():
         modules = [scope for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if scope]
-        name = f"{modules[-1] if modules else engine}.{node.op_type}"
+        layer = modules[-1].removesuffix(".product") if modules else engine
+        name = f"{layer}.{node.op_type}"
         node.name = f"{name}_{taken[name]}" if taken[name] else name
         taken[name] += 1
         node.metadata_props.clear()  # the rest is where in this machine's files it came from

@@ -39,7 +39,22 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Weights in float32 stay those of `module`; it is not changed.
     """
-    return _lowered(module, "", dtype)
+
+    def lower(part: nn.Module, path: str) -> nn.Module | None:
+        if path.endswith(_FLOAT32):
+            return part
+        if isinstance(part, nn.Linear):
+            return _Linear(part, dtype)
+        if isinstance(part, nn.Conv2d):
+            return _Conv(part, dtype)
+        return _attention_in_products(part, dtype)
+
+    return _replaced(module, "", lower)
+
+
+def attention_in_products(module: nn.Module) -> nn.Module:
+    """`module` in float32, its attention in two products as every backend fuses them; it is not changed."""
+    return _replaced(module, "", lambda part, path: _attention_in_products(part, torch.float32))
 
 
 def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
@@ -49,24 +64,24 @@ def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
             yield name.removesuffix(".product"), part
 
 
-def _lowered(module: nn.Module, path: str, dtype: torch.dtype) -> nn.Module:
-    if path.endswith(_FLOAT32):
-        return module
-    if isinstance(module, nn.Linear):
-        return _Linear(module, dtype)
-    if isinstance(module, nn.Conv2d):
-        return _Conv(module, dtype)
-    if isinstance(module, ScaledDotProduct):
-        return _ScaledDotProduct(dtype)
-    lower = copy.copy(module)
-    lower._modules = {
-        name: child and _lowered(child, f"{path}.{name}", dtype) for name, child in module._modules.items()
+def _attention_in_products(part: nn.Module, dtype: torch.dtype) -> nn.Module | None:
+    return _ScaledDotProduct(dtype) if isinstance(part, ScaledDotProduct) else None
+
+
+def _replaced(module: nn.Module, path: str, replace: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
+    """A copy of `module` with what `replace` has something else for; weights stay those of `module`."""
+    instead = replace(module, path)
+    if instead is not None:
+        return instead
+    changed = copy.copy(module)
+    changed._modules = {
+        name: child and _replaced(child, f"{path}.{name}", replace) for name, child in module._modules.items()
     }
-    return lower
+    return changed
 
 
 class _Linear(nn.Module):
-    """A `Linear`, or `Projections`; the bias is added in float32."""
+    """A `Linear` whose bias is added in float32."""
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -74,10 +89,8 @@ class _Linear(nn.Module):
         self.product = Product(F.linear, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.weight) + self.bias
-
-    def part(self, x: Tensor, start: int, stop: int) -> Tensor:
-        return self.product(x, self.weight[start:stop]) + self.bias[start:stop]
+        product = self.product(x, self.weight)
+        return product if self.bias is None else product + self.bias
 
 
 class _Conv(nn.Module):

@@ -25,7 +25,8 @@ FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TOKENIZERS = ("pixel", "kl", "none")
 FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")  # as a checkpoint can be exported
-QUANTIZED_PRECISIONS = ("int8", "fp8")  # as an artifact can be calibrated
+# As an artifact can be calibrated: products in int8 or fp8; or weights alone in 8 or 4 bits.
+QUANTIZED_PRECISIONS = ("int8", "fp8", "w8", "w4")
 PRECISIONS = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
 
 

@@ -18,7 +18,7 @@ _ERRORS_ONLY = 3
 
 class OnnxRuntime:
     # fp16 and fp8 by way of float32, which saves files but no time
-    precisions = ("fp32", "fp16", "int8", "fp8")
+    precisions = ("fp32", "fp16", "int8", "fp8", "w8", "w4")
 
     def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
         """With `map_weights` they are read from their file at every call: slower, in half the memory."""
