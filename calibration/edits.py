@@ -21,7 +21,8 @@ def save_graph(model: ir.Model, source: pathlib.Path, out: pathlib.Path) -> None
 def constant(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """A new initializer of `graph`."""
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape)
     graph.initializers[name] = value
     return value
 

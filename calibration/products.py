@@ -33,7 +33,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Products that share their activation [..., C], which is quantized once: queries, keys and values."""
+    """Products that share their activation [..., C], so its scale too: queries, keys and values."""
 
     products: tuple[Product, ...]
 

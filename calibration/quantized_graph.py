@@ -1,7 +1,7 @@
 """Q/DQ pairs around the products of a graph: the one form that TensorRT 10 and 11 and ONNX Runtime all know.
 
 A `Gemm` becomes a product and an addition. ONNX Runtime computes a product of int8 with a float bias only in
-that form, and TensorRT knows no bias in int32. Products that share an activation share its pair.
+that form, and TensorRT knows no bias in int32. Products that share an activation share its scale.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.edits import constant, replace_product, save_graph
-from calibration.products import Layer, layers
+from calibration.products import Layer, Product, layers
 from calibration.scales import Scale, quantized, weight_scales
 from calibration.smoothing import divide_norm, divide_projection
 
@@ -43,20 +43,29 @@ def quantize_graph(
 
 
 def _quantize(graph: ir.Graph, layer: Layer, precision: str, scale: Scale) -> None:
-    first, name, zero = layer.products[0], layer.name, np.zeros((), _TYPES[precision].numpy())
-    factors = scale.smoothing
+    factors, activation = scale.smoothing, layer.activation
     if factors is not None:
         divide_norm(graph, layer, factors)
-    step = constant(graph, f"{name}.activation_scale", np.array(scale.scale, np.float32))
-    point = constant(graph, f"{name}.activation_zero", zero)
-    q = ir.node("QuantizeLinear", [layer.activation, step, point], name=f"{name}.quantize")
-    dq = ir.node("DequantizeLinear", [q.outputs[0], step, point], name=f"{name}.dequantize")
-    graph.insert_before(first.node, [q, dq])
     for product in layer.products:
+        # Each has a pair of its own: ONNX Runtime has no product of int8 for an activation that another shares.
+        pair, rounded = _rounded(graph, product, activation, scale.scale, precision)
         weights = product.weights if factors is None else product.weights * factors[:, None]
         replaced = _dequantized(graph, product.name, weights, precision)
-        graph.insert_before(product.node, [replaced])
-        replace_product(graph, product, dq.outputs[0], replaced.outputs[0])
+        graph.insert_before(product.node, [*pair, replaced])
+        replace_product(graph, product, rounded, replaced.outputs[0])
+
+
+def _rounded(
+    graph: ir.Graph, product: Product, activation: ir.Value, scale: float, precision: str
+) -> tuple[list[ir.Node], ir.Value]:
+    """A pair of nodes that round `activation`, and what comes out of it."""
+    inputs = [
+        constant(graph, f"{product.name}.activation_scale", np.array(scale, np.float32)),
+        constant(graph, f"{product.name}.activation_zero", np.zeros((), _TYPES[precision].numpy())),
+    ]
+    q = ir.node("QuantizeLinear", [activation, *inputs], name=f"{product.name}.quantize")
+    dq = ir.node("DequantizeLinear", [q.outputs[0], *inputs], name=f"{product.name}.dequantize")
+    return [q, dq], dq.outputs[0]
 
 
 def _dequantized(graph: ir.Graph, name: str, weights: np.ndarray, precision: str) -> ir.Node:

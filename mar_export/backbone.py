@@ -109,7 +109,7 @@ class _SequenceBlock(nn.Module):
 
 
 def _sequence_first(blocks: nn.Module | None) -> nn.ModuleList:
-    return nn.ModuleList(_SequenceBlock(block) for block in cast(nn.ModuleList, blocks))
+    return nn.ModuleList(_SequenceBlock(cast(Block, block)) for block in cast(nn.ModuleList, blocks))
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

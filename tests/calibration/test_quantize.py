@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 import platform
 from typing import Any
@@ -14,22 +16,31 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibration.forms import QuantizedProducts
+from calibration.judge import judging
 from calibration.kept import is_kept
-from calibration.products import products
-from calibration.quantize import quantize
+from calibration.products import layers
+from calibration.quantize import Quantization, quantize
 from calibration.quantized_graph import quantize_graph
-from calibration.scales import activation_scale, candidates, quantized, weight_scales
+from calibration.scales import Scale, activation_scale, candidates, quantized, weight_scales
 from calibration.statistics import Statistics
+from calibration.weights_only import BITS, block_size, quantized_blocks
 from mar_export.build import build_engines, wanted_plans
 from mar_export.tensorrt_builder import BuilderFlags, TensorRTBuilder
 from runtime.artifact import Artifact
 from runtime.cli import mar
 from runtime.errors import CalibrationError, MarError, RequestError
 from runtime.generator import Generator
-from runtime.spec import DENOISE, ENGINES
+from runtime.spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
+from tests.calibration.conftest import SAMPLING
 from tests.conftest import relative_l2
 
 REQUEST: dict[str, Any] = {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0, "seed": 3}
+
+
+def quantization(precision: str = "int8", **changes: Any) -> Quantization:
+    plain: dict[str, Any] = {"engines": ENGINES, "sampling": vars(SAMPLING), "target_sqnr": 0.0}
+    return Quantization(precision, **{**plain, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +50,9 @@ def low(
     """The golden model in int8 and fp8. Read only."""
     folder = tmp_path_factory.mktemp("quantized")
     for precision in ("int8", "fp8"):
+        asked = quantization(precision, target_sqnr=10)
         small = Artifact(golden_artifacts["small"])
-        quantize(small, Statistics.load(statistics_file), folder / precision, precision, ENGINES, 10, 1, lambda _: None)
+        quantize(small, Statistics.load(statistics_file), folder / precision, asked, lambda _: None)
     return {precision: folder / precision for precision in ("int8", "fp8")}
 
 
@@ -84,7 +96,7 @@ def test_a_quantized_graph_computes_what_rounded_factors_give(
     y.name, y.type, y.shape = "y", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["N", 4])
     graph = ir.Graph([x], [y], nodes=[gemm], initializers=parameters, opset_imports={"": 20}, name="one")
     ir.save(ir.Model(graph, ir_version=10), tmp_path / "one.onnx")
-    quantize_graph(tmp_path / "one.onnx", tmp_path / "low.onnx", precision, {"layer": 0.03})
+    quantize_graph(tmp_path / "one.onnx", tmp_path / "low.onnx", precision, {"layer": Scale(0.03, "told", 0.0)})
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", str(int(precision == "fp8")))
     session = onnxruntime.InferenceSession(
@@ -102,7 +114,7 @@ def test_all_but_the_layers_that_are_kept_are_in_low_precision(low: dict[str, pa
     wanted = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}[precision]
     for engine in ENGINES:
         graph = ir.load(low[precision] / f"{engine}.onnx").graph
-        left = [product.name for product in products(graph)]
+        left = [layer.name for layer in layers(graph)]
         assert left
         assert all(is_kept(name) for name in left)
         quantized_weights = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
@@ -134,18 +146,18 @@ def test_an_engine_that_is_not_asked_for_stays_as_it_is(
     golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
 ) -> None:
     small = Artifact(golden_artifacts["small"])
-    quantize(small, statistics, tmp_path / "out", "int8", [DENOISE], 10, 1, lambda _: None)
+    quantize(small, statistics, tmp_path / "out", quantization(engines=[BACKBONE]), lambda _: None)
     for engine in ENGINES:
         same = (tmp_path / "out" / f"{engine}.onnx").read_bytes() == small.engine_file(engine).read_bytes()
-        assert same is (engine != DENOISE)
+        assert same is (engine != BACKBONE)
 
 
 def test_a_target_that_is_missed_leaves_nothing(
     golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
 ) -> None:
     small = Artifact(golden_artifacts["small"])
-    with pytest.raises(CalibrationError, match=r"the latents keep \d+\.\d dB, where --target-sqnr asks for 90\.0"):
-        quantize(small, statistics, tmp_path / "out", "int8", ENGINES, 90, 1, lambda _: None)
+    with pytest.raises(CalibrationError, match=r"the latents keep \d+\.\d dB, where --target-sqnr asks for 150\.0"):
+        quantize(small, statistics, tmp_path / "out", quantization(target_sqnr=150, pictures=2), lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -212,3 +224,171 @@ def test_the_compiler_takes_every_graph_where_the_gpu_has_such_products(
     else:
         build()
         assert {build.engine for build in Artifact(path).manifest.builds} == set(ENGINES)
+
+
+def test_smoothing_changes_no_numbers_where_nothing_is_rounded(
+    golden_artifacts: dict[str, pathlib.Path],
+    statistics: Statistics,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Norms, weights and the modulation of another engine, all divided and multiplied, draw the same pictures."""
+    small = Artifact(golden_artifacts["small"])
+    form = QuantizedProducts(small, ENGINES, "int8", statistics)
+    smoothed = [layer for layer, scale in form.scales.items() if scale.smoothing is not None]
+    assert {layer.split("/")[0] for layer in smoothed} == {BACKBONE, DENOISE}
+    random = np.random.default_rng(0)
+    for layer in smoothed:
+        channels = statistics.layers[layer].channel_max.size
+        uneven = random.uniform(0.5, 2, channels).astype(np.float32)
+        form.scales[layer] = dataclasses.replace(form.scales[layer], smoothing=uneven)
+    monkeypatch.setattr("calibration.quantized_graph._dequantized", _identity)
+    monkeypatch.setattr("calibration.quantized_graph._rounded", lambda graph, product, activation, *_: ([], activation))
+    changed = form.write(tmp_path, smoothed)
+    assert set(changed) == set(ENGINES)
+    with judging(small, vars(SAMPLING), 2, 1) as judge:
+        exact = {engine: (graph, "fp32") for engine, (graph, _) in changed.items()}
+        assert judge.relative_l2(exact) < 1e-4
+        assert judge.relative_l2({name: exact[name] for name in (DENOISE,)}) > 1e-2  # one without the other is wrong
+
+
+def _identity(graph: ir.Graph, name: str, weights: Any, precision: str) -> ir.Node:
+    from calibration.edits import constant
+
+    return ir.node("Identity", [constant(graph, f"{name}.same", weights)], name=f"{name}.same")
+
+
+def test_smoothing_is_chosen_only_where_it_makes_less_error(statistics: Statistics) -> None:
+    layer = statistics.layers["backbone/model.encoder_blocks.0.mlp.fc1"]
+    weights = np.random.default_rng(0).standard_normal((layer.channel_max.size, 9)).astype(np.float32)
+    plain, smooth = (activation_scale(layer, weights, "int8", smooth=smooth) for smooth in (False, True))
+    assert smooth.error <= plain.error
+    uneven = np.geomspace(1, 300, layer.channel_max.size, dtype=np.float32)
+    spread = layer.divided(1 / uneven)
+    plain, smooth = (activation_scale(spread, weights, "int8", smooth=smooth) for smooth in (False, True))
+    assert smooth.smoothing is not None
+    assert smooth.error < 0.7 * plain.error
+
+
+def test_the_most_sensitive_layers_stay_in_float32_until_the_target_is_met(
+    golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
+) -> None:
+    small = Artifact(golden_artifacts["small"])
+    told: list[str] = []
+    asked = quantization(engines=[CONDITIONING, DENOISE], pictures=2, rank=True)
+    everything = quantize(small, statistics, tmp_path / "all", asked, told.append)
+    distances = [each.relative_l2 for each in everything.ranking]
+    assert distances == sorted(distances, reverse=True)
+    assert {each.layer for each in everything.ranking} == {
+        f"{engine}/{layer.name}"
+        for engine in (CONDITIONING, DENOISE)
+        for layer in layers(ir.load(small.engine_file(engine)).graph)
+        if not is_kept(layer.name)
+    }
+    reached = everything.manifest.parity["generation"]["sqnr_db"]
+    target = reached + 3
+    asked = quantization(engines=[CONDITIONING, DENOISE], pictures=2, target_sqnr=target)
+    better = quantize(small, statistics, tmp_path / "better", asked, told.append)
+    kept = better.manifest.provenance["kept_in_float32"].split(", ")
+    assert kept[0] in {each.layer for each in everything.ranking}
+    assert everything.ranking[0].layer in kept
+    assert len(kept) < len(everything.ranking)
+    assert better.manifest.parity["generation"]["sqnr_db"] >= target
+    for layer in kept:
+        engine, _, name = layer.partition("/")
+        assert name in {each.name for each in layers(ir.load(tmp_path / "better" / f"{engine}.onnx").graph)}
+
+
+def test_a_share_of_the_layers_can_be_kept(
+    golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
+) -> None:
+    asked = quantization(engines=[DENOISE], pictures=1, keep_share=0.3)
+    small = Artifact(golden_artifacts["small"])
+    made = quantize(small, statistics, tmp_path / "out", asked, lambda _: None)
+    count = -(-len(made.ranking) * 3 // 10)
+    assert made.manifest.provenance["kept_in_float32"].split(", ") == sorted(
+        each.layer for each in made.ranking[:count]
+    )
+
+
+def test_the_drift_is_the_distance_of_the_tokens_of_each_iteration(
+    golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
+) -> None:
+    """A token never changes once it is there, so the squares of all iterations are those of the picture."""
+    small = Artifact(golden_artifacts["small"])
+    form = QuantizedProducts(small, [BACKBONE], "int8", statistics)
+    with judging(small, vars(SAMPLING), 3, 1) as judge:
+        told = judge.report(form.write(tmp_path, form.layers))
+        assert told["relative_l2"] == pytest.approx(judge.relative_l2(form.write(tmp_path, form.layers)))
+    assert [each["iteration"] for each in told["drift"]] == [1, 2, 3, 4]
+    distances = [each["relative_l2"] for each in told["drift"]]
+    assert min(distances) <= told["relative_l2"] <= max(distances)
+    assert len(set(distances)) == len(distances)
+
+
+@pytest.mark.parametrize(("precision", "most"), [("w8", 0.05), ("w4", 0.5)])
+def test_weights_alone_are_in_blocks_of_few_bits(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path, precision: str, most: float
+) -> None:
+    """ONNX Runtime rounds activations of such products to 8 bits too, row by row, and the head amplifies it."""
+    small = Artifact(golden_artifacts["small"])
+    made = quantize(small, None, tmp_path / "out", quantization(precision), lambda _: None)
+    assert 0 < made.manifest.parity["generation"]["relative_l2"] < most
+    stored = {"w8": ir.DataType.INT8, "w4": ir.DataType.INT4}[precision]
+    for engine in ENGINES:
+        graph = ir.load(tmp_path / "out" / f"{engine}.onnx").graph
+        assert all(is_kept(layer.name) for layer in layers(graph))
+        low = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
+        assert low
+        assert {value.dtype for value in low} == {stored}
+        assert not any(node.op_type == "QuantizeLinear" for node in graph)
+    with Generator.load(tmp_path / "out", threads=1) as found, Generator.load(small.path, threads=1) as exact:
+        distance = relative_l2(found.generate([0, 1], **REQUEST).latents, exact.generate([0, 1], **REQUEST).latents)
+    assert 0 < distance < most
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["w8", "w4"]), st.sampled_from([16, 32]))
+def test_a_weight_in_a_block_is_off_by_half_a_step_at_most(seed: int, precision: str, size: int) -> None:
+    weights = np.random.default_rng(seed).standard_normal((64, 3)).astype(np.float32)
+    low, scales = quantized_blocks(weights, precision, size)
+    steps = np.repeat(scales, size, axis=0)
+    assert (np.abs(low * steps - weights) <= steps / 2 * 1.0001).all()
+    assert np.abs(low).max() == 2 ** (BITS[precision] - 1) - 1
+
+
+def test_layers_whose_width_no_block_divides_stay_as_they_are() -> None:
+    assert [block_size(channels) for channels in (768, 160, 224, 48, 20)] == [128, 32, 32, 16, None]
+
+
+def test_ranges_are_drawn_to_a_picture(statistics: Statistics, tmp_path: pathlib.Path) -> None:
+    from PIL import Image
+
+    from calibration.report import save_report
+
+    save_report(statistics, tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as picture:
+        assert min(picture.size) > 400
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+
+
+def test_the_command_ranks_draws_and_refuses_in_one_line(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    small, out = golden_artifacts["small"], tmp_path / "out"
+    plan = ["--iterations", 2, "--diffusion-steps", 2, "--samples", 2, "--threads", 1, "--target-sqnr", 0]
+    ranked, report = tmp_path / "ranked.json", tmp_path / "report.png"
+    some = ["--engines", "denoise", "--judged", 1, "--sensitivity", ranked, "--report", report, "--keep-fp", "20%"]
+    result = command(small, "--out", out, *plan, *some)
+    assert result.exception is None, result.output
+    assert "most sensitive alone" in result.output
+    assert report.exists()
+    assert [each["layer"].split("/")[0] for each in json.loads(ranked.read_text())["layers"]] == ["denoise"] * 4
+    refusals = {
+        "give --out, the quantized artifact to make, or --report": [],
+        "int4 is for weights alone": ["--out", out, "--precision", "int4"],
+        "--weights-only is for": ["--out", out, "--precision", "fp8", "--weights-only"],
+        "--keep-fp must be a share": ["--out", out, "--keep-fp", "much"],
+        "judged must": ["--out", out, "--judged", 0],
+    }
+    for told, arguments in refusals.items():
+        assert told in str(refused(command(small, *arguments)))

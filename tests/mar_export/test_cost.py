@@ -59,7 +59,7 @@ class WeightsRead(TorchDispatchMode):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._sizes = {p.untyped_storage().data_ptr(): p.numel() for p in module.parameters()}
+        self._sizes = {p.data_ptr(): p.numel() for p in module.parameters()}
         self._read: set[int] = set()
 
     def __torch_dispatch__(
@@ -67,7 +67,7 @@ class WeightsRead(TorchDispatchMode):
     ) -> Any:
         operands = {torch.ops.aten.addmm.default: args[1:], torch.ops.aten.mm.default: args}.get(func, ())
         for operand in operands:
-            address = operand.untyped_storage().data_ptr()
+            address = operand.data_ptr()
             if address in self._sizes:
                 self._read.add(address)
         return func(*args, **(kwargs or {}))

@@ -36,14 +36,17 @@ PRODUCTS = ("MatMul", "Gemm", "Conv")
 MOVES = ("Cast", "Transpose", "Reshape", "Slice", "Unsqueeze", "Squeeze", "Split", "Identity")
 
 BLOCKS = [f"model.{half}_blocks.{number}" for half in ("encoder", "decoder") for number in range(2)]
-LINEARS = [f"{block}.{layer}" for block in BLOCKS for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+LINEARS = [
+    f"{block}.{layer}"
+    for block in BLOCKS
+    for layer in ("attn.q", "attn.k", "attn.v", "attn.proj", "mlp.fc1", "mlp.fc2")
+]
 VAE_BLOCKS = ["vae.decoder.mid.block_1", "vae.decoder.mid.block_2"] + [
     f"vae.decoder.up.{level}.block.{number}" for level in range(4) for number in range(2)
 ]
 # The layers of each engine: those in low precision, and those kept in float32.
 LAYERS: dict[str, tuple[list[str], list[str]]] = {
-    # Only a few rows are queries in the last block, so its first projection is two products.
-    "backbone": ([*LINEARS, "model.decoder_embed", "model.decoder_blocks.1.attn.qkv"], ["model.z_proj"]),
+    "backbone": ([*LINEARS, "model.decoder_embed"], ["model.z_proj"]),
     "conditioning": (["cond_embed", "projection"], ["time_embed.mlp.0", "time_embed.mlp.2"]),
     "denoise": (
         [f"res_blocks.{block}.mlp.{layer}" for block in range(2) for layer in (0, 2)],
@@ -227,11 +230,9 @@ class Graph:
         for name, tensor in self.module.state_dict().items():
             if not name.endswith("weight") or tensor.dim() < 2:
                 continue
-            width = tensor.shape[1]
-            for part in (tensor, *([tensor[:width], tensor[width:]] if name.endswith("qkv.weight") else [])):
-                for turned in (part, part.T) if part.dim() == 2 else (part,):
-                    if any(same(weight, turned.to(kind).float().numpy()) for kind in (torch.float32, dtype)):
-                        return name.removesuffix(".weight")
+            for turned in (tensor, tensor.T) if tensor.dim() == 2 else (tensor,):
+                if any(same(weight, turned.to(kind).float().numpy()) for kind in (torch.float32, dtype)):
+                    return name.removesuffix(".weight")
         raise AssertionError(f"a weight of shape {weight.shape} that is no layer's")
 
 
@@ -310,7 +311,7 @@ def test_an_artifact_in_bf16_is_refused_on_a_cpu_in_one_line(lowered_artifacts: 
         Generator.load(lowered_artifacts["bf16"], threads=1)
     assert str(refusal.value) == (
         f"{lowered_artifacts['bf16']} is in bf16, but onnxruntime {onnxruntime.__version__}, cpu, 1 thread "
-        "has fp32, fp16, int8, fp8; export it in one of these, or use another backend"
+        "has fp32, fp16, int8, fp8, w8, w4; export it in one of these, or use another backend"
     )
 
 
