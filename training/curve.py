@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import matplotlib
@@ -12,13 +11,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from runtime.files import replacing
+from training.report import logged_steps
 
 _WINDOW = 100  # steps of the running mean
 
 
 def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
     """Draw the losses in a run's log: each step faintly, their running mean on top. Nothing for an empty log."""
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    entries = logged_steps(log)
     if not entries:
         return
     steps, losses = np.array([[entry["step"], entry["loss"]] for entry in entries]).T

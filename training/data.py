@@ -48,6 +48,9 @@ class Dataset(Protocol):
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The pictures at `indices`: uint8 [len(indices), H, W, channels]."""
 
+    def name(self, index: int) -> str:
+        """Where a person finds the picture at `index`."""
+
 
 def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> Dataset:
     """The dataset in folder `path`, its pictures brought to `image_size` squared. Raises `DataError`.
@@ -91,6 +94,9 @@ class IdxDataset:
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._pixels[indices]
 
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
 
 class FolderDataset:
     """A sub-folder a class, in alphabetical order; pictures are cropped to their middle square."""
@@ -115,6 +121,9 @@ class FolderDataset:
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.stack([self._load(self._files[index]) for index in indices])
+
+    def name(self, index: int) -> str:
+        return str(self._files[index])
 
     def _load(self, file: pathlib.Path) -> NDArray[np.uint8]:
         size = self._image_size

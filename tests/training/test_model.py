@@ -23,10 +23,10 @@ from runtime.images import unpatchify
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN
 from training import published
+from training.draws import draw_example, draw_mask_ratio, example_stream
 from training.head import DiffusionLoss
 from training.model import MAR
 from training.presets import PRESETS, preset
-from training.trainer import _draw_mask_ratio
 
 
 @pytest.fixture(autouse=True)
@@ -253,7 +253,16 @@ def _pictures(count: int = 5, channels: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _loss(model: MAR, latents: Tensor, labels: Tensor, mask_ratio: float = 0.6, seed: int = 9) -> Tensor:
-    return model.loss(latents, labels, mask_ratio, torch.Generator().manual_seed(seed))
+    masked = max(1, math.ceil(model.config.tokens * mask_ratio))
+    draws = [draw_example(model.config, masked, example_stream(seed, 0, place)) for place in range(len(latents))]
+    dropped = torch.tensor([drawn.dropped for drawn in draws])
+    return model(
+        latents,
+        torch.where(dropped, model.config.class_num, labels),
+        torch.tensor(np.stack([drawn.order for drawn in draws])),
+        torch.tensor(np.stack([drawn.timesteps for drawn in draws], axis=1)),
+        torch.tensor(np.stack([drawn.noise for drawn in draws], axis=1)),
+    )
 
 
 def _head_inputs(model: MAR, latents: Tensor, labels: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -405,8 +414,8 @@ def _truncated_normal(smallest: float) -> tuple[NDArray[np.float64], NDArray[np.
 
 @pytest.mark.parametrize("smallest", [0.7, 0.0, 0.95])
 def test_mask_ratios_are_drawn_from_the_truncated_normal(smallest: float) -> None:
-    generator = torch.Generator().manual_seed(4)
-    drawn = np.sort([_draw_mask_ratio(smallest, generator) for _ in range(4000)])
+    stream = np.random.default_rng(4)
+    drawn = np.sort([draw_mask_ratio(smallest, stream) for _ in range(4000)])
     assert drawn[0] >= smallest
     assert drawn[-1] <= 1
     x, below = _truncated_normal(smallest)
