@@ -51,6 +51,9 @@ class TrainConfig:
     fsdp: bool = _setting(False, "Spread weights and optimizer over the processes, for models as large as MAR-H.")
     gradient_checkpointing: bool = _setting(False, "Compute every block again when its gradient is due: less memory.")
     compile: bool = _setting(False, "Let torch.compile build every block; takes minutes first.")
+    bad_data: str = _setting(
+        "report", "What to do about bad pictures: tell and go on, or stop.", choices=("report", "stop")
+    )
     workers: int = _setting(0, "Processes beside each that trains, which read batches ahead of it.", least=0)
     checkpoint_every: int = _setting(500, "Steps.", least=1)
     sample_every: int = _setting(2000, "Steps.", least=1)

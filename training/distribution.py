@@ -40,8 +40,8 @@ class Processes:
         return values / self.count
 
     def together(self, mine: list[Any]) -> list[Any]:
-        """The lists of all processes as one, in the order of ranks."""
-        if self.count == 1:
+        """The lists of all processes as one, in the order of ranks; cheap where all are empty."""
+        if self.count == 1 or not self.mean(torch.tensor(float(len(mine)), device=self.device)).item():
             return mine
         lists: list[list[Any]] = [[] for _ in range(self.count)]
         dist.all_gather_object(lists, mine)

@@ -21,7 +21,7 @@ from training.config import TrainConfig
 from training.distribution import Processes, exchanging_gradients, local, spread, whole
 from training.loader import MicroBatch
 from training.model import MAR
-from training.numerics import attend_in_float32, autocast, training_kernels
+from training.numerics import autocast, choose_operators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,7 @@ class Learner:
         self.config, self.processes = config, processes
         torch.manual_seed(config.seed)
         model = self.model = MAR(**model_config.to_dict()).to(processes.device)
-        if config.attention == "fp32":
-            attend_in_float32(model)
+        choose_operators(model, config.attention, processes.device)
         if config.gradient_checkpointing:
             _forget_activations(model)
         if config.compile:
@@ -69,8 +68,7 @@ class Learner:
             group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         self.module.train()
         self.optimizer.zero_grad()
-        with training_kernels(self.processes.device):
-            losses, examples = self._gradients(batches)
+        losses, examples = self._gradients(batches)
         loss = self.processes.mean(losses.mean()).item()
         norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)).item()
         outcome = Outcome(loss, norm)
@@ -83,9 +81,9 @@ class Learner:
         return outcome
 
     def averaged_model(self) -> MAR:
-        """A model of its own with the averaged weights, whole, on the CPU, in evaluation mode."""
-        averaged = MAR(**self.model.config.to_dict())
-        averaged.load_state_dict({name: whole(tensor).cpu() for name, tensor in self.average.items()})
+        """A model of its own with the averaged weights, whole, in evaluation mode."""
+        averaged = MAR(**self.model.config.to_dict()).to(self.processes.device)
+        averaged.load_state_dict({name: whole(tensor) for name, tensor in self.average.items()})
         return averaged.eval()
 
     def weights_are_finite(self) -> bool:
@@ -96,7 +94,7 @@ class Learner:
         """Leave the gradient of the mean loss in the parameters: the losses of this process's micro-batches, [parts],
         and the examples in each."""
         config, losses, examples = self.config, [], []
-        for part, (batch, indices) in enumerate(batches, start=1):
+        for part, (batch, indices, _) in enumerate(batches, start=1):
             with exchanging_gradients(self.module, now=part == config.accumulate):
                 with autocast(config.precision, self.processes.device):
                     loss = self.module(*batch)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runtime.config import ModelConfig
+from runtime.errors import DataError
 from training.config import TrainConfig
+from training.data import BadPictureError
 from training.draws import batch_examples, draw_example, example_stream, masked_tokens
 from training.source import Source
+
+_MOST_UNREADABLE_IN_A_ROW = 100  # more are no bad pictures but a disk that is gone
 
 
 class Batch(NamedTuple):
@@ -32,10 +37,11 @@ class Batch(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """A batch, and the examples [B] of the dataset that are in it."""
+    """A batch, the examples [B] of the dataset that are in it, and what was found wrong with the data on the way."""
 
     batch: Batch
     examples: Tensor
+    complaints: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +65,13 @@ class MicroBatches(Dataset[MicroBatch]):
     def _collected(self, step: int, places: range, examples: list[int]) -> MicroBatch:
         masked = masked_tokens(self.model, self.training.seed, step)
         latents, labels, draws = [], [], []
-        for place, example in zip(places, examples, strict=True):
+        for number, place in enumerate(places):
             stream = example_stream(self.training.seed, step, place)
             flip = bool(stream.random() < 0.5) and self.training.flip
             drawn = draw_example(self.model, masked, stream)
-            latents.append(self.source.latent(example, flip, stream))
-            labels.append(self.model.class_num if drawn.dropped else int(self.source.labels[example]))
+            examples[number], latent = self._readable(examples[number], flip, stream)
+            latents.append(latent)
+            labels.append(self.model.class_num if drawn.dropped else int(self.source.labels[examples[number]]))
             draws.append(drawn)
         batch = Batch(
             torch.from_numpy(np.stack(latents)),
@@ -73,7 +80,21 @@ class MicroBatches(Dataset[MicroBatch]):
             torch.from_numpy(np.stack([drawn.timesteps for drawn in draws], axis=1)),
             torch.from_numpy(np.stack([drawn.noise for drawn in draws], axis=1)),
         )
-        return MicroBatch(batch, torch.tensor(examples))
+        complaints = self.source.complaints.copy()
+        self.source.complaints.clear()
+        return MicroBatch(batch, torch.tensor(examples), complaints)
+
+    def _readable(self, example: int, flip: bool, stream: np.random.Generator) -> tuple[int, NDArray[np.float32]]:
+        """The latents of `example`, or of the next one after it that can be read, and which it is."""
+        for _ in range(_MOST_UNREADABLE_IN_A_ROW):
+            try:
+                return example, self.source.latent(example, flip, stream)
+            except BadPictureError as error:
+                self.source.complaints.append(str(error))
+                example = (example + 1) % len(self.source.labels)
+        raise DataError(
+            f"{_MOST_UNREADABLE_IN_A_ROW} pictures in a row cannot be read, the last one {self.source.complaints[-1]}"
+        )
 
 
 def micro_batches(batches: MicroBatches, step: int, device: torch.device) -> Iterator[MicroBatch]:
@@ -89,7 +110,7 @@ def micro_batches(batches: MicroBatches, step: int, device: torch.device) -> Ite
         worker_init_fn=_leave_signals_to_the_trainer,
     )
     for loaded in loader:
-        yield MicroBatch(loaded.batch.to(device), loaded.examples)
+        yield loaded._replace(batch=loaded.batch.to(device))
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

@@ -45,9 +45,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = Projections(width, 3 * width)
-        self.attend = ScaledDotProduct(attn_dropout)
+        self.attend: nn.Module = ScaledDotProduct(attn_dropout)
         self.proj = nn.Linear(width, width)
-        self.proj_drop = nn.Dropout(proj_dropout)
+        self.proj_drop: nn.Module = nn.Dropout(proj_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, S, E] each

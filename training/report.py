@@ -38,6 +38,7 @@ class Reporter:
             mininterval=1,
         )
         self._smoothed: float | None = None
+        self._complaints: set[str] = set()
         self._since = time.perf_counter()
 
     def __enter__(self) -> Reporter:
@@ -62,6 +63,13 @@ class Reporter:
         """Something that a person should know, and that the log keeps with all its details."""
         self._bar.write(f"step {step}: {tells}", file=sys.stderr)
         self._write({"step": step, "event": tells, **details})
+
+    def bad_data(self, step: int, complaint: str) -> None:
+        """Something is wrong with the data: told once, counted, with the count in the log and the board."""
+        if complaint not in self._complaints:
+            self._complaints.add(complaint)
+            self.event(step, complaint, bad_data=len(self._complaints))
+            self._board.add_scalar("bad_data", len(self._complaints), step)
 
     def samples(self, step: int, picture: pathlib.Path) -> None:
         with Image.open(picture) as image:

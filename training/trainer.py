@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
@@ -45,7 +45,9 @@ class Trainer:
         config = RunConfig(str(pathlib.Path(config.data).resolve()), model, config.training)
         trainer = cls(run, source, config, processes)
         processes.wait()  # all have seen that there is no run yet
-        trainer._write_config()
+        if processes.first:
+            source.save_tokenizer(run)
+            trainer._write_config()
         return trainer
 
     @classmethod
@@ -59,7 +61,7 @@ class Trainer:
         if (run / checkpoint.STATE_FILE).exists():
             trainer.step = load_state(run, trainer.learner)
         processes.wait()
-        if changes:
+        if changes and processes.first:
             trainer._write_config()
         return trainer
 
@@ -84,8 +86,11 @@ class Trainer:
     def _train(self, termination: Termination, reporter: Reporter | None) -> None:
         config, skipped = self.config.training, 0
         batches = self._batches()
+        self._complain(reporter, self.source.complaints)
         while self.step < config.steps:
-            outcome = self.learner.update(self.step, itertools.islice(batches, config.accumulate))
+            parts = list(itertools.islice(batches, config.accumulate))
+            self._complain(reporter, [complaint for part in parts for complaint in part.complaints])
+            outcome = self.learner.update(self.step, parts)
             self.step += 1
             skipped = 0 if outcome.taken else skipped + 1
             if reporter:
@@ -110,6 +115,15 @@ class Trainer:
         me, config = self.processes, self.config
         batches = MicroBatches(self.source, config.model, config.training, me.rank, me.count)
         return micro_batches(batches, self.step, me.device)
+
+    def _complain(self, reporter: Reporter | None, mine: Sequence[str]) -> None:
+        """Tell what this and the other processes found wrong with the data, or stop because of it."""
+        complaints = self.processes.together(list(mine))
+        if complaints and self.config.training.bad_data == "stop":
+            raise DataError(f"{complaints[0]}; leave --bad-data stop away to go on without what cannot be read")
+        if reporter:
+            for complaint in complaints:
+                reporter.bad_data(self.step, complaint)
 
     def _report(self, reporter: Reporter, outcome: Outcome) -> None:
         if outcome.taken:
@@ -140,7 +154,7 @@ class Trainer:
         model = self.learner.averaged_model()
         if reporter:
             picture = self.run / "samples" / f"step-{self.step:06d}.png"
-            save_sample_grid(picture, model, self.source.classes)
+            save_sample_grid(picture, model, self.source)
             reporter.samples(self.step, picture)
 
     def _diverged(self, what: str) -> MarError:
@@ -155,8 +169,7 @@ class Trainer:
             "tokenizer": self.source.tokenizer,
             "class_names": list(self.source.classes),
         }
-        if self.processes.first:
-            checkpoint.write_run_config(self.run, value)
+        checkpoint.write_run_config(self.run, value)
 
 
 def read_config(run: pathlib.Path, changes: Mapping[str, Any]) -> RunConfig:

@@ -104,8 +104,9 @@ def randomized(model: MAR, seed: int = 0, spread: float = 0.2) -> MAR:
 def logged(run: pathlib.Path, key: str) -> dict[int, float]:
     """Step -> value, of a run's log; a step that is logged twice is an error."""
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert len({entry["step"] for entry in entries}) == len(entries)
-    return {entry["step"]: entry[key] for entry in entries if key in entry}
+    steps = [entry for entry in entries if key in entry]
+    assert len({entry["step"] for entry in steps}) == len(steps)
+    return {entry["step"]: entry[key] for entry in steps}
 
 
 def one_sentence(caught: pytest.ExceptionInfo[MarError]) -> str:
