@@ -5,10 +5,11 @@ It knows neither runs nor datasets: batches come in, and what became of a step g
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,11 @@ class Outcome:
 
 
 class Learner:
-    """A model in training. `skipped` of the steps so far were not taken."""
+    """A model in training.
+
+    `skipped` of the steps so far were not taken. Each part of a step runs in the context that `phase`
+    makes of its name, for who wants to time it.
+    """
 
     def __init__(self, model_config: ModelConfig, config: TrainConfig, processes: Processes) -> None:
         self.config, self.processes = config, processes
@@ -59,6 +64,7 @@ class Learner:
             _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
         )
         self.skipped = 0
+        self.phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
 
     def update(self, step: int, batches: Iterable[MicroBatch]) -> Outcome:
         """Take step number `step` with this process's micro-batches, unless its loss or gradient is not finite."""
@@ -70,11 +76,14 @@ class Learner:
         self.optimizer.zero_grad()
         losses, examples = self._gradients(batches)
         loss = self.processes.mean(losses.mean()).item()
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)).item()
+        with self.phase("clip"):
+            norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)).item()
         outcome = Outcome(loss, norm)
         if outcome.taken:
-            self.optimizer.step()
-            self._follow(step)
+            with self.phase("optimizer"):
+                self.optimizer.step()
+            with self.phase("average"):
+                self._follow(step)
         else:
             self.skipped += 1
             outcome = dataclasses.replace(outcome, suspects=self._suspects(losses, examples))
@@ -96,9 +105,10 @@ class Learner:
         config, losses, examples = self.config, [], []
         for part, (batch, indices, _) in enumerate(batches, start=1):
             with exchanging_gradients(self.module, now=part == config.accumulate):
-                with autocast(config.precision, self.processes.device):
+                with self.phase("forward"), autocast(config.precision, self.processes.device):
                     loss = self.module(*batch)
-                (loss / config.accumulate).backward()
+                with self.phase("backward"):
+                    (loss / config.accumulate).backward()
             losses.append(loss.detach())
             examples.append(indices)
         return torch.stack(losses), examples

@@ -16,7 +16,8 @@ from runtime.options import PATH, threads_option
 from training.config import RunConfig, TrainConfig, read_toml
 from training.distribution import joined
 from training.presets import PRESETS
-from training.trainer import Trainer, read_config
+from training.profiling import profile_training
+from training.trainer import Trainer, fitted, read_config
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -48,6 +49,7 @@ def _training_options(command: _Command) -> _Command:
 @_training_options
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
+@click.option("--profile", is_flag=True, help="Take a few steps, print where their time goes, and write nothing.")
 @click.option("--print-config", is_flag=True, help="Print all settings as TOML, and do nothing.")
 def train(
     config_file: pathlib.Path | None,
@@ -58,6 +60,7 @@ def train(
     image_size: int | None,
     device: str | None,
     threads: int | None,
+    profile: bool,
     print_config: bool,
     **training: Any,
 ) -> None:
@@ -73,20 +76,31 @@ def train(
             raise ConfigError(
                 "--resume takes the model and its data from the run; leave --config, --preset, --data, --out away"
             )
-        if print_config:
-            click.echo(read_config(resume, given).to_toml(), nl=False)
+        if print_config or profile:
+            _show(read_config(resume, given), device, profile)
             return
         with joined(device) as processes:
             Trainer.resume(resume, processes, given).train()
         return
     config = _new_config(config_file, preset, data, image_size, given)
-    if print_config:
-        click.echo(config.to_toml(), nl=False)
+    if print_config or profile:
+        _show(config, device, profile)
         return
     if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
     with joined(device) as processes:
         Trainer.start(out, config, processes).train()
+
+
+def _show(config: RunConfig, device: str | None, profile: bool) -> None:
+    """Print the config, or where a step with it spends its time."""
+    if not profile:
+        click.echo(config.to_toml(), nl=False)
+        return
+    with joined(device) as processes:
+        table = profile_training(*fitted(config), processes)
+        if processes.first:
+            click.echo(table)
 
 
 def _new_config(

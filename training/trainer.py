@@ -29,7 +29,7 @@ class Trainer:
     """One run: `Trainer.start` or `Trainer.resume`, then `train`. Every process of a job does the same."""
 
     def __init__(self, run: pathlib.Path, source: Source, config: RunConfig, processes: Processes) -> None:
-        _check_fit(source, config, processes)
+        check_fit(source, config, processes)
         self.run, self.source, self.config, self.processes = run, source, config, processes
         self.learner = Learner(config.model, config.training, processes)
         self.step = 0
@@ -40,9 +40,7 @@ class Trainer:
         processes = processes or Processes()
         if (run / checkpoint.CONFIG_FILE).exists():
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
-        source = open_source(pathlib.Path(config.data), config.model.img_size)
-        model = dataclasses.replace(config.model, vae_embed_dim=source.channels, class_num=len(source.classes))
-        config = RunConfig(str(pathlib.Path(config.data).resolve()), model, config.training)
+        config, source = fitted(config)
         trainer = cls(run, source, config, processes)
         processes.wait()  # all have seen that there is no run yet
         if processes.first:
@@ -172,6 +170,13 @@ class Trainer:
         checkpoint.write_run_config(self.run, value)
 
 
+def fitted(config: RunConfig) -> tuple[RunConfig, Source]:
+    """The data of `config`, opened, and `config` with a model of as many classes and channels. Raises `DataError`."""
+    source = open_source(pathlib.Path(config.data), config.model.img_size)
+    model = dataclasses.replace(config.model, vae_embed_dim=source.channels, class_num=len(source.classes))
+    return RunConfig(str(pathlib.Path(config.data).resolve()), model, config.training), source
+
+
 def read_config(run: pathlib.Path, changes: Mapping[str, Any]) -> RunConfig:
     """The config that the run keeps, with `changes` to its `TrainConfig`. Raises `CheckpointError`, `ConfigError`."""
     saved, where = checkpoint.read_run_config(run), run / checkpoint.CONFIG_FILE
@@ -185,7 +190,7 @@ def read_config(run: pathlib.Path, changes: Mapping[str, Any]) -> RunConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
 
 
-def _check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
+def check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
     """Refuse data that is not what the model was made for, too little of it, or a batch that cannot be shared out."""
     model, training = config.model, config.training
     if source.stride != model.vae_stride:

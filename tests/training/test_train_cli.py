@@ -369,3 +369,28 @@ def test_a_wrong_config_is_one_line_that_names_file_and_key(
     assert told in _the_line(err)
     assert "mar: run.toml" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_profile_shows_where_a_step_goes_and_writes_nothing(
+    train: _Command,
+    data: pathlib.Path,
+    two_steps: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()}
+    new = ("--preset", "pixel_small", "--data", data, "--image-size", 8, "--steps", 1, "--batch-size", 4)
+    for options in (("--resume", two_steps), (*new, "--accumulate", 2)):
+        code, out, _ = train(*options, "--profile")
+        assert code == 0
+        assert "8 steps of 4 pictures" in out
+        lines = [line.split() for line in out.splitlines() if line]
+        spent = {" ".join(words[:-2]): float(words[-2]) for words in lines[2:] if words[-1].endswith("%")}
+        assert all(value >= 0 for value in spent.values())
+        phases = ("read", "forward", "backward", "clip", "optimizer", "average", "the rest")
+        assert all(spent[phase] > 0 for phase in phases[:-1])
+        assert {"backbone", "head"} < spent.keys()
+        assert any(operator.startswith("aten::") for operator in out.split())
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()} == before

@@ -35,7 +35,7 @@ from tiny_runs import (
     tiny_training,
     write_idx_dataset,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from training import checkpoint
@@ -305,6 +305,24 @@ def test_what_saves_time_or_memory_changes_nothing(
     """To the last bit, dropout included."""
     start(tmp_path / "run", data, 8, **settings).train()
     _assert_same_run(tmp_path / "run", finished)
+
+
+def test_compiled_blocks_train_to_the_same_losses(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As traced; what a compiler makes of it is PyTorch's. Every kind of block is compiled, for all sizes at once."""
+    compiled: list[str] = []
+
+    def trace(module: nn.Module, *arguments: Any, **settings: Any) -> None:
+        compiled.append(type(module).__name__)
+        compile_(module, *arguments, **settings, backend="eager")
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    start(tmp_path / "run", data, 8, compile=True).train()
+    assert set(compiled) == {"Block", "ResidualBlock"}
+    assert logged(tmp_path / "run", "loss") == pytest.approx(logged(finished, "loss"), rel=1e-5)
+    assert read_safetensors(tmp_path / "run" / _WEIGHTS).keys() == read_safetensors(finished / _WEIGHTS).keys()
 
 
 # What a run leaves behind
