@@ -71,13 +71,13 @@ class Learner:
         config = self.config
         torch.manual_seed(_dropout_seed(config.seed, step, self.processes.rank))
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            group["lr"] = learning_rate(config, step)
         self.module.train()
         self.optimizer.zero_grad()
         losses, examples = self._gradients(batches)
         loss = self.processes.mean(losses.mean()).item()
         with self.phase("clip"):
-            norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)).item()
+            norm = self._clip()
         outcome = Outcome(loss, norm)
         if outcome.taken:
             with self.phase("optimizer"):
@@ -113,6 +113,14 @@ class Learner:
             examples.append(indices)
         return torch.stack(losses), examples
 
+    def _clip(self) -> float:
+        """Bring the gradient to the largest norm, if it is longer; its norm before."""
+        parameters = list(self.model.parameters())
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if (length := whole(norm).item()) > self.config.gradient_clip:  # most are not: a pass over all saved
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
+        return length
+
     def _follow(self, step: int) -> None:
         """Move the average towards the weights."""
         share = 1 - _ema_rate(self.config.ema_rate, step)
@@ -125,6 +133,11 @@ class Learner:
             [part for part, good in zip(examples, losses.isfinite(), strict=True) if not good]
         )
         return tuple(int(index) for part in bad or self.processes.together(examples) for index in part)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """That of step number `step`: growing over the warm-up, then constant."""
+    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:

@@ -207,5 +207,4 @@ class MAR(nn.Module):
 
         z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
         target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = R B K
-        z = z.flatten(0, 1).repeat(repeats, 1)  # [N, C]
-        return self.diffloss(target, z, timesteps.flatten(), noise.flatten(0, 2)).mean()
+        return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()

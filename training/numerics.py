@@ -40,7 +40,7 @@ class PlainAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, K, S]
-        return self.drop(logits.softmax(dim=-1)) @ v
+        return self.drop.kept(logits.softmax(dim=-1)) @ (v * self.drop.scale)
 
 
 class PackedDropout(nn.Module):
@@ -50,14 +50,23 @@ class PackedDropout(nn.Module):
         super().__init__()
         self.dropped = round(rate * _LEVELS)
 
+    @property
+    def scale(self) -> float:
+        """What is kept is multiplied by this, so that the mean stays."""
+        return _LEVELS / (_LEVELS - self.dropped) if self.training else 1.0
+
     def forward(self, x: Tensor) -> Tensor:
+        return self.kept(x) * self.scale if self.training and self.dropped else x
+
+    def kept(self, x: Tensor) -> Tensor:
+        """x with zeros where it is dropped, not scaled yet."""
         if not self.training or not self.dropped:
             return x
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         drawn = words.view(torch.int16)[: x.numel()].view(x.shape)  # -32768..32767
         # Written as numbers: to multiply by a mask of another type, PyTorch converts it first, and again backward.
         kept = torch.ge(drawn, self.dropped - _LEVELS // 2, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
-        return x * kept * (_LEVELS / (_LEVELS - self.dropped))
+        return x * kept
 
 
 def choose_operators(model: MAR, attention: str, device: torch.device) -> None:

@@ -76,7 +76,8 @@ def training_loss(
     repeats = model.config.diffusion_batch_mul
     target, z = (x.flatten(0, 1).repeat(repeats, 1) for x in (tokens, z))  # [R B L, D] and [R B L, C]
     weight = mask.flatten().repeat(repeats).to(noise.dtype)
-    return (model.diffloss(target, z, timesteps, noise) * weight).sum() / weight.sum()
+    loss = model.diffloss.of(target, timesteps, noise, lambda x: model.diffloss.net(x, timesteps.to(x.dtype), z))
+    return (loss * weight).sum() / weight.sum()
 
 
 def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,10 +13,10 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from runtime.files import replacing
 from training.config import TrainConfig
+from training.progress import show_progress
 
 LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
 
@@ -29,14 +28,7 @@ class Reporter:
         self._batch = config.batch_size
         self._log = open_log(run / LOG_FILE, step)
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
-        self._bar = tqdm(
-            total=config.steps * self._batch,
-            initial=step * self._batch,
-            unit="img",
-            unit_scale=True,
-            smoothing=0.02,
-            mininterval=1,
-        )
+        self._progress = show_progress(config.steps, self._batch, step)
         self._smoothed: float | None = None
         self._complaints: set[str] = set()
         self._since = time.perf_counter()
@@ -45,23 +37,34 @@ class Reporter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for part in (self._bar, self._board, self._log):
+        for part in (self._progress, self._board, self._log):
             part.close()
 
-    def step(self, step: int, loss: float, gradient_norm: float) -> None:
+    def skipped(self, step: int, tells: str, **details: Any) -> None:
+        """`step` steps are done, the last one was not taken."""
+        self.event(step, tells, skipped=details)
+        self._progress.step(step, self._smoothed)
+        self._since = time.perf_counter()
+
+    def step(self, step: int, loss: float, gradient_norm: float, learning_rate: float) -> None:
         """`step` steps are done, the last one with this loss."""
         now = time.perf_counter()
         rate, self._since = self._batch / (now - self._since), now
         self._smoothed = loss if self._smoothed is None else 0.98 * self._smoothed + 0.02 * loss
-        self._write({"step": step, "loss": loss, "gradient_norm": gradient_norm, "images_per_second": rate})
-        for name, value in (("loss", loss), ("gradient_norm", gradient_norm), ("images_per_second", rate)):
+        scalars = {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "learning_rate": learning_rate,
+            "images_per_second": rate,
+        }
+        self._write({"step": step, **scalars})
+        for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
-        self._bar.update(self._batch)
-        self._bar.set_postfix(loss=f"{self._smoothed:.4f}", step=step)
+        self._progress.step(step, self._smoothed)
 
     def event(self, step: int, tells: str, **details: Any) -> None:
         """Something that a person should know, and that the log keeps with all its details."""
-        self._bar.write(f"step {step}: {tells}", file=sys.stderr)
+        self._progress.tell(f"step {step}: {tells}")
         self._write({"step": step, "event": tells, **details})
 
     def bad_data(self, step: int, complaint: str) -> None:

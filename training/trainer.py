@@ -14,7 +14,8 @@ from training import checkpoint
 from training.config import RunConfig
 from training.curve import save_loss_curve
 from training.distribution import Processes
-from training.learner import Learner, Outcome
+from training.environment import record_environment
+from training.learner import Learner, Outcome, learning_rate
 from training.loader import MicroBatch, MicroBatches, micro_batches
 from training.preemption import PreemptedError, Termination
 from training.report import LOG_FILE, Reporter
@@ -72,6 +73,7 @@ class Trainer:
             with Termination(self.processes) as termination, contextlib.ExitStack() as stack:
                 reporter = None
                 if self.processes.first:
+                    record_environment(self.run, self.processes, self.step)
                     reporter = stack.enter_context(Reporter(self.run, self.config.training, self.step))
                 self._train(termination, reporter)
             if self.processes.first:
@@ -125,20 +127,19 @@ class Trainer:
 
     def _report(self, reporter: Reporter, outcome: Outcome) -> None:
         if outcome.taken:
-            reporter.step(self.step, outcome.loss, outcome.gradient_norm)
+            rate = learning_rate(self.config.training, self.step - 1)
+            reporter.step(self.step, outcome.loss, outcome.gradient_norm, rate)
             return
         shown = ", ".join(self.source.name(example) for example in outcome.suspects[:3])
         more = f" and {len(outcome.suspects) - 3} more" if len(outcome.suspects) > 3 else ""
-        reporter.event(
+        reporter.skipped(
             self.step,
             f"skipped ({self.learner.skipped} so far): a loss of {outcome.loss}, a gradient norm of "
             f"{outcome.gradient_norm} by {shown}{more}",
-            skipped={
-                "loss": str(outcome.loss),
-                "gradient_norm": str(outcome.gradient_norm),
-                "examples": list(outcome.suspects),
-                "so_far": self.learner.skipped,
-            },
+            loss=str(outcome.loss),  # JSON has no word for them
+            gradient_norm=str(outcome.gradient_norm),
+            examples=list(outcome.suspects),
+            so_far=self.learner.skipped,
         )
 
     def _save(self, reporter: Reporter | None) -> None:

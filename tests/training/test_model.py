@@ -202,6 +202,17 @@ def test_the_loss_of_the_head_is_the_papers_formula_at_every_timestep() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=_LOSS_TOLERANCE, atol=0)
 
 
+@pytest.mark.parametrize("rows", [12, 1200])
+def test_conditions_are_those_of_each_row_whatever_is_computed_once(rows: int) -> None:
+    """With more rows than timesteps these come from a table."""
+    net = _head_and_tokens()[0].net
+    generator = torch.Generator().manual_seed(1)
+    timesteps, z = torch.randint(0, 1000, (rows,), generator=generator), torch.randn(rows // 4, 10, generator=generator)
+    x = torch.randn(rows, 6, generator=generator)
+    expected = net(x, timesteps.float(), z.repeat(4, 1))
+    torch.testing.assert_close(net.denoise(x, net.conditions(timesteps, z)), expected, rtol=1e-4, atol=1e-5)
+
+
 def _gradients(loss: Tensor, head: DiffusionLoss) -> tuple[Tensor, Tensor]:
     """What the loss of one token tells eps and v, [D] each: the bias of the last layer gets it unchanged."""
     [gradient] = torch.autograd.grad(loss, [head.net.final_layer.linear.bias])
@@ -273,7 +284,7 @@ def _head_inputs(model: MAR, latents: Tensor, labels: Tensor, mask_ratio: float)
         _loss(model, latents, labels, mask_ratio)
     handle.remove()
     [(target, z, timesteps, _)] = seen
-    return target, z, timesteps
+    return target, z.repeat(len(target) // len(z), 1), timesteps
 
 
 def _position_of(token: Tensor, tokens: Tensor) -> tuple[int, int]:

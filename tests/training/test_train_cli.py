@@ -73,6 +73,7 @@ def test_train_makes_a_run_with_the_settings_it_was_given(two_steps: pathlib.Pat
         "fsdp": False,
         "gradient_checkpointing": False,
         "compile": False,
+        "bad_data": "report",
         "workers": 0,
         "checkpoint_every": 2,
         "sample_every": 2,

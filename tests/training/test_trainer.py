@@ -319,9 +319,10 @@ def test_compiled_blocks_train_to_the_same_losses(
 
     compile_ = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", trace)
-    start(tmp_path / "run", data, 8, compile=True).train()
+    start(tmp_path / "run", data, 2, compile=True).train()
     assert set(compiled) == {"Block", "ResidualBlock"}
-    assert logged(tmp_path / "run", "loss") == pytest.approx(logged(finished, "loss"), rel=1e-5)
+    first_two = {step: loss for step, loss in logged(finished, "loss").items() if step <= 2}
+    assert logged(tmp_path / "run", "loss") == pytest.approx(first_two, rel=1e-5)
     assert read_safetensors(tmp_path / "run" / _WEIGHTS).keys() == read_safetensors(finished / _WEIGHTS).keys()
 
 
@@ -335,7 +336,8 @@ def _is_flat(picture: pathlib.Path) -> bool:
 
 def test_a_run_leaves_its_config_weights_state_log_samples_and_curve(finished: pathlib.Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", _WEIGHTS, _STATE, _LOG, "samples", "loss.png", "tensorboard"}
+    files = {"config.json", "environment.json", _WEIGHTS, _STATE, _LOG, "loss.png"}
+    assert names == files | {"samples", "tensorboard"}
     assert [path.name for path in (finished / "samples").iterdir()] == ["step-000008.png"]
     assert any((finished / "tensorboard").iterdir())
 
@@ -505,7 +507,7 @@ def test_gradients_are_clipped_to_the_norm_asked_for(data: pathlib.Path, tmp_pat
 
 def _examples(trainer: Trainer) -> list[list[int]]:
     """Those of each step."""
-    return [examples.tolist() for _, examples in trainer._batches()]
+    return [part.examples.tolist() for part in trainer._batches()]
 
 
 def test_every_epoch_takes_each_example_at_most_once_and_in_an_order_of_its_own(
@@ -531,7 +533,7 @@ def test_pictures_are_mirrored_only_if_asked_and_keep_their_labels(
 ) -> None:
     trainer = start(tmp_path / "run", data, 1, batch_size=12, flip=flip)
     known = [image[..., 0] / 127.5 - 1 for image in open_dataset(data, 12).images(np.arange(12))]
-    [(batch, _)] = trainer._batches()
+    [(batch, _, _)] = trainer._batches()
     mirrored = 0
     for latent, label in zip(batch.latents.numpy()[:, 0], batch.labels.tolist(), strict=True):
         straight = [i for i, image in enumerate(known) if np.allclose(latent, image, atol=1e-6)]
@@ -653,7 +655,7 @@ def test_a_skipped_step_changes_neither_weights_nor_their_average_nor_moments(
     trainer.learner.update(0, batches[:1])
     save_state(tmp_path / "run", trainer.learner, 1)
     before = read_safetensors(tmp_path / "run" / _STATE)
-    batch, examples = batches[1]
+    batch, examples, _ = batches[1]
     outcome = trainer.learner.update(1, [MicroBatch(batch._replace(noise=batch.noise / 0), examples)])
     assert not outcome.taken
     assert outcome.suspects == tuple(examples.tolist())
@@ -715,7 +717,7 @@ def test_nine_skipped_steps_in_a_row_and_a_good_one_start_the_count_again(
     update = trainer.learner.update
 
     def spoilt(step: int, batches: Iterable[MicroBatch]) -> Outcome:
-        [(batch, examples)] = batches
+        [(batch, examples, _)] = batches
         return update(step, [MicroBatch(batch if step == 9 else batch._replace(noise=batch.noise / 0), examples)])
 
     monkeypatch.setattr(trainer.learner, "update", spoilt)
