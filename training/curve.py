@@ -1,35 +1,66 @@
-"""The loss curve of a run as a picture."""
+"""The loss curves of runs as pictures."""
 
 from __future__ import annotations
 
-import json
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.files import replacing
+from training.report import logged_steps
 
 _WINDOW = 100  # steps of the running mean
 
 
 def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
     """Draw the losses in a run's log: each step faintly, their running mean on top. Nothing for an empty log."""
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    entries = logged_steps(log)
     if not entries:
         return
-    steps, losses = np.array([[entry["step"], entry["loss"]] for entry in entries]).T
-    window = min(_WINDOW, len(losses))
-    mean = np.convolve(losses, np.ones(window) / window, mode="valid")
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    steps, losses = _losses(entries)
+    at, mean = _running_mean(steps, losses)
+    figure, axes = _axes("Training loss")
     axes.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="each step")
-    axes.plot(steps[window - 1 :], mean, color="tab:blue", label=f"mean of {window} steps")
-    axes.set(xlabel="step", ylabel="loss: epsilon MSE + variational bound", title="Training loss")
+    axes.plot(at, mean, color="tab:blue", label=f"mean of {min(_WINDOW, len(losses))} steps")
     axes.set_ylim(mean.min() * 0.9, min(losses.max(), np.quantile(losses, 0.5) * 2.5))
+    _save(figure, axes, out)
+
+
+def save_comparison(logs: Mapping[str, Sequence[Mapping[str, Any]]], out: pathlib.Path) -> None:
+    """Draw the running means of several runs, by name and the steps that their logs hold."""
+    figure, axes = _axes("Training losses")
+    for name, entries in logs.items():
+        if entries:
+            axes.plot(*_running_mean(*_losses(entries)), label=name)
+    _save(figure, axes, out)
+
+
+def _losses(entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """Steps and losses, [2, n]."""
+    return np.array([[entry["step"], entry["loss"]] for entry in entries], np.float64).T
+
+
+def _running_mean(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """The last steps of all windows, and the means over them."""
+    window = min(_WINDOW, len(losses))
+    return steps[window - 1 :], np.convolve(losses, np.ones(window) / window, mode="valid")
+
+
+def _axes(title: str) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.set(xlabel="step", ylabel="loss: epsilon MSE + variational bound", title=title)
     axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, out: pathlib.Path) -> None:
     axes.legend()
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -38,15 +38,27 @@ _IDX_PREFIX = {"train": "train", "test": "t10k"}
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
+class BadPictureError(DataError):
+    """One picture that cannot be read, among others that may be fine."""
+
+
 class Dataset(Protocol):
-    """Pictures of one size with a label each."""
+    """Pictures of one size with a label each.
+
+    `complaints` are what was found wrong with the data but can be lived with; reading adds to them.
+    """
+
+    complaints: list[str]
 
     classes: tuple[str, ...]
     channels: int
     labels: NDArray[np.int64]  # [n]
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The pictures at `indices`: uint8 [len(indices), H, W, channels]."""
+        """The pictures at `indices`: uint8 [len(indices), H, W, channels]. Raises `BadPictureError`."""
+
+    def name(self, index: int) -> str:
+        """Where a person finds the picture at `index`."""
 
 
 def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> Dataset:
@@ -74,6 +86,7 @@ class IdxDataset:
     channels = 1
 
     def __init__(self, path: pathlib.Path, image_size: int, split: str) -> None:
+        self.complaints: list[str] = []
         pixels = _read_idx(_require_idx(path, split, "images-idx3"), dimensions=3)  # [n, h, w]
         self.labels = _read_idx(_require_idx(path, split, "labels-idx1"), dimensions=1).astype(np.int64)
         if len(pixels) != len(self.labels):
@@ -91,6 +104,9 @@ class IdxDataset:
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._pixels[indices]
 
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
 
 class FolderDataset:
     """A sub-folder a class, in alphabetical order; pictures are cropped to their middle square."""
@@ -100,21 +116,27 @@ class FolderDataset:
     def __init__(self, path: pathlib.Path, image_size: int) -> None:
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
         self.classes = tuple(folder.name for folder in folders)
+        self.complaints: list[str] = []
         self._files: list[pathlib.Path] = []
         labels: list[int] = []
         for label, folder in enumerate(folders):
             files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
             if not files:
-                raise DataError(f"{folder}: a class without pictures (looked for {', '.join(_IMAGE_SUFFIXES)})")
+                self.complaints.append(f"{folder}: a class without pictures (looked for {', '.join(_IMAGE_SUFFIXES)})")
             self._files += files
             labels += [label] * len(files)
         if not folders:
             raise DataError(f"{path}: neither IDX files nor class sub-folders here")
+        if not labels:
+            raise DataError(f"{path}: no class has pictures; {self.complaints[0]}")
         self.labels = np.array(labels, dtype=np.int64)
         self._image_size = image_size
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.stack([self._load(self._files[index]) for index in indices])
+
+    def name(self, index: int) -> str:
+        return str(self._files[index])
 
     def _load(self, file: pathlib.Path) -> NDArray[np.uint8]:
         size = self._image_size
@@ -122,7 +144,9 @@ class FolderDataset:
             with Image.open(file) as image:
                 picture = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file}: not a readable picture ({error})") from error
+            raise BadPictureError(f"{file}: not a readable picture ({error})") from error
+        if min(picture.size) < size:
+            self.complaints.append(f"{file}: {picture.width}x{picture.height}, enlarged to {size}x{size}")
         scale = size / min(picture.size)
         width, height = (max(size, round(side * scale)) for side in picture.size)
         left, top = (width - size) // 2, (height - size) // 2

@@ -6,12 +6,14 @@ Parameter names are those of the published `diffloss` (arXiv 2406.11838, section
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.diffusion import NoiseSchedule, training_schedule
+from runtime.diffusion import TRAIN_STEPS, NoiseSchedule, training_schedule
 
 FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep
 
@@ -89,7 +91,23 @@ class HeadMLP(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, timesteps: Tensor, z: Tensor) -> Tensor:
-        condition = self.time_embed(timesteps) + self.cond_embed(z)  # [N, W]
+        return self.denoise(x, self.time_embed(timesteps) + self.cond_embed(z))
+
+    def conditions(self, timesteps: Tensor, z: Tensor) -> Tensor:
+        """Of whole timesteps [N] and vectors z [N / R, C], the same for R runs of rows: [N, W].
+
+        What rows share is computed once: z, and, where they are more than there are timesteps, these.
+        """
+        dtype = self.cond_embed.weight.dtype
+        if len(timesteps) > TRAIN_STEPS:
+            every = torch.arange(TRAIN_STEPS, dtype=dtype, device=timesteps.device)
+            of_time = F.embedding(timesteps, self.time_embed(every))  # [N, W]
+        else:
+            of_time = self.time_embed(timesteps.to(dtype))
+        return of_time + self.cond_embed(z).repeat(len(timesteps) // len(z), 1)
+
+    def denoise(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Noisy tokens [N, D] under conditions [N, W] -> eps and v, [N, 2D]."""
         x = self.input_proj(x)
         for block in self.res_blocks:
             x = block(x, condition)
@@ -110,10 +128,14 @@ class DiffusionLoss(nn.Module):
             self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
 
     def forward(self, target: Tensor, z: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """The loss of each token, [N]: target and noise [N, D], z [N, C], timesteps int64 [N]."""
+        """The loss of each token, [N]: target and noise [N, D], timesteps int64 [N], z [N / R, C], repeated R times."""
+        return self.of(target, timesteps, noise, lambda x: self.net.denoise(x, self.net.conditions(timesteps, z)))
+
+    def of(self, target: Tensor, timesteps: Tensor, noise: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same of any network that makes eps and v, [N, 2D], of noisy tokens [N, D]."""
         row = {name: table[timesteps][:, None] for name, table in self.named_buffers()}  # [N, 1] each
         x = row["signal"] * target + row["sigma"] * noise  # [N, D]
-        eps, v = self.net(x, timesteps.to(x.dtype), z).to(x.dtype).chunk(2, dim=-1)
+        eps, v = network(x).to(x.dtype).chunk(2, dim=-1)
         fraction = (v + 1) / 2
         log_variance = fraction * row["log_beta"] + (1 - fraction) * row["posterior_log_variance"]
         x0 = (x - row["sigma"] * eps.detach()) / row["signal"]

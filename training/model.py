@@ -8,7 +8,6 @@ predict, and nothing is scattered.
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.config import ModelConfig
-from runtime.diffusion import TRAIN_STEPS
 from training.head import DiffusionLoss
 
 NORM_EPS = 1e-6
@@ -47,9 +45,9 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = Projections(width, 3 * width)
-        self.attend = ScaledDotProduct(attn_dropout)
+        self.attend: nn.Module = ScaledDotProduct(attn_dropout)
         self.proj = nn.Linear(width, width)
-        self.proj_drop = nn.Dropout(proj_dropout)
+        self.proj_drop: nn.Module = nn.Dropout(proj_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, S, E] each
@@ -192,28 +190,21 @@ class MAR(nn.Module):
         rows = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
         return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
-    def loss(self, latents: Tensor, labels: Tensor, mask_ratio: float, generator: torch.Generator) -> Tensor:
-        """The training loss of one batch, a scalar: latents [B, c, H, W], labels int64 [B].
+    def forward(self, latents: Tensor, labels: Tensor, order: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """The training loss of one batch, a scalar.
 
-        A share `mask_ratio` of the tokens, in an order drawn for each image, is masked and predicted
-        from the others, `diffusion_batch_mul` times at timesteps of their own. The head runs on the
-        masked tokens only: the published code runs it on all and multiplies by the mask.
+        latents [B, c, H, W]; labels int64 [B], class_num standing for no class; order int64 [B, L], a
+        permutation of the positions of each image, the first K of them masked and predicted from the
+        others; timesteps int64 [R, B, K] and noise [R, B, K, D], R times for each masked token. The head
+        runs on the masked tokens only: the published code runs it on all and multiplies by the mask.
         """
-        config = self.config
         tokens = self.patchify(latents)  # [B, L, D]
-        batch, length, channels = tokens.shape
-        order = torch.rand(batch, length, generator=generator).argsort(dim=1).to(tokens.device)  # [B, L]
-        masked = min(length, max(1, math.ceil(length * mask_ratio)))
+        repeats, _, masked = timesteps.shape
         predict, visible = order[:, :masked], order[:, masked:]
-        dropped = torch.rand(batch, generator=generator).to(labels.device) < config.label_drop_prob
-        labels = torch.where(dropped, config.class_num, labels)
 
         def gather(positions: Tensor) -> Tensor:
-            return tokens.gather(1, positions[..., None].expand(-1, -1, channels))
+            return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
         z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
-        repeats = config.diffusion_batch_mul
-        target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D]
-        timesteps = torch.randint(0, TRAIN_STEPS, (len(target),), generator=generator).to(tokens.device)
-        noise = torch.randn(target.shape, generator=generator).to(tokens.device)
-        return self.diffloss(target, z.flatten(0, 1).repeat(repeats, 1), timesteps, noise).mean()
+        target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = R B K
+        return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()

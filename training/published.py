@@ -1,4 +1,4 @@
-"""The published sampling loop in eager PyTorch: raster order, boolean masks, one network call a step.
+"""The published sampling loop and training loss in eager PyTorch: raster order, boolean masks, one call a step.
 
 It is what the other rooms are measured against: the reference of every parity report, since it takes
 another way to the same numbers, and the baseline of the benchmark, since it does the work that the
@@ -61,6 +61,23 @@ def sample(
             times["backbone"] = times.get("backbone", 0.0) + between - started
             times["head"] = times.get("head", 0.0) + time.perf_counter() - between
     return unpatchify(tokens.cpu().numpy(), model.config.grid, model.config.patch_size)
+
+
+def training_loss(
+    model: MAR, latents: Tensor, labels: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor
+) -> Tensor:
+    """The loss of one batch, a scalar: latents [B, c, H, W], labels int64 [B], mask bool [B, L].
+
+    timesteps int64 [R B L] and noise [R B L, D]: the head runs on every token, and the mask is applied
+    to what it returns.
+    """
+    tokens = model.patchify(latents)  # [B, L, D]
+    z = _backbone(model, tokens, mask, labels)  # [B, L, C]
+    repeats = model.config.diffusion_batch_mul
+    target, z = (x.flatten(0, 1).repeat(repeats, 1) for x in (tokens, z))  # [R B L, D] and [R B L, C]
+    weight = mask.flatten().repeat(repeats).to(noise.dtype)
+    loss = model.diffloss.of(target, timesteps, noise, lambda x: model.diffloss.net(x, timesteps.to(x.dtype), z))
+    return (loss * weight).sum() / weight.sum()
 
 
 def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from runtime.files import replacing
 from runtime.grid import save_grid
-from runtime.images import to_uint8
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling, build_plan
 from training.model import MAR
 from training.published import sample
+from training.source import Source
 
 _CLASSES = 10
 _ROWS = 2
@@ -22,8 +21,8 @@ _ROWS = 2
 _SAMPLING = Sampling(cfg_scale=2.0, diffusion_steps="ddim50")
 
 
-def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str]) -> None:
-    """Two pictures of each of the first ten classes, the same orders and noises at every call."""
+def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
+    """Two pictures of each of the first ten classes of `source`, the same orders and noises at every call."""
     config = model.config
     shown = min(_CLASSES, config.class_num)
     labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
@@ -32,4 +31,4 @@ def save_sample_grid(path: pathlib.Path, model: MAR, class_names: Sequence[str])
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:
-        save_grid(temporary, to_uint8(latents), [class_names[label] for label in labels], columns=shown)
+        save_grid(temporary, source.pictures(latents), [source.classes[label] for label in labels], columns=shown)

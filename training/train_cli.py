@@ -4,70 +4,117 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 import torch
 
 from runtime.errors import ConfigError
 from runtime.options import PATH, threads_option
-from training.presets import PRESETS, preset
-from training.trainer import TrainConfig, Trainer
+from training.config import RunConfig, TrainConfig, read_toml
+from training.distribution import joined
+from training.presets import PRESETS
+from training.profiling import profile_training
+from training.trainer import Trainer, fitted, read_config
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _training_options(command: _Command) -> _Command:
+    """A flag for each field of `TrainConfig`, None where it is not given."""
+    types = typing.get_type_hints(TrainConfig)
+    for field in reversed(dataclasses.fields(TrainConfig)):
+        flag, kind = f"--{field.name.replace('_', '-')}", types[field.name]
+        choices = field.metadata.get("choices")
+        default = "" if field.default is dataclasses.MISSING else f" [default: {str(field.default).lower()}]"
+        command = click.option(
+            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            field.name,
+            type=click.Choice(choices) if choices else kind,
+            default=None,
+            help=field.metadata["help"] + default,
+        )(command)
+    return command
 
 
 @click.command()
-@click.option("--preset", "preset_name", type=click.Choice(list(PRESETS)), help="Which model to train.")
+@click.option("--config", "config_file", type=PATH, help="A TOML file with what is told here; flags come before it.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Which model to train.")
 @click.option("--data", type=PATH, help="A folder with IDX files, or with a sub-folder for each class.")
 @click.option("--out", type=PATH, help="The run folder to make.")
-@click.option("--resume", type=PATH, help="A run folder to go on with, instead of the three above.")
+@click.option("--resume", type=PATH, help="A run folder to go on with, instead of the four above.")
 @click.option("--image-size", type=int, help="Side of the pictures in pixels, if not the preset's.")
-@click.option("--steps", type=int, help="Training steps in all.")
-@click.option("--batch-size", type=int, default=_DEFAULTS["batch_size"], show_default=True)
-@click.option("--learning-rate", type=float, default=_DEFAULTS["learning_rate"], show_default=True)
-@click.option("--warmup-steps", type=int, default=_DEFAULTS["warmup_steps"], show_default=True)
-@click.option("--weight-decay", type=float, default=_DEFAULTS["weight_decay"], show_default=True)
-@click.option("--gradient-clip", type=float, default=_DEFAULTS["gradient_clip"], show_default=True)
-@click.option("--ema-rate", type=float, default=_DEFAULTS["ema_rate"], show_default=True)
-@click.option(
-    "--flip/--no-flip", "horizontal_flip", default=True, show_default=True, help="Mirror half of the pictures."
-)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--checkpoint-every", type=int, default=_DEFAULTS["checkpoint_every"], show_default=True, help="Steps.")
-@click.option("--sample-every", type=int, default=_DEFAULTS["sample_every"], show_default=True, help="Steps.")
+@_training_options
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
-@click.pass_context
+@click.option("--profile", is_flag=True, help="Take a few steps, print where their time goes, and write nothing.")
+@click.option("--print-config", is_flag=True, help="Print all settings as TOML, and do nothing.")
 def train(
-    context: click.Context,
-    /,
-    preset_name: str | None,
+    config_file: pathlib.Path | None,
+    preset: str | None,
     data: pathlib.Path | None,
     out: pathlib.Path | None,
     resume: pathlib.Path | None,
     image_size: int | None,
-    steps: int | None,
+    device: str | None,
     threads: int | None,
-    **training: object,
+    profile: bool,
+    print_config: bool,
+    **training: Any,
 ) -> None:
-    """Train a model, or go on with a run."""
+    """Train a model, or go on with a run.
+
+    On several GPUs or machines: torchrun --nproc-per-node N -m training, with the same options.
+    """
+    given = {name: value for name, value in training.items() if value is not None}
     if threads is not None:
         torch.set_num_threads(threads)
     if resume is not None:
-        if preset_name or data or out or image_size is not None:
-            raise ConfigError("--resume takes the model and its data from the run; leave --preset, --data, --out away")
-        given = {name: value for name, value in {"steps": steps, **training}.items() if _was_given(context, name)}
-        Trainer.resume(resume, **given).train()
+        if config_file or preset or data or out or image_size is not None:
+            raise ConfigError(
+                "--resume takes the model and its data from the run; leave --config, --preset, --data, --out away"
+            )
+        if print_config or profile:
+            _show(read_config(resume, given), device, profile)
+            return
+        with joined(device) as processes:
+            Trainer.resume(resume, processes, given).train()
         return
-    if preset_name is None or data is None or out is None or steps is None:
-        raise ConfigError("a new run needs --preset, --data, --out and --steps; an old one needs --resume")
-    model_config = preset(preset_name, **({"img_size": image_size} if image_size is not None else {}))
-    if model_config.vae_stride != 1:
-        raise ConfigError(
-            f"preset {preset_name} works on the latents of a VAE, which mar train cannot make yet; use pixel_small"
-        )
-    Trainer.start(out, data, model_config, TrainConfig(steps=steps, **training)).train()  # type: ignore[arg-type]
+    config = _new_config(config_file, preset, data, image_size, given)
+    if print_config or profile:
+        _show(config, device, profile)
+        return
+    if out is None:
+        raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
+    with joined(device) as processes:
+        Trainer.start(out, config, processes).train()
 
 
-def _was_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+def _show(config: RunConfig, device: str | None, profile: bool) -> None:
+    """Print the config, or where a step with it spends its time."""
+    if not profile:
+        click.echo(config.to_toml(), nl=False)
+        return
+    with joined(device) as processes:
+        table = profile_training(*fitted(config), processes)
+        if processes.first:
+            click.echo(table)
+
+
+def _new_config(
+    file: pathlib.Path | None,
+    preset: str | None,
+    data: pathlib.Path | None,
+    image_size: int | None,
+    training: dict[str, Any],
+) -> RunConfig:
+    """What the file tells, and the flags over it."""
+    values = read_toml(file) if file is not None else {}
+    flags: dict[str, Any] = {"preset": preset, "data": str(data) if data is not None else None}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    for table, changes in (("model", {} if image_size is None else {"img_size": image_size}), ("training", training)):
+        if isinstance(values.get(table, {}), dict):
+            values[table] = {**values.get(table, {}), **changes}
+    return RunConfig.from_dict(values, str(file) if file is not None else "the flags")

@@ -384,10 +384,10 @@ def _nothing(path: pathlib.Path) -> None:
     path.mkdir()
 
 
-def _an_empty_class(path: pathlib.Path) -> None:
-    _save(path / "a" / "0.png", Image.new("RGB", (8, 8)))
-    (path / "b").mkdir()
-    (path / "b" / "notes.txt").write_text("soon")
+def _empty_classes(path: pathlib.Path) -> None:
+    for name in ("a", "b"):
+        (path / name).mkdir(parents=True)
+        (path / name / "notes.txt").write_text("soon")
 
 
 def _pictures_without_classes(path: pathlib.Path) -> None:
@@ -411,7 +411,7 @@ def _labels_alone(path: pathlib.Path) -> None:
     ("make", "named"),
     [
         (_nothing, "data"),
-        (_an_empty_class, "data/b"),
+        (_empty_classes, "data/a"),
         (_pictures_without_classes, "data"),
         (_a_file, "data"),
         (_missing, "data"),
@@ -425,3 +425,28 @@ def test_what_is_no_dataset_is_refused_by_its_path(
     with pytest.raises(DataError) as caught:
         open_dataset(tmp_path / "data", 8)
     assert str(tmp_path / named) in one_sentence(caught)
+
+
+# What can be lived with
+
+
+def test_a_class_without_pictures_is_told_by_its_path_and_keeps_its_number(tmp_path: pathlib.Path) -> None:
+    for name in ("a", "c"):
+        _save(tmp_path / name / "0.png", Image.new("RGB", (8, 8)))
+    (tmp_path / "b").mkdir()
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.classes == ("a", "b", "c")
+    assert dataset.labels.tolist() == [0, 2]
+    [complaint] = dataset.complaints
+    assert complaint.startswith(f"{tmp_path / 'b'}: ")
+
+
+@pytest.mark.parametrize(("size", "small"), [((8, 8), False), ((8, 7), True), ((30, 5), True), ((9, 30), False)])
+def test_a_picture_below_the_target_is_told_by_its_path_when_it_is_read(
+    tmp_path: pathlib.Path, size: tuple[int, int], small: bool
+) -> None:
+    file = _save(tmp_path / "class" / "0.png", Image.new("RGB", size))
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.complaints == []
+    dataset.images(np.array([0]))
+    assert [str(file) in complaint for complaint in dataset.complaints] == [True] * small

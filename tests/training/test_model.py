@@ -23,10 +23,10 @@ from runtime.images import unpatchify
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN
 from training import published
+from training.draws import draw_example, draw_mask_ratio, example_stream
 from training.head import DiffusionLoss
 from training.model import MAR
 from training.presets import PRESETS, preset
-from training.trainer import _draw_mask_ratio
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +202,17 @@ def test_the_loss_of_the_head_is_the_papers_formula_at_every_timestep() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=_LOSS_TOLERANCE, atol=0)
 
 
+@pytest.mark.parametrize("rows", [12, 1200])
+def test_conditions_are_those_of_each_row_whatever_is_computed_once(rows: int) -> None:
+    """With more rows than timesteps these come from a table."""
+    net = _head_and_tokens()[0].net
+    generator = torch.Generator().manual_seed(1)
+    timesteps, z = torch.randint(0, 1000, (rows,), generator=generator), torch.randn(rows // 4, 10, generator=generator)
+    x = torch.randn(rows, 6, generator=generator)
+    expected = net(x, timesteps.float(), z.repeat(4, 1))
+    torch.testing.assert_close(net.denoise(x, net.conditions(timesteps, z)), expected, rtol=1e-4, atol=1e-5)
+
+
 def _gradients(loss: Tensor, head: DiffusionLoss) -> tuple[Tensor, Tensor]:
     """What the loss of one token tells eps and v, [D] each: the bias of the last layer gets it unchanged."""
     [gradient] = torch.autograd.grad(loss, [head.net.final_layer.linear.bias])
@@ -253,7 +264,16 @@ def _pictures(count: int = 5, channels: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def _loss(model: MAR, latents: Tensor, labels: Tensor, mask_ratio: float = 0.6, seed: int = 9) -> Tensor:
-    return model.loss(latents, labels, mask_ratio, torch.Generator().manual_seed(seed))
+    masked = max(1, math.ceil(model.config.tokens * mask_ratio))
+    draws = [draw_example(model.config, masked, example_stream(seed, 0, place)) for place in range(len(latents))]
+    dropped = torch.tensor([drawn.dropped for drawn in draws])
+    return model(
+        latents,
+        torch.where(dropped, model.config.class_num, labels),
+        torch.tensor(np.stack([drawn.order for drawn in draws])),
+        torch.tensor(np.stack([drawn.timesteps for drawn in draws], axis=1)),
+        torch.tensor(np.stack([drawn.noise for drawn in draws], axis=1)),
+    )
 
 
 def _head_inputs(model: MAR, latents: Tensor, labels: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +284,7 @@ def _head_inputs(model: MAR, latents: Tensor, labels: Tensor, mask_ratio: float)
         _loss(model, latents, labels, mask_ratio)
     handle.remove()
     [(target, z, timesteps, _)] = seen
-    return target, z, timesteps
+    return target, z.repeat(len(target) // len(z), 1), timesteps
 
 
 def _position_of(token: Tensor, tokens: Tensor) -> tuple[int, int]:
@@ -405,8 +425,8 @@ def _truncated_normal(smallest: float) -> tuple[NDArray[np.float64], NDArray[np.
 
 @pytest.mark.parametrize("smallest", [0.7, 0.0, 0.95])
 def test_mask_ratios_are_drawn_from_the_truncated_normal(smallest: float) -> None:
-    generator = torch.Generator().manual_seed(4)
-    drawn = np.sort([_draw_mask_ratio(smallest, generator) for _ in range(4000)])
+    stream = np.random.default_rng(4)
+    drawn = np.sort([draw_mask_ratio(smallest, stream) for _ in range(4000)])
     assert drawn[0] >= smallest
     assert drawn[-1] <= 1
     x, below = _truncated_normal(smallest)

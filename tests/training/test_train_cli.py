@@ -16,6 +16,7 @@ from tiny_runs import logged, one_thread, write_idx_dataset
 
 from runtime import cli
 from training import checkpoint
+from training.config import tomllib
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 
@@ -59,14 +60,21 @@ def test_train_makes_a_run_with_the_settings_it_was_given(two_steps: pathlib.Pat
     assert config["training"] == {
         "steps": 2,
         "batch_size": 4,
+        "accumulate": 1,
         "learning_rate": 1e-3,
         "warmup_steps": 0,
         "weight_decay": 0.02,
         "gradient_clip": 3.0,
         "ema_rate": 0.5,
-        "horizontal_flip": False,
-        "precision": "fp32",
+        "flip": False,
         "seed": 3,
+        "precision": "bf16",
+        "attention": "fp32",
+        "fsdp": False,
+        "gradient_checkpointing": False,
+        "compile": False,
+        "bad_data": "report",
+        "workers": 0,
         "checkpoint_every": 2,
         "sample_every": 2,
     }
@@ -85,7 +93,7 @@ def test_a_mistake_is_one_line_and_exit_code_2_of_the_process(data: pathlib.Path
     done = _mar("train", "--preset", "pixel_small", "--data", data, "--out", tmp_path / "run", "--steps", -1)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "mar: steps must be a whole number of at least 1, found -1\n"
+    assert done.stderr == "mar: the flags: steps must be a whole number of at least 1, found -1\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -162,6 +170,12 @@ def test_resume_goes_on_where_another_process_has_stopped(
         ("--sample-every", 0, "sample_every"),
         ("--image-size", 30, "img_size"),
         ("--image-size", 0, "img_size"),
+        ("--accumulate", 3, "accumulate"),  # a batch of four
+        ("--attention", "fp8", "--attention"),
+        ("--workers", -1, "workers"),
+        ("--fsdp", "--no-flip", "torchrun"),
+        ("--device", "tpu", "--device"),
+        ("--config", "nowhere.toml", "nowhere.toml"),
         ("--precision", "fp8", "--precision"),
         ("--seed", -1, "seed"),
         ("--threads", 0, "threads"),
@@ -182,7 +196,7 @@ def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
     assert not run.exists()
 
 
-@pytest.mark.parametrize("option", ["--preset", "--data", "--out"])
+@pytest.mark.parametrize("option", ["--preset", "--data", "--out", "--config"])
 def test_resume_refuses_what_makes_a_new_run(train: _Command, two_steps: pathlib.Path, option: str) -> None:
     code, _, err = train("--resume", two_steps, option, "pixel_small")
     assert code == 2
@@ -194,7 +208,7 @@ def test_resume_refuses_what_makes_a_new_run(train: _Command, two_steps: pathlib
     [
         ("--learning-rate", "1e-05", "learning_rate", 1e-5),
         ("--batch-size", "5", "batch_size", 5),
-        ("--precision", "bf16", "precision", "bf16"),
+        ("--precision", "fp32", "precision", "fp32"),
         ("--seed", "9", "seed", 9),
     ],
 )
@@ -240,6 +254,144 @@ def test_help_tells_every_option_and_its_default(train: _Command) -> None:
     code, out, err = train("--help")
     assert code == 0
     assert err == ""
-    for option in ("--preset", "--data", "--out", "--resume", "--steps", "--precision", "--ema-rate"):
+    for option in (
+        "--config",
+        "--print-config",
+        "--fsdp",
+        "--preset",
+        "--data",
+        "--out",
+        "--resume",
+        "--steps",
+        "--precision",
+        "--ema-rate",
+    ):
         assert option in out
     assert "0.9999" in out
+
+
+# The config
+
+
+def test_print_config_prints_toml_that_makes_the_same_run(
+    train: _Command, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    options = ("--preset", "pixel_small", "--data", data, "--image-size", 8, "--steps", 1, "--batch-size", 4)
+    code, printed, err = train(*options, "--no-flip", "--learning-rate", 3e-7, "--print-config")
+    assert (code, err) == (0, "")
+    told = tomllib.loads(printed)
+    assert told["data"] == str(data)
+    assert (told["model"]["img_size"], told["model"]["diffloss_w"]) == (8, 224)
+    assert (told["training"]["flip"], told["training"]["learning_rate"]) == (False, 3e-7)
+    (tmp_path / "run.toml").write_text(printed)
+    assert train("--config", tmp_path / "run.toml", "--print-config") == (0, printed, "")
+    assert list(tmp_path.iterdir()) == [tmp_path / "run.toml"]
+
+
+def test_flags_come_before_the_file(train: _Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'data = "elsewhere"\npreset = "mar_base"\n'
+        "[model]\ndiffloss_w = 32\nimg_size = 16\n[training]\nsteps = 9\nseed = 4\nflip = false\n"
+    )
+    flags = ("--preset", "pixel_small", "--data", data, "--image-size", 8, "--steps", 2)
+    code, printed, _ = train("--config", file, *flags, "--flip", "--print-config")
+    told = tomllib.loads(printed)
+    assert code == 0
+    assert (told["data"], told["model"]["img_size"], told["model"]["diffloss_w"]) == (str(data), 8, 32)
+    assert told["model"]["patch_size"] == 4  # the preset's
+    assert (told["training"]["steps"], told["training"]["seed"], told["training"]["flip"]) == (2, 4, True)
+
+
+def test_print_config_shows_that_of_a_run_as_it_would_go_on(train: _Command, two_steps: pathlib.Path) -> None:
+    before = (two_steps / "config.json").read_text()
+    code, printed, _ = train("--resume", two_steps, "--steps", 5, "--print-config")
+    kept = json.loads(before)
+    assert code == 0
+    assert tomllib.loads(printed) == {
+        "data": kept["data"],
+        "model": kept["model"],
+        "training": {**kept["training"], "steps": 5},
+    }
+    assert (two_steps / "config.json").read_text() == before
+
+
+def test_the_config_of_a_file_trains_and_is_kept(train: _Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    file, run = tmp_path / "run.toml", tmp_path / "run"
+    file.write_text(
+        f'data = "{data}"\npreset = "pixel_small"\n[model]\nimg_size = 8\ndiffloss_d = 1\n'
+        "[training]\nsteps = 1\nbatch_size = 2\n"
+    )
+    code, _, _ = train("--config", file, "--out", run)
+    kept = json.loads((run / "config.json").read_text())
+    assert code == 0
+    assert (kept["model"]["diffloss_d"], kept["training"]["batch_size"]) == (1, 2)
+    assert sorted(logged(run, "loss")) == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("steps = 3", "unknown keys steps"),
+        ("[training]\nsteps = 3\nstep_size = 1", "unknown keys step_size"),
+        ("[model]\ndepth = 3", "unknown model config keys depth"),
+        ("[model]\nimg_size = 30", "img_size"),
+        ('[training]\nsteps = "many"', "steps must be a whole number of at least 1"),
+        ("[training]\nsteps = 3.0", "steps must be a whole number"),
+        ("[training]\nsteps = true", "steps must be a whole number"),
+        ("[training]\nflip = 1", "flip must be true or false"),
+        ('[training]\nprecision = "fp16"', "precision must be bf16 or fp32"),
+        ("[training]\nlearning_rate = inf", "learning_rate must be a finite number above 0"),
+        ("[training]\nema_rate = 1", "ema_rate must be a finite number of at least 0 and below 1"),
+        ("training = 3", "training must be a table"),
+        ("model = []", "model must be a table"),
+        ("data = 3", "data must be the path"),
+        ('preset = "mar_tiny"', "preset must be one of"),
+        ("data = ", "not TOML"),
+        ("data = 1\ndata = 2", "not TOML"),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_names_file_and_key(
+    train: _Command,
+    data: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    told: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = pathlib.Path("run.toml")
+    file.write_text(text)
+    flags = [] if "data" in text else ["--data", data]
+    flags += [] if "preset" in text else ["--preset", "pixel_small"]
+    flags += [] if "steps =" in text or "training =" in text else ["--steps", 1]
+    code, out, err = train("--config", file, *flags, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert told in _the_line(err)
+    assert "mar: run.toml" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_profile_shows_where_a_step_goes_and_writes_nothing(
+    train: _Command,
+    data: pathlib.Path,
+    two_steps: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()}
+    new = ("--preset", "pixel_small", "--data", data, "--image-size", 8, "--steps", 1, "--batch-size", 4)
+    for options in (("--resume", two_steps), (*new, "--accumulate", 2)):
+        code, out, _ = train(*options, "--profile")
+        assert code == 0
+        assert "8 steps of 4 pictures" in out
+        lines = [line.split() for line in out.splitlines() if line]
+        spent = {" ".join(words[:-2]): float(words[-2]) for words in lines[2:] if words[-1].endswith("%")}
+        assert all(value >= 0 for value in spent.values())
+        phases = ("read", "forward", "backward", "clip", "optimizer", "average", "the rest")
+        assert all(spent[phase] > 0 for phase in phases[:-1])
+        assert {"backbone", "head"} < spent.keys()
+        assert any(operator.startswith("aten::") for operator in out.split())
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in two_steps.rglob("*") if path.is_file()} == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -13,8 +14,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import NoReturn, TextIO
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn, TextIO, cast
 
 import numpy as np
 import pytest
@@ -23,14 +24,30 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from tiny_runs import TINY, logged, one_sentence, one_thread, start, tiny_training, write_idx_dataset
-from torch import Tensor
+from tiny_runs import (
+    TINY,
+    logged,
+    one_sentence,
+    one_thread,
+    randomized,
+    resume,
+    start,
+    tiny_training,
+    write_idx_dataset,
+)
+from torch import Tensor, nn
 
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from training import checkpoint
-from training.data import Dataset
+from training.config import TrainConfig
+from training.data import open_dataset
+from training.learner import Outcome
+from training.loader import MicroBatch
+from training.preemption import PreemptedError
+from training.source import Source
+from training.state import save_state
 from training.tensor_files import read_safetensors
-from training.trainer import TrainConfig, Trainer
+from training.trainer import Trainer
 
 _ROOT = pathlib.Path(__file__).parent.parent.parent
 _STATE, _WEIGHTS, _LOG = "training-state.safetensors", "model.safetensors", "log.jsonl"
@@ -94,7 +111,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     run = _copy(half_done, tmp_path / "run")
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
     torch.manual_seed(123)  # a new process would have another global state too
-    Trainer.resume(run, steps=8).train()
+    resume(run, steps=8).train()
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
     _assert_same_run(run, finished)
 
@@ -117,7 +134,7 @@ def test_a_kill_past_the_last_checkpoint_repeats_the_lost_steps(
         log.write(json.dumps({"step": 5, "loss": 77.0, "gradient_norm": 1.0, "images_per_second": 1.0}) + "\n")
         log.write(json.dumps({"step": 6, "loss": 78.0, "gradient_norm": 1.0, "images_per_second": 1.0}) + "\n")
         log.write('{"step": 7, "lo')
-    Trainer.resume(run, steps=8).train()
+    resume(run, steps=8).train()
     _assert_same_run(run, finished)
 
 
@@ -128,16 +145,16 @@ def test_a_kill_before_the_first_checkpoint_starts_again_from_the_same_weights(
     start(run, data, 8)  # killed before its first step: nothing but its config is there
     assert not (run / _STATE).exists()
     torch.manual_seed(123)
-    Trainer.resume(run).train()
+    resume(run).train()
     _assert_same_run(run, finished)
 
 
 def test_resuming_changes_only_what_it_is_told_to(half_done: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = _copy(half_done, tmp_path / "run")
     before = checkpoint.read_run_config(run)
-    assert Trainer.resume(run).config.steps == 4
+    assert resume(run).config.training.steps == 4
     assert checkpoint.read_run_config(run) == before
-    assert Trainer.resume(run, steps=6).config.steps == 6
+    assert resume(run, steps=6).config.training.steps == 6
     after = checkpoint.read_run_config(run)
     assert after == {**before, "training": {**before["training"], "steps": 6}}
 
@@ -146,7 +163,7 @@ def test_resuming_a_finished_run_changes_neither_its_log_nor_its_weights(
     finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run = _copy(finished, tmp_path / "run")
-    Trainer.resume(run).train()
+    resume(run).train()
     assert (run / _LOG).read_text() == (finished / _LOG).read_text()
     _assert_same_run(run, finished)
 
@@ -161,7 +178,7 @@ def test_a_run_with_a_truncated_file_is_refused(
     content = (run / file).read_bytes()
     (run / file).write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run, steps=8)
+        resume(run, steps=8)
     assert str(run / file) in one_sentence(caught)
 
 
@@ -169,7 +186,7 @@ def test_a_state_that_names_no_step_is_refused(finished: pathlib.Path, tmp_path:
     run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
     checkpoint.save_weights(run / _STATE, read_safetensors(run / _STATE))
     with pytest.raises(CheckpointError, match="names no step") as caught:
-        Trainer.resume(run, steps=8)
+        resume(run, steps=8)
     assert str(run / _STATE) in one_sentence(caught)
 
 
@@ -181,7 +198,7 @@ def test_the_state_of_another_model_is_refused(
     config["model"]["decoder_embed_dim"] = 32
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run, steps=8)
+        resume(run, steps=8)
     assert str(run / _STATE) in one_sentence(caught)
 
 
@@ -194,7 +211,7 @@ def test_a_state_with_a_tensor_of_another_shape_is_refused(
     state = read_safetensors(run / _STATE)
     checkpoint.save_weights(run / _STATE, state | {name: torch.zeros(1)}, {"step": "4"})
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run, steps=8)
+        resume(run, steps=8)
     assert str(run / _STATE) in one_sentence(caught)
 
 
@@ -208,6 +225,8 @@ def test_a_state_with_a_tensor_of_another_shape_is_refused(
         ("training", {"steps": 8, "epochs": 3}),
         ("training", {"batch_size": 8}),
         ("training", {"steps": 8, "learning_rate": "fast"}),
+        ("training", {"steps": 8, "flip": 1}),
+        ("model", {"img_size": 13}),
         ("data", 5),
     ],
 )
@@ -218,13 +237,13 @@ def test_a_run_whose_config_is_none_is_refused(
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, key: value}))
     with pytest.raises(CheckpointError) as caught:
-        Trainer.resume(run)
+        resume(run)
     assert str(run / "config.json") in one_sentence(caught)
 
 
 def test_resuming_what_is_no_run_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json") as caught:
-        Trainer.resume(tmp_path / "nowhere")
+        resume(tmp_path / "nowhere")
     one_sentence(caught)
 
 
@@ -233,7 +252,7 @@ def test_resuming_after_the_data_has_gone_is_refused(half_done: pathlib.Path, tm
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
     with pytest.raises(DataError, match="gone") as caught:
-        Trainer.resume(run, steps=8)
+        resume(run, steps=8)
     one_sentence(caught)
 
 
@@ -245,16 +264,66 @@ def test_resuming_on_data_with_more_classes_than_the_model_is_refused(
     other = write_idx_dataset(tmp_path / "other", classes=6)
     (run / "config.json").write_text(json.dumps({**config, "data": str(other)}))
     with pytest.raises(MarError, match="classes") as caught:
-        Trainer.resume(run, steps=8).train()
+        resume(run, steps=8).train()
     one_sentence(caught)
 
 
 def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = _copy(finished, tmp_path / "run")
     (run / _LOG).unlink()
-    Trainer.resume(run).train()
-    Trainer.resume(run, steps=9).train()
+    resume(run).train()
+    resume(run, steps=9).train()
     assert sorted(logged(run, "loss")) == [9]
+
+
+def test_sigterm_ends_the_step_saves_and_exits_and_the_run_goes_on_where_it_was(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(tmp_path / "run", data, 8)
+    update, before = trainer.learner.update, signal.getsignal(signal.SIGTERM)
+
+    def interrupted(step: int, batches: Iterable[MicroBatch]) -> Outcome:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(step, batches)
+
+    monkeypatch.setattr(trainer.learner, "update", interrupted)
+    with pytest.raises(PreemptedError, match=r"after step 3 of 8.*--resume") as caught:
+        trainer.train()
+    one_sentence(caught)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpoint.saved_step(tmp_path / "run" / _STATE) == 3
+    resume(tmp_path / "run").train()
+    _assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("settings", [{"workers": 2}, {"gradient_checkpointing": True}])
+def test_what_saves_time_or_memory_changes_nothing(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, settings: dict[str, Any]
+) -> None:
+    """To the last bit, dropout included."""
+    start(tmp_path / "run", data, 8, **settings).train()
+    _assert_same_run(tmp_path / "run", finished)
+
+
+def test_compiled_blocks_train_to_the_same_losses(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As traced; what a compiler makes of it is PyTorch's. Every kind of block is compiled, for all sizes at once."""
+    compiled: list[str] = []
+
+    def trace(module: nn.Module, *arguments: Any, **settings: Any) -> None:
+        compiled.append(type(module).__name__)
+        compile_(module, *arguments, **settings, backend="eager")
+
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    start(tmp_path / "run", data, 2, compile=True).train()
+    assert set(compiled) == {"Block", "ResidualBlock"}
+    first_two = {step: loss for step, loss in logged(finished, "loss").items() if step <= 2}
+    assert logged(tmp_path / "run", "loss") == pytest.approx(first_two, rel=1e-5)
+    assert read_safetensors(tmp_path / "run" / _WEIGHTS).keys() == read_safetensors(finished / _WEIGHTS).keys()
 
 
 # What a run leaves behind
@@ -267,7 +336,8 @@ def _is_flat(picture: pathlib.Path) -> bool:
 
 def test_a_run_leaves_its_config_weights_state_log_samples_and_curve(finished: pathlib.Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"config.json", _WEIGHTS, _STATE, _LOG, "samples", "loss.png", "tensorboard"}
+    files = {"config.json", "environment.json", _WEIGHTS, _STATE, _LOG, "loss.png"}
+    assert names == files | {"samples", "tensorboard"}
     assert [path.name for path in (finished / "samples").iterdir()] == ["step-000008.png"]
     assert any((finished / "tensorboard").iterdir())
 
@@ -287,13 +357,19 @@ def test_samples_show_two_pictures_of_each_class_that_are_not_flat_and_not_alike
     assert len({cell.tobytes() for cell in cells}) == 6
 
 
-def test_samples_and_checkpoints_come_as_often_as_asked(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_samples_and_checkpoints_come_as_often_as_asked(
+    data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
-    seen: list[int] = []
+    seen: list[int | None] = []
     trainer = start(run, data, 5, sample_every=2, checkpoint_every=3)
-    trainer.dataset = _Recording(
-        trainer.dataset, lambda: seen.append(checkpoint.saved_step(run / _STATE) if (run / _STATE).exists() else 0)
-    )
+    update = trainer.learner.update
+
+    def watched(step: int, batches: Iterable[MicroBatch]) -> Outcome:
+        seen.append(checkpoint.saved_step(run / _STATE) if (run / _STATE).exists() else 0)
+        return update(step, batches)
+
+    monkeypatch.setattr(trainer.learner, "update", watched)
     trainer.train()
     assert seen == [0, 0, 0, 3, 3]  # at the start of each step
     assert checkpoint.saved_step(run / _STATE) == 5
@@ -309,18 +385,18 @@ def test_the_config_of_a_run_tells_all_that_made_it(finished: pathlib.Path, data
     assert config["model"] == TINY.to_dict()
     assert config["tokenizer"] == "pixel"
     assert config["class_names"] == ["0", "1", "2"]
-    assert pathlib.Path(config["data"]) == data
+    assert config["data"] == str(data)
     assert TrainConfig(**config["training"]) == tiny_training(8)
 
 
 def test_the_model_takes_channels_and_classes_from_the_data(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data", classes=7)
-    assert start(tmp_path / "run", data, 1).model.config.class_num == 7
+    assert start(tmp_path / "run", data, 1).learner.model.config.class_num == 7
     folder = tmp_path / "folder"
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
-    coloured = start(tmp_path / "coloured", folder, 1, batch_size=2).model.config
+    coloured = start(tmp_path / "coloured", folder, 1, batch_size=2).learner.model.config
     assert (coloured.class_num, coloured.vae_embed_dim) == (2, 3)
 
 
@@ -376,10 +452,10 @@ def test_weight_decay_falls_on_the_matrices_of_the_transformer_and_on_nothing_el
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     trainer = start(tmp_path / "run", data, 1, weight_decay=0.03)
-    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    names = {parameter: name for name, parameter in trainer.learner.model.named_parameters()}
     grouped = [
         (names[parameter], group["weight_decay"])
-        for group in trainer.optimizer.param_groups
+        for group in trainer.learner.optimizer.param_groups
         for parameter in group["params"]
     ]
     assert len(grouped) == len(names)
@@ -387,10 +463,12 @@ def test_weight_decay_falls_on_the_matrices_of_the_transformer_and_on_nothing_el
 
 
 def _weights_after_each_step(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
-    for _ in range(trainer.config.steps):
-        trainer._train_step()
-        trainer.step += 1
-        yield {name: parameter.detach().double().clone() for name, parameter in trainer.model.named_parameters()}
+    batches = trainer._batches()
+    for step in range(trainer.config.training.steps):
+        trainer.learner.update(step, [next(batches)])
+        yield {
+            name: parameter.detach().double().clone() for name, parameter in trainer.learner.model.named_parameters()
+        }
 
 
 # The rate grows as (1 + n) / (10 + n) up to the one asked for, which these three reach never, at once and on the way.
@@ -402,49 +480,41 @@ def test_the_average_of_the_weights_is_the_exponential_one(
     data: pathlib.Path, tmp_path: pathlib.Path, rate: float, rates: tuple[float, float, float]
 ) -> None:
     trainer = start(tmp_path / "run", data, 3, ema_rate=rate)
-    average = {name: parameter.detach().double().clone() for name, parameter in trainer.model.named_parameters()}
+    average = {
+        name: parameter.detach().double().clone() for name, parameter in trainer.learner.model.named_parameters()
+    }
     for kept, weights in zip(rates, _weights_after_each_step(trainer), strict=True):
         average = {name: kept * average[name] + (1 - kept) * weights[name] for name in average}
     for name, expected in average.items():
-        torch.testing.assert_close(trainer.average[name].double(), expected, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(trainer.learner.average[name].double(), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_the_learning_rate_warms_up_linearly_and_then_stays(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     trainer = start(tmp_path / "run", data, 5, learning_rate=0.01, warmup_steps=4)
-    rates = [{group["lr"] for group in trainer.optimizer.param_groups} for _ in _weights_after_each_step(trainer)]
+    rates = [
+        {group["lr"] for group in trainer.learner.optimizer.param_groups} for _ in _weights_after_each_step(trainer)
+    ]
     assert rates == [{0.0025}, {0.005}, {0.0075}, {0.01}, {0.01}]
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     trainer = start(tmp_path / "run", data, 1, gradient_clip=0.01)
-    _, norm = trainer._train_step()
-    assert norm > 0.01  # what is logged is the norm before
-    squares = sum(float(parameter.grad.double().square().sum()) for parameter in trainer.model.parameters())
+    outcome = trainer.learner.update(0, trainer._batches())
+    assert outcome.gradient_norm > 0.01  # what is logged is the norm before
+    squares = sum(float(parameter.grad.double().square().sum()) for parameter in trainer.learner.model.parameters())
     assert squares**0.5 == pytest.approx(0.01, rel=1e-3)
 
 
-class _Recording:
-    """A dataset that tells when it is read, and remembers what was asked for."""
-
-    def __init__(self, dataset: Dataset, told: Callable[[], None] = lambda: None) -> None:
-        self._dataset, self._told = dataset, told
-        self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
-        self.batches: list[list[int]] = []
-
-    def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        self.batches.append(indices.tolist())
-        self._told()
-        return self._dataset.images(indices)
+def _examples(trainer: Trainer) -> list[list[int]]:
+    """Those of each step."""
+    return [part.examples.tolist() for part in trainer._batches()]
 
 
 def test_every_epoch_takes_each_example_at_most_once_and_in_an_order_of_its_own(
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    trainer = start(tmp_path / "run", data, 6, batch_size=5)  # 12 pictures: two whole batches, two left out
-    recording = trainer.dataset = _Recording(trainer.dataset)
-    for _ in _weights_after_each_step(trainer):
-        pass
-    epochs = [recording.batches[first] + recording.batches[first + 1] for first in (0, 2, 4)]
+    taken = _examples(start(tmp_path / "run", data, 6, batch_size=5))  # 12 pictures: two whole batches, two left out
+    epochs = [taken[first] + taken[first + 1] for first in (0, 2, 4)]
     for epoch in epochs:
         assert max(Counter(epoch).values()) == 1
         assert set(epoch) <= set(range(12))
@@ -453,26 +523,23 @@ def test_every_epoch_takes_each_example_at_most_once_and_in_an_order_of_its_own(
 
 
 def test_a_batch_as_large_as_the_data_is_the_data(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    trainer = start(tmp_path / "run", data, 2, batch_size=12)
-    recording = trainer.dataset = _Recording(trainer.dataset)
-    for _ in _weights_after_each_step(trainer):
-        pass
-    assert [sorted(batch) for batch in recording.batches] == [list(range(12))] * 2
+    taken = _examples(start(tmp_path / "run", data, 2, batch_size=12))
+    assert [sorted(batch) for batch in taken] == [list(range(12))] * 2
 
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_pictures_are_mirrored_only_if_asked_and_keep_their_labels(
     data: pathlib.Path, tmp_path: pathlib.Path, flip: bool
 ) -> None:
-    trainer = start(tmp_path / "run", data, 1, batch_size=12, horizontal_flip=flip)
-    known = [image[..., 0] / 127.5 - 1 for image in trainer.dataset.images(np.arange(12))]
-    latents, labels = trainer._batch(torch.Generator().manual_seed(0))
+    trainer = start(tmp_path / "run", data, 1, batch_size=12, flip=flip)
+    known = [image[..., 0] / 127.5 - 1 for image in open_dataset(data, 12).images(np.arange(12))]
+    [(batch, _, _)] = trainer._batches()
     mirrored = 0
-    for latent, label in zip(latents.numpy()[:, 0], labels.tolist(), strict=True):
+    for latent, label in zip(batch.latents.numpy()[:, 0], batch.labels.tolist(), strict=True):
         straight = [i for i, image in enumerate(known) if np.allclose(latent, image, atol=1e-6)]
         turned = [i for i, image in enumerate(known) if np.allclose(latent, image[:, ::-1], atol=1e-6)]
         assert len(straight + turned) == 1
-        assert label == (straight + turned)[0] % 3
+        assert label in ((straight + turned)[0] % 3, TINY.class_num)
         mirrored += len(turned)
     assert 0 < mirrored < 12 if flip else mirrored == 0
 
@@ -540,19 +607,122 @@ def test_a_batch_larger_than_the_data_is_refused_and_leaves_the_folder_free(
     start(run, data, 1, batch_size=12)  # the corrected call works
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+class _Poisoned:
+    """A source whose example `bad` is not a number."""
+
+    def __init__(self, source: Source, bad: int) -> None:
+        self._source, self._bad = source, bad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
+        latent = self._source.latent(index, flip, stream)
+        return latent * np.float32("nan") if index == self._bad else latent
+
+
+def _skipped(run: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """Step -> what the log tells of it, of the steps that were not taken."""
+    entries = [json.loads(line) for line in (run / _LOG).read_text().splitlines()]
+    return {entry["step"]: entry["skipped"] for entry in entries if "skipped" in entry}
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_reported_with_its_examples(
+    data: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    trainer = start(run, data, 6, accumulate=2)  # three steps an epoch, so example 5 comes twice
+    parts = _examples(trainer)
+    taken = [parts[first : first + 2] for first in range(0, 12, 2)]
+    trainer.source = cast(Source, _Poisoned(trainer.source, bad=5))
+    trainer.train()
+    bad = {step: part for step, parts in enumerate(taken, start=1) for part in parts if 5 in part}
+    assert len(bad) == 2
+    assert {step: told["examples"] for step, told in _skipped(run).items()} == bad
+    assert [told["so_far"] for told in _skipped(run).values()] == [1, 2]
+    assert sorted(logged(run, "loss")) == sorted({1, 2, 3, 4, 5, 6} - bad.keys())
+    told = capsys.readouterr().err
+    for step in bad:
+        assert f"step {step}: skipped" in told
+    assert all(tensor.isfinite().all() for tensor in read_safetensors(run / _STATE).values())
+
+
+def test_a_skipped_step_changes_neither_weights_nor_their_average_nor_moments(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    trainer = start(tmp_path / "run", data, 3)
+    batches = list(trainer._batches())
+    trainer.learner.update(0, batches[:1])
+    save_state(tmp_path / "run", trainer.learner, 1)
+    before = read_safetensors(tmp_path / "run" / _STATE)
+    batch, examples, _ = batches[1]
+    outcome = trainer.learner.update(1, [MicroBatch(batch._replace(noise=batch.noise / 0), examples)])
+    assert not outcome.taken
+    assert outcome.suspects == tuple(examples.tolist())
+    save_state(tmp_path / "run", trainer.learner, 2)
+    after = read_safetensors(tmp_path / "run" / _STATE)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step_too_and_suspects_all_of_it(
+    data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    trainer = start(tmp_path / "run", data, 1)
+    trainer.learner.model.mask_token.register_hook(lambda gradient: gradient * float("inf"))
+    [batch] = trainer._batches()
+    with torch.no_grad():
+        randomized(trainer.learner.model)  # a fresh head sends no gradient back
+    before = trainer.learner.model.z_proj.weight.clone()
+    outcome = trainer.learner.update(0, [batch])
+    assert np.isfinite(outcome.loss)
+    assert not np.isfinite(outcome.gradient_norm)
+    assert outcome.suspects == tuple(batch.examples.tolist())
+    assert torch.equal(trainer.learner.model.z_proj.weight, before)
+
+
+def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """The optimizer counts the steps that were taken, not those of the run."""
+    whole, parts = (start(tmp_path / name, data, 6) for name in ("whole", "parts"))
+    whole.source = parts.source = cast(Source, _Poisoned(whole.source, bad=_examples(whole)[1][0]))
+    whole.train()
+    parts.config = dataclasses.replace(parts.config, training=tiny_training(4))
+    parts.train()
+    again = resume(tmp_path / "parts", steps=6)
+    assert again.learner.skipped > 0
+    again.source = parts.source
+    again.train()
+    _assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_ten_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoint(
     half_done: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run = _copy(half_done, tmp_path / "run")
-    trainer = Trainer.resume(run, steps=8)
+    trainer = resume(run, steps=30, checkpoint_every=30)
     with torch.no_grad():
-        trainer.model.decoder_norm.weight.fill_(float("nan"))
-    with pytest.raises(MarError, match=r"loss.*nan.*step 4") as caught:
+        trainer.learner.model.decoder_norm.weight.fill_(float("nan"))
+    with pytest.raises(MarError, match=r"10 steps in a row.*nan.*step 14.*--learning-rate") as caught:
         trainer.train()
     one_sentence(caught)
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
+    assert sorted(_skipped(run)) == list(range(5, 15))
     assert _same_tensors(run / _STATE, half_done / _STATE)
     assert _same_tensors(run / _WEIGHTS, half_done / _WEIGHTS)
+
+
+def test_nine_skipped_steps_in_a_row_and_a_good_one_start_the_count_again(
+    data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(tmp_path / "run", data, 19)
+    update = trainer.learner.update
+
+    def spoilt(step: int, batches: Iterable[MicroBatch]) -> Outcome:
+        [(batch, examples, _)] = batches
+        return update(step, [MicroBatch(batch if step == 9 else batch._replace(noise=batch.noise / 0), examples)])
+
+    monkeypatch.setattr(trainer.learner, "update", spoilt)
+    trainer.train()
+    assert sorted(logged(tmp_path / "run", "loss")) == [10]
 
 
 def test_a_checkpoint_is_never_replaced_by_weights_that_are_not_finite(
@@ -564,7 +734,7 @@ def test_a_checkpoint_is_never_replaced_by_weights_that_are_not_finite(
     config["training"] |= {"learning_rate": 1e39, "checkpoint_every": 1}
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(MarError) as caught:
-        Trainer.resume(run, steps=8).train()
+        resume(run, steps=8).train()
     one_sentence(caught)
     for file in (_STATE, _WEIGHTS):
         assert all(tensor.isfinite().all() for tensor in read_safetensors(run / file).values()), file
@@ -592,7 +762,7 @@ def _assert_nothing_lost(run: pathlib.Path, before: pathlib.Path, finished: path
     for file in (_STATE, _WEIGHTS):
         assert (run / file).read_bytes() == (before / file).read_bytes()
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
-    Trainer.resume(run, steps=8).train()
+    resume(run, steps=8).train()
     _assert_same_run(run, finished)
 
 
@@ -610,7 +780,7 @@ def test_a_full_disk_while_saving_is_one_error_and_keeps_the_last_checkpoint(
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match="No space left on device") as caught:
         patched.setattr("training.checkpoint.save_file", fail)
-        Trainer.resume(run, steps=8).train()
+        resume(run, steps=8).train()
     assert str(run / _STATE) in one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
@@ -628,10 +798,10 @@ def test_a_failure_between_the_two_files_of_a_checkpoint_is_made_good_by_resumin
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match=_WEIGHTS):
         patched.setattr("training.checkpoint.save_file", save_state_alone)
-        Trainer.resume(run, steps=8).train()
+        resume(run, steps=8).train()
     assert checkpoint.saved_step(run / _STATE) == 8
     assert (run / _WEIGHTS).read_bytes() == (half_done / _WEIGHTS).read_bytes()
-    Trainer.resume(run).train()
+    resume(run).train()
     _assert_same_run(run, finished)
 
 
@@ -641,7 +811,7 @@ def test_a_write_that_the_system_refuses_halfway_keeps_the_last_checkpoint(
     run = _copy(half_done, tmp_path / "run")
     limit = (run / _STATE).stat().st_size // 2
     with _small_disk(limit), pytest.raises(MarError, match="File too large") as caught:
-        Trainer.resume(run, steps=8).train()
+        resume(run, steps=8).train()
     assert str(run / _STATE) in one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
@@ -654,8 +824,8 @@ def test_a_log_on_a_full_disk_is_one_error_too(
 
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match="No space left on device") as caught:
-        patched.setattr("training.trainer._open_log", open_full)
-        Trainer.resume(run, steps=8).train()
+        patched.setattr("training.report.open_log", open_full)
+        resume(run, steps=8).train()
     one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)
 
@@ -674,7 +844,7 @@ def save_half_and_die(tensors, path, metadata):
 
 torch.set_num_threads(1)
 checkpoint.save_file = save_half_and_die
-Trainer.resume(pathlib.Path(sys.argv[1]), steps=8).train()
+Trainer.resume(pathlib.Path(sys.argv[1]), changes={'steps': 8}).train()
 """
 
 
@@ -689,5 +859,5 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_last_checkpoint_to_resume_fro
     for file in (_STATE, _WEIGHTS):
         assert (run / file).read_bytes() == (half_done / file).read_bytes()
     checkpoint.load_checkpoint(run)
-    Trainer.resume(run, steps=8).train()
+    resume(run, steps=8).train()
     _assert_same_run(run, finished)

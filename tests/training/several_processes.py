@@ -1,0 +1,47 @@
+"""What each process of a job does in test_distribution: torchrun starts it with a folder and the runs to make there.
+
+Standard input would be shared, so the runs come as JSON: a list of {"run": name, "settings": {...}, "from": name}, the
+last for a run that goes on from a copy of another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import torch
+from tiny_runs import TINY, tiny_training
+
+from runtime.plan import Sampling
+from training import samples
+from training.config import RunConfig
+from training.distribution import Processes, joined
+from training.trainer import Trainer
+
+WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
+SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 pictures, so four steps an epoch
+
+
+def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> None:
+    """The run that `wanted` describes, of the pictures in folder/data."""
+    run, settings = folder / wanted["run"], SETTINGS | wanted["settings"]
+    if "from" in wanted:
+        if processes.first:
+            shutil.copytree(folder / wanted["from"], run)
+        processes.wait()
+        Trainer.resume(run, processes, settings).train()
+    else:
+        config = RunConfig(str(folder / "data"), WITHOUT_DROPOUT, tiny_training(**settings))
+        Trainer.start(run, config, processes).train()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    samples._SAMPLING = Sampling(diffusion_steps=2)  # nobody looks at them
+    with joined("cpu") as here:
+        for one in json.loads(sys.argv[2]):
+            make(pathlib.Path(sys.argv[1]), one, here)

@@ -1,0 +1,166 @@
+"""Several processes: that they train as one does, wherever its batch is, and stop and go on together."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import several_processes
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_runs import TINY, logged, one_sentence, one_thread, resume, tiny_training, write_idx_dataset
+from torch import Tensor
+
+from runtime.errors import ConfigError
+from training import checkpoint
+from training.config import RunConfig
+from training.distribution import Processes
+from training.loader import MicroBatches
+from training.source import Source, open_source
+from training.tensor_files import read_safetensors
+from training.trainer import Trainer
+
+_HERE = pathlib.Path(__file__).parent
+_ROOT = _HERE.parent.parent
+_STATE = "training-state.safetensors"
+# The first ends in the middle of an epoch.
+_HALF, _ALL = {"steps": 10}, {"steps": 20}
+_FSDP = {"fsdp": True, "accumulate": 2}
+_ON_TWO = [
+    {"run": "ddp", "settings": _ALL},
+    {"run": "ddp-accumulated", "settings": {**_ALL, "accumulate": 2}},
+    {"run": "fsdp", "settings": _ALL | _FSDP},
+    {"run": "ddp-half", "settings": _HALF},
+    {"run": "ddp-resumed", "settings": _ALL, "from": "ddp-half"},
+    {"run": "fsdp-half", "settings": _HALF | _FSDP},
+    {"run": "fsdp-resumed", "settings": _ALL | _FSDP, "from": "fsdp-half"},
+]
+
+
+def _torchrun(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)]
+
+
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_HERE}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return open_source(write_idx_dataset(tmp_path_factory.mktemp("data"), pictures=36), 12)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with the runs above. Read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_idx_dataset(folder / "data", pictures=36)
+    command = _torchrun(_HERE / "several_processes.py", folder, json.dumps(_ON_TWO))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    with one_thread():
+        several_processes.make(folder, {"run": "one", "settings": _ALL}, Processes())
+        several_processes.make(folder, {"run": "ddp-on-one", "settings": _ALL, "from": "ddp-half"}, Processes())
+    return folder
+
+
+# Sums of float32 in another order: 6e-8 an addition. AdamW divides by the size of the gradient, so rounding where a
+# gradient should be zero (the bias of keys in attention) moves a weight by a share of the learning rate, which is 1e-3.
+_LOSS_TOLERANCE, _WEIGHT_TOLERANCE = 1e-6, 5e-6
+
+
+@pytest.mark.parametrize("name", ["ddp", "ddp-accumulated", "fsdp", "ddp-on-one"])
+def test_two_processes_train_as_one_with_all_of_the_batch(runs: pathlib.Path, name: str) -> None:
+    """Losses, weights, their average and the moments, to the end of five epochs."""
+    for key in ("loss", "gradient_norm"):
+        found, expected = (logged(runs / run, key) for run in (name, "one"))
+        assert sorted(found) == list(range(1, 21))
+        assert found == pytest.approx(expected, rel=_LOSS_TOLERANCE)
+    found, expected = (read_safetensors(runs / run / _STATE) for run in (name, "one"))
+    assert found.keys() == expected.keys()
+    for parameter in expected:
+        torch.testing.assert_close(found[parameter], expected[parameter], rtol=0, atol=_WEIGHT_TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_resumed_in_the_middle_of_an_epoch_are_those_never_stopped(runs: pathlib.Path, kind: str) -> None:
+    """To the last bit."""
+    whole, resumed = (read_safetensors(runs / run / _STATE) for run in (kind, f"{kind}-resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert logged(runs / kind, "loss") == logged(runs / f"{kind}-resumed", "loss")
+
+
+def test_runs_of_several_processes_leave_what_one_leaves(runs: pathlib.Path) -> None:
+    left = [sorted(str(path.relative_to(runs / run)) for path in (runs / run).glob("*")) for run in ("one", "ddp")]
+    assert left[0] == left[1]
+    weights = [read_safetensors(runs / run / "model.safetensors") for run in ("one", "fsdp")]
+    assert {name: tensor.shape for name, tensor in weights[0].items()} == {
+        name: tensor.shape for name, tensor in weights[1].items()
+    }
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 7))
+def test_a_batch_is_the_same_however_it_is_shared_out(
+    source: Source, processes: int, accumulate: int, size: int, step: int
+) -> None:
+    """Its pictures, mirrored or not, its labels, masks, timesteps and noise."""
+
+    def batch(processes: int, accumulate: int) -> list[Tensor]:
+        config = tiny_training(8, batch_size=whole, accumulate=accumulate)
+        parts = [
+            MicroBatches(source, TINY, config, rank, processes)[step * accumulate + part]
+            for rank in range(processes)
+            for part in range(accumulate)
+        ]
+        examples = torch.cat([part.examples for part in parts])
+        of_parts = zip(*(part.batch for part in parts), strict=True)
+        dimensions = (0, 0, 0, 1, 1)  # along which latents, labels, orders, timesteps and noise are told apart
+        return [examples, *(torch.cat(field, dim) for field, dim in zip(of_parts, dimensions, strict=True))]
+
+    whole = processes * accumulate * size
+    shared, alone = batch(processes, accumulate), batch(1, 1)
+    assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: pathlib.Path) -> None:
+    data = write_idx_dataset(tmp_path / "data")
+    config = RunConfig(str(data), TINY, tiny_training(1, batch_size=6, accumulate=2))
+    with pytest.raises(ConfigError, match=r"batch_size 6.*2 processes in 2 micro-batches") as caught:
+        Trainer.start(tmp_path / "run", config, Processes(rank=1, count=2))
+    one_sentence(caught)
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_job_told_to_end_saves_and_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
+    """torchrun hands SIGTERM on to all processes, those that read ahead included."""
+    data, run = write_idx_dataset(tmp_path / "data", pictures=12, side=8, classes=2), tmp_path / "run"
+    options = ["--data", data, "--out", run, "--preset", "pixel_small", "--image-size", 8, "--batch-size", 4]
+    command = _torchrun("-m", "training", *options, "--steps", 100000, "--workers", 1, "--checkpoint-every", 100000)
+    with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=_ENVIRONMENT) as job:
+        log = run / "log.jsonl"
+        _wait_for(lambda: log.exists() and log.stat().st_size > 0, job)
+        job.send_signal(signal.SIGTERM)
+        _, told = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert "stopped by SIGTERM after step" in told
+    assert "DataLoader worker" not in told
+    step = checkpoint.saved_step(run / _STATE)
+    assert step is not None
+    assert sorted(logged(run, "loss")) == list(range(1, step + 1))
+    with one_thread():
+        resume(run, steps=step + 2, workers=0).train()
+    assert sorted(logged(run, "loss")) == list(range(1, step + 3))

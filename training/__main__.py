@@ -1,0 +1,8 @@
+"""`python -m training` is `mar train`, in the form that torchrun starts."""
+
+import sys
+
+from runtime.cli import main
+
+sys.argv.insert(1, "train")
+main()

@@ -1,0 +1,61 @@
+"""`mar cache-latents`."""
+
+from __future__ import annotations
+
+import pathlib
+
+import click
+import torch
+
+from runtime.errors import DataError, RequestError
+from runtime.files import sha256
+from runtime.options import PATH, progress_bar, threads_option
+from training.data import open_dataset
+from training.latent_cache import CachedLatents, cache_latents
+from training.published_files import load_vae
+
+
+@click.command("cache-latents")
+@click.option("--data", type=PATH, required=True, help="A folder with a sub-folder of pictures for each class.")
+@click.option("--tokenizer", type=PATH, required=True, help="The KL autoencoder: a published .ckpt or a .safetensors.")
+@click.option("--out", type=PATH, required=True, help="The folder to make, or to go on with.")
+@click.option("--image-size", type=int, default=256, show_default=True, help="Side of the pictures in pixels.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures encoded together.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
+@threads_option
+def cache(
+    data: pathlib.Path,
+    tokenizer: pathlib.Path,
+    out: pathlib.Path,
+    image_size: int,
+    batch_size: int,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Encode pictures and their mirror images once, for mar train --data OUT.
+
+    What cannot be read is told and left out. Stopped, it goes on with the same command.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    vae = load_vae(tokenizer)
+    if image_size < 1 or image_size % vae.config.stride:
+        raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
+    dataset = open_dataset(data, image_size)
+    if dataset.channels != vae.config.image_channels:
+        raise DataError(
+            f"{data}: pictures of {dataset.channels} channels, the autoencoder takes {vae.config.image_channels}"
+        )
+    digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with progress_bar(len(dataset.labels), "encoding") as bar:
+        cache_latents(dataset, image_size, vae, digest, out, batch_size, kind, bar.update, _tell)
+    cached = CachedLatents(out, image_size)
+    click.echo(
+        f"{len(cached.labels)} pictures of {len(cached.classes)} classes, straight and mirrored, "
+        f"{len(dataset.labels) - len(cached.labels)} left out; train with mar train --data {out}"
+    )
+
+
+def _tell(complaint: str) -> None:
+    click.echo(complaint, err=True)

@@ -1,0 +1,68 @@
+"""Where a trainer's latents come from, one example at a time: the pictures themselves, or a cache of latents."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.images import from_uint8, to_uint8
+from training.data import Dataset, open_dataset
+from training.latent_cache import CachedLatents, is_cache
+
+
+class Source(Protocol):
+    """Latents of one size with a label each. `complaints` as those of a `Dataset`."""
+
+    complaints: list[str]
+
+    tokenizer: str  # one of `runtime.artifact.TOKENIZERS`
+    classes: tuple[str, ...]
+    channels: int
+    stride: int  # pixels along one side of a latent
+    labels: NDArray[np.int64]  # [n]
+
+    def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
+        """The latents of example `index`, mirrored if `flip`: [channels, H, W]. Raises `BadPictureError`."""
+
+    def pictures(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """What latents [B, channels, H, W] show: [B, height, width, colours]."""
+
+    def save_tokenizer(self, run: pathlib.Path) -> None:
+        """Put into the folder of a run what turns latents into pictures."""
+
+    def name(self, index: int) -> str:
+        """Where a person finds example `index`."""
+
+
+class Pixels:
+    """Pictures as their own latents: patches of the picture are the tokens."""
+
+    tokenizer, stride = "pixel", 1
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
+        self.complaints = dataset.complaints
+
+    def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
+        latent = from_uint8(self._dataset.images(np.array([index])))[0]  # [c, H, W]
+        return latent[:, :, ::-1] if flip else latent
+
+    def pictures(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return to_uint8(latents)
+
+    def save_tokenizer(self, run: pathlib.Path) -> None:
+        pass  # pixels need none
+
+    def name(self, index: int) -> str:
+        return self._dataset.name(index)
+
+
+def open_source(data: pathlib.Path, image_size: int) -> Source:
+    """The latents at `data`, a cache or a dataset whose pictures are brought to `image_size`. Raises `DataError`."""
+    if is_cache(data):
+        return CachedLatents(data, image_size)
+    return Pixels(open_dataset(data, image_size))
