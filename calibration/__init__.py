@@ -1,1 +1,1 @@
-"""Quantized engines from real sampling trajectories. Nothing here yet."""
+"""Quantized engines from real sampling trajectories, and what they do to pictures."""

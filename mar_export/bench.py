@@ -199,7 +199,7 @@ def table(value: Mapping[str, Any]) -> str:
     machine = value["machine"]
     lines.append(
         f"roofline: {machine['gflops']:.0f} GFLOP/s and {machine['read_gb_per_second']:.1f} GB/s, measured between the "
-        "races; GFLOP/s and GB/s count the work that has to be done, whatever a contestant does; "
+        "races; it, GFLOP/s and GB/s count the work that has to be done in float32, whatever a contestant does; "
         f"speed against {_label(value['baseline'])}"
     )
     return "\n".join(lines)

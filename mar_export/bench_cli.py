@@ -32,7 +32,7 @@ _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 @click.argument("artifact", type=PATH, required=False)
 @click.option("--checkpoint", type=PATH, help="The weights the artifact was exported from, for the others to run.")
 @click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
-@click.option("--preset", "model", help="Instead of ARTIFACT: a model of this size, such as mar_base.")
+@click.option("--preset", "model", help="Without a checkpoint: a model of this size, such as mar_base.")
 @click.option("--random-weights", is_flag=True, help="Draw the weights of that model at random.")
 @click.option(
     "--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="Who takes part; repeat it."
@@ -72,8 +72,10 @@ def bench(
     """Time ARTIFACT, or a model with random weights, against eager PyTorch and other ways to run it."""
     if not 1 <= repeats <= 1000:
         raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
-    if (artifact is None) != random_weights or random_weights != (model is not None):
-        raise RequestError("give an ARTIFACT, or --preset MODEL with --random-weights, and not both")
+    if (artifact is None and not random_weights) or random_weights != (model is not None):
+        raise RequestError(
+            "give an ARTIFACT, or --preset MODEL with --random-weights, or all three for an artifact of those weights"
+        )
     if random_weights and (checkpoint is not None or config_file is not None):
         raise RequestError("--checkpoint and --config belong to an ARTIFACT, not to --random-weights")
     for path in (json_file, chart):
@@ -97,7 +99,7 @@ def bench(
             labels=(label,) * batch_size,
             threads=threads or available_threads(),
         )
-        _export(entry, plain="plain-onnx" in names)
+        _export(entry, made=artifact is None, plain="plain-onnx" in names)
         _race(entry, names, plans or (_OWN,), settings, repeats, json_file, chart)
 
 
@@ -197,9 +199,9 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
         yield pathlib.Path(folder)
 
 
-def _export(entry: Entry, *, plain: bool) -> None:
-    """Make the engines that an entry names and that are not there yet."""
-    if entry.random_preset is not None and not is_artifact(entry.artifact):
+def _export(entry: Entry, *, made: bool, plain: bool) -> None:
+    """Make the engines that an entry names and that are not there yet; `made` is whether the artifact is ours."""
+    if made and entry.random_preset is not None and not is_artifact(entry.artifact):
         from mar_export.export import export_artifact
 
         check_labels(entry.labels, preset(entry.random_preset))

@@ -201,7 +201,8 @@ def checked_checkpoint(entry: Entry) -> tuple[Manifest, Checkpoint]:
     manifest, checkpoint = Artifact(entry.artifact).manifest, open_checkpoint(entry)
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
         raise RequestError(
-            f"{entry.checkpoint} is not the checkpoint that the artifact was exported from; export it first"
+            f"{entry.checkpoint or checkpoint.source} is not the checkpoint that the artifact was exported from; "
+            "export it first"
         )
     return manifest, checkpoint
 

@@ -113,19 +113,19 @@ def exports_table(value: Mapping[str, Any]) -> str:
     """What exporting took and how far the result is from eager float32, as Markdown."""
     versions = value["versions"]
     lines = [
-        f"Commit {versions['commit']}; Python {versions['python']}, torch {versions['torch']}.",
+        f"Python {versions['python']}, torch {versions['torch']}.",
         "",
-        "| | time | processor time | peak memory | artifact | backbone | conditioning | denoise | decoder | "
+        "| | commit | time | processor time | peak memory | artifact | backbone | conditioning | denoise | decoder | "
         "a whole picture, by every 8th iteration |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in value["exports"].items():
         parity = one["parity"]
         engines = [f"{parity[engine]['sqnr_db']:.0f} dB" for engine in (*ENGINES, DECODER)]
         drift = ", ".join(f"{part['sqnr_db']:.0f} dB" for part in parity["generation"]["drift"])
         lines.append(
-            f"| {name.replace(':', ', ')} | {one['seconds']:.0f} s | {one['processor_seconds']:.0f} s | "
-            f"{one['peak_memory_bytes'] / 1e9:.1f} GB | "
+            f"| {name.replace(':', ', ')} | {one['commit']} | {one['seconds']:.0f} s | "
+            f"{one['processor_seconds']:.0f} s | {one['peak_memory_bytes'] / 1e9:.1f} GB | "
             f"{one['artifact_bytes'] / 1e9:.2f} GB | {' | '.join(engines)} | {drift} |"
         )
     return "\n".join(lines)

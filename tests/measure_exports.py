@@ -35,13 +35,10 @@ def main(out: pathlib.Path, wanted: list[str]) -> None:
             checkpoint = root / f"{model}.pth"
             if not checkpoint.exists():
                 write_published_mar(checkpoint, model)
-            told["exports"][name] = measured(checkpoint, root / "kl16.ckpt", precision, root / "artifact")
             commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-            told["versions"] = {
-                "commit": commit.stdout.strip(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-            }
+            figures = measured(checkpoint, root / "kl16.ckpt", precision, root / "artifact")
+            told["exports"][name] = {"commit": commit.stdout.strip(), **figures}
+            told["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
             write_json(out, told)
             print(name, json.dumps(told["exports"][name]))
 

@@ -728,13 +728,13 @@ def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> M
     return run
 
 
-NOT_BOTH = "give an ARTIFACT, or --preset MODEL with --random-weights, and not both"
+NOT_BOTH = "give an ARTIFACT, or --preset MODEL with --random-weights, or all three"
 WRONG = [
     ("", NOT_BOTH, 2),
     ("--preset pixel_small", NOT_BOTH, 2),
     ("--random-weights", NOT_BOTH, 2),
     ("{artifact} --preset pixel_small", NOT_BOTH, 2),
-    ("{artifact} --preset pixel_small --random-weights", NOT_BOTH, 2),
+    ("{artifact} --random-weights", NOT_BOTH, 2),
     ("--preset nope --random-weights", "unknown preset 'nope'", 2),
     ("{artifact} --contestant eager", "eager: these need --checkpoint", 2),
     ("{artifact} --contestant plain-onnx --contestant compile", "compile, plain-onnx: these need --checkpoint", 2),
