@@ -25,14 +25,19 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
         "R": [plan.length - i.known - i.count for plan in plans for i in plan.iterations],
         "T": [1, *(iteration.table.steps for iteration in iterations)],
     }
-    ranges = {axis: (min(values), int(np.median(values)), max(values)) for axis, values in sizes.items()}
-    rows = [half * count for half, count in zip(halves, counts, strict=True)]
+    ranges = {axis: _range(values) for axis, values in sizes.items()}
+    # Each of the three must be a size that can be: the rows of all halves are those of one, so many times.
+    (fewest, often, both), (one, some, all_) = _range(halves), ranges["K"]
     return ranges | {
         "B": batch,
-        "GB": (least * min(halves), usual * max(halves), most * max(halves)),
-        "N": (least * min(counts), usual * int(np.median(counts)), most * max(counts)),
-        "GN": (least * min(rows), usual * int(np.median(rows)), most * max(rows)),
+        "GB": (least * fewest, usual * often, most * both),
+        "N": (least * one, usual * some, most * all_),
+        "GN": (least * fewest * one, usual * often * some, most * both * all_),
     }
+
+
+def _range(sizes: Sequence[int]) -> Range:
+    return min(sizes), int(np.median(sizes)), max(sizes)
 
 
 def profile(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict[str, Shapes]:

@@ -11,7 +11,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED: whether its memory is the processor's
 
 # The oldest architecture with products of a precision (NVIDIA's support matrix of TensorRT).
-_SINCE = {"fp32": 50, "fp16": 53, "int8": 61, "bf16": 80, "fp8": 89}
+_SINCE = {"fp32": 50, "fp16": 53, "int8": 61, "bf16": 80, "w8": 80, "w4": 80, "fp8": 89}
 
 
 @dataclasses.dataclass(frozen=True)

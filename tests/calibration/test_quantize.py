@@ -27,7 +27,7 @@ from calibration.statistics import Statistics
 from calibration.weights_only import BITS, block_size, quantized_blocks
 from mar_export.build import build_engines, wanted_plans
 from mar_export.tensorrt_builder import BuilderFlags, TensorRTBuilder
-from runtime.artifact import Artifact
+from runtime.artifact import QUANTIZED_PRECISIONS, Artifact
 from runtime.cli import mar
 from runtime.errors import CalibrationError, MarError, RequestError
 from runtime.generator import Generator
@@ -47,13 +47,13 @@ def quantization(precision: str = "int8", **changes: Any) -> Quantization:
 def low(
     golden_artifacts: dict[str, pathlib.Path], statistics_file: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
-    """The golden model in int8 and fp8. Read only."""
+    """The golden model in every precision there is. Read only."""
     folder = tmp_path_factory.mktemp("quantized")
-    for precision in ("int8", "fp8"):
-        asked = quantization(precision, target_sqnr=10)
+    for precision in QUANTIZED_PRECISIONS:
+        asked = quantization(precision, target_sqnr=0 if precision == "w4" else 10)
         small = Artifact(golden_artifacts["small"])
         quantize(small, Statistics.load(statistics_file), folder / precision, asked, lambda _: None)
-    return {precision: folder / precision for precision in ("int8", "fp8")}
+    return {precision: folder / precision for precision in QUANTIZED_PRECISIONS}
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 2**32 - 1), st.sampled_from(["int8", "fp8"]))
@@ -203,7 +203,7 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="TensorRT-RTX has a package for x86-64 alone")
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_89", "sm_120"])
-@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("precision", QUANTIZED_PRECISIONS)
 def test_the_compiler_takes_every_graph_where_the_gpu_has_such_products(
     low: dict[str, pathlib.Path], tmp_path: pathlib.Path, precision: str, architecture: str
 ) -> None:
@@ -212,13 +212,15 @@ def test_the_compiler_takes_every_graph_where_the_gpu_has_such_products(
     path = pathlib.Path(shutil.copytree(low[precision], tmp_path / "artifact"))
     artifact = Artifact(path)
     builder = TensorRTBuilder("tensorrt-rtx", [architecture])
-    plans = wanted_plans(artifact, {"iterations": 4, "diffusion_steps": 5})
+    plans = wanted_plans(artifact, {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0})
 
     def build() -> None:
         build_engines(artifact, builder, plans, (1, 1, 2), BuilderFlags(), None, False, lambda _: None, None)
 
     if (precision, architecture) == ("fp8", "sm_86"):
-        with pytest.raises(RequestError, match=r"is in fp8, but sm_86 has products in fp32, fp16, int8, bf16 only"):
+        with pytest.raises(
+            RequestError, match=r"is in fp8, but sm_86 has products in fp32, fp16, int8, bf16, w8, w4 only"
+        ):
             build()
         assert not (path / "engines").exists()
     else:
@@ -328,21 +330,22 @@ def test_the_drift_is_the_distance_of_the_tokens_of_each_iteration(
 
 @pytest.mark.parametrize(("precision", "most"), [("w8", 0.05), ("w4", 0.5)])
 def test_weights_alone_are_in_blocks_of_few_bits(
-    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path, precision: str, most: float
+    golden_artifacts: dict[str, pathlib.Path], low: dict[str, pathlib.Path], precision: str, most: float
 ) -> None:
     """ONNX Runtime rounds activations of such products to 8 bits too, row by row, and the head amplifies it."""
-    small = Artifact(golden_artifacts["small"])
-    made = quantize(small, None, tmp_path / "out", quantization(precision), lambda _: None)
-    assert 0 < made.manifest.parity["generation"]["relative_l2"] < most
+    assert 0 < Artifact(low[precision]).manifest.parity["generation"]["relative_l2"] < most
     stored = {"w8": ir.DataType.INT8, "w4": ir.DataType.INT4}[precision]
     for engine in ENGINES:
-        graph = ir.load(tmp_path / "out" / f"{engine}.onnx").graph
+        graph = ir.load(low[precision] / f"{engine}.onnx").graph
         assert all(is_kept(layer.name) for layer in layers(graph))
         low = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
         assert low
         assert {value.dtype for value in low} == {stored}
         assert not any(node.op_type == "QuantizeLinear" for node in graph)
-    with Generator.load(tmp_path / "out", threads=1) as found, Generator.load(small.path, threads=1) as exact:
+    with (
+        Generator.load(low[precision], threads=1) as found,
+        Generator.load(golden_artifacts["small"], threads=1) as exact,
+    ):
         distance = relative_l2(found.generate([0, 1], **REQUEST).latents, exact.generate([0, 1], **REQUEST).latents)
     assert 0 < distance < most
 

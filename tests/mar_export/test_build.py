@@ -778,7 +778,10 @@ def test_an_engine_is_built_for_every_size_that_the_loop_calls_it_with(
 def test_an_engine_is_built_for_no_size_that_the_loop_never_calls_it_with(
     drawn: list[Sampling], batch: list[int]
 ) -> None:
-    """The ends of every range are reached; but a chain may always be cut into runs of any length."""
+    """The ends of every range are reached; but a chain may always be cut into runs of any length.
+
+    And the rows of all halves are a whole multiple of those of one, as the compiler tries at all three sizes.
+    """
     plans = [build_plan(TINY_KL.tokens, sampling) for sampling in drawn]
     least, usual, most = batch
     ranges = axis_ranges(plans, (least, usual, most))
@@ -790,6 +793,10 @@ def test_an_engine_is_built_for_no_size_that_the_loop_never_calls_it_with(
                     if isinstance(axis, str):
                         seen[axis].add(size)
     seen["T"].add(1)
+    all_rows, called = ranges.pop("GN"), seen.pop("GN")
+    assert all(every in (one, 2 * one) for one, every in zip(ranges["N"], all_rows, strict=True))
+    assert all_rows[0] <= min(called)
+    assert max(called) <= all_rows[2]
     assert {axis: (low, high) for axis, (low, _, high) in ranges.items()} == {
         axis: (min(sizes), max(sizes)) for axis, sizes in seen.items()
     }
