@@ -14,7 +14,6 @@ from runtime.checks import check_whole
 from runtime.errors import RequestError
 from runtime.files import check_writable
 from runtime.options import PATH, preset_option, progress_bar, sampling_options, threads_option
-from runtime.presets import requested_sampling
 from runtime.spec import ENGINES
 
 _MAX_SAMPLES = 100_000
@@ -56,7 +55,7 @@ def calibrate(
     opened = Artifact(artifact)
     opened.verify()
     manifest = opened.manifest
-    sampling = requested_sampling(manifest.sampling, manifest.model.tokens, settings)
+    sampling = manifest.requested(settings)
     with progress_bar(samples, "collecting") as bar:
         found = collect(opened, samples, file, sampling, threads or available_threads(), bar.update)
     click.echo(f"statistics of {found.pictures} pictures in {file}")
