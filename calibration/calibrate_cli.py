@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import click
 
@@ -19,7 +20,20 @@ from runtime.spec import ENGINES
 _MAX_SAMPLES = 100_000
 
 
-@click.command()
+class _Calibrate(click.Command):
+    """With --steps it is another command, which has options of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if "--steps" in args:
+            from calibration.steps_cli import calibrate_steps
+
+            return calibrate_steps.make_context(f"{info_name} --steps", args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Calibrate)
 @click.argument("artifact", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The quantized artifact.")
 @click.option("--precision", type=click.Choice(QUANTIZED_PRECISIONS), default="int8", show_default=True)
@@ -27,6 +41,7 @@ _MAX_SAMPLES = 100_000
 @click.option("--samples", type=int, default=128, show_default=True, help="Pictures that statistics are of.")
 @click.option("--statistics", type=PATH, help="A file to keep statistics in, and to go on with. Default: beside --out.")
 @click.option("--target-sqnr", type=float, default=15.0, show_default=True, help="What the latents must keep, in dB.")
+@click.option("--steps", is_flag=True, expose_value=False, help="Find diffusion steps instead: --steps --help.")
 @preset_option
 @sampling_options
 @threads_option

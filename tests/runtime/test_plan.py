@@ -322,6 +322,7 @@ def test_named_steps_read_the_same_from_json() -> None:
     [
         ([5, 5], {}, "diffusion_steps names the steps of 2 iterations, found 6 iterations and [5, 5]"),
         ([], {}, "found 6 iterations and []"),
+        ([5] * 7, {}, "diffusion_steps names the steps of 7 iterations, found 6"),
         ([5] * 5 + [1], {}, "diffusion_steps of an iteration must be a whole number in 2..1000, found 1"),
         ([5] * 5 + ["5"], {}, "found '5'"),
         ([5] * 5 + [True], {}, "found True"),
