@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -19,7 +20,6 @@ from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.options import PATH, preset_option, progress_bar, sampling_options, threads_option
 from runtime.plan import Sampling
-from runtime.presets import requested_sampling
 from runtime.spec import ENGINES
 
 _MAX_SAMPLES = 100_000
@@ -28,7 +28,20 @@ _TOLD = 10  # of the most sensitive layers
 _WEIGHTS = {"int8": "w8", "int4": "w4"}
 
 
-@click.command()
+class _Calibrate(click.Command):
+    """With --steps it is another command, which has options of its own."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if "--steps" in args:
+            from calibration.steps_cli import calibrate_steps
+
+            return calibrate_steps.make_context(f"{info_name} --steps", args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Calibrate)
 @click.argument("artifact", type=PATH)
 @click.option("--out", type=PATH, help="The quantized artifact.")
 @click.option("--precision", type=click.Choice(["int8", "fp8", "int4"]), default="int8", show_default=True)
@@ -41,6 +54,7 @@ _WEIGHTS = {"int8": "w8", "int4": "w4"}
 @click.option("--keep-fp", metavar="PERCENT", help="Share of the layers that stays in float32, such as 5%.")
 @click.option("--sensitivity", type=PATH, help="Rank the layers, each quantized alone; where to write it, as JSON.")
 @click.option("--judged", type=int, default=8, show_default=True, help="Pictures that a form is judged by.")
+@click.option("--steps", is_flag=True, expose_value=False, help="Find diffusion steps instead: --steps --help.")
 @preset_option
 @sampling_options
 @threads_option
@@ -89,7 +103,7 @@ def calibrate(
     opened = Artifact(artifact)
     opened.verify()
     check_float32(opened)
-    sampling = requested_sampling(opened.manifest.sampling, opened.manifest.model.tokens, settings)
+    sampling = opened.manifest.requested(settings)
     found = None if weights_only else _collected(opened, out, statistics, samples, sampling, asked.threads)
     if report is not None and found is not None:
         from calibration.report import save_report

@@ -12,18 +12,17 @@ import click
 from mar_export.bench import Race, Work, commit, measure, report, table, warm_up
 from mar_export.contestants import CONTESTANTS, Contestant, Entry, checked_checkpoint, open_checkpoint
 from mar_export.plain import plain_specs
-from runtime.artifact import Artifact, is_artifact
+from runtime.artifact import Artifact, Manifest, is_artifact
 from runtime.backends import available_threads
-from runtime.config import ModelConfig
+from runtime.checks import check_choice
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.plan import Sampling, build_plan
-from runtime.presets import PRESETS, requested_sampling
+from runtime.presets import OWN, PRESETS
 from runtime.request import check_batch, check_labels
 from training.presets import preset
 
-_OWN = "own"  # the plan of the artifact itself
 _NEED_WEIGHTS = tuple(name for name in CONTESTANTS if name != "runtime")
 _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 
@@ -40,9 +39,10 @@ _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 @click.option(
     "--plan",
     "plans",
-    type=click.Choice([_OWN, *PRESETS]),
+    metavar="NAME",
     multiple=True,
-    help="What is drawn; repeat it. The runtime draws every plan, the others the first.",
+    help=f"What is drawn: {OWN}, {', '.join(PRESETS)}, or a preset of the artifact; repeat it. The runtime draws "
+    "every plan, the others the first.",
 )
 @click.option("--class", "label", type=int, default=0, show_default=True)
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures drawn together.")
@@ -100,7 +100,7 @@ def bench(
             threads=threads or available_threads(),
         )
         _export(entry, made=artifact is None, plain="plain-onnx" in names)
-        _race(entry, names, plans or (_OWN,), settings, repeats, json_file, chart)
+        _race(entry, names, plans or (OWN,), settings, repeats, json_file, chart)
 
 
 def _race(
@@ -117,8 +117,10 @@ def _race(
 
     manifest = Artifact(entry.artifact).manifest
     config = manifest.model
-    asked = {name: {**settings, "preset": None if name == _OWN else name} for name in plans}
-    work = _work(config, manifest.sampling, asked, entry)
+    for name in plans:
+        check_choice("--plan", name, [OWN, *PRESETS, *manifest.presets])
+    asked = {name: {**settings, "preset": None if name == OWN else name} for name in plans}
+    work = _work(manifest, asked, entry)
     races = [Race(name, plan) for name in names for plan in (plans if name == "runtime" else plans[:1])]
     for name, plan in work.plans.items():
         click.echo(
@@ -172,10 +174,11 @@ def _race(
         click.echo(f"drawn to {chart}")
 
 
-def _work(config: ModelConfig, own: Sampling, asked: dict[str, dict[str, object]], entry: Entry) -> Work:
+def _work(manifest: Manifest, asked: dict[str, dict[str, object]], entry: Entry) -> Work:
     """The plans that are drawn, checked before anything is loaded."""
+    config = manifest.model
     check_labels(entry.labels, config)
-    samplings = {name: requested_sampling(own, config.tokens, settings) for name, settings in asked.items()}
+    samplings = {name: manifest.requested(settings) for name, settings in asked.items()}
     plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
     for plan in plans.values():
         check_batch(len(entry.labels), plan.diffusion_steps, config)

@@ -15,16 +15,15 @@ from runtime.errors import RequestError
 from runtime.files import replacing, sha256, write_json
 from runtime.gpu.present import precisions_of
 from runtime.plan import Plan, build_plan
-from runtime.presets import PRESETS, requested_sampling
+from runtime.presets import PRESETS
 
 
 def wanted_plans(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan]:
     """What engines are built to run: the plan of `settings`, or that of the artifact and those of all presets."""
     manifest = artifact.manifest
-    tokens = manifest.model.tokens
     named = any(value is not None for value in settings.values())
-    wanted = [settings] if named else [{}, *({"preset": name} for name in PRESETS)]
-    return [build_plan(tokens, requested_sampling(manifest.sampling, tokens, each)) for each in wanted]
+    wanted = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
+    return [build_plan(manifest.model.tokens, manifest.requested(each)) for each in wanted]
 
 
 def build_engines(

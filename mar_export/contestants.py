@@ -24,7 +24,6 @@ from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import build_plan
-from runtime.presets import requested_sampling
 from runtime.spec import Array, Engine
 
 if TYPE_CHECKING:
@@ -156,7 +155,7 @@ def _eager(entry: Entry) -> tuple[str, Draw]:
     labels, config = np.array(entry.labels), manifest.model
 
     def draw(settings: Mapping[str, Any]) -> Stages:
-        plan = build_plan(config.tokens, requested_sampling(manifest.sampling, config.tokens, settings))
+        plan = build_plan(config.tokens, manifest.requested(settings))
         order = seeded_order(0, range(len(labels)), config, plan.token_order)
         noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
         times: Stages = {}
@@ -177,7 +176,7 @@ def _plain_onnx(entry: Entry) -> tuple[str, Draw]:
     backbone, head = (runner.load_graph(entry.plain / f"{name}.onnx", spec) for name, spec in specs.items())
 
     def draw(settings: Mapping[str, Any]) -> Stages:
-        plan = build_plan(config.tokens, requested_sampling(manifest.sampling, config.tokens, settings))
+        plan = build_plan(config.tokens, manifest.requested(settings))
         order = seeded_order(0, range(len(labels)), config, plan.token_order)
         noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
         times: Stages = {}

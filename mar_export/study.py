@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -27,7 +27,7 @@ from runtime.artifact import Artifact
 from runtime.errors import BackendError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
-from runtime.presets import PRESETS, requested_sampling
+from runtime.presets import PRESETS
 from runtime.samplers import SAMPLERS
 from training.checkpoint import load_checkpoint
 from training.data import open_dataset
@@ -70,9 +70,9 @@ def sampler_ways(tokens: int) -> list[Way]:
     ]
 
 
-def preset_ways() -> list[Way]:
-    """Every preset, the artifact's own guidance included."""
-    return [Way(name, {"preset": name}) for name in PRESETS]
+def preset_ways(own: Iterable[str]) -> list[Way]:
+    """Every preset, the artifact's guidance included, and those that are the artifact's `own`."""
+    return [Way(name, {"preset": name}) for name in (*PRESETS, *own)]
 
 
 def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, said: Callable[[str], None]) -> None:
@@ -170,7 +170,7 @@ def _figures(out: pathlib.Path, way: Way, study: Study) -> dict[str, Any] | None
         return None
     manifest = Artifact(study.artifact).manifest
     wanted = {
-        "sampling": dataclasses.asdict(requested_sampling(manifest.sampling, manifest.model.tokens, way.settings)),
+        "sampling": dataclasses.asdict(manifest.requested(way.settings)),
         "images": study.images,
         "checkpoint_sha256": manifest.provenance["checkpoint_sha256"],
     }

@@ -52,8 +52,8 @@ def study(
         if path is not None:
             check_writable(path)
     threads = threads or available_threads()
-    tokens = Artifact(artifact).manifest.model.tokens
-    ways = preset_ways() + ([] if presets_only else sampler_ways(tokens))
+    manifest = Artifact(artifact).manifest
+    ways = preset_ways(manifest.presets) + ([] if presets_only else sampler_ways(manifest.model.tokens))
     asked = Study(artifact, checkpoint, classifier, data, images)
     run_study(asked, ways, out, threads, click.echo)
     value = summary(asked, ways, out, time_ways(asked, ways, threads, _REPEATS))

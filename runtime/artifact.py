@@ -15,13 +15,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from runtime.builds import Build
+from runtime.checks import short
 from runtime.config import ModelConfig
-from runtime.errors import ArtifactError, IntegrityError, RequestError
+from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.files import sha256
 from runtime.plan import Sampling, build_plan
+from runtime.presets import check_preset_name, requested_sampling
 from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 TOKENIZERS = ("pixel", "kl", "none")
 FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")  # as a checkpoint can be exported
@@ -42,9 +44,9 @@ class Manifest:
 
     `tokenizer` says how latents become a picture: they are one (`pixel`), an engine decodes them (`kl`),
     or they do not (`none`); `precision` is that of weights and matrix products; `sampling` holds the
-    settings that are used where a request names none; `files` maps each relative path to its size and
-    hash, `engines` each engine's name to its ONNX file; `builds` are the engines built for devices;
-    `provenance` and `parity` are for people.
+    settings that are used where a request names none, `presets` named ones that were made for this
+    model; `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
+    file; `builds` are the engines built for devices; `provenance` and `parity` are for people.
     """
 
     model: ModelConfig
@@ -57,10 +59,15 @@ class Manifest:
     provenance: Mapping[str, Any]
     parity: Mapping[str, Any]
     builds: tuple[Build, ...] = ()
+    presets: Mapping[str, Sampling] = dataclasses.field(default_factory=dict)
 
     @property
     def specs(self) -> dict[str, EngineSpec]:
         return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
+
+    def requested(self, settings: Mapping[str, Any]) -> Sampling:
+        """What a request for `settings` draws with, as `runtime.presets.requested_sampling` has it."""
+        return requested_sampling(self.sampling, self.model.tokens, settings, self.presets)
 
     def graph_sha256(self, engine: str) -> str:
         """The hash of an engine's graph, its external data included."""
@@ -76,6 +83,7 @@ class Manifest:
             "tokenizer": self.tokenizer,
             "class_names": list(self.class_names),
             "sampling": dataclasses.asdict(self.sampling),
+            "presets": {name: dataclasses.asdict(preset) for name, preset in self.presets.items()},
             "precision": self.precision,
             "files": {path: dataclasses.asdict(entry) for path, entry in self.files.items()},
             "engines": engines,
@@ -95,16 +103,15 @@ class Manifest:
                 "export again with this version of mar, or install the one that made it"
             )
         _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
-        for key in ("model", "sampling", "files", "engines", "provenance", "parity"):
+        for key in ("model", "presets", "files", "engines", "provenance", "parity"):
             _object(value[key], f"{where}: {key}")
-        for key, fields in (("model", ModelConfig), ("sampling", Sampling)):
-            _keys(value[key], {field.name for field in dataclasses.fields(fields)}, f"{where}: {key}")
+        _keys(value["model"], {field.name for field in dataclasses.fields(ModelConfig)}, f"{where}: model")
         try:
             model = ModelConfig.from_dict(value["model"], where)
-            sampling = Sampling(**value["sampling"])
-            build_plan(model.tokens, sampling)
-        except RequestError as error:  # of which ConfigError is one
+        except ConfigError as error:
             raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
+        sampling = _sampling(value["sampling"], model, f"{where}: sampling")
+        presets = {name: _preset(name, told, model, f"{where}: presets") for name, told in value["presets"].items()}
         for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
             if value[key] not in known:
                 raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
@@ -124,6 +131,7 @@ class Manifest:
             tokenizer=value["tokenizer"],
             class_names=tuple(names),
             sampling=sampling,
+            presets=presets,
             precision=value["precision"],
             files={path: _file_entry(path, entry, where) for path, entry in value["files"].items()},
             engines=_engine_files(value["engines"], value["tokenizer"], model, value["files"], where),
@@ -211,6 +219,25 @@ def _refuse_constant(name: str) -> NoReturn:
 def _known_specs(model: ModelConfig) -> dict[str, EngineSpec]:
     """Every engine that a model may have."""
     return {**engine_specs(model), **tokenizer_specs(model)}
+
+
+def _sampling(value: object, model: ModelConfig, where: str) -> Sampling:
+    settings = _object(value, where)
+    _keys(settings, {field.name for field in dataclasses.fields(Sampling)}, where)
+    try:
+        sampling = Sampling(**settings)
+        build_plan(model.tokens, sampling)
+    except RequestError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    return sampling
+
+
+def _preset(name: str, value: object, model: ModelConfig, where: str) -> Sampling:
+    try:
+        check_preset_name(name)
+    except RequestError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    return _sampling(value, model, f"{where}: {short(name)}")
 
 
 def _check_reports(

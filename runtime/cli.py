@@ -20,7 +20,7 @@ _COMMANDS = {
     "runs": ("training.runs_cli:runs", "Compare runs of mar train."),
     "import": ("training.import_cli:import_", "Turn a published checkpoint into a run of ours."),
     "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),
-    "calibrate": ("calibration.calibrate_cli:calibrate", "Quantize an artifact's engines."),
+    "calibrate": ("calibration.calibrate_cli:calibrate", "Quantize an artifact's engines, or find diffusion steps."),
     "build": ("mar_export.build_cli:build", "Turn an artifact's graphs into engines for a GPU."),
     "generate": ("runtime.generate_cli:generate", "Draw pictures with an artifact."),
     "edit": ("runtime.edit_cli:edit", "Draw a part of a picture anew."),

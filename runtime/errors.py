@@ -48,4 +48,4 @@ class ParityError(MarError):
 
 
 class CalibrationError(MarError):
-    """Statistics of another model or plan, or a quantization that misses its target."""
+    """Statistics of another model or plan, or a quantization or diffusion steps that miss their target."""

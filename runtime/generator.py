@@ -22,7 +22,6 @@ from runtime.images import from_uint8, to_uint8, unpatchify
 from runtime.loop import Engines, run_plan
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, PlanLoop, Progress, Sampling, build_plan
-from runtime.presets import requested_sampling
 from runtime.request import (
     MAX_BATCH,
     check_batch,
@@ -94,7 +93,7 @@ class Generator:
 
     def sampling(self, **settings: Any) -> Sampling:
         """The settings that `generate` would draw with: the artifact's own, changed by `settings`."""
-        return requested_sampling(self.manifest.sampling, self.manifest.model.tokens, settings)
+        return self.manifest.requested(settings)
 
     def plan(self, *, known_tokens: int = 0, **settings: Any) -> Plan:
         """The schedule that `generate` would execute for these settings, `known_tokens` being there already."""
@@ -119,8 +118,8 @@ class Generator:
         """Draw one picture for each class in `labels`, or the part of it that `mask` marks.
 
         Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
-        from 0 by default. `settings` are `preset`, one of `runtime.presets.PRESETS`, and the fields of
-        `runtime.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
+        from 0 by default. `settings` are `preset`, one of `runtime.presets.PRESETS` or of the artifact's,
+        and the fields of `runtime.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
         (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
         replace what the seed would give.
 

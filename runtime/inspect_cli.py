@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 
 import click
 
 from runtime.artifact import Artifact
 from runtime.options import PATH
-from runtime.plan import Sampling
 
 
 @click.command()
@@ -30,7 +28,9 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         f"            encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
         f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
     )
-    click.echo(f"drawn with  {_settings(manifest.sampling)}, where a request names nothing else")
+    click.echo(f"drawn with  {manifest.sampling.told()}, where a request names nothing else")
+    for name, preset in manifest.presets.items():
+        click.echo(f"preset      {name}: {preset.told()}")
     if manifest.class_names:
         click.echo(f"classes     {', '.join(f'{number} {name}' for number, name in enumerate(manifest.class_names))}")
     for name, spec in manifest.specs.items():
@@ -47,11 +47,6 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         f"\nwhole generation: relative L2 {generation['relative_l2']:.1e}, allowed {generation['tolerance']:.0e}"
     )
     click.echo("\nmade from   " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
-
-
-def _settings(sampling: Sampling) -> str:
-    told = {name: value for name, value in dataclasses.asdict(sampling).items() if value is not None}
-    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _size(count: int) -> str:

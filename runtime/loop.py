@@ -57,7 +57,7 @@ def run_plan(
         )  # [G K B, C]
         steps = iteration.table.steps
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
-        x = _diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale)
+        x = diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale)
         tokens[start:stop] = x.reshape(iteration.count, batch, -1)
         if progress is not None:
             progress(number + 1, len(plan.iterations))
@@ -69,7 +69,7 @@ def steps_at_once(config: ModelConfig, rows: int) -> int:
     return max(1, _MODULATION_BYTES // (4 * rows * config.modulation_channels))
 
 
-def _diffuse(
+def diffuse(
     engines: Engines, config: ModelConfig, z: Float, noise: Float, table: CoefficientTable, guidance_scale: float
 ) -> Float:
     """Run the diffusion chain of N tokens: z [G N, C] and noise [T + 1, N, D] to x [N, D]."""

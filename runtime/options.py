@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.checks import short
+from runtime.errors import RequestError
 from runtime.noise import TOKEN_ORDERS
 from runtime.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
 from runtime.presets import PRESETS
@@ -33,10 +35,23 @@ _BACKEND = (
 )
 
 preset_option = click.option(
-    "--preset", type=click.Choice(list(PRESETS)), help="A named way to draw; other options change it."
+    "--preset",
+    metavar="NAME",
+    help=f"A named way to draw: {', '.join(PRESETS)}, or one of the artifact's own. Other options change it.",
 )
 
-_SAMPLING = (
+
+def _steps(context: click.Context, option: click.Parameter, given: str | None) -> str | tuple[int, ...] | None:
+    """What --diffusion-steps says: one number or ddimN, as text, or a number for each iteration."""
+    if given is None or "," not in given:
+        return given
+    try:
+        return tuple(int(part) for part in given.split(","))
+    except ValueError:
+        raise RequestError(f"--diffusion-steps must be N, ddimN or N,N,..., found {short(given)}") from None
+
+
+_SCHEDULE = (
     click.option("--iterations", type=int, help="Passes of the backbone."),
     click.option("--mask-schedule", type=click.Choice(MASK_SCHEDULES), help="How tokens spread over iterations."),
     click.option("--token-order", type=click.Choice(TOKEN_ORDERS), help="Which tokens come first."),
@@ -45,8 +60,15 @@ _SAMPLING = (
     click.option(
         "--cfg-interval", type=(float, float), metavar="LOW HIGH", help="Shares of known tokens with guidance."
     ),
+)
+_CHAIN = (
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How a diffusion chain is run."),
-    click.option("--diffusion-steps", metavar="N|ddimN", help="Steps of each diffusion chain."),
+    click.option(
+        "--diffusion-steps",
+        metavar="N|ddimN|N,N,...",
+        callback=_steps,
+        help="Steps of each diffusion chain, or of each iteration's.",
+    ),
     click.option("--last-diffusion-steps", type=int, help="What the steps shrink to over the iterations."),
     click.option("--step-schedule", type=click.Choice(STEP_SCHEDULES), help="How they shrink."),
     click.option("--start-timestep", type=int, help="First timestep of a chain. Default: the sampler's own."),
@@ -62,7 +84,12 @@ def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
 
 def sampling_options(command: _Command) -> _Command:
     """The fields of `runtime.plan.Sampling`; what is not given is None, for the artifact's own."""
-    return _all(_SAMPLING, command)
+    return schedule_options(_all(_CHAIN, command))
+
+
+def schedule_options(command: _Command) -> _Command:
+    """Those of them that say which tokens are predicted when, under how much guidance."""
+    return _all(_SCHEDULE, command)
 
 
 def backend_options(command: _Command) -> _Command:

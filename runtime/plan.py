@@ -6,7 +6,9 @@ are the next slice, the rest is the tail. So every length is known before the fi
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.checks import check_choice, check_number, check_scale, check_whole, short
-from runtime.diffusion import step_count
+from runtime.diffusion import TRAIN_STEPS, step_count
 from runtime.errors import RequestError
 from runtime.noise import TOKEN_ORDERS
 from runtime.samplers import CoefficientTable, coefficient_table
@@ -56,10 +58,11 @@ class Sampling:
     under the `linear` `cfg_schedule`; outside `cfg_interval`, in shares of tokens known before the
     iteration, there is none, and the unconditional half is not computed.
 
-    The diffusion chains: `sampler` is one of `runtime.samplers.SAMPLERS`; `diffusion_steps` a number or
-    `"ddimN"`, the published respacing; `last_diffusion_steps`, where not None, what the steps shrink
-    to over the iterations, by `step_schedule`; `start_timestep` the first timestep, where None the
-    sampler's own; `temperature` scales the noise of each step; `eta` is how much of it `ddim` has.
+    The diffusion chains: `sampler` is one of `runtime.samplers.SAMPLERS`; `diffusion_steps` a number,
+    `"ddimN"`, the published respacing, or a number for each iteration; `last_diffusion_steps`, where not
+    None, what the steps shrink to over the iterations, by `step_schedule`; `start_timestep` the first
+    timestep, where None the sampler's own; `temperature` scales the noise of each step; `eta` is how
+    much of it `ddim` has.
     """
 
     iterations: int | None = None
@@ -69,7 +72,7 @@ class Sampling:
     cfg_schedule: str = "linear"
     cfg_interval: Sequence[float] = (0.0, 1.0)
     sampler: str = "ddpm"
-    diffusion_steps: int | str = 100
+    diffusion_steps: int | str | Sequence[int] = 100
     last_diffusion_steps: int | None = None
     step_schedule: str = "linear"
     start_timestep: int | None = None
@@ -77,8 +80,9 @@ class Sampling:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.cfg_interval, list):  # as JSON has it
-            object.__setattr__(self, "cfg_interval", tuple(self.cfg_interval))
+        for name in ("cfg_interval", "diffusion_steps"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def changed(self, settings: Mapping[str, Any]) -> Sampling:
         """These settings with those of `settings` that are not None. Raises `RequestError` on unknown names."""
@@ -87,6 +91,10 @@ class Sampling:
             known = ", ".join(field.name for field in dataclasses.fields(self))
             raise RequestError(f"unknown sampling settings {', '.join(unknown)}; known: {known}")
         return dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
+
+    def told(self) -> str:
+        """Every setting that is not None, for people."""
+        return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items() if value is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +142,8 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
     """The plan of an image of `length` tokens. Raises `RequestError` on settings that make no sense.
 
     Where `known` of them are there before the first iteration, the others are spread over as many
-    iterations as ever, but no more than one a token.
+    iterations as ever, but no more than one a token. Diffusion steps that are named for each iteration
+    belong to what is known: each takes those of the iteration in which a whole picture has come as far.
     """
     check_choice("token_order", sampling.token_order, TOKEN_ORDERS)
     check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
@@ -142,16 +151,14 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
     _check_interval(sampling.cfg_interval)
     check_whole("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
-    counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
+    whole = counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
     if known:
-        iterations = min(iterations, length - known)
-        counts = tokens_per_iteration(length - known, iterations, sampling.mask_schedule)
-    chains = _steps_per_iteration(sampling, iterations)
+        counts = tokens_per_iteration(length - known, min(iterations, length - known), sampling.mask_schedule)
+    before = [known + done for done in _running_totals(counts)]
     planned = []
-    for count, steps in zip(counts, chains, strict=True):
+    for start, count, steps in zip(before, counts, _steps_per_iteration(sampling, whole, before), strict=True):
         table = coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)
-        planned.append(Iteration(known, count, _guidance_scale(sampling, known, count, length), table))
-        known += count
+        planned.append(Iteration(start, count, _guidance_scale(sampling, start, count, length), table))
     return Plan(length, tuple(planned), sampling.token_order)
 
 
@@ -172,10 +179,21 @@ def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cos
     return [*counts, masked]
 
 
-def _steps_per_iteration(sampling: Sampling, iterations: int) -> list[int | str]:
-    """The diffusion steps of each iteration's chain, shrinking towards the last where that is asked for."""
+def _running_totals(counts: Sequence[int]) -> list[int]:
+    """The sum of all counts before each."""
+    return list(itertools.accumulate(counts[:-1], initial=0))
+
+
+def _steps_per_iteration(sampling: Sampling, whole: Sequence[int], before: Sequence[int]) -> Sequence[int | str]:
+    """The diffusion steps of each iteration's chain: all alike, shrinking towards the last, or one by one.
+
+    `whole` are the tokens that each iteration of a whole picture predicts, `before` those known before
+    each iteration that is planned.
+    """
     check_choice("step_schedule", sampling.step_schedule, STEP_SCHEDULES)
-    first, last = sampling.diffusion_steps, sampling.last_diffusion_steps
+    first, last, iterations = sampling.diffusion_steps, sampling.last_diffusion_steps, len(before)
+    if not isinstance(first, (int, str)):
+        return _named_steps(first, last, whole, before)
     if last is None:
         return [first] * iterations
     if isinstance(first, str) and first.startswith("ddim"):
@@ -183,6 +201,23 @@ def _steps_per_iteration(sampling: Sampling, iterations: int) -> list[int | str]
     check_whole("last_diffusion_steps", last, 2, step_count(first))
     left, final = _LEFT_SHARE[sampling.step_schedule], max(1, iterations - 1)
     return [last + int(left(k, final) * (step_count(first) - last)) for k in range(iterations)]
+
+
+def _named_steps(named: object, last: int | None, whole: Sequence[int], before: Sequence[int]) -> list[int]:
+    """Diffusion steps `named` for each iteration of a whole picture, for iterations that begin at `before`."""
+    if not isinstance(named, tuple):
+        raise RequestError(f"diffusion_steps must be a whole number, 'ddimN' or a list of them, found {short(named)}")
+    if len(named) != len(whole):
+        raise RequestError(
+            f"diffusion_steps names the steps of {len(named)} iterations, found {len(whole)} iterations and "
+            f"{short(list(named))}; name as many, or one number for all"
+        )
+    if last is not None:
+        raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {short(list(named))}")
+    for steps in named:
+        check_whole("diffusion_steps of an iteration", steps, 2, TRAIN_STEPS)
+    begins = _running_totals(whole)
+    return [named[bisect.bisect_right(begins, known) - 1] for known in before]
 
 
 def _guidance_scale(sampling: Sampling, known: int, count: int, length: int) -> float:

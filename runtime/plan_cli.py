@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 
 import click
@@ -13,7 +12,6 @@ from runtime.generator import Generator
 from runtime.options import PATH, preset_option, sampling_options, threads_option
 from runtime.plan import build_plan
 from runtime.predict import predicted_seconds
-from runtime.presets import requested_sampling
 from runtime.request import check_batch
 
 
@@ -28,7 +26,7 @@ def plan(artifact: pathlib.Path, batch_size: int, timed: bool, threads: int | No
     """Show how ARTIFACT would draw: every iteration, what it costs and how long it takes."""
     manifest = Artifact(artifact).manifest
     config = manifest.model
-    sampling = requested_sampling(manifest.sampling, config.tokens, settings)
+    sampling = manifest.requested(settings)
     planned = build_plan(config.tokens, sampling)
     check_batch(batch_size, planned.diffusion_steps, config)
     seconds = None
@@ -36,10 +34,7 @@ def plan(artifact: pathlib.Path, batch_size: int, timed: bool, threads: int | No
         with Generator.load(artifact, threads=threads) as generator:
             seconds = predicted_seconds(generator, planned, batch_size)
             where = generator.description
-    settings_told = ", ".join(
-        f"{name} {value}" for name, value in dataclasses.asdict(sampling).items() if value is not None
-    )
-    click.echo(settings_told + "\n")
+    click.echo(sampling.told() + "\n")
     click.echo(
         f"{'iteration':>9}{'known':>7}{'tokens':>8}{'guidance':>10}{'steps':>7}"
         f"{'head evaluations so far':>25}{'GFLOP':>9}" + (f"{'ms':>9}" if seconds else "")

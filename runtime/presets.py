@@ -1,15 +1,18 @@
 """Named ways to draw, from the published one to the fastest: each a choice of sampling settings.
 
-What each costs and keeps is measured in docs/numbers.md.
+What each costs and keeps is measured in docs/numbers.md. An artifact may have presets of its own, made for
+its model by `mar calibrate --steps`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.checks import check_choice
+from runtime.checks import check_choice, short
+from runtime.errors import RequestError
 from runtime.plan import Sampling
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -19,26 +22,46 @@ PRESETS: dict[str, dict[str, Any]] = {
     "turbo": {"iterations": 10, "sampler": "ddim", "diffusion_steps": 10, "cfg_interval": (0.15, 1.0)},
 }
 
+OWN = "own"  # what the artifact's own settings are called where presets are named beside them
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+
 # What belongs to a model rather than to a way of drawing with it, as in the published constructor and
 # scripts: no preset changes the first two, and the others only one that names its own diffusion steps.
 _OF_THE_MODEL = ("cfg_scale", "temperature")
 _CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
 
 
-def requested_sampling(own: Sampling, length: int, settings: Mapping[str, Any]) -> Sampling:
+def check_preset_name(name: object) -> None:
+    """Refuse what cannot be the name of an artifact's own preset. Raises `RequestError`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RequestError(
+            f"the name of a preset must be of 1 to 40 letters, digits, '-', '_' and '.', found {short(name)}"
+        )
+    if name in (OWN, *PRESETS):
+        raise RequestError(f"the names {', '.join((OWN, *PRESETS))} are taken, found {name!r}; choose another")
+
+
+def requested_sampling(
+    own: Sampling, length: int, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
+) -> Sampling:
     """The settings of a request for images of `length` tokens: `own`, then a preset, then what is named.
 
-    `settings` are fields of `Sampling`, and `preset`, one of `PRESETS`; None stands for what is there
-    already. A preset replaces all but the model's guidance scale, temperature and, where it names
-    none of its own, diffusion steps and their start; it has no more iterations than there are
-    tokens. Raises `RequestError`.
+    `settings` are fields of `Sampling`, and `preset`, one of `PRESETS` or of the artifact's own
+    `presets`; None stands for what is there already. A preset of `PRESETS` replaces all but the model's
+    guidance scale, temperature and, where it names none of its own, diffusion steps and their start, if
+    those are for any iteration; it has no more iterations than there are tokens. One of the artifact's
+    own is of its model and replaces everything. Raises `RequestError`.
     """
-    settings = dict(settings)
+    settings, presets = dict(settings), presets or {}
     name = settings.pop("preset", None)
     if name is not None:
-        check_choice("preset", name, list(PRESETS))
+        check_choice("preset", name, [*PRESETS, *presets])
+    if name in presets:
+        own = presets[name]
+    elif name is not None:
         changes = PRESETS[name]
-        fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes else _CHAIN_OF_THE_MODEL)
+        of_iterations = isinstance(own.diffusion_steps, tuple)  # steps for its own iterations, not the preset's
+        fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or of_iterations else _CHAIN_OF_THE_MODEL)
         own = dataclasses.replace(Sampling(**{field: getattr(own, field) for field in fields}), **changes)
         if own.iterations is not None:
             own = dataclasses.replace(own, iterations=min(own.iterations, length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -29,9 +30,10 @@ from mar_export import bench, bench_cli, contestants, plain, plain_graphs, roofl
 from mar_export.bench_chart import save_chart
 from mar_export.contestants import CONTESTANTS, Contestant, Entry
 from runtime import cli
-from runtime.artifact import Artifact
+from runtime.artifact import MANIFEST, Artifact
 from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.errors import BackendError, ConfigError, MarError
+from runtime.files import write_json
 from runtime.generator import Generator, Result
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
@@ -629,6 +631,17 @@ def test_sampling_options_go_to_every_plan(fake: type[FakeContestant], artifact:
     assert drawn == [{**asked, "preset": "fast"}, asked] * 2
 
 
+def test_a_preset_of_the_artifact_can_be_raced(
+    fake: type[FakeContestant], artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(shutil.copytree(artifact, tmp_path / "artifact"))
+    manifest = Artifact(path).manifest
+    own = dataclasses.replace(manifest, presets={"mine": Sampling(iterations=2, diffusion_steps=(7, 4))})
+    write_json(path / MANIFEST, own.to_dict())
+    assert "mine: 16 tokens, 2 iterations, 11 head evaluations" in run(f"{path} --plan mine --repeats 1")
+    assert fake.made[0].drawn[-1]["preset"] == "mine"
+
+
 def test_the_figures_of_the_command_are_those_of_its_contestants(
     fake: type[FakeContestant], artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -739,7 +752,7 @@ WRONG = [
     ("{artifact} --contestant eager", "eager: these need --checkpoint", 2),
     ("{artifact} --contestant plain-onnx --contestant compile", "compile, plain-onnx: these need --checkpoint", 2),
     ("{artifact} --contestant nope", "'nope'", 2),
-    ("{artifact} --plan nope", "'nope'", 2),
+    ("{artifact} --plan nope", "--plan must be one of own, exact, balanced, fast, turbo, found 'nope'", 2),
     ("{artifact} --repeats 0", "--repeats must lie in 1..1000, found 0", 2),
     ("{artifact} --class 6", "class 6 is out of range; this model has classes 0..5", 2),
     ("{artifact} --iterations 17", "iterations must lie in 1..16", 2),

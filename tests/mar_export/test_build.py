@@ -672,6 +672,9 @@ def test_where_no_plan_is_asked_for_the_artifacts_own_and_every_preset_are_built
     assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10]
     assert [plan.diffusion_steps for plan in plans] == [7, 7, 25, 14, 10]
     assert len(plans) == 1 + len(PRESETS)
+    own = dataclasses.replace(manifest_of(path), presets={"mine": Sampling(iterations=2, diffusion_steps=(5, 4))})
+    write_json(path / MANIFEST, own.to_dict())
+    assert [len(plan.iterations) for plan in wanted_plans(Artifact(path), nothing)] == [3, 16, 16, 14, 10, 2]
     (named,) = wanted_plans(artifact, {**nothing, "preset": "fast"})
     assert (len(named.iterations), named.diffusion_steps) == (14, 14)
     (changed,) = wanted_plans(artifact, {**nothing, "iterations": 2})

@@ -290,13 +290,13 @@ def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(mad
 
 
 def test_presets_are_compared_under_their_own_names() -> None:
-    ways = preset_ways()
+    ways = preset_ways(())
     assert [way.name for way in ways] == list(PRESETS)
     assert [dict(way.settings) for way in ways] == [{"preset": name} for name in PRESETS]
 
 
 def test_file_names_of_all_ways_differ(tmp_path: pathlib.Path) -> None:
-    ways = preset_ways() + sampler_ways(64)
+    ways = preset_ways(()) + sampler_ways(64)
     files = {study._file(tmp_path, way).name for way in ways}
     assert len(files) == len(ways)
     assert all(name.removesuffix(".json").replace("-", "").isalnum() for name in files)
@@ -337,7 +337,7 @@ def test_the_summary_has_the_figures_and_times_of_what_is_judged(
 
 def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) -> None:
     ways = []
-    for number, way in enumerate(preset_ways() + sampler_ways(64)):
+    for number, way in enumerate(preset_ways(()) + sampler_ways(64)):
         steps = way.settings.get("diffusion_steps", 100)
         one = figures(way.name, {"diffusion_steps": steps}, 10, frechet=10.0 / (1 + number % 7))
         ways.append({**one, "milliseconds": {"median": 10.0 * steps, "p10": 1.0, "p90": 1e4}})
@@ -405,7 +405,7 @@ def test_the_command_prints_a_row_for_every_way_and_writes_the_same(
 def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> None:
     """At fewer iterations than usual: these pictures have four tokens only."""
     run(command)
-    assert sorted(name for name, _ in judged) == sorted(way.name for way in preset_ways() + sampler_ways(4))
+    assert sorted(name for name, _ in judged) == sorted(way.name for way in preset_ways(()) + sampler_ways(4))
 
 
 @pytest.mark.parametrize(

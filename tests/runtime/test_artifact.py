@@ -20,6 +20,7 @@ from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest
 from runtime.errors import ArtifactError, BackendError, IntegrityError, MarError
 from runtime.files import sha256
 from runtime.generator import Generator
+from runtime.plan import Sampling
 from runtime.spec import DECODER, ENCODER, ENGINES
 
 Json = Any
@@ -31,6 +32,7 @@ TOP_LEVEL = (
     "tokenizer",
     "class_names",
     "sampling",
+    "presets",
     "precision",
     "files",
     "engines",
@@ -146,16 +148,17 @@ def test_a_folder_that_lost_its_manifest_is_no_artifact(artifact: pathlib.Path, 
 
 # What the manifest says.
 
-SECTIONS = ("model", "sampling", "files", "engines", "provenance", "parity")
+SECTIONS = ("model", "sampling", "presets", "files", "engines", "provenance", "parity")
 NO_OBJECT: list[Json] = [[], None, "text", 1]
 NO_NUMBER: list[Json] = [MISSING, "1e-5", None, True, [], math.nan, math.inf]
 DIGEST = "0123456789abcdef" * 4
+SETTINGS = dataclasses.asdict(Sampling())
 
 # Where the manifest is changed, to each of which values, and what must be told besides its path.
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
-    ("format_version", [0, 1, 2, 3, "4", 4.0, None, [4], True], "format version {value!r}"),
+    ("format_version", [0, 1, 2, 3, 4, 5, "6", 6.0, None, [4], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
     *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model
@@ -179,6 +182,13 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("sampling/temperature", [MISSING, None, -1.0, "1", True, {}, math.nan, math.inf], "temperature"),
     ("sampling/sampler", [MISSING, None, "euler", 1, []], "sampler"),
     ("sampling/diffusion_steps", [MISSING, None, 1, 2.5, "ddim7000", "x", [], math.inf], "diffusion_steps"),
+    ("presets", [{"fast": {}}, {"own": {}}], "presets: the names own, exact, balanced, fast, turbo are taken"),
+    ("presets", [{"": {}}, {"a b": {}}, {"../x": {}}, {"a" * 41: {}}], "presets: the name of a preset must be"),
+    ("presets", [{"mine": each} for each in NO_OBJECT], "presets: 'mine': expected a JSON object"),
+    ("presets", [{"mine": {}}], "presets: 'mine': missing keys cfg_interval"),
+    ("presets", [{"mine": {**SETTINGS, "surprise": 1}}], "presets: 'mine': unknown keys surprise"),
+    ("presets", [{"mine": {**SETTINGS, "iterations": 3, "diffusion_steps": [5, 5]}}], "presets: 'mine': diffusion_st"),
+    ("presets", [{"mine": {**SETTINGS, "iterations": 17}}], "presets: 'mine': iterations must lie in 1..16"),
     # Files
     ("files/backbone.onnx", [MISSING, {}, *NO_OBJECT], "backbone.onnx"),
     ("files/backbone.onnx/surprise", [1], "surprise"),

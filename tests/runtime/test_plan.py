@@ -279,6 +279,66 @@ def test_every_chain_is_of_the_sampler_and_the_start_that_are_asked_for() -> Non
         assert iteration.table.coefficients.tolist() == expected.coefficients.tolist()
 
 
+NAMED = LENGTHS_AND_ITERATIONS.flatmap(
+    lambda sizes: st.tuples(st.just(sizes), st.lists(st.integers(2, 90), min_size=sizes[1], max_size=sizes[1]))
+)
+
+
+@untimed
+@given(NAMED)
+def test_steps_named_one_by_one_are_those_of_the_iterations(given: tuple[tuple[int, int], list[int]]) -> None:
+    (length, iterations), steps = given
+    planned = plan(length, iterations=iterations, diffusion_steps=steps)
+    assert [iteration.table.steps for iteration in planned.iterations] == steps
+
+
+@untimed
+@given(NAMED, st.data())
+def test_an_edit_takes_named_steps_by_how_many_tokens_are_known(
+    given: tuple[tuple[int, int], list[int]], data: st.DataObject
+) -> None:
+    (length, iterations), steps = given
+    known = data.draw(st.integers(0, length - 1))
+    sampling = Sampling(iterations=iterations, diffusion_steps=steps)
+    whole, edit = build_plan(length, sampling).iterations, build_plan(length, sampling, known).iterations
+    for iteration in edit:
+        as_far = [other.table.steps for other in whole if other.known <= iteration.known][-1]
+        assert iteration.table.steps == as_far
+
+
+def test_an_edit_with_fewer_iterations_has_the_steps_of_the_last_ones() -> None:
+    # Four tokens are left: one an iteration, of which a whole picture knows 12 and more only in its last two.
+    sampling = Sampling(iterations=8, mask_schedule="linear", diffusion_steps=[9, 8, 7, 6, 5, 4, 3, 2])
+    found = build_plan(16, sampling, known=12).iterations
+    assert [iteration.table.steps for iteration in found] == [3, 3, 2, 2]
+
+
+def test_named_steps_read_the_same_from_json() -> None:
+    assert Sampling(diffusion_steps=[3, 4]) == Sampling(diffusion_steps=(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("steps", "changed", "told"),
+    [
+        ([5, 5], {}, "diffusion_steps names the steps of 2 iterations, found 6 iterations and [5, 5]"),
+        ([], {}, "found 6 iterations and []"),
+        ([5] * 7, {}, "diffusion_steps names the steps of 7 iterations, found 6"),
+        ([5] * 5 + [1], {}, "diffusion_steps of an iteration must be a whole number in 2..1000, found 1"),
+        ([5] * 5 + ["5"], {}, "found '5'"),
+        ([5] * 5 + [True], {}, "found True"),
+        ([5] * 5 + [1001], {}, "found 1001"),
+        ([5] * 6, {"last_diffusion_steps": 3}, "last_diffusion_steps needs one number of diffusion_steps"),
+        ({"5": 6}, {}, "diffusion_steps must be a whole number, 'ddimN' or a list of them"),
+    ],
+    ids=str,
+)
+def test_named_steps_that_make_no_chain_are_refused(steps: Any, changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        plan(16, **({"diffusion_steps": steps} | changed))
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
 # What is asked for.
 
 

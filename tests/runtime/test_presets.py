@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from runtime.artifact import MANIFEST, Artifact
 from runtime.errors import RequestError
+from runtime.files import write_json
 from runtime.generate_cli import generate
 from runtime.generator import Generator
+from runtime.inspect_cli import inspect
 from runtime.plan import Sampling, build_plan
-from runtime.presets import PRESETS, requested_sampling
+from runtime.plan_cli import plan
+from runtime.presets import PRESETS, check_preset_name, requested_sampling
 
 # Nothing as it is by default.
 OWN = Sampling(
@@ -89,6 +94,7 @@ def test_what_a_request_names_wins_over_its_preset(preset: str, name: str) -> No
         Sampling(diffusion_steps="ddim20"),
         Sampling(diffusion_steps=10, start_timestep=999),
         Sampling(diffusion_steps=20, start_timestep=19),
+        Sampling(iterations=1, diffusion_steps=(20,), start_timestep=19),
     ],
     ids=str,
 )
@@ -113,6 +119,77 @@ def test_a_setting_that_does_not_exist_is_refused_beside_a_preset() -> None:
 
 def test_presets_differ() -> None:
     assert len({requested_sampling(Sampling(), 256, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
+
+
+# Presets of an artifact's own.
+
+TUNED = dataclasses.replace(OWN, iterations=3, diffusion_steps=(9, 5, 4), last_diffusion_steps=None, cfg_scale=1.25)
+
+
+def test_a_preset_of_the_artifact_replaces_everything_and_what_a_request_names_wins() -> None:
+    presets = {"tuned": TUNED}
+    assert requested_sampling(Sampling(temperature=0.5), 16, {"preset": "tuned"}, presets) == TUNED
+    named = requested_sampling(OWN, 16, {"preset": "tuned", "cfg_scale": 4.0}, presets)
+    assert named == dataclasses.replace(TUNED, cfg_scale=4.0)
+
+
+def test_built_in_presets_are_the_same_beside_those_of_an_artifact() -> None:
+    for preset in PRESETS:
+        settings = {"preset": preset}
+        assert requested_sampling(OWN, 256, settings, {"tuned": TUNED}) == requested_sampling(OWN, 256, settings)
+
+
+def test_a_refusal_names_the_presets_of_the_artifact_too() -> None:
+    with pytest.raises(RequestError, match=r"preset must be one of exact, .*, turbo, tuned, found 'nope'"):
+        requested_sampling(OWN, 16, {"preset": "nope"}, {"tuned": TUNED})
+
+
+@pytest.mark.parametrize(
+    "name", [*PRESETS, "own", "", "a b", "-a", "../a", "a/b", "a\n", "é", "a" * 41, 3, None], ids=repr
+)
+def test_names_that_are_taken_or_could_not_be_typed_are_refused(name: object) -> None:
+    with pytest.raises(RequestError) as refusal:
+        check_preset_name(name)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["calibrated", "a", "40ms", "low_error-2.1", "a" * 40])
+def test_other_names_are_not(name: str) -> None:
+    check_preset_name(name)
+
+
+@pytest.fixture
+def tuned(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+    """An artifact with a preset of its own."""
+    path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    manifest = dataclasses.replace(Artifact(path).manifest, presets={"tuned": TUNED})
+    write_json(path / MANIFEST, manifest.to_dict())
+    return path
+
+
+def test_a_manifest_keeps_a_preset_and_every_command_draws_with_it(tuned: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    assert Artifact(tuned).manifest.presets == {"tuned": TUNED}
+    file = tmp_path / "latents.npy"
+    line = [str(tuned), "--class=1", "--seed=3", "--preset=tuned", f"--save-latents={file}", "--threads=1"]
+    ended = CliRunner().invoke(generate, line)
+    assert ended.exit_code == 0, ended.output
+    with Generator.load(tuned, threads=1) as generator:
+        found = generator.generate([1], seed=3, preset="tuned")
+        expected = generator.generate([1], seed=3, **dataclasses.asdict(TUNED))
+    assert [iteration.table.steps for iteration in found.plan.iterations] == [9, 5, 4]
+    assert np.load(file).tobytes() == found.latents.tobytes() == expected.latents.tobytes()
+    planned = CliRunner().invoke(plan, [str(tuned), "--preset=tuned", "--no-time"])
+    assert planned.output.splitlines()[0] == TUNED.told()
+    assert "18 head evaluations" in planned.output
+    assert f"preset      tuned: {TUNED.told()}\n" in CliRunner().invoke(inspect, [str(tuned)]).output
+
+
+def test_steps_can_be_named_one_by_one_on_the_command_line(artifact: pathlib.Path) -> None:
+    line = [str(artifact), "--no-time", "--iterations=3"]
+    planned = CliRunner().invoke(plan, [*line, "--diffusion-steps=9,5,4"])
+    assert "18 head evaluations" in planned.output
+    refused = CliRunner().invoke(plan, [*line, "--diffusion-steps=9,five,4"]).exception
+    assert str(refused) == "--diffusion-steps must be N, ddimN or N,N,..., found '9,five,4'"
 
 
 # Through the surfaces. A start below the last timesteps keeps the values of this briefly trained head small.
