@@ -6,7 +6,7 @@ import dataclasses
 import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from calibration.forms import Form
@@ -39,16 +39,16 @@ def most_sensitive(ranking: Sequence[Sensitivity], share: float) -> set[str]:
     return {each.layer for each in ranking[: math.ceil(share * len(ranking))]}
 
 
-def too_sensitive(ranking: Sequence[Sensitivity], allowed: float) -> set[str]:
-    """The layers to leave out, most sensitive first, so that the others together stay within `allowed`, relative L2.
+def together(ranking: Sequence[Sensitivity], kept: Collection[str] = ()) -> float:
+    """What all but `kept` should do, relative L2: errors of many layers are nearly independent, so squares add."""
+    return math.sqrt(sum(each.relative_l2**2 for each in ranking if each.layer not in kept))
 
-    Errors of many layers are small and nearly independent, so their squares add up.
-    """
-    left = sum(each.relative_l2**2 for each in ranking)
-    out = set()
+
+def too_sensitive(ranking: Sequence[Sensitivity], allowed: float) -> set[str]:
+    """The layers to leave out, most sensitive first, so that the others together should stay within `allowed`."""
+    out: set[str] = set()
     for each in ranking:
-        if left <= allowed**2:
+        if together(ranking, out) <= allowed:
             break
-        left -= each.relative_l2**2
         out.add(each.layer)
     return out
