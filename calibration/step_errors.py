@@ -1,15 +1,20 @@
-"""What short chains do to a picture: the error in the tokens of one iteration, and what comes of it in the end."""
+"""What short chains do to a picture: the error in the tokens of one iteration, and what comes of it in the end.
+
+Errors are those of a typical picture, the geometric mean over pictures (the mean of their decibels). A small error
+now and then turns a picture into another one, and a few such pictures would decide any other mean.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.solvers import REFERENCE, REFERENCE_STEPS, Solver
-from calibration.trajectories import Artist, Pictures, Trajectory, energy
+from calibration.trajectories import Artist, Pictures, Trajectory, energies
 from runtime.config import ModelConfig
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
@@ -22,6 +27,7 @@ DISTURBED = (4, 8, 17)  # steps of the chains whose errors are followed to the e
 _FOLLOWED_STEPS = 10  # of all other chains then
 _SEED = 2**29  # apart from those of calibration's other pictures, and those that people draw
 _TOGETHER = 8  # pictures
+_LEAST = 1e-30  # of an energy, where nothing is wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +67,23 @@ class Laboratory:
     def chain_errors(self, solver: Solver, advance: Callable[[int], None]) -> Float64:
         """The error in the tokens of each iteration, by the reference's z, with each number of `STEPS`: [K, n].
 
-        In shares of the energy of all tokens of the reference, so that errors of iterations add up.
-        `advance` is told of every number of steps.
+        Squared, in shares of the energy of the whole picture, so that errors of iterations add up. `advance` is
+        told of every number of steps.
         """
         found = []
         for steps in STEPS:
             plan = self.plan(solver, steps)
             found.append([self._missed(plan, number) for number in range(len(plan.iterations))])
             advance(1)
-        errors = np.array(found).T / self._energy
-        return np.where(np.isfinite(errors), errors, np.inf)  # few steps from a high start may pass every bound
+        return np.array(found).T
 
     def gains(self, best: Callable[[int], Solver], advance: Callable[[int], None]) -> Float64:
         """How many times larger the error of the finished picture is than that of one iteration's tokens: [K].
 
         The tokens of an iteration are given the error that a short chain of `best` makes there, and the
         picture is finished alike with and without it. The mean (in logarithms) over chains of `DISTURBED`
-        steps; made to fall from iteration to iteration, since less and less is left to be spoilt: single
-        pictures that turn into something else would otherwise decide. `advance` is told of every iteration.
+        steps, made to fall from iteration to iteration, since less and less is left to be spoilt. `advance` is
+        told of every iteration.
         """
         logarithms = []
         for steps in DISTURBED:
@@ -86,28 +91,28 @@ class Laboratory:
             undisturbed = [self.artist.draw(going_on, trajectory.pictures) for trajectory in self.trajectories]
             of_iterations = []
             for number in range(len(plan.iterations)):
-                put_in = came_out = 0.0
-                for trajectory, usual in zip(self.trajectories, undisturbed, strict=True):
-                    error = self._error(plan, number, trajectory)
-                    put_in += energy(error)
-                    came_out += energy(self._disturbed(going_on, number, trajectory.pictures, usual, error) - usual)
-                of_iterations.append(np.log(came_out / put_in))
+                errors = [self._error(plan, number, trajectory) for trajectory in self.trajectories]
+                finished = [
+                    self._disturbed(going_on, number, trajectory.pictures, usual, error) - usual
+                    for trajectory, usual, error in zip(self.trajectories, undisturbed, errors, strict=True)
+                ]
+                of_iterations.append(np.log(typical(finished) / typical(errors)))
                 advance(1)
             logarithms.append(of_iterations)
         return np.exp(falling(np.mean(logarithms, axis=0)))
 
     def picture_error(self, solver: Solver, steps: int | Sequence[int]) -> float:
-        """Relative L2 distance of whole pictures from the reference."""
+        """Relative L2 distance of a typical whole picture from the reference."""
         plan = self.plan(solver, steps)
-        missed = sum(energy(self.artist.draw(plan, each.pictures) - each.tokens) for each in self.trajectories)
+        missed = typical([self.artist.draw(plan, each.pictures) - each.tokens for each in self.trajectories])
         return float(np.sqrt(missed / self._energy))
 
     @property
     def _energy(self) -> float:
-        return sum(energy(trajectory.tokens) for trajectory in self.trajectories)
+        return typical([trajectory.tokens for trajectory in self.trajectories])
 
     def _missed(self, plan: Plan, number: int) -> float:
-        return sum(energy(self._error(plan, number, trajectory)) for trajectory in self.trajectories)
+        return typical([self._error(plan, number, trajectory) for trajectory in self.trajectories]) / self._energy
 
     def _error(self, plan: Plan, number: int, trajectory: Trajectory) -> Float:
         """Of the tokens [K, B, D] of iteration `number` by the chain of `plan`, where all before it is right."""
@@ -121,6 +126,14 @@ class Laboratory:
         tokens = usual[: iteration.known + iteration.count].copy()
         tokens[iteration.known :] += error
         return self.artist.go_on(plan, number + 1, pictures, tokens)
+
+
+def typical(tokens: Sequence[Float]) -> float:
+    """The geometric mean over pictures of the energy of their tokens, in batches of [V, B, D]."""
+    found = np.maximum(np.concatenate([energies(each) for each in tokens]), _LEAST)
+    if not np.isfinite(found).all():  # few steps from a high start may pass every bound
+        return math.inf
+    return float(np.exp(np.log(found).mean()))
 
 
 def batches(pictures: int) -> list[range]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from calibration.solvers import REFERENCE, REFERENCE_STEPS, deterministic
 from calibration.step_times import with_presets
-from calibration.trajectories import energy
 from runtime.generator import Generator
 from runtime.plan import Sampling, build_plan
 
@@ -22,16 +21,20 @@ _SEED = 2**29 + 1  # apart from those that plans are found by
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """One way to draw; `relative_l2` is None where its chains have noise of their own, so that nothing is right."""
+    """One way to draw. Errors are None where its chains have noise of their own, so that nothing is right.
+
+    `relative_l2` is the distance of a typical picture, the geometric mean over them; `worst` the largest.
+    """
 
     name: str
     head_evaluations: int
     milliseconds: float  # median, a picture drawn alone
     relative_l2: float | None
+    worst: float | None
 
     @property
     def decibels(self) -> float | None:
-        return None if self.relative_l2 is None else 20 * float(np.log10(max(self.relative_l2, 1e-15)))
+        return None if self.relative_l2 is None else 20 * float(np.log10(self.relative_l2))
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "db": self.decibels}
@@ -51,7 +54,7 @@ def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable
     }
     drawing = with_presets(generator, ways)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    missed = dict.fromkeys(ways, 0.0)
+    distances: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(PICTURES):
         for name, sampling in ways.items():
             started = time.perf_counter()
@@ -61,15 +64,19 @@ def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable
             seconds[name].append(time.perf_counter() - started)
             reference = _reference_of(sampling, tokens)
             if reference is not None:
-                missed[name] += energy(found.latents - references[reference][number : number + 1])
+                right = references[reference][number]
+                distances[name].append(float(np.linalg.norm(found.latents[0] - right) / np.linalg.norm(right)))
             advance(1)
-    rows = []
-    for name, sampling in ways.items():
-        reference = _reference_of(sampling, tokens)
-        error = None if reference is None else float(np.sqrt(missed[name] / energy(references[reference])))
-        milliseconds = 1e3 * float(np.median(seconds[name]))
-        rows.append(Judged(name, plans[name].head_evaluations, milliseconds, error))
-    return rows
+    return [
+        Judged(
+            name=name,
+            head_evaluations=plans[name].head_evaluations,
+            milliseconds=1e3 * float(np.median(seconds[name])),
+            relative_l2=float(np.exp(np.mean(np.log(np.maximum(distances[name], 1e-15))))) if distances[name] else None,
+            worst=max(distances[name], default=None),
+        )
+        for name in ways
+    ]
 
 
 def judgements(ways: Mapping[str, Sampling], tokens: int) -> int:

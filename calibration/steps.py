@@ -20,13 +20,13 @@ from runtime.plan import Sampling, build_plan
 
 Bar = Callable[[int, str], AbstractContextManager[Any]]  # a progress bar: its length and what goes on
 
-_FINALISTS = 3  # solvers whose plans are drawn whole before one is chosen
-_HALVINGS = 8  # of the range of budgets, where an error is allowed
+_FINALISTS = 3  # solvers for which steps are given out one by one
+_HALVINGS = 7  # of the range of budgets, where an error is allowed
 
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """A solver and its steps in each iteration; `error` is that of whole pictures, relative L2."""
+    """A solver and its steps in each iteration; `error` is that of a typical whole picture, relative L2."""
 
     solver: Solver
     steps: tuple[int, ...]
@@ -53,19 +53,16 @@ class StepCosts:
     def most_seconds(self) -> float:
         return self.times.seconds([STEPS[-1]] * len(self.gains))
 
-    def plans(self, budget: float) -> list[tuple[Solver, tuple[int, ...]]]:
-        """The plans to draw whole: the best of the most promising solvers, and the best that is uniform."""
+    def uniform(self, budget: float) -> tuple[int, ...]:
+        """The most steps, as many in every iteration, that the budget has."""
+        rows = len(self.gains)
+        return (max(steps for steps in STEPS if self.times.seconds([steps] * rows) <= budget),) * rows
+
+    def best(self, solver: Solver, budget: float) -> tuple[int, ...]:
+        """The steps of each iteration with the least predicted error within the budget."""
         seconds = np.outer(self.times.step, STEPS)  # [K, n]
-        rows = np.arange(len(self.gains))
-        found = []
-        for solver in self.errors:
-            predicted = self.predicted(solver)
-            columns = least_error(predicted, seconds, budget - self.times.fixed)
-            found.append((predicted[rows, columns].sum(), solver, tuple(STEPS[column] for column in columns)))
-        found = sorted(found, key=lambda each: each[0])[:_FINALISTS]
-        column = max(n for n, steps in enumerate(STEPS) if self.times.seconds([steps] * len(rows)) <= budget)
-        solver = min(self.errors, key=lambda each: self.predicted(each)[:, column].sum())
-        return [*((solver, steps) for _, solver, steps in found), (solver, (STEPS[column],) * len(rows))]
+        columns = least_error(self.predicted(solver), seconds, budget - self.times.fixed)
+        return tuple(STEPS[column] for column in columns)
 
 
 def find_steps(
@@ -73,8 +70,8 @@ def find_steps(
 ) -> tuple[StepPlan, StepTimes]:
     """The plan with the least error within `budget` seconds a picture, or the least time within an `allowed` error.
 
-    Errors are relative L2 distances of the latents from those of a long chain, over `pictures` real
-    trajectories; times are those of a picture drawn alone here. Raises `RequestError` where no plan is
+    Errors are relative L2 distances of a typical picture's latents from those of long chains, over
+    `pictures` real trajectories; times are those of a picture drawn alone here. Raises `RequestError` where no plan is
     within the budget, `CalibrationError` where none is within the error.
     """
     iterations = len(build_plan(generator.manifest.model.tokens, schedule).iterations)
@@ -95,10 +92,10 @@ def find_steps(
         gains = laboratory.gains(lambda steps: _best_alone(errors, steps), progress.update)
     costs = StepCosts(errors, gains, times)
     if budget is not None:
-        with bar(_FINALISTS + 1, "plans") as progress:
+        with bar(len(found) + _FINALISTS, "plans") as progress:
             return _best(laboratory, costs, budget, progress.update), times
     assert allowed is not None
-    with bar((_HALVINGS + 1) * (_FINALISTS + 1), "plans") as progress:
+    with bar((_HALVINGS + 1) * (len(found) + _FINALISTS), "plans") as progress:
         return _soonest(laboratory, costs, allowed, progress.update), times
 
 
@@ -108,12 +105,18 @@ def _best_alone(errors: Mapping[Solver, NDArray[np.float64]], steps: int) -> Sol
 
 
 def _best(laboratory: Laboratory, costs: StepCosts, budget: float, advance: Callable[[int], None]) -> StepPlan:
-    """Of the plans for `budget` the one whose whole pictures are nearest to the reference."""
-    drawn = []
-    for solver, steps in costs.plans(budget):
-        drawn.append(StepPlan(solver, steps, laboratory.picture_error(solver, steps)))
+    """The plan within the budget whose whole pictures are nearest to the reference.
+
+    Uniform steps of every solver are drawn, and of the best few solvers the steps that should do best.
+    """
+
+    def drawn(solver: Solver, steps: tuple[int, ...]) -> StepPlan:
         advance(1)
-    return min(drawn, key=lambda plan: plan.error)
+        return StepPlan(solver, steps, laboratory.picture_error(solver, steps))
+
+    uniform = sorted((drawn(solver, costs.uniform(budget)) for solver in costs.errors), key=lambda plan: plan.error)
+    chosen = [drawn(plan.solver, costs.best(plan.solver, budget)) for plan in uniform[:_FINALISTS]]
+    return min([*chosen, *uniform], key=lambda plan: plan.error)
 
 
 def _soonest(laboratory: Laboratory, costs: StepCosts, allowed: float, advance: Callable[[int], None]) -> StepPlan:

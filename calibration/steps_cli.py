@@ -30,7 +30,7 @@ _MOST_MILLISECONDS = 1e9
 @click.argument("artifact", type=PATH)
 @click.option("--steps", is_flag=True, hidden=True, expose_value=False)  # by which this command was found
 @click.option("--budget-ms", type=float, help="Milliseconds that a picture may take here, drawn alone.")
-@click.option("--allowed-error", type=float, help="Or: relative L2 distance of the latents that is allowed.")
+@click.option("--allowed-error", type=float, help="Or: what a typical picture's latents may be off by, relative L2.")
 @click.option("--pictures", type=int, default=32, show_default=True, help="Real trajectories that it is found by.")
 @click.option("--name", default="calibrated", show_default=True, help="What the preset is called.")
 @click.option("--replace", is_flag=True, help="Take the place of a preset of that name.")
@@ -108,14 +108,15 @@ def _table(found: StepPlan, times: StepTimes, rows: Sequence[Judged]) -> str:
     """The plan, and how it does, for people."""
     lines = [
         f"{found.solver}, steps {','.join(map(str, found.steps))}: {1e3 * times.seconds(found.steps):.1f} ms predicted",
-        f"\n{'':20}{'head evaluations':>18}{'ms':>10}{'relative L2':>13}{'dB':>8}",
+        f"\n{'':20}{'head evaluations':>18}{'ms':>10}{'relative L2':>13}{'dB':>8}{'worst':>9}",
     ]
     for row in rows:
-        error = f"{row.relative_l2:13.4f}{row.decibels:8.1f}" if row.relative_l2 is not None else f"{'noise':>13}"
+        told = row.relative_l2 is not None
+        error = f"{row.relative_l2:13.4f}{row.decibels:8.1f}{row.worst:9.4f}" if told else f"{'noise':>13}"
         lines.append(f"{row.name:20}{row.head_evaluations:18}{row.milliseconds:10.1f}{error}")
     lines.append(
-        f"\nErrors of {PICTURES} other pictures' latents, each way against {REFERENCE_STEPS:,} steps in its own "
-        "iterations; noise: the chain has fresh noise, so no picture is the right one."
+        f"\nErrors of the latents of {PICTURES} other pictures, geometric mean and worst, each way against "
+        f"{REFERENCE_STEPS:,} steps in its own iterations; noise: the chain has fresh noise, so no picture is right."
     )
     own, uniform = rows[0].relative_l2, rows[1].relative_l2
     assert own is not None

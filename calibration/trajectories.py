@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.config import ModelConfig
 from runtime.loop import Engines, diffuse, run_plan
@@ -93,6 +94,6 @@ def _every_step(first: Float, steps: int) -> Float:
     return np.broadcast_to(first, (steps + 1, *first.shape))
 
 
-def energy(tokens: Float) -> float:
-    """The sum of all squares."""
-    return float(np.square(tokens, dtype=np.float64).sum())
+def energies(tokens: Float) -> NDArray[np.float64]:
+    """The sum of squares of every picture, [B], of tokens [V, B, D]."""
+    return np.square(tokens, dtype=np.float64).sum(axis=(0, 2))

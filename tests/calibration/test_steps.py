@@ -136,13 +136,15 @@ def test_errors_of_chains_are_those_of_the_tokens_and_shrink(laboratory: Laborat
     assert (errors[:, STEPS.index(8)] > 4 * errors[:, STEPS.index(50)]).all()
     # By hand, for one entry: all but the last iteration as the reference has it, so the picture errs by that alone.
     plan = laboratory.plan(solver, 5)
-    missed = total = 0.0
+    decibels = []
     for trajectory in laboratory.trajectories:
         known = trajectory.tokens[: plan.iterations[-1].known]
-        found = laboratory.artist.go_on(plan, 2, trajectory.pictures, known)
-        missed += np.square(found - trajectory.tokens, dtype=np.float64).sum()
-        total += np.square(trajectory.tokens, dtype=np.float64).sum()
-    assert errors[-1, STEPS.index(5)] == pytest.approx(missed / total, rel=1e-3)
+        missed = laboratory.artist.go_on(plan, 2, trajectory.pictures, known) - trajectory.tokens
+        for picture in range(missed.shape[1]):
+            error = np.linalg.norm(missed[:, picture]) / np.linalg.norm(trajectory.tokens[:, picture])
+            decibels.append(20 * np.log10(error))
+    assert len(decibels) == PICTURES_SEEN
+    assert 10 * np.log10(errors[-1, STEPS.index(5)]) == pytest.approx(np.mean(decibels), abs=0.01)
 
 
 def test_gains_fall_to_one_at_the_last_iteration(laboratory: Laboratory) -> None:
@@ -196,15 +198,10 @@ def test_a_reference_that_is_not_finite_is_refused(overflowing: Generator) -> No
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_chain_that_is_not_finite_is_never_chosen(laboratory: Laboratory, overflowing: Generator) -> None:
-    artist = Artist(overflowing.engines, overflowing.manifest.model)
-    errors = {
-        solver: dataclasses.replace(laboratory, artist=artist).chain_errors(solver, lambda done: None)
-        for solver in (REFERENCE, Solver("ddim"))
-    }
-    assert np.isinf(errors[REFERENCE]).all()
-    assert np.isfinite(errors[Solver("ddim")]).all()
-    costs = StepCosts(errors, np.ones(3), StepTimes(0.0, np.ones(3)))
-    assert costs.plans(30.0)[0][0] == costs.plans(30.0)[-1][0] == Solver("ddim")
+    broken = dataclasses.replace(laboratory, artist=Artist(overflowing.engines, overflowing.manifest.model))
+    for solver, finite in ((REFERENCE, False), (Solver("ddim"), True)):
+        assert (np.isfinite(broken.chain_errors(solver, lambda done: None)) == finite).all()
+        assert np.isfinite(broken.picture_error(solver, 8)) == finite
 
 
 # Budgets.
@@ -239,13 +236,13 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> StepTimes:
 def test_a_budget_is_kept_and_the_plan_is_no_worse_than_uniform_steps(
     generator: Generator, few: Laboratory, steady: StepTimes
 ) -> None:
-    found, times = find_steps(generator, SCHEDULE, 4, 0.060, None, no_bar)
+    found, times = find_steps(generator, SCHEDULE, 4, 0.0601, None, no_bar)
     assert times is steady
-    assert times.seconds(found.steps) <= 0.060
+    assert times.seconds(found.steps) <= 0.0601
     assert found.error == pytest.approx(few.picture_error(found.solver, found.steps), rel=1e-3)
     for solver in solvers():
-        assert found.error <= few.picture_error(solver, 10) * 1.05  # which takes just as long
-    more, _ = find_steps(generator, SCHEDULE, 4, 0.110, None, no_bar)
+        assert found.error <= few.picture_error(solver, 10) * 1.001  # which takes just as long
+    more, _ = find_steps(generator, SCHEDULE, 4, 0.1101, None, no_bar)
     assert more.error < found.error
     assert sum(more.steps) > sum(found.steps)
 
@@ -295,7 +292,9 @@ def test_ways_are_judged_by_pictures_of_their_own_iterations(generator: Generato
     assert other.relative_l2 is not None
     assert few.relative_l2 > 5 * max(many.relative_l2, other.relative_l2)
     assert few.decibels == pytest.approx(20 * np.log10(few.relative_l2))
-    assert noisy.relative_l2 is None
+    assert few.worst is not None
+    assert few.worst > few.relative_l2
+    assert noisy.relative_l2 is noisy.worst is None
     assert min(row.milliseconds for row in (few, many, other, noisy)) > 0
 
 
