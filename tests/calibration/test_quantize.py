@@ -338,9 +338,9 @@ def test_weights_alone_are_in_blocks_of_few_bits(
     for engine in ENGINES:
         graph = ir.load(low[precision] / f"{engine}.onnx").graph
         assert all(is_kept(layer.name) for layer in layers(graph))
-        low = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
-        assert low
-        assert {value.dtype for value in low} == {stored}
+        weights = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
+        assert weights
+        assert {value.dtype for value in weights} == {stored}
         assert not any(node.op_type == "QuantizeLinear" for node in graph)
     with (
         Generator.load(low[precision], threads=1) as found,

@@ -128,15 +128,15 @@ def test_versions_of_tensorrt_are_told_by_target(doctor: Doctor) -> None:
         (
             ORIN,
             "Orin, sm_87, 8.0 GiB, shared with the processor; its driver serves CUDA up to 12.6",
-            "fp32 fp16 int8 bf16",
+            "fp32 fp16 int8 bf16 w8 w4",
         ),
         (
             HOPPER,
             "NVIDIA H100 80GB HBM3, sm_90, 80.0 GiB; its driver serves CUDA up to 13.0",
-            "fp32 fp16 int8 bf16 fp8",
+            "fp32 fp16 int8 bf16 w8 w4 fp8",
         ),
         (TURING, "Tesla T4, sm_75, 15.0 GiB; its driver serves CUDA up to 12.4", "fp32 fp16 int8"),
-        (dataclasses.replace(ORIN, architecture="sm_120"), "Orin, sm_120, ", "fp32 fp16 int8 bf16 fp8"),
+        (dataclasses.replace(ORIN, architecture="sm_120"), "Orin, sm_120, ", "fp32 fp16 int8 bf16 w8 w4 fp8"),
         (dataclasses.replace(ORIN, architecture="sm_53"), "Orin, sm_53, ", "fp32 fp16"),
     ],
     ids=lambda value: value.architecture if isinstance(value, Gpu) else "",
