@@ -26,7 +26,7 @@ _COMMANDS = {
     "edit": ("runtime.edit_cli:edit", "Draw a part of a picture anew."),
     "bench": ("mar_export.bench_cli:bench", "Time an artifact, alone or against eager PyTorch."),
     "study": ("mar_export.study_cli:study", "Judge every preset and sampler: quality against time."),
-    "quality": ("training.quality_cli:quality", "Judge an artifact's pictures by a classifier."),
+    "evaluate": ("training.evaluate_cli:evaluate", "Judge pictures of a checkpoint or an artifact beside real ones."),
     "plan": ("runtime.plan_cli:plan", "Show how an artifact would draw, and how long it takes."),
     "doctor": ("runtime.doctor_cli:doctor", "Tell what this machine can run."),
     "inspect": ("runtime.inspect_cli:inspect", "Show what an artifact holds."),

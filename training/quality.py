@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from runtime.errors import DataError
 from training import checkpoint
 from training.data import Dataset
+from training.metrics import Moments, frechet
 
 FEATURES = 64
 _EPOCHS = 3
@@ -83,17 +84,17 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
 
 def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
     """The classifier that was trained on this very dataset and saved at `file`, or a new one, saved there."""
-    fingerprint = _fingerprint(dataset)
-    if checkpoint.saved_metadata(file).get("dataset") == fingerprint:
+    trained_on = fingerprint(dataset)
+    if checkpoint.saved_metadata(file).get("dataset") == trained_on:
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
         return model
     model = train_classifier(dataset, progress)
-    checkpoint.save_weights(file, model.state_dict(), {"dataset": fingerprint})
+    checkpoint.save_weights(file, model.state_dict(), {"dataset": trained_on})
     return model
 
 
-def _fingerprint(dataset: Dataset) -> str:
+def fingerprint(dataset: Dataset) -> str:
     """What tells one dataset from another: classes, labels, and its first pictures with their size."""
     digest = hashlib.sha256(repr(dataset.classes).encode())
     digest.update(dataset.labels.tobytes())
@@ -116,11 +117,5 @@ def batches(dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """|mean difference|^2 + tr(A + B - 2 (A B)^1/2) of features [n, d] and [m, d], A and B their covariances."""
-    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(covariance_a)
-    root_a = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
-    # (A B)^1/2 and (A^1/2 B A^1/2)^1/2 have the same trace, and the second is symmetric.
-    overlap = np.sqrt(np.clip(np.linalg.eigvalsh(root_a @ covariance_b @ root_a), 0, None)).sum()
-    shift = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
-    return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap)
+    """The Fréchet distance of features [n, d] and [m, d]."""
+    return frechet(Moments.of(a), Moments.of(b))
