@@ -16,6 +16,7 @@ from runtime.errors import BackendError, MarError, RequestError
 # Command -> (where it lives, what it does). Named as text: importing one room must not import another.
 _COMMANDS = {
     "cache-latents": ("training.cache_cli:cache", "Encode pictures once, for training on their latents."),
+    "train-tokenizer": ("training.tokenizer_cli:train_tokenizer", "Train the autoencoder of latents, or go on."),
     "train": ("training.train_cli:train", "Train a model, or go on with a run."),
     "runs": ("training.runs_cli:runs", "Compare runs of mar train."),
     "import": ("training.import_cli:import_", "Turn a published checkpoint into a run of ours."),

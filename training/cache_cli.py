@@ -7,16 +7,16 @@ import pathlib
 import click
 import torch
 
-from runtime.errors import DataError, RequestError
+from runtime.errors import RequestError
 from runtime.files import sha256
 from runtime.options import PATH, progress_bar, threads_option
-from training.data import open_dataset
+from training.data import coloured, open_dataset
 from training.latent_cache import CachedLatents, cache_latents
 from training.published_files import load_vae
 
 
 @click.command("cache-latents")
-@click.option("--data", type=PATH, required=True, help="A folder with a sub-folder of pictures for each class.")
+@click.option("--data", type=PATH, required=True, help="A folder with IDX files, or with a sub-folder for each class.")
 @click.option("--tokenizer", type=PATH, required=True, help="The KL autoencoder: a published .ckpt or a .safetensors.")
 @click.option("--out", type=PATH, required=True, help="The folder to make, or to go on with.")
 @click.option("--image-size", type=int, default=256, show_default=True, help="Side of the pictures in pixels.")
@@ -41,11 +41,7 @@ def cache(
     vae = load_vae(tokenizer)
     if image_size < 1 or image_size % vae.config.stride:
         raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
-    dataset = open_dataset(data, image_size)
-    if dataset.channels != vae.config.image_channels:
-        raise DataError(
-            f"{data}: pictures of {dataset.channels} channels, the autoencoder takes {vae.config.image_channels}"
-        )
+    dataset = coloured(open_dataset(data, image_size))
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with progress_bar(len(dataset.labels), "encoding") as bar:

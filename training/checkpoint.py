@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, replacing_folder, sha256, write_json
 from training.model import MAR
 from training.published_files import (
+    SCALE_KEY,
     is_diffusers_folder,
     load_vae,
     read_arguments,
@@ -32,7 +33,7 @@ from training.published_files import (
     vae_claim,
 )
 from training.published_shape import Claim, agreed_config, merged, named_claim
-from training.tensor_files import fill, read_safetensors
+from training.tensor_files import fill, read_safetensors, saved_metadata
 from training.vae import AutoencoderKL
 
 CONFIG_FILE = "config.json"
@@ -65,6 +66,11 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
             raise OSError(str(error)) from error
 
 
+def save_vae(path: pathlib.Path, vae: AutoencoderKL) -> None:
+    """Write an autoencoder for `load_vae` to read, its latent scale in the header."""
+    save_weights(path, vae.state_dict(), {SCALE_KEY: repr(vae.latent_scale)})
+
+
 def load_into(module: nn.Module, path: pathlib.Path) -> None:
     """Fill `module` with the weights at `path`, which must be exactly its own."""
     try:
@@ -73,15 +79,6 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
         raise CheckpointError(
             f"{path}: not the weights of this {type(module).__name__}; delete it ({error})"
         ) from error
-
-
-def saved_metadata(path: pathlib.Path) -> dict[str, str]:
-    """What a file was saved with beside its tensors; nothing if it is missing or damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
-        return {}
 
 
 def saved_step(path: pathlib.Path) -> int | None:
@@ -142,7 +139,7 @@ def save_run(run: pathlib.Path, checkpoint: Checkpoint) -> None:
     with replacing_folder(run) as folder:
         save_weights(folder / WEIGHTS_FILE, checkpoint.model.state_dict())
         if checkpoint.vae is not None:
-            save_weights(folder / TOKENIZER_FILE, checkpoint.vae.state_dict())
+            save_vae(folder / TOKENIZER_FILE, checkpoint.vae)
         config = {
             "model": checkpoint.model.config.to_dict(),
             "tokenizer": checkpoint.tokenizer,

@@ -12,8 +12,8 @@ import math
 import pathlib
 import sys
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from runtime.config import ModelConfig
 from runtime.errors import ConfigError
@@ -24,45 +24,53 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_Config = TypeVar("_Config", bound="StepConfig")
+
 _KEYS = {"data", "preset", "model", "training"}
 
 
-def _setting(default: Any, tells: str, **limits: Any) -> Any:
+def setting(default: Any, tells: str, **limits: Any) -> Any:
     """A field with its help; `least`, `above` and `below` limit numbers, `choices` texts."""
     return dataclasses.field(default=default, metadata={"help": tells, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How to train: optimisation as published, sizes to fit the machine. Raises `ConfigError`."""
+class StepConfig:
+    """What every training has: how many steps of what, and what is kept on the way. Raises `ConfigError`."""
 
     steps: int = dataclasses.field(metadata={"help": "Training steps in all.", "least": 1})
-    batch_size: int = _setting(64, "Pictures a step, over all processes and micro-batches.", least=1)
-    accumulate: int = _setting(1, "Micro-batches a step, to fit a large batch into little memory.", least=1)
-    learning_rate: float = _setting(1e-4, "Reached after the warm-up, constant from then on.", above=0)
-    warmup_steps: int = _setting(500, "Steps over which the learning rate grows linearly.", least=0)
-    weight_decay: float = _setting(0.02, "For the matrices of the transformer.", least=0)
-    gradient_clip: float = _setting(3.0, "The largest norm of a gradient.", above=0)
-    ema_rate: float = _setting(0.9999, "Of the moving average of the weights.", least=0, below=1)
-    flip: bool = _setting(True, "Mirror half of the pictures.")
-    seed: int = _setting(0, "Of the first weights and of everything drawn.", least=0)
-    precision: str = _setting("bf16", "bf16: autocast, with attention and the loss in fp32.", choices=("bf16", "fp32"))
-    attention: str = _setting("fp32", "Of attention within bf16 autocast.", choices=("fp32", "bf16"))
-    fsdp: bool = _setting(False, "Spread weights and optimizer over the processes, for models as large as MAR-H.")
-    gradient_checkpointing: bool = _setting(False, "Compute every block again when its gradient is due: less memory.")
-    compile: bool = _setting(False, "Let torch.compile build every block; takes minutes first.")
-    bad_data: str = _setting(
+    batch_size: int = setting(64, "Pictures a step, over all processes and micro-batches.", least=1)
+    accumulate: int = setting(1, "Micro-batches a step, to fit a large batch into little memory.", least=1)
+    learning_rate: float = setting(1e-4, "Reached after the warm-up, constant from then on.", above=0)
+    warmup_steps: int = setting(500, "Steps over which the learning rate grows linearly.", least=0)
+    gradient_clip: float = setting(3.0, "The largest norm of a gradient.", above=0)
+    ema_rate: float = setting(0.9999, "Of the moving average of the weights.", least=0, below=1)
+    flip: bool = setting(True, "Mirror half of the pictures.")
+    seed: int = setting(0, "Of the first weights and of everything drawn.", least=0)
+    precision: str = setting("bf16", "bf16: autocast, with attention and the loss in fp32.", choices=("bf16", "fp32"))
+    bad_data: str = setting(
         "report", "What to do about bad pictures: tell and go on, or stop.", choices=("report", "stop")
     )
-    workers: int = _setting(0, "Processes beside each that trains, which read batches ahead of it.", least=0)
-    checkpoint_every: int = _setting(500, "Steps.", least=1)
-    sample_every: int = _setting(2000, "Steps.", least=1)
+    workers: int = setting(0, "Processes beside each that trains, which read batches ahead of it.", least=0)
+    checkpoint_every: int = setting(500, "Steps.", least=1)
+    sample_every: int = setting(2000, "Steps.", least=1)
 
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = _checked(field.name, getattr(self, field.name), types[field.name], field.metadata)
             object.__setattr__(self, field.name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(StepConfig):
+    """How to train a MAR: optimisation as published, sizes to fit the machine. Raises `ConfigError`."""
+
+    weight_decay: float = setting(0.02, "For the matrices of the transformer.", least=0)
+    attention: str = setting("fp32", "Of attention within bf16 autocast.", choices=("fp32", "bf16"))
+    fsdp: bool = setting(False, "Spread weights and optimizer over the processes, for models as large as MAR-H.")
+    gradient_checkpointing: bool = setting(False, "Compute every block again when its gradient is due: less memory.")
+    compile: bool = setting(False, "Let torch.compile build every block; takes minutes first.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,41 +85,56 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunConfig:
         """The config that `values` tell: `data`, `training`, and `preset` or `model` or both, the second changing the
         first. `where` names their source in a `ConfigError`."""
-        _refuse_unknown(values, _KEYS, where)
-        for key in ("model", "training"):
-            if not isinstance(values.get(key, {}), Mapping):
-                raise ConfigError(f"{where}: {key} must be a table, found {values[key]!r}")
-        data, model = values.get("data"), values.get("model", {})
-        if not isinstance(data, str) or not data:
-            raise ConfigError(f"{where}: data must be the path of a dataset (--data), found {data!r}")
-        where_model = f"{where}, model"
-        if "preset" in values:
-            if values["preset"] not in PRESETS:
-                raise ConfigError(f"{where}: preset must be one of {', '.join(PRESETS)}, found {values['preset']!r}")
-            where_model += f" {values['preset']}"
-            model = {**PRESETS[values["preset"]], **model}
-        elif missing := sorted(_names(ModelConfig) - model.keys()):
+        data, model = read_model(values, PRESETS, where)
+        where_model = f"{where}, model {values['preset']}" if "preset" in values else f"{where}, model"
+        if "preset" not in values and (missing := sorted(field_names(ModelConfig) - model.keys())):
             raise ConfigError(f"{where}: no preset (--preset), and without one model lacks {', '.join(missing)}")
-        training = values.get("training", {})
-        _refuse_unknown(training, _names(TrainConfig), f"{where}, training")
-        if "steps" not in training:
-            raise ConfigError(f"{where}, training: steps is missing (--steps)")
-        try:
-            trained = TrainConfig(**training)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
-        return cls(data, ModelConfig.from_dict(model, where_model), trained)
+        return cls(
+            data,
+            ModelConfig.from_dict(model, where_model),
+            read_training(TrainConfig, values.get("training", {}), where),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def to_toml(self) -> str:
-        """What `read_toml` reads back to the same config."""
-        tables = (("model", self.model.to_dict()), ("training", dataclasses.asdict(self.training)))
-        lines = [f"data = {_toml(self.data)}"]
-        for name, values in tables:
-            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
-        return "\n".join(lines) + "\n"
+        return to_toml(self.to_dict())
+
+
+def to_toml(config: Mapping[str, Any]) -> str:
+    """A config with the tables `model` and `training` as `read_toml` reads it back."""
+    lines = [f"data = {_toml(config['data'])}"]
+    for name in ("model", "training"):
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in config[name].items())]
+    return "\n".join(lines) + "\n"
+
+
+def read_model(
+    values: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], where: str
+) -> tuple[str, dict[str, Any]]:
+    """`data` and the fields of the model: those of `model`, over those of `preset`. Raises `ConfigError`."""
+    refuse_unknown(values, _KEYS, where)
+    for key in ("model", "training"):
+        if not isinstance(values.get(key, {}), Mapping):
+            raise ConfigError(f"{where}: {key} must be a table, found {values[key]!r}")
+    data, preset = values.get("data"), values.get("preset", "")
+    if not isinstance(data, str) or not data:
+        raise ConfigError(f"{where}: data must be the path of a dataset (--data), found {data!r}")
+    if "preset" in values and preset not in presets:
+        raise ConfigError(f"{where}: preset must be one of {', '.join(presets)}, found {preset!r}")
+    return data, {**presets.get(preset, {}), **values.get("model", {})}
+
+
+def read_training(kind: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
+    """The table `training` as a `kind`. Raises `ConfigError`."""
+    refuse_unknown(values, field_names(kind), f"{where}, training")
+    if "steps" not in values:
+        raise ConfigError(f"{where}, training: steps is missing (--steps)")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def read_toml(path: pathlib.Path) -> dict[str, Any]:
@@ -124,11 +147,23 @@ def read_toml(path: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML ({error})") from error
 
 
-def _names(described: type) -> set[str]:
+def over_file(
+    path: pathlib.Path | None, values: Mapping[str, str | None], tables: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What a config file tells, if there is one, and over it the flags: `values` that are given, and `tables`."""
+    told = read_toml(path) if path is not None else {}
+    told |= {name: value for name, value in values.items() if value is not None}
+    for name, changes in tables.items():
+        if isinstance(told.get(name, {}), dict):
+            told[name] = {**told.get(name, {}), **changes}
+    return told
+
+
+def field_names(described: type) -> set[str]:
     return {field.name for field in dataclasses.fields(described)}
 
 
-def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:
+def refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(values.keys() - known):
         raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
 
@@ -148,8 +183,8 @@ def _checked(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> An
 
 
 def _wanted(kind: type, limits: Mapping[str, Any]) -> str:
-    if kind is bool:
-        return "true or false"
+    if kind in (bool, str) and "choices" not in limits:
+        return "true or false" if kind is bool else "a text"
     if "choices" in limits:
         return " or ".join(limits["choices"])
     told = [f"{word} {limits[key]}" for key, word in (("least", "of at least"), ("above", "above")) if key in limits]
@@ -157,6 +192,6 @@ def _wanted(kind: type, limits: Mapping[str, Any]) -> str:
     return f"a {'whole' if kind is int else 'finite'} number {' and '.join(told)}"
 
 
-def _toml(value: str | bool | int | float) -> str:
-    """A value as TOML writes it: its basic strings, booleans and numbers are those of JSON."""
+def _toml(value: str | bool | int | float | Sequence[int]) -> str:
+    """A value as TOML writes it: its basic strings, booleans, numbers and arrays are those of JSON."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -80,6 +80,25 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
     return FolderDataset(path, image_size)
 
 
+def coloured(dataset: Dataset) -> Dataset:
+    """The dataset in three colours: gray pictures have all of them the same."""
+    return dataset if dataset.channels == 3 else _Coloured(dataset)
+
+
+class _Coloured:
+    channels = 3
+
+    def __init__(self, gray: Dataset) -> None:
+        self._gray, self.complaints = gray, gray.complaints
+        self.classes, self.labels = gray.classes, gray.labels
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._gray.images(indices).repeat(3, axis=-1)
+
+    def name(self, index: int) -> str:
+        return self._gray.name(index)
+
+
 class IdxDataset:
     """The IDX format of MNIST, plain or gzipped; small pictures, so all of them stay in memory."""
 

@@ -30,13 +30,12 @@ from runtime.files import replacing, write_json
 from runtime.images import from_uint8, to_uint8
 from training import checkpoint
 from training.data import BadPictureError, Dataset
-from training.published_files import load_vae, read_json_object
-from training.vae import LATENT_SCALE, AutoencoderKL
+from training.published_files import latent_scale, load_vae, read_json_object
+from training.vae import LOG_VARIANCE, AutoencoderKL
 
 INDEX_FILE = "index.json"
 _FORMAT = 1
 _FILE_BYTES = 2**30
-_LOG_VARIANCE = (-30.0, 20.0)  # what the published code clips it to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ def cache_latents(
         if dataclasses.replace(index, next=0, files=[], left_out=[]) != wanted:
             raise RequestError(f"{cache} holds other latents than these; choose another --out, or remove it yourself")
     else:
-        checkpoint.save_weights(cache / checkpoint.TOKENIZER_FILE, vae.state_dict())
+        checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, vae)
     side = image_size // vae.config.stride
     a_file = max(1, _FILE_BYTES // (2 * 2 * vae.config.latent_channels * side**2 * 4))
     vae = vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -163,6 +162,7 @@ class CachedLatents:
         if index.image_size != image_size:
             raise DataError(f"{cache}: latents of {index.image_size}x{index.image_size} pictures, not of {image_size}")
         self.classes, self.channels, self.stride = tuple(index.classes), index.channels, index.stride
+        self._scale = latent_scale(cache / checkpoint.TOKENIZER_FILE)
         self._cache, self._files = cache, [_open(cache / name) for name, _ in index.files]
         self.labels = np.concatenate([file.get_tensor("labels") for file in self._files])  # [n]
         self._moments = [file.get_slice("moments") for file in self._files]
@@ -176,9 +176,9 @@ class CachedLatents:
         file, row = self._place(index)
         moments: NDArray[np.float32] = self._moments[file][row, int(flip)]  # [2C, h, w]
         mean, log_variance = np.split(moments, 2)
-        spread = np.exp(np.float32(0.5) * log_variance.clip(*_LOG_VARIANCE))
+        spread = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
         drawn = mean + spread * stream.standard_normal(mean.shape, np.float32)
-        return (drawn * LATENT_SCALE).astype(np.float32)
+        return (drawn * self._scale).astype(np.float32)
 
     def pictures(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         with torch.inference_mode():

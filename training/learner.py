@@ -5,20 +5,21 @@ It knows neither runs nor datasets: batches come in, and what became of a step g
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from runtime.config import ModelConfig
-from training.config import TrainConfig
+from training.config import StepConfig, TrainConfig
 from training.distribution import Processes, exchanging_gradients, local, spread, whole
 from training.loader import MicroBatch
 from training.model import MAR
@@ -31,40 +32,45 @@ class Outcome:
 
     If one of them is not finite the step was not taken. `suspects` are then the examples of the
     micro-batches whose loss was not finite; of all of the step, if only the gradient was not.
+    `parts` are what the loss is made of.
     """
 
     loss: float
     gradient_norm: float
     suspects: tuple[int, ...] = ()
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def taken(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-class Learner:
-    """A model in training.
+class Optimisation(abc.ABC):
+    """A model in training: its weights, their moving average, its optimizer.
 
     `skipped` of the steps so far were not taken. Each part of a step runs in the context that `phase`
     makes of its name, for who wants to time it.
     """
 
-    def __init__(self, model_config: ModelConfig, config: TrainConfig, processes: Processes) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: StepConfig,
+        processes: Processes,
+    ) -> None:
+        """`module` is what is called in place of `model`, where its gradients are exchanged between `processes`."""
+        self.model, self.module, self.optimizer = model, module, optimizer
         self.config, self.processes = config, processes
-        torch.manual_seed(config.seed)
-        model = self.model = MAR(**model_config.to_dict()).to(processes.device)
-        choose_operators(model, config.attention, processes.device)
-        if config.gradient_checkpointing:
-            _forget_activations(model)
-        if config.compile:
-            _compile_blocks(model)
-        self.module = spread(model, processes, config.fsdp)
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
-        )
         self.skipped = 0
         self.phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
+
+    @abc.abstractmethod
+    def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
+        """Leave the gradient of the mean loss in the parameters: the losses of this process's micro-batches, [parts],
+        the examples in each, and what the loss is made of, by name."""
 
     def update(self, step: int, batches: Iterable[MicroBatch]) -> Outcome:
         """Take step number `step` with this process's micro-batches, unless its loss or gradient is not finite."""
@@ -74,11 +80,11 @@ class Learner:
             group["lr"] = learning_rate(config, step)
         self.module.train()
         self.optimizer.zero_grad()
-        losses, examples = self._gradients(batches)
+        losses, examples, parts = self.gradients(step, batches)
         loss = self.processes.mean(losses.mean()).item()
         with self.phase("clip"):
             norm = self._clip()
-        outcome = Outcome(loss, norm)
+        outcome = Outcome(loss, norm, parts=parts)
         if outcome.taken:
             with self.phase("optimizer"):
                 self.optimizer.step()
@@ -89,29 +95,9 @@ class Learner:
             outcome = dataclasses.replace(outcome, suspects=self._suspects(losses, examples))
         return outcome
 
-    def averaged_model(self) -> MAR:
-        """A model of its own with the averaged weights, whole, in evaluation mode."""
-        averaged = MAR(**self.model.config.to_dict()).to(self.processes.device)
-        averaged.load_state_dict({name: whole(tensor) for name, tensor in self.average.items()})
-        return averaged.eval()
-
     def weights_are_finite(self) -> bool:
         finite = torch.stack([local(parameter).isfinite().all() for parameter in self.model.parameters()]).all()
         return self.processes.mean(finite.float()).item() == 1
-
-    def _gradients(self, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor]]:
-        """Leave the gradient of the mean loss in the parameters: the losses of this process's micro-batches, [parts],
-        and the examples in each."""
-        config, losses, examples = self.config, [], []
-        for part, (batch, indices, _) in enumerate(batches, start=1):
-            with exchanging_gradients(self.module, now=part == config.accumulate):
-                with self.phase("forward"), autocast(config.precision, self.processes.device):
-                    loss = self.module(*batch)
-                with self.phase("backward"):
-                    (loss / config.accumulate).backward()
-            losses.append(loss.detach())
-            examples.append(indices)
-        return torch.stack(losses), examples
 
     def _clip(self) -> float:
         """Bring the gradient to the largest norm, if it is longer; its norm before."""
@@ -135,7 +121,45 @@ class Learner:
         return tuple(int(index) for part in bad or self.processes.together(examples) for index in part)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
+class Learner(Optimisation):
+    """A MAR in training."""
+
+    model: MAR
+
+    def __init__(self, model_config: ModelConfig, config: TrainConfig, processes: Processes) -> None:
+        torch.manual_seed(config.seed)
+        model = MAR(**model_config.to_dict()).to(processes.device)
+        choose_operators(model, config.attention, processes.device)
+        if config.gradient_checkpointing:
+            _forget_activations(model)
+        if config.compile:
+            _compile_blocks(model)
+        module = spread(model, processes, config.fsdp)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
+        )
+        super().__init__(model, module, optimizer, config, processes)
+
+    def averaged_model(self) -> MAR:
+        """A model of its own with the averaged weights, whole, in evaluation mode."""
+        averaged = MAR(**self.model.config.to_dict()).to(self.processes.device)
+        averaged.load_state_dict({name: whole(tensor) for name, tensor in self.average.items()})
+        return averaged.eval()
+
+    def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
+        config, losses, examples = self.config, [], []
+        for part, (batch, indices, _) in enumerate(batches, start=1):
+            with exchanging_gradients(self.module, now=part == config.accumulate):
+                with self.phase("forward"), autocast(config.precision, self.processes.device):
+                    loss = self.module(*batch)
+                with self.phase("backward"):
+                    (loss / config.accumulate).backward()
+            losses.append(loss.detach())
+            examples.append(indices)
+        return torch.stack(losses), examples, {}
+
+
+def learning_rate(config: StepConfig, step: int) -> float:
     """That of step number `step`: growing over the warm-up, then constant."""
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 

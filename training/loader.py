@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from runtime.config import ModelConfig
 from runtime.errors import DataError
-from training.config import TrainConfig
+from training.config import StepConfig
 from training.data import BadPictureError
 from training.draws import batch_examples, draw_example, example_stream, masked_tokens
 from training.source import Source
@@ -36,21 +36,31 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class Pictures(NamedTuple):
+    """What an autoencoder is trained with."""
+
+    images: Tensor  # [B, 3, H, W], of -1..1
+    noise: Tensor  # [B, C, h, w], of their latents
+
+    def to(self, device: torch.device) -> Pictures:
+        return Pictures(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class MicroBatch(NamedTuple):
     """A batch, the examples [B] of the dataset that are in it, and what was found wrong with the data on the way."""
 
-    batch: Batch
+    batch: Batch | Pictures
     examples: Tensor
     complaints: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class MicroBatches(Dataset[MicroBatch]):
+class StepParts(Dataset[MicroBatch], abc.ABC):
     """Micro-batch `number` of this process: step number // accumulate, part number % accumulate of it."""
 
     source: Source
-    model: ModelConfig
-    training: TrainConfig
+    model: Any  # the config of what is trained
+    training: StepConfig
     rank: int
     processes: int
 
@@ -60,29 +70,19 @@ class MicroBatches(Dataset[MicroBatch]):
         size = training.batch_size // self.processes // training.accumulate
         first = (self.rank * training.accumulate + part) * size
         examples = batch_examples(len(self.source.labels), training.batch_size, step, training.seed)
-        return self._collected(step, range(first, first + size), examples[first : first + size].tolist())
-
-    def _collected(self, step: int, places: range, examples: list[int]) -> MicroBatch:
-        masked = masked_tokens(self.model, self.training.seed, step)
-        latents, labels, draws = [], [], []
-        for number, place in enumerate(places):
-            stream = example_stream(self.training.seed, step, place)
-            flip = bool(stream.random() < 0.5) and self.training.flip
-            drawn = draw_example(self.model, masked, stream)
-            examples[number], latent = self._readable(examples[number], flip, stream)
-            latents.append(latent)
-            labels.append(self.model.class_num if drawn.dropped else int(self.source.labels[examples[number]]))
-            draws.append(drawn)
-        batch = Batch(
-            torch.from_numpy(np.stack(latents)),
-            torch.tensor(labels),
-            torch.from_numpy(np.stack([drawn.order for drawn in draws])),
-            torch.from_numpy(np.stack([drawn.timesteps for drawn in draws], axis=1)),
-            torch.from_numpy(np.stack([drawn.noise for drawn in draws], axis=1)),
-        )
+        chosen = examples[first : first + size].tolist()
+        batch = self._collected(step, range(first, first + size), chosen)
         complaints = self.source.complaints.copy()
         self.source.complaints.clear()
-        return MicroBatch(batch, torch.tensor(examples), complaints)
+        return MicroBatch(batch, torch.tensor(chosen), complaints)
+
+    @abc.abstractmethod
+    def _collected(self, step: int, places: range, examples: list[int]) -> Batch | Pictures:
+        """The batch of `examples` at `places` of a step; those that cannot be read are replaced in the list."""
+
+    def _flip(self, stream: np.random.Generator) -> bool:
+        """Whether an example is mirrored: the first thing that is drawn for it."""
+        return bool(stream.random() < 0.5) and self.training.flip
 
     def _readable(self, example: int, flip: bool, stream: np.random.Generator) -> tuple[int, NDArray[np.float32]]:
         """The latents of `example`, or of the next one after it that can be read, and which it is."""
@@ -97,7 +97,44 @@ class MicroBatches(Dataset[MicroBatch]):
         )
 
 
-def micro_batches(batches: MicroBatches, step: int, device: torch.device) -> Iterator[MicroBatch]:
+class MicroBatches(StepParts):
+    """Those of a MAR; `model` is its `ModelConfig`."""
+
+    def _collected(self, step: int, places: range, examples: list[int]) -> Batch:
+        masked = masked_tokens(self.model, self.training.seed, step)
+        latents, labels, draws = [], [], []
+        for number, place in enumerate(places):
+            stream = example_stream(self.training.seed, step, place)
+            flip = self._flip(stream)
+            drawn = draw_example(self.model, masked, stream)
+            examples[number], latent = self._readable(examples[number], flip, stream)
+            latents.append(latent)
+            labels.append(self.model.class_num if drawn.dropped else int(self.source.labels[examples[number]]))
+            draws.append(drawn)
+        return Batch(
+            torch.from_numpy(np.stack(latents)),
+            torch.tensor(labels),
+            torch.from_numpy(np.stack([drawn.order for drawn in draws])),
+            torch.from_numpy(np.stack([drawn.timesteps for drawn in draws], axis=1)),
+            torch.from_numpy(np.stack([drawn.noise for drawn in draws], axis=1)),
+        )
+
+
+class PictureBatches(StepParts):
+    """Those of an autoencoder, whose latents have the form `model`: (channels, side)."""
+
+    def _collected(self, step: int, places: range, examples: list[int]) -> Pictures:
+        channels, side = self.model
+        images, noise = [], []
+        for number, place in enumerate(places):
+            stream = example_stream(self.training.seed, step, place)
+            examples[number], image = self._readable(examples[number], self._flip(stream), stream)
+            images.append(image)
+            noise.append(stream.standard_normal((channels, side, side), np.float32))
+        return Pictures(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(noise)))
+
+
+def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterator[MicroBatch]:
     """The micro-batches from `step` to the last step of the config, read ahead by `workers` processes."""
     training = batches.training
     loader = DataLoader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.published_shape import Claim, Shapes, argument_claims
-from training.tensor_files import fill, read_pickle, read_safetensors, tensors_under
-from training.vae import AutoencoderKL, vae_config
+from training.tensor_files import fill, read_pickle, read_safetensors, saved_metadata, tensors_under
+from training.vae import LATENT_SCALE, AutoencoderKL, vae_config
+
+SCALE_KEY = "latent_scale"  # in the header of an autoencoder that was trained here
 
 _DIFFUSERS_CLASS = "_class_name"  # a key that every config of diffusers has
 _DIFFUSERS_INDEX = "model_index.json"
@@ -79,9 +82,24 @@ def load_vae(path: pathlib.Path) -> AutoencoderKL:
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("loss.")}  # of its training
     config = vae_config(shapes_of(weights), str(path))
     with torch.device("meta"):
-        vae = AutoencoderKL(config)
+        vae = AutoencoderKL(config, latent_scale(path))
     fill(vae, weights, str(path))
     return vae
+
+
+def latent_scale(path: pathlib.Path) -> float:
+    """What brings the latents of the autoencoder at `path` to unit variance: as its header says, or as published.
+
+    Raises `CheckpointError`.
+    """
+    told = saved_metadata(path).get(SCALE_KEY, repr(LATENT_SCALE))
+    try:
+        scale = float(told)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise CheckpointError(f"{path}: its header has a latent scale of {told!r}, expected a positive number")
+    return scale
 
 
 def vae_claim(vae: AutoencoderKL, path: pathlib.Path) -> Claim:

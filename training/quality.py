@@ -22,6 +22,7 @@ from runtime.errors import DataError
 from training import checkpoint
 from training.data import Dataset
 from training.metrics import Moments, frechet
+from training.tensor_files import saved_metadata
 
 FEATURES = 64
 _EPOCHS = 3
@@ -85,7 +86,7 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
 def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
     """The classifier that was trained on this very dataset and saved at `file`, or a new one, saved there."""
     trained_on = fingerprint(dataset)
-    if checkpoint.saved_metadata(file).get("dataset") == trained_on:
+    if saved_metadata(file).get("dataset") == trained_on:
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
         return model

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from runtime.files import replacing
-from training.config import TrainConfig
+from training.config import StepConfig
 from training.progress import show_progress
 
 LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
@@ -24,7 +24,7 @@ LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
 class Reporter:
     """Writes into the folder `run` and onto standard error, from step `step` of a run on."""
 
-    def __init__(self, run: pathlib.Path, config: TrainConfig, step: int) -> None:
+    def __init__(self, run: pathlib.Path, config: StepConfig, step: int) -> None:
         self._batch = config.batch_size
         self._log = open_log(run / LOG_FILE, step)
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
@@ -46,8 +46,8 @@ class Reporter:
         self._progress.step(step, self._smoothed)
         self._since = time.perf_counter()
 
-    def step(self, step: int, loss: float, gradient_norm: float, learning_rate: float) -> None:
-        """`step` steps are done, the last one with this loss."""
+    def step(self, step: int, loss: float, gradient_norm: float, learning_rate: float, **parts: float) -> None:
+        """`step` steps are done, the last one with this loss, of which `parts` tell more."""
         now = time.perf_counter()
         rate, self._since = self._batch / (now - self._since), now
         self._smoothed = loss if self._smoothed is None else 0.98 * self._smoothed + 0.02 * loss
@@ -56,6 +56,7 @@ class Reporter:
             "gradient_norm": gradient_norm,
             "learning_rate": learning_rate,
             "images_per_second": rate,
+            **parts,
         }
         self._write({"step": step, **scalars})
         for name, value in scalars.items():

@@ -14,13 +14,13 @@ from torch import Tensor
 from runtime.errors import CheckpointError
 from training import checkpoint
 from training.distribution import spread_like, whole
-from training.learner import Learner
-from training.tensor_files import read_safetensors
+from training.learner import Optimisation
+from training.tensor_files import read_safetensors, saved_metadata
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_state(run: pathlib.Path, learner: Learner, step: int) -> None:
+def save_state(run: pathlib.Path, learner: Optimisation, step: int) -> None:
     """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only.
 
     Every process calls it, the first one writes.
@@ -37,10 +37,10 @@ def save_state(run: pathlib.Path, learner: Learner, step: int) -> None:
         _save_average(run, state, step)
 
 
-def load_state(run: pathlib.Path, learner: Learner) -> int:
+def load_state(run: pathlib.Path, learner: Optimisation) -> int:
     """Bring `learner` to where the run was, and return its step. Raises `CheckpointError`."""
     path = run / checkpoint.STATE_FILE
-    state, metadata = read_safetensors(path), checkpoint.saved_metadata(path)
+    state, metadata = read_safetensors(path), saved_metadata(path)
     if not metadata.get("step", "").isdecimal() or not metadata.get("skipped", "0").isdecimal():
         raise CheckpointError(f"{path}: its header names no step")
     step, skipped = int(metadata["step"]), int(metadata.get("skipped", "0"))
@@ -70,7 +70,7 @@ def _save_average(run: pathlib.Path, state: Mapping[str, Tensor], step: int) -> 
     checkpoint.save_weights(run / checkpoint.WEIGHTS_FILE, weights, {"step": str(step)})
 
 
-def _gathered(tensors: Mapping[str, Tensor], learner: Learner) -> dict[str, Tensor]:
+def _gathered(tensors: Mapping[str, Tensor], learner: Optimisation) -> dict[str, Tensor]:
     """Each tensor whole; in the memory of the first process only, since all together are four times the weights."""
     gathered = {}
     for name, tensor in tensors.items():

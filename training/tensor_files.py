@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,6 +28,15 @@ def read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again or train on") from error
+
+
+def saved_metadata(path: pathlib.Path) -> dict[str, str]:
+    """What a safetensors file was saved with beside its tensors; nothing if it is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
 
 
 def read_pickle(path: pathlib.Path) -> Any:

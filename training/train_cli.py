@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
-import typing
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
 
 from runtime.errors import ConfigError
 from runtime.options import PATH, threads_option
-from training.config import RunConfig, TrainConfig, read_toml
+from training.config import RunConfig, TrainConfig, over_file
 from training.distribution import joined
+from training.options import training_options
 from training.presets import PRESETS
 from training.profiling import profile_training
 from training.trainer import Trainer, fitted, read_config
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _training_options(command: _Command) -> _Command:
-    """A flag for each field of `TrainConfig`, None where it is not given."""
-    types = typing.get_type_hints(TrainConfig)
-    for field in reversed(dataclasses.fields(TrainConfig)):
-        flag, kind = f"--{field.name.replace('_', '-')}", types[field.name]
-        choices = field.metadata.get("choices")
-        default = "" if field.default is dataclasses.MISSING else f" [default: {str(field.default).lower()}]"
-        command = click.option(
-            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
-            field.name,
-            type=click.Choice(choices) if choices else kind,
-            default=None,
-            help=field.metadata["help"] + default,
-        )(command)
-    return command
 
 
 @click.command()
@@ -46,7 +25,7 @@ def _training_options(command: _Command) -> _Command:
 @click.option("--out", type=PATH, help="The run folder to make.")
 @click.option("--resume", type=PATH, help="A run folder to go on with, instead of the four above.")
 @click.option("--image-size", type=int, help="Side of the pictures in pixels, if not the preset's.")
-@_training_options
+@training_options(TrainConfig)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
 @click.option("--profile", is_flag=True, help="Take a few steps, print where their time goes, and write nothing.")
@@ -111,10 +90,8 @@ def _new_config(
     training: dict[str, Any],
 ) -> RunConfig:
     """What the file tells, and the flags over it."""
-    values = read_toml(file) if file is not None else {}
-    flags: dict[str, Any] = {"preset": preset, "data": str(data) if data is not None else None}
-    values |= {name: value for name, value in flags.items() if value is not None}
-    for table, changes in (("model", {} if image_size is None else {"img_size": image_size}), ("training", training)):
-        if isinstance(values.get(table, {}), dict):
-            values[table] = {**values.get(table, {}), **changes}
+    model = {} if image_size is None else {"img_size": image_size}
+    values = over_file(
+        file, {"preset": preset, "data": str(data) if data else None}, {"model": model, "training": training}
+    )
     return RunConfig.from_dict(values, str(file) if file is not None else "the flags")

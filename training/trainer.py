@@ -1,39 +1,32 @@
-"""A run: made or resumed, trained to its last step, saved on the way so that it goes on where it was."""
+"""A run of a MAR: made or resumed, with batches and samples of its own."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from training import checkpoint
-from training.config import RunConfig
-from training.curve import save_loss_curve
+from training.config import RunConfig, StepConfig
 from training.distribution import Processes
-from training.environment import record_environment
-from training.learner import Learner, Outcome, learning_rate
+from training.learner import Learner
 from training.loader import MicroBatch, MicroBatches, micro_batches
-from training.preemption import PreemptedError, Termination
-from training.report import LOG_FILE, Reporter
+from training.report import Reporter
+from training.run import Run
 from training.samples import save_sample_grid
 from training.source import Source, open_source
-from training.state import load_state, save_state
-
-_MOST_SKIPPED_IN_A_ROW = 10
+from training.state import load_state
 
 
-class Trainer:
+class Trainer(Run[Learner]):
     """One run: `Trainer.start` or `Trainer.resume`, then `train`. Every process of a job does the same."""
 
     def __init__(self, run: pathlib.Path, source: Source, config: RunConfig, processes: Processes) -> None:
         check_fit(source, config, processes)
-        self.run, self.source, self.config, self.processes = run, source, config, processes
-        self.learner = Learner(config.model, config.training, processes)
-        self.step = 0
+        self.config = config
+        super().__init__(run, source, Learner(config.model, config.training, processes), config.training, processes)
 
     @classmethod
     def start(cls, run: pathlib.Path, config: RunConfig, processes: Processes | None = None) -> Trainer:
@@ -64,90 +57,10 @@ class Trainer:
             trainer._write_config()
         return trainer
 
-    def train(self) -> None:
-        """Train to the last step of the config, with checkpoints, samples and a log on the way.
-
-        Raises `PreemptedError` after SIGTERM, once all is saved.
-        """
-        try:
-            with Termination(self.processes) as termination, contextlib.ExitStack() as stack:
-                reporter = None
-                if self.processes.first:
-                    record_environment(self.run, self.processes, self.step)
-                    reporter = stack.enter_context(Reporter(self.run, self.config.training, self.step))
-                self._train(termination, reporter)
-            if self.processes.first:
-                save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
-        except OSError as error:
-            raise MarError(
-                f"cannot write to {self.run}: {error.strerror or error}; free some space and resume"
-            ) from error
-
-    def _train(self, termination: Termination, reporter: Reporter | None) -> None:
-        config, skipped = self.config.training, 0
-        batches = self._batches()
-        self._complain(reporter, self.source.complaints)
-        while self.step < config.steps:
-            parts = list(itertools.islice(batches, config.accumulate))
-            self._complain(reporter, [complaint for part in parts for complaint in part.complaints])
-            outcome = self.learner.update(self.step, parts)
-            self.step += 1
-            skipped = 0 if outcome.taken else skipped + 1
-            if reporter:
-                self._report(reporter, outcome)
-            if skipped == _MOST_SKIPPED_IN_A_ROW:
-                raise self._diverged(
-                    f"{skipped} steps in a row had a loss or a gradient that is not finite, the last one a loss of "
-                    f"{outcome.loss} and a gradient norm of {outcome.gradient_norm}"
-                )
-            last, told_to_stop = self.step == config.steps, termination.asked()
-            if last or told_to_stop or self.step % config.checkpoint_every == 0:
-                self._save(reporter)
-            if told_to_stop and not last:
-                raise PreemptedError(
-                    f"stopped by SIGTERM after step {self.step} of {config.steps}; all is saved, go on with "
-                    f"mar train --resume {self.run}"
-                )
-            if last or self.step % config.sample_every == 0:
-                self._draw_samples(reporter)
-
     def _batches(self) -> Iterator[MicroBatch]:
         me, config = self.processes, self.config
         batches = MicroBatches(self.source, config.model, config.training, me.rank, me.count)
         return micro_batches(batches, self.step, me.device)
-
-    def _complain(self, reporter: Reporter | None, mine: Sequence[str]) -> None:
-        """Tell what this and the other processes found wrong with the data, or stop because of it."""
-        complaints = self.processes.together(list(mine))
-        if complaints and self.config.training.bad_data == "stop":
-            raise DataError(f"{complaints[0]}; leave --bad-data stop away to go on without what cannot be read")
-        if reporter:
-            for complaint in complaints:
-                reporter.bad_data(self.step, complaint)
-
-    def _report(self, reporter: Reporter, outcome: Outcome) -> None:
-        if outcome.taken:
-            rate = learning_rate(self.config.training, self.step - 1)
-            reporter.step(self.step, outcome.loss, outcome.gradient_norm, rate)
-            return
-        shown = ", ".join(self.source.name(example) for example in outcome.suspects[:3])
-        more = f" and {len(outcome.suspects) - 3} more" if len(outcome.suspects) > 3 else ""
-        reporter.skipped(
-            self.step,
-            f"skipped ({self.learner.skipped} so far): a loss of {outcome.loss}, a gradient norm of "
-            f"{outcome.gradient_norm} by {shown}{more}",
-            loss=str(outcome.loss),  # JSON has no word for them
-            gradient_norm=str(outcome.gradient_norm),
-            examples=list(outcome.suspects),
-            so_far=self.learner.skipped,
-        )
-
-    def _save(self, reporter: Reporter | None) -> None:
-        if not self.learner.weights_are_finite():
-            raise self._diverged("weights became infinite or not a number")
-        if reporter:
-            reporter.flush()
-        save_state(self.run, self.learner, self.step)
 
     def _draw_samples(self, reporter: Reporter | None) -> None:
         model = self.learner.averaged_model()
@@ -155,12 +68,6 @@ class Trainer:
             picture = self.run / "samples" / f"step-{self.step:06d}.png"
             save_sample_grid(picture, model, self.source)
             reporter.samples(self.step, picture)
-
-    def _diverged(self, what: str) -> MarError:
-        return MarError(
-            f"{what} at step {self.step}; go on from the last checkpoint with mar train --resume {self.run} and a "
-            "lower --learning-rate, or --precision fp32"
-        )
 
     def _write_config(self) -> None:
         value = {
@@ -204,6 +111,11 @@ def check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
             f"{config.data}: {len(source.classes)} classes of {source.channels} channels, but the model was made for "
             f"{model.class_num} classes of {model.vae_embed_dim}"
         )
+    check_batch(source, training, processes)
+
+
+def check_batch(source: Source, training: StepConfig, processes: Processes) -> None:
+    """Refuse too little data, or a batch that cannot be shared out."""
     if len(source.labels) < training.batch_size:
         raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {len(source.labels)} pictures")
     if training.batch_size % (processes.count * training.accumulate):

@@ -17,7 +17,8 @@ from runtime.errors import CheckpointError
 from training.model import ScaledDotProduct
 
 LATENT_SCALE = 0.2325  # brings the latents of KL-16 to unit variance (published sampling and training code)
-_GROUPS = 32
+LOG_VARIANCE = (-30.0, 20.0)  # what the published code clips it to
+GROUPS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +175,10 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
     """Pictures to the distribution of their latents, and latents to pictures."""
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, latent_scale: float = LATENT_SCALE) -> None:
+        """`latent_scale` brings its latents to unit variance."""
         super().__init__()
-        self.config = config
+        self.config, self.latent_scale = config, latent_scale
         channels = config.latent_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
@@ -186,13 +188,20 @@ class AutoencoderKL(nn.Module):
         """Image [B, 3, H, W] in -1..1 -> mean and log-variance of its latents, [B, 2C, H/s, W/s], not scaled."""
         return self.quant_conv(self.encoder(image))
 
+    def reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Image [B, 3, H, W] and noise [B, C, h, w] -> the image by way of a sample of its latents, and their mean and
+        log-variance [B, C, h, w], not scaled."""
+        mean, log_variance = self.moments(image).chunk(2, dim=1)
+        log_variance = log_variance.clamp(*LOG_VARIANCE)
+        return self.decoder(self.post_quant_conv(mean + (0.5 * log_variance).exp() * noise)), mean, log_variance
+
     def encode(self, image: Tensor) -> Tensor:
         """Image [B, 3, H, W] in -1..1 -> the mean of its latents as MAR sees them, [B, C, H/s, W/s]."""
-        return self.moments(image).chunk(2, dim=1)[0] * LATENT_SCALE
+        return self.moments(image).chunk(2, dim=1)[0] * self.latent_scale
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as MAR draws them, [B, C, H/s, W/s] -> image [B, 3, H, W], about -1..1."""
-        return self.decoder(self.post_quant_conv(latents / LATENT_SCALE))
+        return self.decoder(self.post_quant_conv(latents / self.latent_scale))
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:
@@ -217,9 +226,9 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:
         raise CheckpointError(
             f"{where}: not a KL autoencoder under the published parameter names (looked for {looked_for})"
         ) from None
-    if width % _GROUPS or config.image_channels != 3:
+    if width % GROUPS or config.image_channels != 3:
         raise CheckpointError(
-            f"{where}: expected 3 image channels and a width that is a multiple of {_GROUPS}, found "
+            f"{where}: expected 3 image channels and a width that is a multiple of {GROUPS}, found "
             f"{image_channels} and {width}"
         )
     return config
@@ -230,4 +239,4 @@ def _conv3(channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(_GROUPS, channels, eps=1e-6)
+    return nn.GroupNorm(GROUPS, channels, eps=1e-6)

@@ -1,0 +1,132 @@
+"""A run of any training: its steps to the last, reported, saved on the way, left on SIGTERM so that it goes on."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar
+
+from runtime.errors import DataError, MarError
+from training.config import StepConfig
+from training.curve import save_loss_curve
+from training.distribution import Processes
+from training.environment import record_environment
+from training.learner import Optimisation, Outcome, learning_rate
+from training.loader import MicroBatch
+from training.preemption import PreemptedError, Termination
+from training.report import LOG_FILE, Reporter
+from training.source import Source
+from training.state import save_state
+
+_MOST_SKIPPED_IN_A_ROW = 10
+
+_Learner = TypeVar("_Learner", bound=Optimisation)
+
+
+class Run(abc.ABC, Generic[_Learner]):
+    """The folder `run`, at step `step`. Every process of a job does the same."""
+
+    command = "mar train"
+
+    def __init__(
+        self, run: pathlib.Path, source: Source, learner: _Learner, settings: StepConfig, processes: Processes
+    ) -> None:
+        self.run, self.source, self.learner, self.processes = run, source, learner, processes
+        self._settings, self.step = settings, 0
+
+    @abc.abstractmethod
+    def _batches(self) -> Iterator[MicroBatch]:
+        """This process's micro-batches, from `step` on."""
+
+    @abc.abstractmethod
+    def _draw_samples(self, reporter: Reporter | None) -> None:
+        """Show what the model can do by now; every process calls it, the first one has a reporter."""
+
+    def train(self) -> None:
+        """Train to the last step of the config, with checkpoints, samples and a log on the way.
+
+        Raises `PreemptedError` after SIGTERM, once all is saved.
+        """
+        try:
+            with Termination(self.processes) as termination, contextlib.ExitStack() as stack:
+                reporter = None
+                if self.processes.first:
+                    record_environment(self.run, self.processes, self.step)
+                    reporter = stack.enter_context(Reporter(self.run, self._settings, self.step))
+                self._train(termination, reporter)
+            if self.processes.first:
+                save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
+        except OSError as error:
+            raise MarError(
+                f"cannot write to {self.run}: {error.strerror or error}; free some space and resume"
+            ) from error
+
+    def _train(self, termination: Termination, reporter: Reporter | None) -> None:
+        config, skipped = self._settings, 0
+        batches = self._batches()
+        self._complain(reporter, self.source.complaints)
+        while self.step < config.steps:
+            parts = list(itertools.islice(batches, config.accumulate))
+            self._complain(reporter, [complaint for part in parts for complaint in part.complaints])
+            outcome = self.learner.update(self.step, parts)
+            self.step += 1
+            skipped = 0 if outcome.taken else skipped + 1
+            if reporter:
+                self._report(reporter, outcome)
+            if skipped == _MOST_SKIPPED_IN_A_ROW:
+                raise self._diverged(
+                    f"{skipped} steps in a row had a loss or a gradient that is not finite, the last one a loss of "
+                    f"{outcome.loss} and a gradient norm of {outcome.gradient_norm}"
+                )
+            last, told_to_stop = self.step == config.steps, termination.asked()
+            if last or told_to_stop or self.step % config.checkpoint_every == 0:
+                self._save(reporter)
+            if told_to_stop and not last:
+                raise PreemptedError(
+                    f"stopped by SIGTERM after step {self.step} of {config.steps}; all is saved, go on with "
+                    f"{self.command} --resume {self.run}"
+                )
+            if last or self.step % config.sample_every == 0:
+                self._draw_samples(reporter)
+
+    def _complain(self, reporter: Reporter | None, mine: Sequence[str]) -> None:
+        """Tell what this and the other processes found wrong with the data, or stop because of it."""
+        complaints = self.processes.together(list(mine))
+        if complaints and self._settings.bad_data == "stop":
+            raise DataError(f"{complaints[0]}; leave --bad-data stop away to go on without what cannot be read")
+        if reporter:
+            for complaint in complaints:
+                reporter.bad_data(self.step, complaint)
+
+    def _report(self, reporter: Reporter, outcome: Outcome) -> None:
+        if outcome.taken:
+            rate = learning_rate(self._settings, self.step - 1)
+            reporter.step(self.step, outcome.loss, outcome.gradient_norm, rate, **outcome.parts)
+            return
+        shown = ", ".join(self.source.name(example) for example in outcome.suspects[:3])
+        more = f" and {len(outcome.suspects) - 3} more" if len(outcome.suspects) > 3 else ""
+        reporter.skipped(
+            self.step,
+            f"skipped ({self.learner.skipped} so far): a loss of {outcome.loss}, a gradient norm of "
+            f"{outcome.gradient_norm} by {shown}{more}",
+            loss=str(outcome.loss),  # JSON has no word for them
+            gradient_norm=str(outcome.gradient_norm),
+            examples=list(outcome.suspects),
+            so_far=self.learner.skipped,
+        )
+
+    def _save(self, reporter: Reporter | None) -> None:
+        if not self.learner.weights_are_finite():
+            raise self._diverged("weights became infinite or not a number")
+        if reporter:
+            reporter.flush()
+        save_state(self.run, self.learner, self.step)
+
+    def _diverged(self, what: str) -> MarError:
+        return MarError(
+            f"{what} at step {self.step}; go on from the last checkpoint with {self.command} --resume {self.run} and a "
+            "lower --learning-rate, or --precision fp32"
+        )
