@@ -39,6 +39,7 @@ from training.reference import reference
 @click.option(
     "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="What is compared with."
 )
+@click.option("--real", "real_count", type=click.IntRange(2), help="Real pictures to compare with. Default: all.")
 @click.option("--images", "count", type=int, default=5000, show_default=True, help="Pictures to draw.")
 @click.option(
     "--features",
@@ -69,6 +70,7 @@ def evaluate(
     subject: pathlib.Path,
     data: pathlib.Path,
     split: str,
+    real_count: int | None,
     count: int,
     names: Sequence[str],
     classifier: pathlib.Path,
@@ -108,13 +110,14 @@ def evaluate(
     train = open_dataset(data, config.img_size, "train")
     real = train if split == "train" else open_dataset(data, config.img_size, split)
     _check(config.class_num, train, real, count)
+    of_real = min(real_count or len(real.labels), len(real.labels))
     networks = [_opened(name, classifier, inception_weights, train) for name in dict.fromkeys(names)]
     with progress_bar(count, "drawing") as bar:
         draw(drawing, count, out, processes, threads, bar.update)
     figures = {}
     for network in networks:
-        with progress_bar(len(real.labels), f"{network.name}: real pictures") as bar:
-            expected = reference(network, real, len(real.labels), out, bar.update)
+        with progress_bar(of_real, f"{network.name}: real pictures") as bar:
+            expected = reference(network, real, of_real, out, bar.update)
         pictures = (in_colours(batch, real.channels) for batch in drawn(drawing, count, out))
         seen = {GENERATED: look(network, pictures, labels_of(drawing, count))}
         if split == "test":  # how near as many real pictures come
