@@ -1,8 +1,8 @@
-"""The measured tables of docs/numbers.md, written from the JSON of `mar bench`, `mar study` and exports.
+"""The measured tables of docs/numbers.md, written from the JSON of `mar bench`, `study`, `evaluate` and others.
 
     python -m mar_export.numbers docs/numbers.md docs/numbers
 
-A line `<!-- KIND NAME -->` in the page, KIND being `bench`, `study` or `exports`, begins what is replaced, from
+A line `<!-- KIND NAME -->` in the page, KIND being a key of `_TABLES`, begins what is replaced, from
 `docs/numbers/NAME.json`, and `<!-- end -->` ends it. `make numbers` measures first.
 """
 
@@ -21,13 +21,12 @@ from runtime.files import replacing
 from runtime.plan import Sampling
 from runtime.spec import DECODER, ENGINES
 
-_BEGIN = re.compile(r"<!-- (?:bench|study|exports) [\w-]+ -->\n")
-_REGION = re.compile(r"(<!-- (bench|study|exports) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
-
 
 def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
     """Replace every marked region of `page` by the tables of its JSON in `folder`."""
-    tables = {"bench": bench_tables, "study": study_table, "exports": exports_table}
+    kinds = "|".join(_TABLES)
+    begin = re.compile(rf"<!-- (?:{kinds}) [\w-]+ -->\n")
+    a_region = re.compile(rf"(<!-- ({kinds}) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
     def region(found: re.Match[str]) -> str:
         file = folder / f"{found[3]}.json"
@@ -35,11 +34,11 @@ def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
             value = json.loads(file.read_text())
         except (OSError, ValueError) as error:
             raise RequestError(f"{page} names {file}, which cannot be read ({error}); run make numbers") from None
-        return f"{found[1]}{tables[found[2]](value)}\n{found[5]}"
+        return f"{found[1]}{_TABLES[found[2]](value)}\n{found[5]}"
 
     before = page.read_text()
-    text, replaced = _REGION.subn(region, before)
-    if replaced != len(_BEGIN.findall(before)):
+    text, replaced = a_region.subn(region, before)
+    if replaced != len(begin.findall(before)):
         raise RequestError(f"{page}: a region is not ended by <!-- end -->")
     with replacing(page) as temporary:
         temporary.write_text(text)
@@ -131,6 +130,43 @@ def exports_table(value: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def evaluation_table(value: Mapping[str, Any]) -> str:
+    """What `mar evaluate` found of several subjects, by name, as Markdown."""
+    lines = [
+        "| | pictures | features | Fréchet distance | precision | recall | recognised | drawn with |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in value.items():
+        for network, figures in one["features"].items():
+            rows = {name: figures["generated"], "real, training": figures.get("real_training")}
+            for what, row in rows.items():
+                if row is not None:
+                    share = "" if row["recognised"] is None else f"{row['recognised']:.1%}"
+                    settings = _settings(one["sampling"]) if what == name else ""
+                    lines.append(
+                        f"| {what} | {row['pictures']:,} against {figures['real']['pictures']:,} | {network} | "
+                        f"{row['frechet']:.3f} | {row['precision']:.3f} | {row['recall']:.3f} | {share} | {settings} |"
+                    )
+    return "\n".join(lines)
+
+
+def tokenizer_table(value: Mapping[str, Any]) -> str:
+    """Runs of `mar train-tokenizer`, by name, and what their reconstructions are like, as Markdown."""
+    lines = [
+        "| | steps of | adversarial from | processor time | latents of a picture | latent scale | PSNR | "
+        "Fréchet distance, EfficientNet-Lite0 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in value.items():
+        training, judged = one["training"], one["judged"]
+        lines.append(
+            f"| {name} | {training['steps']:,} x {training['batch_size']} | {training['adversarial_from']:,} | "
+            f"{one['processor_seconds']:.0f} s | {' x '.join(map(str, one['latents']))} | {one['latent_scale']:.3f} | "
+            f"{judged['psnr']:.2f} dB | {judged['frechet']:.2f}, by {training['judged']:,} |"
+        )
+    return "\n".join(lines)
+
+
 def _time(seconds: Mapping[str, float], batch: int) -> str:
     return f"{seconds['median'] / batch:.2f} s"
 
@@ -148,6 +184,14 @@ def _settings(sampling: Mapping[str, Any]) -> str:
             told.append(f"{name.replace('_', ' ')} {value}")
     return ", ".join(told)
 
+
+_TABLES = {
+    "bench": bench_tables,
+    "study": study_table,
+    "exports": exports_table,
+    "evaluation": evaluation_table,
+    "tokenizer": tokenizer_table,
+}
 
 if __name__ == "__main__":
     try:
