@@ -77,13 +77,14 @@ def export_artifact(
         parity: dict[str, dict[str, Any]] = {}
         runner = OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
         engines = {}
-        for name, written in files.items():
+        # The largest last: once it is written, nothing holds the checkpoint while it is compared.
+        for name in sorted(files, key=lambda name: _parameters(modules[name])):
             say(f"{name}: exporting")
             expected = eager_outputs(modules[name], specs[name], base.model)
-            file = folder / written
+            file = folder / files[name]
             _export(modules.pop(name), specs[name], base.model, precision, file)
             if precision != "fp32":
-                save_emulation(file, file := pathlib.Path(emulations) / written, DTYPES[precision])
+                save_emulation(file, file := pathlib.Path(emulations) / file.name, DTYPES[precision])
             engines[name] = runner.load_graph(file, specs[name])
             parity[name] = engine_parity(engines[name], expected, specs[name], base.model, precision)
             say(f"{name}: {_told(parity[name])}")
@@ -95,6 +96,10 @@ def export_artifact(
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
     return manifest
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _export(module: nn.Module, spec: EngineSpec, config: ModelConfig, precision: str, file: pathlib.Path) -> None:
