@@ -88,6 +88,7 @@ def export_artifact(
             engines[name] = runner.load_graph(file, specs[name])
             parity[name] = engine_parity(engines[name], expected, specs[name], base.model, precision)
             say(f"{name}: {_told(parity[name])}")
+        parity = {name: parity[name] for name in files}  # as the engines are listed
         entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=entries, engines=files, parity=parity)
         with Generator(manifest, Engines(**engines), runner.description, runner.close) as generator:
