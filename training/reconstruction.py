@@ -19,7 +19,7 @@ from training.vae import AutoencoderKL
 
 _BATCH = 32
 _SHOWN = 8  # pictures of a grid
-_MEASURED = 2048  # pictures whose latents give the scale
+_MEASURED = 512  # pictures whose latents give the scale
 
 
 class Reconstructions:

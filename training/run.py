@@ -31,11 +31,14 @@ class Run(abc.ABC, Generic[_Learner]):
 
     command = "mar train"
 
-    def __init__(
-        self, run: pathlib.Path, source: Source, learner: _Learner, settings: StepConfig, processes: Processes
-    ) -> None:
+    def __init__(self, run: pathlib.Path, source: Source, learner: _Learner, processes: Processes) -> None:
         self.run, self.source, self.learner, self.processes = run, source, learner, processes
-        self._settings, self.step = settings, 0
+        self.step = 0
+
+    @property
+    @abc.abstractmethod
+    def _settings(self) -> StepConfig:
+        """How it is trained."""
 
     @abc.abstractmethod
     def _batches(self) -> Iterator[MicroBatch]:

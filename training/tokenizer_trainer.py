@@ -22,7 +22,7 @@ from training.report import Reporter
 from training.run import Run
 from training.source import Pixels
 from training.state import load_state
-from training.tokenizer_config import TokenizerConfig
+from training.tokenizer_config import TokenizerConfig, TokenizerTraining
 from training.tokenizer_learner import TokenizerLearner
 from training.trainer import check_batch
 
@@ -37,7 +37,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         self._dataset = coloured(open_dataset(pathlib.Path(config.data), config.training.image_size))
         source = Pixels(self._dataset)
         check_batch(source, config.training, processes)
-        super().__init__(run, source, TokenizerLearner(config, processes), config.training, processes)
+        super().__init__(run, source, TokenizerLearner(config, processes), processes)
         self._reconstructions: Reconstructions | None = None
 
     @classmethod
@@ -66,6 +66,10 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         if changes and processes.first:
             checkpoint.write_run_config(run, trainer.config.to_dict())
         return trainer
+
+    @property
+    def _settings(self) -> TokenizerTraining:
+        return self.config.training
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, vae, training = self.processes, self.config.model, self.config.training

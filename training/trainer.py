@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from training import checkpoint
-from training.config import RunConfig, StepConfig
+from training.config import RunConfig, StepConfig, TrainConfig
 from training.distribution import Processes
 from training.learner import Learner
 from training.loader import MicroBatch, MicroBatches, micro_batches
@@ -26,7 +26,7 @@ class Trainer(Run[Learner]):
     def __init__(self, run: pathlib.Path, source: Source, config: RunConfig, processes: Processes) -> None:
         check_fit(source, config, processes)
         self.config = config
-        super().__init__(run, source, Learner(config.model, config.training, processes), config.training, processes)
+        super().__init__(run, source, Learner(config.model, config.training, processes), processes)
 
     @classmethod
     def start(cls, run: pathlib.Path, config: RunConfig, processes: Processes | None = None) -> Trainer:
@@ -56,6 +56,10 @@ class Trainer(Run[Learner]):
         if changes and processes.first:
             trainer._write_config()
         return trainer
+
+    @property
+    def _settings(self) -> TrainConfig:
+        return self.config.training
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, config = self.processes, self.config
