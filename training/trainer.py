@@ -20,7 +20,7 @@ from training.loader import MicroBatch, MicroBatches, micro_batches
 from training.preemption import PreemptedError, Termination
 from training.report import LOG_FILE, Reporter
 from training.samples import save_sample_grid
-from training.source import Source, open_source
+from training.source import Source, check_source, open_source
 from training.state import load_state, save_state
 
 _MOST_SKIPPED_IN_A_ROW = 10
@@ -193,17 +193,8 @@ def read_config(run: pathlib.Path, changes: Mapping[str, Any]) -> RunConfig:
 
 def check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
     """Refuse data that is not what the model was made for, too little of it, or a batch that cannot be shared out."""
-    model, training = config.model, config.training
-    if source.stride != model.vae_stride:
-        raise ConfigError(
-            f"the model works on latents of {model.vae_stride}x{model.vae_stride} pixels each, but those of "
-            f"{config.data} are of {source.stride}x{source.stride}; choose a preset that fits"
-        )
-    if len(source.classes) != model.class_num or source.channels != model.vae_embed_dim:
-        raise DataError(
-            f"{config.data}: {len(source.classes)} classes of {source.channels} channels, but the model was made for "
-            f"{model.class_num} classes of {model.vae_embed_dim}"
-        )
+    training = config.training
+    check_source(source, config.model, config.data)
     if len(source.labels) < training.batch_size:
         raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {len(source.labels)} pictures")
     if training.batch_size % (processes.count * training.accumulate):
