@@ -16,7 +16,7 @@ from mar_export.examples import example_inputs, parity_sizes
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
 from runtime.generator import Generator
-from runtime.heads import usual_sampling
+from runtime.heads import short_chain, usual_sampling
 from runtime.images import patchify
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, build_plan
@@ -90,18 +90,16 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
     """A picture drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
     labels = np.array([config.class_num - 1], dtype=np.int64)
-    settings = {**_settings(config), "iterations": min(_ITERATIONS[precision], config.tokens)}
+    guidance = {} if config.distilled_steps else {"cfg_scale": 2.0}
+    settings: dict[str, Any] = {
+        "preset": "exact",
+        "iterations": min(_ITERATIONS[precision], config.tokens),
+        **guidance,
+        **short_chain(config, 10),
+    }
     plan = build_plan(config.tokens, requested_sampling(usual_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
-
-
-def _settings(config: ModelConfig) -> dict[str, Any]:
-    """How pictures are drawn that are compared: with guidance, by a chain that amplifies no error much."""
-    if config.distilled_steps:
-        return {"preset": "exact"}
-    start = {"start_timestep": 900} if config.head == "diffusion" else {}
-    return {"preset": "exact", "cfg_scale": 2.0, "diffusion_steps": 10, **start}
 
 
 def generation_parity(generator: Generator, trajectory: Trajectory, precision: str) -> dict[str, Any]:

@@ -24,6 +24,13 @@ def usual_sampling(model: ModelConfig) -> Sampling:
     return Sampling(sampler="flow-2m", diffusion_steps=_FLOW_STEPS) if model.head == "flow" else Sampling()
 
 
+def short_chain(model: ModelConfig, steps: int) -> dict[str, int]:
+    """Settings of a chain of few steps that amplifies no error much; a distilled head's is short already."""
+    if model.distilled_steps:
+        return {}
+    return {"diffusion_steps": steps} | ({"start_timestep": 900} if model.head == "diffusion" else {})
+
+
 def check_head(model: ModelConfig, sampling: Sampling) -> None:
     """Refuse a sampler of another head, and of a distilled one other steps than it knows. Raises `RequestError`."""
     check_choice("sampler", sampling.sampler, SAMPLERS)
