@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 
 from mar_export.study import Study, Way, run_study, summary, time_ways
 from runtime.backends import available_threads
-from runtime.cli import mar
 from runtime.files import replacing, write_json
 from runtime.generator import Generator
 from runtime.grid import save_grid
@@ -52,13 +53,17 @@ def main(
 def train(run: pathlib.Path, command: list[str], data: pathlib.Path) -> None:
     if not run.exists():
         run.parent.mkdir(parents=True, exist_ok=True)
-        mar([*command, "--data", str(data), "--out", str(run), "--threads=1"], standalone_mode=False)
+        mar([*command, "--data", str(data), "--out", str(run), "--threads=1"])
 
 
 def make(artifact: pathlib.Path, run: pathlib.Path, settings: list[str]) -> None:
     if not artifact.exists():
         artifact.parent.mkdir(parents=True, exist_ok=True)
-        mar(["export", str(run), "--out", str(artifact), *settings], standalone_mode=False)
+        mar(["export", str(run), "--out", str(artifact), *settings])
+
+
+def mar(line: list[str]) -> None:
+    subprocess.run([sys.executable, "-m", "runtime.cli", *line], check=True)
 
 
 def judge(data: pathlib.Path, classifier: pathlib.Path, images: int) -> list[tuple[Study, list[Way]]]:

@@ -48,9 +48,9 @@ def collect_contexts(
     predicted once; in its own training most are masked.
     """
     found: list[Contexts] = []
-    for batch in range(-(-pictures // _BATCH)):
-        size = min(_BATCH, len(source.labels))
-        examples = batch_examples(len(source.labels), size, batch, seed)[: pictures - batch * _BATCH]
+    size = min(_BATCH, len(source.labels))
+    for batch in range(-(-pictures // size)):
+        examples = batch_examples(len(source.labels), size, batch, seed)[: pictures - batch * size]
         found.append(_contexts(model, source, examples, batch, seed))
         progress(len(examples))
     # A tensor made in inference mode could not take part in training: concatenation outside of it.
