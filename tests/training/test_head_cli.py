@@ -77,11 +77,22 @@ def test_a_distilled_head_draws_through_the_same_engines_in_the_steps_it_knows(
     np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_flow_head_is_a_run_like_others(teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    run = tmp_path / "run"
+def test_a_flow_head_draws_under_guidance_by_its_own_samplers(
+    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run, artifact = tmp_path / "run", tmp_path / "artifact"
     told(["flow-head", str(teacher), f"--data={data}", f"--out={run}", *SHORT])
     assert load_checkpoint(run).model.config.head == "flow"
     assert json.loads((run / "config.json").read_text())["head_trained_for"]["pictures"] == 24
+    export_artifact(load_checkpoint(run), artifact, lambda text: None)
+    assert Artifact(artifact).manifest.sampling.sampler == "flow-2m"
+    order, noise = np.arange(9)[None], np.random.default_rng(0).standard_normal((7, 1, 9, 16)).astype(np.float32)
+    with Generator.load(artifact, threads=1) as generator:
+        for sampler, eta in (("flow-2m", 0.0), ("flow-euler", 1.0)):
+            settings = {"sampler": sampler, "eta": eta, "diffusion_steps": 6, "cfg_scale": 2.0, "iterations": 3}
+            result = generator.generate([1], order=order, noise=noise, **settings)
+            expected = sample(load_checkpoint(run).model, np.array([1]), result.plan, order, noise)
+            np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
