@@ -2,14 +2,12 @@
 
     python -m tests.measure_heads docs/numbers/heads.json docs/numbers/heads.png
 
-takes an hour and a half of one core. What is in `out/heads` already, heads, artifacts and judgements, stays. The
-way `exact`, which would take two hours, is that of docs/numbers/study where it has as many pictures.
+takes an hour of one core. What is in `out/heads` already, heads, artifacts and judgements, stays.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import subprocess
 import sys
@@ -24,30 +22,27 @@ from runtime.generator import Generator
 from runtime.grid import save_grid
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
-EXACT = pathlib.Path("docs/numbers/study/exact.json")
 HEADS = pathlib.Path("out/heads")
 GUIDANCE = "--cfg-scale=2.0"
-DISTILLED = (1, 2, 4)
+TRAINED = {"flow": 900, "distilled-1": 900, "distilled-2": 3000, "distilled-4": 700}  # steps of training
 ROUNDS, REPEATS = 3, 3
 
 
 def main(
     json_file: pathlib.Path, picture: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path, images: int
 ) -> None:
-    make(HEADS / "example", EXAMPLE, [GUIDANCE, "--diffusion-steps=ddim100"])
-    train(HEADS / "flow-run", ["flow-head", str(EXAMPLE)], data)
-    make(HEADS / "flow", HEADS / "flow-run", [GUIDANCE])
-    for steps in DISTILLED:
-        train(HEADS / f"distilled-{steps}-run", ["distill", str(EXAMPLE), f"--to={steps}", GUIDANCE], data)
-        make(HEADS / f"distilled-{steps}", HEADS / f"distilled-{steps}-run", [])
+    make("example", EXAMPLE, [GUIDANCE, "--diffusion-steps=ddim100"])
+    for name, steps in TRAINED.items():
+        kind = ["flow-head"] if name == "flow" else ["distill", f"--to={name.removeprefix('distilled-')}", GUIDANCE]
+        train(run_of(name), [*kind, str(EXAMPLE), f"--steps={steps}"], data)
+        make(name, run_of(name), [GUIDANCE] if name == "flow" else [])
     judged = judge(data, classifier, images)
     draw(picture, judged)
-    ways = seconds_and_figures(judged)
-    exact = json.loads(EXACT.read_text())
-    if exact["images"] == images:
-        before = {"median": time_exact(judged[0][0])}
-        ways.insert(0, {**exact, "milliseconds": before})
-    write_json(json_file, {"images": images, "ways": ways})
+    write_json(json_file, {"images": images, "ways": seconds_and_figures(judged)})
+
+
+def run_of(name: str) -> pathlib.Path:
+    return EXAMPLE if name == "example" else HEADS / f"{name}-run"
 
 
 def train(run: pathlib.Path, command: list[str], data: pathlib.Path) -> None:
@@ -56,7 +51,8 @@ def train(run: pathlib.Path, command: list[str], data: pathlib.Path) -> None:
         mar([*command, "--data", str(data), "--out", str(run), "--threads=1"])
 
 
-def make(artifact: pathlib.Path, run: pathlib.Path, settings: list[str]) -> None:
+def make(name: str, run: pathlib.Path, settings: list[str]) -> None:
+    artifact = HEADS / name
     if not artifact.exists():
         artifact.parent.mkdir(parents=True, exist_ok=True)
         mar(["export", str(run), "--out", str(artifact), *settings])
@@ -68,20 +64,13 @@ def mar(line: list[str]) -> None:
 
 def judge(data: pathlib.Path, classifier: pathlib.Path, images: int) -> list[tuple[Study, list[Way]]]:
     """Every artifact with the ways in which it is drawn, all of them judged."""
-    asked = [
-        ("example", EXAMPLE, [Way("fast", {"preset": "fast"})]),
-        ("flow", HEADS / "flow-run", [Way(f"flow-{n}", {"preset": "fast", "diffusion_steps": n}) for n in (8, 4)]),
-        *(
-            (f"distilled-{n}", HEADS / f"distilled-{n}-run", [Way(f"distilled-{n}", {"preset": "fast"})])
-            for n in DISTILLED
-        ),
-    ]
     found = []
-    for name, checkpoint, ways in reversed(asked):  # the quick ones first
-        study = Study(HEADS / name, checkpoint, classifier, data, images)
+    for name in ("example", *TRAINED):
+        study = Study(HEADS / name, run_of(name), classifier, data, images)
+        ways = [Way({"example": "fast", "flow": "flow-8"}.get(name, name), {"preset": "fast"})]
         run_study(study, ways, HEADS / "judged", 1, print)
         found.append((study, ways))
-    return found[::-1]
+    return found
 
 
 def seconds_and_figures(judged: list[tuple[Study, list[Way]]]) -> list[dict[str, Any]]:
@@ -92,13 +81,6 @@ def seconds_and_figures(judged: list[tuple[Study, list[Way]]]) -> list[dict[str,
             for name, found in time_ways(study, ways, available_threads(), REPEATS).items():
                 seconds.setdefault(name, []).extend(found)
     return [way for study, ways in judged for way in summary(study, ways, HEADS / "judged", seconds)["ways"]]
-
-
-def time_exact(study: Study) -> float:
-    """Milliseconds a picture, the median of a few."""
-    return 1e3 * float(
-        np.median(time_ways(study, [Way("exact", {"preset": "exact"})], available_threads(), 3)["exact"])
-    )
 
 
 def draw(picture: pathlib.Path, judged: list[tuple[Study, list[Way]]]) -> None:
