@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from runtime.plan import Plan, Sampling
-from runtime.samplers import COEFFICIENTS, SAMPLERS, CoefficientTable, coefficient_table
+from runtime.samplers import COEFFICIENTS, DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
 
 # Where a chain starts decides more than its solver does: low starts err less where steps are few, high ones
 # leave less of the picture's mean out.
@@ -50,7 +50,7 @@ def deterministic(plan: Plan) -> bool:
 def solvers() -> list[Solver]:
     """Every deterministic sampler from every start, those that are the same table once."""
     found: dict[tuple[str, float], Solver] = {}
-    for sampler in SAMPLERS:
+    for sampler in DIFFUSION_SAMPLERS:
         for start in _STARTS:
             table = coefficient_table(sampler, 10, start=start)
             if not _adds_noise(table):

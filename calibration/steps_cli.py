@@ -84,6 +84,8 @@ def calibrate_steps(
 def _check_target(artifact: Artifact, name: str, replace: bool, out: pathlib.Path | None) -> None:
     """Refuse before the work what could not be written after it."""
     check_preset_name(name)
+    if artifact.manifest.model.head != "diffusion":
+        raise RequestError(f"{artifact.path} has a flow head; --steps finds those of a diffusion head")
     if name in artifact.manifest.presets and not replace:
         raise RequestError(f"{artifact.path} has a preset {name!r} already; give another --name, or --replace")
     if out is None:

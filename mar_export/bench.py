@@ -16,6 +16,7 @@ from mar_export.contestants import Contestant, Stages
 from runtime import __version__
 from runtime.config import ModelConfig
 from runtime.cost import Machine, plan_costs, roofline_seconds
+from runtime.heads import short_chain
 from runtime.plan import Plan, Sampling
 
 
@@ -65,9 +66,9 @@ class Work:
     plans: Mapping[str, Plan]
 
 
-def warm_up(tokens: int) -> dict[str, Any]:
+def warm_up(model: ModelConfig) -> dict[str, Any]:
     """Settings of a picture so short that it only loads and touches everything before the first one is timed."""
-    return {"preset": "exact", "iterations": min(2, tokens), "diffusion_steps": 2, "start_timestep": 900}
+    return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain(model, 2)}
 
 
 def measure(

@@ -138,7 +138,7 @@ def _race(
                 contestants,
                 races,
                 asked,
-                warm_up(config.tokens),
+                warm_up(config),
                 repeats,
                 Probe(entry.threads).measure,
                 lambda: bar.update(1),

@@ -30,6 +30,7 @@ from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
 from runtime.files import replacing_folder, sha256, write_json
 from runtime.generator import Generator
+from runtime.heads import check_head, usual_sampling
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
 from runtime.spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
@@ -49,9 +50,9 @@ def export_artifact(
 ) -> Manifest:
     """Write `checkpoint` as an artifact at `out`, replacing one that is there.
 
-    `sampling` are the settings that the artifact is drawn with where a request names none; the
-    published ones by default. `precision`, one of `runtime.artifact.FLOAT_PRECISIONS`, is that of weights and
-    matrix products; `encoder` adds the engine that reads pictures, for editing.
+    `sampling` are the settings that the artifact is drawn with where a request names none, those of its
+    head by default. `precision`, one of `runtime.artifact.FLOAT_PRECISIONS`, is that of weights and matrix
+    products; `encoder` adds the engine that reads pictures, for editing.
 
     Every engine and a whole generation are compared with eager PyTorch in float32. Raises `ParityError`
     when one differs by more than the tolerance of its precision, or where fp16 cannot hold what a layer
@@ -64,7 +65,8 @@ def export_artifact(
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
-    base = _manifest(checkpoint, sampling or Sampling(), precision)
+    base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)
+    check_head(base.model, base.sampling)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing a picture in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)

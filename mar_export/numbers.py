@@ -99,8 +99,8 @@ def study_table(value: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for way in value["ways"]:
-        guided = way["sampling"]["cfg_scale"] != 1
-        against = f"{way['frechet'] / exact - 1:+.1%}" if exact is not None and guided else ""
+        sampler_alone = " " in way["name"]  # without guidance, so beside others of its kind only
+        against = f"{way['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
         lines.append(
             f"| {way['name']} | {way['recognised']:.1%} | {way['frechet']:.3f} | {against} | "
             f"{way['head_evaluations']} | {way['milliseconds']['median']:.0f} | {_settings(way['sampling'])} |"

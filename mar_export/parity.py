@@ -16,9 +16,10 @@ from mar_export.examples import example_inputs, parity_sizes
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
 from runtime.generator import Generator
+from runtime.heads import short_chain, usual_sampling
 from runtime.images import patchify
 from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Plan, Sampling, build_plan
+from runtime.plan import Plan, build_plan
 from runtime.presets import requested_sampling
 from runtime.spec import Engine, EngineSpec
 from training.model import MAR
@@ -29,7 +30,6 @@ from training.published import sample
 ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
 GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
 
-_SETTINGS = {"preset": "exact", "cfg_scale": 2.0, "diffusion_steps": 10, "start_timestep": 900}
 _ITERATIONS = {"fp32": 4, "fp16": 16, "bf16": 16}  # errors of low precision need some to show how they grow
 _DRIFT_EVERY = 8  # iterations
 
@@ -90,8 +90,14 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
     """A picture drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
     labels = np.array([config.class_num - 1], dtype=np.int64)
-    settings: dict[str, Any] = {**_SETTINGS, "iterations": min(_ITERATIONS[precision], config.tokens)}
-    plan = build_plan(config.tokens, requested_sampling(Sampling(), config.tokens, settings))
+    guidance = {} if config.distilled_steps else {"cfg_scale": 2.0}
+    settings: dict[str, Any] = {
+        "preset": "exact",
+        "iterations": min(_ITERATIONS[precision], config.tokens),
+        **guidance,
+        **short_chain(config, 10),
+    }
+    plan = build_plan(config.tokens, requested_sampling(usual_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from mar_export.eager import eager_generator
 from runtime.artifact import Artifact
+from runtime.config import ModelConfig
 from runtime.errors import BackendError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
+from runtime.heads import samplers_of
 from runtime.presets import PRESETS
-from runtime.samplers import SAMPLERS
 from training.checkpoint import load_checkpoint
 from training.data import open_dataset
 from training.quality import batches, frechet_distance, judge, load_or_train_classifier
@@ -57,16 +58,16 @@ class Study:
     images: int
 
 
-def sampler_ways(tokens: int) -> list[Way]:
-    """Every sampler at every number of steps, from its own first timestep, for images of `tokens` tokens.
+def sampler_ways(model: ModelConfig) -> list[Way]:
+    """Every sampler of `model` at every number of steps, from its own first timestep; none for a distilled head.
 
     Without guidance, which halves the work; presets are judged with that of the artifact.
     """
-    usual = {"preset": "exact", "iterations": min(_ITERATIONS, tokens), "cfg_scale": 1.0}
+    usual = {"preset": "exact", "iterations": min(_ITERATIONS, model.tokens), "cfg_scale": 1.0}
     return [
         Way(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
-        for steps in reversed(STEPS)
-        for sampler in SAMPLERS
+        for steps in (() if model.distilled_steps else reversed(STEPS))
+        for sampler in samplers_of(model)
     ]
 
 

@@ -53,7 +53,7 @@ def study(
             check_writable(path)
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
-    ways = preset_ways(manifest.presets) + ([] if presets_only else sampler_ways(manifest.model.tokens))
+    ways = preset_ways(manifest.presets) + ([] if presets_only else sampler_ways(manifest.model))
     asked = Study(artifact, checkpoint, classifier, data, images)
     run_study(asked, ways, out, threads, click.echo)
     value = summary(asked, ways, out, time_ways(asked, ways, threads, _REPEATS))

@@ -18,6 +18,8 @@ _COMMANDS = {
     "cache-latents": ("training.cache_cli:cache", "Encode pictures once, for training on their latents."),
     "train-tokenizer": ("training.tokenizer_cli:train_tokenizer", "Train the autoencoder of latents, or go on."),
     "train": ("training.train_cli:train", "Train a model, or go on with a run."),
+    "flow-head": ("training.flow_head_cli:flow_head", "Train a flow head on a frozen backbone."),
+    "distill": ("training.distill_cli:distill", "Train a head that draws in a few steps what another draws in many."),
     "runs": ("training.runs_cli:runs", "Compare runs of mar train."),
     "import": ("training.import_cli:import_", "Turn a published checkpoint into a run of ours."),
     "export": ("mar_export.export_cli:export", "Turn a checkpoint into an artifact of engines."),

@@ -31,7 +31,15 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("attn_dropout", 0, 0.99),
     ("proj_dropout", 0, 0.99),
     ("diffusion_batch_mul", 1, 64),
+    ("distilled_steps", 0, 1000),
 )
+
+# What a field of words may be; the first is the published form.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "head": ("diffusion", "flow"),
+}
+# Fields that came after the others: descriptions of a model from before them have none, and mean the published form.
+LATER_FIELDS = frozenset({*_CHOICES, "distilled_steps"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +47,12 @@ class ModelConfig:
     """A MAR model, under the names of the published constructor (arXiv 2406.11838, section 4).
 
     Sizes are in pixels (`img_size`), pixels a latent (`vae_stride`), latents a token side
-    (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). The
-    last five fields matter only while training. Raises `ConfigError` on impossible values.
+    (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). Those from
+    `mask_ratio_min` to `diffusion_batch_mul` matter only while training.
+
+    `head` is what the head learns to predict: the noise of a diffusion process, or the velocity of a
+    rectified flow. `distilled_steps`, where not 0, is the number of steps that a flow head was distilled
+    to, guidance included. Raises `ConfigError` on impossible values.
     """
 
     img_size: int = 256
@@ -63,6 +75,8 @@ class ModelConfig:
     attn_dropout: float = 0.1
     proj_dropout: float = 0.1
     diffusion_batch_mul: int = 4
+    head: str = "diffusion"
+    distilled_steps: int = 0
 
     def __post_init__(self) -> None:
         for name, smallest, largest in _LIMITS:
@@ -75,6 +89,15 @@ class ModelConfig:
                 raise ConfigError(f"model config: {name} must be {wanted.__name__}, found {value!r}")
             if not smallest <= value <= largest:
                 raise ConfigError(f"model config: {name} must lie in {smallest}..{largest}, found {value!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"model config: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}"
+                )
+        if self.distilled_steps and self.head != "flow":
+            raise ConfigError(
+                f"model config: distilled_steps {self.distilled_steps} belongs to the head flow, found {self.head}"
+            )
         if self.img_size % (self.vae_stride * self.patch_size):
             raise ConfigError(
                 f"model config: img_size {self.img_size} is not a multiple of vae_stride x patch_size = "

@@ -63,7 +63,14 @@ def continuous_alphas_cumprod(timesteps: NDArray[np.float64]) -> NDArray[np.floa
     return curve(timesteps + 1) / curve(0.0)
 
 
-def step_count(steps: int | str) -> int:
+def continuous_timestep(alpha_cumprod: float) -> float:
+    """The time at which `continuous_alphas_cumprod` has this value."""
+    first = np.cos(0.008 / 1.008 * np.pi / 2)
+    angle = np.arccos(np.sqrt(alpha_cumprod) * first)
+    return float((angle * 2 / np.pi * 1.008 - 0.008) * TRAIN_STEPS - 1)
+
+
+def step_count(steps: int | str, least: int = 2) -> int:
     """How many steps `diffusion_steps` asks for, a number or `"ddimN"`. Raises `RequestError`."""
     digits = str(steps).removeprefix("ddim")
     try:
@@ -72,8 +79,8 @@ def step_count(steps: int | str) -> int:
         count = None
     if count is None:
         raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {short(steps)}")
-    if not 2 <= count <= TRAIN_STEPS:
-        raise RequestError(f"diffusion_steps must lie in 2..{TRAIN_STEPS}, found {short(steps)}")
+    if not least <= count <= TRAIN_STEPS:
+        raise RequestError(f"diffusion_steps must lie in {least}..{TRAIN_STEPS}, found {short(steps)}")
     return count
 
 

@@ -20,7 +20,7 @@ from runtime.checks import check_choice, check_number, check_scale, check_whole,
 from runtime.diffusion import TRAIN_STEPS, step_count
 from runtime.errors import RequestError
 from runtime.noise import TOKEN_ORDERS
-from runtime.samplers import CoefficientTable, coefficient_table
+from runtime.samplers import CoefficientTable, coefficient_table, least_steps
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -62,7 +62,7 @@ class Sampling:
     `"ddimN"`, the published respacing, or a number for each iteration; `last_diffusion_steps`, where not
     None, what the steps shrink to over the iterations, by `step_schedule`; `start_timestep` the first
     timestep, where None the sampler's own; `temperature` scales the noise of each step; `eta` is how
-    much of it `ddim` has.
+    much of it `ddim` and `flow-euler` have.
     """
 
     iterations: int | None = None
@@ -193,18 +193,21 @@ def _steps_per_iteration(sampling: Sampling, whole: Sequence[int], before: Seque
     check_choice("step_schedule", sampling.step_schedule, STEP_SCHEDULES)
     first, last, iterations = sampling.diffusion_steps, sampling.last_diffusion_steps, len(before)
     if not isinstance(first, (int, str)):
-        return _named_steps(first, last, whole, before)
+        return _named_steps(sampling, whole, before)
     if last is None:
         return [first] * iterations
     if isinstance(first, str) and first.startswith("ddim"):
         raise RequestError(f"last_diffusion_steps needs a number of diffusion_steps to shrink from, found {first!r}")
-    check_whole("last_diffusion_steps", last, 2, step_count(first))
+    least = least_steps(sampling.sampler)
+    most = step_count(first, least)
+    check_whole("last_diffusion_steps", last, least, most)
     left, final = _LEFT_SHARE[sampling.step_schedule], max(1, iterations - 1)
-    return [last + int(left(k, final) * (step_count(first) - last)) for k in range(iterations)]
+    return [last + int(left(k, final) * (most - last)) for k in range(iterations)]
 
 
-def _named_steps(named: object, last: int | None, whole: Sequence[int], before: Sequence[int]) -> list[int]:
-    """Diffusion steps `named` for each iteration of a whole picture, for iterations that begin at `before`."""
+def _named_steps(sampling: Sampling, whole: Sequence[int], before: Sequence[int]) -> list[int]:
+    """Diffusion steps named for each iteration of a whole picture, for iterations that begin at `before`."""
+    named, last = sampling.diffusion_steps, sampling.last_diffusion_steps
     if not isinstance(named, tuple):
         raise RequestError(f"diffusion_steps must be a whole number, 'ddimN' or a list of them, found {short(named)}")
     if len(named) != len(whole):
@@ -215,7 +218,7 @@ def _named_steps(named: object, last: int | None, whole: Sequence[int], before: 
     if last is not None:
         raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {short(list(named))}")
     for steps in named:
-        check_whole("diffusion_steps of an iteration", steps, 2, TRAIN_STEPS)
+        check_whole("diffusion_steps of an iteration", steps, least_steps(sampling.sampler), TRAIN_STEPS)
     begins = _running_totals(whole)
     return [named[bisect.bisect_right(begins, known) - 1] for known in before]
 

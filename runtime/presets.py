@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.checks import check_choice, short
+from runtime.config import ModelConfig
 from runtime.errors import RequestError
+from runtime.heads import check_head, usual_sampling
 from runtime.plan import Sampling
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -20,6 +22,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {"iterations": 32, "sampler": "ddim", "diffusion_steps": 25},
     "fast": {"iterations": 14, "sampler": "ddim", "diffusion_steps": 14, "cfg_interval": (0.1, 1.0)},
     "turbo": {"iterations": 10, "sampler": "ddim", "diffusion_steps": 10, "cfg_interval": (0.15, 1.0)},
+}
+# The same for a flow head: fewer steps go as far along a straighter path.
+_FLOW_CHAINS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "balanced": {"sampler": "flow-2m", "diffusion_steps": 12},
+    "fast": {"sampler": "flow-2m", "diffusion_steps": 8},
+    "turbo": {"sampler": "flow-2m", "diffusion_steps": 6},
 }
 
 OWN = "own"  # what the artifact's own settings are called where presets are named beside them
@@ -29,6 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 # scripts: no preset changes the first two, and the others only one that names its own diffusion steps.
 _OF_THE_MODEL = ("cfg_scale", "temperature")
 _CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
+_CHAIN = ("sampler", "diffusion_steps")  # what a preset says of it
 
 
 def check_preset_name(name: object) -> None:
@@ -42,15 +52,16 @@ def check_preset_name(name: object) -> None:
 
 
 def requested_sampling(
-    own: Sampling, length: int, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
+    own: Sampling, model: ModelConfig, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
 ) -> Sampling:
-    """The settings of a request for images of `length` tokens: `own`, then a preset, then what is named.
+    """The settings of a request for images of `model`: `own`, then a preset, then what is named.
 
     `settings` are fields of `Sampling`, and `preset`, one of `PRESETS` or of the artifact's own
     `presets`; None stands for what is there already. A preset of `PRESETS` replaces all but the model's
     guidance scale, temperature and, where it names none of its own, diffusion steps and their start, if
-    those are for any iteration; it has no more iterations than there are tokens. One of the artifact's
-    own is of its model and replaces everything. Raises `RequestError`.
+    those are for any iteration; it has no more iterations than there are tokens. Its chain is one for the
+    head of the model, and that of a distilled head stays. One of the artifact's own is of its model and
+    replaces everything. Raises `RequestError`, also where the head cannot be drawn with the outcome.
     """
     settings, presets = dict(settings), presets or {}
     name = settings.pop("preset", None)
@@ -59,10 +70,21 @@ def requested_sampling(
     if name in presets:
         own = presets[name]
     elif name is not None:
-        changes = PRESETS[name]
+        changes = _changes(name, model)
         of_iterations = isinstance(own.diffusion_steps, tuple)  # steps for its own iterations, not the preset's
         fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or of_iterations else _CHAIN_OF_THE_MODEL)
-        own = dataclasses.replace(Sampling(**{field: getattr(own, field) for field in fields}), **changes)
+        kept = {field: getattr(own, field) for field in fields}
+        own = dataclasses.replace(usual_sampling(model), **kept | changes)
         if own.iterations is not None:
-            own = dataclasses.replace(own, iterations=min(own.iterations, length))
-    return own.changed(settings)
+            own = dataclasses.replace(own, iterations=min(own.iterations, model.tokens))
+    sampling = own.changed(settings)
+    check_head(model, sampling)
+    return sampling
+
+
+def _changes(name: str, model: ModelConfig) -> dict[str, Any]:
+    """What the built-in preset called `name` changes for `model`."""
+    if model.head == "diffusion":
+        return PRESETS[name]
+    schedule = {field: value for field, value in PRESETS[name].items() if field not in _CHAIN}
+    return schedule if model.distilled_steps else schedule | _FLOW_CHAINS[name]

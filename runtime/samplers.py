@@ -1,4 +1,4 @@
-"""Samplers of the diffusion head, each one row of coefficients a step.
+"""Samplers of the head, each one row of coefficients a step.
 
 The `denoise` engine applies a row, whatever sampler it is of:
 
@@ -6,7 +6,8 @@ The `denoise` engine applies a row, whatever sampler it is of:
     x' = x_from_x * x + x_from_x0 * x0 + x_from_previous_x0 * x0 of the step before + noise_scale * sigma * noise
     log sigma^2 = log_variance_low + (log_variance_high - log_variance_low) * (v + 1) / 2
 
-where eps and v are the head's two outputs. Everything is computed in float64 and rounded once.
+where eps and v are the head's two outputs; eps of a flow head is a velocity (`runtime.flow`). Everything is
+computed in float64 and rounded once.
 
 Where a chain starts matters as much as its sampler. Under the cosine schedule 1/sqrt(alpha_bar) is 20,000
 at t = 999, so an error of eps in the first of 100 steps is amplified 316 times, and thousands of times in
@@ -24,6 +25,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime import flow
 from runtime.checks import check_choice, check_number, check_scale, check_whole
 from runtime.diffusion import (
     TRAIN_STEPS,
@@ -78,29 +80,41 @@ def coefficient_table(
     """The rows of `sampler`, one of `SAMPLERS`.
 
     `steps` is a number, or `"ddimN"` for the published respacing by an integer stride; `temperature`
-    scales the noise of each step; `eta` is how much noise `ddim` adds (0 none, 1 as much as DDPM);
-    `start` is the first timestep, by default 999 for `ddpm` with 100 steps and more, and lower for
-    everything else. Raises `RequestError`.
+    scales the noise of each step; `eta` is how much noise `ddim` and `flow-euler` add (0 none, 1 as much
+    as DDPM); `start` is the first timestep, by default 999 for `ddpm` with 100 steps and more, and lower
+    for every other sampler of a diffusion head; a flow starts at 1000. Raises `RequestError`.
     """
     check_choice("sampler", sampler, SAMPLERS)
     check_scale("temperature", temperature)
     check_number("eta", eta, 0, 1)
-    if eta and sampler != "ddim":
-        raise RequestError(f"eta belongs to the sampler ddim, found eta {eta} with {sampler}")
-    count = step_count(steps)
+    if eta and sampler not in _WITH_ETA:
+        raise RequestError(f"eta belongs to the samplers {' and '.join(_WITH_ETA)}, found eta {eta} with {sampler}")
+    count = step_count(steps, least_steps(sampler))
     by_stride = isinstance(steps, str) and steps.startswith("ddim")
-    if by_stride and sampler in _MULTISTEP:
+    if by_stride and sampler not in ("ddpm", "ddim"):
         raise RequestError(f"{steps!r} spaces the steps of ddpm and ddim; {sampler} needs their number")
     if start is not None:
+        if sampler in FLOW_SAMPLERS:
+            raise RequestError(
+                f"start_timestep belongs to the samplers of a diffusion head, found {start} with {sampler}"
+            )
         check_whole("start_timestep", start, count - 1, TRAIN_STEPS - (2 if sampler in _MULTISTEP else 1))
         if by_stride:
             raise RequestError(f"start_timestep needs a number of diffusion steps, found {steps!r}, which has its own")
     return _table(sampler, steps if by_stride else count, float(temperature), float(eta), start)
 
 
+def least_steps(sampler: str) -> int:
+    """Of a chain: a flow can be followed in one."""
+    return 1 if sampler in FLOW_SAMPLERS else 2
+
+
 @functools.lru_cache(maxsize=256)
 def _table(sampler: str, steps: int | str, temperature: float, eta: float, start: int | None) -> CoefficientTable:
-    timesteps, rows = _CHAINS[sampler](steps, temperature, eta, start)
+    if sampler in FLOW_SAMPLERS:
+        timesteps, rows = _FLOWS[sampler](int(steps), temperature, eta)
+    else:
+        timesteps, rows = _CHAINS[sampler](steps, temperature, eta, start)
     return CoefficientTable(
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
         coefficients=np.stack([rows[name] for name in COEFFICIENTS], axis=1).astype(np.float32),
@@ -165,8 +179,11 @@ _CHAINS: dict[str, Callable[[int | str, float, float, int | None], _Chain]] = {
     "dpm++2m": _dpm_solver,
     "dpm++2m-sde": _sde_dpm_solver,
 }
-SAMPLERS = tuple(_CHAINS)
+_FLOWS = {"flow-euler": flow.euler, "flow-2m": flow.second_order}
+DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_CHAINS), tuple(_FLOWS)
+SAMPLERS = (*DIFFUSION_SAMPLERS, *FLOW_SAMPLERS)
 _MULTISTEP = ("dpm++2m", "dpm++2m-sde")
+_WITH_ETA = ("ddim", "flow-euler")
 
 
 def _levels(alphas_cumprod: Float64) -> tuple[Float64, Float64, Float64, Float64]:

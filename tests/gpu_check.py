@@ -154,10 +154,11 @@ class Check:
     def times(self, model: str, precision: str, batches: Sequence[int], names: Sequence[str]) -> None:
         """One model in one precision: eager PyTorch, then every backend."""
         checkpoint = random_checkpoint(model)
-        tokens = checkpoint.model.config.tokens
+        config = checkpoint.model.config
         settings = {name: {"preset": name, "cfg_scale": GUIDANCE} for name in names}
         plans = {
-            name: build_plan(tokens, requested_sampling(Sampling(), tokens, each)) for name, each in settings.items()
+            name: build_plan(config.tokens, requested_sampling(Sampling(), config, each))
+            for name, each in settings.items()
         }
         with self._skipping(f"{model} {precision}, eager"):
             checkpoint.model.cuda()
@@ -197,8 +198,8 @@ class Check:
             print(f"skipped: {what}: {reason}")
 
     def _drawn(self, name: str, checkpoint: Checkpoint, cases: Sequence[GoldenCase], graphs: bool) -> list[np.ndarray]:
-        tokens = checkpoint.model.config.tokens
-        plans = [build_plan(tokens, requested_sampling(Sampling(), tokens, case.settings)) for case in cases]
+        config = checkpoint.model.config
+        plans = [build_plan(config.tokens, requested_sampling(Sampling(), config, case.settings)) for case in cases]
         batch = max(len(case.labels) for case in cases)
         with self._backends.open(name, checkpoint, "fp32", graphs, plans, batch) as generator:
             return [

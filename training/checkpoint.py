@@ -134,8 +134,11 @@ def load_checkpoint(
     return Checkpoint(model, "none" if vae is None else "kl", (), path.name, _hash(published.files), vae)
 
 
-def save_run(run: pathlib.Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` as the folder `run`, whole or not at all, for `load_checkpoint` to read."""
+def save_run(run: pathlib.Path, checkpoint: Checkpoint, origin: Mapping[str, Any] | None = None) -> None:
+    """Write `checkpoint` as the folder `run`, whole or not at all, for `load_checkpoint` to read.
+
+    `origin` is what the config says of where it came from; by default, the file that it was imported from.
+    """
     with replacing_folder(run) as folder:
         save_weights(folder / WEIGHTS_FILE, checkpoint.model.state_dict())
         if checkpoint.vae is not None:
@@ -144,7 +147,7 @@ def save_run(run: pathlib.Path, checkpoint: Checkpoint) -> None:
             "model": checkpoint.model.config.to_dict(),
             "tokenizer": checkpoint.tokenizer,
             "class_names": list(checkpoint.class_names),
-            "imported_from": {"file": checkpoint.source, "sha256": checkpoint.sha256},
+            **(origin or {"imported_from": {"file": checkpoint.source, "sha256": checkpoint.sha256}}),
         }
         write_run_config(folder, config)
 

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from runtime.config import ModelConfig
+from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ConfigError
 from training.presets import PRESETS
 
@@ -87,7 +87,7 @@ class RunConfig:
         first. `where` names their source in a `ConfigError`."""
         data, model = read_model(values, PRESETS, where)
         where_model = f"{where}, model {values['preset']}" if "preset" in values else f"{where}, model"
-        if "preset" not in values and (missing := sorted(field_names(ModelConfig) - model.keys())):
+        if "preset" not in values and (missing := sorted(field_names(ModelConfig) - LATER_FIELDS - model.keys())):
             raise ConfigError(f"{where}: no preset (--preset), and without one model lacks {', '.join(missing)}")
         return cls(
             data,

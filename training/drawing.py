@@ -29,6 +29,7 @@ from runtime.config import ModelConfig
 from runtime.errors import BackendError, DataError, RequestError
 from runtime.files import replacing, write_json
 from runtime.generator import Generator
+from runtime.heads import usual_sampling
 from runtime.images import to_uint8
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling, build_plan
@@ -66,7 +67,7 @@ class Drawing:
         else:
             loaded = _checkpoint(self)
             config, tokenizer = loaded.model.config, loaded.tokenizer
-            sampling = requested_sampling(Sampling(), config.tokens, dict(self.settings))
+            sampling = requested_sampling(usual_sampling(config), config, dict(self.settings))
             of |= {"checkpoint": loaded.sha256, "torch": torch.__version__}
         if tokenizer == "none":
             raise RequestError(f"{self.subject} has no decoder, so it makes no pictures to judge; see --tokenizer")

@@ -94,12 +94,12 @@ class HeadMLP(nn.Module):
         return self.denoise(x, self.time_embed(timesteps) + self.cond_embed(z))
 
     def conditions(self, timesteps: Tensor, z: Tensor) -> Tensor:
-        """Of whole timesteps [N] and vectors z [N / R, C], the same for R runs of rows: [N, W].
+        """Of timesteps [N] and vectors z [N / R, C], the same for R runs of rows: [N, W].
 
-        What rows share is computed once: z, and, where they are more than there are timesteps, these.
+        What rows share is computed once: z, and, where they are more than there are whole timesteps, these.
         """
         dtype = self.cond_embed.weight.dtype
-        if len(timesteps) > TRAIN_STEPS:
+        if len(timesteps) > TRAIN_STEPS and not timesteps.is_floating_point():
             every = torch.arange(TRAIN_STEPS, dtype=dtype, device=timesteps.device)
             of_time = F.embedding(timesteps, self.time_embed(every))  # [N, W]
         else:

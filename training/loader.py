@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     latents: Tensor  # [B, c, H, W]
     labels: Tensor  # int64 [B]
     order: Tensor  # int64 [B, L]
-    timesteps: Tensor  # int64 [R, B, K]
+    timesteps: Tensor  # [R, B, K]
     noise: Tensor  # [R, B, K, D]
 
     def to(self, device: torch.device) -> Batch:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.config import ModelConfig
+from training.flow import FlowLoss
 from training.head import DiffusionLoss
 
 NORM_EPS = 1e-6
@@ -126,7 +127,10 @@ class MAR(nn.Module):
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
 
         self._initialize()
-        self.diffloss = DiffusionLoss(config.token_channels, decoder, config.diffloss_w, config.diffloss_d)
+        loss = FlowLoss if config.head == "flow" else DiffusionLoss
+        self.diffloss: DiffusionLoss | FlowLoss = loss(
+            config.token_channels, decoder, config.diffloss_w, config.diffloss_d
+        )
 
     def _blocks(self, half: str) -> nn.ModuleList:
         config = self.config
@@ -195,7 +199,7 @@ class MAR(nn.Module):
 
         latents [B, c, H, W]; labels int64 [B], class_num standing for no class; order int64 [B, L], a
         permutation of the positions of each image, the first K of them masked and predicted from the
-        others; timesteps int64 [R, B, K] and noise [R, B, K, D], R times for each masked token. The head
+        others; timesteps [R, B, K] and noise [R, B, K, D], R times for each masked token. The head
         runs on the masked tokens only: the published code runs it on all and multiplies by the mask.
         """
         tokens = self.patchify(latents)  # [B, L, D]

@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.files import replacing
 from runtime.grid import save_grid
+from runtime.heads import usual_sampling
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling, build_plan
 from training.model import MAR
@@ -17,8 +18,7 @@ from training.source import Source
 
 _CLASSES = 10
 _ROWS = 2
-# Not from t = 999: there, an error of the head is amplified hundreds of times, and a young head errs.
-_SAMPLING = Sampling(cfg_scale=2.0, diffusion_steps="ddim50")
+_GUIDANCE = 2.0
 
 
 def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
@@ -26,7 +26,11 @@ def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
     config = model.config
     shown = min(_CLASSES, config.class_num)
     labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
-    plan = build_plan(config.tokens, dataclasses.replace(_SAMPLING, iterations=min(16, config.tokens)))
+    usual = usual_sampling(config)
+    if config.head == "diffusion":  # not from t = 999: an error is amplified hundreds of times there, and it is young
+        usual = Sampling(diffusion_steps="ddim50")
+    sampling = dataclasses.replace(usual, cfg_scale=_GUIDANCE, iterations=min(16, config.tokens))
+    plan = build_plan(config.tokens, sampling)
     order = seeded_order(0, range(len(labels)), config)
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)

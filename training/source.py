@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.config import ModelConfig
+from runtime.errors import ConfigError, DataError
 from runtime.images import from_uint8, to_uint8
 from training.data import Dataset, open_dataset
 from training.latent_cache import CachedLatents, is_cache
@@ -66,3 +68,17 @@ def open_source(data: pathlib.Path, image_size: int) -> Source:
     if is_cache(data):
         return CachedLatents(data, image_size)
     return Pixels(open_dataset(data, image_size))
+
+
+def check_source(source: Source, model: ModelConfig, data: str) -> None:
+    """Refuse what is at `data` where `model` was made for other latents or classes."""
+    if source.stride != model.vae_stride:
+        raise ConfigError(
+            f"the model works on latents of {model.vae_stride}x{model.vae_stride} pixels each, but those of "
+            f"{data} are of {source.stride}x{source.stride}; choose a preset that fits"
+        )
+    if len(source.classes) != model.class_num or source.channels != model.vae_embed_dim:
+        raise DataError(
+            f"{data}: {len(source.classes)} classes of {source.channels} channels, but the model was made for "
+            f"{model.class_num} classes of {model.vae_embed_dim}"
+        )

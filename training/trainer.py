@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.errors import CheckpointError, ConfigError, DataError, MarError
+from runtime.errors import CheckpointError, ConfigError, MarError
 from training import checkpoint
 from training.config import RunConfig, StepConfig, TrainConfig
 from training.distribution import Processes
@@ -16,7 +16,7 @@ from training.loader import MicroBatch, MicroBatches, micro_batches
 from training.report import Reporter
 from training.run import Run
 from training.samples import save_sample_grid
-from training.source import Source, open_source
+from training.source import Source, check_source, open_source
 from training.state import load_state
 
 
@@ -104,18 +104,8 @@ def read_config(run: pathlib.Path, changes: Mapping[str, Any]) -> RunConfig:
 
 def check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
     """Refuse data that is not what the model was made for, too little of it, or a batch that cannot be shared out."""
-    model, training = config.model, config.training
-    if source.stride != model.vae_stride:
-        raise ConfigError(
-            f"the model works on latents of {model.vae_stride}x{model.vae_stride} pixels each, but those of "
-            f"{config.data} are of {source.stride}x{source.stride}; choose a preset that fits"
-        )
-    if len(source.classes) != model.class_num or source.channels != model.vae_embed_dim:
-        raise DataError(
-            f"{config.data}: {len(source.classes)} classes of {source.channels} channels, but the model was made for "
-            f"{model.class_num} classes of {model.vae_embed_dim}"
-        )
-    check_batch(source, training, processes)
+    check_source(source, config.model, config.data)
+    check_batch(source, config.training, processes)
 
 
 def check_batch(source: Source, training: StepConfig, processes: Processes) -> None:

@@ -38,7 +38,7 @@ from runtime.generator import Generator, Result
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
-from runtime.samplers import SAMPLERS
+from runtime.samplers import DIFFUSION_SAMPLERS
 from runtime.spec import Array, Engine
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE
@@ -49,6 +49,7 @@ from training.random_weights import random_checkpoint
 
 CHECKPOINT, CONFIG = GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json"
 WEIGHTS = f"--checkpoint {CHECKPOINT} --config {CONFIG}"
+SMALL = preset("pixel_small", img_size=16)  # of 16 tokens, as that model
 MACHINE = Machine(operations=5e9, bytes=2e9)
 STARTUP = {"interpreter": 0.1, "import_runtime": 0.2, "first_backbone_call": 0.75}
 
@@ -170,10 +171,10 @@ def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
     assert found[0].stages == {name: bench.Timing.of([1.5, 3.0, 4.5]) for name in ("work", "rest")}
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 def test_the_warm_up_is_short_whatever_the_artifact_draws_with(sampler: str) -> None:
     own = Sampling(sampler=sampler, diffusion_steps=400, last_diffusion_steps=50, cfg_scale=2.0)
-    plan = build_plan(16, requested_sampling(own, 16, bench.warm_up(16)))
+    plan = build_plan(16, requested_sampling(own, SMALL, bench.warm_up(SMALL)))
     assert plan.head_evaluations == 4
     assert plan.iterations[1].guided
 
@@ -626,7 +627,7 @@ def test_sampling_options_go_to_every_plan(fake: type[FakeContestant], artifact:
     run(f"{artifact} --plan fast --plan own --repeats 2 --iterations 3 --cfg-scale 1.5")
     (contestant,) = fake.made
     warm_up, *drawn = [{key: value for key, value in one.items() if value is not None} for one in contestant.drawn]
-    assert warm_up == bench.warm_up(16)
+    assert warm_up == bench.warm_up(SMALL)
     asked = {"iterations": 3, "cfg_scale": 1.5}
     assert drawn == [{**asked, "preset": "fast"}, asked] * 2
 
@@ -705,7 +706,7 @@ def test_whoever_started_is_stopped_when_another_fails(
     fake: type[FakeContestant], artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     def seconds(name: str, settings: Mapping[str, Any]) -> float:
-        if name == "eager" and settings != bench.warm_up(16):
+        if name == "eager" and settings != bench.warm_up(SMALL):
             raise BackendError("eager: RuntimeError: out of luck")
         return 1.0
 

@@ -37,7 +37,7 @@ from runtime.loop import Engines, run_plan
 from runtime.noise import TOKEN_ORDERS
 from runtime.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES, Plan, Sampling, build_plan
 from runtime.presets import PRESETS
-from runtime.samplers import SAMPLERS
+from runtime.samplers import DIFFUSION_SAMPLERS
 from runtime.spec import (
     BACKBONE,
     CONDITIONING,
@@ -720,7 +720,7 @@ def shapes_of(plans: Sequence[Plan], pictures: int) -> dict[str, list[dict[str, 
 @st.composite
 def samplings(draw: st.DrawFn) -> Sampling:
     """Any settings that there is a plan of, with chains short enough to run many."""
-    sampler = draw(st.sampled_from(SAMPLERS))
+    sampler = draw(st.sampled_from(DIFFUSION_SAMPLERS))
     steps: int | str = draw(st.integers(2, 9))
     last = start = None
     if sampler in ("ddpm", "ddim") and draw(st.booleans()):

@@ -32,7 +32,7 @@ from runtime.generator import Generator
 from runtime.loop import Engines, run_plan
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Float, Sampling
-from runtime.samplers import SAMPLERS
+from runtime.samplers import DIFFUSION_SAMPLERS
 from runtime.spec import ENGINES, EngineSpec, TensorSpec, engine_specs
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
@@ -127,7 +127,7 @@ def test_every_graph_has_the_inputs_and_outputs_of_its_spec(exported: pathlib.Pa
 
 
 @pytest.mark.parametrize("mask_schedule", ["cosine", "exponential"])
-@pytest.mark.parametrize(("sampler", "eta"), [*((sampler, 0.0) for sampler in SAMPLERS), ("ddim", 0.7)])
+@pytest.mark.parametrize(("sampler", "eta"), [*((sampler, 0.0) for sampler in DIFFUSION_SAMPLERS), ("ddim", 0.7)])
 def test_every_sampler_draws_what_the_eager_loop_draws(
     exported: pathlib.Path, sampler: str, eta: float, mask_schedule: str
 ) -> None:

@@ -25,9 +25,10 @@ from runtime.artifact import MANIFEST, Artifact
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
 from runtime.presets import PRESETS, requested_sampling
-from runtime.samplers import SAMPLERS
+from runtime.samplers import DIFFUSION_SAMPLERS
 from tests.training.tiny_runs import write_idx
 from training.checkpoint import WEIGHTS_FILE, Checkpoint, save_weights, write_run_config
+from training.presets import preset
 
 QUICK = Way("quick", {"iterations": 2, "diffusion_steps": 3})
 OTHER = Way("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
@@ -79,7 +80,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
     def judge(asked: Study, way: Way) -> dict[str, Any]:
         seen.append((way.name, asked.images))
         manifest = Artifact(asked.artifact).manifest
-        sampling = requested_sampling(manifest.sampling, manifest.model.tokens, way.settings)
+        sampling = requested_sampling(manifest.sampling, manifest.model, way.settings)
         found = figures(way.name, json.loads(json.dumps(dataclasses.asdict(sampling))), asked.images, float(len(seen)))
         return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
 
@@ -276,8 +277,8 @@ def test_ways_are_judged_in_processes_of_their_own(made: Study, tmp_path: pathli
 
 
 def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(made: Study) -> None:
-    ways = sampler_ways(64)
-    assert len({way.name for way in ways}) == len(ways) == len(SAMPLERS) * len(study.STEPS)
+    ways = sampler_ways(preset("pixel_small"))
+    assert len({way.name for way in ways}) == len(ways) == len(DIFFUSION_SAMPLERS) * len(study.STEPS)
     with Generator.load(made.artifact, threads=1) as generator:
         for way in ways:
             sampler, steps = way.name.split()
@@ -296,7 +297,7 @@ def test_presets_are_compared_under_their_own_names() -> None:
 
 
 def test_file_names_of_all_ways_differ(tmp_path: pathlib.Path) -> None:
-    ways = preset_ways(()) + sampler_ways(64)
+    ways = preset_ways(()) + sampler_ways(preset("pixel_small"))
     files = {study._file(tmp_path, way).name for way in ways}
     assert len(files) == len(ways)
     assert all(name.removesuffix(".json").replace("-", "").isalnum() for name in files)
@@ -337,7 +338,7 @@ def test_the_summary_has_the_figures_and_times_of_what_is_judged(
 
 def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) -> None:
     ways = []
-    for number, way in enumerate(preset_ways(()) + sampler_ways(64)):
+    for number, way in enumerate(preset_ways(()) + sampler_ways(preset("pixel_small"))):
         steps = way.settings.get("diffusion_steps", 100)
         one = figures(way.name, {"diffusion_steps": steps}, 10, frechet=10.0 / (1 + number % 7))
         ways.append({**one, "milliseconds": {"median": 10.0 * steps, "p10": 1.0, "p90": 1e4}})
@@ -405,7 +406,9 @@ def test_the_command_prints_a_row_for_every_way_and_writes_the_same(
 def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> None:
     """At fewer iterations than usual: these pictures have four tokens only."""
     run(command)
-    assert sorted(name for name, _ in judged) == sorted(way.name for way in preset_ways(()) + sampler_ways(4))
+    assert sorted(name for name, _ in judged) == sorted(
+        way.name for way in preset_ways(()) + sampler_ways(preset("pixel_small", img_size=8))
+    )
 
 
 @pytest.mark.parametrize(

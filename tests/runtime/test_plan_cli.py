@@ -104,7 +104,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
 def test_a_row_an_iteration_and_totals_without_time(
     artifact: pathlib.Path, manifest: Manifest, line: str, settings: dict[str, Any]
 ) -> None:
-    sampling = requested_sampling(manifest.sampling, 16, settings)
+    sampling = requested_sampling(manifest.sampling, manifest.model, settings)
     plan = build_plan(16, sampling)
     output = run(artifact, f"{line} --no-time --batch-size 500")
     assert rows_of(output) == expected_rows(manifest, plan, 500)

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.samplers import COEFFICIENTS, SAMPLERS, CoefficientTable, coefficient_table
+from runtime.samplers import COEFFICIENTS, DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
 
 Floats = NDArray[np.float64]
 # eps of x at a signal and a noise level: sigma E[eps | x], the score times -sigma.
 Eps = Callable[[Floats, float, float], Floats]
 
-KINDS: list[tuple[str, float]] = [*((sampler, 0.0) for sampler in SAMPLERS), ("ddim", 1.0)]
+KINDS: list[tuple[str, float]] = [*((sampler, 0.0) for sampler in DIFFUSION_SAMPLERS), ("ddim", 1.0)]
 DRAWS = 2000
 
 # Three unlike Gaussians in three dimensions.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.diffusion import TRAIN_STEPS, respaced_timesteps, training_schedule
 from runtime.errors import RequestError
-from runtime.samplers import COEFFICIENTS, SAMPLERS, CoefficientTable, coefficient_table
+from runtime.samplers import COEFFICIENTS, DIFFUSION_SAMPLERS, SAMPLERS, CoefficientTable, coefficient_table
 
 untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 Floats = NDArray[np.float64]
@@ -22,7 +22,7 @@ HALF_ULP = 2.0**-24 * 1.001  # one rounding to float32, and room for the 1e-11 t
 SPACINGS = (TRAIN_STEPS, 100, 10, 2, "ddim1000", "ddim50", "ddim20", "ddim2")
 STEPS = (2, 3, 10, 50, 200)
 # Every sampler, ddim with every kind of noise.
-KINDS: list[tuple[str, float]] = [*((sampler, 0.0) for sampler in SAMPLERS), ("ddim", 0.5), ("ddim", 1.0)]
+KINDS: list[tuple[str, float]] = [*((sampler, 0.0) for sampler in DIFFUSION_SAMPLERS), ("ddim", 0.5), ("ddim", 1.0)]
 MULTISTEP = ("dpm++2m", "dpm++2m-sde")
 # Times that every sampler can share: whole numbers, evenly spread.
 SHARED: dict[str, Any] = {"steps": 12, "start": 990}
@@ -185,7 +185,7 @@ def test_multistep_solvers_start_where_the_log_of_signal_over_noise_is_minus_5_1
     assert abs(math.log(signal[0] / sigma[0]) + 5.1) < 0.01
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 @pytest.mark.parametrize("start", [9, 10, 500, 950, 998])
 def test_a_chain_starts_at_the_timestep_that_is_asked_for(sampler: str, start: int) -> None:
     table = coefficient_table(sampler, 10, start=start)
@@ -201,7 +201,7 @@ def test_a_start_of_999_gives_the_published_rows_of_ddpm(steps: int) -> None:
     np.testing.assert_allclose(np.square(levels(table)[0]), kept_alphas_cumprod(table), rtol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 def test_no_start_is_noisier_than_the_training_steps(sampler: str) -> None:
     """Past them the cosine curve falls on to 4e-33, of which the network knows nothing."""
     noisiest = training_schedule().alphas_cumprod[-1]
@@ -323,13 +323,17 @@ BAD_TABLES: list[tuple[dict[str, Any], str]] = [
     *(({"sampler": "ddim", "eta": value}, f"eta must be a number in 0..1, found {value!r}") for value in (-0.1, 1.1)),
     *(({"sampler": "ddim", "eta": value}, f"eta must be a number in 0..1, found {value!r}") for value in (None, "1")),
     ({"sampler": "ddim", "eta": math.nan}, "eta must be a number in 0..1, found nan"),
-    *(({"sampler": name, "eta": 0.5}, f"found eta 0.5 with {name}") for name in SAMPLERS if name != "ddim"),
+    *(
+        ({"sampler": name, "eta": 0.5}, f"found eta 0.5 with {name}")
+        for name in SAMPLERS
+        if name not in ("ddim", "flow-euler")
+    ),
     *(
         (
             {"sampler": name, "start": value},
             f"start_timestep must be a whole number in 9..{998 if name in MULTISTEP else 999}, found {value!r}",
         )
-        for name in SAMPLERS
+        for name in DIFFUSION_SAMPLERS
         for value in (8, 1000, -1, 900.5, "900", math.nan)
     ),
     *(
@@ -337,7 +341,7 @@ BAD_TABLES: list[tuple[dict[str, Any], str]] = [
         for name in ("ddpm", "ddim")
     ),
     *(({"sampler": name, "steps": "ddim10"}, "'ddim10' spaces the steps of ddpm and ddim") for name in MULTISTEP),
-    *(({"sampler": name, "steps": 1}, "diffusion_steps must lie in 2..1000, found 1") for name in SAMPLERS),
+    *(({"sampler": name, "steps": 1}, "diffusion_steps must lie in 2..1000, found 1") for name in DIFFUSION_SAMPLERS),
 ]
 
 

@@ -1,0 +1,144 @@
+"""Which chains a head is drawn with: its own by default, and no other's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+
+from runtime.artifact import MANIFEST, Artifact
+from runtime.config import LATER_FIELDS, ModelConfig
+from runtime.errors import ArtifactError, ConfigError, RequestError
+from runtime.heads import check_head, samplers_of, short_chain, usual_sampling
+from runtime.plan import Sampling, build_plan
+from runtime.presets import PRESETS, requested_sampling
+from runtime.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
+
+DIFFUSION, FLOW, DISTILLED = ModelConfig(), ModelConfig(head="flow"), ModelConfig(head="flow", distilled_steps=2)
+MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_what_is_usual_for_a_head_can_be_drawn(model: ModelConfig) -> None:
+    usual = usual_sampling(model)
+    check_head(model, usual)
+    build_plan(model.tokens, usual)
+    assert usual.sampler in samplers_of(model)
+
+
+def test_a_diffusion_head_is_drawn_as_published() -> None:
+    assert usual_sampling(DIFFUSION) == Sampling()
+
+
+def test_a_distilled_head_is_drawn_as_it_was_distilled_for() -> None:
+    usual = usual_sampling(DISTILLED)
+    assert (usual.sampler, usual.diffusion_steps, usual.cfg_scale) == ("flow-euler", 2, 1.0)
+    plan = build_plan(DISTILLED.tokens, usual)
+    assert plan.head_evaluations == 2 * len(plan.iterations)
+    assert not any(iteration.guided for iteration in plan.iterations)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, preset: str) -> None:
+    found = requested_sampling(usual_sampling(model), model, {"preset": preset})
+    assert found.sampler in samplers_of(model)
+    assert found.iterations == PRESETS[preset]["iterations"]
+    assert found.cfg_interval == PRESETS[preset].get("cfg_interval", (0.0, 1.0))
+    build_plan(model.tokens, found)
+    if model.distilled_steps:
+        assert found.diffusion_steps == model.distilled_steps
+
+
+def test_presets_of_a_flow_head_differ() -> None:
+    assert len({requested_sampling(Sampling(), FLOW, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "told"),
+    [
+        (DIFFUSION, FLOW_SAMPLERS, "a diffusion head is drawn with the sampler ddpm or ddim or dpm++2m or dpm++2m-sde"),
+        (FLOW, DIFFUSION_SAMPLERS, "a flow head is drawn with the sampler flow-euler or flow-2m"),
+        (
+            DISTILLED,
+            (*DIFFUSION_SAMPLERS, "flow-2m"),
+            "a head distilled to 2 steps is drawn with the sampler flow-euler",
+        ),
+    ],
+    ids=MODELS,
+)
+def test_a_sampler_of_another_head_is_refused_in_one_line(
+    model: ModelConfig, other: tuple[str, ...], told: str
+) -> None:
+    assert {*other, *samplers_of(model)} == {*SAMPLERS}
+    for sampler in other:
+        with pytest.raises(RequestError) as refusal:
+            requested_sampling(usual_sampling(model), model, {"sampler": sampler})
+        assert str(refusal.value) == f"{told}, found {sampler!r}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"diffusion_steps": 4}, "diffusion_steps 2, since it knows no others, found 4"),
+        ({"diffusion_steps": (2,) * 64}, "diffusion_steps 2, since it knows no others, found (2, 2,"),
+        ({"last_diffusion_steps": 1}, "last_diffusion_steps None, since it knows no others, found 1"),
+        ({"cfg_scale": 3.0}, "cfg_scale 1, since guidance is part of what it was distilled from, found 3.0"),
+        ({"eta": 0.5}, "eta 0, since its steps lead to one token, found 0.5"),
+    ],
+    ids=str,
+)
+def test_a_distilled_head_refuses_what_it_was_not_distilled_for(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError) as refusal:
+        requested_sampling(usual_sampling(DISTILLED), DISTILLED, settings)
+    assert f"a head distilled to 2 steps is drawn with {told}" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_short_chain_is_one_that_the_head_has() -> None:
+    for model in MODELS.values():
+        sampling = dataclasses.replace(usual_sampling(model), **short_chain(model, 3), iterations=1)
+        check_head(model, sampling)
+        assert build_plan(model.tokens, sampling).head_evaluations == (2 if model.distilled_steps else 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"head": "gan"}, "head must be one of diffusion, flow, found 'gan'"),
+        ({"head": None}, "head must be one of diffusion, flow, found None"),
+        ({"distilled_steps": 2}, "distilled_steps 2 belongs to the head flow, found diffusion"),
+        ({"head": "flow", "distilled_steps": -1}, "distilled_steps must lie in 0..1000, found -1"),
+        ({"head": "flow", "distilled_steps": 1.0}, "distilled_steps must be int, found 1.0"),
+    ],
+    ids=str,
+)
+def test_a_head_that_does_not_exist_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ModelConfig(**changes)
+
+
+def test_a_manifest_from_before_there_were_other_heads_still_loads(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    value = json.loads((path / MANIFEST).read_text())
+    for field in LATER_FIELDS:
+        del value["model"][field]
+    (path / MANIFEST).write_text(json.dumps(value))
+    assert Artifact(path).manifest.model.head == "diffusion"
+
+
+def test_a_manifest_whose_sampler_is_of_another_head_is_refused(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    value = json.loads((path / MANIFEST).read_text())
+    value["sampling"]["sampler"] = "flow-2m"
+    (path / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(ArtifactError, match=r"sampling: a diffusion head is drawn with .*, found 'flow-2m'"):
+        Artifact(path)
