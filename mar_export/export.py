@@ -27,6 +27,7 @@ from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
+from runtime.forms import formed
 from runtime.files import replacing_folder, sha256, write_json
 from runtime.generator import Generator
 from runtime.loop import Engines
@@ -63,7 +64,7 @@ def export_artifact(
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
-    base = _manifest(checkpoint, sampling or Sampling(), precision)
+    base = _manifest(checkpoint, sampling or formed(checkpoint.model.config, Sampling(), {}), precision)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing a picture in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)

@@ -9,6 +9,7 @@ import click
 
 from mar_export.export import export_artifact
 from runtime.artifact import FLOAT_PRECISIONS
+from runtime.forms import formed
 from runtime.options import PATH, preset_option, sampling_options
 from runtime.plan import Sampling
 from runtime.presets import requested_sampling
@@ -50,7 +51,8 @@ def export(
     sampling options become the artifact's own, used where a request names none.
     """
     loaded = _loaded(checkpoint, model, tokenizer, config_file, image_size)
-    sampling = requested_sampling(Sampling(), loaded.model.config.tokens, settings)
+    config = loaded.model.config
+    sampling = formed(config, requested_sampling(Sampling(), config.tokens, settings), settings)
     held = [loaded]
     del loaded  # the export lets weights go when it is done with them, and nobody else must hold them
     export_artifact(held.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)

@@ -15,6 +15,7 @@ from torch import nn
 from mar_export.examples import example_inputs, parity_sizes
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
+from runtime.forms import formed, settled
 from runtime.generator import Generator
 from runtime.images import patchify
 from runtime.noise import seeded_noise, seeded_order
@@ -90,9 +91,10 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
     """A picture drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
     labels = np.array([config.class_num - 1], dtype=np.int64)
-    settings: dict[str, Any] = {**_SETTINGS, "iterations": min(_ITERATIONS[precision], config.tokens)}
-    plan = build_plan(config.tokens, requested_sampling(Sampling(), config.tokens, settings))
-    order, noise = seeded_order(0, [0], config), seeded_noise(0, [0], plan.diffusion_steps, config)
+    usual: dict[str, Any] = {**_SETTINGS, "iterations": min(_ITERATIONS[precision], config.tokens)}
+    settings = {name: value for name, value in usual.items() if name not in settled(config)}
+    plan = build_plan(config.tokens, formed(config, requested_sampling(Sampling(), config.tokens, settings), settings))
+    order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 
 

@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from runtime.builds import Build
 from runtime.checks import short
-from runtime.config import ModelConfig
+from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.files import sha256
+from runtime.forms import formed
 from runtime.plan import Sampling, build_plan
 from runtime.presets import check_preset_name, requested_sampling
 from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
@@ -66,8 +67,9 @@ class Manifest:
         return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
 
     def requested(self, settings: Mapping[str, Any]) -> Sampling:
-        """What a request for `settings` draws with, as `runtime.presets.requested_sampling` has it."""
-        return requested_sampling(self.sampling, self.model.tokens, settings, self.presets)
+        """What a request for `settings` draws with: `runtime.presets.requested_sampling`, then what the form says."""
+        wanted = requested_sampling(self.sampling, self.model.tokens, settings, self.presets)
+        return formed(self.model, wanted, settings)
 
     def graph_sha256(self, engine: str) -> str:
         """The hash of an engine's graph, its external data included."""
@@ -105,7 +107,8 @@ class Manifest:
         _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
         for key in ("model", "presets", "files", "engines", "provenance", "parity"):
             _object(value[key], f"{where}: {key}")
-        _keys(value["model"], {field.name for field in dataclasses.fields(ModelConfig)}, f"{where}: model")
+        fields = {field.name for field in dataclasses.fields(ModelConfig)}
+        _keys(value["model"], fields - (LATER_FIELDS - value["model"].keys()), f"{where}: model")
         try:
             model = ModelConfig.from_dict(value["model"], where)
         except ConfigError as error:

@@ -31,7 +31,17 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("attn_dropout", 0, 0.99),
     ("proj_dropout", 0, 0.99),
     ("diffusion_batch_mul", 1, 64),
+    ("codes", 0, 65536),
 )
+
+# What a field of words may be; the first is the published form.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "attention": ("bidirectional", "causal"),
+    "order": ("random", "raster"),
+    "head": ("diffusion", "codes"),
+}
+# Fields that came after the others: descriptions of a model from before them have none, and mean the published form.
+LATER_FIELDS = frozenset({*_CHOICES, "codes"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +49,13 @@ class ModelConfig:
     """A MAR model, under the names of the published constructor (arXiv 2406.11838, section 4).
 
     Sizes are in pixels (`img_size`), pixels a latent (`vae_stride`), latents a token side
-    (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). The
-    last five fields matter only while training. Raises `ConfigError` on impossible values.
+    (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). Those from
+    `mask_ratio_min` to `diffusion_batch_mul` matter only while training.
+
+    The last four choose a variant of the paper (section 3.3 and table 1). `attention`: every token sees
+    all others, or those generated before it. `order`: the one that tokens are trained to come in. `head`:
+    a diffusion chain makes a token of z, or a choice among the vectors of a codebook of `codes`, which is
+    0 for other heads. Raises `ConfigError` on impossible values.
     """
 
     img_size: int = 256
@@ -63,6 +78,10 @@ class ModelConfig:
     attn_dropout: float = 0.1
     proj_dropout: float = 0.1
     diffusion_batch_mul: int = 4
+    attention: str = "bidirectional"
+    order: str = "random"
+    head: str = "diffusion"
+    codes: int = 0
 
     def __post_init__(self) -> None:
         for name, smallest, largest in _LIMITS:
@@ -75,6 +94,16 @@ class ModelConfig:
                 raise ConfigError(f"model config: {name} must be {wanted.__name__}, found {value!r}")
             if not smallest <= value <= largest:
                 raise ConfigError(f"model config: {name} must lie in {smallest}..{largest}, found {value!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"model config: {name} must be one of {', '.join(choices)}, found {getattr(self, name)!r}"
+                )
+        if self.codes < 2 if self.head == "codes" else self.codes:
+            raise ConfigError(
+                "model config: codes must be 2 or more where head is codes, and 0 elsewhere, found "
+                f"head {self.head!r} and codes {self.codes}"
+            )
         if self.img_size % (self.vae_stride * self.patch_size):
             raise ConfigError(
                 f"model config: img_size {self.img_size} is not a multiple of vae_stride x patch_size = "
@@ -102,8 +131,18 @@ class ModelConfig:
 
     @property
     def modulation_channels(self) -> int:
-        """M: shift, scale and gate of every block of the head, shift and scale of its last layer."""
-        return (3 * self.diffloss_d + 2) * self.diffloss_w
+        """M: shift, scale and gate of every block of the head, shift and scale of its last layer; or its codes."""
+        return self.codes or (3 * self.diffloss_d + 2) * self.diffloss_w
+
+    @property
+    def cache_channels(self) -> int:
+        """What a slot of the sequence leaves to later ones under causal attention: keys and values of every block."""
+        return 2 * (self.encoder_depth * self.encoder_embed_dim + self.decoder_depth * self.decoder_embed_dim)
+
+    @property
+    def loss_repeats(self) -> int:
+        """R, how often a step trains the head on each masked token: a chain has many places to be at, a code one."""
+        return 1 if self.head == "codes" else self.diffusion_batch_mul
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> ModelConfig:

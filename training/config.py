@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.config import ModelConfig
+from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ConfigError
 from training.presets import PRESETS
 
@@ -90,7 +90,7 @@ class RunConfig:
                 raise ConfigError(f"{where}: preset must be one of {', '.join(PRESETS)}, found {values['preset']!r}")
             where_model += f" {values['preset']}"
             model = {**PRESETS[values["preset"]], **model}
-        elif missing := sorted(_names(ModelConfig) - model.keys()):
+        elif missing := sorted(_names(ModelConfig) - LATER_FIELDS - model.keys()):
             raise ConfigError(f"{where}: no preset (--preset), and without one model lacks {', '.join(missing)}")
         training = values.get("training", {})
         _refuse_unknown(training, _names(TrainConfig), f"{where}, training")

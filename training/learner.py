@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from runtime.config import ModelConfig
 from training.config import TrainConfig
-from training.distribution import Processes, exchanging_gradients, local, spread, whole
+from training.distribution import Processes, exchanging_gradients, local, spread, spread_like, whole
 from training.loader import MicroBatch
 from training.model import MAR
 from training.numerics import autocast, choose_operators
@@ -88,6 +89,13 @@ class Learner:
             self.skipped += 1
             outcome = dataclasses.replace(outcome, suspects=self._suspects(losses, examples))
         return outcome
+
+    def take_codebook(self, codebook: NDArray[np.float32]) -> None:
+        """Give the head its codebook [codes, D], the same in every process."""
+        parameter = self.model.diffloss.codebook
+        with torch.no_grad():
+            for copy in (parameter, self.average["diffloss.codebook"]):
+                copy.copy_(spread_like(torch.from_numpy(codebook), parameter))
 
     def averaged_model(self) -> MAR:
         """A model of its own with the averaged weights, whole, in evaluation mode."""

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from runtime.files import replacing
+from runtime.forms import formed
 from runtime.grid import save_grid
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling, build_plan
@@ -26,8 +27,9 @@ def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
     config = model.config
     shown = min(_CLASSES, config.class_num)
     labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
-    plan = build_plan(config.tokens, dataclasses.replace(_SAMPLING, iterations=min(16, config.tokens)))
-    order = seeded_order(0, range(len(labels)), config)
+    sampling = formed(config, dataclasses.replace(_SAMPLING, iterations=min(16, config.tokens)), {})
+    plan = build_plan(config.tokens, sampling)
+    order = seeded_order(0, range(len(labels)), config, plan.token_order)
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:

@@ -11,6 +11,7 @@ from typing import Any
 
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from training import checkpoint
+from training.codebook import fitted_codebook
 from training.config import RunConfig
 from training.curve import save_loss_curve
 from training.distribution import Processes
@@ -43,6 +44,7 @@ class Trainer:
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
         config, source = fitted(config)
         trainer = cls(run, source, config, processes)
+        trainer._begin()
         processes.wait()  # all have seen that there is no run yet
         if processes.first:
             source.save_tokenizer(run)
@@ -59,10 +61,18 @@ class Trainer:
         trainer = cls(run, open_source(pathlib.Path(config.data), config.model.img_size), config, processes)
         if (run / checkpoint.STATE_FILE).exists():
             trainer.step = load_state(run, trainer.learner)
+        else:
+            trainer._begin()
         processes.wait()
         if changes and processes.first:
             trainer._write_config()
         return trainer
+
+    def _begin(self) -> None:
+        """What a model needs of its data before the first step."""
+        model = self.config.model
+        if model.head == "codes":
+            self.learner.take_codebook(fitted_codebook(self.source, model, self.config.training.seed))
 
     def train(self) -> None:
         """Train to the last step of the config, with checkpoints, samples and a log on the way.
