@@ -31,7 +31,7 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
     for name, module in loop_modules(model).items():
         if bfloat16 and isinstance(module, Denoise):
             module.final_layer = copy.deepcopy(module.final_layer)
-            module.final_layer.linear = _Float32(module.final_layer.linear)  # type: ignore[assignment]
+            module.final_layer.linear = _Float32(module.final_layer.linear)
         engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
     form = "bfloat16" if bfloat16 else "float32"
     description = f"torch {torch.__version__}, {form}{', compiled' if compiled else ''}"

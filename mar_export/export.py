@@ -27,8 +27,8 @@ from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
-from runtime.forms import formed
 from runtime.files import replacing_folder, sha256, write_json
+from runtime.forms import formed
 from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan

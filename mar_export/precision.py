@@ -114,7 +114,7 @@ class _ScaledDotProduct(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = self.scores(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # [..., K, S]
         if self.causal:
-            scores = scores.where(seen(*scores.shape[-2:], scores.device), -torch.inf)
+            scores = scores.where(seen(scores.shape[-2], scores.shape[-1], scores.device), -torch.inf)
         return self.mixture(scores.softmax(dim=-1), v)
 
 

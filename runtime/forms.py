@@ -1,4 +1,4 @@
-"""What the form of a model leaves no choice about when it draws, and what works on models of the published form alone."""
+"""The form of a model: what it leaves no choice about when drawing, and what knows the published form alone."""
 
 from __future__ import annotations
 
@@ -48,6 +48,15 @@ def formed(config: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) ->
 
 def check_published(config: ModelConfig, what: str) -> None:
     """Refuse a model that `what`, such as "mar bench", does not know the form of. Raises `RequestError`."""
-    for name, usual in (("attention", "bidirectional"), ("head", "diffusion")):
-        if getattr(config, name) != usual:
-            raise RequestError(f"{what} is for models of {usual} {name}, this one has {name} {getattr(config, name)}")
+    if config.attention != "bidirectional":
+        raise RequestError(f"{what} does not know models with {config.attention} attention; mar generate draws with it")
+    if config.head != "diffusion":
+        raise RequestError(f"{what} does not know models with a head of {config.head}; mar generate draws with it")
+
+
+def check_no_cache(config: ModelConfig, what: str) -> None:
+    """Refuse a model whose backbone carries a cache, for loops that do not. Raises `RequestError`."""
+    if config.attention == "causal":
+        raise RequestError(
+            f"{what} does not carry the cache of causal attention; draw with --backend onnxruntime --device cpu"
+        )

@@ -140,6 +140,8 @@ class Generator:
         batch = len(classes)
         if (known is None) != (mask is None):
             raise RequestError("to edit a picture, give both known and mask")
+        if mask is not None and config.order == "raster":
+            raise RequestError("this model was trained to draw in raster order alone, so it cannot draw a part anew")
         hole = None if mask is None else check_hole(mask, dilate, config)
         before = None if known is None else check_known(known, batch, config)
         plan = self.plan(known_tokens=hole.known if hole else 0, **settings)

@@ -45,7 +45,7 @@ def kmeans(points: Floats, centres: int, random: np.random.Generator, rounds: in
 
 
 def _spread_out(points: Floats, centres: int, random: np.random.Generator) -> Floats:
-    """First centres: each a point drawn by its squared distance from those before it (Arthur and Vassilvitskii, 2007)."""
+    """First centres: each a point drawn by its squared distance from those before it (k-means++, SODA 2007)."""
     found = np.empty((centres, points.shape[1]), np.float32)
     found[0] = points[random.integers(len(points))]
     distances = np.square(points - found[0]).sum(axis=1)  # [n], to the nearest centre so far

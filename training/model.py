@@ -21,6 +21,7 @@ from training.codes import CodeLoss
 from training.head import DiffusionLoss
 from training.transformer import NORM_EPS, Block
 
+
 class MAR(nn.Module):
     """The published model. Arguments: the fields of `ModelConfig`, by name."""
 
@@ -51,7 +52,7 @@ class MAR(nn.Module):
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
 
         self._initialize()
-        self.diffloss = _head(config)
+        self.diffloss: Any = _head(config)
 
     def _blocks(self, half: str) -> nn.ModuleList:
         config = self.config

@@ -42,7 +42,7 @@ class PlainAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, K, S]
         if self.causal:
-            logits = logits.where(seen(*logits.shape[-2:], logits.device), -torch.inf)
+            logits = logits.where(seen(logits.shape[-2], logits.shape[-1], logits.device), -torch.inf)
         return self.drop.kept(logits.softmax(dim=-1)) @ (v * self.drop.scale)
 
 

@@ -19,6 +19,7 @@ from training.learner import Learner
 from training.loader import Batch, MicroBatch
 from training.model import MAR
 from training.numerics import AttentionInFloat32, PackedDropout, PlainAttention
+from training.transformer import Attention, FeedForward, ScaledDotProduct
 
 
 @pytest.fixture(autouse=True)
