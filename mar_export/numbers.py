@@ -1,9 +1,9 @@
-"""The measured tables of docs/numbers.md, written from the JSON of `mar bench`, `mar study` and exports.
+"""The measured tables of docs/numbers.md, from the JSON of `mar bench`, `mar study`, exports and variants.
 
     python -m mar_export.numbers docs/numbers.md docs/numbers
 
-A line `<!-- KIND NAME -->` in the page, KIND being `bench`, `study` or `exports`, begins what is replaced, from
-`docs/numbers/NAME.json`, and `<!-- end -->` ends it. `make numbers` measures first.
+A line `<!-- KIND NAME -->` in the page, KIND being `bench`, `study`, `exports` or `variants`, begins what is
+replaced, from `docs/numbers/NAME.json`, and `<!-- end -->` ends it. `make numbers` measures first.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from runtime.files import replacing
 from runtime.plan import Sampling
 from runtime.spec import DECODER, ENGINES
 
-_BEGIN = re.compile(r"<!-- (?:bench|study|exports) [\w-]+ -->\n")
-_REGION = re.compile(r"(<!-- (bench|study|exports) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
+_BEGIN = re.compile(r"<!-- (?:bench|study|exports|variants) [\w-]+ -->\n")
+_REGION = re.compile(r"(<!-- (bench|study|exports|variants) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
     """Replace every marked region of `page` by the tables of its JSON in `folder`."""
-    tables = {"bench": bench_tables, "study": study_table, "exports": exports_table}
+    tables = {"bench": bench_tables, "study": study_table, "exports": exports_table, "variants": variants_table}
 
     def region(found: re.Match[str]) -> str:
         file = folder / f"{found[3]}.json"
@@ -128,6 +128,36 @@ def exports_table(value: Mapping[str, Any]) -> str:
             f"{one['processor_seconds']:.0f} s | {one['peak_memory_bytes'] / 1e9:.1f} GB | "
             f"{one['artifact_bytes'] / 1e9:.2f} GB | {' | '.join(engines)} | {drift} |"
         )
+    return "\n".join(lines)
+
+
+def variants_table(value: Mapping[str, Any]) -> str:
+    """What the variants of the paper came to, side by side by the loss of their heads, as Markdown."""
+    steps, batch = value["steps"], value["training"]["batch_size"]
+    lines = [
+        f"{steps:,} steps of {batch} pictures each; {value['images']:,} pictures of each judged, without guidance.",
+        "",
+        "| order | attention | tokens at a time | recognised, codes | diffusion | Fréchet distance, codes | "
+        "diffusion | codes / diffusion |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_way: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
+    for row in value["rows"]:
+        by_way.setdefault((row["order"], row["attention"], row["iterations"]), {})[row["head"]] = row
+    most = max(iterations for _, _, iterations in by_way)
+    for (order, attention, iterations), heads in by_way.items():
+        codes, diffusion = heads["codes"], heads["diffusion"]
+        lines.append(
+            f"| {order} | {attention} | {'one' if iterations == most else f'several ({iterations} iterations)'} | "
+            f"{codes['recognised']:.1%} | {diffusion['recognised']:.1%} | {codes['frechet']:.2f} | "
+            f"{diffusion['frechet']:.2f} | {codes['frechet'] / diffusion['frechet']:.2f} |"
+        )
+    real, coded = value["real"], value["real_through_codebook"]
+    lines += [
+        "",
+        f"Real training pictures: {real['recognised']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
+        f"the nearest of the {value['model']['codes']} codes: {coded['recognised']:.1%}, {coded['frechet']:.2f}.",
+    ]
     return "\n".join(lines)
 
 
