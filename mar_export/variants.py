@@ -55,7 +55,7 @@ _TRAINING = {
 }
 _CODES = 512
 _MAR_ITERATIONS = 16
-_CHAIN = {"sampler": "ddim", "diffusion_steps": 50}  # of heads that have one
+_CHAIN = {"sampler": "ddim", "diffusion_steps": 25}  # of heads that have one
 _BATCH = 100
 
 

@@ -48,19 +48,21 @@ def sample(
     no_labels = torch.full_like(known_labels, model.config.class_num)
     guided = any(iteration.guided for iteration in plan.iterations)
     ordered = torch.from_numpy(order).to(reference.device)  # [B, L]
-    backbone = _causal if model.config.attention == "causal" else _backbone
+    causal = model.config.attention == "causal"
+    backbone = _causal if causal else _backbone
     head = _drawn_codes if model.config.head == "codes" else _diffuse
 
     for iteration in plan.iterations:
         started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
+        told = ordered if causal else masked
         if guided:
             both = torch.cat([known_labels, no_labels])
-            z = backbone(model, tokens.repeat(2, 1, 1), masked.repeat(2, 1), ordered.repeat(2, 1), both)
+            z = backbone(model, tokens.repeat(2, 1, 1), told.repeat(2, 1), both)
             z = z[now.repeat(2, 1)]  # [2 N, C], the conditional half first
         else:
-            z = backbone(model, tokens, masked, ordered, known_labels)[now]
+            z = backbone(model, tokens, told, known_labels)[now]
         between = time.perf_counter()
         tokens[now] = head(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
         if times is not None:
@@ -78,7 +80,7 @@ def training_loss(
     to what it returns.
     """
     tokens = model.patchify(latents)  # [B, L, D]
-    z = _backbone(model, tokens, mask, None, labels)  # [B, L, C]
+    z = _backbone(model, tokens, mask, labels)  # [B, L, C]
     repeats = model.config.diffusion_batch_mul
     target, z = (x.flatten(0, 1).repeat(repeats, 1) for x in (tokens, z))  # [R B L, D] and [R B L, C]
     weight = mask.flatten().repeat(repeats).to(noise.dtype)
@@ -86,7 +88,7 @@ def training_loss(
     return (loss * weight).sum() / weight.sum()
 
 
-def _backbone(model: MAR, tokens: Tensor, masked: Tensor, order: Tensor | None, labels: Tensor) -> Tensor:
+def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:
     """z for every position, [B, L, C], from tokens [B, L, D] of which those in masked [B, L] are unknown."""
     batch, buffer = len(tokens), model.config.buffer_size
     visible = torch.cat([masked.new_ones(batch, buffer), ~masked], dim=1)  # [B, buffer + L]
@@ -105,7 +107,7 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, order: Tensor | None, 
     return model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
 
 
-def _causal(model: MAR, tokens: Tensor, masked: Tensor, order: Tensor, labels: Tensor) -> Tensor:
+def _causal(model: MAR, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor:
     """The same under causal attention, the whole sequence every time: what is unknown yet, nobody before it sees."""
     index = order[..., None]
     z = model.predict_next(tokens.gather(1, index.expand_as(tokens)), order, labels)  # [B, L, C], as generated
