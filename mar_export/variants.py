@@ -36,14 +36,14 @@ from training.model import MAR
 from training.quality import Classifier, Judgement, batches, frechet_distance, judge, load_or_train_classifier
 from training.trainer import Trainer
 
-# Minutes on one core. All variants have the same layers, but for the input and the output of their heads.
+# Minutes on one core. All variants have the same transformer, and heads of the same depth and width.
 _TRANSFORMER = {"embed_dim": 96, "depth": 1, "num_heads": 3}
 _MODEL = {
     **{f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in _TRANSFORMER.items()},
     "buffer_size": 4,
     "diffloss_d": 2,
     "diffloss_w": 128,
-    "diffusion_batch_mul": 1,
+    "diffusion_batch_mul": 4,
 }
 _TRAINING = {
     "batch_size": 32,
@@ -137,7 +137,11 @@ def variants(
         "rows": rows,
     }
     write_json(json_file, value)
-    captions = [row["name"] if not column else "" for row in rows for column in range(len(test.classes))]
+    captions = [
+        {0: row["order"], 1: row["attention"], 2: row["head"], 3: f"{row['iterations']} iterations"}.get(column, "")
+        for row in rows
+        for column in range(len(test.classes))
+    ]
     with replacing(chart) as temporary:
         save_grid(temporary, np.concatenate(shown), captions, columns=len(test.classes))
 

@@ -1,7 +1,7 @@
 """The head that the paper compares with: a token is one vector of a codebook, trained by cross-entropy.
 
-It is as deep and as wide as the diffusion head, with z as its input in place of a noisy token: what is
-compared is then the loss, not the size of what it trains.
+It is as deep and as wide as the diffusion head, with z as its input in place of a noisy token, and so without
+what modulates that by z: what is compared is then the loss, and hardly the size of what it trains.
 """
 
 from __future__ import annotations
