@@ -18,6 +18,7 @@ from runtime.backends import available_threads
 from runtime.checks import check_whole
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
+from runtime.forms import check_chains
 from runtime.options import PATH, preset_option, progress_bar, sampling_options, threads_option
 from runtime.plan import Sampling
 from runtime.spec import ENGINES
@@ -103,6 +104,7 @@ def calibrate(
     opened = Artifact(artifact)
     opened.verify()
     check_float32(opened)
+    check_chains(opened.manifest.model, "mar calibrate")
     sampling = opened.manifest.requested(settings)
     found = None if weights_only else _collected(opened, out, statistics, samples, sampling, asked.threads)
     if report is not None and found is not None:

@@ -17,6 +17,7 @@ from runtime.artifact import MANIFEST, Artifact, is_artifact
 from runtime.checks import check_number, check_whole
 from runtime.errors import ArtifactError, RequestError
 from runtime.files import check_writable, replacing_folder, write_json
+from runtime.forms import check_chains
 from runtime.generator import Generator
 from runtime.options import PATH, preset_option, progress_bar, schedule_options, threads_option
 from runtime.plan import Sampling
@@ -63,7 +64,9 @@ def calibrate_steps(
     if allowed_error is not None:
         check_number("--allowed-error", allowed_error, 1e-6, 1)
     check_whole("--pictures", pictures, 1, _MOST_PICTURES)
-    _check_target(Artifact(artifact), name, replace, out)
+    opened = Artifact(artifact)
+    check_chains(opened.manifest.model, "mar calibrate --steps")
+    _check_target(opened, name, replace, out)
     if json_file is not None:
         check_writable(json_file)
     budget = None if budget_ms is None else budget_ms / 1e3

@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from training.model import MAR, Attention, Block
+from training.model import MAR
+from training.transformer import Attention, Block
 
 
 class Backbone(nn.Module):
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
         x = torch.cat([memory + of_memory, masked])  # [buffer + L, GB, C]
         for block in model.decoder_blocks[:-1]:
             x = block(x)
-        last = cast(_SequenceBlock, model.decoder_blocks[-1])
+        last = cast(SequenceBlock, model.decoder_blocks[-1])
         x = last.rows(x, buffer + known, predict.shape[0])  # [K, GB, C]
         return model.decoder_norm(x) + model.diffusion_pos_embed_learned[0][predict]
 
@@ -82,13 +83,15 @@ class _SequenceAttention(nn.Module):
 
     def forward(self, x: Tensor, queries: Tensor) -> Tensor:
         """x [S, B, E], and those of its rows that are answered, [K, B, E] -> [K, B, E]."""
-        q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for part in (self.q(queries), self.k(x), self.v(x))
-        )  # [B, H, S, E/H]
+        return self.mixed(self.q(queries), self.k(x), self.v(x))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries [K, B, E], keys and values [S, B, E] -> [K, B, E]."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for part in (q, k, v))  # [B, H, S, E/H]
         return self.proj(self.attend(q, k, v).permute(2, 0, 1, 3).flatten(2))
 
 
-class _SequenceBlock(nn.Module):
+class SequenceBlock(nn.Module):
     """`Block` over x [S, B, E]."""
 
     def __init__(self, block: Block) -> None:
@@ -109,7 +112,7 @@ class _SequenceBlock(nn.Module):
 
 
 def _sequence_first(blocks: nn.Module | None) -> nn.ModuleList:
-    return nn.ModuleList(_SequenceBlock(cast(Block, block)) for block in cast(nn.ModuleList, blocks))
+    return nn.ModuleList(SequenceBlock(cast(Block, block)) for block in cast(nn.ModuleList, blocks))
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -16,7 +16,7 @@ from mar_export.contestants import Contestant, Stages
 from runtime import __version__
 from runtime.config import ModelConfig
 from runtime.cost import Machine, plan_costs, roofline_seconds
-from runtime.heads import short_chain
+from runtime.forms import short_chain
 from runtime.plan import Plan, Sampling
 
 

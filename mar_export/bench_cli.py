@@ -17,6 +17,7 @@ from runtime.backends import available_threads
 from runtime.checks import check_choice
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
+from runtime.forms import check_chains
 from runtime.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.plan import Sampling, build_plan
 from runtime.presets import OWN, PRESETS
@@ -177,6 +178,7 @@ def _race(
 def _work(manifest: Manifest, asked: dict[str, dict[str, object]], entry: Entry) -> Work:
     """The plans that are drawn, checked before anything is loaded."""
     config = manifest.model
+    check_chains(config, "mar bench")
     check_labels(entry.labels, config)
     samplings = {name: manifest.requested(settings) for name, settings in asked.items()}
     plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}

@@ -13,6 +13,7 @@ from runtime.artifact import MANIFEST, Artifact, FileEntry
 from runtime.builds import Build
 from runtime.errors import RequestError
 from runtime.files import replacing, sha256, write_json
+from runtime.forms import check_no_cache
 from runtime.gpu.present import precisions_of
 from runtime.plan import Plan, build_plan
 from runtime.presets import PRESETS
@@ -42,6 +43,7 @@ def build_engines(
     A build takes the place of an older one of the same engine for the same library and GPUs. Raises
     `BackendError`, after which the artifact is as it was before the engine that failed.
     """
+    check_no_cache(artifact.manifest.model, "the loop on a GPU")
     artifact.verify()
     for architecture in builder.architectures:
         if artifact.manifest.precision not in precisions_of(architecture):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mar_export.graphs import GRAPHS, Denoise
+from mar_export.graphs import Denoise, loop_modules
 from runtime.artifact import Manifest
 from runtime.generator import Generator
 from runtime.loop import Engines
@@ -28,11 +28,10 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
     engine under `torch.compile`.
     """
     engines = {}
-    for name, graph in GRAPHS.items():
-        module = graph(model).eval()
+    for name, module in loop_modules(model).items():
         if bfloat16 and isinstance(module, Denoise):
             module.final_layer = copy.deepcopy(module.final_layer)
-            module.final_layer.linear = _Float32(module.final_layer.linear)  # type: ignore[assignment]
+            module.final_layer.linear = _Float32(module.final_layer.linear)
         engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
     form = "bfloat16" if bfloat16 else "float32"
     description = f"torch {torch.__version__}, {form}{', compiled' if compiled else ''}"

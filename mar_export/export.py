@@ -29,8 +29,8 @@ from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
 from runtime.files import replacing_folder, sha256, write_json
+from runtime.forms import usual_sampling
 from runtime.generator import Generator
-from runtime.heads import check_head, usual_sampling
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
 from runtime.spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
@@ -66,7 +66,6 @@ def export_artifact(
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)
-    check_head(base.model, base.sampling)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing a picture in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)

@@ -9,7 +9,7 @@ import click
 
 from mar_export.export import export_artifact
 from runtime.artifact import FLOAT_PRECISIONS
-from runtime.heads import usual_sampling
+from runtime.forms import usual_sampling
 from runtime.options import PATH, preset_option, sampling_options
 from runtime.presets import requested_sampling
 from training.checkpoint import Checkpoint, load_checkpoint

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mar_export.backbone import Backbone
+from mar_export.causal_backbone import CausalBackbone
+from mar_export.code_graphs import CodeConditioning, CodeDenoise
 from runtime.spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
 from training.head import ResidualBlock
 from training.model import MAR
@@ -101,16 +103,20 @@ class Encoder(nn.Module):
         return self.vae.encode(image)
 
 
-GRAPHS: dict[str, type[Backbone] | type[Conditioning] | type[Denoise]] = {
-    BACKBONE: Backbone,
-    CONDITIONING: Conditioning,
-    DENOISE: Denoise,
-}
+def loop_modules(model: MAR) -> dict[str, nn.Module]:
+    """The modules of the engines of the loop, in evaluation mode, by name."""
+    causal, codes = model.config.attention == "causal", model.config.head == "codes"
+    modules: dict[str, nn.Module] = {
+        BACKBONE: CausalBackbone(model) if causal else Backbone(model),
+        CONDITIONING: CodeConditioning(model) if codes else Conditioning(model),
+        DENOISE: CodeDenoise(model) if codes else Denoise(model),
+    }
+    return {name: module.eval() for name, module in modules.items()}
 
 
 def graph_modules(model: MAR, vae: AutoencoderKL | None, encoder: bool) -> dict[str, nn.Module]:
     """The module of every engine of an artifact, in evaluation mode, by name."""
-    modules: dict[str, nn.Module] = {name: graph(model) for name, graph in GRAPHS.items()}
+    modules = loop_modules(model)
     if vae is not None:
         modules[DECODER] = Decoder(vae)
         if encoder:

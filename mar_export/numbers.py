@@ -150,6 +150,36 @@ def evaluation_table(value: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def variants_table(value: Mapping[str, Any]) -> str:
+    """What the variants of the paper came to, side by side by the loss of their heads, as Markdown."""
+    steps, batch = value["steps"], value["training"]["batch_size"]
+    lines = [
+        f"{steps:,} steps of {batch} pictures each; {value['images']:,} pictures of each judged, without guidance.",
+        "",
+        "| order | attention | tokens at a time | recognised, codes | diffusion | Fréchet distance, codes | "
+        "diffusion | codes / diffusion |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    by_way: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
+    for row in value["rows"]:
+        by_way.setdefault((row["order"], row["attention"], row["iterations"]), {})[row["head"]] = row
+    most = max(iterations for _, _, iterations in by_way)
+    for (order, attention, iterations), heads in by_way.items():
+        codes, diffusion = heads["codes"], heads["diffusion"]
+        lines.append(
+            f"| {order} | {attention} | {'one' if iterations == most else f'several ({iterations} iterations)'} | "
+            f"{codes['recognised']:.1%} | {diffusion['recognised']:.1%} | {codes['frechet']:.2f} | "
+            f"{diffusion['frechet']:.2f} | {codes['frechet'] / diffusion['frechet']:.2f} |"
+        )
+    real, coded = value["real"], value["real_through_codebook"]
+    lines += [
+        "",
+        f"Real training pictures: {real['recognised']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
+        f"the nearest of the {value['model']['codes']} codes: {coded['recognised']:.1%}, {coded['frechet']:.2f}.",
+    ]
+    return "\n".join(lines)
+
+
 def tokenizer_table(value: Mapping[str, Any]) -> str:
     """Runs of `mar train-tokenizer`, by name, and what their reconstructions are like, as Markdown."""
     lines = [

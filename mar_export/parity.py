@@ -15,8 +15,8 @@ from torch import nn
 from mar_export.examples import example_inputs, parity_sizes
 from runtime.config import ModelConfig
 from runtime.errors import ParityError
+from runtime.forms import settled, short_chain, usual_sampling
 from runtime.generator import Generator
-from runtime.heads import short_chain, usual_sampling
 from runtime.images import patchify
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Plan, build_plan
@@ -90,15 +90,15 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
     """A picture drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
     labels = np.array([config.class_num - 1], dtype=np.int64)
-    guidance = {} if config.distilled_steps else {"cfg_scale": 2.0}
-    settings: dict[str, Any] = {
+    usual: dict[str, Any] = {
         "preset": "exact",
         "iterations": min(_ITERATIONS[precision], config.tokens),
-        **guidance,
+        "cfg_scale": 2.0,
         **short_chain(config, 10),
     }
+    settings = {name: value for name, value in usual.items() if name not in settled(config)}
     plan = build_plan(config.tokens, requested_sampling(usual_sampling(config), config, settings))
-    order, noise = seeded_order(0, [0], config), seeded_noise(0, [0], plan.diffusion_steps, config)
+    order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 
 

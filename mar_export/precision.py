@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.model import ScaledDotProduct
+from training.transformer import ScaledDotProduct, seen
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by FLOAT_PRECISIONS
 
@@ -65,7 +65,7 @@ def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
 
 
 def _attention_in_products(part: nn.Module, dtype: torch.dtype) -> nn.Module | None:
-    return _ScaledDotProduct(dtype) if isinstance(part, ScaledDotProduct) else None
+    return _ScaledDotProduct(dtype, part.causal) if isinstance(part, ScaledDotProduct) else None
 
 
 def _replaced(module: nn.Module, path: str, replace: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
@@ -107,12 +107,14 @@ class _Conv(nn.Module):
 class _ScaledDotProduct(nn.Module):
     """Attention whose softmax stays in float32."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, causal: bool) -> None:
         super().__init__()
-        self.scores, self.mixture = Product(torch.matmul, dtype), Product(torch.matmul, dtype)
+        self.scores, self.mixture, self.causal = Product(torch.matmul, dtype), Product(torch.matmul, dtype), causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = self.scores(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # [..., K, S]
+        if self.causal:
+            scores = scores.where(seen(scores.shape[-2], scores.shape[-1], scores.device), -torch.inf)
         return self.mixture(scores.softmax(dim=-1), v)
 
 

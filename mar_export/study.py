@@ -27,8 +27,8 @@ from runtime.artifact import Artifact
 from runtime.config import ModelConfig
 from runtime.errors import BackendError, RequestError
 from runtime.files import write_json
+from runtime.forms import samplers_of
 from runtime.generator import Generator
-from runtime.heads import samplers_of
 from runtime.presets import PRESETS
 from training.checkpoint import load_checkpoint
 from training.data import open_dataset

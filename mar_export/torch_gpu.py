@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mar_export.graphs import GRAPHS
+from mar_export.graphs import loop_modules
 from mar_export.precision import DTYPES, lowered
 from runtime.artifact import Manifest
 from runtime.generator import Generator
@@ -30,7 +30,7 @@ def torch_gpu_generator(manifest: Manifest, model: MAR, precision: str, *, cuda_
     with contextlib.ExitStack() as unless_whole:
         unless_whole.callback(backend.close)
         specs = engine_specs(manifest.model)
-        modules = {name: lowered(graph(model).eval(), DTYPES[precision]) for name, graph in GRAPHS.items()}
+        modules = {name: lowered(module, DTYPES[precision]) for name, module in loop_modules(model).items()}
         engines = {name: backend.engine(module, specs[name]) for name, module in modules.items()}
         loop = backend.loop(manifest.model)
         unless_whole.pop_all()

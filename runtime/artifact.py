@@ -19,7 +19,7 @@ from runtime.checks import short
 from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.files import sha256
-from runtime.heads import check_head
+from runtime.forms import formed
 from runtime.plan import Sampling, build_plan
 from runtime.presets import check_preset_name, requested_sampling
 from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
@@ -227,8 +227,7 @@ def _sampling(value: object, model: ModelConfig, where: str) -> Sampling:
     settings = _object(value, where)
     _keys(settings, {field.name for field in dataclasses.fields(Sampling)}, where)
     try:
-        sampling = Sampling(**settings)
-        check_head(model, sampling)
+        sampling = formed(model, Sampling(**settings), settings)
         build_plan(model.tokens, sampling)
     except RequestError as error:
         raise ArtifactError(f"{where}: {error}") from None

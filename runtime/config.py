@@ -32,14 +32,17 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("proj_dropout", 0, 0.99),
     ("diffusion_batch_mul", 1, 64),
     ("distilled_steps", 0, 1000),
+    ("codes", 0, 65536),
 )
 
 # What a field of words may be; the first is the published form.
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "head": ("diffusion", "flow"),
+    "attention": ("bidirectional", "causal"),
+    "order": ("random", "raster"),
+    "head": ("diffusion", "flow", "codes"),
 }
 # Fields that came after the others: descriptions of a model from before them have none, and mean the published form.
-LATER_FIELDS = frozenset({*_CHOICES, "distilled_steps"})
+LATER_FIELDS = frozenset({*_CHOICES, "codes", "distilled_steps"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +53,12 @@ class ModelConfig:
     (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). Those from
     `mask_ratio_min` to `diffusion_batch_mul` matter only while training.
 
-    `head` is what the head learns to predict: the noise of a diffusion process, or the velocity of a
-    rectified flow. `distilled_steps`, where not 0, is the number of steps that a flow head was distilled
-    to, guidance included. Raises `ConfigError` on impossible values.
+    The last five choose a form other than the published one. `attention`: every token sees all others, or
+    those generated before it. `order`: the one that tokens are trained to come in (section 3.3 and table 1).
+    `head`: what makes a token of z, which is a diffusion chain, the chain of a rectified flow, or a choice
+    among the vectors of a codebook of `codes`, which is 0 for other heads. `distilled_steps`, where not 0, is
+    the number of steps that a flow head was distilled to, guidance included. Raises `ConfigError` on
+    impossible values.
     """
 
     img_size: int = 256
@@ -75,7 +81,10 @@ class ModelConfig:
     attn_dropout: float = 0.1
     proj_dropout: float = 0.1
     diffusion_batch_mul: int = 4
+    attention: str = "bidirectional"
+    order: str = "random"
     head: str = "diffusion"
+    codes: int = 0
     distilled_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -97,6 +106,11 @@ class ModelConfig:
         if self.distilled_steps and self.head != "flow":
             raise ConfigError(
                 f"model config: distilled_steps {self.distilled_steps} belongs to the head flow, found {self.head}"
+            )
+        if self.codes < 2 if self.head == "codes" else self.codes:
+            raise ConfigError(
+                "model config: codes must be 2 or more where head is codes, and 0 elsewhere, found "
+                f"head {self.head!r} and codes {self.codes}"
             )
         if self.img_size % (self.vae_stride * self.patch_size):
             raise ConfigError(
@@ -125,8 +139,18 @@ class ModelConfig:
 
     @property
     def modulation_channels(self) -> int:
-        """M: shift, scale and gate of every block of the head, shift and scale of its last layer."""
-        return (3 * self.diffloss_d + 2) * self.diffloss_w
+        """M: shift, scale and gate of every block of the head, shift and scale of its last layer; or its codes."""
+        return self.codes or (3 * self.diffloss_d + 2) * self.diffloss_w
+
+    @property
+    def cache_channels(self) -> int:
+        """What a slot of the sequence leaves to later ones under causal attention: keys and values of every block."""
+        return 2 * (self.encoder_depth * self.encoder_embed_dim + self.decoder_depth * self.decoder_embed_dim)
+
+    @property
+    def loss_repeats(self) -> int:
+        """R, how often a step trains the head on each masked token: a chain has many places to be at, a code one."""
+        return 1 if self.head == "codes" else self.diffusion_batch_mul
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> ModelConfig:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact import Artifact, Manifest
 from runtime.backends import open_backend
+from runtime.causal_loop import run_causal_plan
 from runtime.checks import check_whole
 from runtime.editing import Known, check_hole, check_known, known_first, known_tokens, pasted
 from runtime.errors import BackendError, RequestError
@@ -58,7 +59,8 @@ class Generator:
     ) -> None:
         """`description` names what runs the engines; `close` frees them; `loop` executes plans, on the host if None."""
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
-        self.loop = loop or functools.partial(run_plan, engines, manifest.model)
+        on_host = run_causal_plan if manifest.model.attention == "causal" else run_plan
+        self.loop = loop or functools.partial(on_host, engines, manifest.model)
 
     @classmethod
     def load(
@@ -138,6 +140,8 @@ class Generator:
         batch = len(classes)
         if (known is None) != (mask is None):
             raise RequestError("to edit a picture, give both known and mask")
+        if mask is not None and config.order == "raster":
+            raise RequestError("this model was trained to draw in raster order alone, so it cannot draw a part anew")
         hole = None if mask is None else check_hole(mask, dilate, config)
         before = None if known is None else check_known(known, batch, config)
         plan = self.plan(known_tokens=hole.known if hole else 0, **settings)

@@ -8,6 +8,7 @@ import click
 
 from runtime.artifact import Artifact
 from runtime.cost import iteration_costs, plan_costs
+from runtime.forms import check_chains
 from runtime.generator import Generator
 from runtime.options import PATH, preset_option, sampling_options, threads_option
 from runtime.plan import build_plan
@@ -26,6 +27,7 @@ def plan(artifact: pathlib.Path, batch_size: int, timed: bool, threads: int | No
     """Show how ARTIFACT would draw: every iteration, what it costs and how long it takes."""
     manifest = Artifact(artifact).manifest
     config = manifest.model
+    check_chains(config, "mar plan")
     sampling = manifest.requested(settings)
     planned = build_plan(config.tokens, sampling)
     check_batch(batch_size, planned.diffusion_steps, config)

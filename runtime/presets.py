@@ -14,7 +14,7 @@ from typing import Any
 from runtime.checks import check_choice, short
 from runtime.config import ModelConfig
 from runtime.errors import RequestError
-from runtime.heads import check_head, usual_sampling
+from runtime.forms import formed, usual_sampling
 from runtime.plan import Sampling
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -60,8 +60,9 @@ def requested_sampling(
     `presets`; None stands for what is there already. A preset of `PRESETS` replaces all but the model's
     guidance scale, temperature and, where it names none of its own, diffusion steps and their start, if
     those are for any iteration; it has no more iterations than there are tokens. Its chain is one for the
-    head of the model, and that of a distilled head stays. One of the artifact's own is of its model and
-    replaces everything. Raises `RequestError`, also where the head cannot be drawn with the outcome.
+    head of the model. One of the artifact's own is of its model and replaces everything. What the form of
+    the model leaves no choice about stays as it is. Raises `RequestError`, also where what is named cannot be
+    had of this model.
     """
     settings, presets = dict(settings), presets or {}
     name = settings.pop("preset", None)
@@ -77,14 +78,11 @@ def requested_sampling(
         own = dataclasses.replace(usual_sampling(model), **kept | changes)
         if own.iterations is not None:
             own = dataclasses.replace(own, iterations=min(own.iterations, model.tokens))
-    sampling = own.changed(settings)
-    check_head(model, sampling)
-    return sampling
+    return formed(model, own.changed(settings), settings)
 
 
 def _changes(name: str, model: ModelConfig) -> dict[str, Any]:
     """What the built-in preset called `name` changes for `model`."""
-    if model.head == "diffusion":
+    if model.head != "flow":
         return PRESETS[name]
-    schedule = {field: value for field, value in PRESETS[name].items() if field not in _CHAIN}
-    return schedule if model.distilled_steps else schedule | _FLOW_CHAINS[name]
+    return {field: value for field, value in PRESETS[name].items() if field not in _CHAIN} | _FLOW_CHAINS[name]

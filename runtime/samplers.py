@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime import flow
-from runtime.checks import check_choice, check_number, check_scale, check_whole
+from runtime.checks import check_choice, check_number, check_scale, check_whole, short
 from runtime.diffusion import (
     TRAIN_STEPS,
     NoiseSchedule,
@@ -49,6 +49,7 @@ COEFFICIENTS = (
     "log_variance_high",
 )
 
+CODES = "codes"  # where there is no chain: what draws a token of a codebook, and the only thing that does
 _FULL_CHAIN = 100  # steps from which DDPM stands a start at t = 999
 _START = {"ddpm": 950, "ddim": 980}
 # Multistep solvers start at log(alpha / sigma) = -5.1 (eMIGM, arXiv 2503.07197), which is this time.
@@ -84,8 +85,15 @@ def coefficient_table(
     as DDPM); `start` is the first timestep, by default 999 for `ddpm` with 100 steps and more, and lower
     for every other sampler of a diffusion head; a flow starts at 1000. Raises `RequestError`.
     """
-    check_choice("sampler", sampler, SAMPLERS)
     check_scale("temperature", temperature)
+    if sampler == CODES:
+        if (steps, eta, start) != (1, 0, None):
+            raise RequestError(
+                f"a token of codes is drawn in one step, without eta or start_timestep; found {short(steps)} "
+                f"diffusion_steps, eta {short(eta)} and start_timestep {short(start)}"
+            )
+        return _one_draw(float(temperature))
+    check_choice("sampler", sampler, SAMPLERS)
     check_number("eta", eta, 0, 1)
     if eta and sampler not in _WITH_ETA:
         raise RequestError(f"eta belongs to the samplers {' and '.join(_WITH_ETA)}, found eta {eta} with {sampler}")
@@ -119,6 +127,13 @@ def _table(sampler: str, steps: int | str, temperature: float, eta: float, start
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
         coefficients=np.stack([rows[name] for name in COEFFICIENTS], axis=1).astype(np.float32),
     )
+
+
+def _one_draw(temperature: float) -> CoefficientTable:
+    """One row for a head of codes, which reads of it what scales the noise."""
+    row = np.zeros((1, len(COEFFICIENTS)), np.float32)
+    row[0, COEFFICIENTS.index("noise_scale")] = temperature
+    return CoefficientTable(np.zeros(1, np.float32), row)
 
 
 _Chain = tuple[Float64, dict[str, Float64]]  # timesteps [T] and columns [T], noisy to clean

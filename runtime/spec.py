@@ -4,6 +4,10 @@ Axes: B images; V tokens known, K predicted now, R the rest; N rows of the head,
 GB and GN as many labels and rows for each guidance half (2, or 1 without guidance), the conditional half
 first, so that GN = GB K; T diffusion steps. Other sizes are numbers of the model.
 
+Under causal attention the backbone reads a sequence, class buffer first and then tokens, by parts: S slots now,
+P read before. `slots` and `following` are the places of each and of the slot after it, a token's being that
+of its position after the buffer; `cache` is what the slots before left, `left` what these leave.
+
 Tokens and positions are sequence first: in generation order, what is known so far is then the beginning of
 a buffer, and what is predicted now a part of it without gaps.
 
@@ -71,18 +75,33 @@ def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
     """The specs of the engines of the loop, which every model of this config has, by name."""
     channels, z_channels, modulation = config.token_channels, config.decoder_embed_dim, config.modulation_channels
     float_, int_ = "float32", "int64"
-    specs = (
-        EngineSpec(
-            BACKBONE,
-            inputs=(
-                TensorSpec("tokens", float_, ("V", "B", channels)),
-                TensorSpec("visible", int_, ("V", "B")),
-                TensorSpec("predict", int_, ("K", "B")),
-                TensorSpec("rest", int_, ("R", "B")),
-                TensorSpec("labels", int_, ("GB",)),
-            ),
-            outputs=(TensorSpec("z", float_, ("K*GB", z_channels)),),
+    backbone = EngineSpec(
+        BACKBONE,
+        inputs=(
+            TensorSpec("tokens", float_, ("V", "B", channels)),
+            TensorSpec("visible", int_, ("V", "B")),
+            TensorSpec("predict", int_, ("K", "B")),
+            TensorSpec("rest", int_, ("R", "B")),
+            TensorSpec("labels", int_, ("GB",)),
         ),
+        outputs=(TensorSpec("z", float_, ("K*GB", z_channels)),),
+    )
+    causal = EngineSpec(
+        BACKBONE,
+        inputs=(
+            TensorSpec("tokens", float_, ("S", "B", channels)),
+            TensorSpec("slots", int_, ("S", "B")),
+            TensorSpec("following", int_, ("S", "B")),
+            TensorSpec("labels", int_, ("GB",)),
+            TensorSpec("cache", float_, ("P", "GB", config.cache_channels)),
+        ),
+        outputs=(
+            TensorSpec("z", float_, ("GB", z_channels)),
+            TensorSpec("left", float_, ("S", "GB", config.cache_channels)),
+        ),
+    )
+    specs = (
+        causal if config.attention == "causal" else backbone,
         EngineSpec(
             CONDITIONING,
             inputs=(

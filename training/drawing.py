@@ -28,8 +28,8 @@ from runtime.backends import available_threads
 from runtime.config import ModelConfig
 from runtime.errors import BackendError, DataError, RequestError
 from runtime.files import replacing, write_json
+from runtime.forms import usual_sampling
 from runtime.generator import Generator
-from runtime.heads import usual_sampling
 from runtime.images import to_uint8
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling, build_plan

@@ -26,9 +26,9 @@ _MASK_RATIO = NormalDist(1, 0.25)  # arXiv 2406.11838, appendix B
 class Draws:
     """What is drawn for one example, beside how its picture is taken.
 
-    `order` int64 [L], its first K positions masked; `dropped`, whether its class is withheld; `timesteps`
-    [R, K], int64 for a diffusion head and float32 for a flow head, and `noise` float32 [R, K, D], for each of
-    R repeats of the masked tokens.
+    `order` int64 [L], its first K positions masked, those in the order they would be generated in; `dropped`,
+    whether its class is withheld; `timesteps` [R, K], float32 for a flow head and int64 for others, and `noise`
+    float32 [R, K, D], for each of R repeats of the masked tokens.
     """
 
     order: NDArray[np.int64]
@@ -44,9 +44,12 @@ def example_stream(seed: int, step: int, place: int) -> np.random.Generator:
 
 def draw_example(config: ModelConfig, masked: int, stream: np.random.Generator) -> Draws:
     """What an example with `masked` masked tokens is trained with."""
-    repeats = config.diffusion_batch_mul
+    repeats = config.loss_repeats
     return Draws(
-        order=stream.permutation(config.tokens),
+        # In raster order the last K are masked.
+        order=stream.permutation(config.tokens)
+        if config.order == "random"
+        else np.roll(np.arange(config.tokens), masked),
         dropped=bool(stream.random() < config.label_drop_prob),
         timesteps=draw_timesteps(config.head, (repeats, masked), stream),
         noise=stream.standard_normal((repeats, masked, config.token_channels), np.float32),
@@ -56,18 +59,27 @@ def draw_example(config: ModelConfig, masked: int, stream: np.random.Generator) 
 def draw_timesteps(
     head: str, shape: tuple[int, ...], stream: np.random.Generator
 ) -> NDArray[np.int64] | NDArray[np.float32]:
-    """Whole ones, uniform, for a diffusion head; for a flow head times of a logistic normal, most in the middle.
+    """Whole ones, uniform; for a flow head times of a logistic normal, most in the middle.
 
     There a velocity is hardest to tell (Stable Diffusion 3, arXiv 2403.03206, section 3.1).
     """
-    if head == "diffusion":
-        return stream.integers(0, TRAIN_STEPS, shape)
-    return (TRAIN_STEPS / (1 + np.exp(-stream.standard_normal(shape)))).astype(np.float32)
+    if head == "flow":
+        return (TRAIN_STEPS / (1 + np.exp(-stream.standard_normal(shape)))).astype(np.float32)
+    return stream.integers(0, TRAIN_STEPS, shape)
 
 
 def masked_tokens(config: ModelConfig, seed: int, step: int) -> int:
-    """K, how many tokens of each example of a step are masked: at least one, and as many for all."""
-    ratio = draw_mask_ratio(config.mask_ratio_min, _stream(seed, step, _STEP, 0))
+    """K, how many tokens of each example of a step are masked: at least one, and as many for all.
+
+    Under causal attention each is predicted from those before it, all in one pass. In raster order every
+    length of prefix is as likely as any other, since each is generated from once.
+    """
+    if config.attention == "causal":
+        return config.tokens
+    stream = _stream(seed, step, _STEP, 0)
+    if config.order == "raster":
+        return max(1, math.ceil(config.tokens * stream.uniform(config.mask_ratio_min, 1)))
+    ratio = draw_mask_ratio(config.mask_ratio_min, stream)
     return min(config.tokens, max(1, math.ceil(config.tokens * ratio)))
 
 

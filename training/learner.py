@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from runtime.config import ModelConfig
 from training.config import StepConfig, TrainConfig
-from training.distribution import Processes, exchanging_gradients, local, spread, whole
+from training.distribution import Processes, exchanging_gradients, local, spread, spread_like, whole
 from training.loader import MicroBatch
 from training.model import MAR
 from training.numerics import autocast, choose_operators
@@ -139,6 +140,13 @@ class Learner(Optimisation):
             _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
         )
         super().__init__(model, module, optimizer, config, processes)
+
+    def take_codebook(self, codebook: NDArray[np.float32]) -> None:
+        """Give the head its codebook [codes, D], the same in every process."""
+        parameter = self.model.diffloss.codebook
+        with torch.no_grad():
+            for copy in (parameter, self.average["diffloss.codebook"]):
+                copy.copy_(spread_like(torch.from_numpy(codebook), parameter))
 
     def averaged_model(self) -> MAR:
         """A model of its own with the averaged weights, whole, in evaluation mode."""

@@ -4,6 +4,9 @@ Parameter names are those of the published code, so its checkpoints load key for
 is written over lists of positions instead of boolean masks: attention does not care about order, only
 about which position embedding a token carries, so the tokens that are known come first, then those to
 predict, and nothing is scattered.
+
+The same class is the autoregressive models that the paper compares with (its section 3.3): under causal
+attention the same blocks read a sequence in generation order, and every slot of it predicts the next token.
 """
 
 from __future__ import annotations
@@ -11,91 +14,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.config import ModelConfig
+from training.codes import CodeLoss
 from training.flow import FlowLoss
 from training.head import DiffusionLoss
-
-NORM_EPS = 1e-6
-
-
-class ScaledDotProduct(nn.Module):
-    """Attention of each head: queries [B, H, K, E/H], keys and values [B, H, S, E/H] -> [B, H, K, E/H]."""
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
-
-
-class Projections(nn.Linear):
-    """Several projections of one input side by side, of which some can be asked for."""
-
-    def part(self, x: Tensor, start: int, stop: int) -> Tensor:
-        return F.linear(x, self.weight[start:stop], self.bias[start:stop])
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; `queries` limits the rows that are answered."""
-
-    def __init__(self, width: int, heads: int, attn_dropout: float, proj_dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = Projections(width, 3 * width)
-        self.attend: nn.Module = ScaledDotProduct(attn_dropout)
-        self.proj = nn.Linear(width, width)
-        self.proj_drop: nn.Module = nn.Dropout(proj_dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, S, E] each
-        return self._merged(q, k, v)
-
-    def rows(self, x: Tensor, queries: Tensor) -> Tensor:
-        """x [B, S, E], queries [B, K, E] -> [B, K, E]: keys and values of all, queries of a few."""
-        width = x.shape[-1]
-        q = self.qkv.part(queries, 0, width)  # [B, K, E]
-        k, v = self.qkv.part(x, width, 3 * width).chunk(2, dim=-1)  # [B, S, E] each
-        return self._merged(q, k, v)
-
-    def _merged(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, S, E/H]
-        return self.proj_drop(self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2)))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
-
-
-class Block(nn.Module):
-    """A pre-norm transformer block (arXiv 2010.11929)."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, attn_dropout: float, proj_dropout: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, heads, attn_dropout, proj_dropout)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = FeedForward(width, int(width * mlp_ratio), proj_dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-    def rows(self, x: Tensor, start: int, count: int) -> Tensor:
-        """The block's output for rows start..start+count of x [B, S, E] only: [B, count, E]."""
-        normed = self.norm1(x)
-        wanted = x.narrow(1, start, count) + self.attn.rows(normed, normed.narrow(1, start, count))
-        return wanted + self.mlp(self.norm2(wanted))
+from training.transformer import NORM_EPS, Block
 
 
 class MAR(nn.Module):
@@ -120,23 +45,29 @@ class MAR(nn.Module):
         self.encoder_norm = nn.LayerNorm(encoder, eps=NORM_EPS)
 
         self.decoder_embed = nn.Linear(encoder, decoder)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
+        if config.attention == "bidirectional":
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
         self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, sequence, decoder))
         self.decoder_blocks = self._blocks("decoder")
         self.decoder_norm = nn.LayerNorm(decoder, eps=NORM_EPS)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
 
         self._initialize()
-        loss = FlowLoss if config.head == "flow" else DiffusionLoss
-        self.diffloss: DiffusionLoss | FlowLoss = loss(
-            config.token_channels, decoder, config.diffloss_w, config.diffloss_d
-        )
+        self.diffloss: Any = _head(config)
 
     def _blocks(self, half: str) -> nn.ModuleList:
         config = self.config
         width, depth, heads = (getattr(config, f"{half}_{name}") for name in ("embed_dim", "depth", "num_heads"))
         return nn.ModuleList(
-            Block(width, heads, config.mlp_ratio, config.attn_dropout, config.proj_dropout) for _ in range(depth)
+            Block(
+                width,
+                heads,
+                config.mlp_ratio,
+                config.attn_dropout,
+                config.proj_dropout,
+                causal=config.attention == "causal",
+            )
+            for _ in range(depth)
         )
 
     def _initialize(self) -> None:
@@ -188,6 +119,26 @@ class MAR(nn.Module):
         x = last.rows(x, known, predict.shape[1])  # [B, K, C]
         return self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][predict]
 
+    def predict_next(self, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor:
+        """z of every token from those before it, under causal attention, in one pass: [B, L, C].
+
+        tokens [B, L, D] in generation order, of which the last is not looked at; order [B, L], the position
+        of each; labels int64 [B]. The sequence is the class buffer, then the tokens. In the encoder a slot
+        carries the position that it has, in the decoder that of the slot after it, which it is to predict.
+        """
+        buffer = self.config.buffer_size
+        of_buffer = torch.arange(buffer, device=order.device).expand(len(order), -1)
+        sequence = torch.cat([of_buffer, order + buffer], dim=1)  # [B, buffer + L]
+        start = self.class_embedding(labels)[:, None].expand(-1, buffer, -1)
+        x = torch.cat([start, self.z_proj(tokens[:, :-1])], dim=1)  # [B, buffer + L - 1, E]
+        x = self.z_proj_ln(x + self.encoder_pos_embed_learned[0][sequence[:, :-1]])
+        for block in self.encoder_blocks:
+            x = block(x)
+        x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[0][sequence[:, 1:]]
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_norm(x[:, buffer - 1 :]) + self.diffusion_pos_embed_learned[0][order]
+
     def patchify(self, latents: Tensor) -> Tensor:
         """[B, c, H, W] -> tokens [B, L, D], channels outermost within a token as published."""
         p = self.config.patch_size
@@ -199,7 +150,8 @@ class MAR(nn.Module):
 
         latents [B, c, H, W]; labels int64 [B], class_num standing for no class; order int64 [B, L], a
         permutation of the positions of each image, the first K of them masked and predicted from the
-        others; timesteps [R, B, K] and noise [R, B, K, D], R times for each masked token. The head
+        others; under causal attention K = L, and each is predicted from those before it. timesteps [R, B, K]
+        and noise [R, B, K, D], R times for each masked token. The head
         runs on the masked tokens only: the published code runs it on all and multiplies by the mask.
         """
         tokens = self.patchify(latents)  # [B, L, D]
@@ -209,6 +161,18 @@ class MAR(nn.Module):
         def gather(positions: Tensor) -> Tensor:
             return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
 
-        z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
+        if self.config.attention == "causal":
+            z = self.predict_next(gather(predict), predict, labels)  # [B, L, C]
+        else:
+            z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
         target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = R B K
         return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()
+
+
+def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | CodeLoss:
+    """What makes a token of z, and is trained to: `diffloss` in the published parameter names, whatever it is."""
+    channels, width, depth = config.token_channels, config.diffloss_w, config.diffloss_d
+    if config.head == "codes":
+        return CodeLoss(channels, config.decoder_embed_dim, width, depth, config.codes)
+    loss = FlowLoss if config.head == "flow" else DiffusionLoss
+    return loss(channels, config.decoder_embed_dim, width, depth)

@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.model import MAR, Attention, FeedForward, ScaledDotProduct
+from training.model import MAR
+from training.transformer import Attention, FeedForward, ScaledDotProduct, seen
 
 _LEVELS = 2**16  # of the random numbers of `PackedDropout`
 
@@ -34,12 +35,14 @@ class AttentionInFloat32(nn.Module):
 class PlainAttention(nn.Module):
     """`ScaledDotProduct` by two matrix products and a softmax."""
 
-    def __init__(self, dropout: float) -> None:
+    def __init__(self, dropout: float, causal: bool = False) -> None:
         super().__init__()
-        self.drop = PackedDropout(dropout)
+        self.drop, self.causal = PackedDropout(dropout), causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, K, S]
+        if self.causal:
+            logits = logits.where(seen(logits.shape[-2], logits.shape[-1], logits.device), -torch.inf)
         return self.drop.kept(logits.softmax(dim=-1)) @ (v * self.drop.scale)
 
 
@@ -89,4 +92,4 @@ def _write_out(module: Attention | FeedForward) -> None:
         if isinstance(child, nn.Dropout):
             setattr(module, name, PackedDropout(child.p))
         elif isinstance(child, ScaledDotProduct):
-            setattr(module, name, PlainAttention(child.dropout))
+            setattr(module, name, PlainAttention(child.dropout, child.causal))

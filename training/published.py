@@ -2,7 +2,8 @@
 
 It is what the other rooms are measured against: the reference of every parity report, since it takes
 another way to the same numbers, and the baseline of the benchmark, since it does the work that the
-published code does in the form in which its authors run it.
+published code does in the form in which its authors run it. Models of other forms than the published one are drawn
+with by the same loop: without a cache under causal attention, and a code at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from runtime.images import unpatchify
 from runtime.plan import Plan
 from runtime.samplers import COEFFICIENTS, CoefficientTable
+from training.codes import draw_codes
 from training.model import MAR
 
 StageTimes = dict[str, float]
@@ -45,18 +47,24 @@ def sample(
     known_labels = torch.from_numpy(labels).to(reference.device)
     no_labels = torch.full_like(known_labels, model.config.class_num)
     guided = any(iteration.guided for iteration in plan.iterations)
+    ordered = torch.from_numpy(order).to(reference.device)  # [B, L]
+    causal = model.config.attention == "causal"
+    backbone = _causal if causal else _backbone
+    head = _drawn_codes if model.config.head == "codes" else _diffuse
 
     for iteration in plan.iterations:
         started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
+        told = ordered if causal else masked
         if guided:
-            z = _backbone(model, tokens.repeat(2, 1, 1), masked.repeat(2, 1), torch.cat([known_labels, no_labels]))
+            both = torch.cat([known_labels, no_labels])
+            z = backbone(model, tokens.repeat(2, 1, 1), told.repeat(2, 1), both)
             z = z[now.repeat(2, 1)]  # [2 N, C], the conditional half first
         else:
-            z = _backbone(model, tokens, masked, known_labels)[now]
+            z = backbone(model, tokens, told, known_labels)[now]
         between = time.perf_counter()
-        tokens[now] = _diffuse(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
+        tokens[now] = head(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
         if times is not None:
             times["backbone"] = times.get("backbone", 0.0) + between - started
             times["head"] = times.get("head", 0.0) + time.perf_counter() - between
@@ -97,6 +105,19 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Ten
     for block in model.decoder_blocks:
         x = block(x)
     return model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
+
+
+def _causal(model: MAR, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor:
+    """The same under causal attention, the whole sequence every time: what is unknown yet, nobody before it sees."""
+    index = order[..., None]
+    z = model.predict_next(tokens.gather(1, index.expand_as(tokens)), order, labels)  # [B, L, C], as generated
+    return torch.empty_like(z).scatter_(1, index.expand_as(z), z)
+
+
+def _drawn_codes(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
+    """Tokens [N, D] from z [G N, C] and noise [2, N, D], of which only the first channel of the last is used."""
+    temperature = float(table.coefficients[0, COEFFICIENTS.index("noise_scale")])
+    return model.diffloss.codebook[draw_codes(model.diffloss.net(z), scale, temperature, noise[1, :, 0])]
 
 
 def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:

@@ -8,10 +8,10 @@ import pathlib
 import numpy as np
 
 from runtime.files import replacing
+from runtime.forms import formed, usual_sampling
 from runtime.grid import save_grid
-from runtime.heads import usual_sampling
 from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Sampling, build_plan
+from runtime.plan import build_plan
 from training.model import MAR
 from training.published import sample
 from training.source import Source
@@ -28,10 +28,10 @@ def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
     labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
     usual = usual_sampling(config)
     if config.head == "diffusion":  # not from t = 999: an error is amplified hundreds of times there, and it is young
-        usual = Sampling(diffusion_steps="ddim50")
-    sampling = dataclasses.replace(usual, cfg_scale=_GUIDANCE, iterations=min(16, config.tokens))
-    plan = build_plan(config.tokens, sampling)
-    order = seeded_order(0, range(len(labels)), config)
+        usual = dataclasses.replace(usual, diffusion_steps="ddim50")
+    wanted = dataclasses.replace(usual, cfg_scale=_GUIDANCE, iterations=min(16, config.tokens))
+    plan = build_plan(config.tokens, formed(config, wanted, {}))
+    order = seeded_order(0, range(len(labels)), config, plan.token_order)
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:

@@ -9,6 +9,7 @@ from typing import Any
 
 from runtime.errors import CheckpointError, ConfigError, MarError
 from training import checkpoint
+from training.codebook import fitted_codebook
 from training.config import RunConfig, StepConfig, TrainConfig
 from training.distribution import Processes
 from training.learner import Learner
@@ -36,6 +37,7 @@ class Trainer(Run[Learner]):
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
         config, source = fitted(config)
         trainer = cls(run, source, config, processes)
+        trainer._begin()
         processes.wait()  # all have seen that there is no run yet
         if processes.first:
             source.save_tokenizer(run)
@@ -52,6 +54,8 @@ class Trainer(Run[Learner]):
         trainer = cls(run, open_source(pathlib.Path(config.data), config.model.img_size), config, processes)
         if (run / checkpoint.STATE_FILE).exists():
             trainer.step = load_state(run, trainer.learner)
+        else:
+            trainer._begin()
         processes.wait()
         if changes and processes.first:
             trainer._write_config()
@@ -60,6 +64,12 @@ class Trainer(Run[Learner]):
     @property
     def _settings(self) -> TrainConfig:
         return self.config.training
+
+    def _begin(self) -> None:
+        """What a model needs of its data before the first step."""
+        model = self.config.model
+        if model.head == "codes":
+            self.learner.take_codebook(fitted_codebook(self.source, model, self.config.training.seed))
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, config = self.processes, self.config

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import CheckpointError
-from training.model import ScaledDotProduct
+from training.transformer import ScaledDotProduct
 
 LATENT_SCALE = 0.2325  # brings the latents of KL-16 to unit variance (published sampling and training code)
 LOG_VARIANCE = (-30.0, 20.0)  # what the published code clips it to

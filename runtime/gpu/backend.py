@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from runtime.config import ModelConfig
+from runtime.forms import check_no_cache
 from runtime.gpu.cuda import Cuda
 from runtime.gpu.engine import GpuEngine, HostEngine
 from runtime.gpu.loop import GpuLoop
@@ -27,6 +28,7 @@ class GpuBackend:
         self._engines: dict[str, HostEngine] = {}
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:
+        check_no_cache(config, "the loop on a GPU")
         engines = {name: self._engines[name].on_gpu for name in ENGINES}
         loop = GpuLoop(self._cuda, engines, config, self._captures)
         self._owner.callback(loop.close)

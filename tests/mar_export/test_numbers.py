@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mar_export.bench import Measurement, Race, Timing, Work, report
-from mar_export.numbers import bench_tables, rewrite, study_table
+from mar_export.numbers import bench_tables, rewrite, study_table, variants_table
 from runtime.cost import Machine
 from runtime.errors import RequestError
 from runtime.plan import Sampling, build_plan
@@ -164,11 +164,41 @@ def test_the_tables_of_a_benchmark_name_every_race_stage_plan_and_contestant() -
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
-    for text in (bench_tables(bench_value()), study_table(study_value())):
+    for text in (bench_tables(bench_value()), study_table(study_value()), variants_table(variants_value())):
         width = 0
         for line in text.splitlines():
             width = 0 if not line.startswith("|") else width or line.count("|")
             assert line.count("|") == width
+
+
+def variants_value() -> dict[str, Any]:
+    """Two ways to draw, one after the other by each head, as `mar_export.variants` writes them."""
+    ways = [("raster", "causal", 64), ("random", "bidirectional", 16)]
+    rows = [
+        {
+            "head": head,
+            "order": order,
+            "attention": attention,
+            "iterations": iterations,
+            "recognised": 0.5,
+            "frechet": far,
+        }
+        for head, distances in (("diffusion", (8.0, 4.0)), ("codes", (12.0, 10.0)))
+        for (order, attention, iterations), far in zip(ways, distances, strict=True)
+    ]
+    judged = {"recognised": 0.9, "frechet": 0.1}
+    about = {"steps": 1000, "images": 2000, "training": {"batch_size": 32}, "model": {"codes": 512}}
+    return {**about, "real": judged, "real_through_codebook": {**judged, "frechet": 2.0}, "rows": rows}
+
+
+def test_the_table_of_variants_sets_the_losses_side_by_side() -> None:
+    lines = variants_table(variants_value()).splitlines()
+    assert lines[0] == "1,000 steps of 32 pictures each; 2,000 pictures of each judged, without guidance."
+    assert lines[-4:-2] == [
+        "| raster | causal | one | 50.0% | 50.0% | 12.00 | 8.00 | 1.50 |",
+        "| random | bidirectional | several (16 iterations) | 50.0% | 50.0% | 10.00 | 4.00 | 2.50 |",
+    ]
+    assert lines[-1].endswith("nearest of the 512 codes: 90.0%, 2.00.")
 
 
 def test_the_table_of_a_study_compares_guided_ways_with_exact() -> None:

@@ -13,7 +13,7 @@ import pytest
 from runtime.artifact import MANIFEST, Artifact
 from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, ConfigError, RequestError
-from runtime.heads import check_head, samplers_of, short_chain, usual_sampling
+from runtime.forms import check_head, samplers_of, short_chain, usual_sampling
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS

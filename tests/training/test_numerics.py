@@ -17,8 +17,9 @@ from training.config import TrainConfig
 from training.distribution import Processes
 from training.learner import Learner
 from training.loader import Batch, MicroBatch
-from training.model import MAR, Attention, FeedForward, ScaledDotProduct
+from training.model import MAR
 from training.numerics import AttentionInFloat32, PackedDropout, PlainAttention
+from training.transformer import Attention, FeedForward, ScaledDotProduct
 
 
 @pytest.fixture(autouse=True)
