@@ -162,7 +162,7 @@ def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
     [
         ("--iterations 17", "iterations must lie in 1..16"),
         ("--batch-size 0", "pictures can be drawn together at 100 diffusion steps, found 0"),
-        ("--eta 0.5", "eta belongs to the sampler ddim"),
+        ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler"),
     ],
 )
 def test_what_cannot_be_drawn_cannot_be_planned(artifact: pathlib.Path, line: str, told: str) -> None:

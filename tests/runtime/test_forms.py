@@ -1,4 +1,4 @@
-"""Which chains a head is drawn with: its own by default, and no other's."""
+"""What a model of each form is drawn with: its own by default, and nothing of another form."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pytest
 from runtime.artifact import MANIFEST, Artifact
 from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, ConfigError, RequestError
-from runtime.forms import check_head, samplers_of, short_chain, usual_sampling
+from runtime.forms import formed, samplers_of, settled, short_chain, usual_sampling
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
-from runtime.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
+from runtime.samplers import CODES, DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
 
 DIFFUSION, FLOW, DISTILLED = ModelConfig(), ModelConfig(head="flow"), ModelConfig(head="flow", distilled_steps=2)
-MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED}
+CODED, CAUSAL = ModelConfig(head="codes", codes=16), ModelConfig(attention="causal", order="raster")
+MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED, "codes": CODED, "causal": CAUSAL}
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_what_is_usual_for_a_head_can_be_drawn(model: ModelConfig) -> None:
     usual = usual_sampling(model)
-    check_head(model, usual)
+    assert formed(model, usual, dataclasses.asdict(usual)) == usual
     build_plan(model.tokens, usual)
     assert usual.sampler in samplers_of(model)
 
@@ -47,11 +48,12 @@ def test_a_distilled_head_is_drawn_as_it_was_distilled_for() -> None:
 def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, preset: str) -> None:
     found = requested_sampling(usual_sampling(model), model, {"preset": preset})
     assert found.sampler in samplers_of(model)
-    assert found.iterations == PRESETS[preset]["iterations"]
+    assert found.iterations == (model.tokens if model is CAUSAL else PRESETS[preset]["iterations"])
+    assert found.token_order == model.order
     assert found.cfg_interval == PRESETS[preset].get("cfg_interval", (0.0, 1.0))
     build_plan(model.tokens, found)
-    if model.distilled_steps:
-        assert found.diffusion_steps == model.distilled_steps
+    for name, (value, _) in settled(model).items():
+        assert getattr(found, name) == value
 
 
 def test_presets_of_a_flow_head_differ() -> None:
@@ -63,54 +65,57 @@ def test_presets_of_a_flow_head_differ() -> None:
     [
         (DIFFUSION, FLOW_SAMPLERS, "a diffusion head is drawn with the sampler ddpm or ddim or dpm++2m or dpm++2m-sde"),
         (FLOW, DIFFUSION_SAMPLERS, "a flow head is drawn with the sampler flow-euler or flow-2m"),
-        (
-            DISTILLED,
-            (*DIFFUSION_SAMPLERS, "flow-2m"),
-            "a head distilled to 2 steps is drawn with the sampler flow-euler",
-        ),
     ],
-    ids=MODELS,
+    ids=["diffusion", "flow"],
 )
 def test_a_sampler_of_another_head_is_refused_in_one_line(
     model: ModelConfig, other: tuple[str, ...], told: str
 ) -> None:
     assert {*other, *samplers_of(model)} == {*SAMPLERS}
-    for sampler in other:
+    for sampler in (*other, CODES):
         with pytest.raises(RequestError) as refusal:
             requested_sampling(usual_sampling(model), model, {"sampler": sampler})
         assert str(refusal.value) == f"{told}, found {sampler!r}"
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("model", "settings", "told"),
     [
-        ({"diffusion_steps": 4}, "diffusion_steps 2, since it knows no others, found 4"),
-        ({"diffusion_steps": (2,) * 64}, "diffusion_steps 2, since it knows no others, found (2, 2,"),
-        ({"last_diffusion_steps": 1}, "last_diffusion_steps None, since it knows no others, found 1"),
-        ({"cfg_scale": 3.0}, "cfg_scale 1, since guidance is part of what it was distilled from, found 3.0"),
-        ({"eta": 0.5}, "eta 0, since its steps lead to one token, found 0.5"),
+        (DISTILLED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 2, found 4"),
+        (DISTILLED, {"diffusion_steps": (2,) * 64}, "diffusion_steps of this model must be 2, found (2, 2,"),
+        (DISTILLED, {"last_diffusion_steps": 1}, "last_diffusion_steps of this model must be None, found 1"),
+        (DISTILLED, {"cfg_scale": 3.0}, "cfg_scale of this model must be 1.0, found 3.0; leave it away: guidance"),
+        (DISTILLED, {"eta": 0.5}, "eta of this model must be 0.0, found 0.5"),
+        (DISTILLED, {"sampler": "flow-2m"}, "sampler of this model must be flow-euler, found 'flow-2m'"),
+        (CODED, {"sampler": "ddim"}, "sampler of this model must be codes, found 'ddim'"),
+        (CODED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it away: its head"),
+        (CAUSAL, {"iterations": 64}, "iterations of this model must be 256, found 64; leave it away: under causal"),
+        (CAUSAL, {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
     ],
     ids=str,
 )
-def test_a_distilled_head_refuses_what_it_was_not_distilled_for(settings: dict[str, Any], told: str) -> None:
+def test_what_a_form_leaves_no_choice_about_cannot_be_named_otherwise(
+    model: ModelConfig, settings: dict[str, Any], told: str
+) -> None:
     with pytest.raises(RequestError) as refusal:
-        requested_sampling(usual_sampling(DISTILLED), DISTILLED, settings)
-    assert f"a head distilled to 2 steps is drawn with {told}" in str(refusal.value)
+        requested_sampling(usual_sampling(model), model, settings)
+    assert told in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_short_chain_is_one_that_the_head_has() -> None:
     for model in MODELS.values():
-        sampling = dataclasses.replace(usual_sampling(model), **short_chain(model, 3), iterations=1)
-        check_head(model, sampling)
-        assert build_plan(model.tokens, sampling).head_evaluations == (2 if model.distilled_steps else 3)
+        chain = short_chain(model, 3)
+        sampling = formed(model, dataclasses.replace(usual_sampling(model), **chain), chain)
+        chains = {iteration.table.steps for iteration in build_plan(model.tokens, sampling).iterations}
+        assert chains == {sampling.diffusion_steps} <= {1, 2, 3}
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"head": "gan"}, "head must be one of diffusion, flow, found 'gan'"),
-        ({"head": None}, "head must be one of diffusion, flow, found None"),
+        ({"head": "gan"}, "head must be one of diffusion, flow, codes, found 'gan'"),
+        ({"head": None}, "head must be one of diffusion, flow, codes, found None"),
         ({"distilled_steps": 2}, "distilled_steps 2 belongs to the head flow, found diffusion"),
         ({"head": "flow", "distilled_steps": -1}, "distilled_steps must lie in 0..1000, found -1"),
         ({"head": "flow", "distilled_steps": 1.0}, "distilled_steps must be int, found 1.0"),
