@@ -183,15 +183,15 @@ def variants_table(value: Mapping[str, Any]) -> str:
 def tokenizer_table(value: Mapping[str, Any]) -> str:
     """Runs of `mar train-tokenizer`, by name, and what their reconstructions are like, as Markdown."""
     lines = [
-        "| | steps of | adversarial from | processor time | latents of a picture | latent scale | PSNR | "
+        "| | steps of | adversarial from | latents of a picture | latent scale | PSNR | "
         "Fréchet distance, EfficientNet-Lite0 |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, one in value.items():
         training, judged = one["training"], one["judged"]
         lines.append(
             f"| {name} | {training['steps']:,} x {training['batch_size']} | {training['adversarial_from']:,} | "
-            f"{one['processor_seconds']:.0f} s | {' x '.join(map(str, one['latents']))} | {one['latent_scale']:.3f} | "
+            f"{' x '.join(map(str, one['latents']))} | {one['latent_scale']:.3f} | "
             f"{judged['psnr']:.2f} dB | {judged['frechet']:.2f}, by {training['judged']:,} |"
         )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mar_export.bench import Measurement, Race, Timing, Work, report
-from mar_export.numbers import bench_tables, rewrite, study_table, variants_table
+from mar_export.numbers import bench_tables, evaluation_table, rewrite, study_table, tokenizer_table, variants_table
 from runtime.cost import Machine
 from runtime.errors import RequestError
 from runtime.plan import Sampling, build_plan
@@ -215,3 +215,23 @@ def test_a_study_without_exact_compares_nothing() -> None:
     value = study_value()
     value["ways"] = value["ways"][1:]
     assert "+" not in study_table(value)
+
+
+def test_an_evaluation_has_a_row_for_every_set_that_is_compared() -> None:
+    row = {"pictures": 1000, "frechet": 5.5, "precision": 0.25, "recall": 0.125, "recognised": 0.9}
+    training = {**row, "frechet": 0.5, "recognised": None}
+    figures = {"generated": row, "real_training": training, "real": {"pictures": 10_000}, "weights_sha256": "0"}
+    sampling = Sampling(iterations=8).__dict__
+    lines = evaluation_table({"ours": {"sampling": sampling, "features": {"classifier": figures}}}).splitlines()
+    assert lines[2:] == [
+        "| ours | 1,000 against 10,000 | classifier | 5.500 | 0.250 | 0.125 | 90.0% | iterations 8 |",
+        "| real, training | 1,000 against 10,000 | classifier | 0.500 | 0.250 | 0.125 |  |  |",
+    ]
+
+
+def test_a_tokenizer_is_told_by_its_reconstructions() -> None:
+    training = {"steps": 1500, "batch_size": 16, "adversarial_from": 1000, "judged": 2000}
+    one = {"training": training, "latents": [4, 8, 8], "latent_scale": 0.5, "judged": {"psnr": 24.126, "frechet": 7.1}}
+    assert tokenizer_table({"small": one}).splitlines()[2:] == [
+        "| small | 1,500 x 16 | 1,000 | 4 x 8 x 8 | 0.500 | 24.13 dB | 7.10, by 2,000 |"
+    ]
