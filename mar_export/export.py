@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import gc
@@ -32,7 +33,7 @@ from runtime.generator import Generator
 from runtime.heads import check_head, usual_sampling
 from runtime.loop import Engines
 from runtime.plan import Sampling, build_plan
-from runtime.spec import EngineSpec, engine_specs, tokenizer_specs
+from runtime.spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
 from training.checkpoint import Checkpoint
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -77,26 +78,39 @@ def export_artifact(
     files = {name: f"{name}.onnx" for name in modules}
     with replacing_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as emulations:
         parity: dict[str, dict[str, Any]] = {}
-        runner = OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
-        engines = {}
-        for name, written in files.items():
+        runnable = {}  # by ONNX Runtime on a CPU, as devices compute
+        # The largest last: once it is written, nothing holds the checkpoint while it is compared.
+        for name in sorted(files, key=lambda name: _parameters(modules[name])):
             say(f"{name}: exporting")
             expected = eager_outputs(modules[name], specs[name], base.model)
-            file = folder / written
+            runnable[name] = file = folder / files[name]
             _export(modules.pop(name), specs[name], base.model, precision, file)
             if precision != "fp32":
-                save_emulation(file, file := pathlib.Path(emulations) / written, DTYPES[precision])
-            engines[name] = runner.load_graph(file, specs[name])
-            parity[name] = engine_parity(engines[name], expected, specs[name], base.model, precision)
+                runnable[name] = pathlib.Path(emulations) / file.name
+                save_emulation(file, runnable[name], DTYPES[precision])
+            with contextlib.closing(_runner()) as runner:  # what it takes to run a decoder is let go with it
+                engine = runner.load_graph(runnable[name], specs[name])
+                parity[name] = engine_parity(engine, expected, specs[name], base.model, precision)
             say(f"{name}: {_told(parity[name])}")
+        parity = {name: parity[name] for name in files}  # as the engines are listed
         entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=entries, engines=files, parity=parity)
-        with Generator(manifest, Engines(**engines), runner.description, runner.close) as generator:
+        runner = _runner()
+        engines = Engines(**{name: runner.load_graph(runnable[name], specs[name]) for name in ENGINES})
+        with Generator(manifest, engines, runner.description, runner.close) as generator:
             parity["generation"] = generation_parity(generator, trajectory, precision)
         say(f"whole generation: {_told(parity['generation'])}")
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
     return manifest
+
+
+def _runner() -> OnnxRuntime:
+    return OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _export(module: nn.Module, spec: EngineSpec, config: ModelConfig, precision: str, file: pathlib.Path) -> None:
