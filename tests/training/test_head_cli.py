@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from calibration.steps_cli import calibrate_steps
 from mar_export.export import export_artifact
 from runtime.artifact import Artifact
 from runtime.errors import MarError, RequestError
@@ -93,6 +94,8 @@ def test_a_flow_head_draws_under_guidance_by_its_own_samplers(
             result = generator.generate([1], order=order, noise=noise, **settings)
             expected = sample(load_checkpoint(run).model, np.array([1]), result.plan, order, noise)
             np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
+    refused = CliRunner().invoke(calibrate_steps, [str(artifact), "--budget-ms=5"]).exception
+    assert str(refused) == f"{artifact} has a flow head; --steps finds those of a diffusion head"
 
 
 @pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
