@@ -37,54 +37,23 @@ from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import Sampling
 from runtime.plan_cli import plan
 from tests.conftest import relative_l2
-from training.checkpoint import Checkpoint
-from training.model import MAR
-from training.presets import preset
+from tests.small_variants import variant_checkpoint
 from training.published import sample
 
-# Sixteen tokens; encoder and decoder of different widths, so that none is taken for the other.
-_SIZES = {
-    "img_size": 16,
-    "class_num": 3,
-    "encoder_embed_dim": 32,
-    "encoder_depth": 1,
-    "encoder_num_heads": 2,
-    "decoder_embed_dim": 24,
-    "decoder_depth": 1,
-    "decoder_num_heads": 2,
-    "diffloss_d": 1,
-    "diffloss_w": 32,
-}
-_FORMS: dict[str, dict[str, Any]] = {
-    "causal": {"attention": "causal"},
-    "raster codes": {"order": "raster", "head": "codes", "codes": 40},
-    "causal codes": {"attention": "causal", "head": "codes", "codes": 40},
-}
 _CHAIN = {"diffusion_steps": 4, "sampler": "ddim"}
 _GUIDED = {"cfg_scale": 2.5, "cfg_interval": (0.3, 0.8)}  # neither at first nor at last
-
-
-def _checkpoint(form: str) -> Checkpoint:
-    config = preset("pixel_small", **_SIZES, **_FORMS[form])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MAR(**config.to_dict())
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return Checkpoint(model.eval(), "pixel", ("cat", "dog", "cow"), "random weights", "0" * 64)
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Causal attention and codes, exported. Read only."""
     artifact = tmp_path_factory.mktemp("variants") / "artifact"
-    export_artifact(_checkpoint("causal codes"), artifact, lambda told: None)
+    export_artifact(variant_checkpoint("causal codes"), artifact, lambda told: None)
     return artifact
 
 
 def _generator(form: str) -> Generator:
-    checkpoint = _checkpoint(form)
+    checkpoint = variant_checkpoint(form)
     manifest = Manifest(checkpoint.model.config, "pixel", (), Sampling(), "fp32", {}, {}, {}, {})
     return eager_generator(manifest, checkpoint.model)
 
@@ -105,7 +74,7 @@ def _eager(form: str, generator: Generator, settings: dict[str, Any], labels: li
     indices = range(len(labels))
     order = seeded_order(0, indices, config, plan.token_order)
     noise = seeded_noise(0, indices, plan.diffusion_steps, config)
-    return sample(_checkpoint(form).model, np.array(labels), plan, order, noise)
+    return sample(variant_checkpoint(form).model, np.array(labels), plan, order, noise)
 
 
 @pytest.mark.parametrize("guidance", [{}, {"cfg_scale": 3.0}, _GUIDED], ids=["none", "always", "sometimes"])
@@ -145,7 +114,7 @@ def test_every_slot_is_read_once(causal: Generator) -> None:
 
 
 def test_the_backbone_reads_a_sequence_in_parts_of_any_size() -> None:
-    model = _checkpoint("causal").model
+    model = variant_checkpoint("causal").model
     backbone, config = loop_modules(model)["backbone"], model.config
     buffer, generator = config.buffer_size, torch.Generator().manual_seed(1)
     order = torch.randperm(config.tokens, generator=generator)[None]
@@ -182,7 +151,7 @@ def test_codes_are_drawn_as_eager_pytorch_draws_them(codes: Generator, settings:
 
 def test_every_token_is_one_of_the_codebook(codes: Generator) -> None:
     tokens = codes.generate([0, 1], seed=3).latents.reshape(2, 4, 4, 4, 4).swapaxes(2, 3).reshape(-1, 16)
-    codebook = _checkpoint("raster codes").model.diffloss.codebook.numpy()
+    codebook = variant_checkpoint("raster codes").model.diffloss.codebook.numpy()
     assert {row.tobytes() for row in tokens} <= {row.tobytes() for row in codebook}
     assert len({row.tobytes() for row in tokens}) > 5
 
@@ -239,7 +208,7 @@ def test_commands_that_know_the_published_form_alone_say_so(
 
 def test_a_head_of_codes_is_not_the_published_form_either() -> None:
     with pytest.raises(RequestError, match="mar plan does not know models with a head of codes"):
-        check_published(_checkpoint("raster codes").model.config, "mar plan")
+        check_published(variant_checkpoint("raster codes").model.config, "mar plan")
     check_published(ModelConfig(), "mar plan")
 
 
