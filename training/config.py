@@ -100,7 +100,12 @@ class RunConfig:
             trained = TrainConfig(**training)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-        return cls(data, ModelConfig.from_dict(model, where_model), trained)
+        config = ModelConfig.from_dict(model, where_model)
+        if config.distilled_steps:
+            raise ConfigError(
+                f"{where_model}: distilled_steps is what mar distill makes of a trained model; leave it away"
+            )
+        return cls(data, config, trained)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
