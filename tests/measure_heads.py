@@ -24,7 +24,7 @@ from runtime.grid import save_grid
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
 HEADS = pathlib.Path("out/heads")
 GUIDANCE = "--cfg-scale=2.0"
-TRAINED = {"flow": 900, "distilled-1": 900, "distilled-2": 3000, "distilled-4": 700}  # steps of training
+TRAINED = {"distilled-1": 900, "distilled-2": 3000, "flow": 900}  # steps of training
 ROUNDS, REPEATS = 3, 3
 
 

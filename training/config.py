@@ -89,11 +89,12 @@ class RunConfig:
         where_model = f"{where}, model {values['preset']}" if "preset" in values else f"{where}, model"
         if "preset" not in values and (missing := sorted(field_names(ModelConfig) - LATER_FIELDS - model.keys())):
             raise ConfigError(f"{where}: no preset (--preset), and without one model lacks {', '.join(missing)}")
-        return cls(
-            data,
-            ModelConfig.from_dict(model, where_model),
-            read_training(TrainConfig, values.get("training", {}), where),
-        )
+        config = ModelConfig.from_dict(model, where_model)
+        if config.distilled_steps:
+            raise ConfigError(
+                f"{where_model}: distilled_steps is what mar distill makes of a trained model; leave it away"
+            )
+        return cls(data, config, read_training(TrainConfig, values.get("training", {}), where))
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -6,9 +6,11 @@ import dataclasses
 import pathlib
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from runtime.errors import ConfigError
 from tests.training.tiny_runs import TINY, logged, one_thread, randomized, tiny_training, write_idx_dataset
 from training.config import RunConfig
 from training.draws import draw_timesteps, example_stream
@@ -78,6 +80,16 @@ def test_a_run_of_a_flow_model_trains_draws_and_resumes(tmp_path: pathlib.Path) 
     assert logged(tmp_path / "halves", "loss") == logged(tmp_path / "whole", "loss")
     assert (tmp_path / "whole" / "samples" / "step-000008.png").exists()
     assert '"head": "flow"' in (tmp_path / "whole" / "config.json").read_text()
+
+
+def test_training_does_not_distil() -> None:
+    model = {"head": "flow", "distilled_steps": 2}
+    with pytest.raises(
+        ConfigError, match="distilled_steps is what mar distill makes of a trained model; leave it away"
+    ):
+        RunConfig.from_dict(
+            {"data": "x", "preset": "pixel_small", "model": model, "training": {"steps": 1}}, "the flags"
+        )
 
 
 def test_a_step_moves_the_velocity_and_leaves_the_other_half_of_the_output() -> None:
