@@ -38,7 +38,7 @@ def formed(config: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) ->
     """`sampling` as a model of this form can be drawn with. Raises `RequestError` where `named` settings cannot."""
     fixed = settled(config)
     for name, (value, reason) in fixed.items():
-        if named.get(name) not in (None, value):
+        if named.get(name) not in (None, value, str(value)):  # the command line has numbers of steps as text
             found = short(named[name])
             raise RequestError(f"{name} of this model must be {value}, found {found}; leave it away: {reason}")
     if sampling.sampler == CODES and config.head != "codes":
