@@ -60,7 +60,7 @@ def formed(model: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) -> 
     """
     fixed = settled(model)
     for name, (value, reason) in fixed.items():
-        if named.get(name) not in (None, value):
+        if named.get(name) not in (None, value, str(value)):  # the command line has numbers of steps as text
             found = short(named[name])
             raise RequestError(f"{name} of this model must be {value}, found {found}; leave it away: {reason}")
     sampling = dataclasses.replace(sampling, **{name: value for name, (value, _) in fixed.items()})

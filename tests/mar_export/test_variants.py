@@ -26,6 +26,7 @@ from mar_export.build import build_engines
 from mar_export.eager import eager_generator
 from mar_export.export import export_artifact
 from mar_export.graphs import loop_modules
+from mar_export.variants import VARIANTS
 from runtime.artifact import MANIFEST, Artifact, Manifest
 from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, RequestError
@@ -38,6 +39,7 @@ from runtime.plan import Sampling
 from runtime.plan_cli import plan
 from tests.conftest import relative_l2
 from tests.small_variants import variant_checkpoint
+from training.presets import preset
 from training.published import sample
 
 _CHAIN = {"diffusion_steps": 4, "sampler": "ddim"}
@@ -172,6 +174,7 @@ def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes:
         ("causal", {"sampler": "codes"}, "the sampler codes is for heads of codes, this model has a head of diffusion"),
         ("raster codes", {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
         ("raster codes", {"diffusion_steps": 10}, "diffusion_steps of this model must be 1, found 10"),
+        ("raster codes", {"diffusion_steps": "10"}, "diffusion_steps of this model must be 1, found '10'"),
         ("raster codes", {"start_timestep": 900}, "start_timestep of this model must be None, found 900"),
     ],
 )
@@ -249,3 +252,11 @@ def test_an_artifact_from_before_there_were_forms_is_of_the_published_one(
 def test_the_published_form_is_what_a_config_has_by_default() -> None:
     config = ModelConfig()
     assert (config.attention, config.order, config.head, config.codes) == ("bidirectional", "random", "diffusion", 0)
+
+
+def test_variants_are_compared_in_nothing_but_their_form() -> None:
+    configs = [preset("pixel_small", **variant.model) for variant in VARIANTS]
+    form = {"attention": "bidirectional", "order": "random", "head": "diffusion", "codes": 0}
+    assert len({dataclasses.replace(config, **form) for config in configs}) == 1
+    assert len(set(configs)) == len({variant.name for variant in VARIANTS}) == 6
+    assert {variant.attention: variant.ways for variant in VARIANTS} == {"causal": (None,), "bidirectional": (None, 16)}
