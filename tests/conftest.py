@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from tests.golden_cases import GOLDEN, GoldenCase, golden_cases
@@ -30,16 +32,32 @@ def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(difference / np.linalg.norm(expected.astype(np.float64)))
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """The folder `name`, filled by `make` in the first of pytest's processes that needs it. Read only."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which all workers of a session share
+    folder, unfinished = root / name, root / f"{name}-unfinished"
+    with FileLock(root / f"{name}.lock"):
+        if not folder.exists():
+            unfinished.mkdir()
+            make(unfinished)
+            unfinished.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     """The golden models, exported: name -> artifact. Read only; copy one before changing it."""
     from mar_export.export import export_artifact
     from training.checkpoint import load_checkpoint
 
-    folder = tmp_path_factory.mktemp("golden")
-    for model in ("small", "patch2"):
-        checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
-        export_artifact(checkpoint, folder / model, say=lambda text: None)
+    def export(folder: pathlib.Path) -> None:
+        for model in ("small", "patch2"):
+            checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
+            export_artifact(checkpoint, folder / model, say=lambda text: None)
+
+    folder = made_once(tmp_path_factory, "golden-artifacts", export)
     return {model: folder / model for model in ("small", "patch2")}
 
 
@@ -69,6 +87,8 @@ def pixel_artifact(pixel_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPa
     from mar_export.export import export_artifact
     from runtime.plan import Sampling
 
-    artifact = tmp_path_factory.mktemp("pixel") / "artifact"
-    export_artifact(pixel_checkpoint, artifact, lambda text: None, Sampling(cfg_scale=1.5, diffusion_steps="ddim5"))
-    return artifact
+    def export(folder: pathlib.Path) -> None:
+        sampling = Sampling(cfg_scale=1.5, diffusion_steps="ddim5")
+        export_artifact(pixel_checkpoint, folder / "artifact", lambda text: None, sampling)
+
+    return made_once(tmp_path_factory, "pixel-artifact", export) / "artifact"

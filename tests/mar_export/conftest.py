@@ -18,6 +18,7 @@ from mar_export.export import export_artifact
 from mar_export.onnx_graph import export_graph
 from runtime.config import ModelConfig
 from runtime.spec import ENGINES, EngineSpec
+from tests.conftest import made_once
 from tests.golden_cases import GOLDEN
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.vae import AutoencoderKL, VAEConfig
@@ -34,9 +35,12 @@ def lowered_artifacts(
     small_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
     """That model, exported in each low precision. Read only."""
-    folder = tmp_path_factory.mktemp("lowered")
-    for precision in ("fp16", "bf16"):
-        export_artifact(small_checkpoint, folder / precision, lambda text: None, precision=precision)
+
+    def export(folder: pathlib.Path) -> None:
+        for precision in ("fp16", "bf16"):
+            export_artifact(small_checkpoint, folder / precision, lambda text: None, precision=precision)
+
+    folder = made_once(tmp_path_factory, "lowered-artifacts", export)
     return {precision: folder / precision for precision in ("fp16", "bf16")}
 
 

@@ -30,7 +30,7 @@ from mar_export.variants import VARIANTS
 from runtime.artifact import MANIFEST, Artifact, Manifest
 from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, RequestError
-from runtime.forms import check_published
+from runtime.forms import check_chains
 from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend
 from runtime.inspect_cli import inspect
@@ -211,8 +211,8 @@ def test_commands_that_know_the_published_form_alone_say_so(
 
 def test_a_head_of_codes_is_not_the_published_form_either() -> None:
     with pytest.raises(RequestError, match="mar plan does not know models with a head of codes"):
-        check_published(variant_checkpoint("raster codes").model.config, "mar plan")
-    check_published(ModelConfig(), "mar plan")
+        check_chains(variant_checkpoint("raster codes").model.config, "mar plan")
+    check_chains(ModelConfig(), "mar plan")
 
 
 def test_engines_for_a_gpu_are_not_built_where_its_loop_would_not_run_them(artifact: pathlib.Path) -> None:

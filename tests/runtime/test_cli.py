@@ -182,7 +182,7 @@ WRONG_OPTIONS = [
     ("--last-diffusion-steps 5 --step-schedule exponential", "'exponential'"),
     ("--start-timestep 1000", "start_timestep must be a whole number in 99..999, found 1000"),
     ("--start-timestep 900 --diffusion-steps ddim20", "'ddim20'"),
-    ("--eta 0.5", "eta belongs to the sampler ddim, found eta 0.5 with ddpm"),
+    ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler, found eta 0.5 with ddpm"),
     ("--preset nope", "'nope'"),
     ("--temperature inf", "temperature must be a number in 0..1000, found inf"),
     ("--sampler euler", "'euler'"),

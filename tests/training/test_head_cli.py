@@ -72,7 +72,7 @@ def test_a_distilled_head_draws_through_the_same_engines_in_the_steps_it_knows(
         assert result.plan.head_evaluations == 8
         with pytest.raises(RequestError) as caught:
             generator.generate([0], diffusion_steps=3)
-    assert "a head distilled to 2 steps" in one_sentence(caught)
+    assert "diffusion_steps of this model must be 2, found 3" in one_sentence(caught)
     labels = np.array([0, 2])
     expected = sample(load_checkpoint(run).model, labels, result.plan, order, noise.astype(np.float32))
     np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
