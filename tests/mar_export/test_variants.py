@@ -171,7 +171,7 @@ def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes:
     ("form", "settings", "told"),
     [
         ("causal", {"iterations": 8}, "iterations of this model must be 16, found 8; .*one token .* at a time"),
-        ("causal", {"sampler": "codes"}, "the sampler codes is for heads of codes, this model has a head of diffusion"),
+        ("causal", {"sampler": "codes"}, "a diffusion head is drawn with the sampler"),
         ("raster codes", {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
         ("raster codes", {"diffusion_steps": 10}, "diffusion_steps of this model must be 1, found 10"),
         ("raster codes", {"diffusion_steps": "10"}, "diffusion_steps of this model must be 1, found '10'"),
