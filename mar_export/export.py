@@ -87,6 +87,7 @@ def export_artifact(
             if precision != "fp32":
                 runnable[name] = pathlib.Path(emulations) / file.name
                 save_emulation(file, runnable[name], DTYPES[precision])
+                gc.collect()  # a graph refers to itself, and to the file of its weights
             with contextlib.closing(_runner()) as runner:  # what it takes to run a decoder is let go with it
                 engine = runner.load_graph(runnable[name], specs[name])
                 parity[name] = engine_parity(engine, expected, specs[name], base.model, precision)
