@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.plan import Plan, Sampling
-from runtime.samplers import COEFFICIENTS, DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
+from runtime.samplers import DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
 
 # Where a chain starts decides more than its solver does: low starts err less where steps are few, high ones
 # leave less of the picture's mean out.

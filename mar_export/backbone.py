@@ -6,6 +6,7 @@ Attention then reads what the products wrote where it lies, and nothing is split
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -23,12 +24,7 @@ class Backbone(nn.Module):
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
-        self.model = copy.copy(model)
-        self.model._modules = {
-            name: _sequence_first(child) if name.endswith("_blocks") else child
-            for name, child in model._modules.items()
-            if name != "diffloss"
-        }
+        self.model = with_blocks(model, SequenceBlock)
 
     def forward(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
         halves = labels.shape[0] // predict.shape[1]
@@ -111,8 +107,17 @@ class SequenceBlock(nn.Module):
         return wanted + self.mlp(self.norm2(wanted))
 
 
-def _sequence_first(blocks: nn.Module | None) -> nn.ModuleList:
-    return nn.ModuleList(SequenceBlock(cast(Block, block)) for block in cast(nn.ModuleList, blocks))
+def with_blocks(model: MAR, kind: Callable[[Block], nn.Module]) -> MAR:
+    """A copy of `model` without its head, every block as `kind` makes it; weights stay those of `model`."""
+    changed = copy.copy(model)
+    changed._modules = {
+        name: nn.ModuleList(kind(cast(Block, block)) for block in cast(nn.ModuleList, child))
+        if name.endswith("_blocks")
+        else child
+        for name, child in model._modules.items()
+        if name != "diffloss"
+    }
+    return changed
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -7,15 +7,11 @@ that is there already.
 
 from __future__ import annotations
 
-import copy
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from mar_export.backbone import SequenceBlock
+from mar_export.backbone import SequenceBlock, with_blocks
 from training.model import MAR
-from training.transformer import Block
 
 
 class CausalBackbone(nn.Module):
@@ -23,12 +19,7 @@ class CausalBackbone(nn.Module):
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
-        self.model = copy.copy(model)
-        self.model._modules = {
-            name: _cached(child) if name.endswith("_blocks") else child
-            for name, child in model._modules.items()
-            if name != "diffloss"
-        }
+        self.model = with_blocks(model, _CachedBlock)
         config = model.config
         self.widths = [2 * config.encoder_embed_dim] * config.encoder_depth
         self.widths += [2 * config.decoder_embed_dim] * config.decoder_depth
@@ -66,7 +57,3 @@ class _CachedBlock(SequenceBlock):
         keys, values = torch.cat([before, new]).chunk(2, dim=-1)  # [P + S, B, E] each
         x = x + self.attn.mixed(self.attn.q(normed), keys, values)
         return x + self.mlp(self.norm2(x)), new
-
-
-def _cached(blocks: nn.Module | None) -> nn.ModuleList:
-    return nn.ModuleList(_CachedBlock(cast(Block, block)) for block in cast(nn.ModuleList, blocks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from runtime.samplers import COEFFICIENTS
+from runtime.coefficients import COEFFICIENTS
 from training.codes import draw_codes
 from training.model import MAR
 

@@ -78,11 +78,10 @@ def export_artifact(
     with replacing_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as emulations:
         parity: dict[str, dict[str, Any]] = {}
         runnable = {}  # by ONNX Runtime on a CPU, as devices compute
-        # The largest last: once it is written, nothing holds the checkpoint while it is compared.
-        for name in sorted(files, key=lambda name: _parameters(modules[name])):
+        for name, written in files.items():
             say(f"{name}: exporting")
             expected = eager_outputs(modules[name], specs[name], base.model)
-            runnable[name] = file = folder / files[name]
+            runnable[name] = file = folder / written
             _export(modules.pop(name), specs[name], base.model, precision, file)
             if precision != "fp32":
                 runnable[name] = pathlib.Path(emulations) / file.name
@@ -92,7 +91,6 @@ def export_artifact(
                 engine = runner.load_graph(runnable[name], specs[name])
                 parity[name] = engine_parity(engine, expected, specs[name], base.model, precision)
             say(f"{name}: {_told(parity[name])}")
-        parity = {name: parity[name] for name in files}  # as the engines are listed
         entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=entries, engines=files, parity=parity)
         runner = _runner()
@@ -107,10 +105,6 @@ def export_artifact(
 
 def _runner() -> OnnxRuntime:
     return OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _export(module: nn.Module, spec: EngineSpec, config: ModelConfig, precision: str, file: pathlib.Path) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.config import ModelConfig
 from runtime.plan import Plan
-from runtime.samplers import COEFFICIENTS, CoefficientTable
+from runtime.samplers import CoefficientTable
 from runtime.spec import Engine, EngineSpec, TensorSpec
 
 Float = NDArray[np.float32]

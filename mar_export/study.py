@@ -125,7 +125,7 @@ def judge_way(study: Study, way: Way) -> dict[str, Any]:
     generator, classifier, real = _tools(study)
     labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
     started = time.perf_counter()
-    drawn = judge(classifier, _draw(generator, labels, way.settings), labels)
+    drawn = judge(classifier, drawn_pictures(generator, labels, way.settings), labels)
     return {
         "name": way.name,
         "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
@@ -151,7 +151,10 @@ def _tools(study: Study) -> tuple[Generator, Any, NDArray[np.float64]]:
     return generator, classifier, judge(classifier, batches(test, len(test.labels)), test.labels).features
 
 
-def _draw(generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]) -> Iterator[NDArray[np.uint8]]:
+def drawn_pictures(
+    generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]
+) -> Iterator[NDArray[np.uint8]]:
+    """A picture of each of `labels` [n], uint8 [B, H, W, c] at a time, by a generator that makes pictures."""
     for start in range(0, len(labels), _BATCH):
         batch = labels[start : start + _BATCH].tolist()
         images = generator.generate(batch, index=range(start, start + len(batch)), **settings).images

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mar_export.export import export_artifact
+from mar_export.study import drawn_pictures
 from runtime.artifact import Artifact, is_artifact
 from runtime.errors import MarError
 from runtime.files import check_writable, replacing, sha256, write_json
@@ -56,7 +57,6 @@ _TRAINING = {
 _CODES = 512
 _MAR_ITERATIONS = 16
 _CHAIN = {"sampler": "ddim", "diffusion_steps": 25}  # of heads that have one
-_BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _judged(
         iterations = iterations or config.tokens
         settings = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
         labels = np.arange(count, dtype=np.int64) % config.class_num
-        pictures = list(_drawn(generator, labels, settings))
+        pictures = list(drawn_pictures(generator, labels, settings))
         found = _figures(judge(judging, iter(pictures), labels), real)
     about = {
         "name": f"{variant.name}-{iterations}",
@@ -193,14 +193,6 @@ def _judged(
 
 def _figures(judged: Judgement, real: Judgement) -> dict[str, float]:
     return {"recognised": judged.recognised, "frechet": frechet_distance(judged.features, real.features)}
-
-
-def _drawn(generator: Generator, labels: NDArray[np.int64], settings: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(labels), _BATCH):
-        batch = labels[start : start + _BATCH].tolist()
-        images = generator.generate(batch, index=range(start, start + len(batch)), **settings).images
-        assert images is not None  # pixels are their own tokenizer
-        yield images
 
 
 def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:

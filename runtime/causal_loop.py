@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from runtime.config import ModelConfig
-from runtime.loop import Engines, diffuse
+from runtime.loop import Engines, both_halves, diffuse
 from runtime.plan import Float, Int, Plan, Progress
 
 
@@ -29,7 +29,7 @@ def run_causal_plan(
     """
     (length, batch), buffer = order.shape, config.buffer_size
     guided = any(iteration.guided for iteration in plan.iterations)
-    both = np.concatenate([labels, np.full_like(labels, config.class_num)]) if guided else labels  # [GB]
+    both = both_halves(labels, config) if guided else labels  # [GB]
     slots = np.concatenate([np.tile(np.arange(buffer)[:, None], batch), buffer + order])  # [buffer + L, B]
     tokens = np.zeros((buffer + length, batch, config.token_channels), np.float32)
     tokens[buffer : buffer + len(known)] = known

@@ -160,9 +160,11 @@ class ModelConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(
-                f"{where}: unknown model config keys {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
+            import difflib  # only a mistake needs it, and every start would pay for it
+
+            near = {match for key in unknown for match in difflib.get_close_matches(key, known, cutoff=0.4)}
+            known_told = f"nearest to them: {', '.join(sorted(near))}" if near else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: unknown model config keys {', '.join(unknown)}; {known_told}")
         try:
             return cls(**values)
         except ConfigError as error:

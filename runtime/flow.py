@@ -1,19 +1,17 @@
 """Samplers of a rectified flow head, which predicts the velocity of a straight path from a token to noise.
 
 On that path x = (1 - t) x0 + t noise, t from 0 to 1 (arXiv 2209.03003), and the head's first output is
-v = noise - x0, so that x0 = x - t v. Its second output is for the variance of DDPM and not used here. The
-head is told 1000 t. A chain runs from t = 1 in even steps, and its last step gives x0 itself.
+v = noise - x0, so that x0 = x - t v, as if v were the eps of a signal of 1 and a sigma of t. Its second
+output is for the variance of DDPM and not used here. The head is told 1000 t. A chain runs from t = 1 in
+even steps, and its last step gives x0 itself.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.coefficients import Columns, Float64, columns_of_own_noise
 from runtime.diffusion import TRAIN_STEPS
-
-Float64 = NDArray[np.float64]
-Columns = dict[str, Float64]
 
 
 def flow_times(steps: int) -> Float64:
@@ -30,7 +28,9 @@ def euler(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]
     kept = after / t * (1 - t) / (1 - after)  # of the noise of x, were x' drawn from the posterior
     noise = eta * after * np.sqrt(1 - np.square(kept))
     direction = np.sqrt(np.square(after) - np.square(noise)) / t
-    columns = _columns(t, direction, 1 - after - direction * (1 - t), np.zeros(steps), temperature * noise)
+    columns = columns_of_own_noise(
+        np.ones(steps), t, direction, 1 - after - direction * (1 - t), np.zeros(steps), temperature * noise
+    )
     return TRAIN_STEPS * t, columns
 
 
@@ -46,7 +46,7 @@ def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, C
     inner = slice(1, steps - 1)
     share, step_before = after[inner] / t[inner], t[: max(steps - 2, 0)] - t[inner]
     slope[inner] = after[inner] * (1 / share - 1 + np.log(share)) / step_before
-    columns = _columns(t, after / t, 1 - after / t + slope, -slope, np.zeros(steps))
+    columns = columns_of_own_noise(np.ones(steps), t, after / t, 1 - after / t + slope, -slope, np.zeros(steps))
     return TRAIN_STEPS * t, columns
 
 
@@ -54,17 +54,3 @@ def _times(steps: int) -> tuple[Float64, Float64]:
     """t of every step and of the one after it, where the last is 0."""
     t = flow_times(steps)
     return t, np.append(t[1:], 0.0)
-
-
-def _columns(t: Float64, x: Float64, x0: Float64, previous_x0: Float64, noise: Float64) -> Columns:
-    zeros = np.zeros_like(t)
-    return {
-        "x0_from_x": np.ones_like(t),
-        "x0_from_eps": -t,
-        "x_from_x": x,
-        "x_from_x0": x0,
-        "x_from_previous_x0": previous_x0,
-        "noise_scale": noise,
-        "log_variance_low": zeros,  # sigma(v) = 1
-        "log_variance_high": zeros,
-    }

@@ -45,7 +45,7 @@ def run_plan(
     length, batch = order.shape
     tokens = np.zeros((length, batch, config.token_channels), np.float32)
     tokens[: len(known)] = known
-    both = np.concatenate([labels, np.full_like(labels, config.class_num)])  # the conditional half first
+    both = both_halves(labels, config)
     for number, iteration in enumerate(plan.iterations):
         start, stop = iteration.known, iteration.known + iteration.count
         (z,) = engines.backbone(
@@ -62,6 +62,11 @@ def run_plan(
         if progress is not None:
             progress(number + 1, len(plan.iterations))
     return tokens
+
+
+def both_halves(labels: Int, config: ModelConfig) -> Int:
+    """Labels [B] of the two halves that guidance mixes, the conditional one first: [2B]."""
+    return np.concatenate([labels, np.full_like(labels, config.class_num)])
 
 
 def steps_at_once(config: ModelConfig, rows: int) -> int:

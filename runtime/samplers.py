@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from runtime import flow
 from runtime.checks import check_choice, check_number, check_scale, check_whole, short
+from runtime.coefficients import COEFFICIENTS, Columns, Float64, columns_of_own_noise
 from runtime.diffusion import (
     TRAIN_STEPS,
     NoiseSchedule,
@@ -37,26 +38,12 @@ from runtime.diffusion import (
 )
 from runtime.errors import RequestError
 
-# The columns of a coefficient row, in the order the `denoise` engine reads them.
-COEFFICIENTS = (
-    "x0_from_x",
-    "x0_from_eps",
-    "x_from_x",
-    "x_from_x0",
-    "x_from_previous_x0",
-    "noise_scale",
-    "log_variance_low",
-    "log_variance_high",
-)
-
 CODES = "codes"  # where there is no chain: what draws a token of a codebook, and the only thing that does
 _FULL_CHAIN = 100  # steps from which DDPM stands a start at t = 999
 _START = {"ddpm": 950, "ddim": 980}
 # Multistep solvers start at log(alpha / sigma) = -5.1 (eMIGM, arXiv 2503.07197), which is this time.
 _MULTISTEP_START = 995.1
 _LARGEST_SLOPE = 0.75  # of the extrapolation of a step: half as long again as the one before it
-
-Float64 = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +123,7 @@ def _one_draw(temperature: float) -> CoefficientTable:
     return CoefficientTable(np.zeros(1, np.float32), row)
 
 
-_Chain = tuple[Float64, dict[str, Float64]]  # timesteps [T] and columns [T], noisy to clean
+_Chain = tuple[Float64, Columns]  # timesteps [T] and columns [T], noisy to clean
 
 
 def _ddpm(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
@@ -164,7 +151,7 @@ def _ddim(steps: int | str, temperature: float, eta: float, start: int | None) -
     signal, sigma, next_signal, next_sigma = _levels(training_schedule().alphas_cumprod[kept])
     noise = eta * next_sigma / sigma * np.sqrt(1 - np.square(signal / next_signal))
     direction = np.sqrt(np.square(next_sigma) - np.square(noise)) / sigma
-    return kept.astype(np.float64), _rows(
+    return kept.astype(np.float64), columns_of_own_noise(
         signal, sigma, direction, next_signal - direction * signal, np.zeros_like(signal), temperature * noise
     )
 
@@ -175,7 +162,9 @@ def _dpm_solver(steps: int | str, temperature: float, eta: float, start: int | N
     shrink = next_sigma / sigma
     gain = next_signal - shrink * signal  # alpha' (1 - e^-h)
     slope = _second_order(signal, sigma)
-    return timesteps, _rows(signal, sigma, shrink, gain * (1 + slope), -gain * slope, np.zeros_like(signal))
+    return timesteps, columns_of_own_noise(
+        signal, sigma, shrink, gain * (1 + slope), -gain * slope, np.zeros_like(signal)
+    )
 
 
 def _sde_dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
@@ -185,7 +174,9 @@ def _sde_dpm_solver(steps: int | str, temperature: float, eta: float, start: int
     gain = next_signal * (1 - np.square(decay))
     slope = _second_order(signal, sigma)
     noise = temperature * next_sigma * np.sqrt(1 - np.square(decay))
-    return timesteps, _rows(signal, sigma, next_sigma / sigma * decay, gain * (1 + slope), -gain * slope, noise)
+    return timesteps, columns_of_own_noise(
+        signal, sigma, next_sigma / sigma * decay, gain * (1 + slope), -gain * slope, noise
+    )
 
 
 _CHAINS: dict[str, Callable[[int | str, float, float, int | None], _Chain]] = {
@@ -221,20 +212,3 @@ def _second_order(signal: Float64, sigma: Float64) -> Float64:
     """
     step = np.diff(np.log(signal / sigma))  # [T - 1]
     return np.concatenate([[0.0], np.minimum(step[1:] / step[:-1] / 2, _LARGEST_SLOPE), [0.0]])
-
-
-def _rows(
-    signal: Float64, sigma: Float64, x: Float64, x0: Float64, previous_x0: Float64, noise: Float64
-) -> dict[str, Float64]:
-    """Columns of a sampler whose noise has a standard deviation of its own, `noise`."""
-    zeros = np.zeros_like(signal)
-    return {
-        "x0_from_x": 1 / signal,
-        "x0_from_eps": -sigma / signal,
-        "x_from_x": x,
-        "x_from_x0": x0,
-        "x_from_previous_x0": previous_x0,
-        "noise_scale": noise,
-        "log_variance_low": zeros,  # sigma(v) = 1
-        "log_variance_high": zeros,
-    }

@@ -23,8 +23,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.config import ModelConfig
-from runtime.samplers import COEFFICIENTS
 
 Axis = str | int
 Array = NDArray[Any]

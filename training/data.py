@@ -8,7 +8,7 @@ import math
 import pathlib
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +78,12 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
             f"{path}: no pictures of the {split} split; expected a folder {split}/ or IDX files {_IDX_PREFIX[split]}-*"
         )
     return FolderDataset(path, image_size)
+
+
+def picture_batches(dataset: Dataset, chosen: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
+    """The pictures `chosen` [n] of `dataset`, uint8 [B, H, W, c], up to `size` at a time."""
+    for start in range(0, len(chosen), size):
+        yield dataset.images(chosen[start : start + size])
 
 
 def coloured(dataset: Dataset) -> Dataset:

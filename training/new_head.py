@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import RequestError
+from runtime.forms import check_chains
 from training.checkpoint import Checkpoint
 from training.contexts import Contexts, collect_contexts
 from training.distillation import distillation_loss, guided_teacher, teacher_paths
@@ -89,6 +90,7 @@ def with_flow_head(model: MAR, distilled_steps: int = 0) -> MAR:
 
 def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> Contexts:
     config = checkpoint.model.config
+    check_chains(config, "training a head on a frozen backbone")
     source = open_source(material.data, config.img_size)
     check_source(source, config, str(material.data))
     with bar(material.pictures, "backbone") as shown:

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.images import unpatchify
 from runtime.plan import Plan
-from runtime.samplers import COEFFICIENTS, CoefficientTable
+from runtime.samplers import CoefficientTable
 from training.codes import draw_codes
 from training.model import MAR
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from runtime.errors import DataError
 from training import checkpoint
-from training.data import Dataset
+from training.data import Dataset, picture_batches
 from training.metrics import Moments, frechet
 from training.tensor_files import saved_metadata
 
@@ -113,8 +113,7 @@ def judge(model: Classifier, images: Iterator[NDArray[np.uint8]], labels: NDArra
 
 def batches(dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
     """The first `count` pictures of `dataset`."""
-    for start in range(0, count, 256):
-        yield dataset.images(np.arange(start, min(start + 256, count)))
+    return picture_batches(dataset, np.arange(count), 256)
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.files import replacing
 from runtime.grid import save_grid
 from runtime.images import from_uint8, to_uint8
-from training.data import Dataset
+from training.data import Dataset, picture_batches
 from training.feature_networks import FeatureNetwork, look
 from training.metrics import frechet
 from training.vae import AutoencoderKL
@@ -59,7 +59,7 @@ class Reconstructions:
         return self._dataset.labels[self._chosen]
 
     def _pictures(self) -> Iterator[NDArray[np.uint8]]:
-        return _batches(self._dataset, self._chosen)
+        return picture_batches(self._dataset, self._chosen, _BATCH)
 
 
 @torch.inference_mode()
@@ -67,15 +67,11 @@ def measured_scale(vae: AutoencoderKL, dataset: Dataset) -> float:
     """1 / the standard deviation of what latents are drawn from, over pictures of `dataset` (arXiv 2112.10752, D.1)."""
     chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:_MEASURED]
     squares, values, count = 0.0, 0.0, 0
-    for batch in _batches(dataset, chosen):
+    for batch in picture_batches(dataset, chosen, _BATCH):
         mean, log_variance = vae.moments(_pixels(batch, vae)).double().chunk(2, dim=1)
         squares += (mean.square() + log_variance.exp()).sum().item()
         values, count = values + mean.sum().item(), count + mean.numel()
     return float((squares / count - (values / count) ** 2) ** -0.5)
-
-
-def _batches(dataset: Dataset, chosen: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    return (dataset.images(chosen[start : start + _BATCH]) for start in range(0, len(chosen), _BATCH))
 
 
 def _pixels(images: NDArray[np.uint8], vae: AutoencoderKL) -> torch.Tensor:

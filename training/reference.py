@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import replacing
-from training.data import Dataset
+from training.data import Dataset, picture_batches
 from training.feature_networks import FeatureNetwork, Seen, look
 from training.metrics import Moments
 from training.quality import fingerprint
@@ -53,8 +53,7 @@ def reference(
 def _batches(
     dataset: Dataset, chosen: NDArray[np.int64], progress: Callable[[int], None]
 ) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(chosen), _BATCH):
-        batch = dataset.images(chosen[start : start + _BATCH])
+    for batch in picture_batches(dataset, chosen, _BATCH):
         progress(len(batch))
         yield batch
 

@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
-from runtime.errors import DataError, MarError
+from runtime.errors import ConfigError, DataError, MarError
+from training.checkpoint import CONFIG_FILE
 from training.config import StepConfig
 from training.curve import save_loss_curve
 from training.distribution import Processes
@@ -132,4 +133,21 @@ class Run(abc.ABC, Generic[_Learner]):
         return MarError(
             f"{what} at step {self.step}; go on from the last checkpoint with {self.command} --resume {self.run} and a "
             "lower --learning-rate, or --precision fp32"
+        )
+
+
+def check_no_run(run: pathlib.Path) -> None:
+    """Refuse to begin where a run is already."""
+    if (run / CONFIG_FILE).exists():
+        raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+
+
+def check_batch(source: Source, training: StepConfig, processes: Processes) -> None:
+    """Refuse too little data, or a batch that cannot be shared out."""
+    if len(source.labels) < training.batch_size:
+        raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {len(source.labels)} pictures")
+    if training.batch_size % (processes.count * training.accumulate):
+        raise ConfigError(
+            f"batch_size {training.batch_size} cannot be shared out evenly to {processes.count} processes in "
+            f"{training.accumulate} micro-batches (accumulate)"
         )

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.errors import BackendError, CheckpointError, ConfigError, DataError, MarError
+from runtime.errors import BackendError, CheckpointError, ConfigError, DataError
 from training import checkpoint
 from training.data import coloured, open_dataset
 from training.distribution import Processes
@@ -19,12 +19,11 @@ from training.feature_networks import EfficientNet
 from training.loader import MicroBatch, PictureBatches, micro_batches
 from training.reconstruction import Reconstructions, measured_scale
 from training.report import Reporter
-from training.run import Run
+from training.run import Run, check_batch, check_no_run
 from training.source import Pixels
 from training.state import load_state
 from training.tokenizer_config import TokenizerConfig, TokenizerTraining
 from training.tokenizer_learner import TokenizerLearner
-from training.trainer import check_batch
 
 
 class TokenizerTrainer(Run[TokenizerLearner]):
@@ -44,8 +43,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
     def start(cls, run: pathlib.Path, config: TokenizerConfig, processes: Processes | None = None) -> TokenizerTrainer:
         """A new run."""
         processes = processes or Processes()
-        if (run / checkpoint.CONFIG_FILE).exists():
-            raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+        check_no_run(run)
         config = dataclasses.replace(config, data=str(pathlib.Path(config.data).resolve()))
         trainer = cls(run, config, processes)
         processes.wait()  # all have seen that there is no run yet

@@ -7,15 +7,15 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime.errors import CheckpointError, ConfigError, MarError
+from runtime.errors import CheckpointError, ConfigError
 from training import checkpoint
 from training.codebook import fitted_codebook
-from training.config import RunConfig, StepConfig, TrainConfig
+from training.config import RunConfig, TrainConfig
 from training.distribution import Processes
 from training.learner import Learner
 from training.loader import MicroBatch, MicroBatches, micro_batches
 from training.report import Reporter
-from training.run import Run
+from training.run import Run, check_batch, check_no_run
 from training.samples import save_sample_grid
 from training.source import Source, check_source, open_source
 from training.state import load_state
@@ -33,8 +33,7 @@ class Trainer(Run[Learner]):
     def start(cls, run: pathlib.Path, config: RunConfig, processes: Processes | None = None) -> Trainer:
         """A new run; its model has as many classes and channels as the data."""
         processes = processes or Processes()
-        if (run / checkpoint.CONFIG_FILE).exists():
-            raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+        check_no_run(run)
         config, source = fitted(config)
         trainer = cls(run, source, config, processes)
         trainer._begin()
@@ -116,14 +115,3 @@ def check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
     """Refuse data that is not what the model was made for, too little of it, or a batch that cannot be shared out."""
     check_source(source, config.model, config.data)
     check_batch(source, config.training, processes)
-
-
-def check_batch(source: Source, training: StepConfig, processes: Processes) -> None:
-    """Refuse too little data, or a batch that cannot be shared out."""
-    if len(source.labels) < training.batch_size:
-        raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {len(source.labels)} pictures")
-    if training.batch_size % (processes.count * training.accumulate):
-        raise ConfigError(
-            f"batch_size {training.batch_size} cannot be shared out evenly to {processes.count} processes in "
-            f"{training.accumulate} micro-batches (accumulate)"
-        )

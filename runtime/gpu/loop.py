@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.config import ModelConfig
 from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import ALIGNMENT, Cuda, aligned
 from runtime.gpu.engine import Execution, GpuEngine
-from runtime.loop import steps_at_once
+from runtime.loop import both_halves, steps_at_once
 from runtime.plan import Float, Int, Iteration, Plan, Progress
-from runtime.samplers import COEFFICIENTS
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE
 
 _FORMS_KEPT = 4  # of plans, batches among them; a server's usual requests differ in numbers, not in form
@@ -109,7 +109,7 @@ class _Prepared:
 
     def upload(self, plan: Plan, labels: Int, order: Int, noise: Float, known: Float) -> None:
         """Bring everything of a request to the GPU: it needs nothing more from here."""
-        self._labels.host[...] = np.concatenate([labels, np.full_like(labels, self._config.class_num)])
+        self._labels.host[...] = both_halves(labels, self._config)
         self._order.host[...] = order
         self._noise.host[...] = noise
         self._tokens.host[: len(known)] = known

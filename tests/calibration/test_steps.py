@@ -27,12 +27,13 @@ from calibration.steps import StepCosts, find_steps
 from calibration.trajectories import Artist, Pictures
 from runtime.artifact import MANIFEST, Artifact
 from runtime.cli import _Told, mar
+from runtime.coefficients import COEFFICIENTS
 from runtime.errors import CalibrationError, MarError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS
-from runtime.samplers import COEFFICIENTS, SAMPLERS
+from runtime.samplers import SAMPLERS
 from runtime.spec import Array
 from tests.conftest import relative_l2
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from mar_export.eager import eager_generator
 from runtime.artifact import Artifact, Manifest
+from runtime.coefficients import COEFFICIENTS
 from runtime.generator import Generator
-from runtime.samplers import COEFFICIENTS
 from runtime.spec import engine_specs
 from tests.conftest import relative_l2
 from tests.golden_cases import GOLDEN

@@ -332,7 +332,7 @@ def test_a_graph_that_onnx_runtime_cannot_load_is_told(
         path.write_text("no graph")
 
     monkeypatch.setattr(export_module, "export_graph", garbled)
-    with pytest.raises(MarError, match=r"\w+\.onnx: onnxruntime cannot load it"):
+    with pytest.raises(MarError, match=r"backbone\.onnx"):
         silently(checkpoint, tmp_path / "artifact")
     assert names(tmp_path) == []
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.diffusion import TRAIN_STEPS
 from runtime.errors import RequestError
-from runtime.samplers import COEFFICIENTS, FLOW_SAMPLERS, CoefficientTable, coefficient_table
+from runtime.samplers import FLOW_SAMPLERS, CoefficientTable, coefficient_table
 
 Floats = NDArray[np.float64]
 KINDS: list[tuple[str, float]] = [

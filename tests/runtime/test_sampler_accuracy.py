@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.samplers import COEFFICIENTS, DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
+from runtime.coefficients import COEFFICIENTS
+from runtime.samplers import DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
 
 Floats = NDArray[np.float64]
 # eps of x at a signal and a noise level: sigma E[eps | x], the score times -sigma.

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from runtime.coefficients import COEFFICIENTS
 from runtime.diffusion import TRAIN_STEPS, respaced_timesteps, training_schedule
 from runtime.errors import RequestError
-from runtime.samplers import COEFFICIENTS, DIFFUSION_SAMPLERS, SAMPLERS, CoefficientTable, coefficient_table
+from runtime.samplers import DIFFUSION_SAMPLERS, SAMPLERS, CoefficientTable, coefficient_table
 
 untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 Floats = NDArray[np.float64]

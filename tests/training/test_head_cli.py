@@ -113,3 +113,20 @@ def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathli
         told(["distill", "--to=2", str(teacher), f"--data={other}", f"--out={tmp_path / 'run'}", *SHORT])
     assert "2 classes of 1 channels, but the model was made for 3 classes of 1" in one_sentence(caught)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "named"), [({"attention": "causal"}, "causal attention"), ({"head": "codes"}, "codes")]
+)
+@pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
+def test_a_model_without_chains_over_masked_tokens_is_refused(
+    command: list[str], form: dict[str, str], named: str, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    model = MAR(**{**TINY.to_dict(), **form, **({"codes": 7} if "head" in form else {})})
+    save_run(run, Checkpoint(randomized(model), "pixel", ("a", "b", "c"), "tiny", "0" * 64))
+    with pytest.raises(RequestError) as caught:
+        told([*command, str(run), f"--data={data}", f"--out={out}", *SHORT])
+    assert one_sentence(caught).startswith("training a head on a frozen backbone does not know models with")
+    assert named in str(caught.value)
+    assert not out.exists()

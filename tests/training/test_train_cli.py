@@ -124,7 +124,7 @@ def _the_line(err: str) -> str:
     """The one line of an error: no traceback, nothing before and nothing after it."""
     [line] = err.splitlines()
     assert line.startswith("mar: ")
-    assert len(line) < 500  # the longest names all keys of a model
+    assert len(line) < 400
     return line
 
 
