@@ -45,17 +45,23 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path:
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             opset_version=OPSET,
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
-    model = program.model
+        assert program is not None
+        model = program.model
+        weights = [*model.graph.initializers.values()]
+        program.optimize()
     # What the last block of the decoder takes of its weights is made of them here, not at every call.
     optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_ANY, output_size_limit=_ANY)
     optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph, spec.name)
-    weights = [value.const_value for value in model.graph.initializers.values()]
-    large = sum(weight.nbytes for weight in weights if weight is not None) > _EXTERNAL_DATA_BYTES
+    written = [*model.graph.initializers.values()]
+    large = sum(value.const_value.nbytes for value in written if value.const_value is not None) > _EXTERNAL_DATA_BYTES
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+    # Each rule of the optimizer keeps the last graph that it saw; it need not keep the weights.
+    for value in (*weights, *written):
+        value.const_value = None
 
 
 def _name_nodes(graph: onnx_ir.Graph, engine: str) -> None:
