@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import statistics
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -24,11 +25,12 @@ from runtime.spec import DECODER, ENGINES
 
 def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
     """Replace every marked region of `page` by the tables of its JSON in `folder`."""
-    kinds = "|".join(_TABLES)
-    begin = re.compile(rf"<!-- (?:{kinds}) [\w-]+ -->\n")
-    a_region = re.compile(rf"(<!-- ({kinds}) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
+    begin = re.compile(r"<!-- \w+ [\w-]+ -->\n")
+    a_region = re.compile(r"(<!-- (\w+) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
     def region(found: re.Match[str]) -> str:
+        if found[2] not in _TABLES:
+            raise RequestError(f"{page} has a table of kind {found[2]}; known are {', '.join(_TABLES)}")
         file = folder / f"{found[3]}.json"
         try:
             value = json.loads(file.read_text())
@@ -197,6 +199,42 @@ def tokenizer_table(value: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def training_table(value: Mapping[str, Any]) -> str:
+    """Steps of this trainer and of the published one, as Markdown."""
+    lines = [
+        f"{value['rounds']} steps of {value['batch']} pictures, in turns; {value['preset']}, {value['precision']}, "
+        f"threads: {value['threads']}. Commit {value['commit'][:7]}, Python {value['python']}, torch {value['torch']}.",
+        "",
+        "| | seconds a step: median | least to most | pictures a second |",
+        "|---|---|---|---|",
+    ]
+    for name, taken in value["times"].items():
+        seconds = taken["seconds"]
+        lines.append(
+            f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | "
+            f"{value['images_per_second'][name]:.3f} |"
+        )
+    gain = value["gain"]["seconds"]
+    lines.append(f"| gain, round by round | {gain['median']:.2f}x | {gain['least']:.2f} to {gain['most']:.2f} | |")
+    return "\n".join(lines)
+
+
+def steps_table(value: Mapping[str, Any]) -> str:
+    """What `mar calibrate --steps` found, by the name of its schedule, as Markdown."""
+    lines = [
+        "| at the iterations of | | head evaluations | ms a picture | error | worst |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in value.items():
+        for row in one["judged"]:
+            if row["relative_l2"] is not None:
+                lines.append(
+                    f"| {name} | {row['name']} | {row['head_evaluations']} | {row['milliseconds']:.0f} | "
+                    f"{row['relative_l2']:.4f} | {row['worst']:.4f} |"
+                )
+    return "\n".join(lines)
+
+
 def _time(seconds: Mapping[str, float], batch: int) -> str:
     return f"{seconds['median'] / batch:.2f} s"
 
@@ -220,7 +258,10 @@ _TABLES = {
     "study": study_table,
     "exports": exports_table,
     "evaluation": evaluation_table,
+    "variants": variants_table,
     "tokenizer": tokenizer_table,
+    "training": training_table,
+    "steps": steps_table,
 }
 
 if __name__ == "__main__":

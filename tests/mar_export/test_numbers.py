@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from mar_export.bench import Measurement, Race, Timing, Work, report
-from mar_export.numbers import bench_tables, evaluation_table, rewrite, study_table, tokenizer_table, variants_table
+from mar_export.numbers import (
+    bench_tables,
+    evaluation_table,
+    rewrite,
+    steps_table,
+    study_table,
+    tokenizer_table,
+    training_table,
+    variants_table,
+)
 from runtime.cost import Machine
 from runtime.errors import RequestError
 from runtime.plan import Sampling, build_plan
@@ -126,6 +135,23 @@ def test_a_missing_or_broken_json_is_one_line_and_leaves_the_page(folder: pathli
     assert (folder / "page.md").read_text() == PAGE
 
 
+def test_a_table_of_an_unknown_kind_is_one_line_and_leaves_the_page(folder: pathlib.Path) -> None:
+    page = folder / "page.md"
+    page.write_text(PAGE.replace("<!-- study presets -->", "<!-- studies presets -->"))
+    before = page.read_text()
+    with pytest.raises(RequestError, match="has a table of kind studies; known are bench, study,"):
+        rewrite(page, folder)
+    assert page.read_text() == before
+
+
+def test_every_table_of_this_project_says_what_was_measured(tmp_path: pathlib.Path) -> None:
+    docs = pathlib.Path(__file__).parents[2] / "docs"
+    page = tmp_path / "numbers.md"
+    page.write_text((docs / "numbers.md").read_text())
+    rewrite(page, docs / "numbers")
+    assert page.read_text() == (docs / "numbers.md").read_text()
+
+
 def test_the_tables_of_a_benchmark_name_every_race_stage_plan_and_contestant() -> None:
     value = bench_value()
     text = bench_tables(value)
@@ -234,4 +260,25 @@ def test_a_tokenizer_is_told_by_its_reconstructions() -> None:
     one = {"training": training, "latents": [4, 8, 8], "latent_scale": 0.5, "judged": {"psnr": 24.126, "frechet": 7.1}}
     assert tokenizer_table({"small": one}).splitlines()[2:] == [
         "| small | 1,500 x 16 | 1,000 | 4 x 8 x 8 | 0.500 | 24.13 dB | 7.10, by 2,000 |"
+    ]
+
+
+def test_the_gain_of_a_trainer_is_told_round_by_round() -> None:
+    about = {"rounds": 3, "batch": 4, "preset": "mar_base", "precision": "bf16", "threads": 1, "commit": "0123456789"}
+    times = {"published": {"seconds": [9.0, 8.0, 7.0]}, "ours": {"seconds": [5.0, 3.0, 4.0]}}
+    gain = {"seconds": {"median": 1.8, "least": 1.75, "most": 2.6667}}
+    measured = {"times": times, "gain": gain, "images_per_second": {"published": 0.5, "ours": 1.0}}
+    lines = training_table({**about, **measured, "python": "3", "torch": "2"}).splitlines()
+    assert lines[-3:] == [
+        "| published | 8.0 | 7.0 to 9.0 | 0.500 |",
+        "| ours | 4.0 | 3.0 to 5.0 | 1.000 |",
+        "| gain, round by round | 1.80x | 1.75 to 2.67 | |",
+    ]
+
+
+def test_ways_with_noise_of_their_own_have_no_error_to_be_compared() -> None:
+    found = {"name": "calibrated", "head_evaluations": 98, "milliseconds": 99.6, "relative_l2": 0.05, "worst": 0.1}
+    noisy = {"name": "exact", "head_evaluations": 6400, "milliseconds": 999.9, "relative_l2": None, "worst": None}
+    assert steps_table({"fast": {"judged": [found, noisy]}}).splitlines()[2:] == [
+        "| fast | calibrated | 98 | 100 | 0.0500 | 0.1000 |"
     ]
