@@ -155,11 +155,9 @@ def drawn_pictures(
     generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]
 ) -> Iterator[NDArray[np.uint8]]:
     """A picture of each of `labels` [n], uint8 [B, H, W, c] at a time, by a generator that makes pictures."""
-    for start in range(0, len(labels), _BATCH):
-        batch = labels[start : start + _BATCH].tolist()
-        images = generator.generate(batch, index=range(start, start + len(batch)), **settings).images
-        assert images is not None
-        yield images
+    for result in generator.generate_batches(labels.tolist(), _BATCH, **settings):
+        assert result.images is not None
+        yield result.images
 
 
 def _file(out: pathlib.Path, way: Way) -> pathlib.Path:

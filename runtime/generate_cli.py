@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import time
 import zipfile
@@ -19,7 +20,7 @@ from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.grid import save_grid
 from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
-from runtime.request import MAX_BATCH, check_batch, check_labels, check_noise, check_order, check_seed
+from runtime.request import MAX_BATCH
 
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
@@ -121,34 +122,20 @@ def _draw(
     settings: dict[str, Any],
 ) -> list[Result]:
     """All pictures, batch by batch, under a progress bar with the time left."""
-    plan, config = generator.plan(**settings), generator.manifest.model
-    check_labels(labels, config)
-    check_batch(batch_size, plan.diffusion_steps, config)
-    check_seed(seed)
     check_whole("--decode-batch", decode_batch, 1, MAX_BATCH)
-    if order is not None:
-        order = check_order(order, len(labels), config)
-    if noise is not None:
-        noise = check_noise(noise, len(labels), plan.diffusion_steps, config)
-    starts = range(0, len(labels), batch_size)
-    results = []
-    total = len(starts) * len(plan.iterations)
-    with progress_bar(total, "drawing") as bar:
-        for start in starts:
-            stop = min(start + batch_size, len(labels))
-            results.append(
-                generator.generate(
-                    labels[start:stop],
-                    seed=seed,
-                    index=range(start, stop),
-                    order=None if order is None else order[start:stop],
-                    noise=None if noise is None else noise[:, start:stop],
-                    decode_batch=decode_batch,
-                    progress=lambda done, of: bar.update(1),
-                    **settings,
-                )
-            )
-    return results
+    batches = generator.generate_batches(
+        labels,
+        batch_size,
+        seed=seed,
+        order=order,
+        noise=noise,
+        decode_batch=decode_batch,
+        progress=lambda done, of: bar.update(1),
+        **settings,
+    )
+    passes = math.ceil(len(labels) / batch_size) * len(generator.plan(**settings).iterations)
+    with progress_bar(passes, "drawing") as bar:
+        return list(batches)
 
 
 def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | None:

@@ -9,7 +9,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -221,6 +222,57 @@ def test_a_bad_request_is_refused_before_anything_runs(
     assert refusal.value.exit_code == 2
     assert told in str(refusal.value)
     assert ran == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
+def test_batches_are_what_drawing_each_of_them_gives(generator: Generator, batch_size: int) -> None:
+    labels, numbers = [0, 5, 3, 3, 1], [7, 0, 2, 9, 4]
+    results = list(generator.generate_batches(labels, batch_size, seed=5, index=numbers, **FAST))
+    assert [len(result.latents) for result in results] == [
+        min(batch_size, 5 - start) for start in range(0, 5, batch_size)
+    ]
+    for start, result in zip(range(0, 5, batch_size), results, strict=True):
+        part = slice(start, start + batch_size)
+        alone = draw(generator, labels[part], seed=5, index=numbers[part])
+        np.testing.assert_array_equal(result.latents, alone)
+
+
+def test_batches_take_their_part_of_a_given_order_and_noise(generator: Generator) -> None:
+    config = generator.manifest.model
+    order, noise = seeded_order(1, range(3), config), seeded_noise(1, range(3), 5, config)
+    parts = list(generator.generate_batches([0, 1, 2], 2, order=order, noise=noise, **FAST))
+    for part, result in ((slice(0, 2), parts[0]), (slice(2, 3), parts[1])):
+        alone = draw(generator, [0, 1, 2][part], order=order[part], noise=noise[:, part])
+        np.testing.assert_array_equal(result.latents, alone)
+
+
+def test_the_next_batch_is_made_ready_while_one_is_drawn(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were its noise drawn afterwards, the wait here would not end."""
+    drawn = [threading.Event() for _ in range(2)]
+
+    def counted(seed: int, indices: Sequence[int], *rest: Any) -> NDArray[np.float32]:
+        drawn[indices[0]].set()
+        return seeded_noise(seed, indices, *rest)
+
+    monkeypatch.setattr("runtime.generator.seeded_noise", counted)
+    waited = []
+    first = iter(
+        generator.generate_batches([0, 0], 1, progress=lambda done, of: waited.append(drawn[1].wait(60)), **FAST)
+    )
+    next(first)
+    assert waited
+    assert all(waited)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"labels": [0, 6]}, {"labels": 3}, {"batch_size": 0}, {"index": [0]}, {"decode_batch": 0}, {"seed": -1}],
+    ids=str,
+)
+def test_wrong_batches_are_refused_before_anything_runs(generator: Generator, wrong: dict[str, Any]) -> None:
+    request: dict[str, Any] = {"labels": [0, 0], "batch_size": 1, **FAST, **wrong}
+    with pytest.raises(RequestError):
+        generator.generate_batches(**request)
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
