@@ -72,7 +72,7 @@ class Denoise(nn.Module):
         out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [GN, 2D]
         eps, v = out.reshape(halves, rows, 2 * channels).chunk(2, dim=-1)  # [G, N, D] each
         eps = eps[-1] + guidance * (eps[0] - eps[-1])
-        # The columns of runtime.samplers.COEFFICIENTS, in that order, [1] each.
+        # The columns of runtime.coefficients.COEFFICIENTS, in that order, [1] each.
         x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high = coefficients.split(1)
         x0 = x0_x * x + x0_eps * eps
         fraction = (v[0] + 1) / 2  # the variance is the conditional one
