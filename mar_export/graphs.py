@@ -55,20 +55,19 @@ class Denoise(nn.Module):
         super().__init__()
         net = model.diffloss.net
         self.input_proj, self.res_blocks, self.final_layer = net.input_proj, net.res_blocks, net.final_layer
-        width = model.config.diffloss_w
-        self.splits = [3 * width] * len(net.res_blocks) + [2 * width]
+        self.width = model.config.diffloss_w
 
     def forward(
         self, x: Tensor, previous_x0: Tensor, noise: Tensor, modulation: Tensor, coefficients: Tensor, guidance: Tensor
     ) -> tuple[Tensor, Tensor]:
         (rows, channels), halves = x.shape, modulation.shape[0] // x.shape[0]
-        *blocks, final = modulation.split(self.splits, dim=-1)
+        of_layers = iter(modulation.split(self.width, dim=-1))  # [GN, W] each; one split, because it copies
         h = self.input_proj(x).expand(halves, -1, -1).reshape(halves * rows, -1)  # [GN, W], the same in both halves
-        for block, shift_scale_gate in zip(self.res_blocks, blocks, strict=True):
-            shift, scale, gate = shift_scale_gate.chunk(3, dim=-1)
+        for block in self.res_blocks:
+            shift, scale, gate = next(of_layers), next(of_layers), next(of_layers)
             residual = cast(ResidualBlock, block)
             h = h + gate * residual.mlp(residual.in_ln(h) * scale + shift)  # [GN, W]
-        shift, scale = final.chunk(2, dim=-1)
+        shift, scale = of_layers
         out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [GN, 2D]
         eps, v = out.reshape(halves, rows, 2 * channels).chunk(2, dim=-1)  # [G, N, D] each
         eps = eps[-1] + guidance * (eps[0] - eps[-1])

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime.backends.onnxruntime import brief_spinning
 from runtime.cost import Machine
 
 _PRODUCT = (640, 1024, 4096)  # rows, columns in, columns out: the shape of a transformer's MLP
@@ -54,6 +55,6 @@ def _session(shape: tuple[int, int, int], threads: int) -> Callable[[np.ndarray]
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(*brief_spinning(onnxruntime.__version__))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x})

@@ -14,6 +14,8 @@ from runtime.spec import Array, Engine, EngineSpec, TensorSpec
 
 _DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _ERRORS_ONLY = 3
+_SPINS_FOR_A_TIME = (1, 26)  # ONNX Runtime, from this version on
+_SPIN_MICROSECONDS = 200  # longer than Python takes from one step of denoise to the next
 
 
 class OnnxRuntime:
@@ -37,8 +39,7 @@ class OnnxRuntime:
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         # One plan of memory a shape would be kept, and most passes of the backbone have a shape of their own.
         options.enable_mem_pattern = False
-        # Engines run in turn, each with threads of its own: those that wait must not spin on the same cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry(*brief_spinning(self._library.__version__))
         if self._map_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if precision == "fp8":
@@ -85,6 +86,17 @@ def import_onnxruntime(name: str, extra: str) -> Any:
     except ImportError as error:
         raise BackendError(f"backend {name} is not installed ({error}); pip install 'mar-runtime[{extra}]'") from None
     return onnxruntime
+
+
+def brief_spinning(version: str) -> tuple[str, str]:
+    """The session's setting, in this version of ONNX Runtime, that lets waiting threads spin, but not for long.
+
+    A thread that sleeps wakes later than most operators take. Engines run in turn, each with threads of its own,
+    so one that spins for longer takes a core from the next engine.
+    """
+    if tuple(map(int, version.split(".")[:2])) < _SPINS_FOR_A_TIME:
+        return "session.force_spinning_stop", "1"  # when a call returns
+    return "session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS)
 
 
 def session_options(library: Any) -> Any:
