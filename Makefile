@@ -49,7 +49,7 @@ numbers: $(VENV)/installed
 		--json $(NUMBERS)/example.json --chart $(NUMBERS)/example.png
 	$(MAR) bench --preset mar_base --random-weights --plan exact --plan balanced --plan fast --plan turbo \
 		--repeats 3 --json $(NUMBERS)/mar_base.json --chart $(NUMBERS)/mar_base.png
-	$(VENV)/bin/python -m mar_export.variants --data $(DATA) --out out/variants \
+	$(VENV)/bin/python -m mar_export.variants --data $(DATA) --out out/variants --steps 3000 \
 		--json $(NUMBERS)/variants.json --chart $(NUMBERS)/variants.png
 	$(VENV)/bin/python -m mar_export.numbers docs/numbers.md $(NUMBERS)
 
