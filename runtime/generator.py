@@ -149,7 +149,9 @@ class Generator:
         fails.
         """
         check_whole("decode_batch", decode_batch, 1, MAX_BATCH)
-        drawing = self._drawing(labels, seed, index, order, noise, known, mask, dilate, settings)
+        drawing = self._drawing(
+            labels, settings, seed=seed, index=index, order=order, noise=noise, known=known, mask=mask, dilate=dilate
+        )
         return self._drawn(drawing, paste, decode_batch, progress)
 
     def generate_batches(
@@ -183,8 +185,14 @@ class Generator:
 
         def drawing(start: int) -> _Drawing:
             of = slice(start, start + batch_size)
-            given = None if orders is None else orders[of], None if noises is None else noises[:, of]
-            return self._drawing(classes[of].tolist(), seed, indices[of], *given, None, None, False, settings)
+            return self._drawing(
+                classes[of].tolist(),
+                settings,
+                seed=seed,
+                index=indices[of],
+                order=None if orders is None else orders[of],
+                noise=None if noises is None else noises[:, of],
+            )
 
         def results() -> Iterator[Result]:
             with ThreadPoolExecutor(1) as ahead:
@@ -200,14 +208,15 @@ class Generator:
     def _drawing(
         self,
         labels: Sequence[int],
+        settings: Mapping[str, Any],
+        *,
         seed: int,
         index: Sequence[int] | None,
         order: ArrayLike | None,
         noise: ArrayLike | None,
-        known: ArrayLike | None,
-        mask: ArrayLike | None,
-        dilate: bool,
-        settings: Mapping[str, Any],
+        known: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        dilate: bool = False,
     ) -> _Drawing:
         """A request, checked, with every number that the loop is given."""
         config = self.manifest.model
@@ -234,10 +243,8 @@ class Generator:
         if hole is not None and before is not None:
             ordered = known_first(ordered, hole)
             given = known_tokens(self._latents(before), ordered, hole.known, config.patch_size)
-        # By position -> in generation order, sequence first: [T + 1, L, B, D].
-        sequence = np.take_along_axis(drawn.swapaxes(1, 2), ordered.T[None, :, :, None], axis=1)
-        sequence = np.ascontiguousarray(sequence)  # or the copy to a GPU is slow, in front of the first launch
-        return _Drawing(plan, classes, ordered, sequence, given.swapaxes(0, 1), hole, before)
+        drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
+        return _Drawing(plan, classes, ordered, drawn.swapaxes(1, 2), given.swapaxes(0, 1), hole, before)
 
     def _drawn(self, drawing: _Drawing, paste: bool, decode_batch: int, progress: Progress | None) -> Result:
         """The pictures of a request."""
