@@ -7,7 +7,7 @@ import pathlib
 import click
 import torch
 
-from runtime.errors import RequestError
+from runtime.errors import DataError, RequestError
 from runtime.files import sha256
 from runtime.options import PATH, progress_bar, threads_option
 from training.data import coloured, open_dataset
@@ -21,6 +21,13 @@ from training.published_files import load_vae
 @click.option("--out", type=PATH, required=True, help="The folder to make, or to go on with.")
 @click.option("--image-size", type=int, default=256, show_default=True, help="Side of the pictures in pixels.")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures encoded together.")
+@click.option(
+    "--bad-data",
+    type=click.Choice(["report", "stop"]),
+    default="report",
+    show_default=True,
+    help="What to do about pictures that cannot be read or had to be enlarged, and classes without any.",
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
 def cache(
@@ -29,6 +36,7 @@ def cache(
     out: pathlib.Path,
     image_size: int,
     batch_size: int,
+    bad_data: str,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -36,6 +44,12 @@ def cache(
 
     What cannot be read is told and left out. Stopped, it goes on with the same command.
     """
+
+    def complain(complaint: str) -> None:
+        if bad_data == "stop":
+            raise DataError(f"{complaint}; leave --bad-data stop away to go on without what cannot be read")
+        click.echo(complaint, err=True)
+
     if threads is not None:
         torch.set_num_threads(threads)
     vae = load_vae(tokenizer)
@@ -45,13 +59,9 @@ def cache(
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with progress_bar(len(dataset.labels), "encoding") as bar:
-        cache_latents(dataset, image_size, vae, digest, out, batch_size, kind, bar.update, _tell)
+        cache_latents(dataset, image_size, vae, digest, out, batch_size, kind, bar.update, complain)
     cached = CachedLatents(out, image_size)
     click.echo(
         f"{len(cached.labels)} pictures of {len(cached.classes)} classes, straight and mirrored, "
         f"{len(dataset.labels) - len(cached.labels)} left out; train with mar train --data {out}"
     )
-
-
-def _tell(complaint: str) -> None:
-    click.echo(complaint, err=True)

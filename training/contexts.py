@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.draws import batch_examples, example_stream
 from training.model import MAR
-from training.source import Source
+from training.source import Source, readable_latent
 
 _BATCH = 64
 _TOKENS_A_PICTURE = 16
@@ -61,8 +61,8 @@ def collect_contexts(
 def _contexts(model: MAR, source: Source, examples: NDArray[np.int64], batch: int, seed: int) -> Contexts:
     config = model.config
     streams = [example_stream(seed, batch, place) for place in range(len(examples))]
-    latents = np.stack([source.latent(int(i), False, stream) for i, stream in zip(examples, streams, strict=True)])
-    tokens = model.patchify(torch.from_numpy(latents))  # [B, L, D]
+    read = [readable_latent(source, int(i), False, stream) for i, stream in zip(examples, streams, strict=True)]
+    tokens = model.patchify(torch.from_numpy(np.stack([latent for _, latent in read])))  # [B, L, D]
     order = torch.from_numpy(np.stack([stream.permutation(config.tokens) for stream in streams]))  # [B, L]
     known = int(streams[0].integers(config.tokens))  # V
     asked = min(_TOKENS_A_PICTURE, config.tokens - known)  # K
@@ -70,7 +70,7 @@ def _contexts(model: MAR, source: Source, examples: NDArray[np.int64], batch: in
     seen, target = (
         tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1])) for positions in (visible, predict)
     )
-    labels = torch.from_numpy(source.labels[examples])
+    labels = torch.from_numpy(source.labels[[example for example, _ in read]])
     z, no_class_z = (
         model.predict(seen, visible, predict, rest, asked_for).flatten(0, 1)  # [B K, C]
         for asked_for in (labels, torch.full_like(labels, config.class_num))

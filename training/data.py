@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from runtime.errors import DataError
 
@@ -35,6 +35,7 @@ _FASHION_MNIST_LABELS = (
     "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
 )
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
+_MOST_UNREADABLE_IN_A_ROW = 100
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -80,10 +81,40 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
     return FolderDataset(path, image_size)
 
 
-def picture_batches(dataset: Dataset, chosen: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
-    """The pictures `chosen` [n] of `dataset`, uint8 [B, H, W, c], up to `size` at a time."""
-    for start in range(0, len(chosen), size):
-        yield dataset.images(chosen[start : start + size])
+def in_parts(values: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """`values` [n] in their order, up to `size` at a time."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def readable_batches(
+    dataset: Dataset, chosen: NDArray[np.int64], size: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Those of the pictures `chosen` [n] of `dataset` that can be read, uint8 [B, H, W, c], and which these are [B].
+
+    Up to `size` come at a time. Why the others cannot be read is among the dataset's complaints then. Raises
+    `DataError` where a hundred in a row, or all, cannot.
+    """
+    unreadable = 0
+    for part in in_parts(chosen, size):
+        found = []
+        for index in part:
+            try:
+                found.append((dataset.images(index[None])[0], index))
+                unreadable = 0
+            except BadPictureError as error:
+                dataset.complaints.append(str(error))
+                unreadable += 1
+                check_disk(unreadable, len(chosen), dataset.complaints[-1])
+        if found:
+            pictures, indices = zip(*found, strict=True)
+            yield np.stack(pictures), np.array(indices)
+
+
+def check_disk(unreadable: int, of: int, last: str) -> None:
+    """Raise `DataError` where so many pictures in a row cannot be read that it is no bad picture but a disk that is
+    gone; `last` says why the last one cannot, and `of` are all there are."""
+    if unreadable >= min(_MOST_UNREADABLE_IN_A_ROW, of):
+        raise DataError(f"{unreadable} pictures in a row cannot be read, the last one {last}")
 
 
 def coloured(dataset: Dataset) -> Dataset:
@@ -168,7 +199,9 @@ class FolderDataset:
         try:
             with Image.open(file) as image:
                 picture = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (
+            Exception
+        ) as error:  # Pillow lets through whatever its parsers stumble over: SyntaxError, struct.error, ...
             raise BadPictureError(f"{file}: not a readable picture ({error})") from error
         if min(picture.size) < size:
             self.complaints.append(f"{file}: {picture.width}x{picture.height}, enlarged to {size}x{size}")

@@ -101,13 +101,16 @@ def draw(
         _draw_files(drawing, folder, left, processes, share, lambda start: progress(min(_A_FILE, count - start)))
 
 
-def drawn(drawing: Drawing, count: int, out: pathlib.Path) -> Iterator[NDArray[np.uint8]]:
-    """The pictures 0..count - 1 that `draw` has put there, uint8 [B, H, W, c] at a time. Raises `DataError`."""
+def drawn(drawing: Drawing, count: int, out: pathlib.Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """The pictures 0..count - 1 that `draw` has put there, uint8 [B, H, W, c] at a time, with their classes [B].
+
+    Raises `DataError`.
+    """
     for start in range(0, count, _A_FILE):
         file = _file(_folder(drawing, out), start)
         try:
             with np.load(file, allow_pickle=False) as kept:
-                yield kept["images"][: count - start]
+                yield kept["images"][: count - start], kept["labels"][: count - start]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(f"{file}: not whole pictures ({error}); remove it, and it is drawn again") from None
 

@@ -14,7 +14,7 @@ from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, write_json
 from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
 from training.data import Dataset, open_dataset
-from training.drawing import Drawing, draw, drawn, labels_of
+from training.drawing import Drawing, draw, drawn
 from training.evaluation import GENERATED, TRAINING, figures_of, table
 from training.feature_networks import (
     CLASSIFIER,
@@ -29,6 +29,7 @@ from training.feature_networks import (
     look,
 )
 from training.options import checkpoint_options
+from training.progress import tell_complaints
 from training.quality import load_or_train_classifier
 from training.reference import reference
 
@@ -118,13 +119,14 @@ def evaluate(
     for network in networks:
         with progress_bar(of_real, f"{network.name}: real pictures") as bar:
             expected = reference(network, real, of_real, out, bar.update)
-        pictures = (in_colours(batch, real.channels) for batch in drawn(drawing, count, out))
-        seen = {GENERATED: look(network, pictures, labels_of(drawing, count))}
+        pictures = ((in_colours(batch, real.channels), labels) for batch, labels in drawn(drawing, count, out))
+        seen = {GENERATED: look(network, pictures)}
         if split == "test":  # how near as many real pictures come
             few = min(count, len(train.labels))
             with progress_bar(few, f"{network.name}: training pictures") as bar:
                 seen[TRAINING] = reference(network, train, few, out, bar.update)
         figures[network.name] = figures_of(network, seen, expected)
+    tell_complaints([*train.complaints, *real.complaints])
     click.echo(table(figures))
     if json_file is not None:
         settings_used = dataclasses.asdict(sampling)

@@ -52,13 +52,15 @@ class Seen:
     inception_score: float | None
 
 
-def look(network: FeatureNetwork, pictures: Iterable[NDArray[np.uint8]], labels: NDArray[np.int64]) -> Seen:
-    """What `network` sees of batches of `pictures`, whose classes in turn are `labels` [n], n of at least 2."""
+def look(network: FeatureNetwork, batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> Seen:
+    """What `network` sees of pictures, in batches of them with their classes [B]; at least two in all."""
     samples: list[NDArray[np.float32]] = []
     all_scores: list[NDArray[np.float32]] = []
+    all_labels: list[NDArray[np.int64]] = []
     total, products, seen = np.float64(0), np.float64(0), 0
-    for batch in pictures:
+    for batch, labels in batches:
         features = network.features(batch)
+        all_labels.append(labels)
         all_scores.append(network.scores(features))
         samples.append(features[: max(0, MOST_COMPARED - seen)])
         wide = features.astype(np.float64)
@@ -70,7 +72,7 @@ def look(network: FeatureNetwork, pictures: Iterable[NDArray[np.uint8]], labels:
         seen,
         Moments(mean, covariance),
         np.concatenate(samples),
-        float((scores.argmax(axis=1) == labels).mean()) if network.knows_classes else None,
+        float((scores.argmax(axis=1) == np.concatenate(all_labels)).mean()) if network.knows_classes else None,
         None if network.knows_classes else inception_score(scores),
     )
 

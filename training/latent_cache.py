@@ -29,7 +29,7 @@ from runtime.errors import CheckpointError, DataError, RequestError
 from runtime.files import replacing, write_json
 from runtime.images import from_uint8, to_uint8
 from training import checkpoint
-from training.data import BadPictureError, Dataset
+from training.data import BadPictureError, Dataset, check_disk
 from training.published_files import latent_scale, load_vae, read_json_object
 from training.vae import LOG_VARIANCE, AutoencoderKL
 
@@ -70,12 +70,13 @@ def cache_latents(
     batch: int,
     device: torch.device,
     progress: Callable[[int], None],
-    left_out: Callable[[str], None],
+    complain: Callable[[str], None],
 ) -> None:
     """Encode all of `dataset` into the folder `cache`, or what of it is missing there.
 
     `tokenizer` names the autoencoder, by its hash. `progress` is told of pictures as they are done,
-    `left_out` of each that cannot be read. Raises `RequestError` where `cache` is of something else.
+    `complain` of what is wrong with them; those that cannot be read are left out. Raises `RequestError` where
+    `cache` is of something else.
     """
     wanted = _Index(
         _FORMAT,
@@ -99,20 +100,19 @@ def cache_latents(
     progress(index.next)
     while index.next < index.pictures:
         stop = min(index.pictures, index.next + a_file)
-        kept, moments, told = _encoded(dataset, range(index.next, stop), vae, batch, device, progress)
-        for message in told:
-            left_out(message)
-        name = f"latents-{len(index.files):05}.safetensors"
-        names = "\n".join(dataset.name(example) for example in kept).encode()
-        tensors = {
-            "moments": moments,
-            "labels": torch.from_numpy(dataset.labels[kept]),
-            "names": torch.frombuffer(bytearray(names or b"\n"), dtype=torch.uint8),
-        }
-        checkpoint.save_weights(cache / name, tensors)
-        index = dataclasses.replace(
-            index, next=stop, files=[*index.files, (name, len(kept))], left_out=[*index.left_out, *told]
-        )
+        kept, moments, told = _encoded(dataset, range(index.next, stop), vae, batch, device, progress, complain)
+        files = index.files
+        if kept:
+            name = f"latents-{len(files):05}.safetensors"
+            names = "\n".join(dataset.name(example) for example in kept).encode()
+            tensors = {
+                "moments": moments,
+                "labels": torch.from_numpy(dataset.labels[kept]),
+                "names": torch.frombuffer(bytearray(names or b"\n"), dtype=torch.uint8),
+            }
+            checkpoint.save_weights(cache / name, tensors)
+            files = [*files, (name, len(kept))]
+        index = dataclasses.replace(index, next=stop, files=files, left_out=[*index.left_out, *told])
         index.write(cache)
 
 
@@ -124,8 +124,10 @@ def _encoded(
     batch: int,
     device: torch.device,
     progress: Callable[[int], None],
+    complain: Callable[[str], None],
 ) -> tuple[list[int], Tensor, list[str]]:
     """The pictures that could be read, their moments [n, 2, 2C, h, w], and what is wrong with the others."""
+    unreadable = 0
     kept: list[int] = []
     told: list[str] = []
     moments: list[Tensor] = []
@@ -135,17 +137,21 @@ def _encoded(
             try:
                 pictures.append(from_uint8(dataset.images(np.array([example])))[0])
                 kept.append(example)
+                unreadable = 0
             except BadPictureError as error:
                 told.append(str(error))
+                complain(told[-1])
+                unreadable += 1
+                check_disk(unreadable, len(dataset.labels), told[-1])
+        while dataset.complaints:
+            complain(dataset.complaints.pop(0))
         if pictures:
             straight = torch.from_numpy(np.stack(pictures)).to(device)  # [b, 3, H, W]
             both = torch.cat([straight, straight.flip(-1)]).contiguous(memory_format=torch.channels_last)
             of_both = vae.moments(both).cpu().float().contiguous()  # [2b, 2C, h, w]
             moments.append(torch.stack(of_both.chunk(2), dim=1))  # [b, 2, 2C, h, w]
         progress(len(examples[start : start + batch]))
-    if not kept:
-        raise DataError(f"none of {len(examples)} pictures could be read, the last because: {told[-1]}")
-    return kept, torch.cat(moments), told
+    return kept, torch.cat(moments) if kept else torch.empty(0), told
 
 
 class CachedLatents:

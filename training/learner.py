@@ -193,6 +193,8 @@ def _compile_blocks(model: MAR) -> None:
     """Compile each kind of block once for all sizes: how many tokens are masked differs from step to step."""
     for block in [*model.encoder_blocks, *model.decoder_blocks, *model.diffloss.net.res_blocks]:
         block.compile(dynamic=True)
+    last: Any = model.decoder_blocks[-1]  # of which only some rows are computed, not by its forward
+    last.rows = torch.compile(last.rows, dynamic=True)
 
 
 def _ema_rate(rate: float, step: int) -> float:

@@ -10,17 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from runtime.errors import DataError
 from training.config import StepConfig
-from training.data import BadPictureError
 from training.draws import batch_examples, draw_example, example_stream, masked_tokens
-from training.source import Source
-
-_MOST_UNREADABLE_IN_A_ROW = 100  # more are no bad pictures but a disk that is gone
+from training.source import Source, readable_latent
 
 
 class Batch(NamedTuple):
@@ -84,18 +79,6 @@ class StepParts(Dataset[MicroBatch], abc.ABC):
         """Whether an example is mirrored: the first thing that is drawn for it."""
         return bool(stream.random() < 0.5) and self.training.flip
 
-    def _readable(self, example: int, flip: bool, stream: np.random.Generator) -> tuple[int, NDArray[np.float32]]:
-        """The latents of `example`, or of the next one after it that can be read, and which it is."""
-        for _ in range(_MOST_UNREADABLE_IN_A_ROW):
-            try:
-                return example, self.source.latent(example, flip, stream)
-            except BadPictureError as error:
-                self.source.complaints.append(str(error))
-                example = (example + 1) % len(self.source.labels)
-        raise DataError(
-            f"{_MOST_UNREADABLE_IN_A_ROW} pictures in a row cannot be read, the last one {self.source.complaints[-1]}"
-        )
-
 
 class MicroBatches(StepParts):
     """Those of a MAR; `model` is its `ModelConfig`."""
@@ -107,7 +90,7 @@ class MicroBatches(StepParts):
             stream = example_stream(self.training.seed, step, place)
             flip = self._flip(stream)
             drawn = draw_example(self.model, masked, stream)
-            examples[number], latent = self._readable(examples[number], flip, stream)
+            examples[number], latent = readable_latent(self.source, examples[number], flip, stream)
             latents.append(latent)
             labels.append(self.model.class_num if drawn.dropped else int(self.source.labels[examples[number]]))
             draws.append(drawn)
@@ -128,7 +111,7 @@ class PictureBatches(StepParts):
         images, noise = [], []
         for number, place in enumerate(places):
             stream = example_stream(self.training.seed, step, place)
-            examples[number], image = self._readable(examples[number], self._flip(stream), stream)
+            examples[number], image = readable_latent(self.source, examples[number], self._flip(stream), stream)
             images.append(image)
             noise.append(stream.standard_normal((channels, side, side), np.float32))
         return Pictures(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(noise)))

@@ -20,6 +20,7 @@ from training.distillation import distillation_loss, guided_teacher, teacher_pat
 from training.draws import draw_timesteps
 from training.head_training import HeadTraining, train_head
 from training.model import MAR
+from training.progress import tell_complaints
 from training.source import check_source, open_source
 
 Bar = Callable[[int, str], AbstractContextManager[Any]]  # of a length, under a label; `update(by)` moves it
@@ -94,7 +95,9 @@ def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> Contexts:
     source = open_source(material.data, config.img_size)
     check_source(source, config, str(material.data))
     with bar(material.pictures, "backbone") as shown:
-        return collect_contexts(checkpoint.model, source, material.pictures, material.seed, shown.update)
+        contexts = collect_contexts(checkpoint.model, source, material.pictures, material.seed, shown.update)
+    tell_complaints(source.complaints)
+    return contexts
 
 
 def _trained(

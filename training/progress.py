@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Protocol
 
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 60.0
+_TOLD = 10
 
 
 class Progress(Protocol):
@@ -81,3 +83,12 @@ def readable_time(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
+
+
+def tell_complaints(complaints: Iterable[str]) -> None:
+    """What was found wrong with the data, each once and the first ten of them, on standard error."""
+    different = list(dict.fromkeys(complaints))
+    for complaint in different[:_TOLD]:
+        print(complaint, file=sys.stderr)
+    if len(different) > _TOLD:
+        print(f"and {len(different) - _TOLD} more like these", file=sys.stderr)

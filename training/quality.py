@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from runtime.errors import DataError
 from training import checkpoint
-from training.data import Dataset, picture_batches
+from training.data import Dataset, in_parts, readable_batches
 from training.metrics import Moments, frechet
 from training.tensor_files import saved_metadata
 
@@ -63,15 +63,17 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
     """Three epochs of AdamW under a one-cycle learning rate, always from the same seed."""
     torch.manual_seed(0)
     model = Classifier(dataset.channels, len(dataset.classes)).train()
-    steps_an_epoch = len(dataset.labels) // _BATCH
+    every = np.arange(len(dataset.labels))
+    readable = np.concatenate([indices for _, indices in readable_batches(dataset, every, _BATCH)])
+    steps_an_epoch = len(readable) // _BATCH
     if not steps_an_epoch:
-        raise DataError(f"{len(dataset.labels)} training pictures are too few for a classifier; {_BATCH} are the least")
+        raise DataError(f"{len(readable)} training pictures are too few for a classifier; {_BATCH} are the least")
     steps = _EPOCHS * steps_an_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     random = np.random.default_rng(0)
     for epoch in range(_EPOCHS):
-        order = random.permutation(len(dataset.labels))
+        order = random.permutation(readable)
         for step in range(steps_an_epoch):
             indices = order[step * _BATCH : (step + 1) * _BATCH]
             loss = F.cross_entropy(model(dataset.images(indices)), torch.from_numpy(dataset.labels[indices]))
@@ -99,7 +101,9 @@ def fingerprint(dataset: Dataset) -> str:
     """What tells one dataset from another: classes, labels, and its first pictures with their size."""
     digest = hashlib.sha256(repr(dataset.classes).encode())
     digest.update(dataset.labels.tobytes())
-    digest.update(dataset.images(np.arange(min(_FINGERPRINT_PICTURES, len(dataset.labels)))).tobytes())
+    first = np.arange(min(_FINGERPRINT_PICTURES, len(dataset.labels)))
+    for pictures, _ in readable_batches(dataset, first, len(first)):
+        digest.update(pictures.tobytes())
     return digest.hexdigest()
 
 
@@ -113,7 +117,7 @@ def judge(model: Classifier, images: Iterator[NDArray[np.uint8]], labels: NDArra
 
 def batches(dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
     """The first `count` pictures of `dataset`."""
-    return picture_batches(dataset, np.arange(count), 256)
+    return (dataset.images(part) for part in in_parts(np.arange(count), 256))
 
 
 def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.files import replacing
 from runtime.grid import save_grid
 from runtime.images import from_uint8, to_uint8
-from training.data import Dataset, picture_batches
+from training.data import Dataset, in_parts, readable_batches
 from training.feature_networks import FeatureNetwork, look
 from training.metrics import frechet
 from training.vae import AutoencoderKL
@@ -28,8 +28,10 @@ class Reconstructions:
     def __init__(self, dataset: Dataset, count: int, network: FeatureNetwork | None) -> None:
         """`count` pictures are judged; `network` is that in whose features, None for none."""
         self._dataset, self._network = dataset, network
-        self._chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
-        self._real = None if network is None else look(network, self._pictures(), self._labels).moments
+        chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
+        # What can be read now is taken from then on.
+        self._chosen = np.concatenate([indices for _, indices in readable_batches(dataset, chosen, _BATCH)])
+        self._real = None if network is None else look(network, self._labelled(self._pictures())).moments
 
     @torch.inference_mode()
     def judged(self, vae: AutoencoderKL) -> dict[str, float]:
@@ -42,7 +44,7 @@ class Reconstructions:
         # An error of a thousandth of a colour stands for none: a picture that is kept wholly has no PSNR.
         figures = {"psnr": float((10 * np.log10(255**2 / np.concatenate(errors).clip(1e-6))).mean())}
         if self._network is not None and self._real is not None:
-            figures["frechet"] = frechet(look(self._network, made, self._labels).moments, self._real)
+            figures["frechet"] = frechet(look(self._network, self._labelled(made)).moments, self._real)
         return figures
 
     @torch.inference_mode()
@@ -54,12 +56,11 @@ class Reconstructions:
         with replacing(path) as temporary:
             save_grid(temporary, np.concatenate([images, made]), captions, columns=len(images))
 
-    @property
-    def _labels(self) -> NDArray[np.int64]:
-        return self._dataset.labels[self._chosen]
-
     def _pictures(self) -> Iterator[NDArray[np.uint8]]:
-        return picture_batches(self._dataset, self._chosen, _BATCH)
+        return (self._dataset.images(part) for part in in_parts(self._chosen, _BATCH))
+
+    def _labelled(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        return zip(batches, in_parts(self._dataset.labels[self._chosen], _BATCH), strict=True)
 
 
 @torch.inference_mode()
@@ -67,7 +68,7 @@ def measured_scale(vae: AutoencoderKL, dataset: Dataset) -> float:
     """1 / the standard deviation of what latents are drawn from, over pictures of `dataset` (arXiv 2112.10752, D.1)."""
     chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:_MEASURED]
     squares, values, count = 0.0, 0.0, 0
-    for batch in picture_batches(dataset, chosen, _BATCH):
+    for batch, _ in readable_batches(dataset, chosen, _BATCH):
         mean, log_variance = vae.moments(_pixels(batch, vae)).double().chunk(2, dim=1)
         squares += (mean.square() + log_variance.exp()).sum().item()
         values, count = values + mean.sum().item(), count + mean.numel()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import replacing
-from training.data import Dataset, picture_batches
+from training.data import Dataset, readable_batches
 from training.feature_networks import FeatureNetwork, Seen, look
 from training.metrics import Moments
 from training.quality import fingerprint
@@ -37,7 +37,7 @@ def reference(
         progress(pictures)
         return kept
     chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:pictures]
-    seen = look(network, _batches(dataset, chosen, progress), dataset.labels[chosen])
+    seen = look(network, _batches(dataset, chosen, progress))
     with replacing(file) as temporary:
         np.savez(
             temporary,
@@ -52,10 +52,10 @@ def reference(
 
 def _batches(
     dataset: Dataset, chosen: NDArray[np.int64], progress: Callable[[int], None]
-) -> Iterator[NDArray[np.uint8]]:
-    for batch in picture_batches(dataset, chosen, _BATCH):
-        progress(len(batch))
-        yield batch
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    for pictures, indices in readable_batches(dataset, chosen, _BATCH):
+        progress(len(pictures))
+        yield pictures, dataset.labels[indices]
 
 
 def _read(file: pathlib.Path, of: dict[str, Any]) -> Seen | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.config import ModelConfig
 from runtime.errors import ConfigError, DataError
 from runtime.images import from_uint8, to_uint8
-from training.data import Dataset, open_dataset
+from training.data import BadPictureError, Dataset, check_disk, open_dataset
 from training.latent_cache import CachedLatents, is_cache
 
 
@@ -68,6 +68,24 @@ def open_source(data: pathlib.Path, image_size: int) -> Source:
     if is_cache(data):
         return CachedLatents(data, image_size)
     return Pixels(open_dataset(data, image_size))
+
+
+def readable_latent(
+    source: Source, example: int, flip: bool, stream: np.random.Generator
+) -> tuple[int, NDArray[np.float32]]:
+    """The latents of `example`, or of the next one after it that can be read, and which it is.
+
+    Why others cannot be read is among the source's complaints then. Raises `DataError` where a hundred in a row cannot.
+    """
+    unreadable = 0
+    while True:
+        try:
+            return example, source.latent(example, flip, stream)
+        except BadPictureError as error:
+            source.complaints.append(str(error))
+            unreadable += 1
+            check_disk(unreadable, len(source.labels), source.complaints[-1])
+            example = (example + 1) % len(source.labels)
 
 
 def check_source(source: Source, model: ModelConfig, data: str) -> None:

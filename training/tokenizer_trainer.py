@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime.errors import BackendError, CheckpointError, ConfigError, DataError
 from training import checkpoint
-from training.data import coloured, open_dataset
+from training.data import Dataset, coloured, open_dataset
 from training.distribution import Processes
 from training.feature_networks import EfficientNet
 from training.loader import MicroBatch, PictureBatches, micro_batches
@@ -79,6 +79,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         vae = self.learner.averaged_model()
         if reporter:
             vae.latent_scale = measured_scale(vae, self._dataset)
+            self._tell_bad_pictures(reporter, self._dataset)
             checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
 
     def _draw_samples(self, reporter: Reporter | None) -> None:
@@ -104,7 +105,14 @@ class TokenizerTrainer(Run[TokenizerLearner]):
             network = EfficientNet()
         except BackendError as error:
             reporter.event(self.step, f"no Fréchet distance of reconstructions: {error}")
-        return Reconstructions(dataset, min(training.judged, len(dataset.labels)), network)
+        found = Reconstructions(dataset, min(training.judged, len(dataset.labels)), network)
+        self._tell_bad_pictures(reporter, dataset)
+        return found
+
+    def _tell_bad_pictures(self, reporter: Reporter, dataset: Dataset) -> None:
+        """Of pictures that are looked at beside the steps, which tell of theirs."""
+        for complaint in dataset.complaints:
+            reporter.bad_data(self.step, complaint)
 
 
 def read_tokenizer_config(run: pathlib.Path, changes: Mapping[str, Any]) -> TokenizerConfig:

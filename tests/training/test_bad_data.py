@@ -10,13 +10,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from tiny_runs import TINY, logged, one_sentence, one_thread, tiny_training
+from click.testing import CliRunner
+from published_forms import VAE, vae_weights, write_safetensors
+from tiny_runs import TINY, logged, one_sentence, one_thread, tiny_tokenizer, tiny_training, write_bad_folder
 
 from runtime.errors import DataError
+from training.cache_cli import cache as cache_command
+from training.checkpoint import save_weights
 from training.config import RunConfig
+from training.contexts import collect_contexts
+from training.data import open_dataset, readable_batches
+from training.feature_networks import OwnClassifier
 from training.loader import MicroBatches
+from training.model import MAR
+from training.published_files import load_vae
+from training.quality import Classifier
+from training.reference import reference
 from training.source import open_source
+from training.tokenizer_trainer import TokenizerTrainer
 from training.trainer import Trainer
 
 COLOURED = dataclasses.replace(TINY, vae_embed_dim=3)
@@ -30,22 +41,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def data(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Ten pictures in two of three classes; one is torn, one is text, one is too small."""
-    random = np.random.default_rng(0)
-    for number in range(10):
-        file = tmp_path / "data" / ("cat", "dog")[number % 2] / f"{number}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        side = 5 if number == 3 else 12
-        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file)
-    (tmp_path / "data" / "bird").mkdir()
-    torn = tmp_path / "data" / "cat" / "4.png"
-    torn.write_bytes(torn.read_bytes()[:60])
-    (tmp_path / "data" / "dog" / "7.png").write_text("not a picture")
-    return tmp_path / "data"
+    return write_bad_folder(tmp_path / "data")
 
 
-def _start(data: pathlib.Path, **settings: Any) -> Trainer:
-    return Trainer.start(data.parent / "run", RunConfig(str(data), COLOURED, tiny_training(10, **settings)))
+def _start(data: pathlib.Path, steps: int = 10, **settings: Any) -> Trainer:
+    return Trainer.start(data.parent / "run", RunConfig(str(data), COLOURED, tiny_training(steps, **settings)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -59,6 +59,13 @@ def test_bad_pictures_are_told_once_by_their_paths_and_counted_and_the_run_goes_
     entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
     assert sorted(logged(data.parent / "run", "loss")) == list(range(1, 11))
+
+
+def test_a_run_that_goes_on_does_not_count_again_what_it_has_told(data: pathlib.Path) -> None:
+    _start(data, steps=5).train()
+    Trainer.resume(data.parent / "run", changes={"steps": 10}).train()
+    entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
 
 
 def test_a_run_asked_to_stop_stops_at_the_first_bad_picture(data: pathlib.Path) -> None:
@@ -88,6 +95,86 @@ def test_a_disk_that_is_gone_ends_the_run(data: pathlib.Path) -> None:
     trainer = _start(data)
     for file in data.rglob("*.png"):
         file.unlink()
-    with pytest.raises(DataError, match="100 pictures in a row cannot be read") as caught:
+    with pytest.raises(DataError, match="10 pictures in a row cannot be read") as caught:
         trainer.train()
     one_sentence(caught)
+
+
+# Beyond the steps of a run: whatever else looks at pictures goes on without the bad ones too.
+
+BAD = {"cat/4.png", "dog/7.png"}
+ALL = np.arange(10)
+
+
+def _told(data: pathlib.Path, complaints: list[str]) -> set[str]:
+    """The unreadable pictures that complaints are of."""
+    unreadable = [complaint for complaint in complaints if "not a readable picture" in complaint]
+    return {str(pathlib.Path(complaint.split(": ")[0]).relative_to(data)) for complaint in unreadable}
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 64])
+def test_batches_are_of_all_pictures_that_can_be_read(data: pathlib.Path, size: int) -> None:
+    dataset = open_dataset(data, 12)
+    batches = list(readable_batches(dataset, ALL, size))
+    indices = np.concatenate([of for _, of in batches])
+    names = [str(pathlib.Path(dataset.name(index)).relative_to(data)) for index in range(10)]
+    assert [names[index] for index in indices] == [name for name in names if name not in BAD]
+    for pictures, of in batches:
+        assert (pictures == dataset.images(of)).all()
+    assert _told(data, dataset.complaints) == BAD
+
+
+def test_a_disk_that_is_gone_is_no_bad_picture(data: pathlib.Path) -> None:
+    dataset = open_dataset(data, 12)
+    for file in data.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match="10 pictures in a row cannot be read") as caught:
+        list(readable_batches(dataset, ALL, 4))
+    one_sentence(caught)
+
+
+def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
+    data: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its scale and its reconstructions are measured by fixed pictures, bad ones among them."""
+    config = tiny_tokenizer(data, 2, image_size=12, judged=10)
+    TokenizerTrainer.start(data.parent / "tokenizer", config).train()
+    assert (data.parent / "tokenizer" / "samples" / "step-000002.png").is_file()
+    assert load_vae(data.parent / "tokenizer" / "tokenizer.safetensors").latent_scale > 0
+    told = capsys.readouterr().err
+    assert all(str(data / name) in told for name in BAD)
+
+
+def test_real_pictures_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    dataset = open_dataset(data, 12)
+    classifier, weights = Classifier(dataset.channels, len(dataset.classes)).eval(), tmp_path / "weights.safetensors"
+    save_weights(weights, classifier.state_dict())
+    network = OwnClassifier(classifier, weights)
+    seen = reference(network, dataset, 10, tmp_path, lambda done: None)
+    assert seen.moments.mean.shape == (64,)
+    assert len(seen.sample) == 8
+    assert _told(data, dataset.complaints) == BAD
+    again = reference(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
+    assert np.array_equal(again.sample, seen.sample)
+
+
+def test_contexts_of_a_head_are_of_pictures_that_can_be_read(data: pathlib.Path) -> None:
+    source = open_source(data, 12)
+    model = MAR(**COLOURED.to_dict()).eval()
+    assert len(collect_contexts(model, source, 10, seed=0)) > 0
+    assert _told(data, source.complaints) == BAD
+
+
+@pytest.mark.parametrize("asked", ["report", "stop"])
+def test_a_cache_tells_of_all_that_is_wrong_or_stops_at_it(data: pathlib.Path, asked: str) -> None:
+    tokenizer = write_safetensors(data.parent / "kl.safetensors", vae_weights(VAE))
+    line = ["--data", data, "--tokenizer", tokenizer, "--out", data.parent / "cache", "--image-size", 12]
+    done = CliRunner().invoke(cache_command, [*map(str, line), "--bad-data", asked, "--batch-size", "2"])
+    told = done.output + str(done.exception or "")
+    if asked == "stop":
+        assert isinstance(done.exception, DataError)
+        assert "--bad-data stop" in told
+        return
+    assert done.exit_code == 0, told
+    assert [told.count(f"{data / name}: ") for name in ("bird", "cat/4.png", "dog/7.png", "dog/3.png")] == [1] * 4
+    assert "2 left out" in told

@@ -344,10 +344,26 @@ def _torn_chunk() -> bytes:
     return _png()[:33] + b"\0\0\0\x04\x01\x02\x03\x04" + _png()[41:]
 
 
+def _with_chunk(name: bytes, content: bytes, at: int) -> bytes:
+    return _png()[:at] + _chunk(name, content) + _png()[at:]
+
+
+# Pillow meets these with a SyntaxError or a ValueError of its parsers, not with an error of its own.
+_BAD_EXIF = _with_chunk(b"eXIf", b"no exif at all", 33)
+_BAD_COLOURS = _with_chunk(b"cHRM", b"1", 33)
+_BAD_TEXT_AFTER_THE_PIXELS = _with_chunk(b"zTXt", b"key\0\x07packed in a way that is not known", len(_png()) - 12)
+
+
 @pytest.mark.parametrize(
     "content",
-    [b"", b"text", _png()[:10], _png()[:33], _png()[: len(_png()) // 2], _bomb(), _torn_chunk(), b"GIF89a\x01"],
-    ids=["empty", "text", "torn-header", "header-alone", "half", "bomb", "torn-chunk", "torn-gif"],
+    [
+        *(b"", b"text", _png()[:10], _png()[:33], _png()[: len(_png()) // 2], _bomb(), _torn_chunk(), b"GIF89a\x01"),
+        *(_BAD_EXIF, _BAD_COLOURS, _BAD_TEXT_AFTER_THE_PIXELS),
+    ],
+    ids=[
+        *("empty", "text", "torn-header", "header-alone", "half", "bomb", "torn-chunk", "torn-gif"),
+        *("bad-exif", "bad-colours", "bad-text"),
+    ],
 )
 def test_a_damaged_picture_is_refused_by_its_path(tmp_path: pathlib.Path, content: bytes) -> None:
     good = _save(tmp_path / "class" / "0.png", Image.new("RGB", (8, 8)))

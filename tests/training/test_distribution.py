@@ -16,7 +16,7 @@ import several_processes
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import TINY, logged, one_sentence, one_thread, resume, tiny_training, write_idx_dataset
+from tiny_runs import TINY, logged, one_sentence, one_thread, resume, tiny_training, write_bad_folder, write_idx_dataset
 from torch import Tensor
 
 from runtime.errors import ConfigError
@@ -42,6 +42,7 @@ _ON_TWO = [
     {"run": "ddp-resumed", "settings": _ALL, "from": "ddp-half"},
     {"run": "fsdp-half", "settings": _HALF | _FSDP},
     {"run": "fsdp-resumed", "settings": _ALL | _FSDP, "from": "fsdp-half"},
+    {"run": "bad-data", "settings": {**_HALF, "batch_size": 4}, "data": "pictures", "colours": 3},
 ]
 
 
@@ -62,6 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with the runs above. Read only."""
     folder = tmp_path_factory.mktemp("runs")
     write_idx_dataset(folder / "data", pictures=36)
+    write_bad_folder(folder / "pictures")
     command = _torchrun(_HERE / "several_processes.py", folder, json.dumps(_ON_TWO))
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=_ENVIRONMENT)
     assert done.returncode == 0, done.stderr
@@ -104,6 +106,22 @@ def test_runs_of_several_processes_leave_what_one_leaves(runs: pathlib.Path) -> 
     assert {name: tensor.shape for name, tensor in weights[0].items()} == {
         name: tensor.shape for name, tensor in weights[1].items()
     }
+
+
+def test_bad_pictures_of_either_process_are_told_once_and_counted(runs: pathlib.Path) -> None:
+    entries = [json.loads(line) for line in (runs / "bad-data" / "log.jsonl").read_text().splitlines()]
+    told = {entry["event"].split(": ")[0]: entry["bad_data"] for entry in entries if "bad_data" in entry}
+    bad = ("bird", "cat/4.png", "dog/7.png", "dog/3.png")
+    assert sorted(told) == sorted(str(runs / "pictures" / name) for name in bad)
+    assert sorted(told.values()) == [1, 2, 3, 4]
+    assert len(logged(runs / "bad-data", "loss")) == 10
+
+
+@pytest.mark.parametrize(("run", "share"), [("one", 1), ("ddp", 1), ("fsdp", 0.5)])
+def test_with_fsdp_each_of_two_processes_holds_half_of_the_weights(runs: pathlib.Path, run: str, share: float) -> None:
+    held = [float(file.read_text()) for file in sorted(runs.glob(f"{run}-held-by-*"))]
+    assert len(held) == (1 if run == "one" else 2)
+    assert held == pytest.approx([share] * len(held), abs=0.03)  # what has an odd size is not halved
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 7))

@@ -29,7 +29,7 @@ def _drawing(subject: pathlib.Path, seed: int = 3, **changes: Any) -> Drawing:
 
 def _pictures(of: Drawing, count: int, out: pathlib.Path, processes: int = 1) -> NDArray[np.uint8]:
     draw(of, count, out, processes, 1, lambda done: None)
-    return np.concatenate(list(drawn(of, count, out)))
+    return np.concatenate([pictures for pictures, _ in drawn(of, count, out)])
 
 
 def test_a_stopped_drawing_goes_on_to_the_same_pictures(
@@ -53,7 +53,9 @@ def test_a_stopped_drawing_goes_on_to_the_same_pictures(
     draw(of, 20, tmp_path / "stopped", 1, 1, told.append)
     assert begun == [0, 6, 12, 18]  # none twice
     assert (told[0], sum(told)) == (12, 20)
-    np.testing.assert_array_equal(np.concatenate(list(drawn(of, 20, tmp_path / "stopped"))), whole)
+    pictures, labels = (np.concatenate(parts) for parts in zip(*drawn(of, 20, tmp_path / "stopped"), strict=True))
+    np.testing.assert_array_equal(pictures, whole)
+    np.testing.assert_array_equal(labels, labels_of(of, 20))
     assert whole.shape == (20, 8, 8, 1)
     assert len(np.unique(whole, axis=0)) == 20
 

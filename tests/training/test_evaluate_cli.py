@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+import types
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from tiny_runs import one_sentence, one_thread, write_idx
 
 from runtime.errors import BackendError, CheckpointError, DataError, MarError, RequestError
 from training import quality
 from training.evaluate_cli import evaluate
-from training.feature_networks import in_colours
+from training.feature_networks import Inception, in_colours, look
 
 _COUNT = 20
 
@@ -77,6 +79,56 @@ def test_what_was_seen_of_other_pictures_is_not_used(
     assert (before["real"]["pictures"], after["real"]["pictures"]) == (40, 256)
     assert before["generated"]["frechet"] != after["generated"]["frechet"]
     assert "real_training" not in after  # a set beside itself tells nothing
+
+
+def test_features_of_imagenet_and_pictures_by_another_backend(
+    pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    features = ["--features", "classifier", "--features", "efficientnet-lite0"]
+    told = {}
+    for backend in ("onnxruntime", "openvino"):
+        _evaluate(pixel_artifact, data, tmp_path / backend, *features, "--backend", backend)
+        told[backend] = json.loads((tmp_path / backend / "figures.json").read_text())["features"]
+        of_imagenet = told[backend]["efficientnet-lite0"]
+        assert of_imagenet["generated"]["frechet"] > of_imagenet["real_training"]["frechet"] > 0
+        assert of_imagenet["generated"]["recognised"] is None
+        assert of_imagenet["generated"]["inception_score"] >= 1
+    for network, figures in told["openvino"].items():
+        expected = told["onnxruntime"][network]["generated"]["frechet"]
+        assert figures["generated"]["frechet"] == pytest.approx(expected, rel=1e-2)
+
+
+class _Inception:
+    """What torch-fidelity's network does as far as it is asked, with the mean colours of a picture as its features."""
+
+    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
+        assert features == ["2048"]
+        self.fc = torch.nn.Linear(3, 5)
+        self.fc.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def __call__(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        assert (pictures.dtype, pictures.shape[1]) == (torch.uint8, 3)
+        return (pictures.float().mean(dim=(2, 3)),)
+
+
+def test_inception_scores_are_by_its_last_layer_without_the_bias(
+    data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself needs a build of torchvision that is made for this PyTorch."""
+    package = types.SimpleNamespace(FeatureExtractorInceptionV3=_Inception)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
+    weights = {"weight": torch.randn(5, 3), "bias": torch.full((5,), 1e6)}
+    torch.save(weights, tmp_path / "weights.pth")
+    network = Inception(tmp_path / "weights.pth")
+    pictures = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
+    features = network.features(pictures)
+    np.testing.assert_allclose(features, pictures.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(network.scores(features), features @ weights["weight"].T.numpy(), rtol=1e-5)
+    seen = look(network, [(pictures, np.zeros(11, np.int64))])
+    assert seen.recognised is None
+    assert seen.inception_score is not None
+    assert 1 <= seen.inception_score <= 5
 
 
 @pytest.mark.parametrize(

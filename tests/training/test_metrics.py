@@ -79,7 +79,7 @@ def test_what_is_seen_of_a_set_does_not_depend_on_its_batches(monkeypatch: pytes
     features = _Means().features(images)
     labels = features.argmax(axis=1).astype(np.int64)
     labels[:10] = (labels[:10] + 1) % 4
-    seen = look(_Means(), np.split(images, [7, 20, 33]), labels)
+    seen = look(_Means(), zip(np.split(images, cuts := [7, 20, 33]), np.split(labels, cuts), strict=True))
     assert seen.pictures == 40
     assert seen.recognised == 0.75
     np.testing.assert_array_equal(seen.sample, features[:25])

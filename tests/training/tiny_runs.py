@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from runtime.config import ModelConfig
 from runtime.errors import MarError
 from training.config import RunConfig, TrainConfig
 from training.model import MAR
+from training.tokenizer_config import TokenizerConfig, TokenizerTraining, read_vae
 from training.trainer import Trainer
 
 # Nine tokens of 4x4 pixels; dropout is on, so that a resumed run has to draw the same dropout masks too.
@@ -116,3 +118,39 @@ def one_sentence(caught: pytest.ExceptionInfo[MarError]) -> str:
     assert message.isprintable(), f"line breaks or control characters in {message!r}"
     assert not re.search(r"[.!?] +[A-Z]", message), f"more than one sentence: {message!r}"
     return message
+
+
+TINY_VAE = {"latent_channels": 2, "width": 32, "multipliers": (1, 1), "blocks": 1, "attention_levels": ()}
+
+
+def tiny_tokenizer(data: pathlib.Path, steps: int, **changes: Any) -> TokenizerConfig:
+    settings: dict[str, Any] = {
+        "image_size": 16,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "ema_rate": 0.9,
+        "precision": "fp32",
+        "adversarial_from": 2,
+        "discriminator_width": 8,
+        "discriminator_layers": 1,
+        "judged": 4,
+        "checkpoint_every": 100,
+        "sample_every": 100,
+    }
+    return TokenizerConfig(str(data), read_vae(TINY_VAE, "test"), TokenizerTraining(steps=steps, **settings | changes))
+
+
+def write_bad_folder(data: pathlib.Path) -> pathlib.Path:
+    """Ten pictures in two of three classes; one is torn, one is text, one is too small."""
+    random = np.random.default_rng(0)
+    for number in range(10):
+        file = data / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        side = 5 if number == 3 else 12
+        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file)
+    (data / "bird").mkdir()
+    torn = data / "cat" / "4.png"
+    torn.write_bytes(torn.read_bytes()[:60])
+    (data / "dog" / "7.png").write_text("not a picture")
+    return data
