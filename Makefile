@@ -10,7 +10,7 @@ EXAMPLE := examples/fashion-mnist
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[cpu,train,evaluate,export,dev]'
+		--editable '.[cpu,openvino,train,evaluate,export,dev]'
 	touch $@
 
 demo: $(VENV)/installed

@@ -19,7 +19,7 @@ from runtime.errors import ArtifactError, RequestError
 from runtime.files import check_writable, replacing_folder, write_json
 from runtime.forms import check_chains
 from runtime.generator import Generator
-from runtime.options import PATH, preset_option, progress_bar, schedule_options, threads_option
+from runtime.options import PATH, backend_options, preset_option, progress_bar, schedule_options, threads_option
 from runtime.plan import Sampling
 from runtime.presets import PRESETS, check_preset_name
 
@@ -38,6 +38,7 @@ _MOST_MILLISECONDS = 1e9
 @click.option("--out", type=PATH, help="A new artifact. Default: ARTIFACT itself gets the preset.")
 @preset_option
 @schedule_options
+@backend_options
 @threads_option
 @click.option("--json", "json_file", type=PATH, help="Where to write what was found, too.")
 def calibrate_steps(
@@ -48,6 +49,9 @@ def calibrate_steps(
     name: str,
     replace: bool,
     out: pathlib.Path | None,
+    backend: str,
+    device: str | None,
+    cuda_graphs: bool,
     threads: int | None,
     json_file: pathlib.Path | None,
     **settings: object,
@@ -70,7 +74,9 @@ def calibrate_steps(
     if json_file is not None:
         check_writable(json_file)
     budget = None if budget_ms is None else budget_ms / 1e3
-    with Generator.load(artifact, threads=threads) as generator:
+    with Generator.load(
+        artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
+    ) as generator:
         schedule = generator.sampling(**settings)
         found, times = find_steps(generator, schedule, pictures, budget, allowed_error, progress_bar)
         ways = _ways(generator, schedule, name, found, times)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mar_export.contestants import Contestant, Stages
+from mar_export.contestants import DEVICE, Contestant, Stages
 from runtime import __version__
 from runtime.config import ModelConfig
 from runtime.cost import Machine, plan_costs, roofline_seconds
@@ -166,7 +166,8 @@ def _race(one: Measurement, work: Work, machine: Machine, baseline: Measurement)
         "stage_seconds": {name: dataclasses.asdict(timing) for name, timing in one.stages.items()},
         "useful_gflops": sum(cost.operations for cost in costs) / one.image.median / 1e9,
         "useful_gb_per_second": sum(cost.bytes for cost in costs) / one.image.median / 1e9,
-        "share_of_roofline": least / one.image.median,
+        # The roofline is the processor's, and no measure of another device.
+        "share_of_roofline": None if DEVICE in one.stages else least / one.image.median,
         "times_the_baseline": baseline.image.median / one.image.median,
     }
 
@@ -183,7 +184,7 @@ def table(value: Mapping[str, Any]) -> str:
         least = value["plans"][race["sampling"]]["roofline_seconds"]
         lines.append(
             f"{_label(race):{wide}}{_milliseconds(race['seconds'], batch)}"
-            f"{1e3 * sum(least.values()) / batch:10.1f}{race['share_of_roofline']:9.0%}"
+            f"{_roofline(race, sum(least.values()) / batch)}"
             f"{race['useful_gflops']:9.0f}{race['useful_gb_per_second']:7.1f}"
             f"{race['times_the_baseline']:7.2f}x"
         )
@@ -194,7 +195,7 @@ def table(value: Mapping[str, Any]) -> str:
             lines.append(f"{'  ' + stage:{wide}}{_milliseconds(seconds, batch)}{limit}")
     lines.append("")
     lines += [
-        f"{name:18}peak memory {one['peak_memory_bytes'] / 2**20:,.0f} MiB; {one['runs_on']}"
+        f"{name:{wide}}peak memory {one['peak_memory_bytes'] / 2**20:,.0f} MiB; {one['runs_on']}"
         for name, one in value["contestants"].items()
     ]
     machine = value["machine"]
@@ -210,13 +211,18 @@ def _label(race: Mapping[str, Any]) -> str:
     return f"{race['contestant']}, {race['sampling']}"
 
 
+def _roofline(race: Mapping[str, Any], least: float) -> str:
+    share = race["share_of_roofline"]
+    return f"{'':19}" if share is None else f"{1e3 * least:10.1f}{share:9.0%}"
+
+
 def _milliseconds(seconds: Mapping[str, float], batch: int) -> str:
     return "".join(f"{1e3 * seconds[name] / batch:10.1f}" for name in ("median", "p10", "p90"))
 
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in ("numpy", "onnxruntime", "torch"):
+    for name in ("numpy", "onnxruntime", "openvino", "torch"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

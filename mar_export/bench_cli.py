@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import click
 
 from mar_export.bench import Race, Work, commit, measure, report, table, warm_up
-from mar_export.contestants import CONTESTANTS, Contestant, Entry, checked_checkpoint, open_checkpoint
+from mar_export.contestants import CONTESTANTS, RUNTIMES, Contestant, Entry, checked_checkpoint, open_checkpoint
 from mar_export.plain import plain_specs
 from runtime.artifact import Artifact, Manifest, is_artifact
 from runtime.backends import available_threads
@@ -24,7 +24,7 @@ from runtime.presets import OWN, PRESETS
 from runtime.request import check_batch, check_labels
 from training.presets import preset
 
-_NEED_WEIGHTS = tuple(name for name in CONTESTANTS if name != "runtime")
+_NEED_WEIGHTS = tuple(name for name in CONTESTANTS if name not in RUNTIMES)
 _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 
 
@@ -42,7 +42,7 @@ _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
     "plans",
     metavar="NAME",
     multiple=True,
-    help=f"What is drawn: {OWN}, {', '.join(PRESETS)}, or a preset of the artifact; repeat it. The runtime draws "
+    help=f"What is drawn: {OWN}, {', '.join(PRESETS)}, or a preset of the artifact; repeat it. Every runtime draws "
     "every plan, the others the first.",
 )
 @click.option("--class", "label", type=int, default=0, show_default=True)
@@ -122,14 +122,15 @@ def _race(
         check_choice("--plan", name, [OWN, *PRESETS, *manifest.presets])
     asked = {name: {**settings, "preset": None if name == OWN else name} for name in plans}
     work = _work(manifest, asked, entry)
-    races = [Race(name, plan) for name in names for plan in (plans if name == "runtime" else plans[:1])]
+    races = [Race(name, plan) for name in names for plan in (plans if name in RUNTIMES else plans[:1])]
     for name, plan in work.plans.items():
         click.echo(
             f"{name}: {plan.length} tokens, {len(plan.iterations)} iterations, {plan.head_evaluations} head "
             f"evaluations, guidance up to {plan.guidance_scale:.2f}"
         )
     click.echo(f"batch {work.batch}, {entry.threads} threads, {repeats} times each")
-    startup = startup_seconds(entry.artifact, entry.threads, repeats=3)
+    started = next((name for name in names if name in RUNTIMES), "runtime")
+    startup = startup_seconds(entry.artifact, entry.threads, *RUNTIMES[started], repeats=3)
     contestants: dict[str, Contestant] = {}
     try:
         for name in names:
@@ -157,13 +158,15 @@ def _race(
         "repeats": repeats,
         "threads": entry.threads,
         "engine_bytes": engines,
+        "startup_of": started,
         "startup_seconds": dict(startup),
     }
     value = report(measurements, machine, work, descriptions, peaks, about)
     click.echo(table(value))
     click.echo(
         f"engine files {engines / 2**20:,.0f} MiB; import of runtime {startup['import_runtime']:.2f} s, "
-        f"from the start of a process to the first call of the backbone {startup['first_backbone_call']:.2f} s"
+        f"from the start of a process of {started} to the first call of the backbone "
+        f"{startup['first_backbone_call']:.2f} s"
     )
     if json_file is not None:
         write_json(json_file, value)

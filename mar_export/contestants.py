@@ -7,6 +7,7 @@ PyTorch out of the runtime's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import pathlib
 import resource
@@ -18,18 +19,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.artifact import Artifact, Manifest
+from runtime.backends import BACKENDS
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import build_plan
-from runtime.spec import Array, Engine
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
 
 Stages = dict[str, float]  # stage -> seconds
+DEVICE = "device"  # the one stage of a device that executes plans itself
 Draw = Callable[[Mapping[str, Any]], Stages]  # settings of a request -> the seconds of each stage
 
 
@@ -124,9 +126,10 @@ def _peak_bytes() -> int:
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def _runtime(entry: Entry) -> tuple[str, Draw]:
-    """This runtime, each engine wrapped in a clock."""
-    return _clocked(Generator.load(entry.artifact, threads=entry.threads), entry)
+def _runtime(entry: Entry, backend: str, device: str) -> tuple[str, Draw]:
+    """This runtime on one of its backends, each engine wrapped in a clock."""
+    generator = Generator.load(entry.artifact, backend=backend, device=device, threads=entry.threads)
+    return _clocked(generator, entry)
 
 
 def _eager_optimized(entry: Entry) -> tuple[str, Draw]:
@@ -186,8 +189,18 @@ def _plain_onnx(entry: Entry) -> tuple[str, Draw]:
     return runner.description, draw
 
 
+# This runtime by where it runs: plainly "runtime" on ONNX Runtime and a CPU, and named for every other place.
+_USUAL = ("onnxruntime", "cpu")
+RUNTIMES = {
+    "runtime" if (backend, device) == _USUAL else f"runtime-{backend}-{device}": (backend, device)
+    for backend, devices in BACKENDS.items()
+    for device in devices
+}
 CONTESTANTS: dict[str, Callable[[Entry], tuple[str, Draw]]] = {
-    "runtime": _runtime,
+    **{
+        name: functools.partial(_runtime, backend=backend, device=device)
+        for name, (backend, device) in RUNTIMES.items()
+    },
     "plain-onnx": _plain_onnx,
     "eager": _eager,
     "eager-optimized": _eager_optimized,
@@ -227,9 +240,15 @@ def open_checkpoint(entry: Entry) -> Checkpoint:
 
 
 def _clocked(generator: Generator, entry: Entry) -> tuple[str, Draw]:
-    engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(generator.engines)}
-    clocks = {name: _Clock(engine) for name, engine in engines.items() if engine is not None}
-    timed = Generator(generator.manifest, Engines(**clocks), generator.description)
+    """Draws with a clock around every engine, or around the loop of a device that executes plans itself."""
+    manifest, description = generator.manifest, generator.description
+    if generator.on_host:
+        engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(Engines)}
+        clocks = {name: _Clock(engine) for name, engine in engines.items() if engine is not None}
+        timed = Generator(manifest, Engines(**clocks), description)
+    else:
+        clocks = {DEVICE: _Clock(generator.loop)}
+        timed = Generator(manifest, generator.engines, description, loop=clocks[DEVICE])
 
     def draw(settings: Mapping[str, Any]) -> Stages:
         for clock in clocks.values():
@@ -241,13 +260,13 @@ def _clocked(generator: Generator, entry: Entry) -> tuple[str, Draw]:
 
 
 class _Clock:
-    """An engine that adds up the time spent in it."""
+    """An engine, or a loop, that adds up the time spent in it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.seconds = engine, 0.0
+    def __init__(self, timed: Callable[..., Any]) -> None:
+        self._timed, self.seconds = timed, 0.0
 
-    def __call__(self, **inputs: Array) -> tuple[Array, ...]:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         started = time.perf_counter()
-        outputs = self._engine(**inputs)
+        found = self._timed(*arguments, **named)
         self.seconds += time.perf_counter() - started
-        return outputs
+        return found

@@ -28,6 +28,7 @@ def doctor(artifact: pathlib.Path | None) -> None:
     _line("processor", f"{available_threads()} threads of {os.cpu_count()}")
     _line("numpy", np.__version__)
     _line("onnxruntime", _onnxruntime())
+    _line("openvino", _openvino())
     versions: dict[str, str | None] = {}
     for target, module in TARGETS.items():
         versions[target], missing = _version(module, f"not installed; no engines of {target} can be built or run")
@@ -43,6 +44,21 @@ def _onnxruntime() -> str:
         return missing
     providers = importlib.import_module("onnxruntime").get_available_providers()
     return f"{version}, {', '.join(name.removesuffix('ExecutionProvider') for name in providers)}"
+
+
+def _openvino() -> str:
+    version, missing = _version("openvino", "not installed; pip install 'mar-runtime[openvino]'")
+    if version is None:
+        return missing
+    from runtime.backends.openvino import open_openvino, openvino_version
+
+    try:
+        library, core = open_openvino("openvino")
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except (BackendError, RuntimeError) as error:
+        return f"{version}; {error}"
+    products = [name.lower() for name in ("FP32", "BF16", "INT8") if name in able]
+    return f"{openvino_version(library)}, products of this processor: {', '.join(products)}"
 
 
 def _version(module: str, missing: str) -> tuple[str | None, str]:

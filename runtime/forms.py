@@ -92,5 +92,5 @@ def check_no_cache(model: ModelConfig, what: str) -> None:
     """Refuse a model whose backbone carries a cache, for loops that do not. Raises `RequestError`."""
     if model.attention == "causal":
         raise RequestError(
-            f"{what} does not carry the cache of causal attention; draw with --backend onnxruntime --device cpu"
+            f"{what} does not carry the cache of causal attention; draw on a CPU: --backend onnxruntime or openvino"
         )

@@ -70,10 +70,14 @@ class Generator:
         close: Callable[[], None] = lambda: None,
         loop: PlanLoop | None = None,
     ) -> None:
-        """`description` names what runs the engines; `close` frees them; `loop` executes plans, on the host if None."""
+        """`description` names what runs the engines; `close` frees them; `loop` executes plans, on the host if None.
+
+        `on_host` says which of these it is.
+        """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
-        on_host = run_causal_plan if manifest.model.attention == "causal" else run_plan
-        self.loop = loop or functools.partial(on_host, engines, manifest.model)
+        self.on_host = loop is None
+        host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
+        self.loop = loop or functools.partial(host_loop, engines, manifest.model)
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.backends import BACKENDS
 from runtime.checks import short
 from runtime.errors import RequestError
 from runtime.noise import TOKEN_ORDERS
@@ -24,8 +25,13 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all.")
 
 _BACKEND = (
-    click.option("--backend", default="onnxruntime", show_default=True, help="What runs the engines."),
-    click.option("--device", help="Where it runs them. Default: cpu for onnxruntime, cuda for the others."),
+    click.option(
+        "--backend",
+        default="onnxruntime",
+        show_default=True,
+        help=f"What runs the engines: {', '.join(BACKENDS)}.",
+    ),
+    click.option("--device", help="Where it runs them: cpu or cuda. Default: the backend's usual one."),
     click.option(
         "--cuda-graphs/--no-cuda-graphs",
         default=True,

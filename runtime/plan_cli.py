@@ -10,7 +10,7 @@ from runtime.artifact import Artifact
 from runtime.cost import iteration_costs, plan_costs
 from runtime.forms import check_chains
 from runtime.generator import Generator
-from runtime.options import PATH, preset_option, sampling_options, threads_option
+from runtime.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.plan import build_plan
 from runtime.predict import predicted_seconds
 from runtime.request import check_batch
@@ -22,8 +22,18 @@ from runtime.request import check_batch
 @sampling_options
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures drawn together.")
 @click.option("--time/--no-time", "timed", default=True, help="Load the engines and predict the time here.")
+@backend_options
 @threads_option
-def plan(artifact: pathlib.Path, batch_size: int, timed: bool, threads: int | None, **settings: object) -> None:
+def plan(
+    artifact: pathlib.Path,
+    batch_size: int,
+    timed: bool,
+    backend: str,
+    device: str | None,
+    cuda_graphs: bool,
+    threads: int | None,
+    **settings: object,
+) -> None:
     """Show how ARTIFACT would draw: every iteration, what it costs and how long it takes."""
     manifest = Artifact(artifact).manifest
     config = manifest.model
@@ -33,7 +43,9 @@ def plan(artifact: pathlib.Path, batch_size: int, timed: bool, threads: int | No
     check_batch(batch_size, planned.diffusion_steps, config)
     seconds = None
     if timed:
-        with Generator.load(artifact, threads=threads) as generator:
+        with Generator.load(
+            artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
+        ) as generator:
             seconds = predicted_seconds(generator, planned, batch_size)
             where = generator.description
     click.echo(sampling.told() + "\n")

@@ -35,11 +35,12 @@ class Backend(Protocol):
 
 
 # Where each runs, the usual device first: module and class, made with the name, threads and CUDA graphs or not.
-_BACKENDS = {
+BACKENDS = {
     "onnxruntime": {
         "cpu": "runtime.backends.onnxruntime:OnnxRuntime",
         "cuda": "runtime.backends.onnxruntime_cuda:OnnxRuntimeCuda",
     },
+    "openvino": {"cpu": "runtime.backends.openvino:OpenVino"},
     "tensorrt": {"cuda": "runtime.backends.tensorrt:TensorRT"},
     "tensorrt-rtx": {"cuda": "runtime.backends.tensorrt:TensorRT"},
 }
@@ -56,11 +57,11 @@ def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs
     `threads` are processor threads, all there are if None; `cuda_graphs` whether a GPU replays whole
     iterations, which gives the same pictures sooner.
     """
-    if name not in _BACKENDS:
-        raise RequestError(f"unknown backend {name!r}; this version has {', '.join(_BACKENDS)}")
+    if name not in BACKENDS:
+        raise RequestError(f"unknown backend {name!r}; this version has {', '.join(BACKENDS)}")
     if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
         raise RequestError(f"threads must be a whole number in 1..1024, found {threads!r}")
-    devices = _BACKENDS[name]
+    devices = BACKENDS[name]
     if device is None:
         device = next(iter(devices))
     if device not in devices:

@@ -7,27 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime.artifact import Artifact
-from runtime.config import ModelConfig
+from runtime.backends.cpu import CpuBackend, Tensors, check_tensors, fixed_sizes
 from runtime.errors import BackendError
-from runtime.plan import PlanLoop
-from runtime.spec import Array, Engine, EngineSpec, TensorSpec
+from runtime.spec import Array, Engine, EngineSpec
 
-_DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+_DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3
 _SPINS_FOR_A_TIME = (1, 26)  # ONNX Runtime, from this version on
 _SPIN_MICROSECONDS = 200  # longer than Python takes from one step of denoise to the next
 
 
-class OnnxRuntime:
+class OnnxRuntime(CpuBackend):
     # fp16 and fp8 by way of float32, which saves files but no time
     precisions = ("fp32", "fp16", "int8", "fp8", "w8", "w4")
 
     def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
         """With `map_weights` they are read from their file at every call: slower, in half the memory."""
         self._library = import_onnxruntime(name, "cpu")
-        self.description = f"onnxruntime {self._library.__version__}, cpu, {threads} thread{'s' * (threads > 1)}"
         self._threads, self._map_weights = threads, map_weights
-        self._engines: list[_Session] = []
+        super().__init__(f"onnxruntime {self._library.__version__}", threads)
 
     def load(self, artifact: Artifact, name: str) -> Engine:
         manifest = artifact.manifest
@@ -47,36 +45,13 @@ class OnnxRuntime:
         # A product of int8 with its bias added is one operator only as long as the two are not joined before.
         left_out = ["MatMulAddFusion"] if precision == "int8" else []
         session = open_session(self._library, path, spec, options, "CPUExecutionProvider", {}, left_out)
-        engine = _Session(session, spec)
-        self._engines.append(engine)
-        return engine
+        names, outputs = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
 
-    def loop(self, config: ModelConfig) -> PlanLoop | None:
-        return None
+        def run(inputs: Sequence[Array]) -> Sequence[Array]:
+            found: Sequence[Array] = session.run(outputs, dict(zip(names, inputs, strict=True)))
+            return found
 
-    def close(self) -> None:
-        for engine in self._engines:
-            engine.close()
-        self._engines.clear()
-
-
-class _Session:
-    """One loaded graph, called with arrays by name."""
-
-    def __init__(self, session: Any, spec: EngineSpec) -> None:
-        self._session, self._spec = session, spec
-        self._outputs = [tensor.name for tensor in spec.outputs]
-
-    def __call__(self, **inputs: Array) -> tuple[Array, ...]:
-        if self._session is None:
-            raise BackendError(f"engine {self._spec.name} was used after its generator was closed")
-        try:
-            return tuple(self._session.run(self._outputs, inputs))
-        except Exception as error:
-            raise BackendError(f"engine {self._spec.name} failed in onnxruntime: {first_line(error)}") from error
-
-    def close(self) -> None:
-        self._session = None
+        return self._engine(spec, run, lambda error: f"onnxruntime: {first_line(error)}")
 
 
 def import_onnxruntime(name: str, extra: str) -> Any:
@@ -130,8 +105,8 @@ def open_session(
         raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); export again") from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"onnxruntime loaded {session.get_providers()[0]} instead of {provider}")
-    for found, expected in ((session.get_inputs(), spec.inputs), (session.get_outputs(), spec.outputs)):
-        _check_tensors(path, found, expected)
+    check_tensors(path, _tensors(session.get_inputs()), spec.inputs)
+    check_tensors(path, _tensors(session.get_outputs()), spec.outputs)
     return session
 
 
@@ -139,13 +114,5 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _check_tensors(path: pathlib.Path, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
-    """Names, types and fixed sizes of a graph against its spec."""
-    described = [
-        (tensor.name, tensor.type, [d if isinstance(d, int) else None for d in tensor.shape]) for tensor in found
-    ]
-    wanted = [
-        (spec.name, _DTYPES[spec.dtype], [d if isinstance(d, int) else None for d in spec.shape]) for spec in expected
-    ]
-    if described != wanted:
-        raise BackendError(f"{path}: the graph has {described} where its spec has {wanted}; export again")
+def _tensors(found: list[Any]) -> Tensors:
+    return [(tensor.name, _DTYPES.get(tensor.type, tensor.type), fixed_sizes(tensor.shape)) for tensor in found]

@@ -142,6 +142,19 @@ def test_pictures_are_nearly_those_of_float32_and_the_manifest_says_how_nearly(
     assert told["relative_l2"] <= told["tolerance"]
 
 
+@pytest.mark.parametrize(("precision", "most"), [("int8", 0.2), ("fp8", 0.2), ("w8", 0.05), ("w4", 0.5)])
+def test_openvino_draws_every_low_precision_as_nearly(
+    golden_artifacts: dict[str, pathlib.Path], low: dict[str, pathlib.Path], precision: str, most: float
+) -> None:
+    with (
+        Generator.load(golden_artifacts["small"], threads=1) as exact,
+        Generator.load(low[precision], backend="openvino", threads=1) as found,
+    ):
+        expected = exact.generate([0, 1, 2, 3], **REQUEST).latents
+        distance = relative_l2(found.generate([0, 1, 2, 3], **REQUEST).latents, expected)
+    assert 1e-4 < distance < most
+
+
 def test_an_engine_that_is_not_asked_for_stays_as_it_is(
     golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import multiprocessing
@@ -35,7 +36,7 @@ from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.errors import BackendError, ConfigError, MarError
 from runtime.files import write_json
 from runtime.generator import Generator, Result
-from runtime.loop import Engines
+from runtime.loop import Engines, run_plan
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import DIFFUSION_SAMPLERS
@@ -129,7 +130,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeContestant]:
 def _without_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = types.SimpleNamespace(measure=lambda: MACHINE)
     monkeypatch.setattr(roofline, "Probe", lambda threads: probe)
-    monkeypatch.setattr(startup, "startup_seconds", lambda artifact, threads, repeats: STARTUP)
+    monkeypatch.setattr(startup, "startup_seconds", lambda artifact, threads, backend, device, repeats: STARTUP)
 
 
 # Races.
@@ -363,14 +364,14 @@ def test_the_probe_runs_products_of_its_shapes() -> None:
 
 
 def test_the_start_of_a_process_is_timed_up_to_the_first_backbone_call(artifact: pathlib.Path) -> None:
-    found = startup.startup_seconds(artifact, threads=1, repeats=1)
+    found = startup.startup_seconds(artifact, 1, "onnxruntime", "cpu", repeats=1)
     assert set(found) == {"interpreter", "import_runtime", "first_backbone_call"}
     assert min(found["interpreter"], found["first_backbone_call"]) > 0
 
 
 def test_a_start_that_fails_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackendError, match=r"a fresh process failed.*not an artifact") as caught:
-        startup._run(startup._GENERATE, "0", str(tmp_path), "1")
+        startup._run(startup._GENERATE, "0", str(tmp_path), "1", "onnxruntime", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -473,10 +474,15 @@ class Ran(NamedTuple):
     folder: pathlib.Path  # work/, bench.json and bench.png
 
 
+ON_A_GPU = ("onnxruntime-cuda", "tensorrt-cuda", "tensorrt-rtx-cuda")
+
+
 @pytest.fixture(scope="module")
 def ran(artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("bench")
-    names = [name for name in CONTESTANTS if name != "compile"]
+    # All but one that takes minutes, and those that need a GPU.
+    names = ["runtime", "runtime-openvino-cpu", "plain-onnx", "eager", "eager-optimized"]
+    assert {*CONTESTANTS} - {*names} == {"compile", *(f"runtime-{name}" for name in ON_A_GPU)}
     options = [
         *itertools.chain.from_iterable(("--contestant", name) for name in names),
         *("--plan", "own", "--plan", "turbo", "--class", 2, "--batch-size", 2, "--repeats", 2, "--threads", 1),
@@ -495,6 +501,8 @@ def test_the_command_races_the_runtime_on_every_plan_and_the_others_on_the_first
     assert [(race["contestant"], race["sampling"]) for race in ran.value["races"]] == [
         ("runtime", "own"),
         ("runtime", "turbo"),
+        ("runtime-openvino-cpu", "own"),
+        ("runtime-openvino-cpu", "turbo"),
         ("plain-onnx", "own"),
         ("eager", "own"),
         ("eager-optimized", "own"),
@@ -537,7 +545,8 @@ def test_peaks_of_memory_are_those_of_each_process(ran: Ran) -> None:
 
 def test_every_contestant_says_what_it_runs_on(ran: Ran, artifact: pathlib.Path) -> None:
     told = {name: one["runs_on"] for name, one in ran.value["contestants"].items()}
-    assert list(told) == ["runtime", "plain-onnx", "eager", "eager-optimized"]
+    assert list(told) == ["runtime", "runtime-openvino-cpu", "plain-onnx", "eager", "eager-optimized"]
+    assert told["runtime-openvino-cpu"].startswith("openvino ")
     for name, library in {"runtime": "onnxruntime", "plain-onnx": "onnxruntime", "eager": "torch"}.items():
         assert told[name].startswith(f"{library} {ran.value['versions'][library]}")
     manifest = Artifact(artifact).manifest
@@ -552,6 +561,7 @@ def test_all_contestants_draw_the_same_picture(
     drawn: list[NDArray[Any]] = []
     stages = {
         "runtime": {"backbone", "conditioning", "denoise"},
+        "runtime-openvino-cpu": {"backbone", "conditioning", "denoise"},
         "eager-optimized": {"backbone", "conditioning", "denoise"},
         "plain-onnx": {"backbone", "head"},
         "eager": {"backbone", "head"},
@@ -587,12 +597,36 @@ def test_all_contestants_draw_the_same_picture(
     for name, expected in stages.items():
         _, draw = CONTESTANTS[name](entry)
         assert draw(settings).keys() == expected
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     for other in drawn[1:]:
         assert relative_l2(other, drawn[0]) <= GOLDEN_TOLERANCE
     with Generator.load(artifact, threads=1) as generator:
         expected_result = generate(generator, [2, 0], **settings)
     assert relative_l2(drawn[0], of_result(expected_result)) <= 1e-6
+
+
+def test_a_device_that_executes_plans_itself_is_timed_as_a_whole(artifact: pathlib.Path) -> None:
+    with Generator.load(artifact, threads=1) as host:
+        loop = functools.partial(run_plan, host.engines, host.manifest.model)
+        device = Generator(host.manifest, host.engines, "a device", loop=loop)
+        told, draw = contestants._clocked(device, entry_of(artifact))
+        stages = draw({"iterations": 2, "diffusion_steps": 2})
+    assert told == "a device"
+    assert stages.keys() == {contestants.DEVICE}
+    assert stages[contestants.DEVICE] > 0
+
+
+def test_a_device_is_not_held_against_the_roofline_of_the_processor(tmp_path: pathlib.Path) -> None:
+    whole = {contestants.DEVICE: timing(0.09), "rest": timing(0.01)}
+    on_device = bench.Measurement(bench.Race("runtime-tensorrt-cuda", "own"), timing(0.1), whole)
+    value = report_of(on_device, measurement("eager", "own", 80.0))
+    race, eager = value["races"]
+    assert race["share_of_roofline"] is None
+    assert eager["share_of_roofline"] > 0
+    line = next(line for line in bench.table(value).splitlines() if line.startswith("runtime-tensorrt-cuda, own"))
+    assert "%" not in line
+    assert line.endswith("800.00x")
+    save_chart(value, tmp_path / "c.png")
 
 
 @pytest.mark.parametrize("name", ["eager", "eager-optimized"])

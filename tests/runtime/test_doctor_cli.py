@@ -110,6 +110,8 @@ def test_a_machine_without_gpu_and_tensorrt_is_told_as_it_is(doctor: Doctor) -> 
     assert ended.told("numpy") == np.__version__
     assert ended.told("onnxruntime").startswith(importlib.import_module("onnxruntime").__version__)
     assert "CPU" in ended.told("onnxruntime")
+    version = importlib.import_module("openvino").__version__.split("-")[0]
+    assert ended.told("openvino").startswith(f"{version}, products of this processor: fp32")
     assert ended.told("tensorrt") == "not installed; no engines of tensorrt can be built or run"
     assert ended.told("tensorrt-rtx") == "not installed; no engines of tensorrt-rtx can be built or run"
     assert ended.told("gpu") == "no NVIDIA GPU here: none at all"

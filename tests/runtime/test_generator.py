@@ -330,7 +330,16 @@ def test_importing_the_runtime_imports_no_backend_and_no_other_room() -> None:
     script = "import runtime, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     imported = set(run_alone(script).split())
     assert {"runtime", "numpy"} <= imported
-    assert not imported & {"torch", "onnx", "onnxruntime", "tensorrt", "training", "mar_export", "calibration"}
+    assert not imported & {
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "openvino",
+        "tensorrt",
+        "training",
+        "mar_export",
+        "calibration",
+    }
 
 
 def test_a_picture_can_be_drawn_where_torch_and_onnx_are_not_installed(
