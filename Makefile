@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
 test: lint
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pathlib
@@ -67,11 +68,22 @@ def open_openvino(name: str) -> tuple[Any, Any]:
     """The library and its core, or a `BackendError` that says how to install it for the backend called `name`."""
     try:
         library = importlib.import_module("openvino")
-        return library, library.Core()
+        return library, _core(library)
     except ImportError as error:
         raise BackendError(f"backend {name} is not installed ({error}); pip install 'mar-runtime[openvino]'") from None
     except (OSError, RuntimeError) as error:
         raise BackendError(f"openvino does not load: {reason(error)}; install it again") from error
+
+
+@functools.cache
+def _core(library: Any) -> Any:
+    """One for the process, until it ends.
+
+    Each core gives its thread a stack for signals, and takes back the one before when it goes: of two that
+    go in the order they came, the second brings back the first one's, which is freed, and the next signal
+    that Python handles is the end of the process (OpenVINO 2026.4).
+    """
+    return library.Core()
 
 
 def openvino_version(library: Any) -> str:

@@ -105,6 +105,22 @@ with Generator.load(sys.argv[1], backend="openvino", threads=1) as generator:
     assert ended.stdout == "(2, 8, 4, 4)\n", ended.stderr
 
 
+def test_a_signal_after_two_generators_is_handled(golden_artifacts: dict[str, pathlib.Path]) -> None:
+    """Which was the end of the process where each had a core of its own."""
+    script = """
+import signal, sys
+from runtime import Generator
+signal.signal(signal.SIGUSR1, lambda number, frame: print("handled"))
+generators = [Generator.load(sys.argv[1], backend="openvino", threads=1) for _ in range(2)]
+while generators:
+    generators.pop(0).close()
+signal.raise_signal(signal.SIGUSR1)
+"""
+    command = [sys.executable, "-c", script, str(golden_artifacts["small"])]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
+
 # What goes wrong.
 
 
