@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mar_export.inner_width import linear, with_spare_channels
 from training.model import MAR
 from training.transformer import Attention, Block
 
@@ -74,8 +75,8 @@ class _SequenceAttention(nn.Module):
         of_queries, _, of_values = attention.qkv.bias.detach().chunk(3)
         output = attention.proj.weight.detach()
         self.heads, self.attend = attention.heads, attention.attend
-        self.q, self.k, self.v = _linear(queries, of_queries), _linear(keys), _linear(values)
-        self.proj = _linear(output, attention.proj.bias.detach() + output @ of_values)
+        self.q, self.k, self.v = linear(queries, of_queries), linear(keys), linear(values)
+        self.proj = linear(output, attention.proj.bias.detach() + output @ of_values)
 
     def forward(self, x: Tensor, queries: Tensor) -> Tensor:
         """x [S, B, E], and those of its rows that are answered, [K, B, E] -> [K, B, E]."""
@@ -92,7 +93,10 @@ class SequenceBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        self.norm1, self.norm2, self.mlp = block.norm1, block.norm2, block.mlp
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.mlp = copy.copy(block.mlp)
+        fc1, fc2 = with_spare_channels(block.mlp.fc1, block.mlp.fc2)
+        self.mlp._modules = {**block.mlp._modules, "fc1": fc1, "fc2": fc2}
         self.attn = _SequenceAttention(block.attn)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,12 +122,3 @@ def with_blocks(model: MAR, kind: Callable[[Block], nn.Module]) -> MAR:
         if name != "diffloss"
     }
     return changed
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A layer of weights that lie somewhere else already."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias, requires_grad=False)
-    return layer

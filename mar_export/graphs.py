@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from mar_export.backbone import Backbone
 from mar_export.causal_backbone import CausalBackbone
 from mar_export.code_graphs import CodeConditioning, CodeDenoise
+from mar_export.inner_width import linear, more_inputs, more_outputs, spare_channels, with_spare_channels
 from runtime.spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
 from training.head import ResidualBlock
 from training.model import MAR
@@ -28,15 +30,18 @@ class Conditioning(nn.Module):
     def __init__(self, model: MAR) -> None:
         super().__init__()
         net = model.diffloss.net
-        self.time_embed, self.cond_embed = net.time_embed, net.cond_embed
-        projections = [layer.adaLN_modulation[1] for layer in (*net.res_blocks, net.final_layer)]
         width = model.config.diffloss_w
+        spare = spare_channels(width)
+        first, activation, last = net.time_embed.mlp
+        self.time_embed = copy.copy(net.time_embed)
+        self.time_embed._modules = {"mlp": nn.Sequential(first, activation, more_outputs(last, spare))}
+        self.cond_embed = more_outputs(net.cond_embed, spare)
+        projections = [layer.adaLN_modulation[1] for layer in (*net.res_blocks, net.final_layer)]
         biases = [projection.bias.detach().clone() for projection in projections]
         for bias in biases:
             bias[width : 2 * width] += 1  # shift, scale, and in a block gate
-        self.projection = nn.Linear(width, model.config.modulation_channels, device="meta")
-        self.projection.weight = _constant(torch.cat([projection.weight for projection in projections]))  # [M, W]
-        self.projection.bias = _constant(torch.cat(biases))  # [M]
+        weights = torch.cat([projection.weight for projection in projections])  # [M, W]
+        self.projection = more_inputs(linear(weights, torch.cat(biases)), spare)
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
         condition = self.time_embed(timesteps)[:, None] + self.cond_embed(z)  # [T, GN, W]
@@ -54,7 +59,8 @@ class Denoise(nn.Module):
     def __init__(self, model: MAR) -> None:
         super().__init__()
         net = model.diffloss.net
-        self.input_proj, self.res_blocks, self.final_layer = net.input_proj, net.res_blocks, net.final_layer
+        self.input_proj, self.final_layer = net.input_proj, net.final_layer
+        self.res_blocks = nn.ModuleList(_residual_block(cast(ResidualBlock, block)) for block in net.res_blocks)
         self.width = model.config.diffloss_w
 
     def forward(
@@ -65,8 +71,8 @@ class Denoise(nn.Module):
         h = self.input_proj(x).expand(halves, -1, -1).reshape(halves * rows, -1)  # [GN, W], the same in both halves
         for block in self.res_blocks:
             shift, scale, gate = next(of_layers), next(of_layers), next(of_layers)
-            residual = cast(ResidualBlock, block)
-            h = h + gate * residual.mlp(residual.in_ln(h) * scale + shift)  # [GN, W]
+            parts = cast(nn.ModuleDict, block)
+            h = h + gate * parts["mlp"](parts["in_ln"](h) * scale + shift)  # [GN, W]
         shift, scale = of_layers
         out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [GN, 2D]
         eps, v = out.reshape(halves, rows, 2 * channels).chunk(2, dim=-1)  # [G, N, D] each
@@ -78,6 +84,13 @@ class Denoise(nn.Module):
         sigma = torch.exp(0.5 * (fraction * high + (1 - fraction) * low))
         next_x = x_x * x + x_x0 * x0 + x_previous * previous_x0 + noise_scale * sigma * noise
         return next_x, x0
+
+
+def _residual_block(block: ResidualBlock) -> nn.Module:
+    """Its normalisation and layers."""
+    first, activation, second = block.mlp
+    first, second = with_spare_channels(cast(nn.Linear, first), cast(nn.Linear, second))
+    return nn.ModuleDict({"in_ln": block.in_ln, "mlp": nn.Sequential(first, activation, second)})
 
 
 class Decoder(nn.Module):
@@ -121,7 +134,3 @@ def graph_modules(model: MAR, vae: AutoencoderKL | None, encoder: bool) -> dict[
         if encoder:
             modules[ENCODER] = Encoder(vae)
     return {name: module.eval() for name, module in modules.items()}
-
-
-def _constant(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach(), requires_grad=False)

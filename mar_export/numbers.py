@@ -52,7 +52,8 @@ def bench_tables(value: Mapping[str, Any]) -> str:
     lines = [
         f"{value['title']}, {value['repeats']} times each in turn. Commit {versions['commit']}; "
         f"Python {versions['python']}, torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, "
-        f"numpy {versions['numpy']}. In the same run the machine reached {machine['gflops']:.0f} GFLOP/s in a large "
+        f"numpy {versions['numpy']}. In the same run the machine ({machine['processor']}) reached "
+        f"{machine['gflops']:.0f} GFLOP/s in a large "
         f"matrix product and read {machine['read_gb_per_second']:.1f} GB/s.",
         "",
         "| | median | p10 to p90 | least | reached | useful GFLOP/s | speed |",

@@ -1,7 +1,8 @@
 """What each process of a job does in test_distribution: torchrun starts it with a folder and the runs to make there.
 
 Standard input would be shared, so the runs come as JSON: a list of {"run": name, "settings": {...}, "from": name}, the
-last for a run that goes on from a copy of another one; other data than folder/data are named with their colours.
+last for a run that goes on from a copy of another one; other data than folder/data are named with their colours;
+"poisoned" is an example that is not a number.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import json
 import pathlib
 import shutil
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tiny_runs import TINY, tiny_training
+from tiny_runs import TINY, Poisoned, tiny_training
 
 from runtime.plan import Sampling
 from training import samples
 from training.config import RunConfig
 from training.distribution import Processes, joined, local
+from training.source import Source
 from training.trainer import Trainer
 
 WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
@@ -38,6 +40,8 @@ def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> 
         model = dataclasses.replace(WITHOUT_DROPOUT, vae_embed_dim=wanted.get("colours", 1))
         config = RunConfig(str(folder / wanted.get("data", "data")), model, tiny_training(**settings))
         trainer = Trainer.start(run, config, processes)
+        if "poisoned" in wanted:
+            trainer.source = cast(Source, Poisoned(trainer.source, wanted["poisoned"]))
         parameters = list(trainer.learner.model.parameters())
         held, whole = (sum(size(one) for one in parameters) for size in (lambda one: local(one).numel(), torch.numel))
         (folder / f"{wanted['run']}-held-by-{processes.rank}").write_text(str(held / whole))

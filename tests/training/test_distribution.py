@@ -16,7 +16,17 @@ import several_processes
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import TINY, logged, one_sentence, one_thread, resume, tiny_training, write_bad_folder, write_idx_dataset
+from tiny_runs import (
+    TINY,
+    logged,
+    one_sentence,
+    one_thread,
+    resume,
+    skipped_steps,
+    tiny_training,
+    write_bad_folder,
+    write_idx_dataset,
+)
 from torch import Tensor
 
 from runtime.errors import ConfigError
@@ -42,6 +52,8 @@ _ON_TWO = [
     {"run": "ddp-resumed", "settings": _ALL, "from": "ddp-half"},
     {"run": "fsdp-half", "settings": _HALF | _FSDP},
     {"run": "fsdp-resumed", "settings": _ALL | _FSDP, "from": "fsdp-half"},
+    {"run": "ddp-poisoned", "settings": _HALF, "poisoned": 5},
+    {"run": "fsdp-poisoned", "settings": _HALF | _FSDP, "poisoned": 5},
     {"run": "bad-data", "settings": {**_HALF, "batch_size": 4}, "data": "pictures", "colours": 3},
 ]
 
@@ -69,6 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     assert done.returncode == 0, done.stderr
     with one_thread():
         several_processes.make(folder, {"run": "one", "settings": _ALL}, Processes())
+        several_processes.make(folder, {"run": "one-poisoned", "settings": _HALF, "poisoned": 5}, Processes())
         several_processes.make(folder, {"run": "ddp-on-one", "settings": _ALL, "from": "ddp-half"}, Processes())
     return folder
 
@@ -106,6 +119,25 @@ def test_runs_of_several_processes_leave_what_one_leaves(runs: pathlib.Path) -> 
     assert {name: tensor.shape for name, tensor in weights[0].items()} == {
         name: tensor.shape for name, tensor in weights[1].items()
     }
+
+
+@pytest.mark.parametrize(("kind", "suspected"), [("ddp", 4), ("fsdp", 2)])
+def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(
+    runs: pathlib.Path, kind: str, suspected: int
+) -> None:
+    """And told once, with the examples of the micro-batch it was in; the others go on as on one process."""
+    together, alone = (skipped_steps(runs / f"{name}-poisoned") for name in (kind, "one"))
+    assert together.keys() == alone.keys() != set()
+    for step, told in together.items():
+        assert 5 in told["examples"]
+        assert len(told["examples"]) == suspected
+        assert set(told["examples"]) < set(alone[step]["examples"])
+    losses = [logged(runs / f"{name}-poisoned", "loss") for name in (kind, "one")]
+    assert losses[0].keys() | together.keys() == set(range(1, 11))
+    assert losses[0] == pytest.approx(losses[1], rel=_LOSS_TOLERANCE)
+    states = [read_safetensors(runs / f"{name}-poisoned" / _STATE) for name in (kind, "one")]
+    for parameter in states[1]:
+        torch.testing.assert_close(states[0][parameter], states[1][parameter], rtol=0, atol=_WEIGHT_TOLERANCE)
 
 
 def test_bad_pictures_of_either_process_are_told_once_and_counted(runs: pathlib.Path) -> None:

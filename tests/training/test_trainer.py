@@ -20,17 +20,18 @@ from typing import Any, NoReturn, TextIO, cast
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tiny_runs import (
     TINY,
+    Poisoned,
     logged,
     one_sentence,
     one_thread,
     randomized,
     resume,
+    skipped_steps,
     start,
     tiny_training,
     write_idx_dataset,
@@ -607,26 +608,6 @@ def test_a_batch_larger_than_the_data_is_refused_and_leaves_the_folder_free(
     start(run, data, 1, batch_size=12)  # the corrected call works
 
 
-class _Poisoned:
-    """A source whose example `bad` is not a number."""
-
-    def __init__(self, source: Source, bad: int) -> None:
-        self._source, self._bad = source, bad
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._source, name)
-
-    def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
-        latent = self._source.latent(index, flip, stream)
-        return latent * np.float32("nan") if index == self._bad else latent
-
-
-def _skipped(run: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """Step -> what the log tells of it, of the steps that were not taken."""
-    entries = [json.loads(line) for line in (run / _LOG).read_text().splitlines()]
-    return {entry["step"]: entry["skipped"] for entry in entries if "skipped" in entry}
-
-
 def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_reported_with_its_examples(
     data: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -634,12 +615,12 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_reported_with_it
     trainer = start(run, data, 6, accumulate=2)  # three steps an epoch, so example 5 comes twice
     parts = _examples(trainer)
     taken = [parts[first : first + 2] for first in range(0, 12, 2)]
-    trainer.source = cast(Source, _Poisoned(trainer.source, bad=5))
+    trainer.source = cast(Source, Poisoned(trainer.source, bad=5))
     trainer.train()
     bad = {step: part for step, parts in enumerate(taken, start=1) for part in parts if 5 in part}
     assert len(bad) == 2
-    assert {step: told["examples"] for step, told in _skipped(run).items()} == bad
-    assert [told["so_far"] for told in _skipped(run).values()] == [1, 2]
+    assert {step: told["examples"] for step, told in skipped_steps(run).items()} == bad
+    assert [told["so_far"] for told in skipped_steps(run).values()] == [1, 2]
     assert sorted(logged(run, "loss")) == sorted({1, 2, 3, 4, 5, 6} - bad.keys())
     told = capsys.readouterr().err
     for step in bad:
@@ -683,7 +664,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_too_and_suspects_all_of_it
 def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The optimizer counts the steps that were taken, not those of the run."""
     whole, parts = (start(tmp_path / name, data, 6) for name in ("whole", "parts"))
-    whole.source = parts.source = cast(Source, _Poisoned(whole.source, bad=_examples(whole)[1][0]))
+    whole.source = parts.source = cast(Source, Poisoned(whole.source, bad=_examples(whole)[1][0]))
     whole.train()
     parts.config = dataclasses.replace(parts.config, training=tiny_training(4))
     parts.train()
@@ -705,7 +686,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoint(
         trainer.train()
     one_sentence(caught)
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4]
-    assert sorted(_skipped(run)) == list(range(5, 15))
+    assert sorted(skipped_steps(run)) == list(range(5, 15))
     assert _same_tensors(run / _STATE, half_done / _STATE)
     assert _same_tensors(run / _WEIGHTS, half_done / _WEIGHTS)
 

@@ -21,6 +21,7 @@ from runtime.config import ModelConfig
 from runtime.errors import MarError
 from training.config import RunConfig, TrainConfig
 from training.model import MAR
+from training.source import Source
 from training.tokenizer_config import TokenizerConfig, TokenizerTraining, read_vae
 from training.trainer import Trainer
 
@@ -109,6 +110,28 @@ def logged(run: pathlib.Path, key: str) -> dict[int, float]:
     steps = [entry for entry in entries if key in entry]
     assert len({entry["step"] for entry in steps}) == len(steps)
     return {entry["step"]: entry[key] for entry in steps}
+
+
+def skipped_steps(run: pathlib.Path) -> dict[int, dict[str, Any]]:
+    """Step -> what a run's log tells of it, of the steps that were not taken."""
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    told = [entry for entry in entries if "skipped" in entry]
+    assert len({entry["step"] for entry in told}) == len(told)
+    return {entry["step"]: entry["skipped"] for entry in told}
+
+
+class Poisoned:
+    """A source whose example `bad` is not a number."""
+
+    def __init__(self, source: Source, bad: int) -> None:
+        self._source, self._bad = source, bad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
+        latent = self._source.latent(index, flip, stream)
+        return latent * np.float32("nan") if index == self._bad else latent
 
 
 def one_sentence(caught: pytest.ExceptionInfo[MarError]) -> str:
