@@ -157,7 +157,8 @@ def test_the_tables_of_a_benchmark_name_every_race_stage_plan_and_contestant() -
     text = bench_tables(value)
     lines = text.splitlines()
     assert lines[0].startswith("a model, batch 2, 3 times each in turn. Commit ")
-    assert "the machine reached 60 GFLOP/s in a large matrix product and read 9.0 GB/s." in lines[0]
+    machine = f"the machine ({value['machine']['processor']})"
+    assert f"{machine} reached 60 GFLOP/s in a large matrix product and read 9.0 GB/s." in lines[0]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     rows = {row[0]: row for row in cells}
     own = value["plans"]["own"]
