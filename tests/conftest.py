@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shlex
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from runtime.cli import main
 from tests.golden_cases import GOLDEN, GoldenCase, golden_cases
 
 if TYPE_CHECKING:
@@ -30,6 +33,35 @@ def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
 def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
     difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
     return float(difference / np.linalg.norm(expected.astype(np.float64)))
+
+
+class Ended(NamedTuple):
+    """How `mar` ended, and what it printed."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]  # one command of `mar`, given its arguments as they are
+
+
+class Mar:
+    """Runs `mar` in this process, sparing the start of another: a line of it, and further arguments as they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capfd = monkeypatch, capfd
+
+    def __call__(self, line: str, *more: object) -> Ended:
+        self._monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line), *map(str, more)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(ended.value.code, *self._capfd.readouterr())
+
+
+@pytest.fixture
+def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
+    return Mar(monkeypatch, capfd)
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:

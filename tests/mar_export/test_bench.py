@@ -12,7 +12,6 @@ import pathlib
 import shlex
 import shutil
 import signal
-import sys
 import threading
 import time
 import types
@@ -30,7 +29,6 @@ from torch import nn
 from mar_export import bench, bench_cli, contestants, plain, plain_graphs, roofline, startup
 from mar_export.bench_chart import save_chart
 from mar_export.contestants import CONTESTANTS, Contestant, Entry
-from runtime import cli
 from runtime.artifact import MANIFEST, Artifact
 from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.errors import BackendError, ConfigError, MarError
@@ -41,7 +39,7 @@ from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import DIFFUSION_SAMPLERS
 from runtime.spec import Array, Engine
-from tests.conftest import relative_l2
+from tests.conftest import Mar, relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training import published
 from training.checkpoint import Checkpoint
@@ -752,28 +750,6 @@ def test_whoever_started_is_stopped_when_another_fails(
 
 
 # Wrong uses.
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Mar = Callable[[str], Ended]
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
-    """Runs one line of `mar` in this process."""
-
-    def run(line: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ended(ended.value.code, *capfd.readouterr())
-
-    return run
 
 
 NOT_BOTH = "give an ARTIFACT, or --preset MODEL with --random-weights, or all three"

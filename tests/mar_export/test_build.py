@@ -8,12 +8,11 @@ import itertools
 import json
 import pathlib
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +27,6 @@ from mar_export.tensorrt_builder import BuilderFlags, Progress, TensorRTBuilder
 from runtime import loop
 from runtime.artifact import FLOAT_PRECISIONS, MANIFEST, Artifact, FileEntry, Manifest
 from runtime.builds import Build, Shapes
-from runtime.cli import main
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, BackendError
 from runtime.files import sha256, write_json
@@ -49,6 +47,7 @@ from runtime.spec import (
     engine_specs,
     tokenizer_specs,
 )
+from tests.conftest import Ended, Mar
 from tests.golden_cases import GOLDEN
 
 if not (sys.platform == "linux" and platform.machine() == "x86_64"):
@@ -74,28 +73,6 @@ TINY_KL = ModelConfig(
     diffloss_d=1,
     diffloss_w=32,
 )
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Mar = Callable[[str], Ended]
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
-    """Runs one line of `mar` in this process."""
-
-    def run(line: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capfd.readouterr())
-
-    return run
 
 
 class QuickBuilder(TensorRTBuilder):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,12 +19,11 @@ from PIL import Image
 from mar_export.export import export_artifact
 from mar_export.parity import ENGINE_TOLERANCES
 from runtime.artifact import MANIFEST, Artifact
-from runtime.cli import main
 from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.images import from_uint8, to_uint8
 from runtime.spec import DECODER, ENCODER, ENGINES, Engine
-from tests.conftest import relative_l2
+from tests.conftest import Mar, relative_l2
 from training.checkpoint import Checkpoint, save_run
 from training.vae import AutoencoderKL
 
@@ -66,19 +63,6 @@ def without_encoder(
 @pytest.fixture
 def copied(kl_artifact: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(kl_artifact, tmp_path / "copied"))
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[[str], tuple[Any, str, str]]:
-    """Runs one line of `mar` in this process: exit code, and what it printed."""
-
-    def run(line: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code, *capfd.readouterr())
-
-    return run
 
 
 def pictures(count: int) -> NDArray[np.uint8]:
@@ -287,7 +271,7 @@ def test_where_the_encoder_is_missing_that_is_told_and_latents_still_do(
 
 
 def test_inspect_shows_the_engines_of_the_tokenizer(
-    mar: Callable[[str], tuple[Any, str, str]], kl_artifact: pathlib.Path, without_encoder: pathlib.Path
+    mar: Mar, kl_artifact: pathlib.Path, without_encoder: pathlib.Path
 ) -> None:
     code, out, _ = mar(f"inspect --verify {kl_artifact}")
     words = " ".join(out.split())
@@ -304,7 +288,7 @@ def test_inspect_shows_the_engines_of_the_tokenizer(
 
 
 def test_generate_decodes_as_many_pictures_together_as_it_is_asked_to(
-    mar: Callable[[str], tuple[Any, str, str]],
+    mar: Mar,
     kl_artifact: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -332,7 +316,7 @@ def test_generate_decodes_as_many_pictures_together_as_it_is_asked_to(
 
 
 def test_edit_takes_and_makes_pictures_in_colour(
-    mar: Callable[[str], tuple[Any, str, str]],
+    mar: Mar,
     kl_artifact: pathlib.Path,
     without_encoder: pathlib.Path,
     generator: Generator,
@@ -358,7 +342,7 @@ def test_edit_takes_and_makes_pictures_in_colour(
 
 @pytest.mark.parametrize("option", ["--encoder", ""])
 def test_export_of_a_run_with_a_tokenizer_takes_it_along(
-    mar: Callable[[str], tuple[Any, str, str]],
+    mar: Mar,
     kl_checkpoint: Checkpoint,
     kl_artifact: pathlib.Path,
     tracing_no_graph_of: Tracing,

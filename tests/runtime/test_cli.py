@@ -10,41 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 from runtime.artifact import Artifact
-from runtime.cli import main
 from runtime.generator import Generator
-from tests.conftest import relative_l2
+from tests.conftest import Ended, Mar, relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, golden_cases
 
 QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Mar = Callable[[str], Ended]
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
-    """Runs one line of `mar` in this process, sparing the start of another; the tests with `start` make one."""
-
-    def run(line: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capfd.readouterr())
-
-    return run
 
 
 def start(*arguments: object, python: tuple[str, ...] = (), folder: pathlib.Path) -> Ended:

@@ -6,12 +6,11 @@ import dataclasses
 import importlib
 import pathlib
 import platform
-import shlex
 import shutil
 import sys
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,37 +18,33 @@ import pytest
 from runtime import __version__, doctor_cli
 from runtime.artifact import MANIFEST, Artifact, FileEntry
 from runtime.builds import Build, obstacle
-from runtime.cli import main
 from runtime.errors import BackendError
 from runtime.files import sha256, write_json
 from runtime.gpu.present import Gpu
+from tests.conftest import Ended, Mar
 
 ORIN = Gpu("Orin", "sm_87", 8 * 2**30, "12.6", shared_memory=True)
 HOPPER = Gpu("NVIDIA H100 80GB HBM3", "sm_90", 80 * 2**30, "13.0", shared_memory=False)
 TURING = Gpu("Tesla T4", "sm_75", 15 * 2**30, "12.4", shared_memory=False)
 
 
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
+class Report(Ended):
     def told(self, what: str) -> str:
         """What stands behind a word at the beginning of a line, which only one line has."""
         (line,) = [line for line in self.out.splitlines() if line.strip().split(" ")[0] == what]
         return line.strip().removeprefix(what).strip()
 
 
-Doctor = Callable[..., Ended]
+Doctor = Callable[..., Report]
 
 
 @pytest.fixture
-def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Doctor:
+def doctor(mar: Mar, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     """Runs `mar doctor` in this process on a machine with this GPU and these versions of TensorRT."""
 
     def run(
         line: str = "", *, gpu: Gpu | None = None, tensorrt: str | None = None, tensorrt_rtx: str | None = None
-    ) -> Ended:
+    ) -> Report:
         def present() -> Gpu:
             if gpu is None:
                 raise BackendError("no NVIDIA GPU here: none at all")
@@ -59,10 +54,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
             module = types.SimpleNamespace(__version__=version)
             monkeypatch.setitem(sys.modules, name, module if version else None)
         monkeypatch.setattr(doctor_cli, "present_gpu", present)
-        monkeypatch.setattr(sys, "argv", ["mar", "doctor", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capsys.readouterr())
+        return Report(*mar(f"doctor {line}"))
 
     return run
 

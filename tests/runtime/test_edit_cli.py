@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import pathlib
-import shlex
-import sys
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.cli import main
 from runtime.generator import Generator, Result
+from tests.conftest import Mar
 
 QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Mar = Callable[[str], Ended]
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
-    """Runs one line of `mar` in this process."""
-
-    def run(line: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capfd.readouterr())
-
-    return run
 
 
 def gray_picture() -> NDArray[np.uint8]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import resource
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from tiny_runs import one_thread
 from torch import Tensor
 
-from runtime import cli
+from tests.conftest import Command, Mar
 from training.checkpoint import load_checkpoint
 
 
@@ -43,24 +43,9 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-class _Command:
-    """`mar import` in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error."""
-        self._monkeypatch.setattr(sys, "argv", ["mar", "import", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = self._capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-
 @pytest.fixture
-def import_(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Command:
-    return _Command(monkeypatch, capsys)
+def import_(mar: Mar) -> Command:
+    return functools.partial(mar, "import")
 
 
 def _the_line(err: str) -> str:
@@ -109,7 +94,7 @@ def _nothing_but(folder: pathlib.Path, *names: str) -> bool:
 @pytest.mark.parametrize("write", _FORMS)
 @pytest.mark.parametrize("with_tokenizer", [False, True])
 def test_an_imported_run_has_the_weights_bit_for_bit_and_keeps_their_hash_and_source(
-    import_: _Command, tmp_path: pathlib.Path, write: Callable[..., Any], with_tokenizer: bool
+    import_: Command, tmp_path: pathlib.Path, write: Callable[..., Any], with_tokenizer: bool
 ) -> None:
     path, options, file = write(tmp_path)
     if with_tokenizer:
@@ -133,7 +118,7 @@ def test_an_imported_run_has_the_weights_bit_for_bit_and_keeps_their_hash_and_so
     assert config["imported_from"] == {"file": path.name, "sha256": _sha256(file)}
 
 
-def test_a_pipeline_folder_is_imported_with_its_autoencoder(import_: _Command, tmp_path: pathlib.Path) -> None:
+def test_a_pipeline_folder_is_imported_with_its_autoencoder(import_: Command, tmp_path: pathlib.Path) -> None:
     code, _, err = import_(write_pipeline(tmp_path / "pipeline"), "--out", tmp_path / "run")
     assert (code, err) == (0, "")
     loaded = load_checkpoint(tmp_path / "run")
@@ -142,14 +127,14 @@ def test_a_pipeline_folder_is_imported_with_its_autoencoder(import_: _Command, t
     assert same_weights(loaded.vae, vae_weights())
 
 
-def test_an_imported_run_needs_its_source_no_more(import_: _Command, tmp_path: pathlib.Path) -> None:
+def test_an_imported_run_needs_its_source_no_more(import_: Command, tmp_path: pathlib.Path) -> None:
     path, options, _ = _pth(tmp_path)
     assert import_(path, "--out", tmp_path / "run", *options)[0] == 0
     path.unlink()
     assert same_weights(load_checkpoint(tmp_path / "run").model, mar_weights())
 
 
-def test_an_imported_run_can_be_imported_again_with_a_tokenizer(import_: _Command, tmp_path: pathlib.Path) -> None:
+def test_an_imported_run_can_be_imported_again_with_a_tokenizer(import_: Command, tmp_path: pathlib.Path) -> None:
     path, options, _ = _safetensors(tmp_path)
     assert import_(path, "--out", tmp_path / "one", *options)[0] == 0
     assert import_(tmp_path / "one", "--out", tmp_path / "two", "--tokenizer", _write_vae(tmp_path))[0] == 0
@@ -162,7 +147,7 @@ def test_an_imported_run_can_be_imported_again_with_a_tokenizer(import_: _Comman
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "run"])
-def test_what_is_there_already_is_left_alone(import_: _Command, tmp_path: pathlib.Path, kind: str) -> None:
+def test_what_is_there_already_is_left_alone(import_: Command, tmp_path: pathlib.Path, kind: str) -> None:
     path, options, _ = _pth(tmp_path)
     out = tmp_path / "out"
     if kind == "file":
@@ -193,7 +178,7 @@ def test_what_is_there_already_is_left_alone(import_: _Command, tmp_path: pathli
     ],
 )
 def test_a_mistake_is_one_line_that_names_both_sides_and_leaves_nothing_behind(
-    import_: _Command, tmp_path: pathlib.Path, options: list[str], code: int, told: list[str]
+    import_: Command, tmp_path: pathlib.Path, options: list[str], code: int, told: list[str]
 ) -> None:
     files = tmp_path / "files"
     write_json(files / "heads.json", HEADS)
@@ -209,14 +194,14 @@ def test_a_mistake_is_one_line_that_names_both_sides_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(("arguments", "told"), [(["x.pth"], "--out"), (["--out", "run"], "CHECKPOINT")])
-def test_what_has_to_be_given_is_asked_for(import_: _Command, arguments: list[str], told: str) -> None:
+def test_what_has_to_be_given_is_asked_for(import_: Command, arguments: list[str], told: str) -> None:
     code, out, err = import_(*arguments)
     assert (code, out) == (2, "")
     assert told in _the_line(err)
 
 
 @pytest.mark.parametrize("percent", [0, 10, 99])
-def test_a_truncated_checkpoint_leaves_nothing_behind(import_: _Command, tmp_path: pathlib.Path, percent: int) -> None:
+def test_a_truncated_checkpoint_leaves_nothing_behind(import_: Command, tmp_path: pathlib.Path, percent: int) -> None:
     (tmp_path / "files").mkdir()
     path, options, file = _pth(tmp_path / "files")
     content = file.read_bytes()
@@ -248,7 +233,7 @@ def source(tmp_path: pathlib.Path) -> list[Any]:
     ids=["os", "safetensors"],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
-    import_: _Command,
+    import_: Command,
     tmp_path: pathlib.Path,
     source: list[Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -269,7 +254,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
 
 @pytest.mark.parametrize("failing", ["model", "tokenizer"])
 def test_a_write_that_the_system_refuses_halfway_leaves_nothing_behind(
-    import_: _Command, tmp_path: pathlib.Path, source: list[Any], failing: str
+    import_: Command, tmp_path: pathlib.Path, source: list[Any], failing: str
 ) -> None:
     """No file grows beyond a limit: the nearest to a full disk that needs no privileges."""
     model, tokenizer = (sum(tensor.nbytes for tensor in weights.values()) for weights in (mar_weights(), vae_weights()))
@@ -288,7 +273,7 @@ def test_a_write_that_the_system_refuses_halfway_leaves_nothing_behind(
     assert import_(*source, "--out", tmp_path / "run")[0] == 0  # and the same call works once there is room
 
 
-def test_a_file_in_the_way_of_the_folder_is_told(import_: _Command, tmp_path: pathlib.Path, source: list[Any]) -> None:
+def test_a_file_in_the_way_of_the_folder_is_told(import_: Command, tmp_path: pathlib.Path, source: list[Any]) -> None:
     (tmp_path / "file").write_text("in the way")
     code, out, err = import_(*source, "--out", tmp_path / "file" / "run")
     assert (code, out) == (1, "")

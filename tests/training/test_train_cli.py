@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_runs import logged, one_thread, write_idx_dataset
 
-from runtime import cli
+from tests.conftest import Command, Mar
 from training import checkpoint
 from training.config import tomllib
 
@@ -100,24 +101,9 @@ def test_a_mistake_is_one_line_and_exit_code_2_of_the_process(data: pathlib.Path
 # From here on in this process, since to import torch takes seconds: `main` is all that `python -m runtime.cli` runs.
 
 
-class _Command:
-    """`mar train` in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error."""
-        self._monkeypatch.setattr(sys, "argv", ["mar", "train", *(str(argument) for argument in arguments)])
-        with pytest.raises(SystemExit) as done:
-            cli.main()
-        out, err = self._capsys.readouterr()
-        return int(done.value.code or 0), out, err
-
-
 @pytest.fixture
-def train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> _Command:
-    return _Command(monkeypatch, capsys)
+def train(mar: Mar) -> Command:
+    return functools.partial(mar, "train")
 
 
 def _the_line(err: str) -> str:
@@ -129,7 +115,7 @@ def _the_line(err: str) -> str:
 
 
 def test_resume_goes_on_where_another_process_has_stopped(
-    train: _Command, two_steps: pathlib.Path, tmp_path: pathlib.Path
+    train: Command, two_steps: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run = pathlib.Path(shutil.copytree(two_steps, tmp_path / "run"))
     code, _, _ = train("--resume", run, "--steps", 3, "--threads", 1)
@@ -184,7 +170,7 @@ def test_resume_goes_on_where_another_process_has_stopped(
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
-    train: _Command, data: pathlib.Path, tmp_path: pathlib.Path, option: str, value: object, told: str
+    train: Command, data: pathlib.Path, tmp_path: pathlib.Path, option: str, value: object, told: str
 ) -> None:
     run = tmp_path / "run"
     options = {"--preset": "pixel_small", "--data": data, "--out": run, "--steps": 1, "--batch-size": 4}
@@ -197,7 +183,7 @@ def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
 
 
 @pytest.mark.parametrize("option", ["--preset", "--data", "--out", "--config"])
-def test_resume_refuses_what_makes_a_new_run(train: _Command, two_steps: pathlib.Path, option: str) -> None:
+def test_resume_refuses_what_makes_a_new_run(train: Command, two_steps: pathlib.Path, option: str) -> None:
     code, _, err = train("--resume", two_steps, option, "pixel_small")
     assert code == 2
     assert "--resume" in _the_line(err)
@@ -213,7 +199,7 @@ def test_resume_refuses_what_makes_a_new_run(train: _Command, two_steps: pathlib
     ],
 )
 def test_a_setting_given_beside_resume_is_used_or_refused_but_not_ignored(
-    train: _Command, two_steps: pathlib.Path, tmp_path: pathlib.Path, option: str, value: str, field: str, meant: object
+    train: Command, two_steps: pathlib.Path, tmp_path: pathlib.Path, option: str, value: str, field: str, meant: object
 ) -> None:
     run = pathlib.Path(shutil.copytree(two_steps, tmp_path / "run"))
     code, _, err = train("--resume", run, option, value)  # the run is finished, so nothing is trained
@@ -224,7 +210,7 @@ def test_a_setting_given_beside_resume_is_used_or_refused_but_not_ignored(
 
 
 @pytest.mark.parametrize("steps", [0, -1])
-def test_resume_refuses_impossible_steps(train: _Command, two_steps: pathlib.Path, steps: int) -> None:
+def test_resume_refuses_impossible_steps(train: Command, two_steps: pathlib.Path, steps: int) -> None:
     before = (two_steps / "config.json").read_text()
     code, _, err = train("--resume", two_steps, "--steps", steps)
     assert code == 2
@@ -233,7 +219,7 @@ def test_resume_refuses_impossible_steps(train: _Command, two_steps: pathlib.Pat
 
 
 def test_a_failure_that_is_no_mistake_of_use_has_exit_code_1(
-    train: _Command, two_steps: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+    train: Command, two_steps: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     new = ("--preset", "pixel_small", "--steps", 1, "--batch-size", 4, "--image-size", 8)
     file = tmp_path / "file"
@@ -250,7 +236,7 @@ def test_a_failure_that_is_no_mistake_of_use_has_exit_code_1(
     assert not (tmp_path / "run").exists()
 
 
-def test_help_tells_every_option_and_its_default(train: _Command) -> None:
+def test_help_tells_every_option_and_its_default(train: Command) -> None:
     code, out, err = train("--help")
     assert code == 0
     assert err == ""
@@ -274,7 +260,7 @@ def test_help_tells_every_option_and_its_default(train: _Command) -> None:
 
 
 def test_print_config_prints_toml_that_makes_the_same_run(
-    train: _Command, data: pathlib.Path, tmp_path: pathlib.Path
+    train: Command, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     options = ("--preset", "pixel_small", "--data", data, "--image-size", 8, "--steps", 1, "--batch-size", 4)
     code, printed, err = train(*options, "--no-flip", "--learning-rate", 3e-7, "--print-config")
@@ -288,7 +274,7 @@ def test_print_config_prints_toml_that_makes_the_same_run(
     assert list(tmp_path.iterdir()) == [tmp_path / "run.toml"]
 
 
-def test_flags_come_before_the_file(train: _Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_flags_come_before_the_file(train: Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
         'data = "elsewhere"\npreset = "mar_base"\n'
@@ -303,7 +289,7 @@ def test_flags_come_before_the_file(train: _Command, data: pathlib.Path, tmp_pat
     assert (told["training"]["steps"], told["training"]["seed"], told["training"]["flip"]) == (2, 4, True)
 
 
-def test_print_config_shows_that_of_a_run_as_it_would_go_on(train: _Command, two_steps: pathlib.Path) -> None:
+def test_print_config_shows_that_of_a_run_as_it_would_go_on(train: Command, two_steps: pathlib.Path) -> None:
     before = (two_steps / "config.json").read_text()
     code, printed, _ = train("--resume", two_steps, "--steps", 5, "--print-config")
     kept = json.loads(before)
@@ -316,7 +302,7 @@ def test_print_config_shows_that_of_a_run_as_it_would_go_on(train: _Command, two
     assert (two_steps / "config.json").read_text() == before
 
 
-def test_the_config_of_a_file_trains_and_is_kept(train: _Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_the_config_of_a_file_trains_and_is_kept(train: Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file, run = tmp_path / "run.toml", tmp_path / "run"
     file.write_text(
         f'data = "{data}"\npreset = "pixel_small"\n[model]\nimg_size = 8\ndiffloss_d = 1\n'
@@ -352,7 +338,7 @@ def test_the_config_of_a_file_trains_and_is_kept(train: _Command, data: pathlib.
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_file_and_key(
-    train: _Command,
+    train: Command,
     data: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -373,7 +359,7 @@ def test_a_wrong_config_is_one_line_that_names_file_and_key(
 
 
 def test_profile_shows_where_a_step_goes_and_writes_nothing(
-    train: _Command,
+    train: Command,
     data: pathlib.Path,
     two_steps: pathlib.Path,
     tmp_path: pathlib.Path,

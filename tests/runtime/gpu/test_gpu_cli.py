@@ -4,41 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
-import shlex
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
-from runtime.cli import main
+from tests.conftest import Ended, Mar
 from tests.runtime.gpu.conftest import VERSION, install_tensorrt
 from tests.runtime.gpu.simulated_cuda import SimulatedCuda
 from tests.runtime.gpu.simulated_onnxruntime import Simulation, simulated_onnxruntime
 
 QUICK = "--iterations 4 --diffusion-steps ddim5 --count 3 --batch-size 2 --seed 7"
-
-
-class Ended(NamedTuple):
-    code: int | str | None
-    out: str
-    err: str
-
-
-Mar = Callable[[str], Ended]
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
-    """Runs one line of `mar` in this process."""
-
-    def run(line: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture
