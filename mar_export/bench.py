@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mar_export.contestants import DEVICE, Contestant, Stages
+from mar_export.contestants import Contestant, Stages
 from runtime import __version__
 from runtime.config import ModelConfig
 from runtime.cost import Machine, plan_costs, roofline_seconds
 from runtime.forms import short_chain
 from runtime.plan import Plan, Sampling
+from runtime.spec import DEVICE
 
 
 @dataclasses.dataclass(frozen=True)

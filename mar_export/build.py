@@ -20,11 +20,15 @@ from runtime.presets import PRESETS
 
 
 def wanted_plans(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan]:
-    """What engines are built to run: the plan of `settings`, or that of the artifact and those of all presets."""
+    """What engines are built to run: the plans of `settings`, or those of the artifact and of all presets.
+
+    A plan for a whole picture, and one for every number of tokens that an edit may begin with.
+    """
     manifest = artifact.manifest
     named = any(value is not None for value in settings.values())
     wanted = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
-    return [build_plan(manifest.model.tokens, manifest.requested(each)) for each in wanted]
+    samplings, tokens = [manifest.requested(each) for each in wanted], manifest.model.tokens
+    return [build_plan(tokens, sampling, known) for sampling in samplings for known in range(tokens)]
 
 
 def build_engines(

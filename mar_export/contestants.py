@@ -26,12 +26,12 @@ from runtime.generator import Generator
 from runtime.loop import Engines
 from runtime.noise import seeded_noise, seeded_order
 from runtime.plan import build_plan
+from runtime.spec import DEVICE
 
 if TYPE_CHECKING:
     from training.checkpoint import Checkpoint
 
 Stages = dict[str, float]  # stage -> seconds
-DEVICE = "device"  # the one stage of a device that executes plans itself
 Draw = Callable[[Mapping[str, Any]], Stages]  # settings of a request -> the seconds of each stage
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from runtime.builds import Shapes
+from runtime.loop import MOST_STEPS_AT_ONCE
 from runtime.plan import Plan
 from runtime.spec import TOKENIZER_ENGINES, EngineSpec
 
@@ -14,20 +15,15 @@ Range = tuple[int, int, int]  # least, usual, most
 
 
 def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
-    """Every dynamic axis of `runtime.spec` with the sizes that `plans` give it, for `batch` pictures together."""
-    iterations = [iteration for plan in plans for iteration in plan.iterations]
-    halves = [2 if iteration.guided else 1 for iteration in iterations]
-    counts = [iteration.count for iteration in iterations]
-    least, usual, most = batch
-    sizes: dict[str, list[int]] = {
-        "V": [iteration.known for iteration in iterations],
-        "K": counts,
-        "R": [plan.length - i.known - i.count for plan in plans for i in plan.iterations],
-        "T": [1, *(iteration.table.steps for iteration in iterations)],
-    }
-    ranges = {axis: _range(values) for axis, values in sizes.items()}
+    """Every dynamic axis of `runtime.spec` with the sizes that `plans` give it, for `batch` pictures together.
+
+    Plans of edits, which begin with known tokens, widen what is built for; usual is what whole pictures have.
+    """
+    every, of_whole = _sizes(plans), _sizes([plan for plan in plans if not plan.iterations[0].known])
+    ranges = {axis: (min(sizes), int(np.median(of_whole[axis])), max(sizes)) for axis, sizes in every.items()}
     # Each of the three must be a size that can be: the rows of all halves are those of one, so many times.
-    (fewest, often, both), (one, some, all_) = _range(halves), ranges["K"]
+    (fewest, often, both), (one, some, all_) = ranges.pop("G"), ranges["K"]
+    least, usual, most = batch
     return ranges | {
         "B": batch,
         "GB": (least * fewest, usual * often, most * both),
@@ -36,8 +32,16 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
     }
 
 
-def _range(sizes: Sequence[int]) -> Range:
-    return min(sizes), int(np.median(sizes)), max(sizes)
+def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
+    """What the iterations of `plans` make of each axis that the batch does not change, and the guidance halves G."""
+    iterations = [iteration for plan in plans for iteration in plan.iterations]
+    return {
+        "V": [iteration.known for iteration in iterations],
+        "K": [iteration.count for iteration in iterations],
+        "R": [plan.length - i.known - i.count for plan in plans for i in plan.iterations],
+        "T": [1, *(min(iteration.table.steps, MOST_STEPS_AT_ONCE) for iteration in iterations)],
+        "G": [2 if iteration.guided else 1 for iteration in iterations],
+    }
 
 
 def profile(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict[str, Shapes]:

@@ -18,6 +18,8 @@ from runtime.spec import Engine
 
 # The modulation of all diffusion steps at once can be large; it is computed in runs of steps this big.
 _MODULATION_BYTES = 16 * 2**20
+# Nor in longer ones where rows are few: an engine built for so many steps is built for the most rows too.
+MOST_STEPS_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ def both_halves(labels: Int, config: ModelConfig) -> Int:
 
 def steps_at_once(config: ModelConfig, rows: int) -> int:
     """The diffusion steps whose modulation is computed together for `rows` rows of the head."""
-    return max(1, _MODULATION_BYTES // (4 * rows * config.modulation_channels))
+    return min(MOST_STEPS_AT_ONCE, max(1, _MODULATION_BYTES // (4 * rows * config.modulation_channels)))
 
 
 def diffuse(

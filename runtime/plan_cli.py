@@ -73,7 +73,7 @@ def plan(
         + ")"
     )
     if seconds:
-        of_engine = {name: sum(one[name] for one in seconds) for name in total}
+        of_engine = {name: sum(one[name] for one in seconds) for name in seconds[0]}
         click.echo(
             f"predicted time {sum(of_engine.values()):.2f} s ("
             + ", ".join(f"{name} {value:.2f}" for name, value in of_engine.items())

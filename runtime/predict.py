@@ -1,7 +1,12 @@
-"""How long a plan will take here: a few of its iterations are timed, the others lie between them."""
+"""How long a plan will take here.
+
+On a processor a few of its iterations are timed, engine by engine, and the others lie between them. A device that
+executes plans itself is quick, and its loop does little of what a call from here does: it draws a whole one.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -10,19 +15,22 @@ import numpy as np
 from runtime.cost import iteration_costs
 from runtime.generator import Generator
 from runtime.plan import Iteration, Plan
-from runtime.spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
+from runtime.spec import BACKBONE, CONDITIONING, DENOISE, DEVICE, ENGINES
 
 _TIMED_ITERATIONS = 4
 _TIMED_STEPS = 4
 
 
 def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
-    """For each iteration of `plan` the seconds in each engine, for `batch` images drawn together.
+    """For each iteration of `plan` the seconds in each engine, or in all of it, for `batch` images drawn together.
 
-    The seconds an operation takes are measured at a few iterations, first and last among them, and
-    interpolated; every engine is called on zeros of the sizes that the plan has.
+    On the host the seconds an operation takes are measured at a few iterations, first and last among them, and
+    interpolated; every engine is called on zeros of the sizes that the plan has. On a device the plan is executed
+    on zeros, twice, and each iteration has its seconds from the second time under `DEVICE`.
     """
     config = generator.manifest.model
+    if not generator.on_host:
+        return _time_on_device(generator, plan, batch)
     costs = [iteration_costs(config, iteration, batch) for iteration in plan.iterations]
     timed = np.unique(np.linspace(0, len(plan.iterations) - 1, _TIMED_ITERATIONS).round().astype(int))
     rates: dict[str, list[float]] = {name: [] for name in ENGINES}
@@ -37,6 +45,18 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
         }
         for number, of_iteration in enumerate(costs)
     ]
+
+
+def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
+    config = generator.manifest.model
+    labels = np.zeros(batch, np.int64)
+    order = np.tile(np.arange(config.tokens)[:, None], batch)
+    noise = np.zeros((plan.diffusion_steps + 1, config.tokens, batch, config.token_channels), np.float32)
+    known = np.zeros((0, batch, config.token_channels), np.float32)
+    generator.loop(plan, labels, order, noise, known, None)  # which makes memory and graphs
+    moments = [time.perf_counter()]
+    generator.loop(plan, labels, order, noise, known, lambda done, of: moments.append(time.perf_counter()))
+    return [{DEVICE: after - before} for before, after in itertools.pairwise(moments)]
 
 
 def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> dict[str, float]:

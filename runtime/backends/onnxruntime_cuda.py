@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,8 @@ from runtime.gpu.cuda import Cuda
 from runtime.spec import ENGINES, Engine, EngineSpec
 
 _NO_GRAPH = "-1"  # the annotation of a call that is not to be captured
+# A session keeps every graph it captured. Drawn in turn by eight batch sizes, the published schedule makes so many.
+_MOST_GRAPHS = 512
 
 
 class OnnxRuntimeCuda(GpuBackend):
@@ -45,11 +46,22 @@ class _Session:
     def __init__(self, library: Any, session: Any, spec: EngineSpec, cuda: Cuda, graphs: bool) -> None:
         self.spec = spec
         self._library, self._session, self._cuda, self._graphs = library, session, cuda, graphs
-        self._numbers = itertools.count(1)
+        self._captured: dict[frozenset[tuple[str, int]], _Bound] = {}  # by size
+        self._owner = contextlib.ExitStack()  # of what they are bound to
 
     def prepare(self, axes: Mapping[str, int], owner: contextlib.ExitStack) -> _Bound:
+        """At sizes `axes`, with a graph that stays for whoever wants that size again; or without, past so many."""
+        size = frozenset(axes.items())
+        if size in self._captured:
+            return self._captured[size]
+        if self._graphs and len(self._captured) < _MOST_GRAPHS:
+            self._captured[size] = bound = self._bound(axes, str(len(self._captured) + 1), self._owner)
+            return bound
+        return self._bound(axes, _NO_GRAPH, owner)
+
+    def _bound(self, axes: Mapping[str, int], graph: str, owner: contextlib.ExitStack) -> _Bound:
         run = self._library.RunOptions()
-        run.add_run_config_entry("gpu_graph_id", str(next(self._numbers)) if self._graphs else _NO_GRAPH)
+        run.add_run_config_entry("gpu_graph_id", graph)
         # What follows is on the same stream, so nobody has to wait for it here.
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")
         bound = _Bound(self._session, self.spec, run, self._cuda, axes, owner)
@@ -57,7 +69,10 @@ class _Session:
         return bound
 
     def close(self) -> None:
-        self._session = None
+        try:
+            self._owner.close()
+        finally:
+            self._session = None
 
 
 class _Bound:

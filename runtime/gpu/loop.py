@@ -163,6 +163,7 @@ class _Prepared:
         self._schedule_now = memory(self._schedule.host[0].nbytes)
         self._z = memory(_FLOAT * rows * config.decoder_embed_dim)
         self._modulation = memory(max(self._modulation_bytes(chain) for chain in form.chains))
+        self._modulation_now = memory(_FLOAT * rows * config.modulation_channels)
         # x and x0 of the step before, and of the one after it.
         self._states = [(memory(count * self._token_bytes), memory(count * self._token_bytes)) for _ in range(2)]
 
@@ -256,13 +257,18 @@ class _Prepared:
 
     def _denoise(self, denoise: Execution, chain: _Chain, step: int, of_run: int) -> None:
         rows = chain.halves * chain.count * self._form.batch
+        size = _FLOAT * rows * self._config.modulation_channels
+        modulation = self._modulation + of_run * size
+        if modulation % ALIGNMENT:  # an odd number of rows, of a head whose width is no multiple of 64
+            self._cuda.copy(self._modulation_now, modulation, size)
+            modulation = self._modulation_now
         (x, x0), (next_x, next_x0) = self._states[step % 2], self._states[(step + 1) % 2]
         denoise.enqueue(
             {
                 "x": x,
                 "previous_x0": x0,
                 "noise": self._noise_now + (1 + step) * aligned(chain.count * self._token_bytes),
-                "modulation": self._modulation + of_run * _FLOAT * rows * self._config.modulation_channels,
+                "modulation": modulation,
                 "coefficients": self._schedule_now + _FLOAT * self._coefficients_at(chain, step),
                 "guidance": self._schedule_now,
                 "next_x": next_x,

@@ -38,7 +38,7 @@ from runtime.loop import Engines, run_plan
 from runtime.plan import Sampling, build_plan
 from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import DIFFUSION_SAMPLERS
-from runtime.spec import Array, Engine
+from runtime.spec import DEVICE, Array, Engine
 from tests.conftest import Mar, relative_l2
 from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training import published
@@ -610,12 +610,12 @@ def test_a_device_that_executes_plans_itself_is_timed_as_a_whole(artifact: pathl
         told, draw = contestants._clocked(device, entry_of(artifact))
         stages = draw({"iterations": 2, "diffusion_steps": 2})
     assert told == "a device"
-    assert stages.keys() == {contestants.DEVICE}
-    assert stages[contestants.DEVICE] > 0
+    assert stages.keys() == {DEVICE}
+    assert stages[DEVICE] > 0
 
 
 def test_a_device_is_not_held_against_the_roofline_of_the_processor(tmp_path: pathlib.Path) -> None:
-    whole = {contestants.DEVICE: timing(0.09), "rest": timing(0.01)}
+    whole = {DEVICE: timing(0.09), "rest": timing(0.01)}
     on_device = bench.Measurement(bench.Race("runtime-tensorrt-cuda", "own"), timing(0.1), whole)
     value = report_of(on_device, measurement("eager", "own", 80.0))
     race, eager = value["races"]

@@ -34,7 +34,7 @@ from runtime.generator import Generator
 from runtime.loop import Engines, run_plan
 from runtime.noise import TOKEN_ORDERS
 from runtime.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES, Plan, Sampling, build_plan
-from runtime.presets import PRESETS
+from runtime.presets import PRESETS, requested_sampling
 from runtime.samplers import DIFFUSION_SAMPLERS
 from runtime.spec import (
     BACKBONE,
@@ -142,12 +142,12 @@ def assembled(folder: pathlib.Path, config: ModelConfig, tokenizer: str, precisi
     return folder
 
 
-def hollow(folder: pathlib.Path, tokenizer: str = "kl") -> pathlib.Path:
+def hollow(folder: pathlib.Path, tokenizer: str = "kl", config: ModelConfig = TINY_KL) -> pathlib.Path:
     """A small artifact whose graphs are texts."""
     folder.mkdir(parents=True)
     for name in (*ENGINES, *([DECODER, ENCODER] if tokenizer == "kl" else [])):
         (folder / f"{name}.onnx").write_text(f"graph of {name}")
-    return assembled(folder, TINY_KL, tokenizer, "fp32")
+    return assembled(folder, config, tokenizer, "fp32")
 
 
 @pytest.fixture
@@ -637,6 +637,38 @@ def test_the_command_builds_for_the_plan_that_is_asked_for(
     assert builder.asked[ENCODER] == {"image": ((1, 3, 8, 8), (3, 3, 8, 8), (4, 3, 8, 8))}
 
 
+def whole(plans: Sequence[Plan]) -> list[Plan]:
+    """Those of whole pictures, where nothing is known before the first iteration."""
+    return [plan for plan in plans if not plan.iterations[0].known]
+
+
+@pytest.mark.parametrize("preset", ["exact", "fast"])
+def test_what_is_built_for_a_preset_draws_every_edit_with_it(preset: str, tmp_path: pathlib.Path) -> None:
+    """Of 256 tokens, where a whole picture has few of the numbers of known tokens that an edit can have."""
+    artifact = Artifact(hollow(tmp_path / "artifact", config=dataclasses.replace(TINY_KL, img_size=32)))
+    manifest = artifact.manifest
+    assert manifest.model.tokens == 256
+    ranges = axis_ranges(wanted_plans(artifact, {"preset": preset}), BATCH)
+    sampling = manifest.requested({"preset": preset})
+    for known in range(1, 256):
+        for iteration in build_plan(256, sampling, known).iterations:
+            rest = 256 - iteration.known - iteration.count
+            for axis, size in {"V": iteration.known, "K": iteration.count, "R": rest}.items():
+                assert ranges[axis][0] <= size <= ranges[axis][2], (known, axis, size)
+    of_whole = axis_ranges([build_plan(256, sampling)], BATCH)
+    assert {axis: usual for axis, (_, usual, _) in ranges.items()} == {
+        axis: usual for axis, (_, usual, _) in of_whole.items()
+    }
+
+
+def test_no_engine_is_built_for_many_rows_and_many_steps_at_once() -> None:
+    """Their product, the modulation, would pass 2**31 values, which TensorRT does not count beyond."""
+    wide = dataclasses.replace(TINY_KL, img_size=32, diffloss_d=12, diffloss_w=1536)  # the head of MAR-H
+    plans = [build_plan(256, requested_sampling(Sampling(cfg_scale=2.9), wide, {"preset": name})) for name in PRESETS]
+    ranges = axis_ranges(plans, (1, 1, 8))
+    assert ranges["T"][2] * ranges["GN"][2] * wide.modulation_channels < 2**31
+
+
 def test_where_no_plan_is_asked_for_the_artifacts_own_and_every_preset_are_built_for(tmp_path: pathlib.Path) -> None:
     path = hollow(tmp_path / "artifact")
     write_json(
@@ -645,16 +677,16 @@ def test_where_no_plan_is_asked_for_the_artifacts_own_and_every_preset_are_built
     )
     artifact = Artifact(path)
     nothing = {"preset": None, "iterations": None, "cfg_scale": None}
-    plans = wanted_plans(artifact, nothing)
+    plans = whole(wanted_plans(artifact, nothing))
     assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10]
     assert [plan.diffusion_steps for plan in plans] == [7, 7, 25, 14, 10]
     assert len(plans) == 1 + len(PRESETS)
     own = dataclasses.replace(manifest_of(path), presets={"mine": Sampling(iterations=2, diffusion_steps=(5, 4))})
     write_json(path / MANIFEST, own.to_dict())
-    assert [len(plan.iterations) for plan in wanted_plans(Artifact(path), nothing)] == [3, 16, 16, 14, 10, 2]
-    (named,) = wanted_plans(artifact, {**nothing, "preset": "fast"})
+    assert [len(plan.iterations) for plan in whole(wanted_plans(Artifact(path), nothing))] == [3, 16, 16, 14, 10, 2]
+    (named,) = whole(wanted_plans(artifact, {**nothing, "preset": "fast"}))
     assert (len(named.iterations), named.diffusion_steps) == (14, 14)
-    (changed,) = wanted_plans(artifact, {**nothing, "iterations": 2})
+    (changed,) = whole(wanted_plans(artifact, {**nothing, "iterations": 2}))
     assert (len(changed.iterations), changed.diffusion_steps) == (2, 7)
 
 
@@ -688,7 +720,7 @@ def shapes_of(plans: Sequence[Plan], pictures: int) -> dict[str, list[dict[str, 
             labels=np.zeros(pictures, np.int64),
             order=np.tile(np.arange(config.tokens)[:, None], pictures),
             noise=np.zeros((plan.diffusion_steps + 1, config.tokens, pictures, config.token_channels), np.float32),
-            known=np.zeros((0, pictures, config.token_channels), np.float32),
+            known=np.zeros((plan.iterations[0].known, pictures, config.token_channels), np.float32),
             progress=None,
         )
     return {name: engine.calls for name, engine in engines.items()}
@@ -723,6 +755,11 @@ def samplings(draw: st.DrawFn) -> Sampling:
     )
 
 
+def drawn_plans(drawn: Sequence[Sampling], known: int) -> list[Plan]:
+    """Those of whole pictures, and of an edit that begins with `known` tokens."""
+    return [build_plan(TINY_KL.tokens, sampling, start) for sampling in drawn for start in {0, known}]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(samplings(), min_size=1, max_size=3),
@@ -733,7 +770,7 @@ def samplings(draw: st.DrawFn) -> Sampling:
 def test_an_engine_is_built_for_every_size_that_the_loop_calls_it_with(
     drawn: list[Sampling], batch: list[int], data: st.DataObject, modulation_bytes: int
 ) -> None:
-    plans = [build_plan(TINY_KL.tokens, sampling) for sampling in drawn]
+    plans = drawn_plans(drawn, data.draw(st.integers(0, TINY_KL.tokens - 1)))
     least, usual, most = batch
     ranges = axis_ranges(plans, (least, usual, most))
     with pytest.MonkeyPatch.context() as patched:
@@ -754,15 +791,19 @@ def test_an_engine_is_built_for_every_size_that_the_loop_calls_it_with(
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(samplings(), min_size=1, max_size=3), st.tuples(*[st.integers(1, 5)] * 3).map(sorted))
+@given(
+    st.lists(samplings(), min_size=1, max_size=3),
+    st.tuples(*[st.integers(1, 5)] * 3).map(sorted),
+    st.integers(0, TINY_KL.tokens - 1),
+)
 def test_an_engine_is_built_for_no_size_that_the_loop_never_calls_it_with(
-    drawn: list[Sampling], batch: list[int]
+    drawn: list[Sampling], batch: list[int], known: int
 ) -> None:
     """The ends of every range are reached; but a chain may always be cut into runs of any length.
 
     And the rows of all halves are a whole multiple of those of one, as the compiler tries at all three sizes.
     """
-    plans = [build_plan(TINY_KL.tokens, sampling) for sampling in drawn]
+    plans = drawn_plans(drawn, known)
     least, usual, most = batch
     ranges = axis_ranges(plans, (least, usual, most))
     seen: dict[str, set[int]] = {axis: set() for axis in ranges}

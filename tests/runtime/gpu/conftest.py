@@ -35,7 +35,7 @@ class PlanWriter:
 
 
 def build(path: pathlib.Path, flags: BuilderFlags | None = None, **builder: str) -> None:
-    """Build every engine of the artifact for its own plan, those of the presets, and one of a single iteration."""
+    """Build every engine of the artifact for its own plans, those of the presets, and those of a single iteration."""
     artifact = Artifact(path)
     plans = [*wanted_plans(artifact, {}), *wanted_plans(artifact, {"iterations": 1, "diffusion_steps": 2})]
     written: Any = PlanWriter(**builder)

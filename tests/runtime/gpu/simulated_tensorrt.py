@@ -20,6 +20,7 @@ from tests.runtime.gpu.simulated_cuda import SimulatedCuda
 
 _DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 SCRATCH = 1000  # bytes
+ALIGNMENT = 256  # bytes, which set_tensor_address asks of an address
 
 
 @functools.cache
@@ -127,7 +128,7 @@ class IExecutionContext:
         addresses, shapes, (scratch, size) = dict(self._addresses), dict(self._shapes), self._scratch
         context, name = weakref.ref(self), engine.name
         for tensor, address in addresses.items():
-            assert address % engine.alignment == 0, f"{tensor} of {engine.name} is not aligned"
+            assert address % ALIGNMENT == 0, f"{tensor} of {engine.name} is not aligned"
 
         def execute() -> None:
             alive = context()
@@ -150,7 +151,7 @@ class IExecutionContext:
 class ICudaEngine:
     def __init__(self, simulation: Simulation, plan: dict[str, Any]) -> None:
         self.session = on_processor(plan["graph"])
-        self.name, self.profile, self.alignment = plan["engine"], plan["profile"], plan.get("alignment", 128)
+        self.name, self.profile = plan["engine"], plan["profile"]
         self._simulation, self._tensors = simulation, [*self.session.get_inputs(), *self.session.get_outputs()]
         simulation.cuda.holds(self, "engine")
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from runtime.backends import onnxruntime_cuda
 from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.spec import ENGINES
@@ -94,6 +95,45 @@ def test_a_size_is_captured_once_and_replayed_after_that(
         generator.generate([1], seed=4, **{**QUICK, "cfg_scale": 3.0, "temperature": 0.7})
         assert cuda.told.count("cuStreamBeginCapture_v2") == captured
         assert set(provider.runs) == numbers
+
+
+def executables(cuda: SimulatedCuda) -> int:
+    return list(cuda.handles.values()).count("executable")
+
+
+def test_graphs_stay_with_their_sizes_when_forms_come_and_go(
+    golden_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, provider: Simulation
+) -> None:
+    """More forms in turn than the loop keeps: a session never lets a graph go, so no size may have two."""
+    with load(golden_artifacts["small"]) as generator:
+        held = []
+        for _ in range(2):
+            for batch in range(1, 7):
+                labels = [1] * batch
+                expected = host.generate(labels, **QUICK).latents
+                assert generator.generate(labels, **QUICK).latents.tobytes() == expected.tobytes()
+            held.append((executables(cuda), len(cuda.memory)))
+        assert held[0] == held[1]
+    assert left_on(cuda) == []
+
+
+def test_past_so_many_graphs_sizes_that_are_new_run_without(
+    golden_artifacts: dict[str, pathlib.Path],
+    host: Generator,
+    cuda: SimulatedCuda,
+    provider: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "_MOST_GRAPHS", 2)
+    with load(golden_artifacts["small"]) as generator:
+        for _ in range(2):
+            for batch in range(1, 7):
+                labels = [1] * batch
+                expected = host.generate(labels, **QUICK).latents
+                assert generator.generate(labels, **QUICK).latents.tobytes() == expected.tobytes()
+            assert executables(cuda) == 2 * len(ENGINES)
+        assert {number for _, number in provider.runs} == {"1", "2", "-1"}
+    assert left_on(cuda) == []
 
 
 def test_sessions_run_on_the_stream_of_the_generator_alone(
