@@ -26,13 +26,23 @@ def sync(path: pathlib.Path) -> None:
 
 def check_writable(path: pathlib.Path) -> None:
     """Raise `MarError` now where `replacing(path)` would later, so that no work is done in vain."""
-    _temporary_beside(path).unlink()
+    _temporary_beside(_followed(path)).unlink()
+
+
+def _followed(path: pathlib.Path) -> pathlib.Path:
+    """Where a link leads: it stays, as everybody else who writes to one expects."""
+    try:
+        return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
+    except OSError:  # of a name that is too long, say: told when it is written to
+        return path
 
 
 def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
     try:
         if path.is_dir():
             raise MarError(f"cannot write {path}: it is a folder")
+        if path.exists() and not path.is_file():
+            raise MarError(f"cannot write {path}: it is no ordinary file, and would be replaced by one")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -45,9 +55,10 @@ def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """A temporary name to write to, in the folder of `path`; renamed to `path` if the block succeeds.
 
-    The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the
-    folder cannot be written or the disk is full.
+    The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the folder
+    cannot be written, the disk is full, or what is there is no ordinary file.
     """
+    path = _followed(path)
     temporary = _temporary_beside(path)
     try:
         yield temporary
@@ -67,6 +78,7 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     An existing folder at `path` is replaced, and only once the new one is whole and on the disk.
     """
+    path = _followed(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import pathlib
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from runtime.errors import MarError
-from runtime.files import replacing, replacing_folder, sha256, write_json
+from runtime.files import check_writable, replacing, replacing_folder, sha256, write_json
 
 OLD, NEW = "old and whole", "new and whole"
 
@@ -93,6 +94,33 @@ def test_the_temporary_name_lies_beside_the_final_one_and_keeps_the_suffix(tmp_p
         assert temporary.name.startswith(".")
 
 
+@pytest.mark.parametrize("existing", [True, False], ids=["there", "missing"])
+def test_a_link_stays_and_leads_to_what_was_written(way: Way, tmp_path: pathlib.Path, existing: bool) -> None:
+    target, link = tmp_path / "elsewhere" / "target.bin", tmp_path / "link.bin"
+    target.parent.mkdir()
+    if existing:
+        way.write(target, OLD)
+    link.symlink_to(target)
+    way.write(link, NEW)
+    assert link.readlink() == target
+    assert way.read(target) == NEW
+    assert names(target.parent) == [target.name]
+    assert names(tmp_path) == ["elsewhere", "link.bin"]
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: pathlib.Path) -> None:
+    """Such as /dev/null, which everybody on the machine would miss."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        for write in (check_writable, lambda path: FILE.write(path, NEW)):
+            with pytest.raises(MarError, match=r"it is no ordinary file, and would be replaced by one$"):
+                write(path)
+    assert pipe.is_fifo()
+    assert names(tmp_path) == ["link", "pipe"]
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("bug"), MarError("told"), KeyboardInterrupt()], ids=repr)
 def test_an_exception_passes_through_and_leaves_what_was_there(
     way: Way, path: pathlib.Path, failure: BaseException
@@ -132,7 +160,7 @@ def test_a_write_that_the_kernel_refuses_for_want_of_space_is_told(way: Way, pat
 # Each ends its process inside the block, with half of the content on the disk. argv: which way, path.
 DYING = """
 import os, pathlib, resource, signal, sys
-from runtime.files import replacing, replacing_folder
+from runtime.files import check_writable, replacing, replacing_folder
 way, inside = {"file": (replacing, ""), "folder": (replacing_folder, "content.txt")}[sys.argv[1]]
 with way(pathlib.Path(sys.argv[2])) as temporary:
 """
