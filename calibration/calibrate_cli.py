@@ -10,12 +10,12 @@ from typing import Any
 import click
 
 from calibration.collect import collect
-from calibration.quantize import Quantization, check_float32, quantize
+from calibration.quantize import Quantization, check_float32, check_place, quantize
 from calibration.sensitivity import Sensitivity
 from calibration.statistics import Statistics
 from runtime.artifact import Artifact
 from runtime.backends import available_threads
-from runtime.checks import check_whole
+from runtime.checks import check_number, check_whole
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.forms import check_chains
@@ -25,6 +25,7 @@ from runtime.spec import ENGINES
 
 _MAX_SAMPLES = 100_000
 _MAX_JUDGED = 1000
+_MOST_DECIBELS = 200
 _TOLD = 10  # of the most sensitive layers
 _WEIGHTS = {"int8": "w8", "int4": "w4"}
 
@@ -82,6 +83,7 @@ def calibrate(
     """
     check_whole("samples", samples, 1, _MAX_SAMPLES)
     check_whole("judged", judged, 1, _MAX_JUDGED)
+    check_number("--target-sqnr", target_sqnr, 0, _MOST_DECIBELS)
     if out is None and report is None:
         raise RequestError("give --out, the quantized artifact to make, or --report, or both")
     if weights_only and (precision not in _WEIGHTS or report is not None):
@@ -102,6 +104,8 @@ def calibrate(
         if file is not None:
             check_writable(file)
     opened = Artifact(artifact)
+    if out is not None:
+        check_place(opened, out)
     opened.verify()
     check_float32(opened)
     check_chains(opened.manifest.model, "mar calibrate")

@@ -51,7 +51,7 @@ def collect(
         statistics.layers[layer].update(activation, iteration, steps, random)
 
     observer = Observer(watch)
-    with tempfile.TemporaryDirectory(dir=file.parent) as work:
+    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as work:
         folder = pathlib.Path(work)
         engines = {
             name: observer.observed(manifest.specs[name], artifact.engine_file(name), folder, threads)

@@ -49,6 +49,16 @@ class Quantized:
     ranking: Sequence[Sensitivity]
 
 
+def check_place(artifact: Artifact, out: pathlib.Path) -> None:
+    """Refuse to write over what is no artifact, and over `artifact` itself. Raises `ArtifactError`."""
+    if out.exists() and not is_artifact(out):
+        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    if out.exists() and out.samefile(artifact.path):
+        raise ArtifactError(
+            f"{out} is the artifact that is quantized, whose float32 engines stay; choose another --out"
+        )
+
+
 def quantize(
     artifact: Artifact,
     statistics: Statistics | None,
@@ -63,13 +73,12 @@ def quantize(
     the latents goes into the manifest. Raises `CalibrationError` where the target is missed even so, and leaves
     nothing then. `progress` is told of layers ranked, and their number.
     """
-    if out.exists() and not is_artifact(out):
-        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    check_place(artifact, out)
     check_float32(artifact)
     form = _form(artifact, asked, statistics, say)
     with (
         replacing_folder(out) as folder,
-        tempfile.TemporaryDirectory(dir=out.parent) as scratch,
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch,
         judging(artifact, asked.sampling, asked.pictures, asked.threads) as judge,
     ):
         work = pathlib.Path(scratch)

@@ -75,7 +75,10 @@ def export_artifact(
         _check_ranges(modules, trajectory, base)
     specs = {**engine_specs(base.model), **tokenizer_specs(base.model)}
     files = {name: f"{name}.onnx" for name in modules}
-    with replacing_folder(out) as folder, tempfile.TemporaryDirectory(dir=out.parent) as emulations:
+    with (
+        replacing_folder(out) as folder,
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as emulations,
+    ):
         parity: dict[str, dict[str, Any]] = {}
         runnable = {}  # by ONNX Runtime on a CPU, as devices compute
         for name, written in files.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -82,8 +83,9 @@ def mar(told: _Told, debug: bool) -> None:
 
 
 def main() -> None:
-    """Run `mar`: exit code 0, 1 for a failure, 2 for wrong use, 130 for an interrupt; errors are one line."""
+    """Run `mar`: exit code 0, 1 for a failure, 2 for wrong use, 130 or 143 if stopped; errors are one line."""
     told = _Told()
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         sys.exit(mar(standalone_mode=False, obj=told) or 0)
     except (click.Abort, KeyboardInterrupt):
@@ -92,6 +94,13 @@ def main() -> None:
         if told.debug:
             traceback.print_exc()
         _fail(*_message(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    """End as an interrupt does: what is half written is removed on the way out."""
+    _fail("terminated", 128 + number)
 
 
 def _message(error: Exception) -> tuple[str, int]:

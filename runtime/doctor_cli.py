@@ -43,7 +43,12 @@ def _onnxruntime() -> str:
     if version is None:
         return missing
     providers = importlib.import_module("onnxruntime").get_available_providers()
-    return f"{version}, {', '.join(name.removesuffix('ExecutionProvider') for name in providers)}"
+    useful = [
+        name.removesuffix("ExecutionProvider")
+        for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
+        if name in providers
+    ]
+    return f"{version}, {', '.join(useful)}"
 
 
 def _openvino() -> str:
@@ -85,17 +90,19 @@ def _gpu() -> Gpu | None:
 def _artifact(path: pathlib.Path, gpu: Gpu | None, versions: dict[str, str | None]) -> None:
     opened = Artifact(path)
     manifest = opened.manifest
+    damage = None
     try:
         opened.verify(builds=True)
-        whole = "every hash matches"
     except MarError as error:
-        whole = str(error)
-    click.echo(f"\n{path}: {manifest.precision}, {whole}")
+        damage = str(error)
+    click.echo(f"\n{path}: {manifest.precision}, {damage or 'every hash matches'}")
     if not manifest.builds:
         click.echo("  no engines built; mar build makes some for a GPU")
     for build in manifest.builds:
         why = obstacle(build, versions[build.target], gpu.architecture if gpu else None)
         click.echo(f"  {build.engine:13} {_built_for(build)}: {why or 'loads here'}")
+    if damage:
+        click.get_current_context().exit(1)
 
 
 def _built_for(build: Build) -> str:

@@ -12,11 +12,11 @@ from PIL import Image
 
 from runtime.editing import check_hole
 from runtime.errors import RequestError
-from runtime.files import check_writable, replacing
+from runtime.files import replacing
 from runtime.generator import Generator
-from runtime.grid import save_grid, save_picture
+from runtime.grid import check_picture_file, save_grid, save_picture
 from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
-from runtime.request import check_labels
+from runtime.request import check_labels, class_number
 
 _GRID_COLUMNS = 8
 _WHITE = 128  # of 255: the darkest gray that counts as white
@@ -26,9 +26,15 @@ _WHITE = 128  # of 255: the darkest gray that counts as white
 @click.argument("artifact", type=PATH)
 @click.option("--image", "image_file", type=PATH, required=True, help="The picture to edit, of the artifact's size.")
 @click.option("--mask", "mask_file", type=PATH, required=True, help="A picture of that size, white where to draw.")
-@click.option("--class", "label", type=int, required=True, help="The class to draw.")
+@click.option("--class", "classes", metavar="NUMBER|NAME", multiple=True, required=True, help="The class to draw.")
 @click.option("--out", type=PATH, required=True, help="Where to write what was drawn, as PNG.")
-@click.option("--count", type=click.IntRange(1, 1024), default=1, show_default=True, help="Different ways to draw it.")
+@click.option(
+    "--count",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="Different ways to draw it; several as a labelled grid.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--dilate", is_flag=True, help="Draw the tokens around the mask anew too: latents know their surroundings."
@@ -42,7 +48,7 @@ def edit(
     artifact: pathlib.Path,
     image_file: pathlib.Path,
     mask_file: pathlib.Path,
-    label: int,
+    classes: tuple[str, ...],
     out: pathlib.Path,
     count: int,
     seed: int,
@@ -55,7 +61,9 @@ def edit(
     **settings: Any,
 ) -> None:
     """Draw a part of a picture anew: what is white in the mask, as --class, fitting what is not."""
-    check_writable(out)
+    if len(classes) > 1:
+        raise RequestError(f"an edit draws one class, found --class {len(classes)} times; leave one")
+    check_picture_file(out)
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
@@ -65,6 +73,7 @@ def edit(
         gray = config.vae_stride == 1 and config.vae_embed_dim == 1
         image = _read(image_file, "L" if gray else "RGB", config.img_size)
         mask = _read(mask_file, "L", config.img_size) >= _WHITE
+        label = class_number(classes[0], generator.manifest.class_names)
         check_labels([label], config)
         hole = check_hole(mask, dilate, config)
         plan = generator.plan(known_tokens=hole.known, **settings)
@@ -103,4 +112,5 @@ def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
                 raise RequestError(f"{path}: expected 8 bits a channel, found a picture of mode {image.mode}")
             return np.asarray(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Syntax: damaged PNG
-        raise RequestError(f"{path}: not a readable picture ({error})") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RequestError(f"{path}: not a readable picture ({why})") from None

@@ -7,6 +7,7 @@ import pathlib
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -18,9 +19,9 @@ from runtime.checks import check_whole
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
-from runtime.grid import save_grid
+from runtime.grid import check_picture_file, save_grid
 from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
-from runtime.request import MAX_BATCH
+from runtime.request import MAX_BATCH, class_number
 
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
@@ -29,7 +30,11 @@ _GRID_COLUMNS = 8
 @click.command()
 @click.argument("artifact", type=PATH)
 @click.option(
-    "--class", "classes", type=int, multiple=True, help="A class to draw; give it again for more. Default: all."
+    "--class",
+    "classes",
+    metavar="NUMBER|NAME",
+    multiple=True,
+    help="A class to draw; give it again for more. Default: all.",
 )
 @click.option("--count", type=int, help="Pictures in all, the classes in turn. Default: one a class.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -51,7 +56,7 @@ _GRID_COLUMNS = 8
 @threads_option
 def generate(
     artifact: pathlib.Path,
-    classes: tuple[int, ...],
+    classes: tuple[str, ...],
     count: int | None,
     seed: int,
     out: pathlib.Path | None,
@@ -69,11 +74,14 @@ def generate(
     """Draw pictures with ARTIFACT."""
     if out is None and save_latents is None:
         raise RequestError("nothing to write: give --out GRID.png, --save-latents FILE.npy, or both")
+    if out is not None and save_latents is not None and out.resolve() == save_latents.resolve():
+        raise RequestError(f"--out and --save-latents are both {out}; give each a name of its own")
     order = _read_array(order_file, "generation_order")
     noise = _read_array(noise_file, "noise")
-    for path in (out, save_latents):
-        if path is not None:
-            check_writable(path)
+    if out is not None:
+        check_picture_file(out)
+    if save_latents is not None:
+        check_writable(save_latents)
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
@@ -83,7 +91,8 @@ def generate(
                 f"{artifact} has no decoder, so it makes latents, not pictures; use --save-latents instead of --out, "
                 "or export it with --tokenizer"
             )
-        labels = _labels(classes, count, manifest.model.class_num)
+        chosen = [class_number(given, manifest.class_names) for given in classes]
+        labels = _labels(chosen or range(manifest.model.class_num), count)
         started = time.perf_counter()
         results = _draw(generator, labels, batch_size, seed, order, noise, decode_batch, settings)
         seconds = time.perf_counter() - started
@@ -96,15 +105,15 @@ def generate(
         with replacing(out) as temporary:
             save_grid(temporary, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
     click.echo(
-        f"{len(labels)} pictures in {seconds:.2f} s, {seconds / len(labels):.3f} s each ({generator.description})"
+        f"{len(labels)} picture{'s' * (len(labels) > 1)} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
+        f"({generator.description})"
     )
     for what, path in (("latents", save_latents), ("grid", out)):
         if path is not None:
             click.echo(f"{what} written to {path}")
 
 
-def _labels(classes: tuple[int, ...], count: int | None, class_num: int) -> list[int]:
-    cycle = classes or tuple(range(class_num))
+def _labels(cycle: Sequence[int], count: int | None) -> list[int]:
     wanted = len(cycle) if count is None else count
     if not 1 <= wanted <= _MAX_COUNT:
         raise RequestError(f"--count must lie in 1..{_MAX_COUNT}, found {wanted}")
@@ -147,6 +156,8 @@ def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | No
             raise RequestError(f"{path}: not an .npz file with an array {key} (it holds one array without a name)")
         with archive:
             array: NDArray[np.generic] = archive[key]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RequestError(f"{path}: not an .npz file with an array {key} ({error})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise RequestError(f"{path}: not an .npz file with an array {key}") from None
     return array

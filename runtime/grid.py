@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from unicodedata import combining, normalize
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from runtime.errors import RequestError
+from runtime.files import check_writable
+
+_SUFFIXES = ("", ".png")
 _MARGIN = 4
 _CAPTION = 14
 _SMALLEST_SIDE = 96  # small pictures are enlarged by whole factors, so that a person can see them
+
+
+def check_picture_file(path: pathlib.Path) -> None:
+    """Refuse a name that says the picture is anything but a PNG, and one that cannot be written. Raises `MarError`."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise RequestError(f"{path}: pictures are written as PNG; give a name that ends in .png")
+    check_writable(path)
 
 
 def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> None:
@@ -26,8 +38,21 @@ def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[
         left = _MARGIN + number % columns * cell_width
         top = _MARGIN + number // columns * cell_height
         sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        draw.text((left + width // 2, top + height + _CAPTION // 2), caption, fill="black", font=font, anchor="mm")
+        told = _fitted(caption, lambda text: font.getlength(text) <= width)
+        draw.text((left + width // 2, top + height + _CAPTION // 2), told, fill="black", font=font, anchor="mm")
     sheet.save(path, format="PNG")
+
+
+def _fitted(caption: str, fits: Callable[[str], bool]) -> str:
+    """`caption` on one line, cut off where it would run into the next one's.
+
+    Without accents: Pillow's own font has no letters that carry them.
+    """
+    line = " ".join("".join(letter for letter in normalize("NFKD", caption) if not combining(letter)).split())
+    kept = len(line)
+    while kept and not fits(line if kept == len(line) else f"{line[:kept]}…"):
+        kept -= 1
+    return line if kept == len(line) else f"{line[:kept]}…"
 
 
 def save_picture(path: pathlib.Path, image: NDArray[np.uint8]) -> None:

@@ -238,5 +238,7 @@ def _check_interval(interval: object) -> None:
     if not isinstance(interval, (tuple, list)) or len(interval) != 2:
         raise RequestError(f"cfg_interval must be two shares of known tokens, low and high, found {short(interval)}")
     low, high = interval
-    check_number("cfg_interval", low, 0, 1)
-    check_number("cfg_interval", high, low, 1)
+    check_number("cfg_interval: low", low, 0, 1)
+    check_number("cfg_interval: high", high, 0, 1)
+    if low > high:
+        raise RequestError(f"cfg_interval must be LOW and then HIGH, found {low} and {high}")

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.checks import short
 from runtime.config import ModelConfig
 from runtime.errors import RequestError
 
 MAX_BATCH = 4096
 _NOISE_BYTES = 4 * 2**30
 _SEEDS = 2**64
+_NAMES_TOLD = 10
 
 
 def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
@@ -25,6 +27,19 @@ def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
     if len(wrong):
         raise RequestError(f"class {wrong[0]} is out of range; this model has classes 0..{config.class_num - 1}")
     return given.astype(np.int64)
+
+
+def class_number(given: str, names: Sequence[str]) -> int:
+    """A class as a command line gives it: its number, or its name, in any case. Raises `RequestError`."""
+    try:
+        return int(given)
+    except ValueError:
+        found = [number for number, name in enumerate(names) if name.casefold() == given.casefold()]
+    if len(found) != 1:
+        known = ", ".join(names[:_NAMES_TOLD]) + (", ..." if len(names) > _NAMES_TOLD else "")
+        has = f"this model has {known}" if names else "this model has no names for its classes, only numbers"
+        raise RequestError(f"class {short(given)} is {'several' if found else 'unknown'}; {has}")
+    return found[0]
 
 
 def check_batch(size: int, steps: int, config: ModelConfig) -> int:

@@ -9,6 +9,7 @@ from runtime.builds import TARGETS
 from runtime.errors import BackendError
 
 _BAD_VERSIONS = ("10.2.0",)
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}  # by target, what installs it
 
 
 class TensorRTLibrary:
@@ -22,7 +23,10 @@ class TensorRTLibrary:
         try:
             self.module = importlib.import_module(TARGETS[target])
         except (ImportError, OSError) as error:  # the second where a library that it loads itself is missing
-            raise BackendError(f"target {target} is not installed ({error}); see README, Install") from None
+            raise BackendError(
+                f"{target} is not installed ({error}); pip install 'mar-runtime[{_EXTRAS[target]}]', "
+                "or on a Jetson see README, Install"
+            ) from None
         self.target = target
         self.version: str = self.module.__version__
         if target == "tensorrt" and self.version.startswith(_BAD_VERSIONS):

@@ -405,6 +405,8 @@ def test_the_command_ranks_draws_and_refuses_in_one_line(
         "--weights-only is for": ["--out", out, "--precision", "fp8", "--weights-only"],
         "--keep-fp must be a share": ["--out", out, "--keep-fp", "much"],
         "judged must": ["--out", out, "--judged", 0],
+        "is the artifact that is quantized, whose float32 engines stay": ["--out", small],
+        "--target-sqnr must be a number in 0..200, found nan": ["--out", out, "--target-sqnr", "nan"],
     }
     for told, arguments in refusals.items():
         assert told in str(refused(command(small, *arguments)))

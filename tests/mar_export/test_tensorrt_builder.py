@@ -213,7 +213,9 @@ def test_a_library_that_is_missing_or_does_not_load_is_told(monkeypatch: pytest.
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(BackendError) as caught:
         TensorRTBuilder("tensorrt", ())
-    assert str(caught.value) == f"target tensorrt is not installed ({error}); see README, Install"
+    assert str(caught.value) == (
+        f"tensorrt is not installed ({error}); pip install 'mar-runtime[tensorrt]', or on a Jetson see README, Install"
+    )
 
 
 @pytest.mark.parametrize("version", ["10.2.0", "10.2.0.19"])

@@ -135,7 +135,9 @@ WRONG_OPTIONS = [
     ("--class -1", "class -1 is out of range"),
     ("--class 99999999999999999999", "labels must be whole numbers"),
     ("--class 9223372036854775808", "class 9223372036854775808 is"),
-    ("--class x", "'x' is not a valid integer"),
+    ("--class x", "class 'x' is unknown; this model has no names for its classes, only numbers"),
+    ("--out {folder}/latents.npy", "--out and --save-latents are both"),
+    ("--out {folder}/grid.jpg", "grid.jpg: pictures are written as PNG"),
     ("--count 0", "--count must lie in 1..100000, found 0"),
     ("--count -1", "found -1"),
     ("--count 100001", "found 100001"),
@@ -150,7 +152,7 @@ WRONG_OPTIONS = [
     ("--cfg-scale -1", "cfg_scale must be a number in 0..1000, found -1.0"),
     ("--cfg-scale nan", "found nan"),
     ("--cfg-schedule cosine", "'cosine'"),
-    ("--cfg-interval 0.7 0.2", "cfg_interval must be a number in 0.7..1, found 0.2"),
+    ("--cfg-interval 0.7 0.2", "cfg_interval must be LOW and then HIGH, found 0.7 and 0.2"),
     ("--cfg-interval 0.5", "--cfg-interval"),
     ("--mask-schedule two-stage", "'two-stage'"),
     ("--token-order spiral", "'spiral'"),
@@ -172,11 +174,14 @@ WRONG_OPTIONS = [
     ("--backend nope", "unknown backend 'nope'"),
     ("--device tpu", "'tpu'"),
     *(
+        (f"--{option}-file {{inputs}}/{name}", f"/{name}: {why}")
+        for option in ("order", "noise")
+        for name, why in (("missing.npz", "No such file or directory"), ("folder.npz", "Is a directory"))
+    ),
+    *(
         (f"--{option}-file {{inputs}}/{name}", f"{name}: not an .npz file with an array {key}")
         for option, key in (("order", "generation_order"), ("noise", "noise"))
         for name in (
-            "missing.npz",
-            "folder.npz",
             "empty.npz",
             "text.npz",
             "array.npy",
@@ -264,7 +269,12 @@ main()
 """
 
 
-def test_an_interrupt_while_drawing_is_told_and_writes_nothing(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    ("stop", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_drawing_is_told_and_writes_nothing(
+    artifact: pathlib.Path, tmp_path: pathlib.Path, stop: signal.Signals, code: int, told: str
+) -> None:
     file, long = tmp_path / "latents.npy", ["--count", "1000", "--diffusion-steps", "1000", "--threads", "1"]
     command = [sys.executable, "-c", INTERRUPTIBLE, "generate", str(artifact), *long, "--save-latents", str(file)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -272,10 +282,10 @@ def test_an_interrupt_while_drawing_is_told_and_writes_nothing(artifact: pathlib
             assert process.poll() is None
             time.sleep(0.05)
         time.sleep(1)  # from loading the library to drawing with it
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
-    assert rest.strip() == "mar: interrupted"
+    assert process.returncode == code
+    assert rest.strip() == f"mar: {told}"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -214,7 +214,7 @@ def test_a_damaged_file_is_told_whether_graph_or_plan(doctor: Doctor, artifact: 
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     ended = doctor(str(artifact), gpu=ORIN, tensorrt="10.13.3")
-    assert ended.code == 0
+    assert ended.code == 1
     assert f"{artifact}: fp32, {file}: altered since export" in ended.out
     assert "every hash matches" not in ended.out
 

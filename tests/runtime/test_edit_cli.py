@@ -137,6 +137,15 @@ def test_several_ways_to_draw_it_make_a_grid_with_the_class_below(
         assert sheet[top + 96 : top + 110, left : left + 96].min() < 128  # its caption
 
 
+def test_a_class_is_its_number_or_its_name_in_any_case(
+    mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
+) -> None:
+    line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png {QUICK} --out {files}/edited.png"
+    for given in ("1", "dog", "DOG"):
+        assert mar(f"{line} --class {given}").code == 0
+        assert read(files / "edited.png").tolist() == drawn(pixel_artifact, [1])[0].tolist()
+
+
 def test_a_seed_and_the_sampling_options_are_those_of_generate(
     mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
 ) -> None:
@@ -149,14 +158,17 @@ def test_a_seed_and_the_sampling_options_are_those_of_generate(
     assert read(files / "edited.png").tolist() == expected[0, ..., 0].tolist()
 
 
-ALL = "--image {files}/gray.png --mask {files}/mask.png --class 1"
+FILES = "--image {files}/gray.png --mask {files}/mask.png"
+ALL = f"{FILES} --class 1"
 WRONG = [
     ("--mask {files}/mask.png --class 1", "Missing option '--image'"),
     ("--image {files}/gray.png --class 1", "Missing option '--mask'"),
     ("--image {files}/gray.png --mask {files}/mask.png", "Missing option '--class'"),
-    (f"{ALL} --class x", "'x' is not a valid integer"),
-    (f"{ALL} --class 2", "class 2 is out of range; this model has classes 0..1"),
-    (f"{ALL} --class -1", "class -1 is out of range"),
+    (f"{ALL} --class 0", "an edit draws one class, found --class 2 times; leave one"),
+    (f"{FILES} --class dragon", "class 'dragon' is unknown; this model has cat, dog"),
+    (f"{FILES} --class 2", "class 2 is out of range; this model has classes 0..1"),
+    (f"{FILES} --class -1", "class -1 is out of range"),
+    (f"{ALL} --out edited.jpg", "edited.jpg: pictures are written as PNG; give a name that ends in .png"),
     (f"{ALL} --count 0", "0 is not in the range 1<=x<=1024"),
     (f"{ALL} --count 1025", "1025 is not in the range"),
     (f"{ALL} --seed -1", "seed must be a whole number in 0..2^64-1, found -1"),

@@ -61,6 +61,21 @@ def test_a_grid_shows_every_picture_in_its_place(tmp_path: pathlib.Path, channel
     assert (pixels[122:, 212:] == 255).all()  # the sixth place is empty
 
 
+@pytest.mark.parametrize(
+    "caption", ["a name of very many words, which are far too wide for it", "two\nlines\tand more", "W" * 500]
+)
+def test_a_caption_stays_below_its_own_picture(tmp_path: pathlib.Path, caption: str) -> None:
+    images = np.full((3, 100, 100, 1), 255, np.uint8)
+    save_grid(tmp_path / "grid.png", images, ["", caption, ""], columns=3)
+    with Image.open(tmp_path / "grid.png") as sheet:
+        dark = np.asarray(sheet.convert("L")) < 128
+    assert dark[104:118, 108:208].any()
+    assert not dark[:, :108].any()
+    assert not dark[:, 208:].any()
+    assert not dark[:104].any()
+    assert not dark[118:].any()
+
+
 def test_the_command_writes_a_grid_of_the_pictures_asked_for(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

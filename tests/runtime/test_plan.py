@@ -391,7 +391,7 @@ def test_a_bad_setting_is_refused_by_name_and_value(name: str, value: object) ->
     [
         ((-0.1, 1.0), "a number in 0..1, found -0.1"),
         ((0.0, 1.1), "found 1.1"),
-        ((0.7, 0.2), "found 0.2"),
+        ((0.7, 0.2), "found 0.7 and 0.2"),
         ((math.nan, 1.0), "found nan"),
         ((0.0, math.nan), "found nan"),
         (("0", 1.0), "found '0'"),
