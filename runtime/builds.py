@@ -99,15 +99,22 @@ def obstacle(build: Build, library: str | None, architecture: str | None) -> str
 def usable_build(
     builds: Sequence[Build], engine: str, target: str, graph_sha256: str, library: str, architecture: str
 ) -> Build:
-    """The build of `engine` that runs here. Raises `BackendError`, with what is there and how to get what is not."""
-    reasons = []
+    """The build of `engine` to run here: of those that can, one for this very library and GPU, then the newest.
+
+    `builds` are in the order in which they were made. Raises `BackendError`, with what is there and how to get what
+    is not.
+    """
+    usable, reasons = [], []
     for build in (build for build in builds if (build.engine, build.target) == (engine, target)):
         why = obstacle(build, library, architecture)
         if build.graph_sha256 != graph_sha256:
             why = "built from another graph"
         if why is None:
-            return build
-        reasons.append(f"; {build.file}: {why}")
+            usable.append(build)
+        else:
+            reasons.append(f"; {build.file}: {why}")
+    if usable:  # of equals `max` takes the first
+        return max(reversed(usable), key=lambda build: (build.library == library, architecture in build.architectures))
     raise BackendError(
         f"no engine {engine} for {target} {library} on {architecture}{''.join(reasons)}; "
         f"mar build ARTIFACT --target {target}"

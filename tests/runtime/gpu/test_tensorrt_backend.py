@@ -197,6 +197,40 @@ def test_an_engine_of_this_version_may_not(built: pathlib.Path, tensorrt: Simula
         assert tensorrt.calls("deserialize_cuda_engine") == [(False,)] * len(ENGINES)
 
 
+_OLDER, _HERE = {"version": "10.3.0"}, {"version": VERSION}
+_ANY_VERSION, _ANY_GPU = BuilderFlags(version_compatible=True), BuilderFlags(hardware_compatible="ampere+")
+
+
+@pytest.mark.parametrize(
+    ("made", "best"),
+    [
+        ([(_ANY_VERSION, _OLDER), (BuilderFlags(), _HERE)], 1),
+        ([(BuilderFlags(), _HERE), (_ANY_VERSION, _OLDER)], 0),
+        ([(_ANY_GPU, {"architecture": "sm_86"}), (BuilderFlags(), {"architecture": "sm_89"})], 1),
+        ([(BuilderFlags(), {"architecture": "sm_89"}), (_ANY_GPU, {"architecture": "sm_86"})], 0),
+        ([(_ANY_VERSION, {"version": "10.9.0"}), (_ANY_VERSION, _OLDER)], 1),
+        ([(_ANY_GPU, {"architecture": "sm_80"}), (_ANY_GPU, {"architecture": "sm_86"})], 1),
+    ],
+    ids=["version, then exact", "exact, then version", "GPU, then exact", "exact, then GPU", "versions", "GPUs"],
+)
+def test_of_engines_that_run_here_the_exact_one_is_loaded_then_the_newest(
+    unbuilt: pathlib.Path,
+    tensorrt: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+    made: list[tuple[BuilderFlags, dict[str, str]]],
+    best: int,
+) -> None:
+    for flags, builder in made:
+        build(unbuilt, flags, **builder)
+    opened = list[str]()
+    verified = Artifact.verified_build
+    monkeypatch.setattr(Artifact, "verified_build", lambda *asked: (opened.append(asked[1].file), verified(*asked))[1])
+    load(unbuilt).close()
+    builds = Artifact(unbuilt).manifest.builds
+    expected = builds[best * len(ENGINES) : (best + 1) * len(ENGINES)]
+    assert opened == [each.file for each in expected]
+
+
 def test_what_one_engine_may_the_next_may_not(unbuilt: pathlib.Path, tensorrt: Simulation) -> None:
     build(unbuilt, BuilderFlags(version_compatible=True))
     mixed = json.loads((unbuilt / MANIFEST).read_text())
