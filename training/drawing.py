@@ -36,6 +36,7 @@ from runtime.plan import Sampling, build_plan
 from runtime.presets import requested_sampling
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.published import sample
+from training.vae import AutoencoderKL
 
 _A_FILE = 50  # pictures, and as many are drawn together
 
@@ -59,20 +60,22 @@ class Drawing:
     @functools.cached_property
     def described(self) -> tuple[ModelConfig, Sampling, dict[str, Any]]:
         """The model, how it is sampled, and all that decides a picture, for JSON. Raises `RequestError`."""
-        of: dict[str, Any] = {"seed": self.seed}
+        of: dict[str, Any]
         if is_artifact(self.subject):
             manifest = Artifact(self.subject).manifest
             config, tokenizer, sampling = manifest.model, manifest.tokenizer, manifest.requested(dict(self.settings))
-            of |= {"files": {name: file.sha256 for name, file in sorted(manifest.files.items())}, **dict(self.backend)}
+            of = {"files": {name: file.sha256 for name, file in sorted(manifest.files.items())}, **dict(self.backend)}
         else:
             loaded = _checkpoint(self)
             config, tokenizer = loaded.model.config, loaded.tokenizer
             sampling = requested_sampling(usual_sampling(config), config, dict(self.settings))
-            of |= {"checkpoint": loaded.sha256, "torch": torch.__version__}
+            vae = None if loaded.vae is None else _sha256(loaded.vae)
+            of = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
         if tokenizer == "none":
             raise RequestError(f"{self.subject} has no decoder, so it makes no pictures to judge; see --tokenizer")
         build_plan(config.tokens, sampling)  # wrong settings are told before the work
-        return config, sampling, {**of, "sampling": dataclasses.asdict(sampling)}
+        of |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
+        return config, sampling, {"seed": self.seed, **of}
 
 
 def draw(
@@ -189,3 +192,11 @@ def _painter(drawing: Drawing, threads: int) -> _Painter:
 @functools.lru_cache(maxsize=1)
 def _checkpoint(drawing: Drawing) -> Checkpoint:
     return load_checkpoint(drawing.subject, **dict(drawing.checkpoint))
+
+
+def _sha256(vae: AutoencoderKL) -> str:
+    """What tells one autoencoder from another, whatever file or folder it came from."""
+    digest = hashlib.sha256(repr((vae.config, vae.latent_scale)).encode())
+    for tensor in vae.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from published_forms import CONFIG, mar_weights, vae_weights, write_json, write_safetensors
 from tiny_runs import one_sentence
 
+from runtime.artifact import MANIFEST
 from runtime.errors import DataError, RequestError
 from training import drawing
-from training.checkpoint import Checkpoint, save_run
+from training.checkpoint import Checkpoint, save_run, save_weights
 from training.drawing import Drawing, draw, drawn, labels_of
 
 _SETTINGS = (("cfg_scale", 1.5), ("diffusion_steps", 3), ("iterations", 2))
@@ -86,6 +90,43 @@ def test_other_pictures_lie_apart(
     other = _pictures(_drawing(pixel_artifact, **changes), 4, tmp_path)
     assert (one != other).any()
     np.testing.assert_array_equal(_pictures(_drawing(pixel_artifact), 4, tmp_path), one)
+
+
+@pytest.mark.parametrize("other", ["tokenizer", "scale", "config"])
+def test_pictures_of_one_checkpoint_with_another_tokenizer_or_config_lie_apart(
+    tmp_path: pathlib.Path, other: str
+) -> None:
+    """With the same weights: a file of them alone tells neither."""
+    weights, changed = vae_weights(), vae_weights()
+    changed["decoder.conv_out.bias"] += 0.5
+    for name, (tensors, scale, heads) in {
+        "usual": (weights, "0.2325", 3),
+        "tokenizer": (changed, "0.2325", 3),
+        "scale": (weights, "0.5", 3),
+        "config": (weights, "0.2325", 6),
+    }.items():
+        save_weights(tmp_path / f"{name}.safetensors", tensors, {"latent_scale": scale})
+        write_json(tmp_path / f"{name}.json", {**CONFIG.to_dict(), "encoder_num_heads": heads})
+    checkpoint = write_safetensors(tmp_path / "model.safetensors", mar_weights())
+
+    def of(name: str) -> Drawing:
+        files = (("tokenizer", tmp_path / f"{name}.safetensors"), ("config_file", tmp_path / f"{name}.json"))
+        return Drawing(checkpoint, 3, _SETTINGS, checkpoint=files)
+
+    one, another = (_pictures(of(name), 2, tmp_path) for name in ("usual", other))
+    assert (one != another).any()
+    np.testing.assert_array_equal(_pictures(of("usual"), 2, tmp_path), one)
+
+
+def test_pictures_of_an_artifact_whose_manifest_tells_another_model_lie_apart(
+    pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    artifact = pathlib.Path(shutil.copytree(pixel_artifact, tmp_path / "artifact"))
+    before = _drawing(artifact).described[2]
+    manifest = json.loads((artifact / MANIFEST).read_text())
+    manifest["model"]["encoder_num_heads"] *= 2
+    write_json(artifact / MANIFEST, manifest)
+    assert _drawing(artifact).described[2] != before
 
 
 def test_a_checkpoint_draws_what_its_artifact_does(
