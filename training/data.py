@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import math
@@ -54,6 +55,10 @@ class Dataset(Protocol):
     classes: tuple[str, ...]
     channels: int
     labels: NDArray[np.int64]  # [n]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells all of the pictures and labels from any others, found without decoding one."""
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The pictures at `indices`: uint8 [len(indices), H, W, channels]. Raises `BadPictureError`."""
@@ -129,6 +134,10 @@ class _Coloured:
         self._gray, self.complaints = gray, gray.complaints
         self.classes, self.labels = gray.classes, gray.labels
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._gray.fingerprint} in three colours"
+
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._gray.images(indices).repeat(3, axis=-1)
 
@@ -156,6 +165,13 @@ class IdxDataset:
         count = int(self.labels.max()) + 1
         fashion = hashlib.sha256(self.labels.astype(np.uint8).tobytes()).hexdigest() in _FASHION_MNIST_LABELS
         self.classes = FASHION_MNIST_CLASSES if fashion else tuple(str(label) for label in range(count))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self._pixels.shape).encode())
+        digest.update(self._pixels.data)
+        digest.update(self.labels.data)
+        return digest.hexdigest()
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._pixels[indices]
@@ -186,7 +202,13 @@ class FolderDataset:
         if not labels:
             raise DataError(f"{path}: no class has pictures; {self.complaints[0]}")
         self.labels = np.array(labels, dtype=np.int64)
-        self._image_size = image_size
+        self._path, self._image_size = path, image_size
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """By size and time of change of every file: to read a million of them would take hours."""
+        files = [(file.relative_to(self._path).as_posix(), *_size_and_time(file)) for file in self._files]
+        return hashlib.sha256(repr((self._image_size, self.classes, files)).encode()).hexdigest()
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.stack([self._load(self._files[index]) for index in indices])
@@ -210,6 +232,15 @@ class FolderDataset:
         left, top = (width - size) // 2, (height - size) // 2
         resized = picture.resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _size_and_time(file: pathlib.Path) -> tuple[int, ...]:
+    """In bytes and nanoseconds; nothing of a link that leads nowhere, which is a picture that cannot be read."""
+    try:
+        status = file.stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

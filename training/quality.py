@@ -7,7 +7,6 @@ Two figures: how often the classifier recognises the class that was asked for, a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -27,7 +26,6 @@ from training.tensor_files import saved_metadata
 FEATURES = 64
 _EPOCHS = 3
 _BATCH = 128
-_FINGERPRINT_PICTURES = 64
 
 
 class Classifier(nn.Module):
@@ -87,24 +85,13 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
 
 def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
     """The classifier that was trained on this very dataset and saved at `file`, or a new one, saved there."""
-    trained_on = fingerprint(dataset)
-    if saved_metadata(file).get("dataset") == trained_on:
+    if saved_metadata(file).get("dataset") == dataset.fingerprint:
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
         return model
     model = train_classifier(dataset, progress)
-    checkpoint.save_weights(file, model.state_dict(), {"dataset": trained_on})
+    checkpoint.save_weights(file, model.state_dict(), {"dataset": dataset.fingerprint})
     return model
-
-
-def fingerprint(dataset: Dataset) -> str:
-    """What tells one dataset from another: classes, labels, and its first pictures with their size."""
-    digest = hashlib.sha256(repr(dataset.classes).encode())
-    digest.update(dataset.labels.tobytes())
-    first = np.arange(min(_FINGERPRINT_PICTURES, len(dataset.labels)))
-    for pictures, _ in readable_batches(dataset, first, len(first)):
-        digest.update(pictures.tobytes())
-    return digest.hexdigest()
 
 
 @torch.inference_mode()

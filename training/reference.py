@@ -16,7 +16,6 @@ from runtime.files import replacing
 from training.data import Dataset, readable_batches
 from training.feature_networks import FeatureNetwork, Seen, look
 from training.metrics import Moments
-from training.quality import fingerprint
 
 _BATCH = 64
 
@@ -29,7 +28,7 @@ def reference(
     `progress` is told of pictures as they are looked at. The file is used again only for the same pictures and the
     same weights of the network.
     """
-    of = {"network": network.name, "weights": network.sha256, "dataset": fingerprint(dataset), "pictures": pictures}
+    of = {"network": network.name, "weights": network.sha256, "dataset": dataset.fingerprint, "pictures": pictures}
     key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
     file = folder / f"reference-{network.name}-{key[:16]}.npz"
     kept = _read(file, of)
@@ -45,7 +44,7 @@ def reference(
             mean=seen.moments.mean,
             covariance=seen.moments.covariance,
             sample=seen.sample,
-            figures=json.dumps([seen.recognised, seen.inception_score]),
+            figures=json.dumps([seen.pictures, seen.recognised, seen.inception_score]),
         )
     return seen
 
@@ -64,8 +63,8 @@ def _read(file: pathlib.Path, of: dict[str, Any]) -> Seen | None:
         with np.load(file, allow_pickle=False) as kept:
             if json.loads(str(kept["of"])) != of:
                 return None
-            recognised, score = json.loads(str(kept["figures"]))
+            pictures, recognised, score = json.loads(str(kept["figures"]))
             moments = Moments(kept["mean"], kept["covariance"])
-            return Seen(int(of["pictures"]), moments, kept["sample"], recognised, score)
+            return Seen(pictures, moments, kept["sample"], recognised, score)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None

@@ -152,10 +152,11 @@ def test_real_pictures_are_looked_at_without_the_bad_ones(data: pathlib.Path, tm
     network = OwnClassifier(classifier, weights)
     seen = reference(network, dataset, 10, tmp_path, lambda done: None)
     assert seen.moments.mean.shape == (64,)
-    assert len(seen.sample) == 8
+    assert len(seen.sample) == seen.pictures == 8
     assert _told(data, dataset.complaints) == BAD
     again = reference(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
     assert np.array_equal(again.sample, seen.sample)
+    assert again.pictures == 8
 
 
 def test_contexts_of_a_head_are_of_pictures_that_can_be_read(data: pathlib.Path) -> None:

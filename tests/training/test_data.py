@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import pathlib
 import struct
 import zlib
@@ -17,7 +18,7 @@ from tiny_runs import one_sentence, write_idx, write_idx_dataset
 
 from runtime.errors import DataError
 from training import data
-from training.data import FASHION_MNIST_CLASSES, open_dataset
+from training.data import FASHION_MNIST_CLASSES, coloured, open_dataset
 
 _IMAGES, _LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
@@ -466,3 +467,62 @@ def test_a_picture_below_the_target_is_told_by_its_path_when_it_is_read(
     assert dataset.complaints == []
     dataset.images(np.array([0]))
     assert [str(file) in complaint for complaint in dataset.complaints] == [True] * small
+
+
+# What tells one dataset from another
+
+
+@pytest.mark.parametrize("changed", ["picture", "label", "size", "split"])
+def test_idx_files_are_told_from_others_by_every_picture_and_label(tmp_path: pathlib.Path, changed: str) -> None:
+    pixels, labels = _pixels(200), (np.arange(200) % 4).astype(np.uint8)
+
+    def fingerprint(size: int = 6) -> str:
+        write_idx(tmp_path / _IMAGES, pixels)
+        write_idx(tmp_path / _LABELS, labels)
+        return open_dataset(tmp_path, size).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    if changed == "picture":
+        pixels[-1, -1, -1] ^= 1
+    elif changed == "label":
+        labels[-1] = 0
+    elif changed == "split":
+        pixels, labels = pixels[:-1], labels[:-1]
+    assert fingerprint(8 if changed == "size" else 6) != before
+
+
+def _repainted(file: pathlib.Path) -> None:
+    """As many bytes as before, a second later."""
+    changed = file.stat().st_mtime_ns + 10**9
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    os.utime(file, ns=(changed, changed))
+
+
+_CHANGES: dict[str, Callable[[pathlib.Path], object]] = {
+    "repainted": _repainted,
+    "another size": lambda file: file.write_bytes(file.read_bytes() + b"x"),
+    "renamed": lambda file: file.rename(file.with_name("z.png")),
+    "another class": lambda file: file.rename(file.parent.parent / "a" / file.name),
+    "gone": lambda file: file.unlink(),
+    "a new class": lambda file: (file.parent.parent / "c").mkdir(),
+    "a link to nowhere": lambda file: file.with_name("z.png").symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+def test_a_folder_is_told_from_others_by_every_file(tmp_path: pathlib.Path, change: str) -> None:
+    for number in range(150):
+        file = tmp_path / "ab"[number // 100] / f"{number:03}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"picture {number}, never decoded")
+    before = open_dataset(tmp_path, 8).fingerprint
+    assert open_dataset(tmp_path, 8).fingerprint == before
+    assert open_dataset(tmp_path, 9).fingerprint != before
+    _CHANGES[change](file)
+    assert open_dataset(tmp_path, 8).fingerprint != before
+
+
+def test_gray_pictures_in_three_colours_are_others(tmp_path: pathlib.Path) -> None:
+    dataset = open_dataset(write_idx_dataset(tmp_path), 12)
+    assert coloured(dataset).fingerprint != dataset.fingerprint

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_runs import one_thread
+from tiny_runs import one_thread, write_idx
 
 from runtime.errors import DataError
 from training import quality
+from training.data import open_dataset
 from training.quality import frechet_distance, judge, load_or_train_classifier
 
 
@@ -23,6 +24,7 @@ class Stripes:
 
     def __init__(self, count: int, seed: int) -> None:
         self.labels = np.random.default_rng(seed).integers(2, size=count)
+        self.fingerprint = f"{count} stripes of seed {seed}"
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         pictures = np.zeros((len(indices), 16, 16, 1), np.uint8)
@@ -80,6 +82,18 @@ def test_a_classifier_of_other_data_is_trained_anew(tmp_path: pathlib.Path, othe
     load_or_train_classifier(file, Stripes(256, seed=0), lambda done, of: None)
     load_or_train_classifier(file, other, lambda done, of: seen.append(done))
     assert seen
+
+
+def test_a_classifier_is_trained_anew_when_only_the_last_picture_has_changed(tmp_path: pathlib.Path) -> None:
+    train, file, seen = Stripes(256, seed=0), tmp_path / "classifier.safetensors", list[int]()
+    pixels = train.images(np.arange(256))[..., 0]
+    for _ in range(2):
+        write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
+        write_idx(tmp_path / "train-labels-idx1-ubyte", train.labels.astype(np.uint8))
+        seen.clear()
+        load_or_train_classifier(file, open_dataset(tmp_path, 16), lambda done, of: seen.append(done))
+        assert seen
+        pixels[-1] = 255 - pixels[-1]
 
 
 def test_too_few_pictures_for_a_classifier_are_refused(tmp_path: pathlib.Path) -> None:
