@@ -61,7 +61,7 @@ class Backends:
 
     def __init__(self, work: pathlib.Path) -> None:
         self._work = work
-        self._exported: dict[tuple[str, str], pathlib.Path] = {}
+        self._exported: dict[tuple[str, str, str], pathlib.Path] = {}
         self.openers = {"torch": self._torch, "onnxruntime": self._onnxruntime, "tensorrt": self._tensorrt}
 
     def obstacle(self, name: str) -> str | None:
@@ -104,7 +104,8 @@ class Backends:
     def _artifact(self, checkpoint: Checkpoint, precision: str) -> pathlib.Path:
         from mar_export.export import export_artifact
 
-        key = checkpoint.source, precision
+        # The golden models have files of one name, and those of random weights no hash.
+        key = checkpoint.source, checkpoint.sha256, precision
         if key not in self._exported:
             path = self._work / str(len(self._exported))
             export_artifact(checkpoint, path, print, precision=precision)
@@ -122,7 +123,7 @@ class Check:
         self._found |= {"skipped": {}, "golden": [], "times": []}
         for key in ("about", "reached"):
             print(", ".join(f"{name} {value}" for name, value in self._found[key].items()))
-        self._names = []
+        self._names, self._due = [], 0
         for name in names:
             obstacle = backends.obstacle(name)
             if obstacle is None:
@@ -133,13 +134,15 @@ class Check:
 
     @property
     def wrong(self) -> bool:
-        """Whether a golden case was, or anything could not be done that should have been."""
-        return not self._found["golden"] or not all(case["right"] for case in self._found["golden"])
+        """Whether a golden case was, or was left out although nothing stands in its backend's way."""
+        drawn = self._found["golden"]
+        return not drawn or len(drawn) < self._due or not all(case["right"] for case in drawn)
 
     def golden(self, model: str) -> None:
         folder, cases = GOLDEN / model, [case for case in golden_cases() if case.model == model]
         checkpoint = load_checkpoint(folder / "checkpoint-last.pth", folder / "meta.json")
         for name in self._names:
+            self._due += len(cases)
             with self._skipping(f"golden cases of {model}, {name}"):
                 graphs, calls = (self._drawn(name, checkpoint, cases, graphs) for graphs in (True, False))
                 for case, replayed, called in zip(cases, graphs, calls, strict=True):
