@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from calibration.judge import judging
 from mar_export.export import export_artifact
 from mar_export.parity import ENGINE_TOLERANCES
 from runtime.artifact import MANIFEST, Artifact
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.images import from_uint8, to_uint8
@@ -338,6 +340,18 @@ def test_edit_takes_and_makes_pictures_in_colour(
     assert found[~hole()].tobytes() == known[~hole()].tobytes()
     quick: dict[str, Any] = {"iterations": 2, "diffusion_steps": "ddim2", "cfg_scale": 1.0}
     assert found.tobytes() == images_of(generator, [2], known=known, mask=hole(), **quick)[0].tobytes()
+
+
+def test_quantized_engines_are_judged_by_latents_alone(
+    kl_artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoder of the published size would take longer than the loop."""
+    loaded, load = list[str](), OnnxRuntime.load
+    monkeypatch.setattr(OnnxRuntime, "load", lambda *given: (loaded.append(given[2]), load(*given))[1])
+    with judging(Artifact(kl_artifact), FAST, 2, 1) as judge:
+        exact = {name: (kl_artifact / f"{name}.onnx", "fp32") for name in ENGINES}
+        assert judge.relative_l2(exact) == 0
+    assert loaded == list(ENGINES)
 
 
 @pytest.mark.parametrize("option", ["--encoder", ""])
