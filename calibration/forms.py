@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.kept import is_kept
 from calibration.products import layers
 from calibration.quantized_graph import quantize_graph
 from calibration.scales import Scale, activation_scale
@@ -18,6 +17,7 @@ from calibration.statistics import Statistics
 from calibration.weights_only import quantize_weights
 from runtime.artifact import Artifact
 from runtime.errors import CalibrationError
+from runtime.low_precision import stays_in_float32
 from runtime.spec import CONDITIONING, DENOISE
 
 Written = dict[str, tuple[pathlib.Path, str]]  # engine -> graph and its precision
@@ -100,4 +100,4 @@ class QuantizedWeights(Form):
 
 def _quantizable(artifact: Artifact, engine: str) -> list[str]:
     graph = ir.load(artifact.engine_file(engine)).graph
-    return [layer.name for layer in layers(graph) if not is_kept(layer.name)]
+    return [layer.name for layer in layers(graph) if not stays_in_float32(layer.name)]

@@ -1,9 +1,7 @@
 """Lower precision, written into the graph: weights and matrix products in fp16 or bf16, all else in float32.
 
 TensorRT 11 takes types from the graph only, and the same graph then serves every backend. What is kept:
-normalisation, softmax, biases, residuals, the embedding of timesteps (their neighbours are a fraction of
-a percent apart), the first projection, which reads the sampler's state, and the last, whose error the
-first steps of a chain amplify.
+normalisation, softmax, biases, residuals, and the layers that `runtime.low_precision` names.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.low_precision import stays_in_float32
 from training.transformer import ScaledDotProduct, seen
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by FLOAT_PRECISIONS
-
-_FLOAT32 = ("time_embed", "input_proj", "final_layer.linear", "z_proj", "conv_in", "conv_out")
 
 
 class Product(nn.Module):
@@ -41,7 +38,7 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """
 
     def lower(part: nn.Module, path: str) -> nn.Module | None:
-        if path.endswith(_FLOAT32):
+        if stays_in_float32(path):
             return part
         if isinstance(part, nn.Linear):
             return _Linear(part, dtype)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from calibration.forms import QuantizedProducts
 from calibration.judge import judging
-from calibration.kept import is_kept
 from calibration.products import layers
 from calibration.quantize import Quantization, quantize
 from calibration.quantized_graph import quantize_graph
@@ -36,6 +35,13 @@ from tests.calibration.conftest import SAMPLING
 from tests.conftest import relative_l2
 
 REQUEST: dict[str, Any] = {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0, "seed": 3}
+
+
+_KEPT = {
+    BACKBONE: ["model.z_proj"],
+    CONDITIONING: ["time_embed.mlp.0", "time_embed.mlp.2"],
+    DENOISE: ["input_proj", "final_layer.linear"],
+}
 
 
 def quantization(precision: str = "int8", **changes: Any) -> Quantization:
@@ -114,9 +120,7 @@ def test_all_but_the_layers_that_are_kept_are_in_low_precision(low: dict[str, pa
     wanted = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}[precision]
     for engine in ENGINES:
         graph = ir.load(low[precision] / f"{engine}.onnx").graph
-        left = [layer.name for layer in layers(graph)]
-        assert left
-        assert all(is_kept(name) for name in left)
+        assert [layer.name for layer in layers(graph)] == _KEPT[engine]
         quantized_weights = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
         assert quantized_weights
         assert {value.dtype for value in quantized_weights} == {wanted}
@@ -298,7 +302,7 @@ def test_the_most_sensitive_layers_stay_in_float32_until_the_target_is_met(
         f"{engine}/{layer.name}"
         for engine in (CONDITIONING, DENOISE)
         for layer in layers(ir.load(small.engine_file(engine)).graph)
-        if not is_kept(layer.name)
+        if layer.name not in _KEPT[engine]
     }
     reached = everything.manifest.parity["generation"]["sqnr_db"]
     target = reached + 3
@@ -350,7 +354,7 @@ def test_weights_alone_are_in_blocks_of_few_bits(
     stored = {"w8": ir.DataType.INT8, "w4": ir.DataType.INT4}[precision]
     for engine in ENGINES:
         graph = ir.load(low[precision] / f"{engine}.onnx").graph
-        assert all(is_kept(layer.name) for layer in layers(graph))
+        assert [layer.name for layer in layers(graph)] == _KEPT[engine]
         weights = [value for name, value in graph.initializers.items() if name.endswith("weight_quantized")]
         assert weights
         assert {value.dtype for value in weights} == {stored}

@@ -24,10 +24,14 @@ from runtime.artifact import FLOAT_PRECISIONS, Artifact
 from runtime.config import ModelConfig
 from runtime.errors import BackendError
 from runtime.generator import Generator
-from runtime.spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
+from runtime.low_precision import stays_in_float32
+from runtime.spec import DECODER, ENCODER, ENGINES, TOKENIZER_ENGINES, EngineSpec, engine_specs, tokenizer_specs
 from tests.conftest import relative_l2
 from tests.golden_cases import golden_cases
 from training.checkpoint import Checkpoint
+from training.model import MAR
+from training.presets import PRESETS, preset
+from training.vae import AutoencoderKL, VAEConfig
 
 Type = onnx.TensorProto.DataType
 LOW: dict[str, int] = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -89,6 +93,31 @@ def answers(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[np
     with torch.inference_mode():
         made = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     return [output.numpy() for output in (made if isinstance(made, tuple) else (made,))]
+
+
+@pytest.mark.parametrize("name", [*PRESETS, "flow", "causal", "codes"])
+def test_every_model_keeps_the_same_layers_in_float32(name: str) -> None:
+    """Of its codes, a head of codes keeps none."""
+    forms = {"flow": {"head": "flow"}, "causal": {"attention": "causal"}, "codes": {"head": "codes", "codes": 40}}
+    config = preset(name) if name in PRESETS else preset("pixel_small", **forms[name])
+    with torch.device("meta"):
+        modules = graph_modules(MAR(**config.to_dict()).eval(), AutoencoderKL(VAEConfig()).eval(), encoder=True)
+    convolutions = [f"vae.{half}.{end}" for half in ("encoder", "decoder") for end in ("conv_in", "conv_out")]
+    expected = {engine: kept for engine, (_, kept) in LAYERS.items()} | dict.fromkeys(TOKENIZER_ENGINES, convolutions)
+    if name == "codes":
+        expected |= {"conditioning": [], "denoise": []}
+    for engine, module in modules.items():
+        kept = [
+            layer
+            for layer, part in lowered(module, torch.bfloat16).named_modules()
+            if isinstance(part, (nn.Linear, nn.Conv2d))
+        ]
+        assert kept == expected[engine]
+        assert kept == [
+            layer
+            for layer, part in module.named_modules()
+            if isinstance(part, (nn.Linear, nn.Conv2d)) and stays_in_float32(layer)
+        ]
 
 
 def test_every_precision_of_an_artifact_has_a_type_and_tolerances() -> None:
