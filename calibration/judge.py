@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact import Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.distance import decibels, relative_l2
 from runtime.generator import Generator
 from runtime.images import patchify
 from runtime.loop import Engines
@@ -20,7 +20,6 @@ from runtime.noise import seeded_order
 from runtime.spec import ENGINES, Engine
 
 _SEED = 2**30  # apart from those that statistics are of, and those that people draw
-_LEAST = 1e-15
 
 
 class Judge:
@@ -36,12 +35,12 @@ class Judge:
 
     def relative_l2(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> float:
         """The distance where the engines in `changed` are graphs in a precision instead."""
-        return self._distance(self._latents(changed), self._expected)
+        return relative_l2(self._latents(changed), self._expected)
 
     def report(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> dict[str, Any]:
         """The distance of the latents, and of those tokens that each iteration made."""
         latents = self._latents(changed)
-        distance = self._distance(latents, self._expected)
+        distance = relative_l2(latents, self._expected)
         manifest = self._artifact.manifest
         config = manifest.model
         with Generator(manifest, Engines(**self._exact), "") as generator:
@@ -53,7 +52,7 @@ class Judge:
         drift = []
         for number, iteration in enumerate(plan.iterations):
             made = slice(iteration.known, iteration.known + iteration.count)
-            of_iteration = self._distance(found[:, made], expected[:, made])
+            of_iteration = relative_l2(found[:, made], expected[:, made])
             drift.append({"iteration": number + 1, "relative_l2": of_iteration, "sqnr_db": decibels(of_iteration)})
         return {"relative_l2": distance, "sqnr_db": decibels(distance), "of": "latents", "drift": drift}
 
@@ -71,10 +70,6 @@ class Judge:
         generator = Generator(self._artifact.manifest, Engines(**{**self._exact, **changed}), "")
         return generator.generate(self._labels, seed=_SEED, **self._sampling).latents
 
-    @staticmethod
-    def _distance(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-        return float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), _LEAST))
-
 
 @contextlib.contextmanager
 def judging(artifact: Artifact, sampling: Mapping[str, Any], pictures: int, threads: int) -> Iterator[Judge]:
@@ -83,8 +78,3 @@ def judging(artifact: Artifact, sampling: Mapping[str, Any], pictures: int, thre
         yield judge
     finally:
         judge.close()
-
-
-def decibels(relative_l2: float) -> float:
-    """The signal to quantization noise ratio, SQNR, in dB."""
-    return -20 * math.log10(max(relative_l2, _LEAST))

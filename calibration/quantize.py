@@ -11,11 +11,12 @@ from typing import Any
 
 from calibration.collect import identity
 from calibration.forms import Form, QuantizedProducts, QuantizedWeights
-from calibration.judge import Judge, decibels, judging
+from calibration.judge import Judge, judging
 from calibration.sensitivity import Sensitivity, most_sensitive, ranked_layers, together, too_sensitive
 from calibration.statistics import Statistics
 from calibration.weights_only import BITS
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
+from runtime.distance import decibels
 from runtime.errors import ArtifactError, CalibrationError
 from runtime.files import replacing_folder, sha256, write_json
 

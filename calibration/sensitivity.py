@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from calibration.forms import Form
-from calibration.judge import Judge, decibels
+from calibration.judge import Judge
+from runtime.distance import decibels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.solvers import REFERENCE, REFERENCE_STEPS, deterministic
 from calibration.step_times import with_presets
+from runtime.distance import relative_l2
 from runtime.generator import Generator
 from runtime.plan import Sampling, build_plan
 
@@ -65,7 +66,7 @@ def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable
             reference = _reference_of(sampling, tokens)
             if reference is not None:
                 right = references[reference][number]
-                distances[name].append(float(np.linalg.norm(found.latents[0] - right) / np.linalg.norm(right)))
+                distances[name].append(relative_l2(found.latents[0], right))
             advance(1)
     return [
         Judged(

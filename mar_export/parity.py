@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from mar_export.examples import example_inputs, parity_sizes
 from runtime.config import ModelConfig
+from runtime.distance import decibels, relative_l2
 from runtime.errors import ParityError
 from runtime.forms import settled, short_chain, usual_sampling
 from runtime.generator import Generator
@@ -50,13 +50,6 @@ class Trajectory:
     def drawn_by(self, generator: Generator) -> NDArray[np.float32]:
         """The latents of the same picture by `generator`."""
         return generator.generate(list(self.labels), order=self.order, noise=self.noise, **self.settings).latents
-
-
-def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """|found - expected| / |expected|, in float64; infinite where a value is not finite."""
-    difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
-    distance = float(difference / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-30))
-    return distance if np.isfinite(distance) else float("inf")
 
 
 def eager_outputs(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[Arrays]:
@@ -125,7 +118,7 @@ def _drift(found: NDArray[np.float32], trajectory: Trajectory, config: ModelConf
         run = iterations[start : start + _DRIFT_EVERY]
         tokens = slice(run[0].known, run[-1].known + run[-1].count)
         distance = relative_l2(ordered[0][:, tokens], ordered[1][:, tokens])
-        told.append({"iteration": start + len(run), "relative_l2": distance, "sqnr_db": _sqnr(distance)})
+        told.append({"iteration": start + len(run), "relative_l2": distance, "sqnr_db": decibels(distance)})
     return told
 
 
@@ -135,9 +128,4 @@ def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
             f"{what}: relative L2 distance {distance:.2e} from eager PyTorch, where at most {tolerance:.0e} is "
             "allowed; nothing was written"
         )
-    return {"relative_l2": distance, "sqnr_db": _sqnr(distance), "tolerance": tolerance}
-
-
-def _sqnr(distance: float) -> float:
-    """Signal to quantization noise ratio, in decibels, of a relative L2 distance."""
-    return -20 * math.log10(max(distance, 1e-15))
+    return {"relative_l2": distance, "sqnr_db": decibels(distance), "tolerance": tolerance}

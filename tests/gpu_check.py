@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from mar_export.bench import commit
-from mar_export.parity import relative_l2
 from mar_export.precision import DTYPES
 from mar_export.torch_gpu import torch_gpu_generator
 from runtime.artifact import Artifact, Manifest
 from runtime.cost import plan_costs
+from runtime.distance import relative_l2
 from runtime.errors import MarError
 from runtime.files import write_json
 from runtime.generator import Generator
