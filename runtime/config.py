@@ -9,6 +9,8 @@ from typing import Any
 
 from runtime.errors import ConfigError
 
+FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep, in every model
+
 # (field, smallest, largest): what a value must lie in for the arithmetic to make sense at all.
 _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("img_size", 1, 8192),

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from runtime.config import ModelConfig
+from runtime.config import FREQUENCIES, ModelConfig
 from runtime.plan import Iteration, Plan
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
 
 _FLOAT = 4  # bytes
-_FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +93,9 @@ def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: 
     operations = 2 * (
         steps * rows * width * modulation
         + rows * config.decoder_embed_dim * width
-        + steps * (_FREQUENCIES + width) * width
+        + steps * (FREQUENCIES + width) * width
     )
-    weights = width * modulation + config.decoder_embed_dim * width + (_FREQUENCIES + width) * width
+    weights = width * modulation + config.decoder_embed_dim * width + (FREQUENCIES + width) * width
     return Cost(operations, weight_bytes * weights + _FLOAT * steps * rows * modulation)
 
 

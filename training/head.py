@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.config import FREQUENCIES
 from runtime.diffusion import TRAIN_STEPS, NoiseSchedule, training_schedule
-
-FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep
 
 
 def timestep_embedding(timesteps: Tensor) -> Tensor:
