@@ -51,8 +51,8 @@ def inception_score(scores: NDArray[np.floating]) -> float:
     logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # log p(y|x), [n, classes]
     parts = []
     for part in np.array_split(logs, min(SPLITS, len(logs))):
-        chances = np.exp(part)
-        parts.append(np.exp((chances * (part - np.log(chances.mean(axis=0)))).sum(axis=1).mean()))
+        of_part = np.logaddexp.reduce(part, axis=0) - np.log(len(part))  # log p(y), also where p(y) itself is too small
+        parts.append(np.exp((np.exp(part) * (part - of_part)).sum(axis=1).mean()))
     return float(np.mean(parts))
 
 

@@ -59,6 +59,12 @@ def test_the_inception_score_is_the_number_of_classes_that_are_told_apart() -> N
     assert inception_score(sure[:, :1] * np.ones(4)) == pytest.approx(1.0)
 
 
+def test_a_class_that_no_picture_can_be_of_changes_no_inception_score() -> None:
+    never = np.full((400, 1), -1000.0)  # e^-1000 is 0 in float64
+    random = np.random.default_rng(0).standard_normal((400, 4))
+    assert inception_score(np.hstack([random, never])) == pytest.approx(inception_score(random), rel=1e-12)
+
+
 class _Means:
     """A network whose features are the mean colour of the four corners of a picture."""
 
