@@ -68,10 +68,10 @@ def _loaded(
     loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
     if image_size is None or image_size == loaded.model.config.img_size:
         return loaded
-    trained = loaded.model.config.img_size
+    trained, other = loaded.model.config.img_size, resized(loaded.model, image_size)
     click.echo(
         f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
         "and how good its pictures are there is for you to check",
         err=True,
     )
-    return dataclasses.replace(loaded, model=resized(loaded.model, image_size))
+    return dataclasses.replace(loaded, model=other)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runtime.artifact import TOKENIZERS
+from runtime.artifact import TOKENIZERS, is_artifact
 from runtime.config import ModelConfig
 from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, replacing_folder, sha256, write_json
@@ -94,7 +94,8 @@ def write_run_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
 def read_run_config(run: pathlib.Path) -> dict[str, Any]:
     path = run / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError(f"{run}: not a run of mar train, it has no {CONFIG_FILE}")
+        what = "an artifact" if is_artifact(run) else "a folder"
+        raise CheckpointError(f"{run}: {what}, not a run of mar train: it has no {CONFIG_FILE}")
     return read_json_object(path)
 
 

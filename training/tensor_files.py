@@ -9,6 +9,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -44,13 +45,16 @@ def read_pickle(path: pathlib.Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a format it may not know: it says so again where it does not
             # Files from before PyTorch 1.6 are no zip, and cannot be mapped.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"{named[1]}, which is" if named else "what is"
-        raise CheckpointError(f"{path}: refused, it holds {what} no tensor and could run code when read") from error
+        if named is None:
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or not one of tensors alone") from error
+        what = f"{named[1]}, which is no tensor and could run code when read"
+        raise CheckpointError(f"{path}: refused, it holds {what}") from error
     except Exception as error:  # damaged bytes end in whatever the reader happens to do with them
         raise CheckpointError(f"{path}: not a whole PyTorch checkpoint; copy it again") from error
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import pickle
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -453,6 +454,24 @@ def test_an_autoencoder_that_would_run_code_is_refused_and_runs_none(tmp_path: p
     assert not trace.exists()
     torch.load(file, weights_only=False)  # it is indeed what it is said to be
     assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"# A text", b"\x93" * 100, pickle.dumps({"a": _CreatesAFile(pathlib.Path("x"))}, 4)]
+)
+def test_what_is_no_checkpoint_is_called_nothing_worse(
+    tmp_path: pathlib.Path, recwarn: pytest.WarningsRecorder, content: bytes
+) -> None:
+    """And nothing but that is told: PyTorch warns of formats that it may not know."""
+    file = tmp_path / "x.pth"
+    file.write_bytes(content)
+    assert _refusal(file) == f"{file}: not a PyTorch checkpoint, or not one of tensors alone"
+    assert not recwarn.list
+
+
+def test_an_artifact_is_told_from_a_run(tmp_path: pathlib.Path) -> None:
+    write_json(tmp_path / "manifest.json", {"format_version": 6, "files": {}, "engines": {}})
+    assert _refusal(tmp_path) == f"{tmp_path}: an artifact, not a run of mar train: it has no config.json"
 
 
 # Folders that are not as they should be
