@@ -18,7 +18,7 @@ from calibration.weights_only import BITS
 from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
 from runtime.distance import decibels
 from runtime.errors import ArtifactError, CalibrationError
-from runtime.files import replacing_folder, sha256, write_json
+from runtime.files import check_writable_folder, replacing_folder, sha256, write_json
 
 _ATTEMPTS = 8  # to meet a target, each leaving out more layers
 
@@ -51,13 +51,14 @@ class Quantized:
 
 
 def check_place(artifact: Artifact, out: pathlib.Path) -> None:
-    """Refuse to write over what is no artifact, and over `artifact` itself. Raises `ArtifactError`."""
+    """Refuse to write over what is no artifact, over `artifact` itself, and where nothing can be. Raises `MarError`."""
     if out.exists() and not is_artifact(out):
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     if out.exists() and out.samefile(artifact.path):
         raise ArtifactError(
             f"{out} is the artifact that is quantized, whose float32 engines stay; choose another --out"
         )
+    check_writable_folder(out)
 
 
 def quantize(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from calibration.statistics import Statistics
 from runtime.files import replacing
 
-_TICKS = 8
+_TICKS = 10  # at the most
 
 
 def save_report(statistics: Statistics, path: pathlib.Path) -> None:
@@ -35,7 +35,7 @@ def save_report(statistics: Statistics, path: pathlib.Path) -> None:
     right.set_xlabel("timestep of the diffusion chain, noisy to clean")
     at = _ticks(over_timesteps.shape[1])
     right.set_xticks(at, [f"{statistics.timesteps[tick]:.0f}" for tick in at])
-    figure.colorbar(shown, ax=[left, right], label="largest magnitude", fraction=0.03)
+    figure.colorbar(shown, ax=[left, right], label="largest magnitude (white: nothing but zeros)", fraction=0.03)
     figure.suptitle(f"What passes into each layer, over {statistics.pictures} pictures")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -48,4 +48,4 @@ def _heat_map(axes: Axes, values: NDArray[np.float32], names: list[str], norm: L
 
 
 def _ticks(length: int) -> list[int]:
-    return sorted({round(float(at)) for at in np.linspace(0, length - 1, min(length, _TICKS))})
+    return list(range(0, length, -(-length // _TICKS)))

@@ -28,7 +28,7 @@ from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
 from runtime.errors import ArtifactError, RequestError
-from runtime.files import replacing_folder, sha256, write_json
+from runtime.files import check_writable_folder, replacing_folder, sha256, write_json
 from runtime.forms import usual_sampling
 from runtime.generator import Generator
 from runtime.loop import Engines
@@ -65,6 +65,7 @@ def export_artifact(
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
+    check_writable_folder(out)
     base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing a picture in eager PyTorch, to compare with")

@@ -29,6 +29,11 @@ def check_writable(path: pathlib.Path) -> None:
     _temporary_beside(_followed(path)).unlink()
 
 
+def check_writable_folder(path: pathlib.Path) -> None:
+    """The same for `replacing_folder(path)`."""
+    _folder_beside(_followed(path)).rmdir()
+
+
 def _followed(path: pathlib.Path) -> pathlib.Path:
     """Where a link leads: it stays, as everybody else who writes to one expects."""
     try:
@@ -49,6 +54,14 @@ def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
     except OSError as error:
         raise MarError(f"cannot write {path}: {error.strerror or error}") from error
     return pathlib.Path(name)
+
+
+def _folder_beside(path: pathlib.Path) -> pathlib.Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
@@ -79,11 +92,7 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     An existing folder at `path` is replaced, and only once the new one is whole and on the disk.
     """
     path = _followed(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+    temporary = _folder_beside(path)
     try:
         yield temporary
         temporary.chmod(0o755)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from runtime.errors import MarError
-from runtime.files import check_writable, replacing, replacing_folder, sha256, write_json
+from runtime.files import check_writable, check_writable_folder, replacing, replacing_folder, sha256, write_json
 
 OLD, NEW = "old and whole", "new and whole"
 
@@ -25,6 +25,7 @@ class Way(NamedTuple):
     """One of the two ways to replace, and where in what it yields the tests' content goes."""
 
     replace: Callable[[pathlib.Path], AbstractContextManager[pathlib.Path]]
+    check: Callable[[pathlib.Path], None]
     inside: str
 
     def write(self, path: pathlib.Path, text: str, failure: BaseException | None = None) -> None:
@@ -37,7 +38,7 @@ class Way(NamedTuple):
         return (path / self.inside).read_text()
 
 
-FILE, FOLDER = Way(replacing, ""), Way(replacing_folder, "content.txt")
+FILE, FOLDER = Way(replacing, check_writable, ""), Way(replacing_folder, check_writable_folder, "content.txt")
 
 
 @pytest.fixture(params=[FILE, FOLDER], ids=["file", "folder"])
@@ -56,6 +57,13 @@ def path(way: Way, tmp_path: pathlib.Path) -> pathlib.Path:
 
 def names(folder: pathlib.Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_check_leaves_nothing(way: Way, path: pathlib.Path) -> None:
+    way.check(path)
+    way.check(path.with_name("new"))
+    assert names(path.parent) == ["target.bin"]
+    assert way.read(path) == OLD
 
 
 def test_what_was_written_is_there_and_nothing_else(way: Way, tmp_path: pathlib.Path) -> None:
@@ -114,7 +122,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: pathlib.Path) -> Non
     os.mkfifo(pipe)
     link.symlink_to(pipe)
     for path in (pipe, link):
-        for write in (check_writable, lambda path: FILE.write(path, NEW)):
+        for write in (FILE.check, lambda path: FILE.write(path, NEW)):
             with pytest.raises(MarError, match=r"it is no ordinary file, and would be replaced by one$"):
                 write(path)
     assert pipe.is_fifo()
@@ -160,7 +168,7 @@ def test_a_write_that_the_kernel_refuses_for_want_of_space_is_told(way: Way, pat
 # Each ends its process inside the block, with half of the content on the disk. argv: which way, path.
 DYING = """
 import os, pathlib, resource, signal, sys
-from runtime.files import check_writable, replacing, replacing_folder
+from runtime.files import replacing, replacing_folder
 way, inside = {"file": (replacing, ""), "folder": (replacing_folder, "content.txt")}[sys.argv[1]]
 with way(pathlib.Path(sys.argv[2])) as temporary:
 """
@@ -208,9 +216,10 @@ def test_a_file_that_is_cut_off_is_told_and_leaves_what_was_there(way: Way, path
 @pytest.mark.parametrize("unusable", ["file/target.bin", "file/deeper/target.bin", "n" * 300, f"{'n' * 300}/target"])
 def test_a_name_that_cannot_be_written_is_told(way: Way, tmp_path: pathlib.Path, unusable: str) -> None:
     (tmp_path / "file").write_text(OLD)
-    with pytest.raises(MarError) as failure:
-        way.write(tmp_path / unusable, NEW)
-    assert f"cannot write {tmp_path / unusable}" in str(failure.value)
+    for attempt in (way.check, lambda path: way.write(path, NEW)):
+        with pytest.raises(MarError) as failure:
+            attempt(tmp_path / unusable)
+        assert f"cannot write {tmp_path / unusable}" in str(failure.value)
     assert (tmp_path / "file").read_text() == OLD
     assert names(tmp_path) == ["file"]
 
