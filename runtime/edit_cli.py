@@ -15,7 +15,15 @@ from runtime.errors import RequestError
 from runtime.files import replacing
 from runtime.generator import Generator
 from runtime.grid import check_picture_file, save_grid, save_picture
-from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
+from runtime.options import (
+    PATH,
+    backend_options,
+    bar_shown,
+    preset_option,
+    progress_bar,
+    sampling_options,
+    threads_option,
+)
 from runtime.request import check_labels, class_number
 
 _GRID_COLUMNS = 8
@@ -85,7 +93,7 @@ def edit(
                 mask=mask,
                 dilate=dilate,
                 paste=paste,
-                progress=lambda done, of: bar.update(1),
+                progress=(lambda done, of: bar.update(1)) if bar_shown() else None,
                 **settings,
             )
     assert result.images is not None

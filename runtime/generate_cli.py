@@ -20,7 +20,15 @@ from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.grid import check_picture_file, save_grid
-from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
+from runtime.options import (
+    PATH,
+    backend_options,
+    bar_shown,
+    preset_option,
+    progress_bar,
+    sampling_options,
+    threads_option,
+)
 from runtime.request import MAX_BATCH, class_number
 
 _MAX_COUNT = 100_000
@@ -139,7 +147,7 @@ def _draw(
         order=order,
         noise=noise,
         decode_batch=decode_batch,
-        progress=lambda done, of: bar.update(1),
+        progress=(lambda done, of: bar.update(1)) if bar_shown() else None,
         **settings,
     )
     passes = math.ceil(len(labels) / batch_size) * len(generator.plan(**settings).iterations)

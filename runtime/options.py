@@ -83,9 +83,17 @@ _CHAIN = (
 )
 
 
+def bar_shown() -> bool:
+    """Whether anybody would see a bar: standard error is a terminal.
+
+    Where nobody would, a drawing is to have no `progress` either: a GPU waits for each iteration that it tells of.
+    """
+    return sys.stderr.isatty()
+
+
 def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
-    """A bar with the time left on standard error, for people only: nothing where that is no terminal."""
-    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not sys.stderr.isatty())
+    """A bar with the time left on standard error, for people only: nothing unless `bar_shown`."""
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not bar_shown())
 
 
 def sampling_options(command: _Command) -> _Command:

@@ -8,6 +8,7 @@ import sys
 from typing import Any, NoReturn
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Ended, Mar
 from tests.runtime.gpu.conftest import VERSION, install_tensorrt
@@ -15,6 +16,7 @@ from tests.runtime.gpu.simulated_cuda import SimulatedCuda
 from tests.runtime.gpu.simulated_onnxruntime import Simulation, simulated_onnxruntime
 
 QUICK = "--iterations 4 --diffusion-steps ddim5 --count 3 --batch-size 2 --seed 7"
+EDIT = "--image {folder}/known.png --mask {folder}/mask.png --class 1 --iterations 3 --diffusion-steps ddim5"
 
 
 @pytest.fixture
@@ -59,6 +61,33 @@ def test_onnxruntime_writes_it_too(
     assert (tmp_path / "gpu.png").read_bytes() == expected
     assert ("cuGraphLaunch" in cuda.told) is (option == "")
     assert cuda.leaks == []
+
+
+@pytest.mark.usefixtures("tensorrt")
+@pytest.mark.parametrize(
+    ("line", "iterations"), [(f"generate {{artifact}} {QUICK}", 2 * 4), (f"edit {{artifact}} {EDIT}", 3)]
+)
+def test_only_a_bar_that_is_shown_makes_iterations_wait(
+    mar: Mar,
+    artifact: pathlib.Path,
+    tmp_path: pathlib.Path,
+    cuda: SimulatedCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    iterations: int,
+) -> None:
+    for name, shade in (("known", 90), ("mask", 255)):
+        Image.new("L", (8, 8), shade).save(tmp_path / f"{name}.png")
+
+    def waits() -> int:
+        before = cuda.told.count("cuStreamSynchronize")
+        asked = line.format(artifact=artifact, folder=tmp_path)
+        assert mar(f"{asked} --backend tensorrt --no-cuda-graphs --out {tmp_path / 'gpu.png'}").code == 0
+        return cuda.told.count("cuStreamSynchronize") - before
+
+    unseen = waits()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert waits() == unseen + iterations
 
 
 def refused(ended: Ended) -> tuple[Any, str]:
