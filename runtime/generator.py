@@ -256,8 +256,7 @@ class Generator:
         found = self.loop(plan, drawing.labels, ordered.T, drawing.noise, drawing.given, progress).swapaxes(
             0, 1
         )  # [B, L, D]
-        if not np.isfinite(found).all():
-            raise BackendError("the engines produced values that are not finite; check the export's parity report")
+        _check_finite(found, "the engines")
         tokens = np.empty_like(found)
         np.put_along_axis(tokens, ordered[..., None], found, axis=1)  # in generation order -> by position
         latents = unpatchify(tokens, config.grid, config.patch_size)
@@ -286,8 +285,12 @@ class Generator:
             return to_uint8(latents)
         if self.engines.decoder is None:
             return None
-        slices = [latents[start : start + together] for start in range(0, len(latents), together)]
-        return np.concatenate([to_uint8(self.engines.decoder(latents=part)[0]) for part in slices])
+        pictures = []
+        for start in range(0, len(latents), together):
+            (pixels,) = self.engines.decoder(latents=latents[start : start + together])
+            _check_finite(pixels, "the decoder")
+            pictures.append(to_uint8(pixels))
+        return np.concatenate(pictures)
 
     def close(self) -> None:
         """Free the engines."""
@@ -300,3 +303,12 @@ class Generator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_finite(values: NDArray[np.float32], made_by: str) -> None:
+    """Raise `BackendError` where numbers overflowed, which a picture would no longer show."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"{made_by} produced values that are not finite; check the export's parity report, and if it is in fp16, "
+            "export with --precision bf16"
+        )

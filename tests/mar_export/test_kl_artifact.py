@@ -21,7 +21,7 @@ from mar_export.export import export_artifact
 from mar_export.parity import ENGINE_TOLERANCES
 from runtime.artifact import MANIFEST, Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.errors import ArtifactError, RequestError
+from runtime.errors import ArtifactError, BackendError, RequestError
 from runtime.generator import Generator
 from runtime.images import from_uint8, to_uint8
 from runtime.spec import DECODER, ENCODER, ENGINES, Engine
@@ -195,6 +195,23 @@ def test_pictures_decoded_in_slices_are_the_same(generator: Generator, together:
     assert calls == rows
     assert nearly(found, images_of(generator, LABELS))
     assert len({image.tobytes() for image in found}) == 5
+
+
+def test_a_decoder_that_overflows_is_an_error_and_no_picture(generator: Generator) -> None:
+    decoder = generator.engines.decoder
+    assert decoder is not None
+
+    def overflowing(**inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        latents = inputs["latents"].copy()
+        latents[-1] *= np.float32(1e37)  # more than float32 can hold on its way to pixels
+        return decoder(latents=latents)
+
+    broken = Generator(generator.manifest, dataclasses.replace(generator.engines, decoder=overflowing), "")
+    for together in (1, 5):
+        with pytest.raises(
+            BackendError, match=r"^the decoder produced values that are not finite; .*--precision bf16$"
+        ):
+            broken.generate(LABELS, decode_batch=together, **FAST)
 
 
 # Edits.
