@@ -145,7 +145,7 @@ def _within_target(
         parity = _judged(form, judge, work, asked, kept, say)
         found = parity["generation"]["relative_l2"]
         if found <= target:
-            parity["generation"]["tolerance"] = target
+            parity["generation"] = {**parity["generation"], "tolerance": target}
             return parity, kept, ranking
         ranking = ranking or rank()
         # Where layers do more together than each alone lets expect, so much less is allowed: at least one more stays.
@@ -167,8 +167,7 @@ def _judged(
     for name in [*asked.engines, "generation"] if len(asked.engines) > 1 else ["generation"]:
         chosen = {layer for layer in form.layers if name == "generation" or layer.startswith(f"{name}/")} - kept
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            told = judge.report(form.write(pathlib.Path(folder), chosen))
-        parity[name] = {**told, "tolerance": 1.0}
+            parity[name] = told = judge.report(form.write(pathlib.Path(folder), chosen))
         said = "all" if name == "generation" else name
         say(f"{said} in {asked.precision}: the latents keep {told['sqnr_db']:.1f} dB" if chosen else f"{said}: float32")
     return dict.fromkeys(asked.engines, parity["generation"]) | parity

@@ -47,7 +47,9 @@ class Manifest:
     or they do not (`none`); `precision` is that of weights and matrix products; `sampling` holds the
     settings that are used where a request names none, `presets` named ones that were made for this
     model; `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
-    file; `builds` are the engines built for devices; `provenance` and `parity` are for people.
+    file; `builds` are the engines built for devices; `provenance` and `parity` are for people. The reports
+    of `parity` tell how far each engine, and a whole generation, are from eager PyTorch; or, where they are
+    `of_latents`, from float32.
     """
 
     model: ModelConfig
@@ -141,6 +143,14 @@ class Manifest:
             parity=value["parity"],
             builds=_builds(value["builds"], value["engines"].keys(), value["files"], where),
         )
+
+
+def of_latents(report: Mapping[str, Any]) -> bool:
+    """Whether a report of `Manifest.parity` is of what quantized engines do to finished latents.
+
+    It has a tolerance where all of them are at work, `generation`, and none for an engine alone.
+    """
+    return report.get("of") == "latents"
 
 
 def is_artifact(path: pathlib.Path) -> bool:
@@ -249,9 +259,11 @@ def _check_reports(
         if not isinstance(told, (str, int)):
             raise ArtifactError(f"{where}: provenance: {key} must be a text or a whole number, found {told!r}")
     _keys(parity, {*engines, "generation"}, f"{where}: parity")
-    for key, report in parity.items():
-        for number in ("relative_l2", "tolerance"):
-            if type(_object(report, f"{where}: parity: {key}").get(number)) is not float:
+    for key, value in parity.items():
+        report = _object(value, f"{where}: parity: {key}")
+        alone = of_latents(report) and key != "generation"
+        for number in ("relative_l2",) if alone else ("relative_l2", "tolerance"):
+            if type(report.get(number)) is not float:
                 raise ArtifactError(f"{where}: parity: {key}: {number} must be a number, found {report.get(number)!r}")
 
 

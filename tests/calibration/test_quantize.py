@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ from calibration.statistics import Statistics
 from calibration.weights_only import BITS, block_size, quantized_blocks
 from mar_export.build import build_engines, wanted_plans
 from mar_export.tensorrt_builder import BuilderFlags, TensorRTBuilder
-from runtime.artifact import QUANTIZED_PRECISIONS, Artifact
+from runtime.artifact import MANIFEST, QUANTIZED_PRECISIONS, Artifact
 from runtime.cli import mar
 from runtime.errors import CalibrationError, MarError, RequestError
 from runtime.generator import Generator
+from runtime.inspect_cli import inspect
 from runtime.spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
 from tests.calibration.conftest import SAMPLING
 from tests.conftest import relative_l2
@@ -144,6 +146,39 @@ def test_pictures_are_nearly_those_of_float32_and_the_manifest_says_how_nearly(
     told = manifest.parity["generation"]
     assert told["relative_l2"] == pytest.approx(distance, rel=1.0)
     assert told["relative_l2"] <= told["tolerance"]
+
+
+@pytest.mark.parametrize("engines", [ENGINES, [BACKBONE]], ids=["all", "one"])
+def test_inspect_says_of_what_a_distance_is_and_names_a_tolerance_only_where_one_was_met(
+    golden_artifacts: dict[str, pathlib.Path],
+    statistics: Statistics,
+    tmp_path: pathlib.Path,
+    engines: Sequence[str],
+) -> None:
+    def inspected() -> str:
+        return CliRunner().invoke(inspect, str(path.parent), catch_exceptions=False).output
+
+    asked = quantization(engines=engines, target_sqnr=10, pictures=2)
+    quantize(Artifact(golden_artifacts["small"]), statistics, tmp_path / "out", asked, lambda _: None)
+    path = tmp_path / "out" / MANIFEST
+    told = inspected()
+    manifest = json.loads(path.read_text())
+    parity = manifest["parity"]
+    assert {name for name, report in parity.items() if "tolerance" not in report} == set(engines)
+    lines = [line.strip() for line in told.splitlines() if "relative L2" in line]
+    assert lines == [
+        f"relative L2 of latents from those in float32 {parity[name]['relative_l2']:.1e}"
+        if name in engines
+        else f"relative L2 from eager PyTorch {parity[name]['relative_l2']:.1e}, allowed 1e-05"
+        for name in ENGINES
+    ] + [
+        f"whole generation: relative L2 of latents from those in float32 {parity['generation']['relative_l2']:.1e}, "
+        "allowed 3e-01"
+    ]
+    for name in engines:  # as manifests were before
+        parity[name]["tolerance"] = 1.0
+    path.write_text(json.dumps(manifest))
+    assert inspected() == told
 
 
 @pytest.mark.parametrize(("precision", "most"), [("int8", 0.2), ("fp8", 0.2), ("w8", 0.05), ("w4", 0.5)])

@@ -218,6 +218,9 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("parity/backbone", NO_OBJECT, "parity: backbone"),
     ("parity/generation/relative_l2", NO_NUMBER, "parity: generation: relative_l2"),
     ("parity/generation/tolerance", NO_NUMBER, "parity: generation: tolerance"),
+    ("parity/generation", [{"relative_l2": 0.0, "of": "latents"}], "parity: generation: tolerance"),
+    ("parity/backbone/tolerance", NO_NUMBER, "parity: backbone: tolerance"),
+    ("parity/backbone", [{"of": "latents"}], "parity: backbone: relative_l2"),
     # What was built from it
     ("builds", [None, {}, "denoise", 1], "builds must be a list"),
     ("builds", [[None], [{}], [[]]], "a build must have exactly the keys"),
