@@ -90,7 +90,10 @@ class _Plan:
         for tensor in self.spec.inputs:
             shape = tensor.sized(axes)
             library.true(context.set_input_shape(tensor.name, shape), f"{name}: refused {tensor.name} of {shape}")
-        missing = context.infer_shapes()
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:  # where it fails for any other reason than a shape that was not set
+            raise library.failure(f"{name}: no shapes ({error})") from error
         library.true(not missing, f"{name}: shapes missing of {', '.join(missing)}")
         execution = _Context(library, self._cuda, context, name)
         owner.callback(execution.close)

@@ -111,6 +111,8 @@ class IExecutionContext:
     def infer_shapes(self) -> list[str]:
         if self._simulation.fails("infer_shapes"):
             return ["x"]
+        if self._simulation.fails("infer_shapes raises"):
+            raise RuntimeError("Shape inference failed")
         return [name for name in self._engine.profile if name not in self._shapes]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:

@@ -71,6 +71,7 @@ DRAWING = {
     "create_execution_context": "conditioning: no context|denoise: no context",
     "set_input_shape": r"denoise: refused x of \(\d+, \d+\)",
     "infer_shapes": "denoise: shapes missing of x",
+    "infer_shapes raises": r"denoise: no shapes \(Shape inference failed\)",
     "set_tensor_address": "conditioning: refused the address of z",
     "execute_async_v3": "engine conditioning failed",
 }
@@ -78,7 +79,7 @@ DRAWING = {
 
 def test_every_call_that_can_fail_is_tried() -> None:
     source = inspect.getsource(simulated)
-    assert set(re.findall(r'(?:fails|constructed)\("(\w+)"', source)) == LOADING.keys() | DRAWING.keys()
+    assert set(re.findall(r'(?:fails|constructed)\("([\w ]+)"', source)) == LOADING.keys() | DRAWING.keys()
 
 
 @pytest.mark.parametrize("call", LOADING)
@@ -487,6 +488,10 @@ def test_the_holders_of_library_objects_are_variables_of_the_backend() -> None:
     """So that a renamed variable is not left out of the comparison unseen."""
     assert HOLDERS.keys() <= variables(backend, tensorrt_library)
     assert not HOLDERS.keys() & set(vars(builtins))
+
+
+def test_the_real_inference_of_shapes_raises_what_the_simulated_one_does(real: Any) -> None:
+    assert ":raises: RuntimeError if shape inference fails" in real.IExecutionContext.infer_shapes.__doc__
 
 
 def test_the_real_runtime_fails_as_the_simulated_one_does(real: Any) -> None:
