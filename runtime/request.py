@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.checks import short
+from runtime.checks import check_whole, short
 from runtime.config import ModelConfig
 from runtime.errors import RequestError
 
@@ -46,8 +46,7 @@ def check_batch(size: int, steps: int, config: ModelConfig) -> int:
     """How many pictures are drawn together, each with the noise of `steps` diffusion steps."""
     noise_bytes = 4 * (steps + 1) * config.tokens * config.token_channels
     largest = min(MAX_BATCH, _NOISE_BYTES // noise_bytes)
-    if not 1 <= size <= largest:
-        raise RequestError(f"1 to {largest} pictures can be drawn together at {steps} diffusion steps, found {size}")
+    check_whole(f"pictures drawn together at {steps} diffusion steps", size, 1, largest)
     return size
 
 

@@ -767,7 +767,11 @@ WRONG = [
     ("{artifact} --repeats 0", "--repeats must lie in 1..1000, found 0", 2),
     ("{artifact} --class 6", "class 6 is out of range; this model has classes 0..5", 2),
     ("{artifact} --iterations 17", "iterations must lie in 1..16", 2),
-    ("{artifact} --batch-size 5000", "pictures can be drawn together", 2),
+    (
+        "{artifact} --batch-size 5000",
+        "pictures drawn together at 100 diffusion steps must be a whole number in 1..4096, found 5000",
+        2,
+    ),
     ("{artifact} --json {folder}", "it is a folder", 1),
     ("{artifact} --chart {folder}", "it is a folder", 1),
     ("{folder}/nothing", "nothing: not an artifact", 1),

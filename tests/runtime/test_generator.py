@@ -266,7 +266,14 @@ def test_the_next_batch_is_made_ready_while_one_is_drawn(generator: Generator, m
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"labels": [0, 6]}, {"labels": 3}, {"batch_size": 0}, {"index": [0]}, {"decode_batch": 0}, {"seed": -1}],
+    [
+        {"labels": [0, 6]},
+        {"labels": 3},
+        *({"batch_size": size} for size in (0, 4097, 1.5, "2", True, None)),
+        {"index": [0]},
+        {"decode_batch": 0},
+        {"seed": -1},
+    ],
     ids=str,
 )
 def test_wrong_batches_are_refused_before_anything_runs(generator: Generator, wrong: dict[str, Any]) -> None:

@@ -161,7 +161,7 @@ def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
     ("line", "told"),
     [
         ("--iterations 17", "iterations must lie in 1..16"),
-        ("--batch-size 0", "pictures can be drawn together at 100 diffusion steps, found 0"),
+        ("--batch-size 0", "pictures drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
         ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler"),
     ],
 )
