@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 from runtime.builds import Build
 from runtime.checks import short
@@ -31,6 +31,8 @@ FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")  # as a checkpoint can be exported
 # As an artifact can be calibrated: products in int8 or fp8; or weights alone in 8 or 4 bits.
 QUANTIZED_PRECISIONS = ("int8", "fp8", "w8", "w4")
 PRECISIONS = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
+
+_Read = TypeVar("_Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,27 +187,34 @@ class Artifact:
     def verify(self, *, builds: bool = False) -> None:
         """Compare the hash of every file with the manifest, built engines only if asked. Raises `IntegrityError`."""
         built = {build.file for build in self.manifest.builds}
-        for name, entry in self.manifest.files.items():
+        for name in self.manifest.files:
             if builds or name not in built:
-                self._check_hash(name, entry)
+                self._check_hash(name, self._read(name, sha256))
 
     def engine_file(self, name: str) -> pathlib.Path:
         return self.path / self.manifest.engines[name]
 
-    def verified_build(self, build: Build) -> pathlib.Path:
-        """Where a built engine lies, whose hash is the manifest's. Raises `IntegrityError`."""
-        self._check_hash(build.file, self.manifest.files[build.file])
-        return self.path / build.file
+    def verified_build(self, build: Build) -> bytes:
+        """A built engine whose hash is the manifest's. Raises `IntegrityError`.
 
-    def _check_hash(self, name: str, entry: FileEntry) -> None:
+        It is code, so its file is read once: what was hashed is what is run, whoever writes to the file meanwhile.
+        """
+        engine = self._read(build.file, pathlib.Path.read_bytes)
+        self._check_hash(build.file, hashlib.sha256(engine).hexdigest())
+        return engine
+
+    def _read(self, name: str, read: Callable[[pathlib.Path], _Read]) -> _Read:
         try:
-            found = sha256(self.path / name)
+            return read(self.path / name)
         except OSError as error:
             raise IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})") from None
-        if found != entry.sha256:
+
+    def _check_hash(self, name: str, found: str) -> None:
+        expected = self.manifest.files[name].sha256
+        if found != expected:
             raise IntegrityError(
                 f"{self.path / name}: altered since export, sha256 {found[:12]}… where the manifest has "
-                f"{entry.sha256[:12]}…; copy the artifact again or export again"
+                f"{expected[:12]}…; copy the artifact again or export again"
             )
 
     def _check_size(self, name: str, entry: FileEntry) -> None:

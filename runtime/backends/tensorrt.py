@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,19 +28,21 @@ class TensorRT(GpuBackend):
         build = usable_build(
             manifest.builds, name, library.target, manifest.graph_sha256(name), library.version, self._gpu.architecture
         )
-        plan = self._deserialized(artifact.verified_build(build), build, artifact.engine_file(name))
+        plan = self._deserialized(artifact, build)
         spec = manifest.specs[name]
         _check_tensors(library, plan, spec)
         self._scratch.needs(plan.device_memory_size_v2)
         return self._called_here(_Plan(library, self._cuda, self._scratch, plan, build, spec))
 
-    def _deserialized(self, file: pathlib.Path, build: Build, graph: pathlib.Path) -> Any:
-        """The engine in a file whose hash was checked."""
-        library = self._library
+    def _deserialized(self, artifact: Artifact, build: Build) -> Any:
+        """The engine in a file whose hash is checked; its bytes are let go with the call."""
+        library, file, graph = self._library, artifact.path / build.file, artifact.engine_file(build.engine)
         library.log.lines.clear()
         # Plans for later versions carry a runtime of their own, which is code; others must not.
         self._runtime.engine_host_code_allowed = bool(build.flags.get("version_compatible"))
-        plan = library.made(self._runtime.deserialize_cuda_engine(file.read_bytes()), f"cannot load {file}")
+        plan = library.made(
+            self._runtime.deserialize_cuda_engine(artifact.verified_build(build)), f"cannot load {file}"
+        )
         if build.flags.get("strip_weights"):
             refitter = library.new(library.module.Refitter, plan)
             parser = library.new(library.module.OnnxParserRefitter, refitter)

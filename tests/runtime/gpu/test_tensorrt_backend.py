@@ -6,6 +6,7 @@ import builtins
 import enum
 import importlib
 import inspect
+import io
 import json
 import pathlib
 import platform
@@ -142,6 +143,28 @@ def test_an_altered_engine_is_never_deserialized(built: pathlib.Path, tensorrt: 
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert refusal(lambda: load(built), IntegrityError).startswith(f"{file}: altered since export")
     assert len(tensorrt.calls("deserialize_cuda_engine")) == ENGINES.index(engine)
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_what_is_deserialized_is_what_was_hashed(built: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every engine's file is replaced by another once it has been opened."""
+    opens = pathlib.Path.open
+
+    def replaced_then(path: pathlib.Path, *arguments: Any, **named: Any) -> Any:
+        file = opens(path, *arguments, **named)
+        if path.suffix == ".plan":
+            path.unlink()
+            with opens(path, "wb") as other:
+                other.write(b"x" * file.seek(0, io.SEEK_END))
+            file.seek(0)
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "open", replaced_then)
+        generator = load(built)
+    with generator:
+        generator.generate([0], **REQUEST)
+    assert "altered since export" in refusal(lambda: load(built), IntegrityError)
 
 
 @pytest.mark.usefixtures("tensorrt")
