@@ -111,13 +111,12 @@ class Cuda:
             there = address.value
         else:
             there = self.memory(size, owner)
+            self.clear(there, size)  # not an upload of the zeros here: `host` may be written to at once
         bytes_ = (ctypes.c_uint8 * size).from_address(pointer.value or 0)
         host = np.frombuffer(memoryview(bytes_), np.uint8)[: int(np.prod(shape)) * np.dtype(dtype).itemsize]
         host = host.view(dtype).reshape(shape)
         host[...] = 0
-        made = Exchange(host, there)
-        self.upload(made)
-        return made
+        return Exchange(host, there)
 
     def upload(self, array: Exchange) -> None:
         """Bring what `array.host` holds to the GPU; it must not change before `synchronize`."""

@@ -220,6 +220,7 @@ def test_an_array_that_both_see_begins_with_zeros_there_too(opened: Cuda, cuda: 
     with contextlib.ExitStack() as owner:
         array = opened.exchange((3, 5), np.int64, owner)
         assert not array.host.any()
+        array.host[...] = 1  # before the stream has come to it
         opened.synchronize()
         assert not cuda.on_device(array.address, array.host.nbytes).any()
         array.host[...] = np.arange(15).reshape(3, 5)
