@@ -88,10 +88,11 @@ def open_session(
     provider: str,
     settings: dict[str, str],
     left_out: Sequence[str] = (),
+    remedy: str = "export again",
 ) -> Any:
     """A session that really runs on `provider`, whose graph has the inputs and outputs of `spec`.
 
-    `left_out` are optimizations of ONNX Runtime, by its names for them.
+    `left_out` are optimizations of ONNX Runtime, by its names for them; `remedy` is what to do where it cannot load.
     """
     # ONNX Runtime only warns of a provider that is missing or does not load, and runs on the CPU instead.
     if provider not in library.get_available_providers():
@@ -102,7 +103,7 @@ def open_session(
             str(path), options, providers=[(provider, settings)], disabled_optimizers=left_out
         )
     except Exception as error:  # its exception classes share no narrower base
-        raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); export again") from error
+        raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); {remedy}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"onnxruntime loaded {session.get_providers()[0]} instead of {provider}")
     check_tensors(path, _tensors(session.get_inputs()), spec.inputs)

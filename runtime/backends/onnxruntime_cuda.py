@@ -38,7 +38,9 @@ class OnnxRuntimeCuda(GpuBackend):
         }
         file, spec = artifact.engine_file(name), artifact.manifest.specs[name]
         options = session_options(self._library)
-        session = open_session(self._library, file, spec, options, "CUDAExecutionProvider", settings)
+        # It makes CUDA graphs only where all of a graph runs on the GPU, without copies from here.
+        remedy = "use --no-cuda-graphs, or export again" if graphs else "export again"
+        session = open_session(self._library, file, spec, options, "CUDAExecutionProvider", settings, remedy=remedy)
         return _Session(self._library, session, spec, self._cuda, graphs)
 
 

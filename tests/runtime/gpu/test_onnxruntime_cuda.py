@@ -187,13 +187,15 @@ def test_a_provider_that_does_not_load_is_refused(
     assert left_on(cuda) == []
 
 
-def test_a_graph_that_does_not_load_is_told(
-    golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation
+@pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
+def test_a_graph_that_does_not_load_is_told_and_that_cuda_graphs_may_be_why(
+    golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation, cuda_graphs: bool
 ) -> None:
     provider.failing = {"InferenceSession"}
     path = golden_artifacts["small"] / "backbone.onnx"
-    assert refusal(lambda: load(golden_artifacts["small"])) == (
-        f"{path}: onnxruntime cannot load it (InferenceSession broke); export again"
+    remedy = "use --no-cuda-graphs, or export again" if cuda_graphs else "export again"
+    assert refusal(lambda: load(golden_artifacts["small"], cuda_graphs=cuda_graphs)) == (
+        f"{path}: onnxruntime cannot load it (InferenceSession broke); {remedy}"
     )
     assert left_on(cuda) == []
 
