@@ -32,6 +32,7 @@ def torch_gpu_generator(manifest: Manifest, model: MAR, precision: str, *, cuda_
         specs = engine_specs(manifest.model)
         modules = {name: lowered(module, DTYPES[precision]) for name, module in loop_modules(model).items()}
         engines = {name: backend.engine(module, specs[name]) for name, module in modules.items()}
+        torch.cuda.synchronize()  # weights are copied on the default stream, for which the engines' does not wait
         loop = backend.loop(manifest.model)
         unless_whole.pop_all()
     return Generator(manifest, Engines(**engines), backend.description, backend.close, loop)
