@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.config import StepConfig
 from training.draws import batch_examples, draw_example, example_stream, masked_tokens
+from training.preemption import SIGNALS
 from training.source import Source, readable_latent
 
 
@@ -134,5 +135,6 @@ def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterat
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A job's SIGTERM goes to all of its processes: those that read are still needed for the step that is under way."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """A signal to a job goes to all of its processes: those that read are still needed for the step under way."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

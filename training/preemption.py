@@ -1,41 +1,52 @@
-"""SIGTERM, by which a scheduler takes its machines back: the step under way is finished, the run saved and left."""
+"""SIGTERM, by which a scheduler takes its machines back, or Ctrl-C: a step is finished, the run saved and left."""
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-
 from runtime.errors import MarError
 from training.distribution import Processes
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 
 class PreemptedError(MarError):
-    """The run was asked to stop, and has saved what it needs to go on. Exit code 143, as for a process so ended."""
+    """The run was asked to stop, and has saved what it needs to go on. The exit code is that of a process so ended."""
 
-    exit_code = 128 + signal.SIGTERM
+    def __init__(self, message: str, by: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + by
 
 
 class Termination:
-    """While the block runs, SIGTERM is remembered instead of ending the process."""
+    """While the block runs, SIGTERM and the first SIGINT are remembered instead of ending the process."""
 
     def __init__(self, processes: Processes) -> None:
-        self._processes, self._asked = processes, False
-        self._before: Any = None
+        self._processes = processes
+        self._asked: list[signal.Signals] = []
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Termination:
-        self._before = signal.signal(signal.SIGTERM, self._remember)
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, before in self._before.items():
+            if before != signal.SIG_IGN:  # as a script has SIGINT ignored in what it starts in the background
+                signal.signal(number, self._remember)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def asked(self) -> bool:
-        """Whether any of the processes was told to stop; all must ask, and all get the same answer."""
-        asked = torch.tensor(float(self._asked), device=self._processes.device)
-        return self._processes.mean(asked).item() > 0
+    def asked(self) -> signal.Signals | None:
+        """By which signal any of the processes was told to stop; all must ask, and all get the same answer."""
+        return next(iter(self._processes.together(self._asked.copy())), None)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._asked.append(signal.Signals(number))
+        if number == signal.SIGINT and self._processes.count == 1:  # of several, torchrun ends those that take too long
+            signal.signal(number, self._before[number])
+            # Not by print, which must not be called while it is under way.
+            os.write(2, b"\nstopping once this step is done and saved; Ctrl-C again stops at once\n")

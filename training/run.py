@@ -1,4 +1,4 @@
-"""A run of any training: its steps to the last, reported, saved on the way, left on SIGTERM so that it goes on."""
+"""A run of any training: its steps to the last, reported, saved on the way, left on a signal so that it goes on."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Run(abc.ABC, Generic[_Learner]):
     def train(self) -> None:
         """Train to the last step of the config, with checkpoints, samples and a log on the way.
 
-        Raises `PreemptedError` after SIGTERM, once all is saved.
+        Raises `PreemptedError` after SIGTERM or SIGINT, once all is saved.
         """
         try:
             with Termination(self.processes) as termination, contextlib.ExitStack() as stack:
@@ -90,8 +90,9 @@ class Run(abc.ABC, Generic[_Learner]):
                 self._save(reporter)
             if told_to_stop and not last:
                 raise PreemptedError(
-                    f"stopped by SIGTERM after step {self.step} of {config.steps}; all is saved, go on with "
-                    f"{self.command} --resume {self.run}"
+                    f"stopped by {told_to_stop.name} after step {self.step} of {config.steps}; all is saved, go on "
+                    f"with {self.command} --resume {self.run}",
+                    told_to_stop,
                 )
             if last or self.step % config.sample_every == 0:
                 self._draw_samples(reporter)

@@ -195,18 +195,19 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
         time.sleep(0.1)
 
 
-def test_a_job_told_to_end_saves_and_goes_on_where_it_was(tmp_path: pathlib.Path) -> None:
-    """torchrun hands SIGTERM on to all processes, those that read ahead included."""
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_told_to_end_saves_and_goes_on_where_it_was(tmp_path: pathlib.Path, by: signal.Signals) -> None:
+    """torchrun hands a signal on to all processes, those that read ahead included."""
     data, run = write_idx_dataset(tmp_path / "data", pictures=12, side=8, classes=2), tmp_path / "run"
     options = ["--data", data, "--out", run, "--preset", "pixel_small", "--image-size", 8, "--batch-size", 4]
     command = _torchrun("-m", "training", *options, "--steps", 100000, "--workers", 1, "--checkpoint-every", 100000)
     with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=_ENVIRONMENT) as job:
         log = run / "log.jsonl"
         _wait_for(lambda: log.exists() and log.stat().st_size > 0, job)
-        job.send_signal(signal.SIGTERM)
+        job.send_signal(by)
         _, told = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert "stopped by SIGTERM after step" in told
+    assert f"stopped by {by.name} after step" in told
     assert "DataLoader worker" not in told
     step = checkpoint.saved_step(run / _STATE)
     assert step is not None

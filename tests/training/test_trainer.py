@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -277,26 +279,85 @@ def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(finished: pathlib
     assert sorted(logged(run, "loss")) == [9]
 
 
-def test_sigterm_ends_the_step_saves_and_exits_and_the_run_goes_on_where_it_was(
-    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = start(tmp_path / "run", data, 8)
-    update, before = trainer.learner.update, signal.getsignal(signal.SIGTERM)
+def _signalled(trainer: Trainer, at_step: int, *signals: signal.Signals, readers: bool = False) -> None:
+    """Have `signals` come to this process, or to those that read ahead of it, in the middle of a step."""
+    update = trainer.learner.update
 
     def interrupted(step: int, batches: Iterable[MicroBatch]) -> Outcome:
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if step == at_step:
+            processes = [child.pid for child in multiprocessing.active_children()] if readers else [os.getpid()]
+            for process, number in itertools.product(processes, signals):
+                os.kill(cast(int, process), number)
         return update(step, batches)
 
-    monkeypatch.setattr(trainer.learner, "update", interrupted)
-    with pytest.raises(PreemptedError, match=r"after step 3 of 8.*--resume") as caught:
+    trainer.learner.update = interrupted  # type: ignore[method-assign]
+
+
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """In the background of a script, pytest inherits that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_saves_and_exits_and_the_run_goes_on_where_it_was(
+    finished: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, by: signal.Signals, code: int
+) -> None:
+    trainer, before = start(tmp_path / "run", data, 8), signal.getsignal(by)
+    _signalled(trainer, 2, by)
+    with pytest.raises(PreemptedError, match=rf"stopped by {by.name} after step 3 of 8.*--resume") as caught:
         trainer.train()
     one_sentence(caught)
-    assert caught.value.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert caught.value.exit_code == code
+    assert signal.getsignal(by) == before
     assert checkpoint.saved_step(tmp_path / "run" / _STATE) == 3
     resume(tmp_path / "run").train()
     _assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_a_second_ctrl_c_ends_a_run_at_once_and_a_second_sigterm_does_not(
+    data: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainer = start(tmp_path / "run", data, 8)
+    _signalled(trainer, 2, signal.SIGTERM, signal.SIGTERM)
+    with pytest.raises(PreemptedError):
+        trainer.train()
+    assert "Ctrl-C" not in capfd.readouterr().err
+    trainer = resume(tmp_path / "run")
+    _signalled(trainer, 3, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "Ctrl-C again stops at once" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert checkpoint.saved_step(tmp_path / "run" / _STATE) == 3
+
+
+def test_who_reads_ahead_leaves_signals_to_the_trainer(
+    data: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal sends a Ctrl-C to all processes alike."""
+    trainer = start(tmp_path / "run", data, 8, workers=1)
+    _signalled(trainer, 2, signal.SIGTERM, signal.SIGINT, readers=True)
+    trainer.train()
+    assert trainer.step == 8
+    assert "Ctrl-C" not in capfd.readouterr().err
+
+
+def test_what_is_ignored_stays_ignored(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A Ctrl-C in a script is not meant for what the script runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer = start(tmp_path / "run", data, 3)
+        _signalled(trainer, 1, signal.SIGINT)
+        trainer.train()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert trainer.step == 3
 
 
 @pytest.mark.parametrize("settings", [{"workers": 2}, {"gradient_checkpointing": True}])
