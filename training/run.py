@@ -7,7 +7,9 @@ import contextlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import click
 
 from runtime.errors import ConfigError, DataError, MarError
 from training.checkpoint import CONFIG_FILE
@@ -31,6 +33,7 @@ class Run(abc.ABC, Generic[_Learner]):
     """The folder `run`, at step `step`. Every process of a job does the same."""
 
     command = "mar train"
+    use = "make an artifact of it with mar export {run} --out ARTIFACT"
 
     def __init__(self, run: pathlib.Path, source: Source, learner: _Learner, processes: Processes) -> None:
         self.run, self.source, self.learner, self.processes = run, source, learner, processes
@@ -134,6 +137,16 @@ class Run(abc.ABC, Generic[_Learner]):
         return MarError(
             f"{what} at step {self.step}; go on from the last checkpoint with {self.command} --resume {self.run} and a "
             "lower --learning-rate, or --precision fp32"
+        )
+
+
+def finish(run: Run[Any]) -> None:
+    """Train `run` to its last step, and tell what comes next."""
+    run.train()
+    if run.processes.first:
+        click.echo(
+            f"{run.run} is finished at step {run.step}; {run.use.format(run=run.run)}, or train on with "
+            f"{run.command} --resume {run.run} --steps N"
         )
 
 

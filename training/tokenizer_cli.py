@@ -13,6 +13,7 @@ from runtime.options import PATH, threads_option
 from training.config import over_file
 from training.distribution import joined
 from training.options import training_options
+from training.run import finish
 from training.tokenizer_config import TOKENIZER_PRESETS, TokenizerConfig, TokenizerTraining
 from training.tokenizer_trainer import TokenizerTrainer, read_tokenizer_config
 
@@ -56,6 +57,6 @@ def train_tokenizer(
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
     with joined(device) as processes:
         if resume is not None:
-            TokenizerTrainer.resume(resume, processes, given).train()
+            finish(TokenizerTrainer.resume(resume, processes, given))
         elif out is not None:
-            TokenizerTrainer.start(out, config, processes).train()
+            finish(TokenizerTrainer.start(out, config, processes))

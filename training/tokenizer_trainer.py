@@ -30,6 +30,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
     """One run: `start` or `resume`, then `train`."""
 
     command = "mar train-tokenizer"
+    use = "encode pictures with mar cache-latents --data DATA --tokenizer {run}/tokenizer.safetensors --out LATENTS"
 
     def __init__(self, run: pathlib.Path, config: TokenizerConfig, processes: Processes) -> None:
         self.config = config

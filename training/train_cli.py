@@ -15,6 +15,7 @@ from training.distribution import joined
 from training.options import training_options
 from training.presets import PRESETS
 from training.profiling import profile_training
+from training.run import finish
 from training.trainer import Trainer, fitted, read_config
 
 
@@ -59,7 +60,7 @@ def train(
             _show(read_config(resume, given), device, profile)
             return
         with joined(device) as processes:
-            Trainer.resume(resume, processes, given).train()
+            finish(Trainer.resume(resume, processes, given))
         return
     config = _new_config(config_file, preset, data, image_size, given)
     if print_config or profile:
@@ -68,7 +69,7 @@ def train(
     if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
     with joined(device) as processes:
-        Trainer.start(out, config, processes).train()
+        finish(Trainer.start(out, config, processes))
 
 
 def _show(config: RunConfig, device: str | None, profile: bool) -> None:

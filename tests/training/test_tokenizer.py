@@ -23,6 +23,7 @@ from tiny_runs import (
 )
 
 from runtime.errors import BackendError, CheckpointError, ConfigError, MarError
+from tests.conftest import Mar
 from training.checkpoint import load_checkpoint, save_vae, save_weights
 from training.config import RunConfig, read_toml
 from training.data import coloured, open_dataset
@@ -262,6 +263,19 @@ def test_a_config_that_cannot_be_is_one_line(values: dict[str, Any], told: str) 
     with pytest.raises(ConfigError) as caught:
         TokenizerConfig.from_dict(given, "run.toml")
     assert told in one_sentence(caught)
+
+
+def test_a_finished_run_tells_how_its_tokenizer_is_used(data: pathlib.Path, tmp_path: pathlib.Path, mar: Mar) -> None:
+    (tmp_path / "run.toml").write_text(tiny_tokenizer(data, 1).to_toml())
+    run = tmp_path / "run"
+    for options in (("--config", tmp_path / "run.toml", "--out", run), ("--resume", run)):
+        code, out, _ = mar("train-tokenizer", *options)
+        assert code == 0
+        [line] = out.splitlines()
+        assert line.startswith(f"{run} is finished at step 1; ")
+        assert f"mar cache-latents --data DATA --tokenizer {run / 'tokenizer.safetensors'} --out LATENTS" in line
+        assert f"mar train-tokenizer --resume {run} --steps N" in line
+    assert (run / "tokenizer.safetensors").is_file()
 
 
 def test_a_run_is_not_begun_twice_nor_taken_for_another(data: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -127,6 +127,20 @@ def test_resume_goes_on_where_another_process_has_stopped(
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-000002.png", "step-000003.png"]
 
 
+def test_a_finished_run_tells_where_it_is_and_what_comes_next(
+    train: Command, two_steps: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Each time: a run with no steps left does nothing else."""
+    run = pathlib.Path(shutil.copytree(two_steps, tmp_path / "run"))
+    for options, step in ((("--steps", 3), 3), ((), 3), (("--steps", 1), 3)):
+        code, out, _ = train("--resume", run, *options)
+        assert code == 0
+        [line] = out.splitlines()
+        assert line.startswith(f"{run} is finished at step {step}; ")
+        assert f"mar export {run} --out ARTIFACT" in line
+        assert f"mar train --resume {run} --steps N" in line
+
+
 # Each changes one thing of a call that would work; None leaves the option away.
 @pytest.mark.parametrize(
     ("option", "value", "told"),
