@@ -172,7 +172,9 @@ def _load_run(path: pathlib.Path, vae_file: pathlib.Path | None) -> Checkpoint:
     if vae_file is not None:
         vae, tokenizer = load_vae(vae_file), "kl"
         merged([Claim(where, config.to_dict()), vae_claim(vae, vae_file)], str(path))
-    model = _filled(config, read_safetensors(weights_file), str(weights_file))
+    resumable = (path / STATE_FILE).exists()
+    remedy = f"mar train --resume {path} writes it anew" if resumable else "copy it again"
+    model = _filled(config, read_safetensors(weights_file, remedy), str(weights_file))
     return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file), vae)
 
 

@@ -40,7 +40,11 @@ def save_state(run: pathlib.Path, learner: Optimisation, step: int) -> None:
 def load_state(run: pathlib.Path, learner: Optimisation) -> int:
     """Bring `learner` to where the run was, and return its step. Raises `CheckpointError`."""
     path = run / checkpoint.STATE_FILE
-    state, metadata = read_safetensors(path), saved_metadata(path)
+    remedy = (
+        "copy it again, or delete it to train from the first step on; the averaged weights, in "
+        f"{checkpoint.WEIGHTS_FILE}, can still be used"
+    )
+    state, metadata = read_safetensors(path, remedy), saved_metadata(path)
     if not metadata.get("step", "").isdecimal() or not metadata.get("skipped", "0").isdecimal():
         raise CheckpointError(f"{path}: its header names no step")
     step, skipped = int(metadata["step"]), int(metadata.get("skipped", "0"))

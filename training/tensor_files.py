@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from runtime.errors import CheckpointError
 
 
-def read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+def read_safetensors(path: pathlib.Path, remedy: str = "copy it again") -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises `CheckpointError`, which tells `remedy` where the file is damaged."""
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); copy it again or train on") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
 
 
 def saved_metadata(path: pathlib.Path) -> dict[str, str]:

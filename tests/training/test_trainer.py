@@ -185,6 +185,26 @@ def test_a_run_with_a_truncated_file_is_refused(
     assert str(run / file) in one_sentence(caught)
 
 
+def test_what_is_told_of_a_truncated_file_helps(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    run = _copy(finished, tmp_path / "run")
+    (run / _WEIGHTS).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=f"mar train --resume {run} writes it anew") as caught:
+        checkpoint.load_checkpoint(run)
+    one_sentence(caught)
+    resume(run)
+    checkpoint.load_checkpoint(run)
+    (run / _STATE).write_bytes(b"torn")
+    with pytest.raises(
+        CheckpointError, match=r"delete it to train from the first step on.*model\.safetensors"
+    ) as caught:
+        resume(run)
+    one_sentence(caught)
+    checkpoint.load_checkpoint(run)
+    (run / _STATE).unlink()
+    resume(run).train()
+    _assert_same_run(run, finished)
+
+
 def test_a_state_that_names_no_step_is_refused(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
     checkpoint.save_weights(run / _STATE, read_safetensors(run / _STATE))
