@@ -6,6 +6,7 @@ import abc
 import contextlib
 import itertools
 import pathlib
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -38,6 +39,7 @@ class Run(abc.ABC, Generic[_Learner]):
     def __init__(self, run: pathlib.Path, source: Source, learner: _Learner, processes: Processes) -> None:
         self.run, self.source, self.learner, self.processes = run, source, learner, processes
         self.step = 0
+        self._new = not any(run.glob("*"))
 
     @property
     @abc.abstractmethod
@@ -55,6 +57,7 @@ class Run(abc.ABC, Generic[_Learner]):
     def train(self) -> None:
         """Train to the last step of the config, with checkpoints, samples and a log on the way.
 
+        Where a new run fails before its first step, it leaves nothing that would be in the way of the next.
         Raises `PreemptedError` after SIGTERM or SIGINT, once all is saved.
         """
         try:
@@ -67,9 +70,18 @@ class Run(abc.ABC, Generic[_Learner]):
             if self.processes.first:
                 save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
         except OSError as error:
+            again = "begin again" if self._has_nothing else "resume"
             raise MarError(
-                f"cannot write to {self.run}: {error.strerror or error}; free some space and resume"
+                f"cannot write to {self.run}: {error.strerror or error}; free some space and {again}"
             ) from error
+        finally:
+            if self._has_nothing and self.processes.first:
+                shutil.rmtree(self.run, ignore_errors=True)
+
+    @property
+    def _has_nothing(self) -> bool:
+        """Whether it is a new run that has not taken a step."""
+        return self._new and self.step == 0
 
     def _train(self, termination: Termination, reporter: Reporter | None) -> None:
         config, skipped = self._settings, 0
@@ -104,7 +116,7 @@ class Run(abc.ABC, Generic[_Learner]):
         """Tell what this and the other processes found wrong with the data, or stop because of it."""
         complaints = self.processes.together(list(mine))
         if complaints and self._settings.bad_data == "stop":
-            raise DataError(f"{complaints[0]}; leave --bad-data stop away to go on without what cannot be read")
+            raise DataError(f"{complaints[0]}; --bad-data report goes on without what cannot be read")
         if reporter:
             for complaint in complaints:
                 reporter.bad_data(self.step, complaint)

@@ -71,9 +71,38 @@ def test_a_run_that_goes_on_does_not_count_again_what_it_has_told(data: pathlib.
 def test_a_run_asked_to_stop_stops_at_the_first_bad_picture(data: pathlib.Path) -> None:
     (data / "bird").rmdir()
     trainer = _start(data, bad_data="stop")
-    with pytest.raises(DataError, match=r"(4|7|3)\.png.*--bad-data stop") as caught:
+    with pytest.raises(DataError, match=r"(4|7|3)\.png.*--bad-data report") as caught:
         trainer.train()
     one_sentence(caught)
+
+
+def test_a_run_that_stops_before_its_first_step_leaves_nothing(data: pathlib.Path) -> None:
+    """So that the same command can be given again; what else is in the folder stays."""
+    for _ in range(2):
+        trainer = _start(data, bad_data="stop")  # a class is empty
+        with pytest.raises(DataError, match=r"bird.*--bad-data report"):
+            trainer.train()
+        assert trainer.step == 0
+        assert not trainer.run.exists()
+    trainer.run.mkdir()
+    (trainer.run / "notes").write_text("kept")
+    with pytest.raises(DataError, match="bird"):
+        _start(data, bad_data="stop").train()
+    assert (trainer.run / "notes").read_text() == "kept"
+
+
+def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Path) -> None:
+    (data / "bird").rmdir()
+    trainer = _start(data, bad_data="stop", batch_size=1, seed=5)
+    with pytest.raises(DataError, match="--bad-data report"):
+        trainer.train()
+    assert trainer.step == 1
+    (data / "dog" / "5.png").write_text("the picture of that step")
+    with pytest.raises(DataError, match=r"5\.png"):  # before its first step, but it is no new run
+        Trainer.resume(trainer.run).train()
+    trainer = Trainer.resume(trainer.run, changes={"bad_data": "report"})
+    trainer.train()
+    assert trainer.step == 10
 
 
 def test_another_example_stands_in_for_a_bad_one_and_has_its_own_label(data: pathlib.Path) -> None:

@@ -847,6 +847,23 @@ def test_a_full_disk_while_saving_is_one_error_and_keeps_the_last_checkpoint(
     _assert_nothing_lost(run, half_done, finished)
 
 
+def test_a_disk_that_is_full_from_the_start_is_told_with_what_to_do_then(
+    half_done: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> NoReturn:
+        raise _OUT_OF_SPACE[0]
+
+    old = _copy(half_done, tmp_path / "old")
+    monkeypatch.setattr("training.run.record_environment", fail)
+    with pytest.raises(MarError, match="free some space and begin again") as caught:
+        start(tmp_path / "new", data, 8).train()
+    one_sentence(caught)
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(MarError, match="free some space and resume"):
+        resume(old, steps=8).train()
+    assert (old / _STATE).exists()
+
+
 def test_a_failure_between_the_two_files_of_a_checkpoint_is_made_good_by_resuming(
     half_done: pathlib.Path, finished: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
