@@ -119,9 +119,11 @@ def read_model(
     for key in ("model", "training"):
         if not isinstance(values.get(key, {}), Mapping):
             raise ConfigError(f"{where}: {key} must be a table, found {values[key]!r}")
-    data, preset = values.get("data"), values.get("preset", "")
+    if "data" not in values:
+        raise ConfigError(f"{where}: data is missing (--data, the folder of the dataset)")
+    data, preset = values["data"], values.get("preset", "")
     if not isinstance(data, str) or not data:
-        raise ConfigError(f"{where}: data must be the path of a dataset (--data), found {data!r}")
+        raise ConfigError(f"{where}: data must be the path of a dataset, found {data!r}")
     if "preset" in values and preset not in presets:
         raise ConfigError(f"{where}: preset must be one of {', '.join(presets)}, found {preset!r}")
     return data, {**presets.get(preset, {}), **values.get("model", {})}

@@ -148,7 +148,7 @@ def test_a_finished_run_tells_where_it_is_and_what_comes_next(
         ("--preset", "mar_tiny", "pixel_small"),
         ("--preset", "mar_base", "mar_base"),
         ("--preset", None, "--preset"),
-        ("--data", None, "--data"),
+        ("--data", None, "data is missing (--data, the folder"),
         ("--out", None, "--out"),
         ("--steps", None, "--steps"),
         ("--steps", -3, "steps"),
