@@ -12,7 +12,7 @@ import math
 import pathlib
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from runtime.config import LATER_FIELDS, ModelConfig
@@ -105,10 +105,23 @@ class RunConfig:
 
 def to_toml(config: Mapping[str, Any]) -> str:
     """A config with the tables `model` and `training` as `read_toml` reads it back."""
-    lines = [f"data = {_toml(config['data'])}"]
+    parts = [[f"data = {_toml(config['data'])}"]] if "data" in config else []
     for name in ("model", "training"):
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in config[name].items())]
-    return "\n".join(lines) + "\n"
+        parts.append([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in config[name].items())])
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def settled_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], Any]) -> str:
+    """The config that `read` makes of `values`, without `data` and `steps` where they are still to be told."""
+    whole, training = {"data": "still to be told", **values}, values.get("training", {})
+    if isinstance(training, Mapping):  # `read` refuses anything else
+        whole["training"] = {"steps": 1, **training}
+    config = read(whole, where).to_dict()
+    if "data" not in values:
+        del config["data"]
+    if "steps" not in training:
+        del config["training"]["steps"]
+    return to_toml(config)
 
 
 def read_model(

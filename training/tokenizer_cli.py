@@ -10,7 +10,7 @@ import torch
 
 from runtime.errors import ConfigError
 from runtime.options import PATH, threads_option
-from training.config import over_file
+from training.config import over_file, settled_toml
 from training.distribution import joined
 from training.options import training_options
 from training.run import finish
@@ -27,7 +27,7 @@ from training.tokenizer_trainer import TokenizerTrainer, read_tokenizer_config
 @training_options(TokenizerTraining)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
-@click.option("--print-config", is_flag=True, help="Print all settings as TOML, and do nothing.")
+@click.option("--print-config", is_flag=True, help="Print what is settled as TOML, and do nothing.")
 def train_tokenizer(
     config_file: pathlib.Path | None,
     preset: str | None,
@@ -45,18 +45,20 @@ def train_tokenizer(
         torch.set_num_threads(threads)
     if resume is not None and (config_file or preset or data or out):
         raise ConfigError("--resume takes all but settings from the run; leave --config, --preset, --data, --out away")
-    if resume is None:
-        values = over_file(config_file, {"preset": preset, "data": str(data) if data else None}, {"training": given})
-        config = TokenizerConfig.from_dict(values, str(config_file or "the flags"))
-    else:
-        config = read_tokenizer_config(resume, given)
-    if print_config:
-        click.echo(config.to_toml(), nl=False)
+    if resume is not None:
+        if print_config:
+            click.echo(read_tokenizer_config(resume, given).to_toml(), nl=False)
+            return
+        with joined(device) as processes:
+            finish(TokenizerTrainer.resume(resume, processes, given))
         return
-    if resume is None and out is None:
+    values = over_file(config_file, {"preset": preset, "data": str(data) if data else None}, {"training": given})
+    where = str(config_file or "the flags")
+    if print_config:
+        click.echo(settled_toml(values, where, TokenizerConfig.from_dict), nl=False)
+        return
+    config = TokenizerConfig.from_dict(values, where)
+    if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
     with joined(device) as processes:
-        if resume is not None:
-            finish(TokenizerTrainer.resume(resume, processes, given))
-        elif out is not None:
-            finish(TokenizerTrainer.start(out, config, processes))
+        finish(TokenizerTrainer.start(out, config, processes))

@@ -10,7 +10,7 @@ import torch
 
 from runtime.errors import ConfigError
 from runtime.options import PATH, threads_option
-from training.config import RunConfig, TrainConfig, over_file
+from training.config import RunConfig, TrainConfig, over_file, settled_toml
 from training.distribution import joined
 from training.options import training_options
 from training.presets import PRESETS
@@ -30,7 +30,7 @@ from training.trainer import Trainer, fitted, read_config
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
 @click.option("--profile", is_flag=True, help="Take a few steps, print where their time goes, and write nothing.")
-@click.option("--print-config", is_flag=True, help="Print all settings as TOML, and do nothing.")
+@click.option("--print-config", is_flag=True, help="Print what is settled as TOML, and do nothing.")
 def train(
     config_file: pathlib.Path | None,
     preset: str | None,
@@ -56,15 +56,24 @@ def train(
             raise ConfigError(
                 "--resume takes the model and its data from the run; leave --config, --preset, --data, --out away"
             )
-        if print_config or profile:
-            _show(read_config(resume, given), device, profile)
-            return
-        with joined(device) as processes:
-            finish(Trainer.resume(resume, processes, given))
+        if print_config:
+            click.echo(read_config(resume, given).to_toml(), nl=False)
+        elif profile:
+            _profile(read_config(resume, given), device)
+        else:
+            with joined(device) as processes:
+                finish(Trainer.resume(resume, processes, given))
         return
-    config = _new_config(config_file, preset, data, image_size, given)
-    if print_config or profile:
-        _show(config, device, profile)
+    flags = {"preset": preset, "data": str(data) if data else None}
+    model = {} if image_size is None else {"img_size": image_size}
+    values = over_file(config_file, flags, {"model": model, "training": given})
+    where = str(config_file or "the flags")
+    if print_config:
+        click.echo(settled_toml(values, where, RunConfig.from_dict), nl=False)
+        return
+    config = RunConfig.from_dict(values, where)
+    if profile:
+        _profile(config, device)
         return
     if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
@@ -72,27 +81,9 @@ def train(
         finish(Trainer.start(out, config, processes))
 
 
-def _show(config: RunConfig, device: str | None, profile: bool) -> None:
-    """Print the config, or where a step with it spends its time."""
-    if not profile:
-        click.echo(config.to_toml(), nl=False)
-        return
+def _profile(config: RunConfig, device: str | None) -> None:
+    """Print where a step with `config` spends its time."""
     with joined(device) as processes:
         table = profile_training(*fitted(config), processes)
         if processes.first:
             click.echo(table)
-
-
-def _new_config(
-    file: pathlib.Path | None,
-    preset: str | None,
-    data: pathlib.Path | None,
-    image_size: int | None,
-    training: dict[str, Any],
-) -> RunConfig:
-    """What the file tells, and the flags over it."""
-    model = {} if image_size is None else {"img_size": image_size}
-    values = over_file(
-        file, {"preset": preset, "data": str(data) if data else None}, {"model": model, "training": training}
-    )
-    return RunConfig.from_dict(values, str(file) if file is not None else "the flags")

@@ -288,6 +288,25 @@ def test_print_config_prints_toml_that_makes_the_same_run(
     assert list(tmp_path.iterdir()) == [tmp_path / "run.toml"]
 
 
+@pytest.mark.parametrize(("command", "preset"), [("train", "pixel_small"), ("train-tokenizer", "kl4_small")])
+def test_print_config_needs_neither_data_nor_steps(mar: Mar, tmp_path: pathlib.Path, command: str, preset: str) -> None:
+    """Which have no defaults; what is printed is a config file beside which they come as flags."""
+    file = tmp_path / "run.toml"
+    code, printed, err = mar(command, "--preset", preset, "--seed", 5, "--print-config")
+    assert (code, err) == (0, "")
+    told = tomllib.loads(printed)
+    assert told.keys() == {"model", "training"}
+    assert (told["training"]["seed"], told["training"]["flip"], "steps" in told["training"]) == (5, True, False)
+    file.write_text(printed)
+    code, printed, _ = mar(command, "--config", file, "--data", "photos", "--steps", 7, "--print-config")
+    assert code == 0
+    assert tomllib.loads(printed) == {**told, "data": "photos", "training": {**told["training"], "steps": 7}}
+    file.write_text("training = 3")
+    code, _, err = mar(command, "--config", file, "--preset", preset, "--print-config")
+    assert code == 2
+    assert "training must be a table, found 3" in _the_line(err)
+
+
 def test_flags_come_before_the_file(train: Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
