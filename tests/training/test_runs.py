@@ -7,7 +7,9 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -17,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import logged, one_thread, resume, start, write_idx_dataset
 
 from runtime.errors import CheckpointError, RequestError
-from training import progress
+from training import curve, progress
 from training.environment import sessions
 from training.progress import readable_time, show_progress
 from training.runs_cli import runs as command
@@ -82,6 +84,50 @@ def test_mar_runs_draws_the_losses(folder: pathlib.Path, tmp_path: pathlib.Path)
     assert _compare(folder, "--chart", tmp_path / "losses.png").exit_code == 0
     with Image.open(tmp_path / "losses.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The axes of the curves that are drawn, which are not written."""
+    seen: list[Any] = []
+    monkeypatch.setattr(curve, "_save", lambda figure, axes, out: seen.append(axes))
+    yield seen
+    plt.close("all")
+
+
+def _entries(steps: int) -> list[dict[str, float]]:
+    """What a log tells of losses that fall from 3 to 0.1."""
+    return [{"step": step, "loss": 0.1 + 2.9 / step} for step in range(1, steps + 1)]
+
+
+def _shown(axes: Any) -> list[int]:
+    """How many points of each line can be seen: those within the picture, and none of a single one without a dot."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    within = [sum(left <= x <= right and bottom <= y <= top for x, y in line.get_xydata()) for line in axes.get_lines()]
+    dotted = [line.get_marker() == "." for line in axes.get_lines()]
+    return [count if count > 1 or dot else 0 for count, dot in zip(within, dotted, strict=True)]
+
+
+@pytest.mark.parametrize(("steps", "of_mean"), [(1, []), (2, []), (12, [11]), (200, [181]), (900, [811])])
+def test_the_curve_of_a_short_run_shows_every_step_and_a_mean(
+    drawn: list[Any], tmp_path: pathlib.Path, steps: int, of_mean: list[int]
+) -> None:
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, _entries(steps))))
+    curve.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert _shown(drawn[0]) == [steps, *of_mean]
+
+
+def test_the_curve_of_a_long_run_shows_what_it_has_come_to(drawn: list[Any], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, _entries(5000))))
+    curve.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert drawn[0].get_ylim()[1] < 0.3
+    assert min(_shown(drawn[0])) > 4000
+
+
+def test_a_comparison_shows_short_runs(drawn: list[Any], tmp_path: pathlib.Path) -> None:
+    runs = {str(steps): _entries(steps) for steps in (1, 12, 200)}
+    curve.save_comparison(runs, tmp_path / "runs.png")
+    assert _shown(drawn[0]) == [1, 11, 181]
 
 
 def test_mar_runs_reads_a_run_that_is_still_training(folder: pathlib.Path, tmp_path: pathlib.Path) -> None:
