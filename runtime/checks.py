@@ -35,6 +35,12 @@ def check_scale(name: str, value: Any) -> None:
     check_number(name, value, 0, _LARGEST_SCALE)
 
 
+def counted(number: int, what: str) -> str:
+    """So many of `what`, a word in the singular, as a message says it."""
+    plural = f"{what}es" if what.endswith(("s", "ch")) else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
+
+
 def short(value: object) -> str:
     """A value as an error shows it: its beginning, where it is long."""
     text = repr(value)

@@ -7,6 +7,7 @@ import pathlib
 import click
 
 from runtime.artifact import Artifact
+from runtime.checks import counted
 from runtime.cost import iteration_costs, plan_costs
 from runtime.forms import check_chains
 from runtime.generator import Generator
@@ -66,7 +67,7 @@ def plan(
         )
     total = plan_costs(config, planned, batch_size)
     click.echo(
-        f"\n{batch_size} picture{'s' if batch_size > 1 else ''}: {len(planned.iterations)} backbone passes, "
+        f"\n{counted(batch_size, 'picture')}: {len(planned.iterations)} backbone passes, "
         f"{planned.head_evaluations} head evaluations, "
         f"{sum(cost.operations for cost in total.values()) / 1e12:.3f} TFLOP ("
         + ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in total.items())

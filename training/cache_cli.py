@@ -7,6 +7,7 @@ import pathlib
 import click
 import torch
 
+from runtime.checks import counted
 from runtime.errors import DataError, RequestError
 from runtime.files import sha256
 from runtime.options import PATH, progress_bar, threads_option
@@ -62,6 +63,6 @@ def cache(
         cache_latents(dataset, image_size, vae, digest, out, batch_size, kind, bar.update, complain)
     cached = CachedLatents(out, image_size)
     click.echo(
-        f"{len(cached.labels)} pictures of {len(cached.classes)} classes, straight and mirrored, "
+        f"{counted(len(cached.labels), 'picture')} of {counted(len(cached.classes), 'class')}, straight and mirrored, "
         f"{len(dataset.labels) - len(cached.labels)} left out; train with mar train --data {out}"
     )

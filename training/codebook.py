@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.checks import counted
 from runtime.config import ModelConfig
 from runtime.errors import DataError
 from runtime.images import patchify
@@ -27,7 +28,7 @@ def fitted_codebook(source: Source, config: ModelConfig, seed: int) -> Floats:
     if different < config.codes:
         raise DataError(
             f"a codebook of {config.codes} codes needs as many different tokens, found {different} in "
-            f"{len(chosen)} pictures; ask for fewer codes"
+            f"{counted(len(chosen), 'picture')}; ask for fewer codes"
         )
     return kmeans(tokens, config.codes, random)
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from runtime.checks import counted
 from runtime.errors import DataError
 
 FASHION_MNIST_CLASSES = (
@@ -119,7 +120,7 @@ def check_disk(unreadable: int, of: int, last: str) -> None:
     """Raise `DataError` where so many pictures in a row cannot be read that it is no bad picture but a disk that is
     gone; `last` says why the last one cannot, and `of` are all there are."""
     if unreadable >= min(_MOST_UNREADABLE_IN_A_ROW, of):
-        raise DataError(f"{unreadable} pictures in a row cannot be read, the last one {last}")
+        raise DataError(f"{counted(unreadable, 'picture')} in a row cannot be read, the last one {last}")
 
 
 def coloured(dataset: Dataset) -> Dataset:

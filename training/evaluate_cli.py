@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from runtime.checks import counted
 from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, write_json
 from runtime.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
@@ -151,7 +152,7 @@ def _check(classes: int, train: Dataset, real: Dataset, count: int) -> None:
     if train.classes != real.classes:
         raise DataError("the training and the test pictures have different classes")
     if len(train.classes) != classes:
-        raise RequestError(f"the data has {len(train.classes)} classes, the model {classes}")
+        raise RequestError(f"the data has {counted(len(train.classes), 'class')}, the model {classes}")
     if count < 2:
         raise RequestError(f"--images must be at least 2, found {count}")
 

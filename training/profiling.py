@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
+from runtime.checks import counted
 from training.config import RunConfig
 from training.distribution import Processes
 from training.learner import Learner
@@ -96,7 +97,7 @@ def _phase_lines(steps: list[dict[str, float]], batch: int) -> list[str]:
         step["the rest"] = step["all"] - sum(step[name] for name in _PHASES)
     spent = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
     lines = [
-        f"{len(steps)} steps of {batch} pictures: {spent['all']:.3f} s each (median; "
+        f"{len(steps)} steps of {counted(batch, 'picture')}: {spent['all']:.3f} s each (median; "
         f"{min(step['all'] for step in steps):.3f} to {max(step['all'] for step in steps):.3f}), "
         f"{batch / spent['all']:.1f} pictures a second",
         "",

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.checks import counted
 from runtime.config import ModelConfig
 from runtime.errors import ConfigError, DataError
 from runtime.images import from_uint8, to_uint8
@@ -97,6 +98,6 @@ def check_source(source: Source, model: ModelConfig, data: str) -> None:
         )
     if len(source.classes) != model.class_num or source.channels != model.vae_embed_dim:
         raise DataError(
-            f"{data}: {len(source.classes)} classes of {source.channels} channels, but the model was made for "
-            f"{model.class_num} classes of {model.vae_embed_dim}"
+            f"{data}: {counted(len(source.classes), 'class')} of {counted(source.channels, 'channel')}, but the model "
+            f"was made for {counted(model.class_num, 'class')} of {model.vae_embed_dim}"
         )

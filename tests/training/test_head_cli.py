@@ -111,7 +111,7 @@ def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathli
     other = write_idx_dataset(tmp_path / "other", classes=2)
     with pytest.raises(MarError) as caught:
         told(["distill", "--to=2", str(teacher), f"--data={other}", f"--out={tmp_path / 'run'}", *SHORT])
-    assert "2 classes of 1 channels, but the model was made for 3 classes of 1" in one_sentence(caught)
+    assert "2 classes of 1 channel, but the model was made for 3 classes of 1" in one_sentence(caught)
     assert not (tmp_path / "run").exists()
 
 

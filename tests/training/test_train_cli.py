@@ -170,7 +170,7 @@ def test_a_finished_run_tells_where_it_is_and_what_comes_next(
         ("--sample-every", 0, "sample_every"),
         ("--image-size", 30, "img_size"),
         ("--image-size", 0, "img_size"),
-        ("--accumulate", 3, "accumulate"),  # a batch of four
+        ("--accumulate", 3, "to 1 process in 3 micro-batches"),  # a batch of four
         ("--attention", "fp8", "--attention"),
         ("--workers", -1, "workers"),
         ("--fsdp", "--no-flip", "torchrun"),
@@ -194,6 +194,13 @@ def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
     assert out == ""
     assert told in _the_line(err)
     assert not run.exists()
+
+
+def test_one_picture_is_no_plural(train: Command, tmp_path: pathlib.Path) -> None:
+    data = write_idx_dataset(tmp_path / "data", pictures=1, side=8, classes=1)
+    options = ("--preset", "pixel_small", "--image-size", 8, "--data", data, "--out", tmp_path / "run", "--steps", 1)
+    _, _, err = train(*options, "--batch-size", 2)
+    assert _the_line(err) == "mar: a batch of 2 does not fit a dataset of 1 picture"
 
 
 @pytest.mark.parametrize("option", ["--preset", "--data", "--out", "--config"])
