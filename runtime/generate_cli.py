@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from runtime.checks import check_whole
+from runtime.checks import check_whole, counted
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
@@ -113,7 +113,7 @@ def generate(
         with replacing(out) as temporary:
             save_grid(temporary, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
     click.echo(
-        f"{len(labels)} picture{'s' * (len(labels) > 1)} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
+        f"{counted(len(labels), 'picture')} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
         f"({generator.description})"
     )
     for what, path in (("latents", save_latents), ("grid", out)):
