@@ -72,7 +72,7 @@ def _form(points: NDArray[np.float64]) -> str:
 
 def _axes(title: str) -> tuple[Any, Any]:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.set(xlabel="step", ylabel="loss: epsilon MSE + variational bound", title=title)
+    axes.set(xlabel="step", ylabel="loss", title=title)
     axes.grid(alpha=0.3)
     return figure, axes
 
