@@ -181,8 +181,16 @@ class IdxDataset:
         return f"picture {index}"
 
 
+def _is_picture(file: pathlib.Path) -> bool:
+    """By its name, given from the folder of its class on."""
+    return file.suffix.lower() in _IMAGE_SUFFIXES and not any(part.startswith(".") for part in file.parts)
+
+
 class FolderDataset:
-    """A sub-folder a class, in alphabetical order; pictures are cropped to their middle square."""
+    """A sub-folder a class, in alphabetical order; pictures are cropped to their middle square.
+
+    What is hidden is left out: the copies that notebooks keep, and what a Mac lays beside each file.
+    """
 
     channels = 3
 
@@ -193,7 +201,7 @@ class FolderDataset:
         self._files: list[pathlib.Path] = []
         labels: list[int] = []
         for label, folder in enumerate(folders):
-            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _IMAGE_SUFFIXES)
+            files = sorted(file for file in folder.rglob("*") if _is_picture(file.relative_to(folder)))
             if not files:
                 self.complaints.append(f"{folder}: a class without pictures (looked for {', '.join(_IMAGE_SUFFIXES)})")
             self._files += files

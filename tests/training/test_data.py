@@ -244,6 +244,8 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
         for index in range(files):
             _save(tmp_path / name / f"{index}.png", Image.new("RGB", (8, 8), (10 * number, index, 0)))
     _save(tmp_path / ".hidden" / "0.png", Image.new("RGB", (8, 8)))
+    for name in ("._0.png", ".ipynb_checkpoints/0-checkpoint.png"):
+        _save(tmp_path / "ant" / name, Image.new("RGB", (8, 8)))
     (tmp_path / "ant" / "notes.txt").write_text("not a picture")
     dataset = open_dataset(tmp_path, 8)
     assert dataset.classes == ("Mouse", "ant", "zebra")
