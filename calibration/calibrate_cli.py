@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from calibration.collect import collect
-from calibration.quantize import Quantization, check_float32, check_place, quantize
+from calibration.quantize import Quantization, check_apart, check_float32, quantize
 from calibration.sensitivity import Sensitivity
 from calibration.statistics import Statistics
 from runtime.artifact import Artifact
@@ -105,7 +105,7 @@ def calibrate(
             check_writable(file)
     opened = Artifact(artifact)
     if out is not None:
-        check_place(opened, out)
+        check_apart(opened, out)
     opened.verify()
     check_float32(opened)
     check_chains(opened.manifest.model, "mar calibrate")

@@ -15,10 +15,10 @@ from calibration.judge import Judge, judging
 from calibration.sensitivity import Sensitivity, most_sensitive, ranked_layers, together, too_sensitive
 from calibration.statistics import Statistics
 from calibration.weights_only import BITS
-from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
+from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, check_place
 from runtime.distance import decibels
 from runtime.errors import ArtifactError, CalibrationError
-from runtime.files import check_writable_folder, replacing_folder, sha256, write_json
+from runtime.files import replacing_folder, sha256, write_json
 
 _ATTEMPTS = 8  # to meet a target, each leaving out more layers
 
@@ -50,15 +50,13 @@ class Quantized:
     ranking: Sequence[Sensitivity]
 
 
-def check_place(artifact: Artifact, out: pathlib.Path) -> None:
-    """Refuse to write over what is no artifact, over `artifact` itself, and where nothing can be. Raises `MarError`."""
-    if out.exists() and not is_artifact(out):
-        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+def check_apart(artifact: Artifact, out: pathlib.Path) -> None:
+    """Refuse to write a quantized artifact over `artifact` itself, or where no artifact can be. Raises `MarError`."""
+    check_place(out)
     if out.exists() and out.samefile(artifact.path):
         raise ArtifactError(
             f"{out} is the artifact that is quantized, whose float32 engines stay; choose another --out"
         )
-    check_writable_folder(out)
 
 
 def quantize(
@@ -75,7 +73,7 @@ def quantize(
     the latents goes into the manifest. Raises `CalibrationError` where the target is missed even so, and leaves
     nothing then. `progress` is told of layers ranked, and their number.
     """
-    check_place(artifact, out)
+    check_apart(artifact, out)
     check_float32(artifact)
     form = _form(artifact, asked, statistics, say)
     with (

@@ -13,9 +13,9 @@ from calibration.solvers import REFERENCE_STEPS
 from calibration.step_judgement import PICTURES, Judged, judged, judgements
 from calibration.step_times import StepTimes
 from calibration.steps import StepPlan, find_steps
-from runtime.artifact import MANIFEST, Artifact, is_artifact
+from runtime.artifact import MANIFEST, Artifact, check_place
 from runtime.checks import check_number, check_whole
-from runtime.errors import ArtifactError, RequestError
+from runtime.errors import RequestError
 from runtime.files import check_writable, replacing_folder, write_json
 from runtime.forms import check_chains
 from runtime.generator import Generator
@@ -99,8 +99,8 @@ def _check_target(artifact: Artifact, name: str, replace: bool, out: pathlib.Pat
         raise RequestError(f"{artifact.path} has a preset {name!r} already; give another --name, or --replace")
     if out is None:
         check_writable(artifact.path / MANIFEST)
-    elif out.exists() and not is_artifact(out):
-        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    else:
+        check_place(out)
 
 
 def _ways(

@@ -23,12 +23,12 @@ from mar_export.parity import Trajectory, eager_outputs, eager_trajectory, engin
 from mar_export.precision import DTYPES, attention_in_products, lowered
 from mar_export.ranges import check_fp16, largest_values
 from runtime import __version__
-from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, is_artifact
+from runtime.artifact import MANIFEST, Artifact, FileEntry, Manifest, check_place
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.config import ModelConfig
-from runtime.errors import ArtifactError, RequestError
-from runtime.files import check_writable_folder, replacing_folder, sha256, write_json
+from runtime.errors import RequestError
+from runtime.files import replacing_folder, sha256, write_json
 from runtime.forms import usual_sampling
 from runtime.generator import Generator
 from runtime.loop import Engines
@@ -61,11 +61,9 @@ def export_artifact(
     Weights are let go once their engine is written: where the caller keeps no `checkpoint` either, the
     comparison of whole pictures does without them.
     """
-    if out.exists() and not is_artifact(out):
-        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    check_place(out)
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
-    check_writable_folder(out)
     base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing a picture in eager PyTorch, to compare with")

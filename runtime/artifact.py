@@ -18,7 +18,7 @@ from runtime.builds import Build
 from runtime.checks import short
 from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
-from runtime.files import sha256
+from runtime.files import check_writable_folder, sha256
 from runtime.forms import formed
 from runtime.plan import Sampling, build_plan
 from runtime.presets import check_preset_name, requested_sampling
@@ -162,6 +162,13 @@ def is_artifact(path: pathlib.Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(value, dict) and {"format_version", "files", "engines"} <= value.keys()
+
+
+def check_place(out: pathlib.Path) -> None:
+    """Refuse to write an artifact over what is none, and where nothing can be written. Raises `MarError`."""
+    if out.exists() and not is_artifact(out):
+        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    check_writable_folder(out)
 
 
 class Artifact:

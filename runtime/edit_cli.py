@@ -120,5 +120,5 @@ def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
                 raise RequestError(f"{path}: expected 8 bits a channel, found a picture of mode {image.mode}")
             return np.asarray(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Syntax: damaged PNG
-        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        why = getattr(error, "strerror", None) or error
         raise RequestError(f"{path}: not a readable picture ({why})") from None

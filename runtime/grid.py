@@ -49,10 +49,9 @@ def _fitted(caption: str, fits: Callable[[str], bool]) -> str:
     Without accents: Pillow's own font has no letters that carry them.
     """
     line = " ".join("".join(letter for letter in normalize("NFKD", caption) if not combining(letter)).split())
-    kept = len(line)
-    while kept and not fits(line if kept == len(line) else f"{line[:kept]}…"):
-        kept -= 1
-    return line if kept == len(line) else f"{line[:kept]}…"
+    if fits(line):
+        return line
+    return next((cut for kept in range(len(line) - 1, 0, -1) if fits(cut := f"{line[:kept]}…")), "…")
 
 
 def save_picture(path: pathlib.Path, image: NDArray[np.uint8]) -> None:

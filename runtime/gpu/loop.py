@@ -163,7 +163,9 @@ class _Prepared:
         self._schedule_now = memory(self._schedule.host[0].nbytes)
         self._z = memory(_FLOAT * rows * config.decoder_embed_dim)
         self._modulation = memory(max(self._modulation_bytes(chain) for chain in form.chains))
-        self._modulation_now = memory(_FLOAT * rows * config.modulation_channels)
+        row = _FLOAT * config.modulation_channels
+        # And that of one step, where rows of it are not aligned, so that those of a step may not be.
+        self._modulation_now = memory(rows * row) if row % ALIGNMENT else 0
         # x and x0 of the step before, and of the one after it.
         self._states = [(memory(count * self._token_bytes), memory(count * self._token_bytes)) for _ in range(2)]
 
@@ -259,7 +261,7 @@ class _Prepared:
         rows = chain.halves * chain.count * self._form.batch
         size = _FLOAT * rows * self._config.modulation_channels
         modulation = self._modulation + of_run * size
-        if modulation % ALIGNMENT:  # an odd number of rows, of a head whose width is no multiple of 64
+        if modulation % ALIGNMENT:
             self._cuda.copy(self._modulation_now, modulation, size)
             modulation = self._modulation_now
         (x, x0), (next_x, next_x0) = self._states[step % 2], self._states[(step + 1) % 2]
