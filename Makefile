@@ -29,7 +29,7 @@ test-slow: $(VENV)/installed
 
 # On a machine with an NVIDIA GPU, with whatever is installed there: what is right, and how fast.
 gpu-check:
-	$(or $(wildcard $(VENV)/bin/python),python3) -m tests.gpu_check --out out/gpu
+	$(or $(wildcard $(VENV)/bin/python),python3) -m benchmarks.gpu_check --out out/gpu
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
@@ -49,9 +49,9 @@ numbers: $(VENV)/installed
 		--json $(NUMBERS)/example.json --chart $(NUMBERS)/example.png
 	$(MAR) bench --preset mar_base --random-weights --plan exact --plan balanced --plan fast --plan turbo \
 		--repeats 3 --json $(NUMBERS)/mar_base.json --chart $(NUMBERS)/mar_base.png
-	$(VENV)/bin/python -m mar_export.variants --data $(DATA) --out out/variants --steps 3000 \
+	$(VENV)/bin/python -m benchmarks.variants --data $(DATA) --out out/variants --steps 3000 \
 		--json $(NUMBERS)/variants.json --chart $(NUMBERS)/variants.png
-	$(VENV)/bin/python -m mar_export.numbers docs/numbers.md $(NUMBERS)
+	$(VENV)/bin/python -m benchmarks.numbers docs/numbers.md $(NUMBERS)
 
 clean:
 	rm -rf $(VENV) out build

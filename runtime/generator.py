@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.artifact import Artifact, Manifest
+from runtime.artifact.manifest import Artifact, Manifest
 from runtime.backends import open_backend
-from runtime.causal_loop import run_causal_plan
 from runtime.checks import check_whole
-from runtime.editing import Hole, Known, check_hole, check_known, known_first, known_tokens, pasted
 from runtime.errors import BackendError, RequestError
-from runtime.images import from_uint8, to_uint8, unpatchify
-from runtime.loop import Engines, run_plan
-from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Plan, PlanLoop, Progress, Sampling, build_plan
-from runtime.request import (
+from runtime.loops.causal_loop import run_causal_plan
+from runtime.loops.host_loop import Engines, run_plan
+from runtime.model.latents import from_uint8, to_uint8, unpatchify
+from runtime.requests.inpainting import Hole, Known, check_hole, check_known, known_first, known_tokens, pasted
+from runtime.requests.validation import (
     MAX_BATCH,
     check_batch,
     check_indices,
@@ -32,6 +30,8 @@ from runtime.request import (
     check_order,
     check_seed,
 )
+from runtime.sampling.plan import Plan, PlanLoop, Progress, Sampling, build_plan
+from runtime.sampling.rng import seeded_noise, seeded_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +137,8 @@ class Generator:
         """Draw one picture for each class in `labels`, or the part of it that `mask` marks.
 
         Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
-        from 0 by default. `settings` are `preset`, one of `runtime.presets.PRESETS` or of the artifact's,
-        and the fields of `runtime.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
+        from 0 by default. `settings` are `preset`, one of `runtime.sampling.presets.PRESETS` or of the artifact's,
+        and the fields of `runtime.sampling.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
         (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
         replace what the seed would give.
 

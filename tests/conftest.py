@@ -1,126 +1,16 @@
-"""What every room's tests share: the golden cases, and small artifacts exported once a session."""
+"""Fixtures of `tests.helpers`, available to every test."""
 
 from __future__ import annotations
 
 import os
-import pathlib
-import shlex
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
-import pytest
-from filelock import FileLock
-from numpy.typing import NDArray
-
-from runtime.cli import main
-from tests.golden_cases import GOLDEN, GoldenCase, golden_cases
-
-if TYPE_CHECKING:
-    from training.checkpoint import Checkpoint
 
 # The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-
-@pytest.fixture(params=golden_cases(), ids=str)
-def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
-    case: GoldenCase = request.param
-    return case
-
-
-def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    difference = np.linalg.norm(found.astype(np.float64) - expected.astype(np.float64))
-    return float(difference / np.linalg.norm(expected.astype(np.float64)))
-
-
-class Ended(NamedTuple):
-    """How `mar` ended, and what it printed."""
-
-    code: int | str | None
-    out: str
-    err: str
-
-
-Command = Callable[..., Ended]  # one command of `mar`, given its arguments as they are
-
-
-class Mar:
-    """Runs `mar` in this process, sparing the start of another: a line of it, and further arguments as they are."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capfd = monkeypatch, capfd
-
-    def __call__(self, line: str, *more: object) -> Ended:
-        self._monkeypatch.setattr(sys, "argv", ["mar", *shlex.split(line), *map(str, more)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Ended(ended.value.code, *self._capfd.readouterr())
-
-
-@pytest.fixture
-def mar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Mar:
-    return Mar(monkeypatch, capfd)
-
-
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """The folder `name`, filled by `make` in the first of pytest's processes that needs it. Read only."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # which all workers of a session share
-    folder, unfinished = root / name, root / f"{name}-unfinished"
-    with FileLock(root / f"{name}.lock"):
-        if not folder.exists():
-            unfinished.mkdir()
-            make(unfinished)
-            unfinished.rename(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    """The golden models, exported: name -> artifact. Read only; copy one before changing it."""
-    from mar_export.export import export_artifact
-    from training.checkpoint import load_checkpoint
-
-    def export(folder: pathlib.Path) -> None:
-        for model in ("small", "patch2"):
-            checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
-            export_artifact(checkpoint, folder / model, say=lambda text: None)
-
-    folder = made_once(tmp_path_factory, "golden-artifacts", export)
-    return {model: folder / model for model in ("small", "patch2")}
-
-
-@pytest.fixture(scope="session")
-def pixel_checkpoint() -> Checkpoint:
-    """A model of 8x8 pictures with random weights."""
-    import torch
-
-    from training.checkpoint import Checkpoint
-    from training.model import MAR
-    from training.presets import preset
-
-    small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-    sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in small.items()}
-    config = preset("pixel_small", img_size=8, class_num=2, diffloss_d=1, diffloss_w=32, **sizes)
-    torch.manual_seed(0)
-    model = MAR(**config.to_dict())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))  # a new head answers zero to everything
-    return Checkpoint(model.eval(), "pixel", ("cat", "dog"), "random weights", "0" * 64)
-
-
-@pytest.fixture(scope="session")
-def pixel_artifact(pixel_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """That model, exported with sampling settings of its own. Read only."""
-    from mar_export.export import export_artifact
-    from runtime.plan import Sampling
-
-    def export(folder: pathlib.Path) -> None:
-        sampling = Sampling(cfg_scale=1.5, diffusion_steps="ddim5")
-        export_artifact(pixel_checkpoint, folder / "artifact", lambda text: None, sampling)
-
-    return made_once(tmp_path_factory, "pixel-artifact", export) / "artifact"
+pytest_plugins = [
+    "tests.helpers.artifacts",
+    "tests.helpers.calibration_statistics",
+    "tests.helpers.command_line",
+    "tests.helpers.exported_artifacts",
+    "tests.helpers.simulated_gpu",
+]

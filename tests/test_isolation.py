@@ -14,8 +14,8 @@ import sys
 import numpy as np
 import pytest
 
-from tests.conftest import relative_l2
-from tests.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
+from tests.helpers.distance import relative_l2
+from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 
 ROOT = pathlib.Path(__file__).parent.parent
 PYTHONS = os.environ.get("MAR_TEST_PYTHONS", sys.executable).split(":")

@@ -2,7 +2,7 @@
 
 import sys
 
-from runtime.cli import main
+from runtime.cli.main import main
 
 sys.argv.insert(1, "train")
 main()

@@ -15,9 +15,9 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from runtime.config import LATER_FIELDS, ModelConfig
 from runtime.errors import ConfigError
-from training.presets import PRESETS
+from runtime.model.config import LATER_FIELDS, ModelConfig
+from training.models.presets import PRESETS
 
 if sys.version_info >= (3, 11):
     import tomllib

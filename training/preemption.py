@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from runtime.errors import MarError
-from training.distribution import Processes
+from training.distributed import Processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -7,18 +7,18 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from runtime.artifact import Artifact
-from runtime.config import ModelConfig
+from runtime.artifact.manifest import Artifact
 from runtime.errors import RequestError
-from runtime.plan import PlanLoop
-from runtime.spec import Engine
+from runtime.model.config import ModelConfig
+from runtime.model.engine_spec import Engine
+from runtime.sampling.plan import PlanLoop
 
 
 class Backend(Protocol):
     """Loads engines for one device.
 
     `description` names library, version and device for people; `precisions` are those of
-    `runtime.artifact.PRECISIONS` that it has products for.
+    `runtime.artifact.manifest.PRECISIONS` that it has products for.
     """
 
     description: str

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Sequence
 
-from runtime.config import ModelConfig
 from runtime.errors import BackendError
-from runtime.plan import PlanLoop
-from runtime.spec import Array, EngineSpec, TensorSpec
+from runtime.model.config import ModelConfig
+from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
+from runtime.sampling.plan import PlanLoop
 
 # What a library runs a graph by: the inputs of its spec in their order, to the outputs in theirs.
 Run = Callable[[Sequence[Array]], Sequence[Array]]

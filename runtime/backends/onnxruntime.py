@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors, fixed_sizes
 from runtime.errors import BackendError
-from runtime.spec import Array, Engine, EngineSpec
+from runtime.model.engine_spec import Array, Engine, EngineSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3

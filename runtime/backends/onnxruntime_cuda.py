@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.backends.onnxruntime import first_line, import_onnxruntime, open_session, session_options
 from runtime.errors import BackendError
 from runtime.gpu.backend import GpuBackend
 from runtime.gpu.cuda import Cuda
-from runtime.spec import ENGINES, Engine, EngineSpec
+from runtime.model.engine_spec import ENGINES, Engine, EngineSpec
 
 _NO_GRAPH = "-1"  # the annotation of a call that is not to be captured
 # A session keeps every graph it captured. Drawn in turn by eight batch sizes, the published schedule makes so many.

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact import Artifact
+from runtime.artifact.manifest import Artifact
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors
 from runtime.errors import BackendError
-from runtime.spec import Array, Engine, EngineSpec, TensorSpec
+from runtime.model.engine_spec import Array, Engine, EngineSpec, TensorSpec
 
 _DTYPES = {"f32": "float32", "i64": "int64"}
 _PLACES = re.compile(r"^(Exception from |Check '.*' failed at |\S+ failed with |Errors during |Summary:$)")

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.artifact import Artifact
+from runtime.artifact.engine_builds import Build, usable_build
+from runtime.artifact.manifest import Artifact
 from runtime.backends.tensorrt_library import TensorRTLibrary
-from runtime.builds import Build, usable_build
 from runtime.errors import BackendError
 from runtime.gpu.backend import GpuBackend
 from runtime.gpu.cuda import Cuda
-from runtime.spec import Engine, EngineSpec
+from runtime.model.engine_spec import Engine, EngineSpec
 
 
 class TensorRT(GpuBackend):

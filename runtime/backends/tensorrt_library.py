@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from runtime.builds import TARGETS
+from runtime.artifact.engine_builds import TARGETS
 from runtime.errors import BackendError
 
 _BAD_VERSIONS = ("10.2.0",)
@@ -13,7 +13,7 @@ _EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}  # by target, what ins
 
 
 class TensorRTLibrary:
-    """The module of `target`, one of `runtime.builds.TARGETS`. `BackendError` where it is missing or known bad.
+    """The module of `target`, one of `runtime.artifact.engine_builds.TARGETS`. `BackendError` where it is missing or known bad.
 
     Its calls fail by returning None or False, and tell why in a log: whatever a call returned goes through
     `made` or `true` here.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 
-from runtime.config import ModelConfig
-from runtime.forms import check_no_cache
 from runtime.gpu.cuda import Cuda
+from runtime.gpu.current_gpu import present_gpu
+from runtime.gpu.device_loop import GpuLoop
 from runtime.gpu.engine import GpuEngine, HostEngine
-from runtime.gpu.loop import GpuLoop
-from runtime.gpu.present import present_gpu
-from runtime.plan import PlanLoop
-from runtime.spec import ENGINES, Engine
+from runtime.model.config import ModelConfig
+from runtime.model.engine_spec import ENGINES, Engine
+from runtime.sampling.constraints import check_no_cache
+from runtime.sampling.plan import PlanLoop
 
 
 class GpuBackend:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from runtime.errors import BackendError
+from runtime.gpu.current_gpu import INTEGRATED
 from runtime.gpu.driver import Driver
-from runtime.gpu.present import INTEGRATED
 
 # What TensorRT asks of its scratch memory, and what every library's fastest kernels may assume of the rest.
 ALIGNMENT = 256  # bytes

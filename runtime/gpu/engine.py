@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from runtime.gpu.cuda import Cuda, Exchange
-from runtime.spec import Array, EngineSpec, TensorSpec
+from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
 
 _SIZES_KEPT = 8
 
@@ -46,7 +46,7 @@ class _Call:
 
 
 class HostEngine:
-    """A `GpuEngine` called with arrays here, like any `runtime.spec.Engine`: for what is not in the loop."""
+    """A `GpuEngine` called with arrays here, like any `runtime.model.engine_spec.Engine`: for what is not in the loop."""
 
     def __init__(self, cuda: Cuda, engine: GpuEngine) -> None:
         self.on_gpu = engine

@@ -19,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime.artifact import MANIFEST
+from runtime.artifact.manifest import MANIFEST
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
-from runtime.noise import seeded_noise, seeded_order
-from runtime.plan import Sampling
-from tests.conftest import relative_l2
-from tests.golden_cases import GOLDEN_TOLERANCE, GoldenCase
+from runtime.sampling.plan import Sampling
+from runtime.sampling.rng import seeded_noise, seeded_order
+from tests.helpers.distance import relative_l2
+from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 
 # A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.
 FAST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import TINY
 
+from tests.helpers.tiny_runs import TINY
 from training.config import RunConfig, TrainConfig, read_toml
 
 

@@ -19,11 +19,11 @@ import pytest
 from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.gpu import cuda as cuda_module
-from runtime.gpu import present
+from runtime.gpu import current_gpu as present
 from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import Cuda
-from tests.runtime.gpu.conftest import install_cuda, install_tensorrt, left_on
-from tests.runtime.gpu.simulated_cuda import SimulatedCuda
+from tests.fakes.simulated_cuda import SimulatedCuda
+from tests.helpers.simulated_gpu import install_cuda, install_tensorrt, left_on
 
 LABELS = [2, 0]
 REQUEST: dict[str, Any] = {"iterations": 2, "diffusion_steps": 2, "cfg_scale": 2.0}

@@ -1,0 +1,146 @@
+"""Training steps of this trainer and of the published one, at equal batch, taken in turns.
+
+    python -m benchmarks.training OUT.json --preset mar_base --batch 4 --rounds 5
+
+The published trainer here is written from its description: boolean masks, the head on all tokens with the mask
+applied to the loss, dropout and attention of PyTorch, AdamW and the moving average one tensor after another. Both
+train on latents that are at hand, with the same precision, dropout and number of masked tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from runtime.files import write_json
+from runtime.model.config import ModelConfig
+from training.config import TrainConfig
+from training.data.draws import draw_example, example_stream, masked_tokens
+from training.data.loader import Batch, MicroBatch
+from training.distributed import Processes
+from training.loop.optimizer_step import Learner, _parameter_groups
+from training.models import reference_loop as published
+from training.models.mar import MAR
+from training.models.numerics import autocast
+from training.models.presets import preset
+
+_RATE, _CLIP, _EMA = 1e-4, 3.0, 0.9999
+
+
+def ours(config: ModelConfig, batch: int, precision: str, compiled: bool) -> Callable[[int], float]:
+    """A step of this trainer, by its number; its loss."""
+    training = TrainConfig(steps=1000, batch_size=batch, precision=precision, compile=compiled)
+    learner = Learner(config, training, Processes())
+
+    def step(number: int) -> float:
+        return learner.update(number, [_batch(config, batch, number)]).loss
+
+    return step
+
+
+def as_published(config: ModelConfig, batch: int, precision: str) -> Callable[[int], float]:
+    """A step of the published trainer."""
+    torch.manual_seed(0)
+    model = MAR(**config.to_dict()).train()
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(_parameter_groups(model, 0.02), lr=_RATE, betas=(0.9, 0.95))
+
+    def step(number: int) -> float:
+        drawn = _batch(config, batch, number).batch
+        masked = drawn.timesteps.shape[-1]
+        orders = np.stack([np.random.permutation(config.tokens) for _ in range(batch)])
+        mask = torch.zeros(batch, config.tokens, dtype=torch.bool)
+        mask.scatter_(1, torch.from_numpy(orders[:, :masked]), True)
+        rows = config.diffusion_batch_mul * batch * config.tokens
+        timesteps, noise = torch.randint(0, 1000, (rows,)), torch.randn(rows, config.token_channels)
+        optimizer.zero_grad()
+        with autocast(precision, torch.device("cpu")):
+            loss = published.training_loss(model, drawn.latents, drawn.labels, mask, timesteps, noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        optimizer.step()
+        with torch.no_grad():
+            for mean, parameter in zip(average, model.parameters(), strict=True):
+                mean.mul_(_EMA).add_(parameter, alpha=1 - _EMA)
+        return loss.item()
+
+    return step
+
+
+def _batch(config: ModelConfig, batch: int, number: int) -> MicroBatch:
+    """Random latents with what is drawn for them, of a number of masked tokens that step `number` has for both."""
+    masked = masked_tokens(config, 0, number)
+    draws = [draw_example(config, masked, example_stream(0, number, place)) for place in range(batch)]
+    side = config.grid * config.patch_size
+    latents = np.random.default_rng(number).standard_normal((batch, config.vae_embed_dim, side, side), np.float32)
+    return MicroBatch(
+        Batch(
+            torch.from_numpy(latents),
+            torch.arange(batch) % config.class_num,
+            torch.from_numpy(np.stack([drawn.order for drawn in draws])),
+            torch.from_numpy(np.stack([drawn.timesteps for drawn in draws], axis=1)),
+            torch.from_numpy(np.stack([drawn.noise for drawn in draws], axis=1)),
+        ),
+        torch.arange(batch),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--preset", default="mar_base")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = preset(arguments.preset)
+    steps = {
+        "published": as_published(config, arguments.batch, arguments.precision),
+        "ours": ours(config, arguments.batch, arguments.precision, arguments.compile),
+    }
+    times: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in steps}
+    for number in range(-1, arguments.rounds):  # the first round warms up
+        for name, step in steps.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            step(number + 1)
+            spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+            print(f"{name}: {spent['seconds']:.2f} s, {spent['cpu_seconds']:.2f} s of CPU", flush=True)
+            for kind, value in spent.items() if number >= 0 else ():
+                times[name][kind].append(value)
+    figures = {
+        **{name: getattr(arguments, name) for name in ("preset", "batch", "rounds", "precision", "compile", "threads")},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
+        "images_per_second": {
+            name: arguments.batch / statistics.median(taken["seconds"]) for name, taken in times.items()
+        },
+        "gain": {kind: _ratios(times["published"][kind], times["ours"][kind]) for kind in ("seconds", "cpu_seconds")},
+        "times": times,
+    }
+    write_json(arguments.out, figures)
+    print(json.dumps({name: figures[name] for name in ("images_per_second", "gain")}, indent=2))
+
+
+def _ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """How many times as long theirs took, over the rounds."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+if __name__ == "__main__":
+    main()

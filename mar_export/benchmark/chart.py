@@ -1,0 +1,63 @@
+"""The benchmark as a picture: a bar a race, its stages in it, the least time beside it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.files import replacing
+
+_COLOURS = {
+    "backbone": "#31688e",
+    "conditioning": "#35b779",
+    "denoise": "#fde725",
+    "head": "#b5c94c",
+    "device": "#31688e",
+    "rest": "#bbbbbb",
+}
+
+
+def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw a report of `mar_export.benchmark.bench.report` as a PNG at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    races, batch = value["races"], value["batch"]
+    slowest = max(race["seconds"]["median"] for race in races)
+    figure = Figure(figsize=(10, 1.6 + 0.5 * len(races)), layout="constrained")
+    axes = figure.add_subplot()
+    for row, race in enumerate(races):
+        left = 0.0
+        for stage, seconds in race["stage_seconds"].items():
+            width = seconds["median"] / batch
+            axes.barh(row, width, left=left, color=_COLOURS[stage], height=0.7)
+            left += width
+        if race["share_of_roofline"] is not None:
+            least = sum(value["plans"][race["sampling"]]["roofline_seconds"].values()) / batch
+            axes.plot([least, least], [row - 0.4, row + 0.4], color="black", linewidth=2)
+            left = max(left, least)
+        axes.text(
+            left,
+            row,
+            f"  {race['seconds']['median'] / batch:.2f} s, {race['times_the_baseline']:.1f}x",
+            va="center",
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(races)), [f"{race['contestant']}, {race['sampling']}" for race in races])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.22 * slowest / batch)
+    axes.set_xlabel("seconds a picture (medians); black: the least time that this processor allows in float32")
+    stages = dict.fromkeys(stage for race in races for stage in race["stage_seconds"])
+    axes.legend(
+        [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages],
+        list(stages),
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+    )
+    axes.set_title(value["title"], loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -1,0 +1,62 @@
+"""What this machine reaches in ONNX Runtime: one large matrix product, and one that only reads weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from runtime.backends.onnxruntime import brief_spinning
+from runtime.cost.operations import Machine
+
+# Rows, columns in, columns out: the shape of a transformer's MLP, of a width whose rows do not lie multiples of 4096
+# bytes apart, which would take a third of the rate (mar_export.graphs.padding).
+_PRODUCT = (640, 1088, 4096)
+_READ = (1, 8192, 8192)  # one row: 256 MiB of weights pass through, more than any cache holds
+_REPEATS = 7
+
+
+class Probe:
+    """Two products, loaded once and measured as often as asked."""
+
+    def __init__(self, threads: int) -> None:
+        self._product, self._read = _session(_PRODUCT, threads), _session(_READ, threads)
+
+    def measure(self) -> Machine:
+        """The median rates over a few calls, now."""
+        rows, inner, outer = _PRODUCT
+        operations = 2 * rows * inner * outer / self._seconds(self._product, _PRODUCT)
+        read = 4 * _READ[1] * _READ[2] / self._seconds(self._read, _READ)
+        return Machine(operations, read)
+
+    @staticmethod
+    def _seconds(product: Callable[[np.ndarray], object], shape: tuple[int, int, int]) -> float:
+        x = np.ones(shape[:2], np.float32)
+        times = []
+        for _ in range(_REPEATS):
+            started = time.perf_counter()
+            product(x)
+            times.append(time.perf_counter() - started)
+        return float(np.median(times[1:]))  # the first call warms up
+
+
+def _session(shape: tuple[int, int, int], threads: int) -> Callable[[np.ndarray], object]:
+    """The product of [rows, inner] with a constant [inner, outer]."""
+    rows, inner, outer = shape
+    weights = np.random.default_rng(0).random((inner, outer), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, inner])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, outer])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry(*brief_spinning(onnxruntime.__version__))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x})

@@ -1,0 +1,179 @@
+"""Quality against time: what each sampler, at each number of steps, and each preset costs and keeps.
+
+Every way to draw is judged on the same classes, orders and noises. Thousands of pictures for each take
+hours on a processor, so they are drawn with the engines in PyTorch under bfloat16, one process a core;
+the times are the runtime's own, float32, a picture at a time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import multiprocessing
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mar_export.torch_backends.eager import eager_generator
+from runtime.artifact.manifest import Artifact
+from runtime.errors import BackendError, RequestError
+from runtime.files import write_json
+from runtime.generator import Generator
+from runtime.model.config import ModelConfig
+from runtime.sampling.constraints import samplers_of
+from runtime.sampling.presets import PRESETS
+from training.checkpoints.checkpoint import load_checkpoint
+from training.data.datasets import open_dataset
+from training.evaluation.classifier import batches, frechet_distance, judge, load_or_train_classifier
+
+STEPS = (100, 50, 25, 14, 10, 6)
+_ITERATIONS = 16  # of the comparison of samplers
+_BATCH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way to draw: a name for tables, and the settings of a request."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is judged by what: paths, and how many pictures of each way."""
+
+    artifact: pathlib.Path
+    checkpoint: pathlib.Path
+    classifier: pathlib.Path
+    data: pathlib.Path
+    images: int
+
+
+def sampler_ways(model: ModelConfig) -> list[Way]:
+    """Every sampler of `model` at every number of steps, from its own first timestep; none for a distilled head.
+
+    Without guidance, which halves the work; presets are judged with that of the artifact.
+    """
+    usual = {"preset": "exact", "iterations": min(_ITERATIONS, model.tokens), "cfg_scale": 1.0}
+    return [
+        Way(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
+        for steps in (() if model.distilled_steps else reversed(STEPS))
+        for sampler in samplers_of(model)
+    ]
+
+
+def preset_ways(own: Iterable[str]) -> list[Way]:
+    """Every preset, the artifact's guidance included, and those that are the artifact's `own`."""
+    return [Way(name, {"preset": name}) for name in (*PRESETS, *own)]
+
+
+def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, said: Callable[[str], None]) -> None:
+    """Judge every way that `out`, a folder with a JSON for each, does not hold yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    _tools(study)  # trains the classifier where there is none, once for all processes
+    left = [way for way in ways if _figures(out, way, study) is None]
+    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+        waiting = {pool.submit(judge_way, study, way): way for way in left}
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                way, figures = waiting[done], done.result()
+                write_json(_file(out, way), figures)
+                said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
+        except BrokenProcessPool:
+            raise BackendError("a process that drew pictures ended; not enough memory?") from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
+
+
+def time_ways(study: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds a picture of each way, by name: the runtime on its exported engines, in turn, batch 1."""
+    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+    with Generator.load(study.artifact, threads=threads) as generator:
+        for repeat in range(-1, repeats):
+            for way in ways:
+                started = time.perf_counter()
+                generator.generate([0], **way.settings)
+                if repeat >= 0:  # the first round warms up
+                    seconds[way.name].append(time.perf_counter() - started)
+    return seconds
+
+
+def summary(study: Study, ways: list[Way], out: pathlib.Path, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """What the study found: the figures of every way that is judged, with its times."""
+    found = []
+    for way in ways:
+        figures = _figures(out, way, study)
+        if figures is not None:
+            p10, median, p90 = np.percentile(seconds[way.name], [10, 50, 90])
+            found.append({**figures, "milliseconds": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90}})
+    return {"images": study.images, "ways": found}
+
+
+def judge_way(study: Study, way: Way) -> dict[str, Any]:
+    """Draw and judge the pictures of one way, in one thread."""
+    torch.set_num_threads(1)
+    generator, classifier, real = _tools(study)
+    labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
+    started = time.perf_counter()
+    drawn = judge(classifier, drawn_pictures(generator, labels, way.settings), labels)
+    return {
+        "name": way.name,
+        "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
+        "images": study.images,
+        "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
+        "recognised": drawn.recognised,
+        "frechet": frechet_distance(drawn.features, real),
+        "head_evaluations": generator.plan(**way.settings).head_evaluations,
+        "engines": generator.description,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(study: Study) -> tuple[Generator, Any, NDArray[np.float64]]:
+    """Generator, classifier, and the features of the real test pictures; made once in each process."""
+    manifest, checkpoint = Artifact(study.artifact).manifest, load_checkpoint(study.checkpoint, None)
+    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
+        raise RequestError(f"{study.checkpoint} is not the checkpoint that {study.artifact} was exported from")
+    generator = eager_generator(manifest, checkpoint.model, bfloat16=True)
+    train, test = (open_dataset(study.data, manifest.model.img_size, split) for split in ("train", "test"))
+    classifier = load_or_train_classifier(study.classifier, train, lambda done, of: None)
+    return generator, classifier, judge(classifier, batches(test, len(test.labels)), test.labels).features
+
+
+def drawn_pictures(
+    generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]
+) -> Iterator[NDArray[np.uint8]]:
+    """A picture of each of `labels` [n], uint8 [B, H, W, c] at a time, by a generator that makes pictures."""
+    for result in generator.generate_batches(labels.tolist(), _BATCH, **settings):
+        assert result.images is not None
+        yield result.images
+
+
+def _file(out: pathlib.Path, way: Way) -> pathlib.Path:
+    return out / f"{way.name.replace(' ', '-').replace('+', 'p')}.json"
+
+
+def _figures(out: pathlib.Path, way: Way, study: Study) -> dict[str, Any] | None:
+    """What was found for `way` before; None if nothing was, or for another model or settings."""
+    try:
+        figures: dict[str, Any] = json.loads(_file(out, way).read_text())
+    except (OSError, ValueError):
+        return None
+    manifest = Artifact(study.artifact).manifest
+    wanted = {
+        "sampling": dataclasses.asdict(manifest.requested(way.settings)),
+        "images": study.images,
+        "checkpoint_sha256": manifest.provenance["checkpoint_sha256"],
+    }
+    return figures if {key: figures.get(key) for key in wanted} == json.loads(json.dumps(wanted)) else None

@@ -1,0 +1,51 @@
+"""Quality against time as a picture: samplers on the left, presets on the right."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.files import replacing
+from runtime.sampling.samplers import SAMPLERS
+
+
+def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw a `mar_export.benchmark.study.summary` as a PNG at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    ways = {way["name"]: way for way in value["ways"]}
+    for sampler in SAMPLERS:
+        points = sorted(
+            (way["milliseconds"]["median"], way["frechet"], way["sampling"]["diffusion_steps"])
+            for name, way in ways.items()
+            if name.rpartition(" ")[0] == sampler
+        )
+        if points:
+            (line,) = left.plot([x for x, _, _ in points], [y for _, y, _ in points], marker="o", label=sampler)
+            for x, y, count in points:
+                left.annotate(
+                    str(count), (x, y), (4, 4), textcoords="offset points", color=line.get_color(), fontsize=8
+                )
+    presets = [name for name in ways if " " not in name]  # a sampler's has its steps behind one
+    for name in presets:
+        x, y = ways[name]["milliseconds"]["median"], ways[name]["frechet"]
+        right.scatter(x, y, s=60)
+        right.annotate(f"{name}, {ways[name]['recognised']:.1%}", (x, y), (6, 6), textcoords="offset points")
+    left.set_title("samplers, by diffusion steps (16 iterations, no guidance)", loc="left", fontsize=10)
+    right.set_title("presets, with guidance, and how many pictures are recognised", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="ms a picture, batch 1", ylabel="Fréchet distance, lower is better")
+        axes.grid(alpha=0.3, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.15)
+    right.set_ylim(0, 1.2 * max((ways[name]["frechet"] for name in presets), default=1))
+    left.set_yscale("log")
+    if left.lines:
+        left.legend(frameon=False)
+    FigureCanvasAgg(figure)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

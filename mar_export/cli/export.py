@@ -1,0 +1,77 @@
+"""`mar export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import click
+
+from mar_export.artifact.export import export_artifact
+from runtime.artifact.manifest import FLOAT_PRECISIONS
+from runtime.cli.options import PATH, preset_option, sampling_options
+from runtime.sampling.constraints import usual_sampling
+from runtime.sampling.presets import requested_sampling
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoints.resize import resized
+from training.cli.options import checkpoint_options
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The artifact folder to make.")
+@checkpoint_options
+@click.option("--encoder", is_flag=True, help="Add the engine that reads pictures, for mar edit.")
+@click.option(
+    "--precision",
+    type=click.Choice(FLOAT_PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Of the weights.",
+)
+@click.option("--image-size", type=int, help="Pixels along a side, other than the checkpoint's.")
+@preset_option
+@sampling_options
+def export(
+    checkpoint: pathlib.Path,
+    out: pathlib.Path,
+    model: str | None,
+    tokenizer: pathlib.Path | None,
+    config_file: pathlib.Path | None,
+    encoder: bool,
+    precision: str,
+    image_size: int | None,
+    **settings: object,
+) -> None:
+    """Turn CHECKPOINT into an artifact, checked against eager PyTorch.
+
+    CHECKPOINT is a run folder, or a published model: a .pth, a .safetensors, a folder in the form of
+    diffusers. Its shape is read from its tensors; --model or --config tell what these do not. The
+    sampling options become the artifact's own, used where a request names none.
+    """
+    loaded = _loaded(checkpoint, model, tokenizer, config_file, image_size)
+    config = loaded.model.config
+    sampling = requested_sampling(usual_sampling(config), config, settings)
+    held = [loaded]
+    del loaded  # the export lets weights go when it is done with them, and nobody else must hold them
+    export_artifact(held.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
+    click.echo(f"artifact written to {out}")
+
+
+def _loaded(
+    checkpoint: pathlib.Path,
+    model: str | None,
+    tokenizer: pathlib.Path | None,
+    config_file: pathlib.Path | None,
+    image_size: int | None,
+) -> Checkpoint:
+    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
+    if image_size is None or image_size == loaded.model.config.img_size:
+        return loaded
+    trained, other = loaded.model.config.img_size, resized(loaded.model, image_size)
+    click.echo(
+        f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
+        "and how good its pictures are there is for you to check",
+        err=True,
+    )
+    return dataclasses.replace(loaded, model=other)

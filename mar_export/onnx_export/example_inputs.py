@@ -1,0 +1,62 @@
+"""Random inputs for an engine, at given sizes of its dynamic axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.model.config import ModelConfig
+from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
+
+Sizes = Mapping[str, int]
+
+# What the exporter traces with: no two axes alike, so that none is mistaken for another.
+EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8, "S": 9, "P": 11}
+
+
+def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
+    """Sizes of every dynamic axis to compare an export at: the empty, the single and the odd ones too."""
+    if spec.name in TOKENIZER_ENGINES:  # whose pictures take seconds each
+        return [{"B": 1}, {"B": 2}]
+    if config.attention == "causal" and spec.name == BACKBONE:
+        buffer, end = config.buffer_size, config.buffer_size + config.tokens - 1
+        return [
+            {"B": 1, "GB": 1, "S": buffer, "P": 0},
+            {"B": 1, "GB": 2, "S": 1, "P": buffer},
+            {"B": 3, "GB": 3, "S": 1, "P": end - 1},
+            {"B": 2, "GB": 4, "S": end, "P": 0},
+            {"B": 3, "GB": 6, "S": 2, "P": 3},
+        ]
+    length = config.tokens
+    middle = length // 2
+    last = length - 1
+    return [
+        {"B": 1, "GB": 1, "V": 0, "K": 1, "R": last, "N": 1, "GN": 1, "T": 1},
+        {"B": 1, "GB": 2, "V": 0, "K": length, "R": 0, "N": 5, "GN": 5, "T": 3},
+        {"B": 2, "GB": 2, "V": last, "K": 1, "R": 0, "N": 1, "GN": 2, "T": 2},
+        {"B": 3, "GB": 3, "V": middle, "K": length - middle, "R": 0, "N": 8, "GN": 16, "T": 5},
+        {"B": 2, "GB": 4, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 4},
+    ]
+
+
+def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:
+    """Normal floats, and integers that are positions of tokens, or classes with none among them."""
+    random = np.random.default_rng(seed)
+    inputs: dict[str, NDArray[Any]] = {}
+    for tensor in spec.inputs:
+        shape = tensor.sized(sizes)
+        if tensor.dtype == "int64":
+            inputs[tensor.name] = random.integers(*_bounds(tensor.name, config), size=shape)
+        else:
+            inputs[tensor.name] = random.standard_normal(shape, np.float32)
+    return inputs
+
+
+def _bounds(name: str, config: ModelConfig) -> tuple[int, int]:
+    """The least value of an input of integers, and the one after the largest."""
+    slots = config.buffer_size + config.tokens
+    known = {"labels": (0, config.class_num + 1), "slots": (0, slots), "following": (config.buffer_size, slots)}
+    return known.get(name, (0, config.tokens))

@@ -1,0 +1,113 @@
+"""`mar doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import platform
+
+import click
+import numpy as np
+
+from runtime import __version__
+from runtime.artifact.engine_builds import TARGETS, Build, obstacle
+from runtime.artifact.manifest import Artifact
+from runtime.backends import available_threads
+from runtime.cli.options import PATH
+from runtime.errors import BackendError, MarError
+from runtime.gpu.current_gpu import Gpu, present_gpu
+
+
+@click.command()
+@click.argument("artifact", type=PATH, required=False)
+def doctor(artifact: pathlib.Path | None) -> None:
+    """Tell what this machine can run, and what of ARTIFACT it can load."""
+    _line("mar", __version__)
+    _line("python", f"{platform.python_version()}, {platform.machine()}, {platform.system()}")
+    _line("processor", f"{available_threads()} threads of {os.cpu_count()}")
+    _line("numpy", np.__version__)
+    _line("onnxruntime", _onnxruntime())
+    _line("openvino", _openvino())
+    versions: dict[str, str | None] = {}
+    for target, module in TARGETS.items():
+        versions[target], missing = _version(module, f"not installed; no engines of {target} can be built or run")
+        _line(target, versions[target] or missing)
+    gpu = _gpu()
+    if artifact is not None:
+        _artifact(artifact, gpu, versions)
+
+
+def _onnxruntime() -> str:
+    version, missing = _version("onnxruntime", "not installed; pip install 'mar-runtime[cpu]'")
+    if version is None:
+        return missing
+    providers = importlib.import_module("onnxruntime").get_available_providers()
+    useful = [
+        name.removesuffix("ExecutionProvider")
+        for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
+        if name in providers
+    ]
+    return f"{version}, {', '.join(useful)}"
+
+
+def _openvino() -> str:
+    version, missing = _version("openvino", "not installed; pip install 'mar-runtime[openvino]'")
+    if version is None:
+        return missing
+    from runtime.backends.openvino import open_openvino, openvino_version
+
+    try:
+        library, core = open_openvino("openvino")
+        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except (BackendError, RuntimeError) as error:
+        return f"{version}; {error}"
+    products = [name.lower() for name in ("FP32", "BF16", "INT8") if name in able]
+    return f"{openvino_version(library)}, products of this processor: {', '.join(products)}"
+
+
+def _version(module: str, missing: str) -> tuple[str | None, str]:
+    """The version of a library, and what to tell where there is none: a broken one is none, but says why."""
+    try:
+        return str(importlib.import_module(module).__version__), ""
+    except (ImportError, OSError) as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module
+        return None, missing if absent else f"does not load: {error}"
+
+
+def _gpu() -> Gpu | None:
+    try:
+        gpu = present_gpu()
+    except BackendError as error:
+        _line("gpu", str(error))
+        return None
+    memory = f"{gpu.memory_bytes / 2**30:.1f} GiB" + (", shared with the processor" if gpu.shared_memory else "")
+    _line("gpu", f"{gpu.name}, {gpu.architecture}, {memory}; its driver serves CUDA up to {gpu.cuda}")
+    _line("precisions", f"{', '.join(gpu.precisions)} on this GPU")
+    return gpu
+
+
+def _artifact(path: pathlib.Path, gpu: Gpu | None, versions: dict[str, str | None]) -> None:
+    opened = Artifact(path)
+    manifest = opened.manifest
+    damage = None
+    try:
+        opened.verify(builds=True)
+    except MarError as error:
+        damage = str(error)
+    click.echo(f"\n{path}: {manifest.precision}, {damage or 'every hash matches'}")
+    if not manifest.builds:
+        click.echo("  no engines built; mar build makes some for a GPU")
+    for build in manifest.builds:
+        why = obstacle(build, versions[build.target], gpu.architecture if gpu else None)
+        click.echo(f"  {build.engine:13} {_built_for(build)}: {why or 'loads here'}")
+    if damage:
+        click.get_current_context().exit(1)
+
+
+def _built_for(build: Build) -> str:
+    return f"{build.target} {build.library}, {', '.join(build.architectures)}"
+
+
+def _line(what: str, told: str) -> None:
+    click.echo(f"{what:13} {told}")

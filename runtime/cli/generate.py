@@ -1,0 +1,171 @@
+"""`mar generate`."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import time
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from runtime.checks import check_whole, counted
+from runtime.cli.options import (
+    PATH,
+    backend_options,
+    bar_shown,
+    preset_option,
+    progress_bar,
+    sampling_options,
+    threads_option,
+)
+from runtime.errors import RequestError
+from runtime.files import check_writable, replacing
+from runtime.generator import Generator, Result
+from runtime.image_grid import check_picture_file, save_grid
+from runtime.requests.validation import MAX_BATCH, class_number
+
+_MAX_COUNT = 100_000
+_GRID_COLUMNS = 8
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option(
+    "--class",
+    "classes",
+    metavar="NUMBER|NAME",
+    multiple=True,
+    help="A class to draw; give it again for more. Default: all.",
+)
+@click.option("--count", type=int, help="Pictures in all, the classes in turn. Default: one a class.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=PATH, help="Where to write the grid of pictures, as PNG.")
+@click.option("--save-latents", type=PATH, help="Where to write the latents [B, C, H, W], as .npy.")
+@preset_option
+@sampling_options
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Pictures drawn together.")
+@click.option("--order-file", type=PATH, help="An .npz with generation_order [B, L], instead of the seed's.")
+@click.option("--noise-file", type=PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")
+@click.option(
+    "--decode-batch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Pictures decoded together, where there is a decoder.",
+)
+@backend_options
+@threads_option
+def generate(
+    artifact: pathlib.Path,
+    classes: tuple[str, ...],
+    count: int | None,
+    seed: int,
+    out: pathlib.Path | None,
+    save_latents: pathlib.Path | None,
+    batch_size: int,
+    order_file: pathlib.Path | None,
+    noise_file: pathlib.Path | None,
+    decode_batch: int,
+    backend: str,
+    device: str | None,
+    cuda_graphs: bool,
+    threads: int | None,
+    **settings: Any,
+) -> None:
+    """Draw pictures with ARTIFACT."""
+    if out is None and save_latents is None:
+        raise RequestError("nothing to write: give --out GRID.png, --save-latents FILE.npy, or both")
+    if out is not None and save_latents is not None and out.resolve() == save_latents.resolve():
+        raise RequestError(f"--out and --save-latents are both {out}; give each a name of its own")
+    order = _read_array(order_file, "generation_order")
+    noise = _read_array(noise_file, "noise")
+    if out is not None:
+        check_picture_file(out)
+    if save_latents is not None:
+        check_writable(save_latents)
+    with Generator.load(
+        artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
+    ) as generator:
+        manifest = generator.manifest
+        if out is not None and manifest.tokenizer == "none":
+            raise RequestError(
+                f"{artifact} has no decoder, so it makes latents, not pictures; use --save-latents instead of --out, "
+                "or export it with --tokenizer"
+            )
+        chosen = [class_number(given, manifest.class_names) for given in classes]
+        labels = _labels(chosen or range(manifest.model.class_num), count)
+        started = time.perf_counter()
+        results = _draw(generator, labels, batch_size, seed, order, noise, decode_batch, settings)
+        seconds = time.perf_counter() - started
+    if save_latents is not None:
+        with replacing(save_latents) as temporary, temporary.open("wb") as file:
+            np.save(file, np.concatenate([result.latents for result in results]))
+    if out is not None:
+        images = np.concatenate([result.images for result in results if result.images is not None])
+        captions = [manifest.class_names[label] if manifest.class_names else f"class {label}" for label in labels]
+        with replacing(out) as temporary:
+            save_grid(temporary, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
+    click.echo(
+        f"{counted(len(labels), 'picture')} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
+        f"({generator.description})"
+    )
+    for what, path in (("latents", save_latents), ("grid", out)):
+        if path is not None:
+            click.echo(f"{what} written to {path}")
+
+
+def _labels(cycle: Sequence[int], count: int | None) -> list[int]:
+    wanted = len(cycle) if count is None else count
+    if not 1 <= wanted <= _MAX_COUNT:
+        raise RequestError(f"--count must lie in 1..{_MAX_COUNT}, found {wanted}")
+    return [cycle[number % len(cycle)] for number in range(wanted)]
+
+
+def _draw(
+    generator: Generator,
+    labels: list[int],
+    batch_size: int,
+    seed: int,
+    order: NDArray[np.generic] | None,
+    noise: NDArray[np.generic] | None,
+    decode_batch: int,
+    settings: dict[str, Any],
+) -> list[Result]:
+    """All pictures, batch by batch, under a progress bar with the time left."""
+    check_whole("--decode-batch", decode_batch, 1, MAX_BATCH)
+    batches = generator.generate_batches(
+        labels,
+        batch_size,
+        seed=seed,
+        order=order,
+        noise=noise,
+        decode_batch=decode_batch,
+        progress=(lambda done, of: bar.update(1)) if bar_shown() else None,
+        **settings,
+    )
+    passes = math.ceil(len(labels) / batch_size) * len(generator.plan(**settings).iterations)
+    with progress_bar(passes, "drawing") as bar:
+        return list(batches)
+
+
+def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | None:
+    if path is None:
+        return None
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, NpzFile):
+            raise RequestError(f"{path}: not an .npz file with an array {key} (it holds one array without a name)")
+        with archive:
+            array: NDArray[np.generic] = archive[key]
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise RequestError(f"{path}: not an .npz file with an array {key}") from None
+    return array

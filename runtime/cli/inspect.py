@@ -1,0 +1,65 @@
+"""`mar inspect`."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from runtime.artifact.manifest import Artifact, of_latents
+from runtime.cli.options import PATH
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--verify", is_flag=True, help="Compare the hash of every file too.")
+def inspect(artifact: pathlib.Path, verify: bool) -> None:
+    """Show what ARTIFACT holds: model, engines, shapes, sizes, precision, origin, parity."""
+    opened = Artifact(artifact)
+    if verify:
+        opened.verify(builds=True)
+    manifest = opened.manifest
+    config = manifest.model
+    total = sum(entry.bytes for entry in manifest.files.values())
+    click.echo(f"{artifact}: {manifest.precision}, {_size(total)}" + (", every hash matches" if verify else ""))
+    click.echo(
+        f"\nmodel       {config.tokens} tokens of {config.token_channels} values, "
+        f"{config.img_size}x{config.img_size} pixels, {config.class_num} classes, tokenizer {manifest.tokenizer}\n"
+        f"            encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
+        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}\n"
+        f"            {config.attention} attention, {config.order} order, head of {config.head}"
+        + (f" ({config.codes})" if config.codes else "")
+    )
+    click.echo(f"drawn with  {manifest.sampling.told()}, where a request names nothing else")
+    for name, preset in manifest.presets.items():
+        click.echo(f"preset      {name}: {preset.told()}")
+    if manifest.class_names:
+        click.echo(f"classes     {', '.join(f'{number} {name}' for number, name in enumerate(manifest.class_names))}")
+    for name, spec in manifest.specs.items():
+        file = manifest.engines[name]
+        size = sum(entry.bytes for path, entry in manifest.files.items() if path in (file, f"{file}.data"))
+        click.echo(f"\n{name:14}{file}, {_size(size)}")
+        for direction, tensors in (("in", spec.inputs), ("out", spec.outputs)):
+            for tensor in tensors:
+                click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{', '.join(map(str, tensor.shape))}]")
+        report = manifest.parity[name]
+        # What a quantized engine alone does to latents is held to nothing, though older manifests name a tolerance.
+        click.echo(f"  {_distance(report)}" + ("" if of_latents(report) else _allowed(report)))
+    generation = manifest.parity["generation"]
+    click.echo(f"\nwhole generation: {_distance(generation)}{_allowed(generation)}")
+    click.echo("\nmade from   " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
+
+
+def _distance(report: Mapping[str, Any]) -> str:
+    between = "of latents from those in float32" if of_latents(report) else "from eager PyTorch"
+    return f"relative L2 {between} {report['relative_l2']:.1e}"
+
+
+def _allowed(report: Mapping[str, Any]) -> str:
+    return f", allowed {report['tolerance']:.0e}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"

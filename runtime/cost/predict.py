@@ -1,0 +1,100 @@
+"""How long a plan will take here.
+
+On a processor a few of its iterations are timed, engine by engine, and the others lie between them. A device that
+executes plans itself is quick, and its loop does little of what a call from here does: it draws a whole one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from runtime.cost.operations import iteration_costs
+from runtime.generator import Generator
+from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, DEVICE, ENGINES
+from runtime.sampling.plan import Iteration, Plan
+
+_TIMED_ITERATIONS = 4
+_TIMED_STEPS = 4
+
+
+def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
+    """For each iteration of `plan` the seconds in each engine, or in all of it, for `batch` images drawn together.
+
+    On the host the seconds an operation takes are measured at a few iterations, first and last among them, and
+    interpolated; every engine is called on zeros of the sizes that the plan has. On a device the plan is executed
+    on zeros, twice, and each iteration has its seconds from the second time under `DEVICE`.
+    """
+    config = generator.manifest.model
+    if not generator.on_host:
+        return _time_on_device(generator, plan, batch)
+    costs = [iteration_costs(config, iteration, batch) for iteration in plan.iterations]
+    timed = np.unique(np.linspace(0, len(plan.iterations) - 1, _TIMED_ITERATIONS).round().astype(int))
+    rates: dict[str, list[float]] = {name: [] for name in ENGINES}
+    for number in timed:
+        seconds = _time_iteration(generator, plan.iterations[number], batch)
+        for name, (calls, cost) in costs[number].items():
+            rates[name].append(seconds[name] / (calls * cost.operations))
+    return [
+        {
+            name: float(np.interp(number, timed, rates[name])) * calls * cost.operations
+            for name, (calls, cost) in of_iteration.items()
+        }
+        for number, of_iteration in enumerate(costs)
+    ]
+
+
+def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
+    config = generator.manifest.model
+    labels = np.zeros(batch, np.int64)
+    order = np.tile(np.arange(config.tokens)[:, None], batch)
+    noise = np.zeros((plan.diffusion_steps + 1, config.tokens, batch, config.token_channels), np.float32)
+    known = np.zeros((0, batch, config.token_channels), np.float32)
+    generator.loop(plan, labels, order, noise, known, None)  # which makes memory and graphs
+    moments = [time.perf_counter()]
+    generator.loop(plan, labels, order, noise, known, lambda done, of: moments.append(time.perf_counter()))
+    return [{DEVICE: after - before} for before, after in itertools.pairwise(moments)]
+
+
+def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> dict[str, float]:
+    """Seconds in each engine over one iteration, from few of its diffusion steps."""
+    config, engines = generator.manifest.model, generator.engines
+    sequences = batch * (2 if iteration.guided else 1)
+    images, rows, steps = batch * iteration.count, sequences * iteration.count, min(_TIMED_STEPS, iteration.table.steps)
+    places = np.tile(np.arange(config.tokens)[:, None], batch)
+    stop = iteration.known + iteration.count
+    x = np.zeros((images, config.token_channels), np.float32)
+    z = np.zeros((rows, config.decoder_embed_dim), np.float32)
+    table, scale = iteration.table, np.array([iteration.guidance_scale], np.float32)
+    modulation = np.zeros((rows, config.modulation_channels), np.float32)
+    seconds = {
+        BACKBONE: _seconds(
+            lambda: engines.backbone(
+                tokens=np.zeros((iteration.known, batch, config.token_channels), np.float32),
+                visible=places[: iteration.known],
+                predict=places[iteration.known : stop],
+                rest=places[stop:],
+                labels=np.zeros(sequences, np.int64),
+            )
+        ),
+        CONDITIONING: _seconds(lambda: engines.conditioning(z=z, timesteps=table.timesteps[:steps])),
+        DENOISE: _seconds(
+            lambda: [
+                engines.denoise(x=x, previous_x0=x, noise=x, modulation=modulation, coefficients=row, guidance=scale)
+                for row in table.coefficients[:steps]
+            ]
+        ),
+    }
+    whole = table.steps / steps
+    return {name: value * (1 if name == BACKBONE else whole) for name, value in seconds.items()}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Of the second call: the first one also allocates."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -1,0 +1,214 @@
+"""Samplers of the head, each one row of coefficients a step.
+
+The `denoise` engine applies a row, whatever sampler it is of:
+
+    x0 = x0_from_x * x + x0_from_eps * eps
+    x' = x_from_x * x + x_from_x0 * x0 + x_from_previous_x0 * x0 of the step before + noise_scale * sigma * noise
+    log sigma^2 = log_variance_low + (log_variance_high - log_variance_low) * (v + 1) / 2
+
+where eps and v are the head's two outputs; eps of a flow head is a velocity (`runtime.sampling.flow_samplers`). Everything is
+computed in float64 and rounded once.
+
+Where a chain starts matters as much as its sampler. Under the cosine schedule 1/sqrt(alpha_bar) is 20,000
+at t = 999, so an error of eps in the first of 100 steps is amplified 316 times, and thousands of times in
+the first of 10. DDPM with 100 steps and more washes that out with fresh noise; every other chain starts
+lower, where DDPM and DDIM of ten steps and more have gains of 1 to 6, and multistep solvers, which converge
+faster, of 10 to 30.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.checks import check_choice, check_number, check_scale, check_whole, short
+from runtime.errors import RequestError
+from runtime.model.coefficients import COEFFICIENTS, Columns, Float64, columns_of_own_noise
+from runtime.sampling import flow_samplers as flow
+from runtime.sampling.noise_schedule import (
+    TRAIN_STEPS,
+    NoiseSchedule,
+    continuous_alphas_cumprod,
+    respaced_timesteps,
+    step_count,
+    training_schedule,
+)
+
+CODES = "codes"  # where there is no chain: what draws a token of a codebook, and the only thing that does
+_FULL_CHAIN = 100  # steps from which DDPM stands a start at t = 999
+_START = {"ddpm": 950, "ddim": 980}
+# Multistep solvers start at log(alpha / sigma) = -5.1 (eMIGM, arXiv 2503.07197), which is this time.
+_MULTISTEP_START = 995.1
+_LARGEST_SLOPE = 0.75  # of the extrapolation of a step: half as long again as the one before it
+
+
+@dataclasses.dataclass(frozen=True)
+class CoefficientTable:
+    """One diffusion chain, a row a step in the order of execution (noisy to clean)."""
+
+    timesteps: NDArray[np.float32]  # [T], what the conditioning engine is told
+    coefficients: NDArray[np.float32]  # [T, len(COEFFICIENTS)]
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+
+def coefficient_table(
+    sampler: str,
+    steps: int | str,
+    temperature: float = 1.0,
+    eta: float = 0.0,
+    start: int | None = None,
+) -> CoefficientTable:
+    """The rows of `sampler`, one of `SAMPLERS`.
+
+    `steps` is a number, or `"ddimN"` for the published respacing by an integer stride; `temperature`
+    scales the noise of each step; `eta` is how much noise `ddim` and `flow-euler` add (0 none, 1 as much
+    as DDPM); `start` is the first timestep, by default 999 for `ddpm` with 100 steps and more, and lower
+    for every other sampler of a diffusion head; a flow starts at 1000. Raises `RequestError`.
+    """
+    check_scale("temperature", temperature)
+    if sampler == CODES:
+        if (steps, eta, start) != (1, 0, None):
+            raise RequestError(
+                f"a token of codes is drawn in one step, without eta or start_timestep; found {short(steps)} "
+                f"diffusion_steps, eta {short(eta)} and start_timestep {short(start)}"
+            )
+        return _one_draw(float(temperature))
+    check_choice("sampler", sampler, SAMPLERS)
+    check_number("eta", eta, 0, 1)
+    if eta and sampler not in _WITH_ETA:
+        raise RequestError(f"eta belongs to the samplers {' and '.join(_WITH_ETA)}, found eta {eta} with {sampler}")
+    count = step_count(steps, least_steps(sampler))
+    by_stride = isinstance(steps, str) and steps.startswith("ddim")
+    if by_stride and sampler not in ("ddpm", "ddim"):
+        raise RequestError(f"{steps!r} spaces the steps of ddpm and ddim; {sampler} needs their number")
+    if start is not None:
+        if sampler in FLOW_SAMPLERS:
+            raise RequestError(
+                f"start_timestep belongs to the samplers of a diffusion head, found {start} with {sampler}"
+            )
+        check_whole("start_timestep", start, count - 1, TRAIN_STEPS - (2 if sampler in _MULTISTEP else 1))
+        if by_stride:
+            raise RequestError(f"start_timestep needs a number of diffusion steps, found {steps!r}, which has its own")
+    return _table(sampler, steps if by_stride else count, float(temperature), float(eta), start)
+
+
+def least_steps(sampler: str) -> int:
+    """Of a chain: a flow can be followed in one."""
+    return 1 if sampler in FLOW_SAMPLERS else 2
+
+
+@functools.lru_cache(maxsize=256)
+def _table(sampler: str, steps: int | str, temperature: float, eta: float, start: int | None) -> CoefficientTable:
+    if sampler in FLOW_SAMPLERS:
+        timesteps, rows = _FLOWS[sampler](int(steps), temperature, eta)
+    else:
+        timesteps, rows = _CHAINS[sampler](steps, temperature, eta, start)
+    return CoefficientTable(
+        timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
+        coefficients=np.stack([rows[name] for name in COEFFICIENTS], axis=1).astype(np.float32),
+    )
+
+
+def _one_draw(temperature: float) -> CoefficientTable:
+    """One row for a head of codes, which reads of it what scales the noise."""
+    row = np.zeros((1, len(COEFFICIENTS)), np.float32)
+    row[0, COEFFICIENTS.index("noise_scale")] = temperature
+    return CoefficientTable(np.zeros(1, np.float32), row)
+
+
+_Chain = tuple[Float64, Columns]  # timesteps [T] and columns [T], noisy to clean
+
+
+def _ddpm(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+    """Ancestral sampling with the learned variance (arXiv 2102.09672, eq. 15), as published."""
+    full = TRAIN_STEPS - 1 if step_count(steps) >= _FULL_CHAIN else _START["ddpm"]
+    kept = respaced_timesteps(steps, full if start is None else start)
+    schedule = NoiseSchedule.from_alphas_cumprod(kept, training_schedule().alphas_cumprod[kept])
+    columns = {
+        "x0_from_x": np.sqrt(1 / schedule.alphas_cumprod),
+        "x0_from_eps": -np.sqrt(1 / schedule.alphas_cumprod - 1),
+        "x_from_x": schedule.posterior_mean_x,
+        "x_from_x0": schedule.posterior_mean_x0,
+        "x_from_previous_x0": np.zeros_like(schedule.betas),
+        "noise_scale": np.append(0.0, np.full(len(kept) - 1, temperature)),  # none at the last step
+        "log_variance_low": schedule.posterior_log_variance,
+        "log_variance_high": np.log(schedule.betas),
+    }
+    return schedule.timesteps[::-1], {name: column[::-1] for name, column in columns.items()}
+
+
+def _ddim(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+    """DDIM (arXiv 2010.02502, eq. 12 and 16) with noise of its own variance, not the learned one."""
+    lowest = max(_START["ddim"], step_count(steps) - 1)
+    kept = respaced_timesteps(steps, lowest if start is None else start)[::-1]
+    signal, sigma, next_signal, next_sigma = _levels(training_schedule().alphas_cumprod[kept])
+    noise = eta * next_sigma / sigma * np.sqrt(1 - np.square(signal / next_signal))
+    direction = np.sqrt(np.square(next_sigma) - np.square(noise)) / sigma
+    return kept.astype(np.float64), columns_of_own_noise(
+        signal, sigma, direction, next_signal - direction * signal, np.zeros_like(signal), temperature * noise
+    )
+
+
+def _dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): the first and the last step are of first order."""
+    timesteps, signal, sigma, next_signal, next_sigma = _multistep_levels(steps, start)
+    shrink = next_sigma / sigma
+    gain = next_signal - shrink * signal  # alpha' (1 - e^-h)
+    slope = _second_order(signal, sigma)
+    return timesteps, columns_of_own_noise(
+        signal, sigma, shrink, gain * (1 + slope), -gain * slope, np.zeros_like(signal)
+    )
+
+
+def _sde_dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, section 6): the same with fresh noise in every step."""
+    timesteps, signal, sigma, next_signal, next_sigma = _multistep_levels(steps, start)
+    decay = next_sigma * signal / (next_signal * sigma)  # e^-h
+    gain = next_signal * (1 - np.square(decay))
+    slope = _second_order(signal, sigma)
+    noise = temperature * next_sigma * np.sqrt(1 - np.square(decay))
+    return timesteps, columns_of_own_noise(
+        signal, sigma, next_sigma / sigma * decay, gain * (1 + slope), -gain * slope, noise
+    )
+
+
+_CHAINS: dict[str, Callable[[int | str, float, float, int | None], _Chain]] = {
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+    "dpm++2m": _dpm_solver,
+    "dpm++2m-sde": _sde_dpm_solver,
+}
+_FLOWS = {"flow-euler": flow.euler, "flow-2m": flow.second_order}
+DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_CHAINS), tuple(_FLOWS)
+SAMPLERS = (*DIFFUSION_SAMPLERS, *FLOW_SAMPLERS)
+_MULTISTEP = ("dpm++2m", "dpm++2m-sde")
+_WITH_ETA = ("ddim", "flow-euler")
+
+
+def _levels(alphas_cumprod: Float64) -> tuple[Float64, Float64, Float64, Float64]:
+    """Signal and noise levels of every step, noisy to clean, and of the one after it, where the last is clean."""
+    signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+    return signal, sigma, np.append(signal[1:], 1.0), np.append(sigma[1:], 0.0)
+
+
+def _multistep_levels(steps: int | str, start: int | None) -> tuple[Float64, Float64, Float64, Float64, Float64]:
+    """Times evenly spread from the start to 0, fractions included, and their `_levels`."""
+    timesteps = np.linspace(_MULTISTEP_START if start is None else start, 0, int(steps))
+    return timesteps, *_levels(continuous_alphas_cumprod(timesteps))
+
+
+def _second_order(signal: Float64, sigma: Float64) -> Float64:
+    """1 / (2 r), r = the step before over this one in log(alpha / sigma); 0 for the first and the last step.
+
+    Limited, because a step much longer than its predecessor, as the one to t = 0 is where steps are few,
+    would extrapolate further than it knows: without the limit ten steps are worse than ten of DDIM.
+    """
+    step = np.diff(np.log(signal / sigma))  # [T - 1]
+    return np.concatenate([[0.0], np.minimum(step[1:] / step[:-1] / 2, _LARGEST_SLOPE), [0.0]])

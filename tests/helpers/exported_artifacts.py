@@ -1,0 +1,89 @@
+"""Artifacts that this room's tests share: in low precision, and with a KL tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+from torch import nn
+
+from mar_export.artifact import export as export_module
+from mar_export.artifact.export import export_artifact
+from mar_export.onnx_export.onnx_graph import export_graph
+from runtime.model.config import ModelConfig
+from runtime.model.engine_spec import ENGINES, EngineSpec
+from tests.helpers.artifacts import made_once
+from tests.helpers.golden_cases import GOLDEN
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from training.models.autoencoder import AutoencoderKL, VAEConfig
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint() -> Checkpoint:
+    """The golden model of 16 tokens and 6 classes."""
+    return load_checkpoint(GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json")
+
+
+@pytest.fixture(scope="session")
+def lowered_artifacts(
+    small_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, pathlib.Path]:
+    """That model, exported in each low precision. Read only."""
+
+    def export(folder: pathlib.Path) -> None:
+        for precision in ("fp16", "bf16"):
+            export_artifact(small_checkpoint, folder / precision, lambda text: None, precision=precision)
+
+    folder = made_once(tmp_path_factory, "lowered-artifacts", export)
+    return {precision: folder / precision for precision in ("fp16", "bf16")}
+
+
+@pytest.fixture(scope="session")
+def kl_checkpoint() -> Checkpoint:
+    """The golden model of 4x4 tokens of 2x2 latents of 4 values, with a KL tokenizer of random weights."""
+    checkpoint = load_checkpoint(GOLDEN / "patch2" / "checkpoint-last.pth", GOLDEN / "patch2" / "meta.json")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKL(VAEConfig(4, width=32, multipliers=(1, 1, 1, 1), blocks=1, attention_levels=()))
+        with torch.no_grad():
+            vae.decoder.conv_out.weight.mul_(4)  # pictures that use most of the 256 values
+    return dataclasses.replace(checkpoint, tokenizer="kl", vae=vae.eval())
+
+
+@contextlib.contextmanager
+def _tracing_no_graph_of(*artifacts: pathlib.Path) -> Iterator[None]:
+    """While the block runs, an export copies those graphs that one of `artifacts` has: tracing takes seconds."""
+
+    def copy_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path: pathlib.Path) -> None:
+        for artifact in artifacts:
+            if (artifact / path.name).exists():
+                shutil.copyfile(artifact / path.name, path)
+                return
+        assert spec.name not in ENGINES
+        export_graph(module, spec, config, path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(export_module, "export_graph", copy_graph)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tracing_no_graph_of() -> Callable[..., AbstractContextManager[None]]:
+    return _tracing_no_graph_of
+
+
+@pytest.fixture(scope="session")
+def kl_artifact(
+    kl_checkpoint: Checkpoint, golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """That model with both engines of its tokenizer. Read only."""
+    artifact = tmp_path_factory.mktemp("kl") / "artifact"
+    with _tracing_no_graph_of(golden_artifacts["patch2"]):
+        export_artifact(kl_checkpoint, artifact, lambda text: None, encoder=True)
+    return artifact

@@ -1,0 +1,56 @@
+"""What each process of a job does in test_distribution: torchrun starts it with a folder and the runs to make there.
+
+Standard input would be shared, so the runs come as JSON: a list of {"run": name, "settings": {...}, "from": name}, the
+last for a run that goes on from a copy of another one; other data than folder/data are named with their colours;
+"poisoned" is an example that is not a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any, cast
+
+import torch
+
+from runtime.sampling.plan import Sampling
+from tests.helpers.tiny_runs import TINY, Poisoned, tiny_training
+from training.config import RunConfig
+from training.data.source import Source
+from training.distributed import Processes, joined, local
+from training.loop.mar_trainer import Trainer
+from training.reporting import samples
+
+WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
+SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 pictures, so four steps an epoch
+
+
+def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> None:
+    """The run that `wanted` describes, of the pictures in folder/data."""
+    run, settings = folder / wanted["run"], SETTINGS | wanted["settings"]
+    if "from" in wanted:
+        if processes.first:
+            shutil.copytree(folder / wanted["from"], run)
+        processes.wait()
+        Trainer.resume(run, processes, settings).train()
+    else:
+        model = dataclasses.replace(WITHOUT_DROPOUT, vae_embed_dim=wanted.get("colours", 1))
+        config = RunConfig(str(folder / wanted.get("data", "data")), model, tiny_training(**settings))
+        trainer = Trainer.start(run, config, processes)
+        if "poisoned" in wanted:
+            trainer.source = cast(Source, Poisoned(trainer.source, wanted["poisoned"]))
+        parameters = list(trainer.learner.model.parameters())
+        held, whole = (sum(size(one) for one in parameters) for size in (lambda one: local(one).numel(), torch.numel))
+        (folder / f"{wanted['run']}-held-by-{processes.rank}").write_text(str(held / whole))
+        trainer.train()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    samples._SAMPLING = Sampling(diffusion_steps=2)  # nobody looks at them
+    with joined("cpu") as here:
+        for one in json.loads(sys.argv[2]):
+            make(pathlib.Path(sys.argv[1]), one, here)

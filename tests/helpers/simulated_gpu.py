@@ -1,0 +1,94 @@
+"""Machines with a simulated GPU, and artifacts with engines built for it."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from mar_export.tensorrt.build import build_engines, wanted_plans
+from mar_export.tensorrt.builder import BuilderFlags
+from runtime.artifact.engine_builds import Shapes
+from runtime.artifact.manifest import Artifact
+from tests.fakes.simulated_cuda import SimulatedCuda
+from tests.fakes.simulated_tensorrt import Simulation, simulated_tensorrt
+
+VERSION = "10.13.3"
+BATCH = (1, 2, 4)
+
+
+class PlanWriter:
+    """A builder whose plans name the graph that `simulated_tensorrt` is to run."""
+
+    def __init__(self, target: str = "tensorrt", version: str = VERSION, architecture: str = "sm_89") -> None:
+        self.target, self.version, self.architectures = target, version, (architecture,)
+
+    def build(self, graph: pathlib.Path, profile: Mapping[str, Shapes], *rest: Any) -> bytes:
+        return json.dumps({"engine": graph.stem, "graph": str(graph), "profile": profile}).encode()
+
+
+def build(path: pathlib.Path, flags: BuilderFlags | None = None, **builder: str) -> None:
+    """Build every engine of the artifact for its own plans, those of the presets, and those of a single iteration."""
+    artifact = Artifact(path)
+    plans = [*wanted_plans(artifact, {}), *wanted_plans(artifact, {"iterations": 1, "diffusion_steps": 2})]
+    written: Any = PlanWriter(**builder)
+    build_engines(artifact, written, plans, BATCH, flags or BuilderFlags(), None, True, lambda text: None, None)
+
+
+def install_cuda(patch: pytest.MonkeyPatch, library: Any) -> None:
+    """Let `library` be what is loaded as the driver's."""
+    patch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": library}[name])
+
+
+def install_tensorrt(patch: pytest.MonkeyPatch, cuda: SimulatedCuda) -> Simulation:
+    simulation = Simulation(cuda)
+    patch.setitem(sys.modules, "tensorrt", simulated_tensorrt(simulation, VERSION))
+    return simulation
+
+
+def left_on(cuda: SimulatedCuda) -> list[str]:
+    """What nobody gave back, nor an error that nobody holds any more."""
+    if cuda.leaks:
+        gc.collect()  # an error has the frames that it passed, and they what they held
+    return cuda.leaks
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
+    """This machine has a GPU of its own memory."""
+    simulated = SimulatedCuda()
+    install_cuda(monkeypatch, simulated)
+    return simulated
+
+
+@pytest.fixture
+def tensorrt(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Simulation:
+    """And TensorRT is installed."""
+    return install_tensorrt(monkeypatch, cuda)
+
+
+@pytest.fixture(scope="session")
+def built_artifacts(
+    golden_artifacts: dict[str, pathlib.Path],
+    pixel_artifact: pathlib.Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, pathlib.Path]:
+    """The golden models and that of pictures, with engines built. Read only."""
+    folder = tmp_path_factory.mktemp("built")
+    for name, path in {**golden_artifacts, "pixel": pixel_artifact}.items():
+        shutil.copytree(path, folder / name)
+        build(folder / name)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def built(built_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the smallest, to change; its plans name the graphs that they were built from."""
+    return pathlib.Path(shutil.copytree(built_artifacts["small"], tmp_path / "artifact"))

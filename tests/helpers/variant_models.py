@@ -1,0 +1,41 @@
+"""Models of other forms than the published one, small and with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from training.checkpoints.checkpoint import Checkpoint
+from training.models.mar import MAR
+from training.models.presets import preset
+
+# Sixteen tokens; encoder and decoder of different widths, so that none is taken for the other.
+_SIZES = {
+    "img_size": 16,
+    "class_num": 3,
+    "encoder_embed_dim": 32,
+    "encoder_depth": 1,
+    "encoder_num_heads": 2,
+    "decoder_embed_dim": 24,
+    "decoder_depth": 1,
+    "decoder_num_heads": 2,
+    "diffloss_d": 1,
+    "diffloss_w": 32,
+}
+_FORMS: dict[str, dict[str, Any]] = {
+    "causal": {"attention": "causal"},
+    "raster codes": {"order": "raster", "head": "codes", "codes": 40},
+    "causal codes": {"attention": "causal", "head": "codes", "codes": 40},
+}
+
+
+def variant_checkpoint(form: str) -> Checkpoint:
+    config = preset("pixel_small", **_SIZES, **_FORMS[form])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MAR(**config.to_dict())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return Checkpoint(model.eval(), "pixel", ("cat", "dog", "cow"), "random weights", "0" * 64)

@@ -1,0 +1,156 @@
+"""How an export's distance from eager PyTorch is told: of each engine, of a whole picture, and over its iterations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mar_export.artifact import parity
+from mar_export.artifact.parity import (
+    Trajectory,
+    eager_outputs,
+    eager_trajectory,
+    engine_parity,
+    generation_parity,
+)
+from mar_export.graphs.engine_modules import graph_modules
+from mar_export.onnx_export.example_inputs import parity_sizes
+from mar_export.torch_backends.eager import eager_generator, torch_engine
+from runtime.artifact.manifest import Artifact, Manifest
+from runtime.errors import ParityError
+from runtime.generator import Generator
+from runtime.loops.host_loop import Engines
+from runtime.model.engine_spec import ENGINES, TOKENIZER_ENGINES, engine_specs, tokenizer_specs
+from training.checkpoints.checkpoint import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def manifest(golden_artifacts: dict[str, pathlib.Path]) -> Manifest:
+    return Artifact(golden_artifacts["small"]).manifest
+
+
+@pytest.fixture(scope="module")
+def trajectory(small_checkpoint: Checkpoint) -> Trajectory:
+    """Sixteen iterations, of one token each."""
+    return eager_trajectory(small_checkpoint.model, "bf16")
+
+
+@pytest.fixture(scope="module")
+def exact(manifest: Manifest, small_checkpoint: Checkpoint) -> Engines:
+    return eager_generator(manifest, small_checkpoint.model).engines
+
+
+def wrong_in(engines: Engines, first: int, last: int, error: float) -> Engines:
+    """Engines whose picture is wrong by a share of `error` in iterations first..last, counted from 0."""
+    iteration = -1
+
+    def backbone(**inputs: Any) -> tuple[NDArray[Any], ...]:
+        nonlocal iteration
+        iteration += 1
+        return engines.backbone(**inputs)
+
+    def denoise(**inputs: Any) -> tuple[NDArray[Any], ...]:
+        x, x0 = engines.denoise(**inputs)
+        return (x * np.float32(1 + error) if first <= iteration <= last else x), x0
+
+    return dataclasses.replace(engines, backbone=backbone, denoise=denoise)
+
+
+def judged(manifest: Manifest, engines: Engines, trajectory: Trajectory) -> dict[str, Any]:
+    return generation_parity(Generator(manifest, engines, "test"), trajectory, "bf16")
+
+
+def test_an_exact_picture_has_no_drift(manifest: Manifest, exact: Engines, trajectory: Trajectory) -> None:
+    told = judged(manifest, exact, trajectory)
+    assert [entry["iteration"] for entry in told["drift"]] == [8, 16]
+    for entry in (told, *told["drift"]):
+        assert entry["relative_l2"] < 1e-5
+        assert entry["sqnr_db"] == pytest.approx(-20 * math.log10(entry["relative_l2"]))
+    assert told["sqnr_db"] > 100
+
+
+def test_an_error_of_late_iterations_shows_in_the_late_entries_only(
+    manifest: Manifest, exact: Engines, trajectory: Trajectory
+) -> None:
+    drift = judged(manifest, wrong_in(exact, 8, 15, 0.01), trajectory)["drift"]
+    assert drift[0]["relative_l2"] < 1e-5
+    assert drift[1]["relative_l2"] > 5e-3
+
+
+def test_an_error_of_early_iterations_shows_in_all_entries(
+    manifest: Manifest, exact: Engines, trajectory: Trajectory
+) -> None:
+    """What is drawn later depends on it."""
+    drift = judged(manifest, wrong_in(exact, 0, 7, 0.01), trajectory)["drift"]
+    assert drift[0]["relative_l2"] > 5e-3
+    assert drift[1]["relative_l2"] > 1e-4
+
+
+def test_drift_is_that_of_the_tokens_of_its_iterations(
+    manifest: Manifest, exact: Engines, trajectory: Trajectory
+) -> None:
+    """The last iteration alone: one token of the eight of its entry, and of the sixteen of the picture."""
+    told = judged(manifest, wrong_in(exact, 15, 15, 0.01), trajectory)
+    late = told["drift"][1]["relative_l2"]
+    tokens = trajectory.latents.reshape(1, 8, 16)[:, :, trajectory.order[0]]  # [1, D, L] in generation order
+    assert told["drift"][0]["relative_l2"] < 1e-5
+    share = np.linalg.norm(tokens[:, :, 8:]) / np.linalg.norm(tokens)
+    assert told["relative_l2"] == pytest.approx(late * share, rel=1e-3)
+
+
+def test_a_picture_that_is_too_far_off_is_refused(
+    manifest: Manifest, exact: Engines, trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = wrong_in(exact, 0, 15, 0.01)
+    distance = judged(manifest, engines, trajectory)["relative_l2"]
+    monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 0.99)
+    with pytest.raises(ParityError, match="whole generation: relative L2 distance") as refusal:
+        judged(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
+    assert f"{distance:.2e}" in str(refusal.value)
+    monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 1.01)
+    judged(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
+
+
+@pytest.mark.parametrize(("precision", "iterations"), [("fp32", 4), ("fp16", 16), ("bf16", 16)])
+def test_low_precision_is_judged_over_more_iterations(
+    small_checkpoint: Checkpoint, precision: str, iterations: int
+) -> None:
+    assert len(eager_trajectory(small_checkpoint.model, precision).plan.iterations) == iterations
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_judged_by_the_tolerance_of_its_precision(
+    small_checkpoint: Checkpoint, name: str, precision: str
+) -> None:
+    config = small_checkpoint.model.config
+    spec, module = engine_specs(config)[name], graph_modules(small_checkpoint.model, None, False)[name]
+    expected, exact = eager_outputs(module, spec, config), torch_engine(module)
+    tolerance = parity.ENGINE_TOLERANCES[precision]
+    for share in (0.9, 1.1):
+
+        def off(share: float = share, **inputs: Any) -> tuple[NDArray[Any], ...]:
+            return tuple(output * np.float32(1 + share * tolerance) for output in exact(**inputs))
+
+        if share > 1:
+            with pytest.raises(ParityError, match=f"engine {name}: relative L2 distance .* {tolerance:.0e} is allowed"):
+                engine_parity(off, expected, spec, config, precision)
+        else:
+            told = engine_parity(off, expected, spec, config, precision)
+            assert told["tolerance"] == tolerance
+            assert told["cases"] == len(expected) == len(parity_sizes(spec, config)) == 5
+            assert told["relative_l2"] == pytest.approx(0.9 * tolerance, rel=0.05)
+            assert told["sqnr_db"] == pytest.approx(-20 * math.log10(told["relative_l2"]))
+
+
+def test_engines_of_a_tokenizer_are_judged_alone_and_in_pairs(kl_checkpoint: Checkpoint) -> None:
+    config = kl_checkpoint.model.config
+    for name, spec in tokenizer_specs(config).items():
+        assert name in TOKENIZER_ENGINES
+        assert parity_sizes(spec, config) == [{"B": 1}, {"B": 2}]

@@ -1,0 +1,419 @@
+"""Quality against time: what is judged, what is kept of it, and how it is shown."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from PIL import Image
+
+from mar_export.benchmark import study
+from mar_export.benchmark.study import Study, Way, judge_way, preset_ways, run_study, sampler_ways, summary, time_ways
+from mar_export.benchmark.study_chart import save_study_chart
+from mar_export.cli import study as study_cli
+from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.errors import MarError, RequestError
+from runtime.generator import Generator
+from runtime.sampling.presets import PRESETS, requested_sampling
+from runtime.sampling.samplers import DIFFUSION_SAMPLERS
+from tests.helpers.tiny_runs import write_idx
+from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, save_weights, write_run_config
+from training.models.presets import preset
+
+QUICK = Way("quick", {"iterations": 2, "diffusion_steps": 3})
+OTHER = Way("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    study._tools.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def made(pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A run folder, the artifact of its weights, and 8x8 pictures in two classes: dark, and light below."""
+    folder = tmp_path_factory.mktemp("study")
+    run, data = folder / "run", folder / "data"
+    run.mkdir()
+    data.mkdir()
+    write_run_config(
+        run, {"model": pixel_checkpoint.model.config.to_dict(), "tokenizer": "pixel", "class_names": ["cat", "dog"]}
+    )
+    save_weights(run / WEIGHTS_FILE, pixel_checkpoint.model.state_dict())
+    random = np.random.default_rng(0)
+    for split, count in (("train", 256), ("t10k", 40)):
+        labels = (np.arange(count) % 2).astype(np.uint8)
+        pixels = random.integers(0, 90, (count, 8, 8), dtype=np.uint8)
+        pixels[labels == 1, 4:] += 150
+        write_idx(data / f"{split}-images-idx3-ubyte", pixels)
+        write_idx(data / f"{split}-labels-idx1-ubyte", labels)
+    artifact = pathlib.Path(shutil.copytree(pixel_artifact, folder / "artifact"))
+    manifest = json.loads((artifact / MANIFEST).read_text())
+    manifest["provenance"]["checkpoint_sha256"] = study.load_checkpoint(run).sha256
+    (artifact / MANIFEST).write_text(json.dumps(manifest))
+    return Study(artifact, run, folder / "classifier.safetensors", data, images=10)
+
+
+class Judged(list[tuple[str, int]]):
+    """The ways that were judged, each with the number of pictures."""
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
+    """Judges every way at once, in this process."""
+    seen = Judged()
+
+    def judge(asked: Study, way: Way) -> dict[str, Any]:
+        seen.append((way.name, asked.images))
+        manifest = Artifact(asked.artifact).manifest
+        sampling = requested_sampling(manifest.sampling, manifest.model, way.settings)
+        found = figures(way.name, json.loads(json.dumps(dataclasses.asdict(sampling))), asked.images, float(len(seen)))
+        return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
+
+    def pool(processes: int, mp_context: Any) -> concurrent.futures.Executor:
+        assert mp_context.get_start_method() == "spawn"
+        return concurrent.futures.ThreadPoolExecutor(processes)
+
+    monkeypatch.setattr(study, "judge_way", judge)
+    monkeypatch.setattr(study, "_tools", lambda asked: None)
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
+    return seen
+
+
+def figures(name: str, sampling: dict[str, Any], images: int, frechet: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "sampling": sampling,
+        "images": images,
+        "recognised": 0.5,
+        "frechet": frechet,
+        "head_evaluations": 160,
+        "engines": "fakes",
+        "seconds": 1.0,
+    }
+
+
+def _out_of_luck(asked: Study, way: Way) -> dict[str, Any]:
+    raise MarError("out of luck")
+
+
+def told(text: str) -> None:
+    """What a study says of a way that is judged."""
+
+
+# Judging.
+
+
+def test_a_way_is_judged_by_the_pictures_that_it_draws(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Any] = {}
+
+    def judge(classifier: Any, images: Iterator[NDArray[np.uint8]], labels: NDArray[np.int64]) -> Any:
+        drawn["judged"], drawn["labels"] = list(images), labels
+        return real_judge(classifier, iter(drawn["judged"]), labels)
+
+    generator, classifier, real = study._tools(made)
+    real_judge = study.judge
+    monkeypatch.setattr(study, "judge", judge)
+    monkeypatch.setattr(study, "_BATCH", 4)
+    found = judge_way(made, QUICK)
+    for images, index in zip(drawn["judged"], ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]), strict=True):
+        alone = generator.generate([number % 2 for number in index], index=index, **QUICK.settings).images
+        np.testing.assert_array_equal(images, alone)
+    assert drawn["labels"].tolist() == [0, 1] * 5
+    expected = real_judge(classifier, iter(drawn["judged"]), drawn["labels"])
+    assert found["recognised"] == expected.recognised
+    assert found["frechet"] == study.frechet_distance(expected.features, real)
+    assert found["frechet"] > 0
+    assert (found["name"], found["images"], found["head_evaluations"]) == ("quick", 10, 6)
+    assert "bfloat16" in found["engines"]
+    assert (found["sampling"]["iterations"], found["sampling"]["diffusion_steps"]) == (2, 3)
+    assert found["sampling"]["cfg_scale"] == 1.5  # of the artifact
+    json.dumps(found)
+
+
+def test_real_pictures_are_those_of_the_test_split(made: Study) -> None:
+    _, classifier, real = study._tools(made)
+    assert real.shape == (40, 64)
+    test = study.open_dataset(made.data, 8, "test")
+    seen = study.judge(classifier, study.batches(test, 40), test.labels)
+    assert (seen.features == real).all()
+    assert seen.recognised > 0.9  # it can tell the classes apart
+    assert made.classifier.is_file()
+
+
+def test_another_checkpoint_than_the_artifacts_is_refused(
+    made: Study, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    other = dataclasses.replace(made, artifact=pixel_artifact, classifier=tmp_path / "c.safetensors")
+    with pytest.raises(RequestError, match="is not the checkpoint that"):
+        study._tools(other)
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+# Running.
+
+
+def test_every_way_is_a_json_of_its_own_and_is_judged_once(made: Study, judged: Judged, tmp_path: pathlib.Path) -> None:
+    said: list[str] = []
+    out = tmp_path / "new" / "out"
+    run_study(made, [QUICK, OTHER], out, 2, said.append)
+    assert sorted(judged) == [("dpm++2m 4", 10), ("quick", 10)]
+    assert sorted(path.name for path in out.iterdir()) == ["dpmpp2m-4.json", "quick.json"]
+    assert json.loads((out / "quick.json").read_text())["name"] == "quick"
+    assert sorted(line.split("  ")[0] for line in said) == ["dpm++2m 4", "quick"]
+    assert all("recognised 50.0%, Fréchet distance " in line for line in said)
+    run_study(made, [QUICK, OTHER], out, 2, said.append)
+    assert len(judged) == len(said) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"way": {"diffusion_steps": 5}},
+        {"way": {"cfg_scale": 2.0}},
+        {"way": {"cfg_interval": (0.2, 0.7)}},
+        {"images": 12},
+        {"images": 8},
+    ],
+    ids=str,
+)
+def test_other_settings_or_numbers_of_pictures_are_judged_anew(
+    made: Study, judged: Judged, tmp_path: pathlib.Path, change: dict[str, Any]
+) -> None:
+    run_study(made, [QUICK, OTHER], tmp_path, 1, told)
+    images = change.get("images", 10)
+    changed = dataclasses.replace(made, images=images)
+    way = Way("quick", {**QUICK.settings, **change.get("way", {})})
+    judged.clear()
+    run_study(changed, [way, OTHER], tmp_path, 1, told)
+    assert judged == [("quick", images)] + ([("dpm++2m 4", images)] if images != 10 else [])
+    judged.clear()
+    run_study(changed, [way, OTHER], tmp_path, 1, told)
+    assert judged == []
+
+
+def test_a_result_that_cannot_be_read_is_judged_anew(made: Study, judged: Judged, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "quick.json").write_text('{"sampling":')
+    run_study(made, [QUICK], tmp_path, 1, told)
+    assert judged == [("quick", 10)]
+
+
+def test_results_of_another_model_are_judged_anew(made: Study, judged: Judged, tmp_path: pathlib.Path) -> None:
+    run_study(made, [QUICK], tmp_path / "out", 1, told)
+    other = pathlib.Path(shutil.copytree(made.artifact, tmp_path / "other"))
+    manifest = json.loads((other / MANIFEST).read_text())
+    manifest["provenance"]["checkpoint_sha256"] = "1" * 64
+    (other / MANIFEST).write_text(json.dumps(manifest))
+    run_study(dataclasses.replace(made, artifact=other), [QUICK], tmp_path / "out", 1, told)
+    assert len(judged) == 2
+
+
+def test_a_way_that_fails_is_told_and_judged_the_next_time(
+    made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = study.judge_way
+    monkeypatch.setattr(study, "judge_way", _out_of_luck)
+    with pytest.raises(MarError, match="out of luck"):
+        run_study(made, [QUICK], tmp_path, 1, told)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(study, "judge_way", judge)
+    run_study(made, [QUICK], tmp_path, 1, told)
+    assert judged == [("quick", 10)]
+
+
+def test_a_failure_ends_the_study(
+    made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is being drawn may end; what has not begun, hours of work, must not begin."""
+    judge = study.judge_way
+
+    def judge_slowly(asked: Study, way: Way) -> dict[str, Any]:
+        if way == OTHER:
+            _out_of_luck(asked, way)
+        time.sleep(0.1)
+        return judge(asked, way)
+
+    monkeypatch.setattr(study, "judge_way", judge_slowly)
+    ways = [OTHER, *(Way(f"quick {number}", QUICK.settings) for number in range(8))]
+    with pytest.raises(MarError, match="out of luck"):
+        run_study(made, ways, tmp_path, 1, told)
+    assert len(judged) < 4
+
+
+def test_ways_are_judged_in_processes_of_their_own(made: Study, tmp_path: pathlib.Path) -> None:
+    """The real thing, once: figures from another process are those of this one."""
+    run_study(made, [QUICK], tmp_path, 1, told)
+    found, expected = json.loads((tmp_path / "quick.json").read_text()), judge_way(made, QUICK)
+    for same in ("name", "images", "head_evaluations", "engines", "recognised"):
+        assert found[same] == expected[same]
+    assert found["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)
+
+
+# The ways.
+
+
+def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(made: Study) -> None:
+    ways = sampler_ways(preset("pixel_small"))
+    assert len({way.name for way in ways}) == len(ways) == len(DIFFUSION_SAMPLERS) * len(study.STEPS)
+    with Generator.load(made.artifact, threads=1) as generator:
+        for way in ways:
+            sampler, steps = way.name.split()
+            settings = {**way.settings, "iterations": 4}  # of the four tokens that these pictures have
+            sampling = generator.sampling(**settings)
+            assert (sampling.sampler, sampling.diffusion_steps, sampling.start_timestep) == (sampler, int(steps), None)
+            plan = generator.plan(**settings)
+            assert not any(iteration.guided for iteration in plan.iterations)
+            assert plan.head_evaluations == 4 * int(steps)
+
+
+def test_presets_are_compared_under_their_own_names() -> None:
+    ways = preset_ways(())
+    assert [way.name for way in ways] == list(PRESETS)
+    assert [dict(way.settings) for way in ways] == [{"preset": name} for name in PRESETS]
+
+
+def test_file_names_of_all_ways_differ(tmp_path: pathlib.Path) -> None:
+    ways = preset_ways(()) + sampler_ways(preset("pixel_small"))
+    files = {study._file(tmp_path, way).name for way in ways}
+    assert len(files) == len(ways)
+    assert all(name.removesuffix(".json").replace("-", "").isalnum() for name in files)
+
+
+# Times and tables.
+
+
+def test_ways_are_timed_in_turn_one_picture_at_a_time_after_a_warm_up(
+    made: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    now = [0.0]
+
+    def generate(self: Generator, labels: list[int], **settings: Any) -> None:
+        drawn.append((labels, settings))
+        now[0] += len(drawn)
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    monkeypatch.setattr(study.time, "perf_counter", lambda: now[0])
+    found = time_ways(made, [QUICK, OTHER], threads=1, repeats=3)
+    assert drawn == [([0], QUICK.settings), ([0], OTHER.settings)] * 4
+    assert found == {"quick": [3.0, 5.0, 7.0], "dpm++2m 4": [4.0, 6.0, 8.0]}
+
+
+def test_the_summary_has_the_figures_and_times_of_what_is_judged(
+    made: Study, judged: Judged, tmp_path: pathlib.Path
+) -> None:
+    run_study(made, [QUICK], tmp_path, 1, told)
+    seconds = {"quick": [float(number) for number in range(1, 12)], "dpm++2m 4": [1.0]}
+    found = summary(made, [OTHER, QUICK], tmp_path, seconds)
+    assert found["images"] == 10
+    (only,) = found["ways"]
+    assert only["milliseconds"] == pytest.approx({"median": 6000.0, "p10": 2000.0, "p90": 10000.0})
+    assert {**json.loads((tmp_path / "quick.json").read_text()), "milliseconds": only["milliseconds"]} == only
+    assert summary(dataclasses.replace(made, images=11), [QUICK], tmp_path, seconds)["ways"] == []
+
+
+def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) -> None:
+    ways = []
+    for number, way in enumerate(preset_ways(()) + sampler_ways(preset("pixel_small"))):
+        steps = way.settings.get("diffusion_steps", 100)
+        one = figures(way.name, {"diffusion_steps": steps}, 10, frechet=10.0 / (1 + number % 7))
+        ways.append({**one, "milliseconds": {"median": 10.0 * steps, "p10": 1.0, "p90": 1e4}})
+    counts = []
+    for shown in (ways, [way for way in ways if not way["name"].startswith("dpm")], ways[: len(PRESETS)]):
+        save_study_chart({"images": 10, "ways": shown}, tmp_path / "chart.png")
+        with Image.open(tmp_path / "chart.png") as image:
+            assert image.format == "PNG"
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        left, right = np.array_split(pixels, 2, axis=1)
+        coloured = [int((half.max(axis=-1) - half.min(axis=-1) > 60).sum()) for half in (left, right)]
+        counts.append(coloured)
+    assert counts[0][0] > 1.3 * counts[1][0] > 1000
+    assert counts[2][0] == 0
+    assert min(right for _, right in counts) > 200
+
+
+# The command.
+
+
+@pytest.fixture
+def command(made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The options that are needed; judged and timed at once."""
+
+    def timed(asked: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
+        return {way.name: [0.1 * (1 + number)] * repeats for number, way in enumerate(ways)}
+
+    monkeypatch.setattr(study_cli, "time_ways", timed)
+    options = {
+        "--checkpoint": made.checkpoint,
+        "--data": made.data,
+        "--classifier": made.classifier,
+        "--out": tmp_path / "out",
+        "--images": 10,
+        "--threads": 1,
+    }
+    return [str(made.artifact), *(str(part) for option in options.items() for part in option)]
+
+
+def run(line: list[str]) -> str:
+    result = CliRunner().invoke(study_cli.study, line, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_command_prints_a_row_for_every_way_and_writes_the_same(
+    command: list[str], judged: Judged, tmp_path: pathlib.Path
+) -> None:
+    json_file, chart = tmp_path / "new" / "study.json", tmp_path / "study.png"
+    output = run([*command, "--presets-only", "--json", str(json_file), "--chart", str(chart)])
+    value = json.loads(json_file.read_text())
+    assert sorted(judged) == sorted((name, 10) for name in PRESETS)
+    assert [way["name"] for way in value["ways"]] == list(PRESETS)
+    rows = [line.split() for line in output.splitlines()[-len(PRESETS) :]]
+    assert rows == [
+        [name, "160", f"{100 * (1 + number)}", "50.0%", f"{way['frechet']:.3f}"]
+        for number, (name, way) in enumerate(zip(PRESETS, value["ways"], strict=True))
+    ]
+    with Image.open(chart) as image:
+        assert image.convert("L").getextrema()[0] < 50
+    run([*command, "--presets-only"])
+    assert len(judged) == len(PRESETS)
+
+
+def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> None:
+    """At fewer iterations than usual: these pictures have four tokens only."""
+    run(command)
+    assert sorted(name for name, _ in judged) == sorted(
+        way.name for way in preset_ways(()) + sampler_ways(preset("pixel_small", img_size=8))
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--images", "1"], "--images must be at least 2, found 1"),
+        (["--json", "{folder}"], "it is a folder"),
+        (["--chart", "{folder}"], "it is a folder"),
+    ],
+)
+def test_a_wrong_use_is_told_before_anything_is_judged(
+    command: list[str], judged: Judged, tmp_path: pathlib.Path, line: list[str], message: str
+) -> None:
+    with pytest.raises(MarError, match=message):
+        run([*command, *(part.format(folder=tmp_path) for part in line)])
+    assert judged == []
+    assert list(tmp_path.iterdir()) == []

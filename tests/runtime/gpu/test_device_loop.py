@@ -1,0 +1,335 @@
+"""Pictures from a simulated GPU: the same as on the host, with and without graphs, and nothing left behind."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.cost.predict import predicted_seconds
+from runtime.errors import BackendError
+from runtime.generator import Generator
+from runtime.model.engine_spec import DEVICE
+from runtime.sampling.rng import seeded_noise, seeded_order
+from tests.fakes.simulated_cuda import SimulatedCuda
+from tests.fakes.simulated_tensorrt import Simulation
+from tests.helpers.distance import relative_l2
+from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
+
+REQUESTS: list[dict[str, Any]] = [
+    {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0},
+    {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 1.0},
+    {"iterations": 16, "diffusion_steps": 2, "cfg_scale": 3.0, "cfg_interval": (0.2, 0.8)},
+    {"iterations": 5, "diffusion_steps": 9, "last_diffusion_steps": 2, "sampler": "dpm++2m", "cfg_scale": 1.5},
+    {"iterations": 1, "diffusion_steps": 3, "sampler": "ddim", "eta": 0.5},
+    {"preset": "turbo"},
+]
+
+
+def load(path: pathlib.Path, **arguments: Any) -> Generator:
+    return Generator.load(path, backend="tensorrt", **arguments)
+
+
+@pytest.fixture
+def gpu(built_artifacts: dict[str, pathlib.Path], tensorrt: Simulation) -> Iterator[Generator]:
+    with load(built_artifacts["small"]) as generator:
+        yield generator
+
+
+@pytest.fixture(scope="module")
+def host(golden_artifacts: dict[str, pathlib.Path]) -> Generator:
+    return Generator.load(golden_artifacts["small"], threads=1)
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_a_golden_case_comes_out_as_the_published_code_has_it(
+    built_artifacts: dict[str, pathlib.Path], golden_case: GoldenCase
+) -> None:
+    with load(built_artifacts[golden_case.model]) as generator:
+        found = generator.generate(
+            golden_case.labels.tolist(), order=golden_case.order, noise=golden_case.noise, **golden_case.settings
+        )
+    assert relative_l2(found.latents, golden_case.latents) <= GOLDEN_TOLERANCE
+
+
+@pytest.mark.parametrize("integrated", [False, True], ids=["own memory", "shared memory"])
+@pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
+def test_a_picture_is_that_of_the_host_whatever_was_drawn_before(
+    built_artifacts: dict[str, pathlib.Path],
+    host: Generator,
+    cuda: SimulatedCuda,
+    tensorrt: Simulation,
+    cuda_graphs: bool,
+    integrated: bool,
+) -> None:
+    """More forms of plans than are kept, each twice: first captured, or captured again, then replayed."""
+    cuda.attributes[18] = int(integrated)
+    with load(built_artifacts["small"], cuda_graphs=cuda_graphs) as generator:
+        for seed in range(2):
+            for request in REQUESTS:
+                labels = [3, 0, 5][: 1 + seed]
+                for turn in range(2):
+                    asked = {"seed": seed + turn, **request}
+                    expected = host.generate(labels, **asked).latents
+                    assert generator.generate(labels, **asked).latents.tobytes() == expected.tobytes()
+    assert cuda.leaks == []
+    assert ("cuGraphLaunch" in cuda.told) is cuda_graphs
+
+
+QUICK: dict[str, Any] = {"iterations": 2, "diffusion_steps": 2, "cfg_scale": 2.0}
+
+
+def same(found: Generator, expected: Generator, labels: list[int], **request: Any) -> bool:
+    """Whether both draw the same latents, to the last bit."""
+    return found.generate(labels, **request).latents.tobytes() == expected.generate(labels, **request).latents.tobytes()
+
+
+def test_numbers_of_a_request_are_no_part_of_a_graph(gpu: Generator, host: Generator, cuda: SimulatedCuda) -> None:
+    gpu.generate([3], **QUICK)
+    captured = cuda.told.count("cuStreamBeginCapture_v2")
+    assert captured > 0
+    for change in (
+        {"seed": 5},
+        {"cfg_scale": 3.5, "cfg_schedule": "linear"},
+        {"temperature": 0.5},
+        {"sampler": "dpm++2m"},
+        {"token_order": "raster"},
+    ):
+        launched = cuda.told.count("cuGraphLaunch")
+        assert same(gpu, host, [1], **{**QUICK, **change}), change
+        assert cuda.told.count("cuGraphLaunch") == launched + 4  # a pass and a chain in each iteration
+    assert cuda.told.count("cuStreamBeginCapture_v2") == captured
+    assert same(gpu, host, [1], **{**QUICK, "cfg_scale": 1.0})  # half the rows: another form
+    assert cuda.told.count("cuStreamBeginCapture_v2") > captured
+
+
+def test_chains_of_one_size_share_a_graph(gpu: Generator, cuda: SimulatedCuda) -> None:
+    plan = gpu.generate([0], iterations=16, diffusion_steps=2, cfg_scale=2.0).plan
+    assert {iteration.count for iteration in plan.iterations} == {1}
+    assert cuda.told.count("cuStreamBeginCapture_v2") == 16 + 1
+
+
+def test_of_the_forms_drawn_the_one_not_drawn_for_longest_is_forgotten(gpu: Generator, cuda: SimulatedCuda) -> None:
+    gpu.engines.conditioning(
+        z=np.zeros((1, gpu.manifest.model.decoder_embed_dim), np.float32), timesteps=np.ones(1, "f4")
+    )
+
+    def held() -> tuple[int, ...]:
+        """Pieces of memory and their bytes, graphs and execution contexts."""
+        kinds = list(cuda.handles.values())
+        size = sum(len(content) for content, _ in cuda.memory.values())
+        return len(cuda.memory), size, kinds.count("executable"), kinds.count("execution context")
+
+    def drawn(iterations: int) -> bool:
+        """Draw a form. Whether that took a new capture."""
+        before = cuda.told.count("cuStreamBeginCapture_v2")
+        gpu.generate([0], iterations=iterations, diffusion_steps=2, cfg_scale=2.0)
+        return cuda.told.count("cuStreamBeginCapture_v2") > before
+
+    steps = [held()]
+    for form in (1, 2, 3, 4):
+        assert drawn(form)
+        steps.append(held())
+    of_form = [tuple(np.subtract(after, before)) for before, after in itertools.pairwise(steps)]
+    assert all(min(one) > 0 for one in of_form)
+    assert not drawn(1)
+    assert held() == steps[-1]
+    assert drawn(5)  # in place of 2
+    of_fifth = np.subtract(held(), np.subtract(steps[-1], of_form[1]))
+    assert min(of_fifth) > 0
+    assert not any(drawn(form) for form in (1, 3, 4, 5))
+    assert drawn(2)  # in place of 1
+    assert held() == tuple(np.add(np.subtract(steps[-1], of_form[0]), of_fifth))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_an_edit_is_that_of_the_host(gpu: Generator, host: Generator, batch: int) -> None:
+    config = host.manifest.model
+    side = config.img_size // config.vae_stride
+    known = np.random.default_rng(4).normal(size=(config.vae_embed_dim, side, side))
+    mask = np.zeros((config.grid, config.grid), bool)
+    mask[1:3, :2] = True
+    edit = {"known": known.astype(np.float32), "mask": mask, **QUICK}
+    for seed in range(2):
+        assert same(gpu, host, [2, 5][:batch], seed=seed, **edit)
+        assert same(gpu, host, [2, 5][:batch], seed=seed, **QUICK)  # what was known is gone
+
+
+def test_a_given_order_and_noise_are_used(gpu: Generator, host: Generator) -> None:
+    config = host.manifest.model
+    order = seeded_order(11, range(2), config, "random")
+    noise = seeded_noise(12, range(2), 2, config)
+    assert same(gpu, host, [0, 1], order=order, noise=noise, **QUICK)
+    by_order = gpu.generate([0, 1], order=order, **QUICK).latents
+    assert by_order.tobytes() != gpu.generate([0, 1], order=order, noise=noise, **QUICK).latents.tobytes()
+    assert by_order.tobytes() != gpu.generate([0, 1], **QUICK).latents.tobytes()
+
+
+def test_progress_is_told_of_every_iteration_once_it_is_done(gpu: Generator, cuda: SimulatedCuda) -> None:
+    seen = []
+
+    def progress(done: int, of: int) -> None:
+        assert not any(cuda.queues.values()), "the iteration is still to run"
+        seen.append((done, of))
+
+    gpu.generate([0], progress=progress, **{**QUICK, "iterations": 3})
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_without_progress_nobody_waits_before_the_end(gpu: Generator, cuda: SimulatedCuda) -> None:
+    gpu.generate([0], **QUICK)
+    before = cuda.told.count("cuStreamSynchronize")
+    gpu.generate([0], **QUICK)
+    assert cuda.told.count("cuStreamSynchronize") == before + 1
+
+
+def test_an_interrupt_between_iterations_spoils_no_later_picture(gpu: Generator, host: Generator) -> None:
+    def interrupt(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gpu.generate([0], progress=interrupt, **QUICK)
+    assert same(gpu, host, [4], **QUICK)
+
+
+def test_latents_that_are_not_finite_are_an_error(gpu: Generator, host: Generator, tensorrt: Simulation) -> None:
+    tensorrt.infinite = True
+    with pytest.raises(BackendError, match="values that are not finite"):
+        gpu.generate([0], **QUICK)
+    tensorrt.infinite = False
+    assert same(gpu, host, [0], **QUICK)
+
+
+CLOSED = "an engine was used after its generator was closed"
+
+
+def test_a_closed_generator_says_so_and_can_be_closed_again(
+    built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: Simulation
+) -> None:
+    generator = load(built_artifacts["small"])
+    generator.generate([0], **QUICK)
+    z = np.zeros((1, generator.manifest.model.decoder_embed_dim), np.float32)
+    generator.close()
+    assert cuda.leaks == []  # though the generator is still there
+    calls: list[Callable[[], Any]] = [
+        lambda: generator.generate([0], **QUICK),
+        lambda: generator.engines.conditioning(z=z, timesteps=np.ones(1, np.float32)),
+    ]
+    for call in calls:
+        with pytest.raises(BackendError) as caught:
+            call()
+        assert str(caught.value) == CLOSED
+    told = len(cuda.told)
+    generator.close()
+    assert cuda.told[told:] == []
+
+
+def test_a_generator_may_be_loaded_used_and_closed_by_different_threads(
+    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
+) -> None:
+    def in_a_thread(work: Callable[[], Any]) -> Any:
+        results: list[Any] = []
+        thread = threading.Thread(target=lambda: results.append(work()))
+        thread.start()
+        thread.join()
+        return results[0]
+
+    generator = in_a_thread(lambda: load(built_artifacts["small"]))
+    expected = host.generate([0], **QUICK).latents
+    for _ in range(2):
+        found: NDArray[np.float32] = in_a_thread(lambda: generator.generate([0], **QUICK).latents)
+        assert found.tobytes() == expected.tobytes()
+    z = np.ones((1, generator.manifest.model.decoder_embed_dim), np.float32)
+    timesteps = np.ones(1, np.float32)
+    expected_modulation = host.engines.conditioning(z=z, timesteps=timesteps)[0]
+    modulation = in_a_thread(lambda: generator.engines.conditioning(z=z, timesteps=timesteps)[0])
+    assert modulation.tobytes() == expected_modulation.tobytes()
+    in_a_thread(generator.close)
+    assert cuda.leaks == []
+
+
+def test_every_generator_has_a_stream_of_its_own(
+    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
+) -> None:
+    with load(built_artifacts["small"]) as first, load(built_artifacts["small"]) as second:
+        streams = []
+        for generator in (first, second):
+            tensorrt.told.clear()
+            assert same(generator, host, [1], **QUICK)
+            streams.append({stream for _, stream in tensorrt.calls("execute_async_v3")})
+        assert all(len(each) == 1 for each in streams)
+        assert not streams[0] & streams[1]
+        assert 0 not in streams[0] | streams[1]  # the default one
+        first.close()
+        assert same(second, host, [2], **QUICK)
+    assert cuda.leaks == []
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_time_of_a_plan_is_that_of_the_loop_itself(
+    gpu: Generator, tensorrt: Simulation, cuda: SimulatedCuda, batch: int
+) -> None:
+    plan = gpu.plan(**QUICK)
+    seconds = predicted_seconds(gpu, plan, batch)
+    assert [list(each) for each in seconds] == [[DEVICE]] * 2
+    assert all(each[DEVICE] > 0 for each in seconds)
+    # What it drew stands ready for pictures: nothing was called in another way, or at other sizes.
+    captured, contexts = cuda.told.count("cuStreamBeginCapture_v2"), len(tensorrt.calls("create_execution_context"))
+    gpu.generate([0] * batch, **QUICK)
+    assert cuda.told.count("cuStreamBeginCapture_v2") == captured
+    assert len(tensorrt.calls("create_execution_context")) == contexts
+
+
+def test_an_engine_reads_modulation_at_aligned_places_whatever_the_rows(
+    built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: Simulation
+) -> None:
+    """A row of it is no multiple of 256 bytes in this model, and without guidance rows may be odd in number."""
+    path = built_artifacts["pixel"]
+    with load(path) as generator, Generator.load(path, threads=1) as expected:
+        assert 4 * generator.manifest.model.modulation_channels % 256
+        request: dict[str, Any] = {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 1.0}
+        assert any(iteration.count % 2 for iteration in generator.plan(**request).iterations)
+        assert same(generator, expected, [1], **request)
+
+
+@pytest.mark.parametrize("sizes", [8, 9])
+def test_an_engine_called_from_here_keeps_the_sizes_it_was_called_with_last(
+    gpu: Generator, host: Generator, tensorrt: Simulation, sizes: int
+) -> None:
+    rng = np.random.default_rng(0)
+    contexts = []
+    for size in [*range(1, sizes + 1), 1]:
+        z = rng.normal(size=(size, host.manifest.model.decoder_embed_dim)).astype(np.float32)
+        timesteps = np.full(1, size, np.float32)
+        found, expected = (each.engines.conditioning(z=z, timesteps=timesteps)[0] for each in (gpu, host))
+        assert found.tobytes() == expected.tobytes()
+        contexts.append(len(tensorrt.calls("create_execution_context")))
+    assert contexts[-1] - contexts[-2] == (0 if sizes == 8 else 1)
+
+
+def test_what_an_engine_returned_stays_when_it_is_called_again(gpu: Generator) -> None:
+    z = np.ones((1, gpu.manifest.model.decoder_embed_dim), np.float32)
+    first = gpu.engines.conditioning(z=z, timesteps=np.ones(1, np.float32))[0]
+    kept = first.copy()
+    second = gpu.engines.conditioning(z=z, timesteps=np.full(1, 900, np.float32))[0]
+    assert (first == kept).all()
+    assert not (first == second).all()
+
+
+def test_memory_that_both_share_is_not_copied(
+    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
+) -> None:
+    cuda.attributes[18] = 1
+    with load(built_artifacts["small"]) as generator:
+        assert same(generator, host, [1, 2], **QUICK)
+        plan = generator.plan(**QUICK)
+        predicted_seconds(generator, plan, 1)
+    assert not {name for name in cuda.told if name.startswith(("cuMemcpyHtoD", "cuMemcpyDtoH"))}
+    assert "cuMemHostGetDevicePointer_v2" in cuda.told
+    assert cuda.leaks == []

@@ -1,0 +1,40 @@
+"""A head of codes on a simulated GPU: the loop there runs its one step as it runs a chain."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from mar_export.artifact.export import export_artifact
+from mar_export.tensorrt.build import build_engines, wanted_plans
+from mar_export.tensorrt.builder import BuilderFlags
+from runtime.artifact.manifest import Artifact
+from runtime.generator import Generator
+from tests.fakes.simulated_cuda import SimulatedCuda
+from tests.helpers.simulated_gpu import BATCH, PlanWriter
+from tests.helpers.variant_models import variant_checkpoint
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Exported, and its engines built; before `tensorrt` is simulated, which an export would stumble over."""
+    path, writer = tmp_path_factory.mktemp("codes") / "artifact", cast(Any, PlanWriter())
+    export_artifact(variant_checkpoint("raster codes"), path, lambda told: None)
+    artifact = Artifact(path)
+    plans = wanted_plans(artifact, {})
+    build_engines(artifact, writer, plans, BATCH, BuilderFlags(), None, True, lambda told: None, None)
+    return path
+
+
+@pytest.mark.usefixtures("tensorrt")
+def test_codes_are_those_of_the_host(built: pathlib.Path, cuda: SimulatedCuda) -> None:
+    host = Generator.load(built, threads=1)
+    with Generator.load(built, backend="tensorrt") as gpu:
+        for settings in ({"cfg_scale": 1.0}, {"preset": "fast", "cfg_scale": 3.0, "temperature": 0.8}):
+            found, expected = (each.generate([0, 2], **settings).latents for each in (gpu, host))
+            assert np.array_equal(found, expected)
+    assert "cuGraphLaunch" in cuda.told
+    assert cuda.leaks == []

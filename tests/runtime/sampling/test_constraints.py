@@ -1,0 +1,149 @@
+"""What a model of each form is drawn with: its own by default, and nothing of another form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+
+from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.errors import ArtifactError, ConfigError, RequestError
+from runtime.model.config import LATER_FIELDS, ModelConfig
+from runtime.sampling.constraints import formed, samplers_of, settled, short_chain, usual_sampling
+from runtime.sampling.plan import Sampling, build_plan
+from runtime.sampling.presets import PRESETS, requested_sampling
+from runtime.sampling.samplers import CODES, DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
+
+DIFFUSION, FLOW, DISTILLED = ModelConfig(), ModelConfig(head="flow"), ModelConfig(head="flow", distilled_steps=2)
+CODED, CAUSAL = ModelConfig(head="codes", codes=16), ModelConfig(attention="causal", order="raster")
+MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED, "codes": CODED, "causal": CAUSAL}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_what_is_usual_for_a_head_can_be_drawn(model: ModelConfig) -> None:
+    usual = usual_sampling(model)
+    assert formed(model, usual, dataclasses.asdict(usual)) == usual
+    build_plan(model.tokens, usual)
+    assert usual.sampler in samplers_of(model)
+
+
+def test_a_diffusion_head_is_drawn_as_published() -> None:
+    assert usual_sampling(DIFFUSION) == Sampling()
+
+
+def test_a_distilled_head_is_drawn_as_it_was_distilled_for() -> None:
+    usual = usual_sampling(DISTILLED)
+    assert (usual.sampler, usual.diffusion_steps, usual.cfg_scale) == ("flow-euler", 2, 1.0)
+    plan = build_plan(DISTILLED.tokens, usual)
+    assert plan.head_evaluations == 2 * len(plan.iterations)
+    assert not any(iteration.guided for iteration in plan.iterations)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, preset: str) -> None:
+    found = requested_sampling(usual_sampling(model), model, {"preset": preset})
+    assert found.sampler in samplers_of(model)
+    assert found.iterations == (model.tokens if model is CAUSAL else PRESETS[preset]["iterations"])
+    assert found.token_order == model.order
+    assert found.cfg_interval == PRESETS[preset].get("cfg_interval", (0.0, 1.0))
+    build_plan(model.tokens, found)
+    for name, (value, _) in settled(model).items():
+        assert getattr(found, name) == value
+
+
+def test_presets_of_a_flow_head_differ() -> None:
+    assert len({requested_sampling(Sampling(), FLOW, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("model", "other", "told"),
+    [
+        (DIFFUSION, FLOW_SAMPLERS, "a diffusion head is drawn with the sampler ddpm or ddim or dpm++2m or dpm++2m-sde"),
+        (FLOW, DIFFUSION_SAMPLERS, "a flow head is drawn with the sampler flow-euler or flow-2m"),
+    ],
+    ids=["diffusion", "flow"],
+)
+def test_a_sampler_of_another_head_is_refused_in_one_line(
+    model: ModelConfig, other: tuple[str, ...], told: str
+) -> None:
+    assert {*other, *samplers_of(model)} == {*SAMPLERS}
+    for sampler in (*other, CODES):
+        with pytest.raises(RequestError) as refusal:
+            requested_sampling(usual_sampling(model), model, {"sampler": sampler})
+        assert str(refusal.value) == f"{told}, found {sampler!r}"
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "told"),
+    [
+        (DISTILLED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 2, found 4"),
+        (DISTILLED, {"diffusion_steps": (2,) * 64}, "diffusion_steps of this model must be 2, found (2, 2,"),
+        (DISTILLED, {"last_diffusion_steps": 1}, "last_diffusion_steps of this model must be None, found 1"),
+        (DISTILLED, {"cfg_scale": 3.0}, "cfg_scale of this model must be 1.0, found 3.0; leave it away: guidance"),
+        (DISTILLED, {"eta": 0.5}, "eta of this model must be 0.0, found 0.5"),
+        (DISTILLED, {"sampler": "flow-2m"}, "sampler of this model must be flow-euler, found 'flow-2m'"),
+        (CODED, {"sampler": "ddim"}, "sampler of this model must be codes, found 'ddim'"),
+        (CODED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it away: its head"),
+        (CAUSAL, {"iterations": 64}, "iterations of this model must be 256, found 64; leave it away: under causal"),
+        (CAUSAL, {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
+    ],
+    ids=str,
+)
+def test_what_a_form_leaves_no_choice_about_cannot_be_named_otherwise(
+    model: ModelConfig, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RequestError) as refusal:
+        requested_sampling(usual_sampling(model), model, settings)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_short_chain_is_one_that_the_head_has() -> None:
+    for model in MODELS.values():
+        chain = short_chain(model, 3)
+        sampling = formed(model, dataclasses.replace(usual_sampling(model), **chain), chain)
+        chains = {iteration.table.steps for iteration in build_plan(model.tokens, sampling).iterations}
+        assert chains == {sampling.diffusion_steps} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"head": "gan"}, "head must be one of diffusion, flow, codes, found 'gan'"),
+        ({"head": None}, "head must be one of diffusion, flow, codes, found None"),
+        ({"distilled_steps": 2}, "distilled_steps 2 belongs to the head flow, found diffusion"),
+        ({"head": "flow", "distilled_steps": -1}, "distilled_steps must lie in 0..1000, found -1"),
+        ({"head": "flow", "distilled_steps": 1.0}, "distilled_steps must be int, found 1.0"),
+    ],
+    ids=str,
+)
+def test_a_head_that_does_not_exist_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ModelConfig(**changes)
+
+
+def test_a_manifest_from_before_there_were_other_heads_still_loads(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    value = json.loads((path / MANIFEST).read_text())
+    for field in LATER_FIELDS:
+        del value["model"][field]
+    (path / MANIFEST).write_text(json.dumps(value))
+    assert Artifact(path).manifest.model.head == "diffusion"
+
+
+def test_a_manifest_whose_sampler_is_of_another_head_is_refused(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    value = json.loads((path / MANIFEST).read_text())
+    value["sampling"]["sampler"] = "flow-2m"
+    (path / MANIFEST).write_text(json.dumps(value))
+    with pytest.raises(ArtifactError, match=r"sampling: a diffusion head is drawn with .*, found 'flow-2m'"):
+        Artifact(path)

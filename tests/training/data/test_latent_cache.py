@@ -1,0 +1,189 @@
+"""Cached latents: they are what the autoencoder says, they survive being stopped, and a model trains on them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from runtime.errors import DataError, MarError, RequestError
+from runtime.model.config import ModelConfig
+from runtime.model.latents import from_uint8
+from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
+from tests.helpers.tiny_runs import TINY, logged, one_sentence, one_thread, tiny_training
+from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.published_files import load_vae
+from training.cli.cache_latents import cache as command
+from training.config import RunConfig
+from training.data.datasets import latent_cache, open_dataset
+from training.data.latent_cache import CachedLatents, cache_latents
+from training.loop.mar_trainer import Trainer
+from training.models.autoencoder import LATENT_SCALE
+
+_SIZE, _STRIDE, _CHANNELS = 16, 4, 4
+MODEL = ModelConfig(
+    **{**TINY.to_dict(), "img_size": _SIZE, "vae_stride": _STRIDE, "patch_size": 2, "vae_embed_dim": _CHANNELS}
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_safetensors(tmp_path_factory.mktemp("tokenizer") / "kl.safetensors", vae_weights(VAE))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Seven pictures of three classes, and one that is none."""
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for number in range(8):
+        file = folder / "abc"[number % 3] / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (_SIZE, _SIZE, 3), dtype=np.uint8)).save(file)
+    (folder / "b" / "4.png").write_text("torn")
+    return folder
+
+
+def _make(data: pathlib.Path, tokenizer: pathlib.Path, out: pathlib.Path, *options: str) -> str:
+    arguments = ["--data", data, "--tokenizer", tokenizer, "--out", out, "--image-size", _SIZE, "--batch-size", 3]
+    done = CliRunner().invoke(command, [*map(str, arguments), *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def cached(data: pathlib.Path, tokenizer: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Made by the command, three pictures a file. Read only."""
+    out = tmp_path_factory.mktemp("made") / "cache"
+    with one_thread(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(latent_cache, "_FILE_BYTES", 3 * 2 * 2 * _CHANNELS * (_SIZE // _STRIDE) ** 2 * 4)
+        told = _make(data, tokenizer, out)
+    assert f"{data / 'b' / '4.png'}: not a readable picture" in told
+    assert "7 pictures of 3 classes, straight and mirrored, 1 left out" in told
+    return out
+
+
+def test_a_cache_is_a_few_files_and_an_index(cached: pathlib.Path) -> None:
+    names = sorted(path.name for path in cached.iterdir())
+    assert names == [
+        "index.json",
+        *(f"latents-0000{number}.safetensors" for number in range(3)),
+        "tokenizer.safetensors",
+    ]
+    index = json.loads((cached / "index.json").read_text())
+    assert [pictures for _, pictures in index["files"]] == [3, 2, 2]
+    assert len(index["left_out"]) == 1
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_latents_are_samples_of_what_the_autoencoder_says_of_the_picture_or_its_mirror(
+    cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path, flip: bool
+) -> None:
+    source, vae = CachedLatents(cached, _SIZE), load_vae(tokenizer)
+    for index in range(7):
+        name = pathlib.Path(source.name(index))
+        picture = np.asarray(Image.open(name))[None]
+        pixels = torch.from_numpy(from_uint8(picture[:, :, ::-1] if flip else picture))
+        mean, log_variance = (part.numpy()[0] for part in vae.moments(pixels).chunk(2, dim=1))
+        drawn = np.random.default_rng(index).standard_normal(mean.shape, np.float32)
+        expected = (mean + np.exp(0.5 * log_variance) * drawn) * LATENT_SCALE
+        found = source.latent(index, flip, np.random.default_rng(index))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # other batches, other sums
+        assert source.classes[source.labels[index]] == name.parent.name
+
+
+def test_a_model_trains_on_a_cache_and_its_run_has_all_that_an_export_needs(
+    cached: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = tmp_path / "run"
+    Trainer.start(run, RunConfig(str(cached), MODEL, tiny_training(3))).train()
+    assert sorted(logged(run, "loss")) == [1, 2, 3]
+    assert (run / "samples" / "step-000003.png").is_file()
+    loaded = load_checkpoint(run)
+    assert loaded.tokenizer == "kl"
+    assert loaded.vae is not None
+    assert (loaded.class_names, loaded.model.config) == (("a", "b", "c"), MODEL)
+
+
+def test_a_cache_that_was_stopped_goes_on_and_is_then_the_same(
+    cached: pathlib.Path,
+    data: pathlib.Path,
+    tokenizer: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "cache"
+    monkeypatch.setattr(latent_cache, "_FILE_BYTES", 3 * 2 * 2 * _CHANNELS * (_SIZE // _STRIDE) ** 2 * 4)
+
+    def stop(done: int, seen: list[int] = []) -> None:  # noqa: B006 counts
+        seen.append(done)
+        if sum(seen) > 3:
+            raise KeyboardInterrupt
+
+    digest = json.loads((cached / "index.json").read_text())["tokenizer"]
+    vae, dataset = load_vae(tokenizer), open_dataset(data, _SIZE)
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(dataset, _SIZE, vae, digest, out, 3, torch.device("cpu"), stop, lambda told: None)
+    with pytest.raises(DataError, match=r"only 3 of 8 pictures.*mar cache-latents") as caught:
+        CachedLatents(out, _SIZE)
+    one_sentence(caught)
+    before = (out / "latents-00000.safetensors").stat().st_mtime_ns
+    _make(data, tokenizer, out)
+    assert (out / "latents-00000.safetensors").stat().st_mtime_ns == before
+    for file in cached.iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_cache_of_something_else_is_not_gone_on_with(
+    cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path
+) -> None:
+    with pytest.raises(RequestError, match="other latents"):
+        _make(data, tokenizer, cached, "--image-size", "8")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("index.json", b"{}"),
+        ("index.json", b"torn"),
+        ("index.json", b'{"format": 2}'),
+        ("index.json", b'{"format": 1, "sizes": 3}'),
+        ("latents-00001.safetensors", b""),
+        ("latents-00001.safetensors", b"torn" * 100),
+        ("latents-00001.safetensors", None),
+    ],
+)
+def test_a_damaged_cache_is_refused_by_the_path_of_the_file(
+    cached: pathlib.Path, tmp_path: pathlib.Path, file: str, content: bytes | None
+) -> None:
+    copy = pathlib.Path(shutil.copytree(cached, tmp_path / "cache"))
+    (copy / file).unlink()
+    if content is not None:
+        (copy / file).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        CachedLatents(copy, _SIZE)
+    assert str(copy / file) in one_sentence(caught)
+
+
+@pytest.mark.parametrize(("field", "value"), [("img_size", 32), ("vae_stride", 8), ("vae_stride", 1)])
+def test_a_model_that_a_cache_does_not_fit_is_refused(
+    cached: pathlib.Path, tmp_path: pathlib.Path, field: str, value: int
+) -> None:
+    model = ModelConfig(**{**MODEL.to_dict(), field: value})
+    with pytest.raises(MarError) as caught:
+        Trainer.start(tmp_path / "run", RunConfig(str(cached), model, tiny_training(1)))
+    assert str(cached) in one_sentence(caught)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,218 @@
+"""A run over a folder with bad pictures: it tells of each once, goes on without it, and stops only if asked to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from runtime.errors import DataError
+from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
+from tests.helpers.tiny_runs import (
+    TINY,
+    logged,
+    one_sentence,
+    one_thread,
+    tiny_tokenizer,
+    tiny_training,
+    write_bad_folder,
+)
+from training.checkpoints.checkpoint import save_weights
+from training.checkpoints.published_files import load_vae
+from training.cli.cache_latents import cache as cache_command
+from training.config import RunConfig
+from training.data.datasets import open_dataset, readable_batches
+from training.data.loader import MicroBatches
+from training.data.source import open_source
+from training.evaluation.classifier import Classifier
+from training.evaluation.feature_networks import OwnClassifier
+from training.evaluation.real_statistics import reference
+from training.heads.dataset import collect_contexts
+from training.loop.mar_trainer import Trainer
+from training.models.mar import MAR
+from training.tokenizer.trainer import TokenizerTrainer
+
+COLOURED = dataclasses.replace(TINY, vae_embed_dim=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def data(tmp_path: pathlib.Path) -> pathlib.Path:
+    return write_bad_folder(tmp_path / "data")
+
+
+def _start(data: pathlib.Path, steps: int = 10, **settings: Any) -> Trainer:
+    return Trainer.start(data.parent / "run", RunConfig(str(data), COLOURED, tiny_training(steps, **settings)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_pictures_are_told_once_by_their_paths_and_counted_and_the_run_goes_on(
+    data: pathlib.Path, capsys: pytest.CaptureFixture[str], workers: int
+) -> None:
+    _start(data, workers=workers).train()
+    told = capsys.readouterr().err
+    bad = ("bird", "cat/4.png", "dog/7.png", "dog/3.png")
+    assert [told.count(f"{data / name}: ") for name in bad] == [1] * 4
+    entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
+    assert sorted(logged(data.parent / "run", "loss")) == list(range(1, 11))
+
+
+def test_a_run_that_goes_on_does_not_count_again_what_it_has_told(data: pathlib.Path) -> None:
+    _start(data, steps=5).train()
+    Trainer.resume(data.parent / "run", changes={"steps": 10}).train()
+    entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
+
+
+def test_a_run_asked_to_stop_stops_at_the_first_bad_picture(data: pathlib.Path) -> None:
+    (data / "bird").rmdir()
+    trainer = _start(data, bad_data="stop")
+    with pytest.raises(DataError, match=r"(4|7|3)\.png.*--bad-data report") as caught:
+        trainer.train()
+    one_sentence(caught)
+
+
+def test_a_run_that_stops_before_its_first_step_leaves_nothing(data: pathlib.Path) -> None:
+    """So that the same command can be given again; what else is in the folder stays."""
+    for _ in range(2):
+        trainer = _start(data, bad_data="stop")  # a class is empty
+        with pytest.raises(DataError, match=r"bird.*--bad-data report"):
+            trainer.train()
+        assert trainer.step == 0
+        assert not trainer.run.exists()
+    trainer.run.mkdir()
+    (trainer.run / "notes").write_text("kept")
+    with pytest.raises(DataError, match="bird"):
+        _start(data, bad_data="stop").train()
+    assert (trainer.run / "notes").read_text() == "kept"
+
+
+def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Path) -> None:
+    (data / "bird").rmdir()
+    trainer = _start(data, bad_data="stop", batch_size=1, seed=5)
+    with pytest.raises(DataError, match="--bad-data report"):
+        trainer.train()
+    assert trainer.step == 1
+    (data / "dog" / "5.png").write_text("the picture of that step")
+    with pytest.raises(DataError, match=r"5\.png"):  # before its first step, but it is no new run
+        Trainer.resume(trainer.run).train()
+    trainer = Trainer.resume(trainer.run, changes={"bad_data": "report"})
+    trainer.train()
+    assert trainer.step == 10
+
+
+def test_another_example_stands_in_for_a_bad_one_and_has_its_own_label(data: pathlib.Path) -> None:
+    source = open_source(data, 12)
+    names = [pathlib.Path(source.name(index)).name for index in range(10)]
+    config = tiny_training(3, batch_size=10, flip=False)
+    part = MicroBatches(source, dataclasses.replace(COLOURED, label_drop_prob=0.0), config, 0, 1)[0]
+    seen = [names[example] for example in part.examples]
+    assert "4.png" not in seen
+    assert "7.png" not in seen
+    assert sorted(seen) == sorted([name for name in names if name not in ("4.png", "7.png")] + ["6.png", "9.png"])
+    assert part.batch.labels.tolist() == [source.labels[example] for example in part.examples]
+    stream = np.random.default_rng(0)
+    for latent, example in zip(part.batch.latents.numpy(), part.examples.tolist(), strict=True):
+        assert np.array_equal(latent, source.latent(example, False, stream))
+
+
+def test_a_disk_that_is_gone_ends_the_run(data: pathlib.Path) -> None:
+    trainer = _start(data)
+    for file in data.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match="10 pictures in a row cannot be read") as caught:
+        trainer.train()
+    one_sentence(caught)
+
+
+# Beyond the steps of a run: whatever else looks at pictures goes on without the bad ones too.
+
+BAD = {"cat/4.png", "dog/7.png"}
+ALL = np.arange(10)
+
+
+def _told(data: pathlib.Path, complaints: list[str]) -> set[str]:
+    """The unreadable pictures that complaints are of."""
+    unreadable = [complaint for complaint in complaints if "not a readable picture" in complaint]
+    return {str(pathlib.Path(complaint.split(": ")[0]).relative_to(data)) for complaint in unreadable}
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 64])
+def test_batches_are_of_all_pictures_that_can_be_read(data: pathlib.Path, size: int) -> None:
+    dataset = open_dataset(data, 12)
+    batches = list(readable_batches(dataset, ALL, size))
+    indices = np.concatenate([of for _, of in batches])
+    names = [str(pathlib.Path(dataset.name(index)).relative_to(data)) for index in range(10)]
+    assert [names[index] for index in indices] == [name for name in names if name not in BAD]
+    for pictures, of in batches:
+        assert (pictures == dataset.images(of)).all()
+    assert _told(data, dataset.complaints) == BAD
+
+
+def test_a_disk_that_is_gone_is_no_bad_picture(data: pathlib.Path) -> None:
+    dataset = open_dataset(data, 12)
+    for file in data.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match="10 pictures in a row cannot be read") as caught:
+        list(readable_batches(dataset, ALL, 4))
+    one_sentence(caught)
+
+
+def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
+    data: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its scale and its reconstructions are measured by fixed pictures, bad ones among them."""
+    config = tiny_tokenizer(data, 2, image_size=12, judged=10)
+    TokenizerTrainer.start(data.parent / "tokenizer", config).train()
+    assert (data.parent / "tokenizer" / "samples" / "step-000002.png").is_file()
+    assert load_vae(data.parent / "tokenizer" / "tokenizer.safetensors").latent_scale > 0
+    told = capsys.readouterr().err
+    assert all(str(data / name) in told for name in BAD)
+
+
+def test_real_pictures_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    dataset = open_dataset(data, 12)
+    classifier, weights = Classifier(dataset.channels, len(dataset.classes)).eval(), tmp_path / "weights.safetensors"
+    save_weights(weights, classifier.state_dict())
+    network = OwnClassifier(classifier, weights)
+    seen = reference(network, dataset, 10, tmp_path, lambda done: None)
+    assert seen.moments.mean.shape == (64,)
+    assert len(seen.sample) == seen.pictures == 8
+    assert _told(data, dataset.complaints) == BAD
+    again = reference(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
+    assert np.array_equal(again.sample, seen.sample)
+    assert again.pictures == 8
+
+
+def test_contexts_of_a_head_are_of_pictures_that_can_be_read(data: pathlib.Path) -> None:
+    source = open_source(data, 12)
+    model = MAR(**COLOURED.to_dict()).eval()
+    assert len(collect_contexts(model, source, 10, seed=0)) > 0
+    assert _told(data, source.complaints) == BAD
+
+
+@pytest.mark.parametrize("asked", ["report", "stop"])
+def test_a_cache_tells_of_all_that_is_wrong_or_stops_at_it(data: pathlib.Path, asked: str) -> None:
+    tokenizer = write_safetensors(data.parent / "kl.safetensors", vae_weights(VAE))
+    line = ["--data", data, "--tokenizer", tokenizer, "--out", data.parent / "cache", "--image-size", 12]
+    done = CliRunner().invoke(cache_command, [*map(str, line), "--bad-data", asked, "--batch-size", "2"])
+    told = done.output + str(done.exception or "")
+    if asked == "stop":
+        assert isinstance(done.exception, DataError)
+        assert "--bad-data stop" in told
+        return
+    assert done.exit_code == 0, told
+    assert [told.count(f"{data / name}: ") for name in ("bird", "cat/4.png", "dog/7.png", "dog/3.png")] == [1] * 4
+    assert "2 left out" in told

@@ -1,0 +1,201 @@
+"""The autoencoder computes what the published one does, and its config is read off its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from runtime.errors import CheckpointError
+from tests.helpers.distance import relative_l2
+from tests.helpers.formula_weights import FULL, formula_weights
+from tests.helpers.published_forms import VAE, vae_shapes, vae_weights
+from tests.helpers.tiny_runs import one_sentence, one_thread
+from training.checkpoints.tensor_files import fill
+from training.models.autoencoder import AutoencoderKL, VAEConfig, vae_config
+
+_KL16 = {name: tuple(shape) for name, shape in json.loads((FULL / "kl16_parameters.json").read_text()).items()}
+_KL8 = VAEConfig(latent_channels=4, width=128, multipliers=(1, 2, 4, 4), blocks=2, attention_levels=())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def kl16() -> AutoencoderKL:
+    """The published autoencoder, its weights by formula."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(vae_config(_KL16, "kl16.ckpt"))
+    fill(vae, formula_weights(_KL16), "kl16.ckpt")
+    return vae
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, NDArray[np.float32]]:
+    """What the published code computes with these weights."""
+    with np.load(FULL / "kl16.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="module")
+def small() -> AutoencoderKL:
+    vae = AutoencoderKL(VAE)
+    vae.load_state_dict(vae_weights())
+    return vae.eval().requires_grad_(False)
+
+
+# What it computes
+
+
+def test_a_golden_picture_is_decoded_as_published(kl16: AutoencoderKL, golden: dict[str, NDArray[np.float32]]) -> None:
+    latents = torch.from_numpy(golden["latents"]) * 0.2325  # as MAR draws them
+    assert relative_l2(kl16.decode(latents).numpy(), golden["decoded"]) < 1e-5
+
+
+def test_a_golden_picture_is_encoded_as_published(kl16: AutoencoderKL, golden: dict[str, NDArray[np.float32]]) -> None:
+    image = torch.from_numpy(golden["image"])
+    moments = kl16.moments(image)
+    assert relative_l2(moments.numpy(), golden["moments"]) < 1e-5
+
+
+def test_latents_are_scaled_between_the_model_and_the_autoencoder(small: AutoencoderKL) -> None:
+    image = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = small.encode(image)
+    mean, log_variance = small.moments(image).chunk(2, dim=1)
+    torch.testing.assert_close(latents, 0.2325 * mean)
+    assert not torch.allclose(latents, 0.2325 * log_variance)
+    torch.testing.assert_close(small.decode(latents), small.decoder(small.post_quant_conv(mean)))
+
+
+def test_a_picture_need_not_be_square_and_each_is_computed_for_itself(small: AutoencoderKL) -> None:
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    latents = small.encode(images)
+    assert latents.shape == (2, 4, 4, 6)
+    decoded = small.decode(latents)
+    assert decoded.shape == images.shape
+    for number in range(2):
+        torch.testing.assert_close(small.encode(images[number : number + 1])[0], latents[number])
+        torch.testing.assert_close(small.decode(latents[number : number + 1])[0], decoded[number])
+
+
+def test_every_parameter_matters(small: AutoencoderKL) -> None:
+    """One that is never read would be lost on the way to an engine, and nobody would see it."""
+    vae = AutoencoderKL(VAE)
+    vae.load_state_dict(vae_weights())
+    image = torch.rand(1, 3, 16, 16)
+    torch.autograd.backward([vae.moments(image).square().sum(), vae.decode(torch.randn(1, 4, 4, 4)).square().sum()])
+    untouched = [name for name, value in vae.named_parameters() if value.grad is None or not value.grad.abs().max() > 0]
+    assert [name for name in untouched if not name.endswith("k.bias")] == []  # adding to all keys changes no weight
+
+
+# Its config
+
+
+def test_the_parameters_are_the_published_ones(kl16: AutoencoderKL) -> None:
+    assert kl16.config == VAEConfig()
+    found = {name: tuple(tensor.shape) for name, tensor in kl16.state_dict().items()}
+    assert found == _KL16
+
+
+def test_kl16_has_a_stride_of_16_and_kl8_one_of_8() -> None:
+    assert (VAEConfig().stride, _KL8.stride) == (16, 8)
+
+
+def test_the_config_of_kl8_is_read_off_its_parameters() -> None:
+    shapes = vae_shapes(_KL8)
+    assert vae_config(shapes, "kl8.ckpt") == _KL8
+    # Known of the published one: its size, and that attention stands in the middle only.
+    assert sum(math.prod(shape) for shape in shapes.values()) == 83_653_863
+    assert {name.split(".attn")[0] for name in shapes if "attn" in name} == {"encoder.mid", "decoder.mid"}
+    assert shapes["decoder.up.0.block.0.nin_shortcut.weight"] == (128, 256, 1, 1)
+    assert shapes["encoder.conv_out.weight"] == (8, 512, 3, 3)
+
+
+@st.composite
+def _configs(draw: st.DrawFn) -> VAEConfig:
+    multipliers = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
+    levels = draw(st.sets(st.integers(0, len(multipliers) - 1)))
+    return VAEConfig(
+        latent_channels=draw(st.integers(1, 20)),
+        width=32 * draw(st.integers(1, 3)),
+        multipliers=multipliers,
+        blocks=draw(st.integers(1, 3)),
+        attention_levels=tuple(sorted(levels)),
+    )
+
+
+@given(_configs())
+@settings(max_examples=12, deadline=None)
+def test_any_config_is_read_off_its_parameters(config: VAEConfig) -> None:
+    assert vae_config(vae_shapes(config), "vae.ckpt") == config
+
+
+# What is none of its kind
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.conv_in.weight", "encoder.down.1.block.0.conv2.weight", "post_quant_conv.weight"]
+)
+def test_parameters_without_one_that_tells_the_config_are_refused_by_it(name: str) -> None:
+    shapes = vae_shapes(VAE)
+    del shapes[name]
+    with pytest.raises(CheckpointError, match=rf"^vae\.ckpt: not a KL autoencoder.*{name}") as caught:
+        vae_config(shapes, "vae.ckpt")
+    one_sentence(caught)
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (0, 3, 3, 3), (48, 3, 3, 3), (32, 1, 3, 3), (32, 4, 3, 3)], ids=str)
+def test_a_first_layer_of_another_kind_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"^vae\.ckpt: ") as caught:
+        vae_config({**vae_shapes(VAE), "encoder.conv_in.weight": shape}, "vae.ckpt")
+    one_sentence(caught)
+
+
+@pytest.mark.parametrize("width", [16, 48])
+def test_a_width_that_makes_no_whole_groups_is_told_with_what_is_expected(width: int) -> None:
+    shapes = {**vae_shapes(VAE), "encoder.conv_in.weight": (width, 3, 3, 3)}
+    with pytest.raises(CheckpointError, match=rf"a multiple of 32, found 3 and {width}") as caught:
+        vae_config(shapes, "vae.ckpt")
+    one_sentence(caught)
+
+
+def test_the_names_of_diffusers_own_autoencoder_are_refused() -> None:
+    """Its parameters have other names, of which some are the same."""
+    shapes = {
+        name.replace("encoder.down.", "encoder.down_blocks.").replace(".block.", ".resnets."): shape
+        for name, shape in vae_shapes(VAE).items()
+    }
+    with pytest.raises(CheckpointError, match="not a KL autoencoder under the published parameter names") as caught:
+        vae_config(shapes, "vae")
+    one_sentence(caught)
+
+
+def test_a_level_that_is_left_out_is_refused() -> None:
+    shapes = {name: shape for name, shape in vae_shapes(VAE).items() if not name.startswith("encoder.down.1.")}
+    with pytest.raises(CheckpointError, match=r"encoder\.down\.1\.block\.0\.conv2\.weight"):
+        vae_config(shapes, "vae.ckpt")
+
+
+def test_a_config_that_differs_makes_other_parameters() -> None:
+    """Or reading it off them would prove nothing."""
+    changes: list[dict[str, Any]] = [
+        {"latent_channels": 5},
+        {"width": 64},
+        {"multipliers": (1, 2, 3)},
+        {"blocks": 2},
+        {"attention_levels": ()},
+    ]
+    made = [vae_shapes(dataclasses.replace(VAE, **change)) for change in ({}, *changes)]
+    assert all(one != other for number, one in enumerate(made) for other in made[:number])

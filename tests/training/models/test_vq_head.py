@@ -1,0 +1,117 @@
+"""A head of codes: its codebook, its loss, and how it draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.errors import DataError
+from tests.helpers.tiny_runs import TINY, one_sentence, tiny_training, write_idx_dataset
+from training.checkpoints.checkpoint import load_checkpoint
+from training.config import RunConfig
+from training.data.kmeans import fitted_codebook, kmeans
+from training.data.source import open_source
+from training.loop.mar_trainer import Trainer
+from training.models.vq_head import CodeLoss, draw_codes, nearest
+
+CODES = dataclasses.replace(TINY, head="codes", codes=6)
+
+
+def _evenly(count: int) -> torch.Tensor:
+    """Normals whose shares of the distribution lie evenly: the middles of `count` equal parts."""
+    return torch.tensor([NormalDist().inv_cdf((number + 0.5) / count) for number in range(count)])
+
+
+@given(st.lists(st.floats(-4, 4), min_size=2, max_size=6), st.sampled_from([0.5, 1.0, 2.0]))
+def test_codes_are_drawn_as_often_as_they_are_likely(logits: list[float], temperature: float) -> None:
+    count = 2000
+    drawn = draw_codes(torch.tensor(logits).expand(count, -1), 1.0, temperature, _evenly(count))
+    shares = torch.bincount(drawn, minlength=len(logits)) / count
+    torch.testing.assert_close(shares, (torch.tensor(logits) / temperature).softmax(dim=0), rtol=0, atol=2 / count)
+
+
+def test_guidance_moves_logits_away_from_those_without_a_class() -> None:
+    with_class, without = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0.0, 0.5, 0.0])
+    count = 1000
+    halves = torch.cat([with_class.expand(count, -1), without.expand(count, -1)])
+    drawn = draw_codes(halves, 3.0, 1.0, _evenly(count))
+    expected = draw_codes((3 * with_class - 2 * without).expand(count, -1), 1.0, 1.0, _evenly(count))
+    assert torch.equal(drawn, expected)
+    assert not torch.equal(drawn, draw_codes(with_class.expand(count, -1), 1.0, 1.0, _evenly(count)))
+
+
+def test_without_temperature_the_likeliest_code_is_drawn() -> None:
+    drawn = draw_codes(torch.tensor([[0.1, 0.3, 0.2]]).expand(50, -1), 1.0, 0.0, _evenly(50))
+    assert set(drawn.tolist()) == {1}
+
+
+@pytest.mark.parametrize("normal", [-40.0, 40.0])
+def test_no_normal_draws_a_code_that_there_is_not(normal: float) -> None:
+    drawn = draw_codes(torch.zeros(1, 5), 1.0, 1.0, torch.tensor([normal]))
+    assert drawn.tolist() == [0 if normal < 0 else 4]
+
+
+def test_the_loss_is_the_cross_entropy_of_the_nearest_code() -> None:
+    torch.manual_seed(0)
+    head = CodeLoss(3, 4, 8, 1, 5)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        target, z = torch.randn(7, 3), torch.randn(7, 4)
+        codes = [min(range(5), key=lambda code: math.dist(head.codebook[code], token)) for token in target]
+        expected = -head.net(z).log_softmax(dim=1)[range(7), codes]
+        torch.testing.assert_close(head(target, z, torch.zeros(7), torch.zeros(7, 3)), expected)
+    assert nearest(target, head.codebook).tolist() == codes
+
+
+def test_an_untrained_head_thinks_every_code_as_likely() -> None:
+    head = CodeLoss(3, 4, 8, 2, 5)
+    found = head(torch.randn(4, 3), torch.randn(4, 4), torch.zeros(4), torch.zeros(4, 3))
+    torch.testing.assert_close(found, torch.full((4,), math.log(5)))
+
+
+def test_kmeans_finds_the_middles_of_clusters_that_lie_apart() -> None:
+    random = np.random.default_rng(1)
+    middles = np.array([[0, 0], [20, 0], [0, 20], [20, 20]], np.float32)
+    points = (middles[np.arange(400) % 4] + random.standard_normal((400, 2))).astype(np.float32)
+    found = kmeans(points, 4, random)
+    expected = np.stack([points[number::4].mean(axis=0) for number in range(4)])
+    order = [int(np.square(found - middle).sum(axis=1).argmin()) for middle in expected]
+    np.testing.assert_allclose(found[order], expected, atol=1e-4)
+
+
+def test_each_round_of_kmeans_brings_points_nearer_to_their_centres() -> None:
+    points = np.random.default_rng(2).standard_normal((300, 3)).astype(np.float32)
+
+    def error(rounds: int) -> float:
+        centres = kmeans(points, 8, np.random.default_rng(3), rounds)
+        return float(np.square(points[:, None] - centres).sum(axis=2).min(axis=1).mean())
+
+    errors = [error(rounds) for rounds in (0, 1, 4, 16)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * errors[0]
+
+
+def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathlib.Path) -> None:
+    data = write_idx_dataset(tmp_path / "data")
+    config = RunConfig(str(data), CODES, tiny_training(3))
+    Trainer.start(tmp_path / "run", config).train()
+    expected = fitted_codebook(open_source(data, TINY.img_size), CODES, config.training.seed)
+    found = load_checkpoint(tmp_path / "run").model.diffloss.codebook
+    assert np.array_equal(found.numpy(), expected)
+    assert len(np.unique(expected, axis=0)) == CODES.codes
+
+
+def test_more_codes_than_different_tokens_are_refused(tmp_path: pathlib.Path) -> None:
+    data = write_idx_dataset(tmp_path / "data", pictures=4)
+    with pytest.raises(DataError, match="36 in 4 pictures; ask for fewer codes") as caught:
+        fitted_codebook(open_source(data, TINY.img_size), dataclasses.replace(CODES, codes=40), 0)
+    one_sentence(caught)

@@ -1,0 +1,160 @@
+"""The forms that published models come in: a training checkpoint, a file of tensors, a folder of diffusers'."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.errors import CheckpointError
+from training.checkpoints.published_shape import Claim, Shapes, argument_claims
+from training.checkpoints.tensor_files import fill, read_pickle, read_safetensors, saved_metadata, tensors_under
+from training.models.autoencoder import LATENT_SCALE, AutoencoderKL, vae_config
+
+SCALE_KEY = "latent_scale"  # in the header of an autoencoder that was trained here
+
+_DIFFUSERS_CLASS = "_class_name"  # a key that every config of diffusers has
+_DIFFUSERS_INDEX = "model_index.json"
+_MODEL_FOLDERS, _VAE_FOLDER = ("transformer", "mar", "model"), "vae"
+_WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+
+# Arguments of the published constructor that say how a model is sampled or trained, not what it is.
+_NOT_OF_THE_MODEL = ("num_sampling_steps", "grad_checkpointing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """The averaged weights of a published model by name, the files they came from, and what these tell of it.
+
+    `tokenizer` is where the autoencoder lies that came along, if one did.
+    """
+
+    weights: Mapping[str, Tensor]
+    files: list[pathlib.Path]
+    claims: list[Claim]
+    tokenizer: pathlib.Path | None = None
+
+
+def read_published(path: pathlib.Path) -> Published:
+    """The model at `path`: a `.pth`, a `.safetensors`, or a folder. Raises `CheckpointError`."""
+    if path.is_dir():
+        return _read_diffusers(path)
+    if path.suffix == ".safetensors":
+        return Published(read_safetensors(path), [path], [])
+    content = read_pickle(path)
+    weights = tensors_under(content, "model_ema", path, "the averaged weights")
+    arguments = content.get("args", {})
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    if not isinstance(arguments, dict):
+        raise CheckpointError(
+            f"{path}: expected the arguments of its training under 'args', found {type(arguments).__name__}"
+        )
+    return Published(weights, [path], argument_claims(arguments))
+
+
+def is_diffusers_folder(path: pathlib.Path) -> bool:
+    if (path / _DIFFUSERS_INDEX).is_file():
+        return True
+    config = path / "config.json"
+    return config.is_file() and _DIFFUSERS_CLASS in read_json_object(config)
+
+
+def load_vae(path: pathlib.Path) -> AutoencoderKL:
+    """The autoencoder of a published `.ckpt`, whose weights stand under `model`, of a `.safetensors` or a folder.
+
+    In evaluation mode, mapped from its file. Raises `CheckpointError`.
+    """
+    weights: Mapping[str, Tensor]
+    if path.is_dir():
+        weights, _ = _read_folder(path)
+    elif path.suffix == ".safetensors":
+        weights = read_safetensors(path)
+    else:
+        weights = tensors_under(read_pickle(path), "model", path, "the weights of an autoencoder")
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("loss.")}  # of its training
+    config = vae_config(shapes_of(weights), str(path))
+    with torch.device("meta"):
+        vae = AutoencoderKL(config, latent_scale(path))
+    fill(vae, weights, str(path))
+    return vae
+
+
+def latent_scale(path: pathlib.Path) -> float:
+    """What brings the latents of the autoencoder at `path` to unit variance: as its header says, or as published.
+
+    Raises `CheckpointError`.
+    """
+    told = saved_metadata(path).get(SCALE_KEY, repr(LATENT_SCALE))
+    try:
+        scale = float(told)
+    except ValueError:
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise CheckpointError(f"{path}: its header has a latent scale of {told!r}, expected a positive number")
+    return scale
+
+
+def vae_claim(vae: AutoencoderKL, path: pathlib.Path) -> Claim:
+    return Claim(
+        f"the tokenizer {path}", {"vae_embed_dim": vae.config.latent_channels, "vae_stride": vae.config.stride}
+    )
+
+
+def read_arguments(path: pathlib.Path) -> dict[str, Any]:
+    """Constructor arguments from JSON, alone or under `config`."""
+    arguments = read_json_object(path)
+    arguments = arguments.get("config", arguments)
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{path}: config must be a JSON object, found {type(arguments).__name__}")
+    return {name: value for name, value in arguments.items() if name not in _NOT_OF_THE_MODEL}
+
+
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _read_diffusers(path: pathlib.Path) -> Published:
+    """A component folder, or a pipeline's with one of each."""
+    folder, vae = path, None
+    if (path / _DIFFUSERS_INDEX).is_file():
+        present = [path / name for name in _MODEL_FOLDERS if (path / name / "config.json").is_file()]
+        if not present:
+            raise CheckpointError(f"{path}: a pipeline without a model; looked for {', '.join(_MODEL_FOLDERS)}")
+        folder, vae = present[0], path / _VAE_FOLDER
+    weights, files = _read_folder(folder)
+    arguments = read_arguments(folder / "config.json")
+    claim = argument_claims({name: value for name, value in arguments.items() if not name.startswith("_")})
+    return Published(weights, files, claim, vae if vae is not None and vae.is_dir() else None)
+
+
+def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
+    """The tensors of a component: of its one file, or of the shards that its index names."""
+    for name in _WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return read_safetensors(folder / name), [folder / name]
+        if index.is_file():
+            shards = read_json_object(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+                raise CheckpointError(f"{index}: expected a weight_map from parameters to files")
+            files = [folder / pathlib.PurePath(file).name for file in sorted(set(shards.values()))]
+            return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}, files
+    raise CheckpointError(f"{folder}: no weights; looked for {', '.join(_WEIGHT_FILES)} and their indices")

@@ -1,0 +1,84 @@
+"""What a run goes on from: weights, their average, the optimizer's moments, and where it was.
+
+Tensors are saved whole, so a run can go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from runtime.errors import CheckpointError
+from training.checkpoints import checkpoint
+from training.checkpoints.tensor_files import read_safetensors, saved_metadata
+from training.distributed import spread_like, whole
+from training.loop.optimizer_step import Optimisation
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def save_state(run: pathlib.Path, learner: Optimisation, step: int) -> None:
+    """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only.
+
+    Every process calls it, the first one writes.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in learner.model.named_parameters():
+        moments = learner.optimizer.state[parameter]
+        state |= {f"model.{name}": parameter.detach(), f"average.{name}": learner.average[name]}
+        state |= {f"{key}.{name}": moments.get(key, torch.zeros_like(parameter)) for key in _MOMENTS}
+    state = _gathered(state, learner)
+    if learner.processes.first:
+        metadata = {"step": str(step), "skipped": str(learner.skipped)}
+        checkpoint.save_weights(run / checkpoint.STATE_FILE, state, metadata)
+        _save_average(run, state, step)
+
+
+def load_state(run: pathlib.Path, learner: Optimisation) -> int:
+    """Bring `learner` to where the run was, and return its step. Raises `CheckpointError`."""
+    path = run / checkpoint.STATE_FILE
+    remedy = (
+        "copy it again, or delete it to train from the first step on; the averaged weights, in "
+        f"{checkpoint.WEIGHTS_FILE}, can still be used"
+    )
+    state, metadata = read_safetensors(path, remedy), saved_metadata(path)
+    if not metadata.get("step", "").isdecimal() or not metadata.get("skipped", "0").isdecimal():
+        raise CheckpointError(f"{path}: its header names no step")
+    step, skipped = int(metadata["step"]), int(metadata.get("skipped", "0"))
+
+    def saved(key: str, name: str, parameter: Tensor) -> Tensor:
+        tensor = state.get(f"{key}.{name}")
+        if tensor is None or tensor.shape != parameter.shape:
+            found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+            raise CheckpointError(f"{path}: {key}.{name} is {found}, expected shape {list(parameter.shape)}")
+        return spread_like(tensor, parameter)
+
+    with torch.no_grad():
+        for name, parameter in learner.model.named_parameters():
+            parameter.copy_(saved("model", name, parameter))
+            learner.average[name].copy_(saved("average", name, parameter))
+            updates = torch.tensor(float(step - skipped), device=learner.processes.device)
+            moments = {key: saved(key, name, parameter) for key in _MOMENTS}
+            learner.optimizer.state[parameter] = {"step": updates, **moments}
+    learner.skipped = skipped
+    if learner.processes.first and checkpoint.saved_step(run / checkpoint.WEIGHTS_FILE) != step:
+        _save_average(run, state, step)  # a kill between the two files of a checkpoint leaves the second one older
+    return step
+
+
+def _save_average(run: pathlib.Path, state: Mapping[str, Tensor], step: int) -> None:
+    weights = {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
+    checkpoint.save_weights(run / checkpoint.WEIGHTS_FILE, weights, {"step": str(step)})
+
+
+def _gathered(tensors: Mapping[str, Tensor], learner: Optimisation) -> dict[str, Tensor]:
+    """Each tensor whole; in the memory of the first process only, since all together are four times the weights."""
+    gathered = {}
+    for name, tensor in tensors.items():
+        one = whole(tensor)
+        if learner.processes.first:
+            gathered[name] = one.cpu()
+    return gathered

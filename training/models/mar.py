@@ -1,0 +1,178 @@
+"""MAR: a bidirectional transformer over masked tokens, with a diffusion head (arXiv 2406.11838).
+
+Parameter names are those of the published code, so its checkpoints load key for key. The forward pass
+is written over lists of positions instead of boolean masks: attention does not care about order, only
+about which position embedding a token carries, so the tokens that are known come first, then those to
+predict, and nothing is scattered.
+
+The same class is the autoregressive models that the paper compares with (its section 3.3): under causal
+attention the same blocks read a sequence in generation order, and every slot of it predicts the next token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from runtime.model.config import ModelConfig
+from training.models.diffusion_head import DiffusionLoss
+from training.models.flow_head import FlowLoss
+from training.models.transformer import NORM_EPS, Block
+from training.models.vq_head import CodeLoss
+
+
+class MAR(nn.Module):
+    """The published model. Arguments: the fields of `ModelConfig`, by name."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        config = self.config = ModelConfig(**arguments)
+        encoder, decoder, sequence = (
+            config.encoder_embed_dim,
+            config.decoder_embed_dim,
+            config.tokens + config.buffer_size,
+        )
+
+        self.class_emb = nn.Embedding(config.class_num, encoder)
+        self.fake_latent = nn.Parameter(torch.zeros(1, encoder))  # the class of unconditional generation
+
+        self.z_proj = nn.Linear(config.token_channels, encoder)
+        self.z_proj_ln = nn.LayerNorm(encoder, eps=NORM_EPS)
+        self.encoder_pos_embed_learned = nn.Parameter(torch.zeros(1, sequence, encoder))
+        self.encoder_blocks = self._blocks("encoder")
+        self.encoder_norm = nn.LayerNorm(encoder, eps=NORM_EPS)
+
+        self.decoder_embed = nn.Linear(encoder, decoder)
+        if config.attention == "bidirectional":
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
+        self.decoder_pos_embed_learned = nn.Parameter(torch.zeros(1, sequence, decoder))
+        self.decoder_blocks = self._blocks("decoder")
+        self.decoder_norm = nn.LayerNorm(decoder, eps=NORM_EPS)
+        self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, config.tokens, decoder))
+
+        self._initialize()
+        self.diffloss: Any = _head(config)
+
+    def _blocks(self, half: str) -> nn.ModuleList:
+        config = self.config
+        width, depth, heads = (getattr(config, f"{half}_{name}") for name in ("embed_dim", "depth", "num_heads"))
+        return nn.ModuleList(
+            Block(
+                width,
+                heads,
+                config.mlp_ratio,
+                config.attn_dropout,
+                config.proj_dropout,
+                causal=config.attention == "causal",
+            )
+            for _ in range(depth)
+        )
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith("pos_embed_learned") or name in ("class_emb.weight", "fake_latent", "mask_token"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def class_embedding(self, labels: Tensor) -> Tensor:
+        """int64 labels [B], class_num standing for no class -> [B, E]."""
+        return torch.cat([self.class_emb.weight, self.fake_latent])[labels]
+
+    def predict(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
+        """One pass of the backbone: the vectors z of the tokens to predict, [B, K, C].
+
+        tokens [B, V, D] are the known tokens and visible [B, V] their positions; predict [B, K] and
+        rest [B, R] are the positions of the masked tokens, those wanted now and those that only take
+        part; labels int64 [B], class_num standing for no class. V + K + R = L; V and R may be 0.
+        """
+        memory = self._encode(tokens, visible, self.class_embedding(labels))  # [B, buffer + V, C]
+        return self._decode(memory, visible, predict, rest)
+
+    def _encode(self, tokens: Tensor, visible: Tensor, class_embedding: Tensor) -> Tensor:
+        buffer = self.config.buffer_size
+        positions = self.encoder_pos_embed_learned[0]  # [buffer + L, E]
+        x = torch.cat(
+            [class_embedding[:, None] + positions[:buffer], self.z_proj(tokens) + positions[buffer:][visible]], dim=1
+        )  # [B, buffer + V, E]
+        x = self.z_proj_ln(x)
+        for block in self.encoder_blocks:
+            x = block(x)
+        return self.decoder_embed(self.encoder_norm(x))
+
+    def _decode(self, memory: Tensor, visible: Tensor, predict: Tensor, rest: Tensor) -> Tensor:
+        buffer = self.config.buffer_size
+        positions = self.decoder_pos_embed_learned[0]  # [buffer + L, C]
+        known = memory.shape[1]
+        masked = self.mask_token[0] + positions[buffer:][torch.cat([predict, rest], dim=1)]  # [B, K + R, C]
+        known_positions = torch.cat(
+            [positions[:buffer].expand(memory.shape[0], -1, -1), positions[buffer:][visible]], dim=1
+        )
+        x = torch.cat([memory + known_positions, masked], dim=1)  # [B, buffer + L, C]
+        for block in self.decoder_blocks[:-1]:
+            x = block(x)
+        last = cast(Block, self.decoder_blocks[-1])
+        x = last.rows(x, known, predict.shape[1])  # [B, K, C]
+        return self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][predict]
+
+    def predict_next(self, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor:
+        """z of every token from those before it, under causal attention, in one pass: [B, L, C].
+
+        tokens [B, L, D] in generation order, of which the last is not looked at; order [B, L], the position
+        of each; labels int64 [B]. The sequence is the class buffer, then the tokens. In the encoder a slot
+        carries the position that it has, in the decoder that of the slot after it, which it is to predict.
+        """
+        buffer = self.config.buffer_size
+        of_buffer = torch.arange(buffer, device=order.device).expand(len(order), -1)
+        sequence = torch.cat([of_buffer, order + buffer], dim=1)  # [B, buffer + L]
+        start = self.class_embedding(labels)[:, None].expand(-1, buffer, -1)
+        x = torch.cat([start, self.z_proj(tokens[:, :-1])], dim=1)  # [B, buffer + L - 1, E]
+        x = self.z_proj_ln(x + self.encoder_pos_embed_learned[0][sequence[:, :-1]])
+        for block in self.encoder_blocks:
+            x = block(x)
+        x = self.decoder_embed(self.encoder_norm(x)) + self.decoder_pos_embed_learned[0][sequence[:, 1:]]
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_norm(x[:, buffer - 1 :]) + self.diffusion_pos_embed_learned[0][order]
+
+    def patchify(self, latents: Tensor) -> Tensor:
+        """[B, c, H, W] -> tokens [B, L, D], channels outermost within a token as published."""
+        p = self.config.patch_size
+        rows = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
+        return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def forward(self, latents: Tensor, labels: Tensor, order: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+        """The training loss of one batch, a scalar.
+
+        latents [B, c, H, W]; labels int64 [B], class_num standing for no class; order int64 [B, L], a
+        permutation of the positions of each image, the first K of them masked and predicted from the
+        others; under causal attention K = L, and each is predicted from those before it. timesteps [R, B, K]
+        and noise [R, B, K, D], R times for each masked token. The head
+        runs on the masked tokens only: the published code runs it on all and multiplies by the mask.
+        """
+        tokens = self.patchify(latents)  # [B, L, D]
+        repeats, _, masked = timesteps.shape
+        predict, visible = order[:, :masked], order[:, masked:]
+
+        def gather(positions: Tensor) -> Tensor:
+            return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+        if self.config.attention == "causal":
+            z = self.predict_next(gather(predict), predict, labels)  # [B, L, C]
+        else:
+            z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
+        target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = R B K
+        return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()
+
+
+def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | CodeLoss:
+    """What makes a token of z, and is trained to: `diffloss` in the published parameter names, whatever it is."""
+    channels, width, depth = config.token_channels, config.diffloss_w, config.diffloss_d
+    if config.head == "codes":
+        return CodeLoss(channels, config.decoder_embed_dim, width, depth, config.codes)
+    loss = FlowLoss if config.head == "flow" else DiffusionLoss
+    return loss(channels, config.decoder_embed_dim, width, depth)

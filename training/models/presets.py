@@ -1,0 +1,45 @@
+"""Named model sizes, one table. The first three are the published ones (arXiv 2406.11838, table 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.errors import ConfigError
+from runtime.model.config import ModelConfig
+
+
+def _transformer(width: int, depth: int, heads: int) -> dict[str, int]:
+    return {
+        f"{half}_{name}": value
+        for half in ("encoder", "decoder")
+        for name, value in (("embed_dim", width), ("depth", depth), ("num_heads", heads))
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mar_base": {**_transformer(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024},
+    "mar_large": {**_transformer(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280},
+    "mar_huge": {**_transformer(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536},
+    # For small pictures on a CPU: tokens are 4x4 patches of the picture itself.
+    "pixel_small": {
+        **_transformer(160, 3, 5),
+        "img_size": 32,
+        "vae_stride": 1,
+        "patch_size": 4,
+        "vae_embed_dim": 1,
+        "class_num": 10,
+        "buffer_size": 8,
+        "diffloss_d": 3,
+        "diffloss_w": 224,
+        "diffusion_batch_mul": 2,
+        "attn_dropout": 0.0,
+        "proj_dropout": 0.0,
+    },
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """The config called `name`, with `changes` to some of its fields."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; presets: {', '.join(PRESETS)}")
+    return ModelConfig.from_dict({**PRESETS[name], **changes}, where=f"preset {name}")

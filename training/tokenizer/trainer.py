@@ -1,0 +1,127 @@
+"""A run of a tokenizer: made or resumed, with batches, samples and judgements of its own.
+
+Its folder is that of `mar train`, and `tokenizer.safetensors` in it is what `mar cache-latents --tokenizer` takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runtime.errors import BackendError, CheckpointError, ConfigError, DataError
+from training.checkpoints import checkpoint
+from training.data.datasets import Dataset, coloured, open_dataset
+from training.data.loader import MicroBatch, PictureBatches, micro_batches
+from training.data.source import Pixels
+from training.distributed import Processes
+from training.evaluation.feature_networks import EfficientNet
+from training.loop.state import load_state
+from training.loop.training_loop import Run, check_batch, check_no_run
+from training.reporting.report import Reporter
+from training.tokenizer.config import TokenizerConfig, TokenizerTraining
+from training.tokenizer.reconstruction import Reconstructions, measured_scale
+from training.tokenizer.step import TokenizerLearner
+
+
+class TokenizerTrainer(Run[TokenizerLearner]):
+    """One run: `start` or `resume`, then `train`."""
+
+    command = "mar train-tokenizer"
+    use = "encode pictures with mar cache-latents --data DATA --tokenizer {run}/tokenizer.safetensors --out LATENTS"
+
+    def __init__(self, run: pathlib.Path, config: TokenizerConfig, processes: Processes) -> None:
+        self.config = config
+        self._dataset = coloured(open_dataset(pathlib.Path(config.data), config.training.image_size))
+        source = Pixels(self._dataset)
+        check_batch(source, config.training, processes)
+        super().__init__(run, source, TokenizerLearner(config, processes), processes)
+        self._reconstructions: Reconstructions | None = None
+
+    @classmethod
+    def start(cls, run: pathlib.Path, config: TokenizerConfig, processes: Processes | None = None) -> TokenizerTrainer:
+        """A new run."""
+        processes = processes or Processes()
+        check_no_run(run)
+        config = dataclasses.replace(config, data=str(pathlib.Path(config.data).resolve()))
+        trainer = cls(run, config, processes)
+        processes.wait()  # all have seen that there is no run yet
+        if processes.first:
+            checkpoint.write_run_config(run, config.to_dict())
+        return trainer
+
+    @classmethod
+    def resume(
+        cls, run: pathlib.Path, processes: Processes | None = None, changes: Mapping[str, Any] | None = None
+    ) -> TokenizerTrainer:
+        """The run at its last checkpoint; `changes` to its `TokenizerTraining` are kept in it."""
+        processes = processes or Processes()
+        trainer = cls(run, read_tokenizer_config(run, changes or {}), processes)
+        if (run / checkpoint.STATE_FILE).exists():
+            trainer.step = load_state(run, trainer.learner)
+        processes.wait()
+        if changes and processes.first:
+            checkpoint.write_run_config(run, trainer.config.to_dict())
+        return trainer
+
+    @property
+    def _settings(self) -> TokenizerTraining:
+        return self.config.training
+
+    def _batches(self) -> Iterator[MicroBatch]:
+        me, vae, training = self.processes, self.config.model, self.config.training
+        form = (vae.latent_channels, training.image_size // vae.stride)
+        return micro_batches(PictureBatches(self.source, form, training, me.rank, me.count), self.step, me.device)
+
+    def _save(self, reporter: Reporter | None) -> None:
+        super()._save(reporter)
+        vae = self.learner.averaged_model()
+        if reporter:
+            vae.latent_scale = measured_scale(vae, self._dataset)
+            self._tell_bad_pictures(reporter, self._dataset)
+            checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
+
+    def _draw_samples(self, reporter: Reporter | None) -> None:
+        vae = self.learner.averaged_model()
+        if not reporter:
+            return
+        self._reconstructions = self._reconstructions or self._opened(reporter)
+        picture = self.run / "samples" / f"step-{self.step:06d}.png"
+        self._reconstructions.save_grid(picture, vae)
+        reporter.samples(self.step, picture)
+        figures = self._reconstructions.judged(vae)
+        told = f"PSNR {figures['psnr']:.2f} dB"
+        if "frechet" in figures:
+            told += f", Fréchet distance {figures['frechet']:.3f} in features of EfficientNet-Lite0"
+        reporter.event(self.step, f"{told}, by {self.config.training.judged} pictures", judged=figures)
+
+    def _opened(self, reporter: Reporter) -> Reconstructions:
+        """Pictures that are not trained on, where there are such, and the network to judge them by, where it is."""
+        training, network, dataset = self.config.training, None, self._dataset
+        with contextlib.suppress(DataError):
+            dataset = coloured(open_dataset(pathlib.Path(self.config.data), training.image_size, "test"))
+        try:
+            network = EfficientNet()
+        except BackendError as error:
+            reporter.event(self.step, f"no Fréchet distance of reconstructions: {error}")
+        found = Reconstructions(dataset, min(training.judged, len(dataset.labels)), network)
+        self._tell_bad_pictures(reporter, dataset)
+        return found
+
+    def _tell_bad_pictures(self, reporter: Reporter, dataset: Dataset) -> None:
+        """Of pictures that are looked at beside the steps, which tell of theirs."""
+        for complaint in dataset.complaints:
+            reporter.bad_data(self.step, complaint)
+
+
+def read_tokenizer_config(run: pathlib.Path, changes: Mapping[str, Any]) -> TokenizerConfig:
+    """The config that the run keeps, with `changes` to its `TokenizerTraining`. Raises `CheckpointError`,
+    `ConfigError`."""
+    saved, where = checkpoint.read_run_config(run), run / checkpoint.CONFIG_FILE
+    try:
+        config = TokenizerConfig.from_dict(saved, str(where))
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: not the config of a run of mar train-tokenizer ({error})") from None
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
