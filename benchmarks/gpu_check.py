@@ -1,9 +1,9 @@
-"""Whether every GPU backend that is here draws the right pictures, and how fast: one command, no network.
+"""Whether every GPU backend that is here draws the right images, and how fast: one command, no network.
 
     python -m benchmarks.gpu_check --out out/gpu [--model mar_base] [--precision bf16] [--batch 1] [--plan exact]
 
 First the golden cases on every backend, with CUDA graphs and without, which must agree bit for bit. Then
-models of the published sizes with random weights, against eager PyTorch under autocast: whole pictures, their
+models of the published sizes with random weights, against eager PyTorch under autocast: whole images, their
 stages by CUDA events, and how that compares with what the GPU reaches. What cannot be done here is told and
 skipped. OUT/gpu.json has everything measured so far at any time.
 """
@@ -37,7 +37,7 @@ from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import Cuda
-from runtime.gpu.current_gpu import present_gpu
+from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
 from runtime.sampling.plan import Plan, Sampling, build_plan
 from runtime.sampling.presets import requested_sampling
@@ -282,7 +282,7 @@ class Check:
 
 
 def about() -> dict[str, Any]:
-    gpu = present_gpu()
+    gpu = current_gpu()
     versions = {}
     for name in ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     asked = parser.parse_args()
     try:
-        present_gpu()
+        current_gpu()
     except MarError as error:
         sys.exit(f"gpu-check: {error}")
     if not torch.cuda.is_available():

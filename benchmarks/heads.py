@@ -29,7 +29,7 @@ ROUNDS, REPEATS = 3, 3
 
 
 def main(
-    json_file: pathlib.Path, picture: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path, images: int
+    json_file: pathlib.Path, image: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path, images: int
 ) -> None:
     make("example", EXAMPLE, [GUIDANCE, "--diffusion-steps=ddim100"])
     for name, steps in TRAINED.items():
@@ -37,7 +37,7 @@ def main(
         train(run_of(name), [*kind, str(EXAMPLE), f"--steps={steps}"], data)
         make(name, run_of(name), [GUIDANCE] if name == "flow" else [])
     judged = judge(data, classifier, images)
-    draw(picture, judged)
+    draw(image, judged)
     write_json(json_file, {"images": images, "ways": seconds_and_figures(judged)})
 
 
@@ -76,7 +76,7 @@ def judge(data: pathlib.Path, classifier: pathlib.Path, images: int) -> list[tup
 
 
 def seconds_and_figures(judged: list[tuple[Study, list[Way]]]) -> list[dict[str, Any]]:
-    """The figures of all ways with seconds a picture, artifacts timed in turn."""
+    """The figures of all ways with seconds an image, artifacts timed in turn."""
     seconds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for study, ways in judged:
@@ -85,8 +85,8 @@ def seconds_and_figures(judged: list[tuple[Study, list[Way]]]) -> list[dict[str,
     return [way for study, ways in judged for way in summary(study, ways, HEADS / "judged", seconds)["ways"]]
 
 
-def draw(picture: pathlib.Path, judged: list[tuple[Study, list[Way]]]) -> None:
-    """The same ten pictures, a class each, in every way, a row each."""
+def draw(image: pathlib.Path, judged: list[tuple[Study, list[Way]]]) -> None:
+    """The same ten images, a class each, in every way, a row each."""
     rows, captions = [], []
     for study, ways in judged:
         with Generator.load(study.artifact, threads=1) as generator:
@@ -95,14 +95,14 @@ def draw(picture: pathlib.Path, judged: list[tuple[Study, list[Way]]]) -> None:
                 assert images is not None
                 rows.append(images)
                 captions += [way.name] * len(images)
-    with replacing(picture) as temporary:
+    with replacing(image) as temporary:
         save_grid(temporary, np.concatenate(rows), captions, columns=10)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("json_file", type=pathlib.Path)
-    parser.add_argument("picture", type=pathlib.Path)
+    parser.add_argument("image", type=pathlib.Path)
     parser.add_argument("--data", type=pathlib.Path, default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--classifier", type=pathlib.Path, default="out/classifier.safetensors")
     parser.add_argument("--images", type=int, default=5000)

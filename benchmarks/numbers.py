@@ -74,7 +74,7 @@ def bench_tables(value: Mapping[str, Any]) -> str:
             )
             lines.append(f"| {stage} | {_time(seconds, batch)} | {_spread(seconds, batch)} | {limit} | | |")
     baseline = value["baseline"]
-    lines += ["", f"Seconds a picture; speed against {baseline['contestant']}, {baseline['sampling']}. The plans:", ""]
+    lines += ["", f"Seconds an image; speed against {baseline['contestant']}, {baseline['sampling']}. The plans:", ""]
     lines += ["| plan | iterations | head evaluations | TFLOP | settings |", "|---|---|---|---|---|"]
     for name, plan in value["plans"].items():
         lines.append(
@@ -98,9 +98,9 @@ def study_table(value: Mapping[str, Any]) -> str:
     """What `mar study` found, as Markdown."""
     exact = next((way["frechet"] for way in value["ways"] if way["name"] == "exact"), None)
     lines = [
-        f"{value['images']:,} pictures each.",
+        f"{value['images']:,} images each.",
         "",
-        "| | recognised | Fréchet distance | against exact | head evaluations | ms a picture | settings |",
+        "| | recognised | Fréchet distance | against exact | head evaluations | ms an image | settings |",
         "|---|---|---|---|---|---|---|",
     ]
     for way in value["ways"]:
@@ -120,7 +120,7 @@ def exports_table(value: Mapping[str, Any]) -> str:
         f"Python {versions['python']}, torch {versions['torch']}.",
         "",
         "| | commit | time | processor time | peak memory | artifact | backbone | conditioning | denoise | decoder | "
-        "a whole picture, by every 8th iteration |",
+        "a whole image, by every 8th iteration |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in value["exports"].items():
@@ -138,7 +138,7 @@ def exports_table(value: Mapping[str, Any]) -> str:
 def evaluation_table(value: Mapping[str, Any]) -> str:
     """What `mar evaluate` found of several subjects, by name, as Markdown."""
     lines = [
-        "| | pictures | features | Fréchet distance | precision | recall | recognised | drawn with |",
+        "| | images | features | Fréchet distance | precision | recall | recognised | drawn with |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in value.items():
@@ -149,7 +149,7 @@ def evaluation_table(value: Mapping[str, Any]) -> str:
                     share = "" if row["recognised"] is None else f"{row['recognised']:.1%}"
                     settings = _settings(one["sampling"]) if what == name else ""
                     lines.append(
-                        f"| {what} | {row['pictures']:,} against {figures['real']['pictures']:,} | {network} | "
+                        f"| {what} | {row['images']:,} against {figures['real']['images']:,} | {network} | "
                         f"{row['frechet']:.3f} | {row['precision']:.3f} | {row['recall']:.3f} | {share} | {settings} |"
                     )
     return "\n".join(lines)
@@ -159,7 +159,7 @@ def variants_table(value: Mapping[str, Any]) -> str:
     """What the variants of the paper came to, side by side by the loss of their heads, as Markdown."""
     steps, batch = value["steps"], value["training"]["batch_size"]
     lines = [
-        f"{steps:,} steps of {batch} pictures each; {value['images']:,} pictures of each judged, without guidance.",
+        f"{steps:,} steps of {batch} images each; {value['images']:,} images of each judged, without guidance.",
         "",
         "| order | attention | tokens at a time | recognised, codes | diffusion | Fréchet distance, codes | "
         "diffusion | codes / diffusion |",
@@ -179,7 +179,7 @@ def variants_table(value: Mapping[str, Any]) -> str:
     real, coded = value["real"], value["real_through_codebook"]
     lines += [
         "",
-        f"Real training pictures: {real['recognised']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
+        f"Real training images: {real['recognised']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
         f"the nearest of the {value['model']['codes']} codes: {coded['recognised']:.1%}, {coded['frechet']:.2f}.",
     ]
     return "\n".join(lines)
@@ -188,7 +188,7 @@ def variants_table(value: Mapping[str, Any]) -> str:
 def tokenizer_table(value: Mapping[str, Any]) -> str:
     """Runs of `mar train-tokenizer`, by name, and what their reconstructions are like, as Markdown."""
     lines = [
-        "| | steps of | adversarial from | latents of a picture | latent scale | PSNR | "
+        "| | steps of | adversarial from | latents of an image | latent scale | PSNR | "
         "Fréchet distance, EfficientNet-Lite0 |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -205,10 +205,10 @@ def tokenizer_table(value: Mapping[str, Any]) -> str:
 def training_table(value: Mapping[str, Any]) -> str:
     """Steps of this trainer and of the published one, as Markdown."""
     lines = [
-        f"{value['rounds']} steps of {value['batch']} pictures, in turns; {value['preset']}, {value['precision']}, "
+        f"{value['rounds']} steps of {value['batch']} images, in turns; {value['preset']}, {value['precision']}, "
         f"threads: {value['threads']}. Commit {value['commit'][:7]}, Python {value['python']}, torch {value['torch']}.",
         "",
-        "| | seconds a step: median | least to most | pictures a second |",
+        "| | seconds a step: median | least to most | images a second |",
         "|---|---|---|---|",
     ]
     for name, taken in value["times"].items():
@@ -225,7 +225,7 @@ def training_table(value: Mapping[str, Any]) -> str:
 def steps_table(value: Mapping[str, Any]) -> str:
     """What `mar calibrate --steps` found, by the name of its schedule, as Markdown."""
     lines = [
-        "| at the iterations of | | head evaluations | ms a picture | error | worst |",
+        "| at the iterations of | | head evaluations | ms an image | error | worst |",
         "|---|---|---|---|---|---|",
     ]
     for name, one in value.items():

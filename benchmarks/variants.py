@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mar_export.artifact.export import export_artifact
-from mar_export.benchmark.study import drawn_pictures
+from mar_export.benchmark.study import drawn_images
 from runtime.artifact.manifest import Artifact, is_artifact
 from runtime.cli.options import PATH
 from runtime.errors import MarError
@@ -98,13 +98,13 @@ VARIANTS = tuple(
 
 
 @click.command()
-@click.option("--data", type=PATH, required=True, help="The dataset: its training and its test pictures.")
+@click.option("--data", type=PATH, required=True, help="The dataset: its training and its test images.")
 @click.option("--out", type=PATH, required=True, help="Where runs and artifacts are kept.")
 @click.option("--json", "json_file", type=PATH, required=True, help="Where to write what was found.")
-@click.option("--chart", type=PATH, required=True, help="Where to write a picture of each class by each variant.")
+@click.option("--chart", type=PATH, required=True, help="Where to write an image of each class by each variant.")
 @click.option("--classifier", type=PATH, default="out/classifier.safetensors", show_default=True)
 @click.option("--steps", type=int, default=500, show_default=True, help="Training steps of each.")
-@click.option("--images", "count", type=int, default=1000, show_default=True, help="Pictures judged of each.")
+@click.option("--images", "count", type=int, default=1000, show_default=True, help="Images judged of each.")
 def variants(
     data: pathlib.Path,
     out: pathlib.Path,
@@ -114,7 +114,7 @@ def variants(
     steps: int,
     count: int,
 ) -> None:
-    """Train every variant of the paper for as many steps, and judge as many pictures of each."""
+    """Train every variant of the paper for as many steps, and judge as many images of each."""
     for file in (json_file, chart):
         check_writable(file)
     for variant in VARIANTS:
@@ -128,10 +128,10 @@ def variants(
     rows, shown = [], []
     for variant in VARIANTS:
         for iterations in variant.ways:
-            row, pictures = _judged(variant, out / variant.name, iterations, judging, real, count)
+            row, images = _judged(variant, out / variant.name, iterations, judging, real, count)
             click.echo(f"{row['name']}: recognised {row['recognised']:.1%}, Fréchet distance {row['frechet']:.2f}")
             rows.append(row)
-            shown.append(pictures)
+            shown.append(images)
     coded = load_checkpoint(next(out / variant.name for variant in VARIANTS if variant.head == "codes")).model
     by_codes = judge(judging, _through_codebook(coded, training, count), training.labels[:count])
     value = {
@@ -180,14 +180,14 @@ def _judged(
     real: Judgement,
     count: int,
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """What is found of `count` pictures drawn in `iterations`, and one of each class [classes, H, W, c]."""
+    """What is found of `count` images drawn in `iterations`, and one of each class [classes, H, W, c]."""
     with Generator.load(run / "artifact", threads=torch.get_num_threads()) as generator:
         config = generator.manifest.model
         iterations = iterations or config.tokens
         settings = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
         labels = np.arange(count, dtype=np.int64) % config.class_num
-        pictures = list(drawn_pictures(generator, labels, settings))
-        found = _figures(judge(judging, iter(pictures), labels), real)
+        images = list(drawn_images(generator, labels, settings))
+        found = _figures(judge(judging, iter(images), labels), real)
     about = {
         "name": f"{variant.name}-{iterations}",
         **dataclasses.asdict(variant),
@@ -195,7 +195,7 @@ def _judged(
         "sampling": dataclasses.asdict(generator.sampling(**settings)),
         "loss": summarize(run).loss,
     }
-    return about | found, pictures[0][: config.class_num]
+    return about | found, images[0][: config.class_num]
 
 
 def _figures(judged: Judgement, real: Judgement) -> dict[str, float]:
@@ -203,7 +203,7 @@ def _figures(judged: Judgement, real: Judgement) -> dict[str, float]:
 
 
 def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
-    """Real pictures, every token of which is the nearest code: the best that a head of codes could draw."""
+    """Real images, every token of which is the nearest code: the best that a head of codes could draw."""
     patch, grid = model.config.patch_size, model.config.grid
     codebook = model.diffloss.codebook
     for images in batches(dataset, count):

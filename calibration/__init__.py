@@ -1,1 +1,1 @@
-"""Quantized engines from real sampling trajectories, and what they do to pictures."""
+"""Quantized engines from real sampling trajectories, and what they do to images."""

@@ -15,19 +15,19 @@ _LARGEST_SCALE = 1000
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:
     """Refuse what is not one of `known`."""
     if not isinstance(value, str) or value not in known:
-        raise RequestError(f"{name} must be one of {', '.join(known)}, found {short(value)}")
+        raise RequestError(f"{name} must be one of {', '.join(known)}, found {truncate(value)}")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Refuse what is no number in low..high."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-        raise RequestError(f"{name} must be a number in {low}..{high}, found {short(value)}")
+        raise RequestError(f"{name} must be a number in {low}..{high}, found {truncate(value)}")
 
 
-def check_whole(name: str, value: Any, low: int, high: int) -> None:
+def check_int(name: str, value: Any, low: int, high: int) -> None:
     """Refuse what is no whole number in low..high."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise RequestError(f"{name} must be a whole number in {low}..{high}, found {short(value)}")
+        raise RequestError(f"{name} must be a whole number in {low}..{high}, found {truncate(value)}")
 
 
 def check_scale(name: str, value: Any) -> None:
@@ -35,13 +35,13 @@ def check_scale(name: str, value: Any) -> None:
     check_number(name, value, 0, _LARGEST_SCALE)
 
 
-def counted(number: int, what: str) -> str:
+def pluralize(number: int, what: str) -> str:
     """So many of `what`, a word in the singular, as a message says it."""
     plural = f"{what}es" if what.endswith(("s", "ch")) else f"{what}s"
     return f"{number} {what if number == 1 else plural}"
 
 
-def short(value: object) -> str:
+def truncate(value: object) -> str:
     """A value as an error shows it: its beginning, where it is long."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

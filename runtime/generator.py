@@ -1,4 +1,4 @@
-"""The Python surface: an artifact in, pictures out."""
+"""The Python surface: an artifact in, images out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact.manifest import Artifact, Manifest
 from runtime.backends import open_backend
-from runtime.checks import check_whole
+from runtime.checks import check_int
 from runtime.errors import BackendError, RequestError
 from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.host_loop import Engines, run_plan
@@ -48,7 +48,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class _Drawing:
-    """A request as the loop takes it, and what its pictures are put together from."""
+    """A request as the loop takes it, and what its images are put together from."""
 
     plan: Plan
     labels: NDArray[np.int64]  # [B]
@@ -60,7 +60,7 @@ class _Drawing:
 
 
 class Generator:
-    """Draws pictures with the engines of one artifact. Not for use by two threads at once."""
+    """Draws images with the engines of one artifact. Not for use by two threads at once."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Generator:
         """Check every file of `artifact` against its manifest and load its engines.
 
         `device` is the backend's usual one by default; `threads` are processor threads, all there are by
-        default; `cuda_graphs` is whether a GPU replays whole iterations, which gives the same pictures
+        default; `cuda_graphs` is whether a GPU replays whole iterations, which gives the same images
         sooner. Raises `ArtifactError`, `IntegrityError`, `BackendError` or `RequestError`.
         """
         opened = Artifact(artifact)
@@ -134,9 +134,9 @@ class Generator:
         progress: Progress | None = None,
         **settings: Any,
     ) -> Result:
-        """Draw one picture for each class in `labels`, or the part of it that `mask` marks.
+        """Draw one image for each class in `labels`, or the part of it that `mask` marks.
 
-        Picture `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
+        Image `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
         from 0 by default. `settings` are `preset`, one of `runtime.sampling.presets.PRESETS` or of the artifact's,
         and the fields of `runtime.sampling.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
         (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
@@ -148,11 +148,11 @@ class Generator:
         are returned as they were; so are the pixels of a known image outside the mask, unless `paste`
         is False.
 
-        `decode_batch` pictures are decoded together, and `progress` is called with the iterations done
+        `decode_batch` images are decoded together, and `progress` is called with the iterations done
         and their number. Raises `RequestError` before anything runs, and `BackendError` if an engine
         fails.
         """
-        check_whole("decode_batch", decode_batch, 1, MAX_BATCH)
+        check_int("decode_batch", decode_batch, 1, MAX_BATCH)
         drawing = self._drawing(
             labels, settings, seed=seed, index=index, order=order, noise=noise, known=known, mask=mask, dilate=dilate
         )
@@ -171,18 +171,18 @@ class Generator:
         progress: Progress | None = None,
         **settings: Any,
     ) -> Iterator[Result]:
-        """Draw one picture for each class in `labels`, `batch_size` at a time, as `generate` would draw each batch.
+        """Draw one image for each class in `labels`, `batch_size` at a time, as `generate` would draw each batch.
 
         While one batch is drawn, a thread makes the next one's noise: a GPU need not wait for it. The arguments
-        are those of `generate`, for all pictures; what is wrong with them is raised before anything runs.
+        are those of `generate`, for all images; what is wrong with them is raised before anything runs.
         """
-        from concurrent.futures import ThreadPoolExecutor  # 7 ms that a single picture need not wait for
+        from concurrent.futures import ThreadPoolExecutor  # 7 ms that a single image need not wait for
 
         config = self.manifest.model
         classes = check_labels(labels, config)
         count, plan = len(classes), self.plan(**settings)
         check_batch(batch_size, plan.diffusion_steps, config)
-        check_whole("decode_batch", decode_batch, 1, MAX_BATCH)
+        check_int("decode_batch", decode_batch, 1, MAX_BATCH)
         seed, indices = check_seed(seed), check_indices(index, count)
         orders = None if order is None else check_order(order, count, config)
         noises = None if noise is None else check_noise(noise, count, plan.diffusion_steps, config)
@@ -227,7 +227,7 @@ class Generator:
         classes = check_labels(labels, config)
         batch = len(classes)
         if (known is None) != (mask is None):
-            raise RequestError("to edit a picture, give both known and mask")
+            raise RequestError("to edit an image, give both known and mask")
         if mask is not None and config.order == "raster":
             raise RequestError("this model was trained to draw in raster order alone, so it cannot draw a part anew")
         hole = None if mask is None else check_hole(mask, dilate, config)
@@ -251,7 +251,7 @@ class Generator:
         return _Drawing(plan, classes, ordered, drawn.swapaxes(1, 2), given.swapaxes(0, 1), hole, before)
 
     def _drawn(self, drawing: _Drawing, paste: bool, decode_batch: int, progress: Progress | None) -> Result:
-        """The pictures of a request."""
+        """The images of a request."""
         config, plan, ordered = self.manifest.model, drawing.plan, drawing.order
         found = self.loop(plan, drawing.labels, ordered.T, drawing.noise, drawing.given, progress).swapaxes(
             0, 1
@@ -262,35 +262,35 @@ class Generator:
         latents = unpatchify(tokens, config.grid, config.patch_size)
         images = self._images(latents, decode_batch)
         hole, before = drawing.hole, drawing.known
-        if images is not None and hole is not None and before is not None and before.pictures is not None and paste:
-            images = pasted(images, before.pictures, hole)
+        if images is not None and hole is not None and before is not None and before.images is not None and paste:
+            images = pasted(images, before.images, hole)
         return Result(latents, images, plan)
 
     def _latents(self, known: Known) -> NDArray[np.float32]:
         """What is known as latents [B, C, h, w]."""
         if known.latents is not None:
             return known.latents
-        assert known.pictures is not None
-        pixels = from_uint8(known.pictures)  # [B, c, H, W]
+        assert known.images is not None
+        pixels = from_uint8(known.images)  # [B, c, H, W]
         if self.manifest.tokenizer == "pixel":
             return pixels
         encoder = self.engines.encoder
         if encoder is None:
-            raise RequestError("this artifact cannot read pictures; export it with --encoder, or give known as latents")
+            raise RequestError("this artifact cannot read images; export it with --encoder, or give known as latents")
         return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
 
     def _images(self, latents: NDArray[np.float32], together: int) -> NDArray[np.uint8] | None:
-        """Latents [B, C, h, w] as pictures uint8 [B, H, W, c], `together` at a time, or None without a decoder."""
+        """Latents [B, C, h, w] as images uint8 [B, H, W, c], `together` at a time, or None without a decoder."""
         if self.manifest.tokenizer == "pixel":
             return to_uint8(latents)
         if self.engines.decoder is None:
             return None
-        pictures = []
+        decoded = []
         for start in range(0, len(latents), together):
             (pixels,) = self.engines.decoder(latents=latents[start : start + together])
             _check_finite(pixels, "the decoder")
-            pictures.append(to_uint8(pixels))
-        return np.concatenate(pictures)
+            decoded.append(to_uint8(pixels))
+        return np.concatenate(decoded)
 
     def close(self) -> None:
         """Free the engines."""
@@ -306,7 +306,7 @@ class Generator:
 
 
 def _check_finite(values: NDArray[np.float32], made_by: str) -> None:
-    """Raise `BackendError` where numbers overflowed, which a picture would no longer show."""
+    """Raise `BackendError` where numbers overflowed, which an image would no longer show."""
     if not np.isfinite(values).all():
         raise BackendError(
             f"{made_by} produced values that are not finite; check the export's parity report, and if it is in fp16, "

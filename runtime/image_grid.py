@@ -1,4 +1,4 @@
-"""Pictures as PNG, one or a labelled grid. Apart from the rest, since Pillow is only needed for files."""
+"""Images as PNG, one or a labelled grid. Apart from the rest, since Pillow is only needed for files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from runtime.files import check_writable
 _SUFFIXES = ("", ".png")
 _MARGIN = 4
 _CAPTION = 14
-_SMALLEST_SIDE = 96  # small pictures are enlarged by whole factors, so that a person can see them
+_SMALLEST_SIDE = 96  # small images are enlarged by whole factors, so that a person can see them
 
 
-def check_picture_file(path: pathlib.Path) -> None:
-    """Refuse a name that says the picture is anything but a PNG, and one that cannot be written. Raises `MarError`."""
+def check_image_file(path: pathlib.Path) -> None:
+    """Refuse a name that says the image is anything but a PNG, and one that cannot be written. Raises `MarError`."""
     if path.suffix.lower() not in _SUFFIXES:
-        raise RequestError(f"{path}: pictures are written as PNG; give a name that ends in .png")
+        raise RequestError(f"{path}: images are written as PNG; give a name that ends in .png")
     check_writable(path)
 
 
@@ -37,7 +37,7 @@ def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = _MARGIN + number % columns * cell_width
         top = _MARGIN + number // columns * cell_height
-        sheet.paste(_picture(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(_image(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         told = _fitted(caption, lambda text: font.getlength(text) <= width)
         draw.text((left + width // 2, top + height + _CAPTION // 2), told, fill="black", font=font, anchor="mm")
     sheet.save(path, format="PNG")
@@ -54,10 +54,10 @@ def _fitted(caption: str, fits: Callable[[str], bool]) -> str:
     return next((cut for kept in range(len(line) - 1, 0, -1) if fits(cut := f"{line[:kept]}…")), "…")
 
 
-def save_picture(path: pathlib.Path, image: NDArray[np.uint8]) -> None:
+def save_image(path: pathlib.Path, image: NDArray[np.uint8]) -> None:
     """Write an image [H, W, c] to `path` as PNG."""
-    _picture(image).save(path, format="PNG")
+    _image(image).save(path, format="PNG")
 
 
-def _picture(image: NDArray[np.uint8]) -> Image.Image:
+def _image(image: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -1,1 +1,1 @@
-"""Train MAR models with PyTorch: the model, its data, the trainer, and how good its pictures are."""
+"""Train MAR models with PyTorch: the model, its data, the trainer, and how good its images are."""

@@ -39,17 +39,17 @@ class StepConfig:
     """What every training has: how many steps of what, and what is kept on the way. Raises `ConfigError`."""
 
     steps: int = dataclasses.field(metadata={"help": "Training steps in all.", "least": 1})
-    batch_size: int = setting(64, "Pictures a step, over all processes and micro-batches.", least=1)
+    batch_size: int = setting(64, "Images a step, over all processes and micro-batches.", least=1)
     accumulate: int = setting(1, "Micro-batches a step, to fit a large batch into little memory.", least=1)
     learning_rate: float = setting(1e-4, "Reached after the warm-up, constant from then on.", above=0)
     warmup_steps: int = setting(500, "Steps over which the learning rate grows linearly.", least=0)
     gradient_clip: float = setting(3.0, "The largest norm of a gradient.", above=0)
     ema_rate: float = setting(0.9999, "Of the moving average of the weights.", least=0, below=1)
-    flip: bool = setting(True, "Mirror half of the pictures.")
+    flip: bool = setting(True, "Mirror half of the images.")
     seed: int = setting(0, "Of the first weights and of everything drawn.", least=0)
     precision: str = setting("bf16", "bf16: autocast, with attention and the loss in fp32.", choices=("bf16", "fp32"))
     bad_data: str = setting(
-        "report", "What to do about bad pictures: tell and go on, or stop.", choices=("report", "stop")
+        "report", "What to do about bad images: tell and go on, or stop.", choices=("report", "stop")
     )
     workers: int = setting(0, "Processes beside each that trains, which read batches ahead of it.", least=0)
     checkpoint_every: int = setting(500, "Steps.", least=1)
@@ -75,7 +75,7 @@ class TrainConfig(StepConfig):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """All that decides a run: where its pictures are, the model, how it is trained."""
+    """All that decides a run: where its images are, the model, how it is trained."""
 
     data: str
     model: ModelConfig

@@ -15,7 +15,7 @@ from calibration.quantization.sensitivity import Sensitivity
 from calibration.quantization.statistics import Statistics
 from runtime.artifact.manifest import Artifact
 from runtime.backends import available_threads
-from runtime.checks import check_number, check_whole
+from runtime.checks import check_int, check_number
 from runtime.cli.options import PATH, preset_option, progress_bar, sampling_options, threads_option
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
@@ -49,13 +49,13 @@ class _Calibrate(click.Command):
 @click.option("--precision", type=click.Choice(["int8", "fp8", "int4"]), default="int8", show_default=True)
 @click.option("--weights-only", is_flag=True, help="Leave activations as they are; int8 or int4, in blocks.")
 @click.option("--engines", default=",".join(ENGINES), show_default=True, help="Which to quantize.")
-@click.option("--samples", type=int, default=128, show_default=True, help="Pictures that statistics are of.")
+@click.option("--samples", type=int, default=128, show_default=True, help="Images that statistics are of.")
 @click.option("--statistics", type=PATH, help="A file to keep statistics in, and to go on with. Default: beside --out.")
 @click.option("--report", type=PATH, help="Draw the ranges of activations, as PNG.")
 @click.option("--target-sqnr", type=float, default=15.0, show_default=True, help="What the latents must keep, in dB.")
 @click.option("--keep-fp", metavar="PERCENT", help="Share of the layers that stays in float32, such as 5%.")
 @click.option("--sensitivity", type=PATH, help="Rank the layers, each quantized alone; where to write it, as JSON.")
-@click.option("--judged", type=int, default=8, show_default=True, help="Pictures that a form is judged by.")
+@click.option("--judged", type=int, default=8, show_default=True, help="Images that a form is judged by.")
 @click.option("--steps", is_flag=True, expose_value=False, help="Find diffusion steps instead: --steps --help.")
 @preset_option
 @sampling_options
@@ -76,13 +76,13 @@ def calibrate(
     threads: int | None,
     **settings: object,
 ) -> None:
-    """Quantize the engines of ARTIFACT by what passes through them while pictures are drawn.
+    """Quantize the engines of ARTIFACT by what passes through them while images are drawn.
 
     The plan of the sampling options is the one that statistics are of, so give those it will be used with. The
     layers that lose most stay in float32 until the latents keep what --target-sqnr asks for.
     """
-    check_whole("samples", samples, 1, _MAX_SAMPLES)
-    check_whole("judged", judged, 1, _MAX_JUDGED)
+    check_int("samples", samples, 1, _MAX_SAMPLES)
+    check_int("judged", judged, 1, _MAX_JUDGED)
     check_number("--target-sqnr", target_sqnr, 0, _MOST_DECIBELS)
     if out is None and report is None:
         raise RequestError("give --out, the quantized artifact to make, or --report, or both")
@@ -97,7 +97,7 @@ def calibrate(
         target_sqnr=target_sqnr,
         keep_share=_share(keep_fp),
         rank=sensitivity is not None,
-        pictures=judged,
+        images=judged,
         threads=threads or available_threads(),
     )
     for file in (report, sensitivity):
@@ -134,7 +134,7 @@ def _collected(
         check_writable(file)
         with progress_bar(samples, "collecting") as bar:
             found = collect(artifact, samples, file, sampling, threads, bar.update)
-    click.echo(f"statistics of {found.pictures} pictures" + (f" in {file}" if file.exists() else ""))
+    click.echo(f"statistics of {found.images} images" + (f" in {file}" if file.exists() else ""))
     return found
 
 

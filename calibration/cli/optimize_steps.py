@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import click
 
-from calibration.steps.evaluate import PICTURES, Judged, judged, judgements
+from calibration.steps.evaluate import IMAGES, Judged, judged, judgements
 from calibration.steps.search import StepPlan, find_steps
 from calibration.steps.solvers import REFERENCE_STEPS
 from calibration.steps.times import StepTimes
 from runtime.artifact.manifest import MANIFEST, Artifact, check_place
-from runtime.checks import check_number, check_whole
+from runtime.checks import check_int, check_number
 from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, schedule_options, threads_option
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing_folder, write_json
@@ -23,16 +23,16 @@ from runtime.sampling.constraints import check_chains
 from runtime.sampling.plan import Sampling
 from runtime.sampling.presets import PRESETS, check_preset_name
 
-_MOST_PICTURES = 10_000
+_MOST_IMAGES = 10_000
 _MOST_MILLISECONDS = 1e9
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
 @click.option("--steps", is_flag=True, hidden=True, expose_value=False)  # by which this command was found
-@click.option("--budget-ms", type=float, help="Milliseconds that a picture may take here, drawn alone.")
-@click.option("--allowed-error", type=float, help="Or: what a typical picture's latents may be off by, relative L2.")
-@click.option("--pictures", type=int, default=32, show_default=True, help="Real trajectories that it is found by.")
+@click.option("--budget-ms", type=float, help="Milliseconds that an image may take here, drawn alone.")
+@click.option("--allowed-error", type=float, help="Or: what a typical image's latents may be off by, relative L2.")
+@click.option("--images", type=int, default=32, show_default=True, help="Real trajectories that it is found by.")
 @click.option("--name", default="calibrated", show_default=True, help="What the preset is called.")
 @click.option("--replace", is_flag=True, help="Take the place of a preset of that name.")
 @click.option("--out", type=PATH, help="A new artifact. Default: ARTIFACT itself gets the preset.")
@@ -45,7 +45,7 @@ def calibrate_steps(
     artifact: pathlib.Path,
     budget_ms: float | None,
     allowed_error: float | None,
-    pictures: int,
+    images: int,
     name: str,
     replace: bool,
     out: pathlib.Path | None,
@@ -56,7 +56,7 @@ def calibrate_steps(
     json_file: pathlib.Path | None,
     **settings: object,
 ) -> None:
-    """Find the diffusion steps of each iteration, and their solver, that keep the pictures of ARTIFACT nearest to
+    """Find the diffusion steps of each iteration, and their solver, that keep the images of ARTIFACT nearest to
     those of a thousand steps, and write them into it as a preset of its own.
 
     The iterations and the guidance are those of the other options and --preset.
@@ -67,7 +67,7 @@ def calibrate_steps(
         check_number("--budget-ms", budget_ms, 1e-3, _MOST_MILLISECONDS)
     if allowed_error is not None:
         check_number("--allowed-error", allowed_error, 1e-6, 1)
-    check_whole("--pictures", pictures, 1, _MOST_PICTURES)
+    check_int("--images", images, 1, _MOST_IMAGES)
     opened = Artifact(artifact)
     check_chains(opened.manifest.model, "mar calibrate --steps")
     _check_target(opened, name, replace, out)
@@ -78,14 +78,14 @@ def calibrate_steps(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
         schedule = generator.sampling(**settings)
-        found, times = find_steps(generator, schedule, pictures, budget, allowed_error, progress_bar)
+        found, times = find_steps(generator, schedule, images, budget, allowed_error, progress_bar)
         ways = _ways(generator, schedule, name, found, times)
         with progress_bar(judgements(ways, generator.manifest.model.tokens), "judging") as bar:
             rows = judged(generator, ways, bar.update)
     click.echo(_table(found, times, rows))
     if json_file is not None:
-        about = {"pictures": pictures, "sampling": dataclasses.asdict(ways[name]), "error_found": found.error}
-        write_json(json_file, {**about, "judged_pictures": PICTURES, "judged": [row.to_dict() for row in rows]})
+        about = {"images": images, "sampling": dataclasses.asdict(ways[name]), "error_found": found.error}
+        write_json(json_file, {**about, "judged_images": IMAGES, "judged": [row.to_dict() for row in rows]})
     written = _write_preset(artifact, name, ways[name], replace, out)
     click.echo(f"preset {name} written to {written}; draw with it: mar generate {written} --preset {name}")
 
@@ -126,14 +126,14 @@ def _table(found: StepPlan, times: StepTimes, rows: Sequence[Judged]) -> str:
         error = f"{row.relative_l2:13.4f}{row.decibels:8.1f}{row.worst:9.4f}" if told else f"{'noise':>13}"
         lines.append(f"{row.name:20}{row.head_evaluations:18}{row.milliseconds:10.1f}{error}")
     lines.append(
-        f"\nErrors of the latents of {PICTURES} other pictures, geometric mean and worst, each way against "
-        f"{REFERENCE_STEPS:,} steps in its own iterations; noise: the chain has fresh noise, so no picture is right."
+        f"\nErrors of the latents of {IMAGES} other images, geometric mean and worst, each way against "
+        f"{REFERENCE_STEPS:,} steps in its own iterations; noise: the chain has fresh noise, so no image is right."
     )
     own, uniform = rows[0].relative_l2, rows[1].relative_l2
     assert own is not None
     assert uniform is not None
     if own >= uniform:
-        lines.append(f"On these pictures {rows[1].name} is no worse than {rows[0].name}.")
+        lines.append(f"On these images {rows[1].name} is no worse than {rows[0].name}.")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from runtime.model.engine_spec import ENGINES, Array
 from runtime.sampling.plan import Plan, Sampling, build_plan
 
 _SEED = 2**31  # apart from the seeds that people draw with
-_TOGETHER = 8  # pictures
+_TOGETHER = 8  # images
 
 
 def identity(artifact: Artifact) -> str:
@@ -29,20 +29,20 @@ def identity(artifact: Artifact) -> str:
 
 def collect(
     artifact: Artifact,
-    pictures: int,
+    images: int,
     file: pathlib.Path,
     sampling: Sampling,
     threads: int,
     progress: Callable[[int], None],
 ) -> Statistics:
-    """Draw `pictures` pictures, classes in turn, and note what passes into every product; go on with `file`.
+    """Draw `images` images, classes in turn, and note what passes into every product; go on with `file`.
 
     Raises `CalibrationError` where `file` is of another artifact or plan.
     """
     manifest = artifact.manifest
     plan = build_plan(manifest.model.tokens, sampling)
     statistics = _begun(artifact, file, sampling, plan)
-    random = np.random.default_rng(statistics.pictures)
+    random = np.random.default_rng(statistics.images)
 
     def watch(layer: str, activation: Array, iteration: int, steps: range) -> None:
         if layer not in statistics.layers:
@@ -58,12 +58,12 @@ def collect(
             for name in ENGINES
         }
         generator = Generator(manifest, Engines(**engines), "observed")
-        while statistics.pictures < pictures:
-            together = range(statistics.pictures, min(statistics.pictures + _TOGETHER, pictures))
+        while statistics.images < images:
+            together = range(statistics.images, min(statistics.images + _TOGETHER, images))
             observer.begin()
             labels = [number % manifest.model.class_num for number in together]
             generator.generate(labels, seed=_SEED, index=together, **_settings(sampling))
-            statistics.pictures = together.stop
+            statistics.images = together.stop
             statistics.save(file)
             progress(len(together))
     return statistics

@@ -1,4 +1,4 @@
-"""Engines that tell what passes into their products while real pictures are drawn."""
+"""Engines that tell what passes into their products while real images are drawn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Observer:
         self._steps = range(0)
 
     def begin(self) -> None:
-        """A picture begins."""
+        """An image begins."""
         self._iteration = -1
 
     def observed(self, spec: EngineSpec, graph: pathlib.Path, work: pathlib.Path, threads: int) -> Any:
@@ -44,7 +44,7 @@ class Observer:
         return engine
 
     def _place(self, engine: str, inputs: Mapping[str, Array]) -> range:
-        """Note where in the picture this call is; the steps that it is of."""
+        """Note where in the image this call is; the steps that it is of."""
         if engine == BACKBONE:
             self._iteration, self._step, self._steps = self._iteration + 1, 0, range(0)
             return range(0)

@@ -1,4 +1,4 @@
-"""An artifact in float32 in, the same engines in low precision out, judged by the pictures they draw."""
+"""An artifact in float32 in, the same engines in low precision out, judged by the images they draw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ATTEMPTS = 8  # to meet a target, each leaving out more layers
 class Quantization:
     """What is asked for.
 
-    `precision` is one of `runtime.artifact.manifest.QUANTIZED_PRECISIONS`; the latents of `pictures` pictures, drawn with
+    `precision` is one of `runtime.artifact.manifest.QUANTIZED_PRECISIONS`; the latents of `images` images, drawn with
     the settings `sampling`, must keep `target_sqnr` dB; `keep_share` of the layers, the most sensitive ones, stay
     in float32, and more where the target asks for it. `rank` finds out how sensitive each is in any case.
     """
@@ -38,7 +38,7 @@ class Quantization:
     target_sqnr: float
     keep_share: float = 0.0
     rank: bool = False
-    pictures: int = 8
+    images: int = 8
     threads: int = 1
 
 
@@ -79,7 +79,7 @@ def quantize(
     with (
         replacing_folder(out) as folder,
         tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch,
-        judging(artifact, asked.sampling, asked.pictures, asked.threads) as judge,
+        judging(artifact, asked.sampling, asked.images, asked.threads) as judge,
     ):
         work = pathlib.Path(scratch)
         parity, kept, ranking = _within_target(form, judge, work, asked, say, progress)
@@ -93,7 +93,7 @@ def quantize(
                 **artifact.manifest.provenance,
                 "quantized": f"{asked.precision} of {', '.join(asked.engines)}",
                 "kept_in_float32": ", ".join(sorted(kept)) or "none asked for",
-                "calibration_pictures": statistics.pictures if statistics else 0,
+                "calibration_images": statistics.images if statistics else 0,
             },
             parity={**artifact.manifest.parity, **parity},
             builds=(),

@@ -1,4 +1,4 @@
-"""Ranges of activations as a picture: every layer over the iterations, and over the timesteps of a chain."""
+"""Ranges of activations as an image: every layer over the iterations, and over the timesteps of a chain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save_report(statistics: Statistics, path: pathlib.Path) -> None:
     at = _ticks(over_timesteps.shape[1])
     right.set_xticks(at, [f"{statistics.timesteps[tick]:.0f}" for tick in at])
     figure.colorbar(shown, ax=[left, right], label="largest magnitude (white: nothing but zeros)", fraction=0.03)
-    figure.suptitle(f"What passes into each layer, over {statistics.pictures} pictures")
+    figure.suptitle(f"What passes into each layer, over {statistics.images} images")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

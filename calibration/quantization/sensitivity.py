@@ -1,4 +1,4 @@
-"""Which layers lose most: each quantized alone, by what that does to the latents of whole pictures."""
+"""Which layers lose most: each quantized alone, by what that does to the latents of whole images."""
 
 from __future__ import annotations
 

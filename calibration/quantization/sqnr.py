@@ -1,4 +1,4 @@
-"""What quantized engines do to pictures: the distance of their latents from those in float32."""
+"""What quantized engines do to images: the distance of their latents from those in float32."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SEED = 2**30  # apart from those that statistics are of, and those that people 
 
 
 class Judge:
-    """Draws the same few pictures with the engines of `artifact`, some of them changed."""
+    """Draws the same few images with the engines of `artifact`, some of them changed."""
 
-    def __init__(self, artifact: Artifact, sampling: Mapping[str, Any], pictures: int, threads: int) -> None:
+    def __init__(self, artifact: Artifact, sampling: Mapping[str, Any], images: int, threads: int) -> None:
         self._artifact, self._sampling, self._threads = artifact, dict(sampling), threads
         manifest = artifact.manifest
-        self._labels = [number % manifest.model.class_num for number in range(pictures)]
+        self._labels = [number % manifest.model.class_num for number in range(images)]
         self._runner = OnnxRuntime("onnxruntime", threads)
         self._exact = {name: self._runner.load(artifact, name) for name in ENGINES}  # none decodes: latents are judged
         self._expected = self._drawn({})  # [B, C, H, W]
@@ -72,8 +72,8 @@ class Judge:
 
 
 @contextlib.contextmanager
-def judging(artifact: Artifact, sampling: Mapping[str, Any], pictures: int, threads: int) -> Iterator[Judge]:
-    judge = Judge(artifact, sampling, pictures, threads)
+def judging(artifact: Artifact, sampling: Mapping[str, Any], images: int, threads: int) -> Iterator[Judge]:
+    judge = Judge(artifact, sampling, images, threads)
     try:
         yield judge
     finally:

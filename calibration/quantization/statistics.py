@@ -87,13 +87,13 @@ class LayerStatistics:
 
 @dataclasses.dataclass
 class Statistics:
-    """Of every product of an artifact, by engine and layer, over `pictures` drawn with `sampling`."""
+    """Of every product of an artifact, by engine and layer, over `images` drawn with `sampling`."""
 
     artifact: str  # what identifies its graphs
     sampling: Mapping[str, Any]
     timesteps: tuple[float, ...]  # every timestep of the plan's chains, noisy to clean
     layers: dict[str, LayerStatistics] = dataclasses.field(default_factory=dict)  # by "engine/layer"
-    pictures: int = 0
+    images: int = 0
 
     def save(self, path: pathlib.Path) -> None:
         """Write everything to `path`, an .npz, all or nothing."""
@@ -103,7 +103,7 @@ class Statistics:
             "artifact": self.artifact,
             "sampling": dict(self.sampling),
             "timesteps": list(self.timesteps),
-            "pictures": self.pictures,
+            "images": self.images,
             "layers": {},
         }
         for name, layer in self.layers.items():
@@ -121,7 +121,7 @@ class Statistics:
                 about = json.loads(str(arrays["about"]))
                 if about["version"] != VERSION:
                     raise CalibrationError(f"{path}: statistics of version {about['version']}, this reads {VERSION}")
-                found = cls(about["artifact"], about["sampling"], tuple(about["timesteps"]), pictures=about["pictures"])
+                found = cls(about["artifact"], about["sampling"], tuple(about["timesteps"]), images=about["images"])
                 for name, told in about["layers"].items():
                     parts = {part: arrays[f"{name}:{part}"] for part in _MAXIMA}
                     layer = LayerStatistics(*(len(part) for part in parts.values()))

@@ -1,7 +1,7 @@
-"""What short chains do to a picture: the error in the tokens of one iteration, and what comes of it in the end.
+"""What short chains do to an image: the error in the tokens of one iteration, and what comes of it in the end.
 
-Errors are those of a typical picture, the geometric mean over pictures (the mean of their decibels). A small error
-now and then turns a picture into another one, and a few such pictures would decide any other mean.
+Errors are those of a typical image, the geometric mean over images (the mean of their decibels). A small error
+now and then turns an image into another one, and a few such images would decide any other mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, Solver
-from calibration.steps.trajectories import Artist, Pictures, Trajectory, energies
+from calibration.steps.trajectories import Trajectory, TrajectoryInputs, TrajectorySampler, energies
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
@@ -25,34 +25,34 @@ Float64 = NDArray[np.float64]
 STEPS = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 17, 20, 25, 32, 40, 50)  # of a chain that may be chosen
 DISTURBED = (4, 8, 17)  # steps of the chains whose errors are followed to the end
 _FOLLOWED_STEPS = 10  # of all other chains then
-_SEED = 2**29  # apart from those of calibration's other pictures, and those that people draw
-_TOGETHER = 8  # pictures
+_SEED = 2**29  # apart from those of calibration's other images, and those that people draw
+_TOGETHER = 8  # images
 _LEAST = 1e-30  # of an energy, where nothing is wrong
 
 
 @dataclasses.dataclass(frozen=True)
-class Laboratory:
+class ErrorModel:
     """What errors are measured on: `trajectories` are the reference, by long chains, in batches."""
 
-    artist: Artist
+    artist: TrajectorySampler
     config: ModelConfig
     schedule: Sampling
     trajectories: Sequence[Trajectory]
 
     @classmethod
     def prepared(
-        cls, generator: Generator, schedule: Sampling, pictures: int, advance: Callable[[int], None]
-    ) -> Laboratory:
-        """Draw the reference of so many pictures; `advance` is told of every iteration of every batch.
+        cls, generator: Generator, schedule: Sampling, images: int, advance: Callable[[int], None]
+    ) -> ErrorModel:
+        """Draw the reference of so many images; `advance` is told of every iteration of every batch.
 
         Raises `CalibrationError` where it is not finite.
         """
         config = generator.manifest.model
-        artist = Artist(generator.engines, config)
+        artist = TrajectorySampler(generator.engines, config)
         plan = build_plan(config.tokens, REFERENCE.sampling(schedule, REFERENCE_STEPS))
         followed = [
-            artist.follow(plan, Pictures.seeded(_SEED, numbers, config, schedule.token_order), advance)
-            for numbers in batches(pictures)
+            artist.follow(plan, TrajectoryInputs.seeded(_SEED, numbers, config, schedule.token_order), advance)
+            for numbers in batches(images)
         ]
         if not all(np.isfinite(trajectory.tokens).all() for trajectory in followed):
             raise CalibrationError(
@@ -67,7 +67,7 @@ class Laboratory:
     def chain_errors(self, solver: Solver, advance: Callable[[int], None]) -> Float64:
         """The error in the tokens of each iteration, by the reference's z, with each number of `STEPS`: [K, n].
 
-        Squared, in shares of the energy of the whole picture, so that errors of iterations add up. `advance` is
+        Squared, in shares of the energy of the whole image, so that errors of iterations add up. `advance` is
         told of every number of steps.
         """
         found = []
@@ -78,22 +78,22 @@ class Laboratory:
         return np.array(found).T
 
     def gains(self, best: Callable[[int], Solver], advance: Callable[[int], None]) -> Float64:
-        """How many times larger the error of the finished picture is than that of one iteration's tokens: [K].
+        """How many times larger the error of the finished image is than that of one iteration's tokens: [K].
 
         The tokens of an iteration are given the error that a short chain of `best` makes there, and the
-        picture is finished alike with and without it. The mean (in logarithms) over chains of `DISTURBED`
+        image is finished alike with and without it. The mean (in logarithms) over chains of `DISTURBED`
         steps, made to fall from iteration to iteration, since less and less is left to be spoilt. `advance` is
         told of every iteration.
         """
         logarithms = []
         for steps in DISTURBED:
             plan, going_on = self.plan(best(steps), steps), self.plan(best(_FOLLOWED_STEPS), _FOLLOWED_STEPS)
-            undisturbed = [self.artist.draw(going_on, trajectory.pictures) for trajectory in self.trajectories]
+            undisturbed = [self.artist.draw(going_on, trajectory.images) for trajectory in self.trajectories]
             of_iterations = []
             for number in range(len(plan.iterations)):
                 errors = [self._error(plan, number, trajectory) for trajectory in self.trajectories]
                 finished = [
-                    self._disturbed(going_on, number, trajectory.pictures, usual, error) - usual
+                    self._disturbed(going_on, number, trajectory.images, usual, error) - usual
                     for trajectory, usual, error in zip(self.trajectories, undisturbed, errors, strict=True)
                 ]
                 of_iterations.append(np.log(typical(finished) / typical(errors)))
@@ -101,10 +101,10 @@ class Laboratory:
             logarithms.append(of_iterations)
         return np.exp(falling(np.mean(logarithms, axis=0)))
 
-    def picture_error(self, solver: Solver, steps: int | Sequence[int]) -> float:
-        """Relative L2 distance of a typical whole picture from the reference."""
+    def image_error(self, solver: Solver, steps: int | Sequence[int]) -> float:
+        """Relative L2 distance of a typical whole image from the reference."""
         plan = self.plan(solver, steps)
-        missed = typical([self.artist.draw(plan, each.pictures) - each.tokens for each in self.trajectories])
+        missed = typical([self.artist.draw(plan, each.images) - each.tokens for each in self.trajectories])
         return float(np.sqrt(missed / self._energy))
 
     @property
@@ -118,27 +118,27 @@ class Laboratory:
         """Of the tokens [K, B, D] of iteration `number` by the chain of `plan`, where all before it is right."""
         iteration = plan.iterations[number]
         right = trajectory.tokens[iteration.known : iteration.known + iteration.count]
-        return self.artist.predict(iteration, trajectory.pictures, trajectory.vectors[number]) - right
+        return self.artist.predict(iteration, trajectory.images, trajectory.vectors[number]) - right
 
-    def _disturbed(self, plan: Plan, number: int, pictures: Pictures, usual: Float, error: Float) -> Float:
+    def _disturbed(self, plan: Plan, number: int, images: TrajectoryInputs, usual: Float, error: Float) -> Float:
         """The tokens [L, B, D] that `plan` ends in where those of iteration `number` have an error."""
         iteration = plan.iterations[number]
         tokens = usual[: iteration.known + iteration.count].copy()
         tokens[iteration.known :] += error
-        return self.artist.go_on(plan, number + 1, pictures, tokens)
+        return self.artist.go_on(plan, number + 1, images, tokens)
 
 
 def typical(tokens: Sequence[Float]) -> float:
-    """The geometric mean over pictures of the energy of their tokens, in batches of [V, B, D]."""
+    """The geometric mean over images of the energy of their tokens, in batches of [V, B, D]."""
     found = np.maximum(np.concatenate([energies(each) for each in tokens]), _LEAST)
     if not np.isfinite(found).all():  # few steps from a high start may pass every bound
         return math.inf
     return float(np.exp(np.log(found).mean()))
 
 
-def batches(pictures: int) -> list[range]:
-    """The numbers of so many pictures, those that are drawn together at a time."""
-    return [range(start, min(start + _TOGETHER, pictures)) for start in range(0, pictures, _TOGETHER)]
+def batches(images: int) -> list[range]:
+    """The numbers of so many images, those that are drawn together at a time."""
+    return [range(start, min(start + _TOGETHER, images)) for start in range(0, images, _TOGETHER)]
 
 
 def falling(values: Float64) -> Float64:

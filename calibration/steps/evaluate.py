@@ -1,4 +1,4 @@
-"""How a plan does on pictures it was not found by, beside other ways to draw: error and time."""
+"""How a plan does on images it was not found by, beside other ways to draw: error and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.distance import relative_l2
 from runtime.generator import Generator
 from runtime.sampling.plan import Sampling, build_plan
 
-PICTURES = 8
+IMAGES = 8
 _SEED = 2**29 + 1  # apart from those that plans are found by
 
 
@@ -24,12 +24,12 @@ _SEED = 2**29 + 1  # apart from those that plans are found by
 class Judged:
     """One way to draw. Errors are None where its chains have noise of their own, so that nothing is right.
 
-    `relative_l2` is the distance of a typical picture, the geometric mean over them; `worst` the largest.
+    `relative_l2` is the distance of a typical image, the geometric mean over them; `worst` the largest.
     """
 
     name: str
     head_evaluations: int
-    milliseconds: float  # median, a picture drawn alone
+    milliseconds: float  # median, an image drawn alone
     relative_l2: float | None
     worst: float | None
 
@@ -42,9 +42,9 @@ class Judged:
 
 
 def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable[[int], None]) -> list[Judged]:
-    """Draw some pictures in every one of `ways`, in turn; each is compared with long chains in its own iterations.
+    """Draw some images in every one of `ways`, in turn; each is compared with long chains in its own iterations.
 
-    `advance` is told of every picture, `judgements(ways)` in all.
+    `advance` is told of every image, `judgements(ways)` in all.
     """
     tokens = generator.manifest.model.tokens
     plans = {name: build_plan(tokens, sampling) for name, sampling in ways.items()}
@@ -56,7 +56,7 @@ def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable
     drawing = with_presets(generator, ways)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     distances: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         for name, sampling in ways.items():
             started = time.perf_counter()
             found = drawing.generate(
@@ -81,9 +81,9 @@ def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable
 
 
 def judgements(ways: Mapping[str, Sampling], tokens: int) -> int:
-    """The pictures that `judged` draws."""
+    """The images that `judged` draws."""
     references = {_reference_of(sampling, tokens) for sampling in ways.values()} - {None}
-    return PICTURES * (len(ways) + len(references))
+    return IMAGES * (len(ways) + len(references))
 
 
 def _reference_of(sampling: Sampling, tokens: int) -> Sampling | None:
@@ -96,9 +96,9 @@ def _reference_of(sampling: Sampling, tokens: int) -> Sampling | None:
 def _reference(generator: Generator, sampling: Sampling, advance: Callable[[int], None]) -> NDArray[np.float32]:
     """Latents [B, C, h, w]."""
     drawing = with_presets(generator, {"reference": sampling})
-    numbers = range(PICTURES)
+    numbers = range(IMAGES)
     found = drawing.generate(_labels(generator, numbers), seed=_SEED, index=numbers, preset="reference")
-    advance(PICTURES)
+    advance(IMAGES)
     return found.latents
 
 

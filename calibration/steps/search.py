@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.steps.errors import DISTURBED, STEPS, Laboratory, batches
+from calibration.steps.errors import DISTURBED, STEPS, ErrorModel, batches
 from calibration.steps.knapsack import least_error
 from calibration.steps.solvers import Solver, solvers
 from calibration.steps.times import ROUNDS, StepTimes, measured_times
@@ -26,7 +26,7 @@ _HALVINGS = 7  # of the range of budgets, where an error is allowed
 
 @dataclasses.dataclass(frozen=True)
 class StepPlan:
-    """A solver and its steps in each iteration; `error` is that of a typical whole picture, relative L2."""
+    """A solver and its steps in each iteration; `error` is that of a typical whole image, relative L2."""
 
     solver: Solver
     steps: tuple[int, ...]
@@ -42,7 +42,7 @@ class StepCosts:
     times: StepTimes
 
     def predicted(self, solver: Solver) -> NDArray[np.float64]:
-        """What each iteration adds to the error of the finished picture, [K, n]."""
+        """What each iteration adds to the error of the finished image, [K, n]."""
         return self.gains[:, None] * self.errors[solver]
 
     @property
@@ -66,12 +66,12 @@ class StepCosts:
 
 
 def find_steps(
-    generator: Generator, schedule: Sampling, pictures: int, budget: float | None, allowed: float | None, bar: Bar
+    generator: Generator, schedule: Sampling, images: int, budget: float | None, allowed: float | None, bar: Bar
 ) -> tuple[StepPlan, StepTimes]:
-    """The plan with the least error within `budget` seconds a picture, or the least time within an `allowed` error.
+    """The plan with the least error within `budget` seconds an image, or the least time within an `allowed` error.
 
-    Errors are relative L2 distances of a typical picture's latents from those of long chains, over
-    `pictures` real trajectories; times are those of a picture drawn alone here. Raises `RequestError` where no plan is
+    Errors are relative L2 distances of a typical image's latents from those of long chains, over
+    `images` real trajectories; times are those of an image drawn alone here. Raises `RequestError` where no plan is
     within the budget, `CalibrationError` where none is within the error.
     """
     iterations = len(build_plan(generator.manifest.model.tokens, schedule).iterations)
@@ -83,8 +83,8 @@ def find_steps(
             f"--budget-ms {1e3 * budget:g} is less than the least plan takes here, {1e3 * least:.1f} ms with "
             f"{STEPS[0]} steps in each of {iterations} iterations; give more time, or fewer --iterations"
         )
-    with bar(iterations * len(batches(pictures)), "reference") as progress:
-        laboratory = Laboratory.prepared(generator, schedule, pictures, progress.update)
+    with bar(iterations * len(batches(images)), "reference") as progress:
+        laboratory = ErrorModel.prepared(generator, schedule, images, progress.update)
     found = solvers()
     with bar(len(found) * len(STEPS), "chains") as progress:
         errors = {solver: laboratory.chain_errors(solver, progress.update) for solver in found}
@@ -104,23 +104,23 @@ def _best_alone(errors: Mapping[Solver, NDArray[np.float64]], steps: int) -> Sol
     return min(errors, key=lambda solver: errors[solver][:, STEPS.index(steps)].sum())
 
 
-def _best(laboratory: Laboratory, costs: StepCosts, budget: float, advance: Callable[[int], None]) -> StepPlan:
-    """The plan within the budget whose whole pictures are nearest to the reference.
+def _best(laboratory: ErrorModel, costs: StepCosts, budget: float, advance: Callable[[int], None]) -> StepPlan:
+    """The plan within the budget whose whole images are nearest to the reference.
 
     Uniform steps of every solver are drawn, and of the best few solvers the steps that should do best.
     """
 
     def drawn(solver: Solver, steps: tuple[int, ...]) -> StepPlan:
         advance(1)
-        return StepPlan(solver, steps, laboratory.picture_error(solver, steps))
+        return StepPlan(solver, steps, laboratory.image_error(solver, steps))
 
     uniform = sorted((drawn(solver, costs.uniform(budget)) for solver in costs.errors), key=lambda plan: plan.error)
     chosen = [drawn(plan.solver, costs.best(plan.solver, budget)) for plan in uniform[:_FINALISTS]]
     return min([*chosen, *uniform], key=lambda plan: plan.error)
 
 
-def _soonest(laboratory: Laboratory, costs: StepCosts, allowed: float, advance: Callable[[int], None]) -> StepPlan:
-    """The best plan of the least budget whose whole pictures are within the `allowed` error."""
+def _soonest(laboratory: ErrorModel, costs: StepCosts, allowed: float, advance: Callable[[int], None]) -> StepPlan:
+    """The best plan of the least budget whose whole images are within the `allowed` error."""
     low, high = costs.least_seconds, costs.most_seconds
     found = _best(laboratory, costs, high, advance)
     if found.error > allowed:

@@ -10,7 +10,7 @@ from runtime.sampling.plan import Plan, Sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
 
 # Where a chain starts decides more than its solver does: low starts err less where steps are few, high ones
-# leave less of the picture's mean out.
+# leave less of the image's mean out.
 _STARTS = (None, 950, 980, 990)
 _NOISE_SCALE = COEFFICIENTS.index("noise_scale")
 
@@ -37,7 +37,7 @@ class Solver:
         return self.sampler if self.start is None else f"{self.sampler} from {self.start}"
 
 
-# What errors are measured against. It starts where little of the picture is left in the noise and converges at
+# What errors are measured against. It starts where little of the image is left in the noise and converges at
 # second order: on the example 250 steps of it are 0.35% off. A thousand of DDIM could only start at t = 999.
 REFERENCE = Solver("dpm++2m")
 REFERENCE_STEPS = 1000

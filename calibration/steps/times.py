@@ -1,4 +1,4 @@
-"""How long a picture takes, and what each diffusion step of each iteration adds to that."""
+"""How long an image takes, and what each diffusion step of each iteration adds to that."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ROUNDS = 8  # the first warms up
 
 @dataclasses.dataclass(frozen=True)
 class StepTimes:
-    """Seconds of a picture drawn alone: `fixed` whatever its chains, `step` [K] for a step of each iteration."""
+    """Seconds of an image drawn alone: `fixed` whatever its chains, `step` [K] for a step of each iteration."""
 
     fixed: float
     step: NDArray[np.float64]
 
     def seconds(self, steps: Sequence[int]) -> float:
-        """Of a picture with so many steps in each iteration."""
+        """Of an image with so many steps in each iteration."""
         return self.fixed + float(self.step @ np.asarray(steps))
 
     def uniform_steps(self, steps: Sequence[int]) -> int:
@@ -41,7 +41,7 @@ def with_presets(generator: Generator, presets: Mapping[str, Sampling]) -> Gener
 
 
 def measured_times(generator: Generator, schedule: Sampling, advance: Callable[[int], None]) -> StepTimes:
-    """Draw whole pictures with short and with long chains, in turn; medians, so that others here do little harm."""
+    """Draw whole images with short and with long chains, in turn; medians, so that others here do little harm."""
     plans = {f"{steps}-steps": Solver("ddim").sampling(schedule, steps) for steps in _STEPS}
     drawing = with_presets(generator, plans)
     found: dict[str, list[NDArray[np.float64]]] = {name: [] for name in plans}
@@ -57,7 +57,7 @@ def measured_times(generator: Generator, schedule: Sampling, advance: Callable[[
 
 
 def _timed(generator: Generator, preset: str, number: int) -> NDArray[np.float64]:
-    """Seconds of every iteration of a picture, and of what comes after the last: [K + 1]."""
+    """Seconds of every iteration of an image, and of what comes after the last: [K + 1]."""
     times = [time.perf_counter()]
     generator.generate([0], index=[number], preset=preset, progress=lambda *_: times.append(time.perf_counter()))
     return np.diff([*times, time.perf_counter()])

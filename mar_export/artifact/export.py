@@ -52,21 +52,21 @@ def export_artifact(
 
     `sampling` are the settings that the artifact is drawn with where a request names none, those of its
     head by default. `precision`, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`, is that of weights and matrix
-    products; `encoder` adds the engine that reads pictures, for editing.
+    products; `encoder` adds the engine that reads images, for editing.
 
     Every engine and a whole generation are compared with eager PyTorch in float32. Raises `ParityError`
     when one differs by more than the tolerance of its precision, or where fp16 cannot hold what a layer
     makes, and leaves nothing behind then.
 
     Weights are let go once their engine is written: where the caller keeps no `checkpoint` either, the
-    comparison of whole pictures does without them.
+    comparison of whole images does without them.
     """
     check_place(out)
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
-    say("drawing a picture in eager PyTorch, to compare with")
+    say("drawing an image in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)
     modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
     del checkpoint

@@ -38,7 +38,7 @@ Arrays = tuple[NDArray[Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """A whole picture: how it is to be drawn, and what the eager loop of the published code drew."""
+    """A whole image: how it is to be drawn, and what the eager loop of the published code drew."""
 
     labels: NDArray[np.int64]
     settings: dict[str, Any]
@@ -48,7 +48,7 @@ class Trajectory:
     latents: NDArray[np.float32]
 
     def drawn_by(self, generator: Generator) -> NDArray[np.float32]:
-        """The latents of the same picture by `generator`."""
+        """The latents of the same image by `generator`."""
         return generator.generate(list(self.labels), order=self.order, noise=self.noise, **self.settings).latents
 
 
@@ -80,7 +80,7 @@ def engine_parity(
 
 
 def eager_trajectory(model: MAR, precision: str) -> Trajectory:
-    """A picture drawn by the eager loop, long enough to judge an export in `precision` by."""
+    """An image drawn by the eager loop, long enough to judge an export in `precision` by."""
     config = model.config
     labels = np.array([config.class_num - 1], dtype=np.int64)
     usual: dict[str, Any] = {
@@ -96,7 +96,7 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
 
 
 def generation_parity(generator: Generator, trajectory: Trajectory, precision: str) -> dict[str, Any]:
-    """The distance of a whole picture from the eager loop's, same order and noise. Raises `ParityError`."""
+    """The distance of a whole image from the eager loop's, same order and noise. Raises `ParityError`."""
     found = trajectory.drawn_by(generator)
     told = _judged("whole generation", relative_l2(found, trajectory.latents), GENERATION_TOLERANCES[precision])
     return told | {"drift": _drift(found, trajectory, generator.manifest.model)} | trajectory.settings

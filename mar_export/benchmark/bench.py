@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mar_export.benchmark.runners import Contestant, Stages
+from mar_export.benchmark.runners import Runner, Stages
 from runtime import __version__
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
 from runtime.model.config import ModelConfig
@@ -59,7 +59,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is drawn in every race: the model, the pictures together, and each plan with its settings."""
+    """What is drawn in every race: the model, the images together, and each plan with its settings."""
 
     config: ModelConfig
     batch: int
@@ -68,12 +68,12 @@ class Work:
 
 
 def warm_up(model: ModelConfig) -> dict[str, Any]:
-    """Settings of a picture so short that it only loads and touches everything before the first one is timed."""
+    """Settings of an image so short that it only loads and touches everything before the first one is timed."""
     return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain(model, 2)}
 
 
 def measure(
-    contestants: Mapping[str, Contestant],
+    contestants: Mapping[str, Runner],
     races: list[Race],
     settings: Mapping[str, Mapping[str, Any]],
     first: Mapping[str, Any],
@@ -174,11 +174,11 @@ def _race(one: Measurement, work: Work, machine: Machine, baseline: Measurement)
 
 
 def table(value: Mapping[str, Any]) -> str:
-    """A report as text, milliseconds a picture."""
+    """A report as text, milliseconds an image."""
     races, batch = value["races"], value["batch"]
     wide = max(len(_label(race)) for race in races) + 4
     lines = [
-        f"{'ms a picture':{wide}}{'median':>10}{'p10':>10}{'p90':>10}{'roofline':>10}{'reached':>9}"
+        f"{'ms an image':{wide}}{'median':>10}{'p10':>10}{'p90':>10}{'roofline':>10}{'reached':>9}"
         f"{'GFLOP/s':>9}{'GB/s':>7}{'speed':>8}"
     ]
     for race in races:

@@ -1,4 +1,4 @@
-"""The benchmark as a picture: a bar a race, its stages in it, the least time beside it."""
+"""The benchmark as an image: a bar a race, its stages in it, the least time beside it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.set_yticks(range(len(races)), [f"{race['contestant']}, {race['sampling']}" for race in races])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * slowest / batch)
-    axes.set_xlabel("seconds a picture (medians); black: the least time that this processor allows in float32")
+    axes.set_xlabel("seconds an image (medians); black: the least time that this processor allows in float32")
     stages = dict.fromkeys(stage for race in races for stage in race["stage_seconds"])
     axes.legend(
         [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages],

@@ -1,4 +1,4 @@
-"""Who takes part in the benchmark: each in a process of its own, drawing the same pictures on request.
+"""Who takes part in the benchmark: each in a process of its own, drawing the same images on request.
 
 A process of its own gives a contestant its own thread pools and its own peak of memory, and keeps
 PyTorch out of the runtime's.
@@ -48,7 +48,7 @@ class Entry:
     threads: int
 
 
-class Contestant:
+class Runner:
     """A contestant in its process. Raises `BackendError` where that fails."""
 
     def __init__(self, name: str, entry: Entry) -> None:

@@ -1,8 +1,8 @@
 """Quality against time: what each sampler, at each number of steps, and each preset costs and keeps.
 
-Every way to draw is judged on the same classes, orders and noises. Thousands of pictures for each take
+Every way to draw is judged on the same classes, orders and noises. Thousands of images for each take
 hours on a processor, so they are drawn with the engines in PyTorch under bfloat16, one process a core;
-the times are the runtime's own, float32, a picture at a time.
+the times are the runtime's own, float32, an image at a time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Way:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is judged by what: paths, and how many pictures of each way."""
+    """What is judged by what: paths, and how many images of each way."""
 
     artifact: pathlib.Path
     checkpoint: pathlib.Path
@@ -90,13 +90,13 @@ def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, 
                 write_json(_file(out, way), figures)
                 said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
         except BrokenProcessPool:
-            raise BackendError("a process that drew pictures ended; not enough memory?") from None
+            raise BackendError("a process that drew images ended; not enough memory?") from None
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
 
 
 def time_ways(study: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds a picture of each way, by name: the runtime on its exported engines, in turn, batch 1."""
+    """Seconds an image of each way, by name: the runtime on its exported engines, in turn, batch 1."""
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     with Generator.load(study.artifact, threads=threads) as generator:
         for repeat in range(-1, repeats):
@@ -120,12 +120,12 @@ def summary(study: Study, ways: list[Way], out: pathlib.Path, seconds: Mapping[s
 
 
 def judge_way(study: Study, way: Way) -> dict[str, Any]:
-    """Draw and judge the pictures of one way, in one thread."""
+    """Draw and judge the images of one way, in one thread."""
     torch.set_num_threads(1)
     generator, classifier, real = _tools(study)
     labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
     started = time.perf_counter()
-    drawn = judge(classifier, drawn_pictures(generator, labels, way.settings), labels)
+    drawn = judge(classifier, drawn_images(generator, labels, way.settings), labels)
     return {
         "name": way.name,
         "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
@@ -141,7 +141,7 @@ def judge_way(study: Study, way: Way) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def _tools(study: Study) -> tuple[Generator, Any, NDArray[np.float64]]:
-    """Generator, classifier, and the features of the real test pictures; made once in each process."""
+    """Generator, classifier, and the features of the real test images; made once in each process."""
     manifest, checkpoint = Artifact(study.artifact).manifest, load_checkpoint(study.checkpoint, None)
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
         raise RequestError(f"{study.checkpoint} is not the checkpoint that {study.artifact} was exported from")
@@ -151,10 +151,10 @@ def _tools(study: Study) -> tuple[Generator, Any, NDArray[np.float64]]:
     return generator, classifier, judge(classifier, batches(test, len(test.labels)), test.labels).features
 
 
-def drawn_pictures(
+def drawn_images(
     generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]
 ) -> Iterator[NDArray[np.uint8]]:
-    """A picture of each of `labels` [n], uint8 [B, H, W, c] at a time, by a generator that makes pictures."""
+    """An image of each of `labels` [n], uint8 [B, H, W, c] at a time, by a generator that makes images."""
     for result in generator.generate_batches(labels.tolist(), _BATCH, **settings):
         assert result.images is not None
         yield result.images

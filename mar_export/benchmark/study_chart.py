@@ -1,4 +1,4 @@
-"""Quality against time as a picture: samplers on the left, presets on the right."""
+"""Quality against time as an image: samplers on the left, presets on the right."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
         right.scatter(x, y, s=60)
         right.annotate(f"{name}, {ways[name]['recognised']:.1%}", (x, y), (6, 6), textcoords="offset points")
     left.set_title("samplers, by diffusion steps (16 iterations, no guidance)", loc="left", fontsize=10)
-    right.set_title("presets, with guidance, and how many pictures are recognised", loc="left", fontsize=10)
+    right.set_title("presets, with guidance, and how many images are recognised", loc="left", fontsize=10)
     for axes in (left, right):
-        axes.set(xscale="log", xlabel="ms a picture, batch 1", ylabel="Fréchet distance, lower is better")
+        axes.set(xscale="log", xlabel="ms an image, batch 1", ylabel="Fréchet distance, lower is better")
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.15)

@@ -11,7 +11,7 @@ import click
 
 from mar_export.benchmark.bench import Race, Work, commit, measure, report, table, warm_up
 from mar_export.benchmark.naive_onnx import plain_specs
-from mar_export.benchmark.runners import CONTESTANTS, RUNTIMES, Contestant, Entry, checked_checkpoint, open_checkpoint
+from mar_export.benchmark.runners import CONTESTANTS, RUNTIMES, Entry, Runner, checked_checkpoint, open_checkpoint
 from runtime.artifact.manifest import Artifact, Manifest, is_artifact
 from runtime.backends import available_threads
 from runtime.checks import check_choice
@@ -46,7 +46,7 @@ _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
     "every plan, the others the first.",
 )
 @click.option("--class", "label", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures drawn together.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Images drawn together.")
 @sampling_options
 @click.option("--repeats", type=int, default=5, show_default=True, help="Draws timed of each contestant and plan.")
 @threads_option
@@ -131,10 +131,10 @@ def _race(
     click.echo(f"batch {work.batch}, {entry.threads} threads, {repeats} times each")
     started = next((name for name in names if name in RUNTIMES), "runtime")
     startup = startup_seconds(entry.artifact, entry.threads, *RUNTIMES[started], repeats=3)
-    contestants: dict[str, Contestant] = {}
+    contestants: dict[str, Runner] = {}
     try:
         for name in names:
-            contestants[name] = Contestant(name, entry)
+            contestants[name] = Runner(name, entry)
         with progress_bar(repeats * len(races), "timing") as bar:
             measurements, machine = measure(
                 contestants,

@@ -14,7 +14,7 @@ from mar_export.tensorrt.builder import HARDWARE, BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.profiles import Range
 from runtime.artifact.engine_builds import TARGETS
 from runtime.artifact.manifest import Artifact
-from runtime.checks import short
+from runtime.checks import truncate
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.errors import RequestError
 from runtime.requests.validation import MAX_BATCH
@@ -28,14 +28,14 @@ _FLAGS = tuple(field.name for field in dataclasses.fields(BuilderFlags))
 @click.option(
     "--architecture", "architectures", multiple=True, help="A GPU for tensorrt-rtx, as sm_89; again for more."
 )
-@click.option("--batch", default="1:1:8", show_default=True, metavar="LEAST:USUAL:MOST", help="Pictures together.")
+@click.option("--batch", default="1:1:8", show_default=True, metavar="LEAST:USUAL:MOST", help="Images together.")
 @preset_option
 @sampling_options
 @click.option("--hardware-compatible", type=click.Choice(list(HARDWARE)), help="For other GPUs too; slower.")
 @click.option("--version-compatible", is_flag=True, help="For newer TensorRT too.")
 @click.option("--refit", is_flag=True, help="Weights can be replaced later.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out; they come from the graph on loading.")
-@click.option("--tf32", is_flag=True, help="Let float32 products round to TF32: faster, but other pictures.")
+@click.option("--tf32", is_flag=True, help="Let float32 products round to TF32: faster, but other images.")
 @click.option("--workspace", type=click.IntRange(1, 2**20), help="MiB that a layer may use beside its tensors.")
 @click.option("--builder-level", type=click.IntRange(0, 5), help="How hard to search for fast kernels.")
 @click.option("--timing-cache", type=PATH, help="A file to keep what building measures in; not for tensorrt-rtx.")
@@ -74,9 +74,9 @@ def _range(text: str) -> Range:
     try:
         least, usual, most = (int(part) for part in text.split(":"))
     except ValueError:
-        raise RequestError(f"--batch must be LEAST:USUAL:MOST, such as 1:1:8, found {short(text)}") from None
+        raise RequestError(f"--batch must be LEAST:USUAL:MOST, such as 1:1:8, found {truncate(text)}") from None
     if not 1 <= least <= usual <= most <= MAX_BATCH:
-        raise RequestError(f"--batch must grow from 1 to at most {MAX_BATCH}, found {short(text)}")
+        raise RequestError(f"--batch must grow from 1 to at most {MAX_BATCH}, found {truncate(text)}")
     return least, usual, most
 
 

@@ -21,7 +21,7 @@ from training.cli.options import checkpoint_options
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The artifact folder to make.")
 @checkpoint_options
-@click.option("--encoder", is_flag=True, help="Add the engine that reads pictures, for mar edit.")
+@click.option("--encoder", is_flag=True, help="Add the engine that reads images, for mar edit.")
 @click.option(
     "--precision",
     type=click.Choice(FLOAT_PRECISIONS),
@@ -71,7 +71,7 @@ def _loaded(
     trained, other = loaded.model.config.img_size, resized(loaded.model, image_size)
     click.echo(
         f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
-        "and how good its pictures are there is for you to check",
+        "and how good its images are there is for you to check",
         err=True,
     )
     return dataclasses.replace(loaded, model=other)

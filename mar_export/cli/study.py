@@ -24,7 +24,7 @@ _REPEATS = 5
 @click.option(
     "--classifier", type=PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
 )
-@click.option("--images", type=int, default=5000, show_default=True, help="Pictures of each way to draw.")
+@click.option("--images", type=int, default=5000, show_default=True, help="Images of each way to draw.")
 @click.option("--out", type=PATH, default="out/study", show_default=True, help="Folder of what is judged already.")
 @click.option("--presets-only", is_flag=True, help="Leave the samplers out.")
 @threads_option

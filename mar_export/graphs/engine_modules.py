@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mar_export.graphs.backbone import Backbone
 from mar_export.graphs.causal_backbone import CausalBackbone
 from mar_export.graphs.padding import linear, more_inputs, more_outputs, spare_channels, with_spare_channels
-from mar_export.graphs.vq_head import CodeConditioning, CodeDenoise
+from mar_export.graphs.vq_head import VQConditioning, VQDenoise
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
 from training.models.autoencoder import AutoencoderKL
 from training.models.diffusion_head import ResidualBlock
@@ -120,8 +120,8 @@ def loop_modules(model: MAR) -> dict[str, nn.Module]:
     causal, codes = model.config.attention == "causal", model.config.head == "codes"
     modules: dict[str, nn.Module] = {
         BACKBONE: CausalBackbone(model) if causal else Backbone(model),
-        CONDITIONING: CodeConditioning(model) if codes else Conditioning(model),
-        DENOISE: CodeDenoise(model) if codes else Denoise(model),
+        CONDITIONING: VQConditioning(model) if codes else Conditioning(model),
+        DENOISE: VQDenoise(model) if codes else Denoise(model),
     }
     return {name: module.eval() for name, module in modules.items()}
 

@@ -11,7 +11,7 @@ from training.models.vq_head import draw_codes
 _TEMPERATURE = COEFFICIENTS.index("noise_scale")
 
 
-class CodeConditioning(nn.Module):
+class VQConditioning(nn.Module):
     """z [GN, C] to logits [T, GN, codes], the same at every timestep; a plan has one."""
 
     def __init__(self, model: MAR) -> None:
@@ -22,7 +22,7 @@ class CodeConditioning(nn.Module):
         return self.net(z).expand(timesteps.shape[0], -1, -1)
 
 
-class CodeDenoise(nn.Module):
+class VQDenoise(nn.Module):
     """The token of the code that the first channel of the noise draws; x and previous x0 are not looked at."""
 
     def __init__(self, model: MAR) -> None:

@@ -19,7 +19,7 @@ EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14
 
 def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
     """Sizes of every dynamic axis to compare an export at: the empty, the single and the odd ones too."""
-    if spec.name in TOKENIZER_ENGINES:  # whose pictures take seconds each
+    if spec.name in TOKENIZER_ENGINES:  # whose images take seconds each
         return [{"B": 1}, {"B": 2}]
     if config.attention == "causal" and spec.name == BACKBONE:
         buffer, end = config.buffer_size, config.buffer_size + config.tokens - 1

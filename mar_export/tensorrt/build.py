@@ -22,7 +22,7 @@ from runtime.sampling.presets import PRESETS
 def wanted_plans(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan]:
     """What engines are built to run: the plans of `settings`, or those of the artifact and of all presets.
 
-    A plan for a whole picture, and one for every number of tokens that an edit may begin with.
+    A plan for a whole image, and one for every number of tokens that an edit may begin with.
     """
     manifest = artifact.manifest
     named = any(value is not None for value in settings.values())

@@ -1,7 +1,7 @@
 """ONNX graphs to TensorRT plans: one builder for TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
 Networks are always strongly typed: precision is in the graph, and version 11 knows nothing else. TF32 is
-off unless asked for, since float32 artifacts promise the same pictures.
+off unless asked for, since float32 artifacts promise the same images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from runtime.artifact.engine_builds import Shapes
 from runtime.backends.tensorrt_library import TensorRTLibrary
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
-from runtime.gpu.current_gpu import present_gpu
+from runtime.gpu.current_gpu import current_gpu
 
 HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}  # choice -> HardwareCompatibilityLevel
 
@@ -49,7 +49,7 @@ class TensorRTBuilder:
         self._library, self.target, self.version = self._told.module, target, self._told.version
         self._builder = self._told.new(self._library.Builder)
         self._chosen = self._known(architectures)
-        self.architectures = self._chosen or (present_gpu().architecture,)
+        self.architectures = self._chosen or (current_gpu().architecture,)
 
     def build(
         self,

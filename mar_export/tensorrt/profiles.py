@@ -15,9 +15,9 @@ Range = tuple[int, int, int]  # least, usual, most
 
 
 def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
-    """Every dynamic axis of `runtime.model.engine_spec` with the sizes that `plans` give it, for `batch` pictures together.
+    """Every dynamic axis of `runtime.model.engine_spec` with the sizes that `plans` give it, for `batch` images together.
 
-    Plans of edits, which begin with known tokens, widen what is built for; usual is what whole pictures have.
+    Plans of edits, which begin with known tokens, widen what is built for; usual is what whole images have.
     """
     every, of_whole = _sizes(plans), _sizes([plan for plan in plans if not plan.iterations[0].known])
     ranges = {axis: (min(sizes), int(np.median(of_whole[axis])), max(sizes)) for axis, sizes in every.items()}
@@ -46,7 +46,7 @@ def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
 
 def profile(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict[str, Shapes]:
     """The least, usual and most of every input's shape."""
-    if spec.name in TOKENIZER_ENGINES:  # nothing is guided there, and pictures come one by one as well
+    if spec.name in TOKENIZER_ENGINES:  # nothing is guided there, and images come one by one as well
         ranges = {**ranges, "B": (1, *batch[1:])}
     return {
         tensor.name: tuple(tensor.sized({axis: sizes[which] for axis, sizes in ranges.items()}) for which in range(3))

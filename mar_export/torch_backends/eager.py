@@ -1,7 +1,7 @@
 """The engines in PyTorch itself: the modules that are exported, called by the runtime's own loop.
 
 It is what is left to gain without exporting anything: the benchmark's stronger baseline, alone or
-under `torch.compile`, and a fast way to draw many pictures of a checkpoint in bfloat16.
+under `torch.compile`, and a fast way to draw many images of a checkpoint in bfloat16.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from runtime.artifact.engine_builds import Build
-from runtime.checks import short
+from runtime.checks import truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.files import check_writable_folder, sha256
 from runtime.model.config import LATER_FIELDS, ModelConfig
@@ -45,7 +45,7 @@ class FileEntry:
 class Manifest:
     """What `manifest.json` says.
 
-    `tokenizer` says how latents become a picture: they are one (`pixel`), an engine decodes them (`kl`),
+    `tokenizer` says how latents become an image: they are one (`pixel`), an engine decodes them (`kl`),
     or they do not (`none`); `precision` is that of weights and matrix products; `sampling` holds the
     settings that are used where a request names none, `presets` named ones that were made for this
     model; `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
@@ -265,7 +265,7 @@ def _preset(name: str, value: object, model: ModelConfig, where: str) -> Samplin
         check_preset_name(name)
     except RequestError as error:
         raise ArtifactError(f"{where}: {error}") from None
-    return _sampling(value, model, f"{where}: {short(name)}")
+    return _sampling(value, model, f"{where}: {truncate(name)}")
 
 
 def _check_reports(

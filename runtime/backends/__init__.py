@@ -55,7 +55,7 @@ def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs
     """The backend called `name` on `device`, its usual one if None.
 
     `threads` are processor threads, all there are if None; `cuda_graphs` whether a GPU replays whole
-    iterations, which gives the same pictures sooner.
+    iterations, which gives the same images sooner.
     """
     if name not in BACKENDS:
         raise RequestError(f"unknown backend {name!r}; this version has {', '.join(BACKENDS)}")

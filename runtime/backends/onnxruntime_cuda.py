@@ -26,7 +26,7 @@ class OnnxRuntimeCuda(GpuBackend):
         super().__init__(f"onnxruntime {self._library.__version__}, cuda", captures=False)  # sessions do
 
     def load(self, artifact: Artifact, name: str) -> Engine:
-        # Graphs are replayed only where sizes come back: the tokenizer's engines run once a picture.
+        # Graphs are replayed only where sizes come back: the tokenizer's engines run once an image.
         return self._called_here(self._session(artifact, name, self._cuda_graphs and name in ENGINES))
 
     def _session(self, artifact: Artifact, name: str, graphs: bool) -> _Session:
@@ -34,7 +34,7 @@ class OnnxRuntimeCuda(GpuBackend):
             "device_id": "0",
             "user_compute_stream": str(self._cuda.stream),
             "enable_cuda_graph": str(int(graphs)),
-            "use_tf32": "0",  # float32 promises the same pictures
+            "use_tf32": "0",  # float32 promises the same images
         }
         file, spec = artifact.engine_file(name), artifact.manifest.specs[name]
         options = session_options(self._library)

@@ -16,7 +16,7 @@ from runtime.artifact.manifest import Artifact
 from runtime.backends import available_threads
 from runtime.cli.options import PATH
 from runtime.errors import BackendError, MarError
-from runtime.gpu.current_gpu import Gpu, present_gpu
+from runtime.gpu.current_gpu import Gpu, current_gpu
 
 
 @click.command()
@@ -77,7 +77,7 @@ def _version(module: str, missing: str) -> tuple[str | None, str]:
 
 def _gpu() -> Gpu | None:
     try:
-        gpu = present_gpu()
+        gpu = current_gpu()
     except BackendError as error:
         _line("gpu", str(error))
         return None

@@ -22,7 +22,7 @@ from runtime.cli.options import (
 from runtime.errors import RequestError
 from runtime.files import replacing
 from runtime.generator import Generator
-from runtime.image_grid import check_picture_file, save_grid, save_picture
+from runtime.image_grid import check_image_file, save_grid, save_image
 from runtime.requests.inpainting import check_hole
 from runtime.requests.validation import check_labels, class_number
 
@@ -32,8 +32,8 @@ _WHITE = 128  # of 255: the darkest gray that counts as white
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--image", "image_file", type=PATH, required=True, help="The picture to edit, of the artifact's size.")
-@click.option("--mask", "mask_file", type=PATH, required=True, help="A picture of that size, white where to draw.")
+@click.option("--image", "image_file", type=PATH, required=True, help="The image to edit, of the artifact's size.")
+@click.option("--mask", "mask_file", type=PATH, required=True, help="An image of that size, white where to draw.")
 @click.option("--class", "classes", metavar="NUMBER|NAME", multiple=True, required=True, help="The class to draw.")
 @click.option("--out", type=PATH, required=True, help="Where to write what was drawn, as PNG.")
 @click.option(
@@ -68,16 +68,16 @@ def edit(
     threads: int | None,
     **settings: Any,
 ) -> None:
-    """Draw a part of a picture anew: what is white in the mask, as --class, fitting what is not."""
+    """Draw a part of an image anew: what is white in the mask, as --class, fitting what is not."""
     if len(classes) > 1:
         raise RequestError(f"an edit draws one class, found --class {len(classes)} times; leave one")
-    check_picture_file(out)
+    check_image_file(out)
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
         config = generator.manifest.model
         if generator.manifest.tokenizer == "none":
-            raise RequestError(f"{artifact} has no tokenizer, so it cannot read or make pictures")
+            raise RequestError(f"{artifact} has no tokenizer, so it cannot read or make images")
         gray = config.vae_stride == 1 and config.vae_embed_dim == 1
         image = _read(image_file, "L" if gray else "RGB", config.img_size)
         mask = _read(mask_file, "L", config.img_size) >= _WHITE
@@ -100,7 +100,7 @@ def edit(
     names = generator.manifest.class_names
     with replacing(out) as temporary:
         if count == 1:
-            save_picture(temporary, result.images[0])
+            save_image(temporary, result.images[0])
         else:
             captions = [f"{names[label] if names else f'class {label}'} {number}" for number in range(count)]
             save_grid(temporary, result.images, captions, columns=min(count, _GRID_COLUMNS))
@@ -109,7 +109,7 @@ def edit(
 
 
 def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
-    """The picture at `path`, which must be size x size, in Pillow's `mode`: [H, W] or [H, W, 3]."""
+    """The image at `path`, which must be size x size, in Pillow's `mode`: [H, W] or [H, W, 3]."""
     try:
         with Image.open(path) as image:
             if image.size != (size, size):
@@ -117,8 +117,8 @@ def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
                     f"{path}: expected {size}x{size} pixels, as the artifact draws, found {image.width}x{image.height}"
                 )
             if image.mode.startswith(("I", "F")):  # Pillow would make nearly all of it white
-                raise RequestError(f"{path}: expected 8 bits a channel, found a picture of mode {image.mode}")
+                raise RequestError(f"{path}: expected 8 bits a channel, found an image of mode {image.mode}")
             return np.asarray(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Syntax: damaged PNG
         why = getattr(error, "strerror", None) or error
-        raise RequestError(f"{path}: not a readable picture ({why})") from None
+        raise RequestError(f"{path}: not a readable image ({why})") from None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from runtime.checks import check_whole, counted
+from runtime.checks import check_int, pluralize
 from runtime.cli.options import (
     PATH,
     backend_options,
@@ -28,7 +28,7 @@ from runtime.cli.options import (
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
-from runtime.image_grid import check_picture_file, save_grid
+from runtime.image_grid import check_image_file, save_grid
 from runtime.requests.validation import MAX_BATCH, class_number
 
 _MAX_COUNT = 100_000
@@ -44,13 +44,13 @@ _GRID_COLUMNS = 8
     multiple=True,
     help="A class to draw; give it again for more. Default: all.",
 )
-@click.option("--count", type=int, help="Pictures in all, the classes in turn. Default: one a class.")
+@click.option("--count", type=int, help="Images in all, the classes in turn. Default: one a class.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=PATH, help="Where to write the grid of pictures, as PNG.")
+@click.option("--out", type=PATH, help="Where to write the grid of images, as PNG.")
 @click.option("--save-latents", type=PATH, help="Where to write the latents [B, C, H, W], as .npy.")
 @preset_option
 @sampling_options
-@click.option("--batch-size", type=int, default=16, show_default=True, help="Pictures drawn together.")
+@click.option("--batch-size", type=int, default=16, show_default=True, help="Images drawn together.")
 @click.option("--order-file", type=PATH, help="An .npz with generation_order [B, L], instead of the seed's.")
 @click.option("--noise-file", type=PATH, help="An .npz with noise [T+1, B, L, D], instead of the seed's.")
 @click.option(
@@ -58,7 +58,7 @@ _GRID_COLUMNS = 8
     type=int,
     default=1,
     show_default=True,
-    help="Pictures decoded together, where there is a decoder.",
+    help="Images decoded together, where there is a decoder.",
 )
 @backend_options
 @threads_option
@@ -79,7 +79,7 @@ def generate(
     threads: int | None,
     **settings: Any,
 ) -> None:
-    """Draw pictures with ARTIFACT."""
+    """Draw images with ARTIFACT."""
     if out is None and save_latents is None:
         raise RequestError("nothing to write: give --out GRID.png, --save-latents FILE.npy, or both")
     if out is not None and save_latents is not None and out.resolve() == save_latents.resolve():
@@ -87,7 +87,7 @@ def generate(
     order = _read_array(order_file, "generation_order")
     noise = _read_array(noise_file, "noise")
     if out is not None:
-        check_picture_file(out)
+        check_image_file(out)
     if save_latents is not None:
         check_writable(save_latents)
     with Generator.load(
@@ -96,7 +96,7 @@ def generate(
         manifest = generator.manifest
         if out is not None and manifest.tokenizer == "none":
             raise RequestError(
-                f"{artifact} has no decoder, so it makes latents, not pictures; use --save-latents instead of --out, "
+                f"{artifact} has no decoder, so it makes latents, not images; use --save-latents instead of --out, "
                 "or export it with --tokenizer"
             )
         chosen = [class_number(given, manifest.class_names) for given in classes]
@@ -113,7 +113,7 @@ def generate(
         with replacing(out) as temporary:
             save_grid(temporary, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
     click.echo(
-        f"{counted(len(labels), 'picture')} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
+        f"{pluralize(len(labels), 'image')} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
         f"({generator.description})"
     )
     for what, path in (("latents", save_latents), ("grid", out)):
@@ -138,8 +138,8 @@ def _draw(
     decode_batch: int,
     settings: dict[str, Any],
 ) -> list[Result]:
-    """All pictures, batch by batch, under a progress bar with the time left."""
-    check_whole("--decode-batch", decode_batch, 1, MAX_BATCH)
+    """All images, batch by batch, under a progress bar with the time left."""
+    check_int("--decode-batch", decode_batch, 1, MAX_BATCH)
     batches = generator.generate_batches(
         labels,
         batch_size,

@@ -16,7 +16,7 @@ from runtime.errors import BackendError, MarError, RequestError
 
 # Command -> (where it lives, what it does). Named as text: importing one room must not import another.
 _COMMANDS = {
-    "cache-latents": ("training.cli.cache_latents:cache", "Encode pictures once, for training on their latents."),
+    "cache-latents": ("training.cli.cache_latents:cache", "Encode images once, for training on their latents."),
     "train-tokenizer": ("training.cli.train_tokenizer:train_tokenizer", "Train the autoencoder of latents, or go on."),
     "train": ("training.cli.train:train", "Train a model, or go on with a run."),
     "flow-head": ("training.cli.flow_head:flow_head", "Train a flow head on a frozen backbone."),
@@ -26,11 +26,11 @@ _COMMANDS = {
     "export": ("mar_export.cli.export:export", "Turn a checkpoint into an artifact of engines."),
     "calibrate": ("calibration.cli.calibrate:calibrate", "Quantize an artifact's engines, or find diffusion steps."),
     "build": ("mar_export.cli.build:build", "Turn an artifact's graphs into engines for a GPU."),
-    "generate": ("runtime.cli.generate:generate", "Draw pictures with an artifact."),
-    "edit": ("runtime.cli.edit:edit", "Draw a part of a picture anew."),
+    "generate": ("runtime.cli.generate:generate", "Draw images with an artifact."),
+    "edit": ("runtime.cli.edit:edit", "Draw a part of an image anew."),
     "bench": ("mar_export.cli.bench:bench", "Time an artifact, alone or against eager PyTorch."),
     "study": ("mar_export.cli.study:study", "Judge every preset and sampler: quality against time."),
-    "evaluate": ("training.cli.evaluate:evaluate", "Judge pictures of a checkpoint or an artifact beside real ones."),
+    "evaluate": ("training.cli.evaluate:evaluate", "Judge images of a checkpoint or an artifact beside real ones."),
     "plan": ("runtime.cli.plan:plan", "Show how an artifact would draw, and how long it takes."),
     "doctor": ("runtime.cli.doctor:doctor", "Tell what this machine can run."),
     "inspect": ("runtime.cli.inspect:inspect", "Show what an artifact holds."),
@@ -112,7 +112,7 @@ def _message(error: Exception) -> tuple[str, int]:
         return f"{error.format_message().rstrip('.')} (see {command} --help)", RequestError.exit_code
     if isinstance(error, ModuleNotFoundError):
         return f"this needs the Python package {error.name}; pip install 'mar-runtime[train,export]'", 1
-    return "not enough memory; draw fewer pictures together", 1
+    return "not enough memory; draw fewer images together", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:

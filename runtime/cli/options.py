@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime.backends import BACKENDS
-from runtime.checks import short
+from runtime.checks import truncate
 from runtime.errors import RequestError
 from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
 from runtime.sampling.presets import PRESETS
@@ -54,7 +54,7 @@ def _steps(context: click.Context, option: click.Parameter, given: str | None) -
     try:
         return tuple(int(part) for part in given.split(","))
     except ValueError:
-        raise RequestError(f"--diffusion-steps must be N, ddimN or N,N,..., found {short(given)}") from None
+        raise RequestError(f"--diffusion-steps must be N, ddimN or N,N,..., found {truncate(given)}") from None
 
 
 _SCHEDULE = (

@@ -7,7 +7,7 @@ import pathlib
 import click
 
 from runtime.artifact.manifest import Artifact
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.cost.operations import iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
@@ -21,7 +21,7 @@ from runtime.sampling.plan import build_plan
 @click.argument("artifact", type=PATH)
 @preset_option
 @sampling_options
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Pictures drawn together.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Images drawn together.")
 @click.option("--time/--no-time", "timed", default=True, help="Load the engines and predict the time here.")
 @backend_options
 @threads_option
@@ -67,7 +67,7 @@ def plan(
         )
     total = plan_costs(config, planned, batch_size)
     click.echo(
-        f"\n{counted(batch_size, 'picture')}: {len(planned.iterations)} backbone passes, "
+        f"\n{pluralize(batch_size, 'image')}: {len(planned.iterations)} backbone passes, "
         f"{planned.head_evaluations} head evaluations, "
         f"{sum(cost.operations for cost in total.values()) / 1e12:.3f} TFLOP ("
         + ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in total.items())

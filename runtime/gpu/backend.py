@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from runtime.gpu.cuda import Cuda
-from runtime.gpu.current_gpu import present_gpu
+from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
 from runtime.gpu.engine import GpuEngine, HostEngine
 from runtime.model.config import ModelConfig
@@ -19,7 +19,7 @@ class GpuBackend:
 
     def __init__(self, library: str, captures: bool) -> None:
         """`library` is its name and version; `captures` whether the loop makes CUDA graphs of its calls."""
-        self._gpu = present_gpu()
+        self._gpu = current_gpu()
         self.precisions = self._gpu.precisions
         self._cuda, self._captures = Cuda(), captures
         self._owner = contextlib.ExitStack()  # of all that is made here, the last of it freed first

@@ -1,4 +1,4 @@
-"""What the GPU itself says of how long the parts of a picture took, by events on its stream."""
+"""What the GPU itself says of how long the parts of an image took, by events on its stream."""
 
 from __future__ import annotations
 

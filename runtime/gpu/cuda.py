@@ -26,7 +26,7 @@ _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do 
 
 
 @dataclasses.dataclass(frozen=True)
-class Exchange:
+class PinnedBuffer:
     """An array that both sides see: `host` here, and `address` there once `Cuda.upload` or `download` was called."""
 
     host: NDArray[Any]
@@ -98,7 +98,7 @@ class Cuda:
         owner.callback(self._driver, "cuMemFree_v2", address)
         return address.value
 
-    def exchange(self, shape: tuple[int, ...], dtype: DTypeLike, owner: contextlib.ExitStack) -> Exchange:
+    def exchange(self, shape: tuple[int, ...], dtype: DTypeLike, owner: contextlib.ExitStack) -> PinnedBuffer:
         """An array of zeros that both sides see; where they share their memory it is one, else two of one size."""
         size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
         pointer = ctypes.c_void_p()
@@ -116,16 +116,16 @@ class Cuda:
         host = np.frombuffer(memoryview(bytes_), np.uint8)[: int(np.prod(shape)) * np.dtype(dtype).itemsize]
         host = host.view(dtype).reshape(shape)
         host[...] = 0
-        return Exchange(host, there)
+        return PinnedBuffer(host, there)
 
-    def upload(self, array: Exchange) -> None:
+    def upload(self, array: PinnedBuffer) -> None:
         """Bring what `array.host` holds to the GPU; it must not change before `synchronize`."""
         if not self._shared and array.host.size:
             host = ctypes.c_void_p(array.host.ctypes.data)
             size = ctypes.c_size_t(array.host.nbytes)
             self._driver("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(array.address), host, size, self._stream)
 
-    def download(self, array: Exchange) -> None:
+    def download(self, array: PinnedBuffer) -> None:
         """Bring what the GPU holds to `array.host`, which has it after `synchronize`."""
         if not self._shared and array.host.size:
             host = ctypes.c_void_p(array.host.ctypes.data)

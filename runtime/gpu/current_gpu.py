@@ -38,7 +38,7 @@ def precisions_of(architecture: str) -> tuple[str, ...]:
     return tuple(name for name, since in _SINCE.items() if int(architecture.removeprefix("sm_")) >= since)
 
 
-def present_gpu(driver: Driver | None = None) -> Gpu:
+def current_gpu(driver: Driver | None = None) -> Gpu:
     """The first GPU, by its driver. Raises `BackendError` where there is none."""
     driver = driver or Driver()
     version = ctypes.c_int()

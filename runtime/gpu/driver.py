@@ -1,7 +1,7 @@
 """The library of NVIDIA's driver, called by name.
 
 Through ctypes and not a package: it is there wherever a GPU is, on every Python and on Jetson too, and
-what this project needs of it is a page of calls. Under CUDA graphs there are few of them a picture.
+what this project needs of it is a page of calls. Under CUDA graphs there are few of them an image.
 """
 
 from __future__ import annotations

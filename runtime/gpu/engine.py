@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.gpu.cuda import Cuda, Exchange
+from runtime.gpu.cuda import Cuda, PinnedBuffer
 from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
 
 _SIZES_KEPT = 8
@@ -40,8 +40,8 @@ class _Call:
     """An engine at one size, with arrays of its own."""
 
     execution: Execution
-    inputs: Mapping[str, Exchange]
-    outputs: Mapping[str, Exchange]
+    inputs: Mapping[str, PinnedBuffer]
+    outputs: Mapping[str, PinnedBuffer]
     owner: contextlib.ExitStack
 
 
@@ -83,7 +83,7 @@ class HostEngine:
         axes = axes_of(spec, inputs)
         with contextlib.ExitStack() as owner:
 
-            def made(tensor: TensorSpec) -> Exchange:
+            def made(tensor: TensorSpec) -> PinnedBuffer:
                 return self._cuda.exchange(tensor.sized(axes), np.dtype(tensor.dtype), owner)
 
             arrays = [{tensor.name: made(tensor) for tensor in side} for side in (spec.inputs, spec.outputs)]

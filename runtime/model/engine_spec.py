@@ -34,7 +34,7 @@ Engine = Callable[..., tuple[Array, ...]]
 
 BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")  # those of the loop
 DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")  # those of a KL tokenizer, the second on request
-DEVICE = "device"  # in times of a picture: all of its loop, where that runs on a device in one piece
+DEVICE = "device"  # in times of an image: all of its loop, where that runs on a device in one piece
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Latents and their tokens, pixels and 8-bit pictures."""
+"""Latents and their tokens, pixels and 8-bit images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def from_uint8(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pictures [B, H, W, c] -> pixels in -1..1, [B, c, H, W]; `to_uint8` gives the same pictures back."""
+    """Images [B, H, W, c] -> pixels in -1..1, [B, c, H, W]; `to_uint8` gives the same images back."""
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     scaled: NDArray[np.float32] = pixels / np.float32(127.5) - np.float32(1)
     return scaled

@@ -1,4 +1,4 @@
-"""Drawing a part of a picture anew: what is known stands first in generation order, the rest is drawn as ever."""
+"""Drawing a part of an image anew: what is known stands first in generation order, the rest is drawn as ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bool = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Hole:
-    """Where a picture is drawn anew: `pixels` bool [H, W] as asked for, `tokens` bool [L] in raster order."""
+    """Where an image is drawn anew: `pixels` bool [H, W] as asked for, `tokens` bool [L] in raster order."""
 
     pixels: Bool
     tokens: Bool
@@ -54,14 +54,14 @@ def check_hole(mask: ArrayLike, dilate: bool, config: ModelConfig) -> Hole:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What is known of B pictures: themselves, uint8 [B, H, W, c], or their latents, float32 [B, C, h, w]."""
+    """What is known of B images: themselves, uint8 [B, H, W, c], or their latents, float32 [B, C, h, w]."""
 
-    pictures: NDArray[np.uint8] | None = None
+    images: NDArray[np.uint8] | None = None
     latents: NDArray[np.float32] | None = None
 
 
 def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> Known:
-    """uint8 is an image [H, W, c], floats are latents [C, h, w]; for all pictures, or with B in front for each.
+    """uint8 is an image [H, W, c], floats are latents [C, h, w]; for all images, or with B in front for each.
 
     Raises `RequestError`.
     """
@@ -78,7 +78,7 @@ def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> Known:
             f"{list(given.shape)}"
         )
     if pixels:
-        return Known(pictures=np.broadcast_to(given, (batch, *shape)))
+        return Known(images=np.broadcast_to(given, (batch, *shape)))
     with np.errstate(over="ignore"):
         latents = given.astype(np.float32)
     if not np.isfinite(latents).all():
@@ -98,5 +98,5 @@ def known_tokens(latents: NDArray[np.float32], order: NDArray[np.int64], known: 
 
 
 def pasted(drawn: NDArray[np.uint8], known: NDArray[np.uint8], hole: Hole) -> NDArray[np.uint8]:
-    """Drawn pictures [B, H, W, c] with every pixel outside the hole as it was."""
+    """Drawn images [B, H, W, c] with every pixel outside the hole as it was."""
     return np.where(hole.pixels[None, :, :, None], drawn, known)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.checks import check_whole, short
+from runtime.checks import check_int, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 
@@ -38,15 +38,15 @@ def class_number(given: str, names: Sequence[str]) -> int:
     if len(found) != 1:
         known = ", ".join(names[:_NAMES_TOLD]) + (", ..." if len(names) > _NAMES_TOLD else "")
         has = f"this model has {known}" if names else "this model has no names for its classes, only numbers"
-        raise RequestError(f"class {short(given)} is {'several' if found else 'unknown'}; {has}")
+        raise RequestError(f"class {truncate(given)} is {'several' if found else 'unknown'}; {has}")
     return found[0]
 
 
 def check_batch(size: int, steps: int, config: ModelConfig) -> int:
-    """How many pictures are drawn together, each with the noise of `steps` diffusion steps."""
+    """How many images are drawn together, each with the noise of `steps` diffusion steps."""
     noise_bytes = 4 * (steps + 1) * config.tokens * config.token_channels
     largest = min(MAX_BATCH, _NOISE_BYTES // noise_bytes)
-    check_whole(f"pictures drawn together at {steps} diffusion steps", size, 1, largest)
+    check_int(f"images drawn together at {steps} diffusion steps", size, 1, largest)
     return size
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.checks import check_choice, short
+from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.sampling.plan import Sampling
@@ -61,7 +61,7 @@ def formed(model: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) -> 
     fixed = settled(model)
     for name, (value, reason) in fixed.items():
         if named.get(name) not in (None, value, str(value)):  # the command line has numbers of steps as text
-            found = short(named[name])
+            found = truncate(named[name])
             raise RequestError(f"{name} of this model must be {value}, found {found}; leave it away: {reason}")
     sampling = dataclasses.replace(sampling, **{name: value for name, (value, _) in fixed.items()})
     if sampling.sampler not in samplers_of(model):

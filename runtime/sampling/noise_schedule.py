@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import short
+from runtime.checks import truncate
 from runtime.errors import RequestError
 
 TRAIN_STEPS = 1000
@@ -78,9 +78,9 @@ def step_count(steps: int | str, least: int = 2) -> int:
     except ValueError:  # more digits than Python reads
         count = None
     if count is None:
-        raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {short(steps)}")
+        raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {truncate(steps)}")
     if not least <= count <= TRAIN_STEPS:
-        raise RequestError(f"diffusion_steps must lie in {least}..{TRAIN_STEPS}, found {short(steps)}")
+        raise RequestError(f"diffusion_steps must lie in {least}..{TRAIN_STEPS}, found {truncate(steps)}")
     return count
 
 

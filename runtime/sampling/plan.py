@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import check_choice, check_number, check_scale, check_whole, short
+from runtime.checks import check_choice, check_int, check_number, check_scale, truncate
 from runtime.errors import RequestError
 from runtime.sampling.noise_schedule import TRAIN_STEPS, step_count
 from runtime.sampling.rng import TOKEN_ORDERS
@@ -143,13 +143,13 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
 
     Where `known` of them are there before the first iteration, the others are spread over as many
     iterations as ever, but no more than one a token. Diffusion steps that are named for each iteration
-    belong to what is known: each takes those of the iteration in which a whole picture has come as far.
+    belong to what is known: each takes those of the iteration in which a whole image has come as far.
     """
     check_choice("token_order", sampling.token_order, TOKEN_ORDERS)
     check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
     check_scale("cfg_scale", sampling.cfg_scale)
     _check_interval(sampling.cfg_interval)
-    check_whole("known_tokens", known, 0, length - 1)
+    check_int("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
     whole = counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
     if known:
@@ -170,7 +170,7 @@ def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cos
     """
     check_choice("mask_schedule", mask_schedule, MASK_SCHEDULES)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or not 1 <= iterations <= length:
-        raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {short(iterations)}")
+        raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {truncate(iterations)}")
     share, counts, masked = _MASKED_SHARE[mask_schedule], [], length
     for k in range(iterations - 1):
         stay = max(iterations - 1 - k, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
@@ -187,7 +187,7 @@ def _running_totals(counts: Sequence[int]) -> list[int]:
 def _steps_per_iteration(sampling: Sampling, whole: Sequence[int], before: Sequence[int]) -> Sequence[int | str]:
     """The diffusion steps of each iteration's chain: all alike, shrinking towards the last, or one by one.
 
-    `whole` are the tokens that each iteration of a whole picture predicts, `before` those known before
+    `whole` are the tokens that each iteration of a whole image predicts, `before` those known before
     each iteration that is planned.
     """
     check_choice("step_schedule", sampling.step_schedule, STEP_SCHEDULES)
@@ -200,25 +200,27 @@ def _steps_per_iteration(sampling: Sampling, whole: Sequence[int], before: Seque
         raise RequestError(f"last_diffusion_steps needs a number of diffusion_steps to shrink from, found {first!r}")
     least = least_steps(sampling.sampler)
     most = step_count(first, least)
-    check_whole("last_diffusion_steps", last, least, most)
+    check_int("last_diffusion_steps", last, least, most)
     left, final = _LEFT_SHARE[sampling.step_schedule], max(1, iterations - 1)
     return [last + int(left(k, final) * (most - last)) for k in range(iterations)]
 
 
 def _named_steps(sampling: Sampling, whole: Sequence[int], before: Sequence[int]) -> list[int]:
-    """Diffusion steps named for each iteration of a whole picture, for iterations that begin at `before`."""
+    """Diffusion steps named for each iteration of a whole image, for iterations that begin at `before`."""
     named, last = sampling.diffusion_steps, sampling.last_diffusion_steps
     if not isinstance(named, tuple):
-        raise RequestError(f"diffusion_steps must be a whole number, 'ddimN' or a list of them, found {short(named)}")
+        raise RequestError(
+            f"diffusion_steps must be a whole number, 'ddimN' or a list of them, found {truncate(named)}"
+        )
     if len(named) != len(whole):
         raise RequestError(
             f"diffusion_steps names the steps of {len(named)} iterations, found {len(whole)} iterations and "
-            f"{short(list(named))}; name as many, or one number for all"
+            f"{truncate(list(named))}; name as many, or one number for all"
         )
     if last is not None:
-        raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {short(list(named))}")
+        raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {truncate(list(named))}")
     for steps in named:
-        check_whole("diffusion_steps of an iteration", steps, least_steps(sampling.sampler), TRAIN_STEPS)
+        check_int("diffusion_steps of an iteration", steps, least_steps(sampling.sampler), TRAIN_STEPS)
     begins = _running_totals(whole)
     return [named[bisect.bisect_right(begins, known) - 1] for known in before]
 
@@ -236,7 +238,7 @@ def _guidance_scale(sampling: Sampling, known: int, count: int, length: int) -> 
 
 def _check_interval(interval: object) -> None:
     if not isinstance(interval, (tuple, list)) or len(interval) != 2:
-        raise RequestError(f"cfg_interval must be two shares of known tokens, low and high, found {short(interval)}")
+        raise RequestError(f"cfg_interval must be two shares of known tokens, low and high, found {truncate(interval)}")
     low, high = interval
     check_number("cfg_interval: low", low, 0, 1)
     check_number("cfg_interval: high", high, 0, 1)

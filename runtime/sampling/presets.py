@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.checks import check_choice, short
+from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.sampling.constraints import formed, usual_sampling
@@ -45,7 +45,7 @@ def check_preset_name(name: object) -> None:
     """Refuse what cannot be the name of an artifact's own preset. Raises `RequestError`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RequestError(
-            f"the name of a preset must be of 1 to 40 letters, digits, '-', '_' and '.', found {short(name)}"
+            f"the name of a preset must be of 1 to 40 letters, digits, '-', '_' and '.', found {truncate(name)}"
         )
     if name in (OWN, *PRESETS):
         raise RequestError(f"the names {', '.join((OWN, *PRESETS))} are taken, found {name!r}; choose another")

@@ -1,6 +1,6 @@
-"""Every random number of a picture, as a function of the picture: (seed, index, stream).
+"""Every random number of an image, as a function of the image: (seed, index, stream).
 
-Philox is counter-based (Salmon et al., SC11): the key names the picture, the counter's last word the
+Philox is counter-based (Salmon et al., SC11): the key names the image, the counter's last word the
 stream. So image 7 of seed 3 draws the same numbers in any batch, on any backend, and can be replayed.
 Stream 0 is the order, 1 the first noise, 2 + s the noise of diffusion step s.
 """

@@ -25,7 +25,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import check_choice, check_number, check_scale, check_whole, short
+from runtime.checks import check_choice, check_int, check_number, check_scale, truncate
 from runtime.errors import RequestError
 from runtime.model.coefficients import COEFFICIENTS, Columns, Float64, columns_of_own_noise
 from runtime.sampling import flow_samplers as flow
@@ -76,8 +76,8 @@ def coefficient_table(
     if sampler == CODES:
         if (steps, eta, start) != (1, 0, None):
             raise RequestError(
-                f"a token of codes is drawn in one step, without eta or start_timestep; found {short(steps)} "
-                f"diffusion_steps, eta {short(eta)} and start_timestep {short(start)}"
+                f"a token of codes is drawn in one step, without eta or start_timestep; found {truncate(steps)} "
+                f"diffusion_steps, eta {truncate(eta)} and start_timestep {truncate(start)}"
             )
         return _one_draw(float(temperature))
     check_choice("sampler", sampler, SAMPLERS)
@@ -93,7 +93,7 @@ def coefficient_table(
             raise RequestError(
                 f"start_timestep belongs to the samplers of a diffusion head, found {start} with {sampler}"
             )
-        check_whole("start_timestep", start, count - 1, TRAIN_STEPS - (2 if sampler in _MULTISTEP else 1))
+        check_int("start_timestep", start, count - 1, TRAIN_STEPS - (2 if sampler in _MULTISTEP else 1))
         if by_stride:
             raise RequestError(f"start_timestep needs a number of diffusion steps, found {steps!r}, which has its own")
     return _table(sampler, steps if by_stride else count, float(temperature), float(eta), start)

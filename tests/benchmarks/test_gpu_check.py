@@ -104,7 +104,7 @@ def test_cases_that_a_backend_which_is_here_could_not_draw_are_a_fault(
 
 
 @pytest.mark.usefixtures("provider")
-def test_a_wrong_picture_is_a_fault(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_image_is_a_fault(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = golden_cases()
     cases[-1] = dataclasses.replace(cases[-1], latents=1.001 * cases[-1].latents)
     monkeypatch.setattr(gpu_check, "golden_cases", lambda: cases)

@@ -118,8 +118,8 @@ def test_new_figures_replace_old_ones(folder: pathlib.Path) -> None:
     (folder / "presets.json").write_text(json.dumps({**study_value(), "images": 1234567}))
     rewrite(folder / "page.md", folder)
     text = (folder / "page.md").read_text()
-    assert "1,234,567 pictures each." in text
-    assert "5,000 pictures each." not in text
+    assert "1,234,567 images each." in text
+    assert "5,000 images each." not in text
 
 
 @pytest.mark.parametrize("content", [None, "{", "\x00"])
@@ -220,7 +220,7 @@ def variants_value() -> dict[str, Any]:
 
 def test_the_table_of_variants_sets_the_losses_side_by_side() -> None:
     lines = variants_table(variants_value()).splitlines()
-    assert lines[0] == "1,000 steps of 32 pictures each; 2,000 pictures of each judged, without guidance."
+    assert lines[0] == "1,000 steps of 32 images each; 2,000 images of each judged, without guidance."
     assert lines[-4:-2] == [
         "| raster | causal | one | 50.0% | 50.0% | 12.00 | 8.00 | 1.50 |",
         "| random | bidirectional | several (16 iterations) | 50.0% | 50.0% | 10.00 | 4.00 | 2.50 |",
@@ -230,7 +230,7 @@ def test_the_table_of_variants_sets_the_losses_side_by_side() -> None:
 
 def test_the_table_of_a_study_compares_guided_ways_with_exact() -> None:
     lines = study_table(study_value()).splitlines()
-    assert lines[0] == "5,000 pictures each."
+    assert lines[0] == "5,000 images each."
     assert lines[-3:] == [
         "| exact | 87.5% | 2.000 | +0.0% | 160 | 123 | cfg scale 2.0 |",
         "| fast | 87.5% | 2.500 | +25.0% | 160 | 123 | cfg scale 2.0, cfg interval (0.1, 1.0), sampler ddim |",
@@ -245,9 +245,9 @@ def test_a_study_without_exact_compares_nothing() -> None:
 
 
 def test_an_evaluation_has_a_row_for_every_set_that_is_compared() -> None:
-    row = {"pictures": 1000, "frechet": 5.5, "precision": 0.25, "recall": 0.125, "recognised": 0.9}
+    row = {"images": 1000, "frechet": 5.5, "precision": 0.25, "recall": 0.125, "recognised": 0.9}
     training = {**row, "frechet": 0.5, "recognised": None}
-    figures = {"generated": row, "real_training": training, "real": {"pictures": 10_000}, "weights_sha256": "0"}
+    figures = {"generated": row, "real_training": training, "real": {"images": 10_000}, "weights_sha256": "0"}
     sampling = Sampling(iterations=8).__dict__
     lines = evaluation_table({"ours": {"sampling": sampling, "features": {"classifier": figures}}}).splitlines()
     assert lines[2:] == [

@@ -53,7 +53,7 @@ def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
 
 @pytest.fixture(scope="session")
 def pixel_checkpoint() -> Checkpoint:
-    """A model of 8x8 pictures with random weights."""
+    """A model of 8x8 images with random weights."""
     import torch
 
     from training.checkpoints.checkpoint import Checkpoint

@@ -18,7 +18,7 @@ SAMPLING = Sampling(iterations=4, diffusion_steps=5, cfg_scale=2.0)
 def statistics_file(
     golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """Statistics of the golden model of 16 tokens, by 10 pictures. Read only."""
+    """Statistics of the golden model of 16 tokens, by 10 images. Read only."""
     file = tmp_path_factory.mktemp("statistics") / "small.npz"
     collect(Artifact(golden_artifacts["small"]), 10, file, SAMPLING, 1, lambda done: None)
     return file

@@ -52,7 +52,7 @@ def kl_checkpoint() -> Checkpoint:
         torch.manual_seed(0)
         vae = AutoencoderKL(VAEConfig(4, width=32, multipliers=(1, 1, 1, 1), blocks=1, attention_levels=()))
         with torch.no_grad():
-            vae.decoder.conv_out.weight.mul_(4)  # pictures that use most of the 256 values
+            vae.decoder.conv_out.weight.mul_(4)  # images that use most of the 256 values
     return dataclasses.replace(checkpoint, tokenizer="kl", vae=vae.eval())
 
 

@@ -25,11 +25,11 @@ from training.loop.mar_trainer import Trainer
 from training.reporting import samples
 
 WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
-SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 pictures, so four steps an epoch
+SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 images, so four steps an epoch
 
 
 def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> None:
-    """The run that `wanted` describes, of the pictures in folder/data."""
+    """The run that `wanted` describes, of the images in folder/data."""
     run, settings = folder / wanted["run"], SETTINGS | wanted["settings"]
     if "from" in wanted:
         if processes.first:

@@ -80,7 +80,7 @@ def built_artifacts(
     pixel_artifact: pathlib.Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, pathlib.Path]:
-    """The golden models and that of pictures, with engines built. Read only."""
+    """The golden models and that of images, with engines built. Read only."""
     folder = tmp_path_factory.mktemp("built")
     for name, path in {**golden_artifacts, "pixel": pixel_artifact}.items():
         shutil.copytree(path, folder / name)

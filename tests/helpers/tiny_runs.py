@@ -1,4 +1,4 @@
-"""What the tests of this room share: a model of a few thousand weights, pictures to train it on, runs of it."""
+"""What the tests of this room share: a model of a few thousand weights, images to train it on, runs of it."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def write_idx(file: pathlib.Path, values: NDArray[np.uint8]) -> None:
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
 
 
-def write_idx_dataset(folder: pathlib.Path, pictures: int = 12, side: int = 12, classes: int = 3) -> pathlib.Path:
-    """Pictures of noise whose every pixel differs from its mirror, labels in turn."""
+def write_idx_dataset(folder: pathlib.Path, images: int = 12, side: int = 12, classes: int = 3) -> pathlib.Path:
+    """Images of noise whose every pixel differs from its mirror, labels in turn."""
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(7).integers(0, 256, (pictures, side, side), dtype=np.uint8)
+    pixels = np.random.default_rng(7).integers(0, 256, (images, side, side), dtype=np.uint8)
     write_idx(folder / "train-images-idx3-ubyte", pixels)
-    write_idx(folder / "train-labels-idx1-ubyte", (np.arange(pictures) % classes).astype(np.uint8))
+    write_idx(folder / "train-labels-idx1-ubyte", (np.arange(images) % classes).astype(np.uint8))
     return folder
 
 
@@ -165,7 +165,7 @@ def tiny_tokenizer(data: pathlib.Path, steps: int, **changes: Any) -> TokenizerC
 
 
 def write_bad_folder(data: pathlib.Path) -> pathlib.Path:
-    """Ten pictures in two of three classes; one is torn, one is text, one is too small."""
+    """Ten images in two of three classes; one is torn, one is text, one is too small."""
     random = np.random.default_rng(0)
     for number in range(10):
         file = data / ("cat", "dog")[number % 2] / f"{number}.png"
@@ -175,5 +175,5 @@ def write_bad_folder(data: pathlib.Path) -> pathlib.Path:
     (data / "bird").mkdir()
     torn = data / "cat" / "4.png"
     torn.write_bytes(torn.read_bytes()[:60])
-    (data / "dog" / "7.png").write_text("not a picture")
+    (data / "dog" / "7.png").write_text("not an image")
     return data

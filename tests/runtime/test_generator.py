@@ -1,4 +1,4 @@
-"""The Python surface: the published numbers, what a picture depends on, and what is refused."""
+"""The Python surface: the published numbers, what an image depends on, and what is refused."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_golden_case_comes_out_as_the_published_code_has_it(
     assert [iteration.count for iteration in result.plan.iterations] == golden_case.tokens_per_step
 
 
-def test_an_artifact_without_a_tokenizer_makes_latents_and_no_pictures(generator: Generator) -> None:
+def test_an_artifact_without_a_tokenizer_makes_latents_and_no_images(generator: Generator) -> None:
     result = generator.generate([1], **FAST)
     assert result.latents.shape == (1, 8, 4, 4)
     assert result.images is None
@@ -85,21 +85,21 @@ def test_a_seed_draws_the_same_bits_twice(generator: Generator) -> None:
     assert draw(generator, LABELS, seed=3).tobytes() == draw(generator, LABELS, seed=3).tobytes()
 
 
-def test_another_seed_index_or_class_draws_another_picture(generator: Generator) -> None:
+def test_another_seed_index_or_class_draws_another_image(generator: Generator) -> None:
     requests: list[dict[str, Any]] = [{}, {"seed": 1}, {"index": [1]}, {"index": [2**64 - 1]}, {"seed": 2**64 - 1}]
-    pictures = [draw(generator, [2], **request) for request in requests] + [draw(generator, [4])]
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+    images = [draw(generator, [2], **request) for request in requests] + [draw(generator, [4])]
+    assert len({image.tobytes() for image in images}) == len(images)
 
 
 @pytest.mark.parametrize("request_", [FAST, FAST | {"cfg_scale": 1.0}, FAST | {"cfg_schedule": "constant"}], ids=str)
-def test_a_picture_is_the_same_alone_as_in_a_batch(generator: Generator, request_: dict[str, Any]) -> None:
+def test_a_image_is_the_same_alone_as_in_a_batch(generator: Generator, request_: dict[str, Any]) -> None:
     together = draw(generator, LABELS, seed=3, **request_)
     for index, label in enumerate(LABELS):
         alone = draw(generator, [label], seed=3, index=[index], **request_)
         assert relative_l2(together[index], alone[0]) <= 1e-5
 
 
-def test_a_picture_is_the_same_wherever_in_a_batch_it_stands(generator: Generator) -> None:
+def test_a_image_is_the_same_wherever_in_a_batch_it_stands(generator: Generator) -> None:
     forward = draw(generator, [0, 5, 2], seed=3, index=[10, 2**64 - 1, 12])
     backward = draw(generator, [2, 5, 0], seed=3, index=[12, 2**64 - 1, 10])
     assert relative_l2(forward, backward[::-1]) <= 1e-5
@@ -155,7 +155,7 @@ def test_the_description_names_backend_device_and_threads(generator: Generator) 
     assert "1 thread" in generator.description
 
 
-# Requests for one picture that must not be drawn: what is asked, and what the refusal must tell.
+# Requests for one image that must not be drawn: what is asked, and what the refusal must tell.
 ORDER = list(range(16))
 NOISE_SHAPE = (6, 1, 16, 8)
 NOT_FINITE = np.full(NOISE_SHAPE, math.nan)
@@ -349,7 +349,7 @@ def test_importing_the_runtime_imports_no_backend_and_no_other_room() -> None:
     }
 
 
-def test_a_picture_can_be_drawn_where_torch_and_onnx_are_not_installed(
+def test_a_image_can_be_drawn_where_torch_and_onnx_are_not_installed(
     golden_artifacts: dict[str, pathlib.Path],
 ) -> None:
     script = """

@@ -53,7 +53,7 @@ _ON_TWO = [
     {"run": "fsdp-resumed", "settings": _ALL | _FSDP, "from": "fsdp-half"},
     {"run": "ddp-poisoned", "settings": _HALF, "poisoned": 5},
     {"run": "fsdp-poisoned", "settings": _HALF | _FSDP, "poisoned": 5},
-    {"run": "bad-data", "settings": {**_HALF, "batch_size": 4}, "data": "pictures", "colours": 3},
+    {"run": "bad-data", "settings": {**_HALF, "batch_size": 4}, "data": "images", "colours": 3},
 ]
 
 
@@ -66,15 +66,15 @@ _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return open_source(write_idx_dataset(tmp_path_factory.mktemp("data"), pictures=36), 12)
+    return open_source(write_idx_dataset(tmp_path_factory.mktemp("data"), images=36), 12)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with the runs above. Read only."""
     folder = tmp_path_factory.mktemp("runs")
-    write_idx_dataset(folder / "data", pictures=36)
-    write_bad_folder(folder / "pictures")
+    write_idx_dataset(folder / "data", images=36)
+    write_bad_folder(folder / "images")
     command = _torchrun(_ROOT / "tests" / "helpers" / "several_processes.py", folder, json.dumps(_ON_TWO))
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=_ENVIRONMENT)
     assert done.returncode == 0, done.stderr
@@ -139,11 +139,11 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(
         torch.testing.assert_close(states[0][parameter], states[1][parameter], rtol=0, atol=_WEIGHT_TOLERANCE)
 
 
-def test_bad_pictures_of_either_process_are_told_once_and_counted(runs: pathlib.Path) -> None:
+def test_bad_images_of_either_process_are_told_once_and_counted(runs: pathlib.Path) -> None:
     entries = [json.loads(line) for line in (runs / "bad-data" / "log.jsonl").read_text().splitlines()]
     told = {entry["event"].split(": ")[0]: entry["bad_data"] for entry in entries if "bad_data" in entry}
     bad = ("bird", "cat/4.png", "dog/7.png", "dog/3.png")
-    assert sorted(told) == sorted(str(runs / "pictures" / name) for name in bad)
+    assert sorted(told) == sorted(str(runs / "images" / name) for name in bad)
     assert sorted(told.values()) == [1, 2, 3, 4]
     assert len(logged(runs / "bad-data", "loss")) == 10
 
@@ -159,7 +159,7 @@ def test_with_fsdp_each_of_two_processes_holds_half_of_the_weights(runs: pathlib
 def test_a_batch_is_the_same_however_it_is_shared_out(
     source: Source, processes: int, accumulate: int, size: int, step: int
 ) -> None:
-    """Its pictures, mirrored or not, its labels, masks, timesteps and noise."""
+    """Its images, mirrored or not, its labels, masks, timesteps and noise."""
 
     def batch(processes: int, accumulate: int) -> list[Tensor]:
         config = tiny_training(8, batch_size=whole, accumulate=accumulate)
@@ -197,7 +197,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_a_job_told_to_end_saves_and_goes_on_where_it_was(tmp_path: pathlib.Path, by: signal.Signals) -> None:
     """torchrun hands a signal on to all processes, those that read ahead included."""
-    data, run = write_idx_dataset(tmp_path / "data", pictures=12, side=8, classes=2), tmp_path / "run"
+    data, run = write_idx_dataset(tmp_path / "data", images=12, side=8, classes=2), tmp_path / "run"
     options = ["--data", data, "--out", run, "--preset", "pixel_small", "--image-size", 8, "--batch-size", 4]
     command = _torchrun("-m", "training", *options, "--steps", 100000, "--workers", 1, "--checkpoint-every", 100000)
     with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=_ENVIRONMENT) as job:

@@ -1,4 +1,4 @@
-"""A model of a published size without its checkpoint: for timing, never for pictures."""
+"""A model of a published size without its checkpoint: for timing, never for images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model for pictures of another size than it was trained on, as far as its position embeddings allow."""
+"""A model for images of another size than it was trained on, as far as its position embeddings allow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from training.models.mar import MAR
 
 
 def resized(model: MAR, image_size: int) -> MAR:
-    """`model` for pictures of image_size x image_size pixels: its embeddings of places, interpolated.
+    """`model` for images of image_size x image_size pixels: its embeddings of places, interpolated.
 
     Bicubic, without antialiasing, between the centres of the tokens, as is usual for vision transformers
     (arXiv 2010.11929, section 3.2); those of the buffer stay. Raises `ConfigError` for a size that makes

@@ -7,7 +7,7 @@ import pathlib
 import click
 import torch
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.cli.options import PATH, progress_bar, threads_option
 from runtime.errors import DataError, RequestError
 from runtime.files import sha256
@@ -20,14 +20,14 @@ from training.data.latent_cache import CachedLatents, cache_latents
 @click.option("--data", type=PATH, required=True, help="A folder with IDX files, or with a sub-folder for each class.")
 @click.option("--tokenizer", type=PATH, required=True, help="The KL autoencoder: a published .ckpt or a .safetensors.")
 @click.option("--out", type=PATH, required=True, help="The folder to make, or to go on with.")
-@click.option("--image-size", type=int, default=256, show_default=True, help="Side of the pictures in pixels.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Pictures encoded together.")
+@click.option("--image-size", type=int, default=256, show_default=True, help="Side of the images in pixels.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images encoded together.")
 @click.option(
     "--bad-data",
     type=click.Choice(["report", "stop"]),
     default="report",
     show_default=True,
-    help="What to do about pictures that cannot be read or had to be enlarged, and classes without any.",
+    help="What to do about images that cannot be read or had to be enlarged, and classes without any.",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option
@@ -41,7 +41,7 @@ def cache(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Encode pictures and their mirror images once, for mar train --data OUT.
+    """Encode images and their mirror images once, for mar train --data OUT.
 
     What cannot be read is told and left out. Stopped, it goes on with the same command.
     """
@@ -63,6 +63,6 @@ def cache(
         cache_latents(dataset, image_size, vae, digest, out, batch_size, kind, bar.update, complain)
     cached = CachedLatents(out, image_size)
     click.echo(
-        f"{counted(len(cached.labels), 'picture')} of {counted(len(cached.classes), 'class')}, straight and mirrored, "
+        f"{pluralize(len(cached.labels), 'image')} of {pluralize(len(cached.classes), 'class')}, straight and mirrored, "
         f"{len(dataset.labels) - len(cached.labels)} left out; train with mar train --data {out}"
     )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import torch
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
 from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, write_json
@@ -41,8 +41,8 @@ from training.reporting.progress import tell_complaints
 @click.option(
     "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="What is compared with."
 )
-@click.option("--real", "real_count", type=click.IntRange(2), help="Real pictures to compare with. Default: all.")
-@click.option("--images", "count", type=int, default=5000, show_default=True, help="Pictures to draw.")
+@click.option("--real", "real_count", type=click.IntRange(2), help="Real images to compare with. Default: all.")
+@click.option("--images", "count", type=int, default=5000, show_default=True, help="Images to draw.")
 @click.option(
     "--features",
     "names",
@@ -91,9 +91,9 @@ def evaluate(
     json_file: pathlib.Path | None,
     **settings: Any,
 ) -> None:
-    """Judge pictures of an artifact, or of a checkpoint in eager PyTorch, beside real ones.
+    """Judge images of an artifact, or of a checkpoint in eager PyTorch, beside real ones.
 
-    Stopped, it goes on where it was: pictures are drawn once, and so are the figures of real ones.
+    Stopped, it goes on where it was: images are drawn once, and so are the figures of real ones.
     """
     if at_least is not None and CLASSIFIER not in names:
         raise RequestError("--at-least is what the classifier recognises; add --features classifier")
@@ -118,13 +118,13 @@ def evaluate(
         draw(drawing, count, out, processes, threads, bar.update)
     figures = {}
     for network in networks:
-        with progress_bar(of_real, f"{network.name}: real pictures") as bar:
+        with progress_bar(of_real, f"{network.name}: real images") as bar:
             expected = reference(network, real, of_real, out, bar.update)
-        pictures = ((in_colours(batch, real.channels), labels) for batch, labels in drawn(drawing, count, out))
-        seen = {GENERATED: look(network, pictures)}
-        if split == "test":  # how near as many real pictures come
+        images = ((in_colours(batch, real.channels), labels) for batch, labels in drawn(drawing, count, out))
+        seen = {GENERATED: look(network, images)}
+        if split == "test":  # how near as many real images come
             few = min(count, len(train.labels))
-            with progress_bar(few, f"{network.name}: training pictures") as bar:
+            with progress_bar(few, f"{network.name}: training images") as bar:
                 seen[TRAINING] = reference(network, train, few, out, bar.update)
         figures[network.name] = figures_of(network, seen, expected)
     tell_complaints([*train.complaints, *real.complaints])
@@ -133,7 +133,7 @@ def evaluate(
         settings_used = dataclasses.asdict(sampling)
         write_json(json_file, {"seed": seed, "split": split, "sampling": settings_used, "features": figures})
     if at_least is not None and (share := figures[CLASSIFIER][GENERATED]["recognised"]) < at_least:
-        raise MarError(f"{share:.1%} of the pictures are recognised, where {at_least:.1%} are asked for")
+        raise MarError(f"{share:.1%} of the images are recognised, where {at_least:.1%} are asked for")
 
 
 def _opened(
@@ -150,9 +150,9 @@ def _opened(
 def _check(classes: int, train: Dataset, real: Dataset, count: int) -> None:
     """Refuse before the work what could not be judged after it."""
     if train.classes != real.classes:
-        raise DataError("the training and the test pictures have different classes")
+        raise DataError("the training and the test images have different classes")
     if len(train.classes) != classes:
-        raise RequestError(f"the data has {counted(len(train.classes), 'class')}, the model {classes}")
+        raise RequestError(f"the data has {pluralize(len(train.classes), 'class')}, the model {classes}")
     if count < 2:
         raise RequestError(f"--images must be at least 2, found {count}")
 

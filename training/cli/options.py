@@ -25,7 +25,7 @@ _HEAD = (
     click.option("--data", type=PATH, required=True, help="The dataset the model was trained on, or its latents."),
     click.option("--out", type=PATH, required=True, help="The run folder to make."),
     click.option(
-        "--pictures",
+        "--images",
         type=click.IntRange(1),
         default=8192,
         show_default=True,

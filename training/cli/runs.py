@@ -19,7 +19,7 @@ from training.reporting.curve import save_comparison
 def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None) -> None:
     """Compare the runs at PATHS: runs of mar train, or folders of such runs.
 
-    Loss and gradient are means, pictures a second a median, over the last hundred steps.
+    Loss and gradient are means, images a second a median, over the last hundred steps.
     """
     if chart is not None:
         check_writable(chart)

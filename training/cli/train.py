@@ -25,7 +25,7 @@ from training.models.presets import PRESETS
 @click.option("--data", type=PATH, help="A folder with IDX files, or with a sub-folder for each class.")
 @click.option("--out", type=PATH, help="The run folder to make.")
 @click.option("--resume", type=PATH, help="A run folder to go on with, instead of the four above.")
-@click.option("--image-size", type=int, help="Side of the pictures in pixels, if not the preset's.")
+@click.option("--image-size", type=int, help="Side of the images in pixels, if not the preset's.")
 @training_options(TrainConfig)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
 @threads_option

@@ -39,7 +39,7 @@ def train_tokenizer(
     print_config: bool,
     **training: Any,
 ) -> None:
-    """Train the KL autoencoder that turns pictures into latents, or go on with a run."""
+    """Train the KL autoencoder that turns images into latents, or go on with a run."""
     given = {name: value for name, value in training.items() if value is not None}
     if threads is not None:
         torch.set_num_threads(threads)

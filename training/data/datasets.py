@@ -1,4 +1,4 @@
-"""Labelled pictures to train on: IDX files (MNIST, Fashion-MNIST) or a folder of class sub-folders."""
+"""Labelled images to train on: IDX files (MNIST, Fashion-MNIST) or a folder of class sub-folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.errors import DataError
 
 FASHION_MNIST_CLASSES = (
@@ -41,12 +41,12 @@ _MOST_UNREADABLE_IN_A_ROW = 100
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-class BadPictureError(DataError):
-    """One picture that cannot be read, among others that may be fine."""
+class UnreadableImageError(DataError):
+    """One image that cannot be read, among others that may be fine."""
 
 
 class Dataset(Protocol):
-    """Pictures of one size with a label each.
+    """Images of one size with a label each.
 
     `complaints` are what was found wrong with the data but can be lived with; reading adds to them.
     """
@@ -59,17 +59,17 @@ class Dataset(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What tells all of the pictures and labels from any others, found without decoding one."""
+        """What tells all of the images and labels from any others, found without decoding one."""
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The pictures at `indices`: uint8 [len(indices), H, W, channels]. Raises `BadPictureError`."""
+        """The images at `indices`: uint8 [len(indices), H, W, channels]. Raises `UnreadableImageError`."""
 
     def name(self, index: int) -> str:
-        """Where a person finds the picture at `index`."""
+        """Where a person finds the image at `index`."""
 
 
 def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> Dataset:
-    """The dataset in folder `path`, its pictures brought to `image_size` squared. Raises `DataError`.
+    """The dataset in folder `path`, its images brought to `image_size` squared. Raises `DataError`.
 
     A folder with IDX files gives those of `split`; any other is read as class sub-folders, below a
     sub-folder named like `split`, which only the training split can do without.
@@ -82,7 +82,7 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
         return FolderDataset(path / split, image_size)
     if split != "train":
         raise DataError(
-            f"{path}: no pictures of the {split} split; expected a folder {split}/ or IDX files {_IDX_PREFIX[split]}-*"
+            f"{path}: no images of the {split} split; expected a folder {split}/ or IDX files {_IDX_PREFIX[split]}-*"
         )
     return FolderDataset(path, image_size)
 
@@ -95,7 +95,7 @@ def in_parts(values: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]
 def readable_batches(
     dataset: Dataset, chosen: NDArray[np.int64], size: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Those of the pictures `chosen` [n] of `dataset` that can be read, uint8 [B, H, W, c], and which these are [B].
+    """Those of the images `chosen` [n] of `dataset` that can be read, uint8 [B, H, W, c], and which these are [B].
 
     Up to `size` come at a time. Why the others cannot be read is among the dataset's complaints then. Raises
     `DataError` where a hundred in a row, or all, cannot.
@@ -107,24 +107,24 @@ def readable_batches(
             try:
                 found.append((dataset.images(index[None])[0], index))
                 unreadable = 0
-            except BadPictureError as error:
+            except UnreadableImageError as error:
                 dataset.complaints.append(str(error))
                 unreadable += 1
                 check_disk(unreadable, len(chosen), dataset.complaints[-1])
         if found:
-            pictures, indices = zip(*found, strict=True)
-            yield np.stack(pictures), np.array(indices)
+            images, indices = zip(*found, strict=True)
+            yield np.stack(images), np.array(indices)
 
 
 def check_disk(unreadable: int, of: int, last: str) -> None:
-    """Raise `DataError` where so many pictures in a row cannot be read that it is no bad picture but a disk that is
+    """Raise `DataError` where so many images in a row cannot be read that it is no bad image but a disk that is
     gone; `last` says why the last one cannot, and `of` are all there are."""
     if unreadable >= min(_MOST_UNREADABLE_IN_A_ROW, of):
-        raise DataError(f"{counted(unreadable, 'picture')} in a row cannot be read, the last one {last}")
+        raise DataError(f"{pluralize(unreadable, 'image')} in a row cannot be read, the last one {last}")
 
 
 def coloured(dataset: Dataset) -> Dataset:
-    """The dataset in three colours: gray pictures have all of them the same."""
+    """The dataset in three colours: gray images have all of them the same."""
     return dataset if dataset.channels == 3 else _Coloured(dataset)
 
 
@@ -147,7 +147,7 @@ class _Coloured:
 
 
 class IdxDataset:
-    """The IDX format of MNIST, plain or gzipped; small pictures, so all of them stay in memory."""
+    """The IDX format of MNIST, plain or gzipped; small images, so all of them stay in memory."""
 
     channels = 1
 
@@ -159,7 +159,7 @@ class IdxDataset:
             raise DataError(f"{path}: {len(pixels)} images but {len(self.labels)} labels in the {split} files")
         height, width = pixels.shape[1:]
         if max(height, width) > image_size:
-            raise DataError(f"{path}: pictures of {height}x{width} do not fit the model's {image_size}x{image_size}")
+            raise DataError(f"{path}: images of {height}x{width} do not fit the model's {image_size}x{image_size}")
         top, left = (image_size - height) // 2, (image_size - width) // 2
         margins = ((0, 0), (top, image_size - height - top), (left, image_size - width - left))
         self._pixels = np.pad(pixels, margins)[..., None]  # [n, H, W, 1]
@@ -178,16 +178,16 @@ class IdxDataset:
         return self._pixels[indices]
 
     def name(self, index: int) -> str:
-        return f"picture {index}"
+        return f"image {index}"
 
 
-def _is_picture(file: pathlib.Path) -> bool:
+def _is_image(file: pathlib.Path) -> bool:
     """By its name, given from the folder of its class on."""
     return file.suffix.lower() in _IMAGE_SUFFIXES and not any(part.startswith(".") for part in file.parts)
 
 
 class FolderDataset:
-    """A sub-folder a class, in alphabetical order; pictures are cropped to their middle square.
+    """A sub-folder a class, in alphabetical order; images are cropped to their middle square.
 
     What is hidden is left out: the copies that notebooks keep, and what a Mac lays beside each file.
     """
@@ -201,15 +201,15 @@ class FolderDataset:
         self._files: list[pathlib.Path] = []
         labels: list[int] = []
         for label, folder in enumerate(folders):
-            files = sorted(file for file in folder.rglob("*") if _is_picture(file.relative_to(folder)))
+            files = sorted(file for file in folder.rglob("*") if _is_image(file.relative_to(folder)))
             if not files:
-                self.complaints.append(f"{folder}: a class without pictures (looked for {', '.join(_IMAGE_SUFFIXES)})")
+                self.complaints.append(f"{folder}: a class without images (looked for {', '.join(_IMAGE_SUFFIXES)})")
             self._files += files
             labels += [label] * len(files)
         if not folders:
             raise DataError(f"{path}: neither IDX files nor class sub-folders here")
         if not labels:
-            raise DataError(f"{path}: no class has pictures; {self.complaints[0]}")
+            raise DataError(f"{path}: no class has images; {self.complaints[0]}")
         self.labels = np.array(labels, dtype=np.int64)
         self._path, self._image_size = path, image_size
 
@@ -229,22 +229,22 @@ class FolderDataset:
         size = self._image_size
         try:
             with Image.open(file) as image:
-                picture = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+                upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
         except (
             Exception
         ) as error:  # Pillow lets through whatever its parsers stumble over: SyntaxError, struct.error, ...
-            raise BadPictureError(f"{file}: not a readable picture ({error})") from error
-        if min(picture.size) < size:
-            self.complaints.append(f"{file}: {picture.width}x{picture.height}, enlarged to {size}x{size}")
-        scale = size / min(picture.size)
-        width, height = (max(size, round(side * scale)) for side in picture.size)
+            raise UnreadableImageError(f"{file}: not a readable image ({error})") from error
+        if min(upright.size) < size:
+            self.complaints.append(f"{file}: {upright.width}x{upright.height}, enlarged to {size}x{size}")
+        scale = size / min(upright.size)
+        width, height = (max(size, round(side * scale)) for side in upright.size)
         left, top = (width - size) // 2, (height - size) // 2
-        resized = picture.resize((width, height), Image.Resampling.BICUBIC)
+        resized = upright.resize((width, height), Image.Resampling.BICUBIC)
         return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def _size_and_time(file: pathlib.Path) -> tuple[int, ...]:
-    """In bytes and nanoseconds; nothing of a link that leads nowhere, which is a picture that cannot be read."""
+    """In bytes and nanoseconds; nothing of a link that leads nowhere, which is an image that cannot be read."""
     try:
         status = file.stat()
     except OSError:

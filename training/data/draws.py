@@ -24,7 +24,7 @@ _MASK_RATIO = NormalDist(1, 0.25)  # arXiv 2406.11838, appendix B
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What is drawn for one example, beside how its picture is taken.
+    """What is drawn for one example, beside how its image is taken.
 
     `order` int64 [L], its first K positions masked, those in the order they would be generated in; `dropped`,
     whether its class is withheld; `timesteps` [R, K], float32 for a flow head and int64 for others, and `noise`

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.errors import DataError
 from runtime.model.config import ModelConfig
 from runtime.model.latents import patchify
-from training.data.datasets import BadPictureError
+from training.data.datasets import UnreadableImageError
 from training.data.source import Source
 
 _TOKENS = 65_536  # of the sample
@@ -28,7 +28,7 @@ def fitted_codebook(source: Source, config: ModelConfig, seed: int) -> Floats:
     if different < config.codes:
         raise DataError(
             f"a codebook of {config.codes} codes needs as many different tokens, found {different} in "
-            f"{counted(len(chosen), 'picture')}; ask for fewer codes"
+            f"{pluralize(len(chosen), 'image')}; ask for fewer codes"
         )
     return kmeans(tokens, config.codes, random)
 
@@ -66,8 +66,8 @@ def _nearest(points: Floats, centres: Floats) -> NDArray[np.int64]:
 
 
 def _tokens(source: Source, config: ModelConfig, index: int, random: np.random.Generator) -> Floats:
-    """Those of one picture, [L, D]; none of one that cannot be read."""
+    """Those of one image, [L, D]; none of one that cannot be read."""
     try:
         return patchify(source.latent(index, False, random)[None], config.patch_size)[0]
-    except BadPictureError:  # training will tell
+    except UnreadableImageError:  # training will tell
         return np.empty((0, config.token_channels), np.float32)

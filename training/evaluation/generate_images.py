@@ -1,7 +1,7 @@
-"""Thousands of pictures of a model, drawn by several processes into files, so that a stop costs little.
+"""Thousands of images of a model, drawn by several processes into files, so that a stop costs little.
 
-Picture `index` of a seed is the same whoever draws it, and always together with the same others, so that it is the
-same to the last bit. Pictures lie under a name made of all that decides them: whatever asks for the same ones finds
+Image `index` of a seed is the same whoever draws it, and always together with the same others, so that it is the
+same to the last bit. Images lie under a name made of all that decides them: whatever asks for the same ones finds
 those that are there already.
 """
 
@@ -38,7 +38,7 @@ from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.models.autoencoder import AutoencoderKL
 from training.models.reference_loop import sample
 
-_A_FILE = 50  # pictures, and as many are drawn together
+_A_FILE = 50  # images, and as many are drawn together
 
 _Painter = Callable[[NDArray[np.int64], range], NDArray[np.uint8]]  # labels [B], indices -> [B, H, W, c]
 
@@ -59,7 +59,7 @@ class Drawing:
 
     @functools.cached_property
     def described(self) -> tuple[ModelConfig, Sampling, dict[str, Any]]:
-        """The model, how it is sampled, and all that decides a picture, for JSON. Raises `RequestError`."""
+        """The model, how it is sampled, and all that decides an image, for JSON. Raises `RequestError`."""
         of: dict[str, Any]
         if is_artifact(self.subject):
             manifest = Artifact(self.subject).manifest
@@ -72,7 +72,7 @@ class Drawing:
             vae = None if loaded.vae is None else _sha256(loaded.vae)
             of = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
         if tokenizer == "none":
-            raise RequestError(f"{self.subject} has no decoder, so it makes no pictures to judge; see --tokenizer")
+            raise RequestError(f"{self.subject} has no decoder, so it makes no images to judge; see --tokenizer")
         build_plan(config.tokens, sampling)  # wrong settings are told before the work
         of |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
         return config, sampling, {"seed": self.seed, **of}
@@ -86,9 +86,9 @@ def draw(
     threads: int | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Draw what of the pictures 0..count - 1 is not in `out` yet: class i % classes for picture i.
+    """Draw what of the images 0..count - 1 is not in `out` yet: class i % classes for image i.
 
-    `processes` processes share `threads`; `progress` is told of pictures as they are there. Raises `BackendError`.
+    `processes` processes share `threads`; `progress` is told of images as they are there. Raises `BackendError`.
     """
     folder = _folder(drawing, out)
     write_json(folder / "drawing.json", drawing.described[2])
@@ -105,7 +105,7 @@ def draw(
 
 
 def drawn(drawing: Drawing, count: int, out: pathlib.Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """The pictures 0..count - 1 that `draw` has put there, uint8 [B, H, W, c] at a time, with their classes [B].
+    """The images 0..count - 1 that `draw` has put there, uint8 [B, H, W, c] at a time, with their classes [B].
 
     Raises `DataError`.
     """
@@ -115,11 +115,11 @@ def drawn(drawing: Drawing, count: int, out: pathlib.Path) -> Iterator[tuple[NDA
             with np.load(file, allow_pickle=False) as kept:
                 yield kept["images"][: count - start], kept["labels"][: count - start]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file}: not whole pictures ({error}); remove it, and it is drawn again") from None
+            raise DataError(f"{file}: not whole images ({error}); remove it, and it is drawn again") from None
 
 
 def labels_of(drawing: Drawing, count: int) -> NDArray[np.int64]:
-    """The classes of the pictures 0..count - 1, int64 [count]."""
+    """The classes of the images 0..count - 1, int64 [count]."""
     return np.arange(count, dtype=np.int64) % drawing.described[0].class_num
 
 
@@ -134,13 +134,13 @@ def _draw_files(
                 one.result()
                 done(waiting[one])
         except BrokenProcessPool:
-            raise BackendError("a process that drew pictures ended; not enough memory?") from None
+            raise BackendError("a process that drew images ended; not enough memory?") from None
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
 
 
 def _draw_file(drawing: Drawing, folder: pathlib.Path, start: int, threads: int) -> None:
-    """Draw one file of pictures. All of it even where fewer are wanted: the others may be wanted later."""
+    """Draw one file of images. All of it even where fewer are wanted: the others may be wanted later."""
     indices = range(start, start + _A_FILE)
     labels = labels_of(drawing, start + _A_FILE)[start:]
     images = _painter(drawing, threads)(labels, indices)
@@ -149,14 +149,12 @@ def _draw_file(drawing: Drawing, folder: pathlib.Path, start: int, threads: int)
 
 
 def _folder(drawing: Drawing, out: pathlib.Path) -> pathlib.Path:
-    """Where pictures of this drawing lie, and no others."""
-    return (
-        out / f"pictures-{hashlib.sha256(json.dumps(drawing.described[2], sort_keys=True).encode()).hexdigest()[:16]}"
-    )
+    """Where images of this drawing lie, and no others."""
+    return out / f"images-{hashlib.sha256(json.dumps(drawing.described[2], sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def _file(folder: pathlib.Path, start: int) -> pathlib.Path:
-    return folder / f"pictures-{start:07}.npz"
+    return folder / f"images-{start:07}.npz"
 
 
 @functools.lru_cache(maxsize=1)

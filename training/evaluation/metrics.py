@@ -1,4 +1,4 @@
-"""What is told of a set of pictures from their features: its distance from real ones, how good, how varied."""
+"""What is told of a set of images from their features: its distance from real ones, how good, how varied."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def frechet(a: Moments, b: Moments) -> float:
 def precision_recall(real: NDArray[np.floating], drawn: NDArray[np.floating]) -> tuple[float, float]:
     """How much of `drawn` [n, d] lies among `real` [m, d], and how much of `real` among `drawn` (arXiv 1904.06991).
 
-    A picture lies among others if it is no further from one of them than that one's third-nearest neighbour.
+    An image lies among others if it is no further from one of them than that one's third-nearest neighbour.
     """
     return _share_within(drawn, real), _share_within(real, drawn)
 

@@ -1,4 +1,4 @@
-"""What a network sees of real pictures, computed once and kept in a file that tells of what."""
+"""What a network sees of real images, computed once and kept in a file that tells of what."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _BATCH = 64
 
 
 def reference(
-    network: FeatureNetwork, dataset: Dataset, pictures: int, folder: pathlib.Path, progress: Callable[[int], None]
+    network: FeatureNetwork, dataset: Dataset, images: int, folder: pathlib.Path, progress: Callable[[int], None]
 ) -> Seen:
-    """What `network` sees of `pictures` of the dataset, taken evenly at random; kept in `folder`.
+    """What `network` sees of `images` of the dataset, taken evenly at random; kept in `folder`.
 
-    `progress` is told of pictures as they are looked at. The file is used again only for the same pictures and the
+    `progress` is told of images as they are looked at. The file is used again only for the same images and the
     same weights of the network.
     """
-    of = {"network": network.name, "weights": network.sha256, "dataset": dataset.fingerprint, "pictures": pictures}
+    of = {"network": network.name, "weights": network.sha256, "dataset": dataset.fingerprint, "images": images}
     key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
     file = folder / f"reference-{network.name}-{key[:16]}.npz"
     kept = _read(file, of)
     if kept is not None:
-        progress(pictures)
+        progress(images)
         return kept
-    chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:pictures]
+    chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:images]
     seen = look(network, _batches(dataset, chosen, progress))
     with replacing(file) as temporary:
         np.savez(
@@ -44,7 +44,7 @@ def reference(
             mean=seen.moments.mean,
             covariance=seen.moments.covariance,
             sample=seen.sample,
-            figures=json.dumps([seen.pictures, seen.recognised, seen.inception_score]),
+            figures=json.dumps([seen.images, seen.recognised, seen.inception_score]),
         )
     return seen
 
@@ -52,9 +52,9 @@ def reference(
 def _batches(
     dataset: Dataset, chosen: NDArray[np.int64], progress: Callable[[int], None]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    for pictures, indices in readable_batches(dataset, chosen, _BATCH):
-        progress(len(pictures))
-        yield pictures, dataset.labels[indices]
+    for images, indices in readable_batches(dataset, chosen, _BATCH):
+        progress(len(images))
+        yield images, dataset.labels[indices]
 
 
 def _read(file: pathlib.Path, of: dict[str, Any]) -> Seen | None:
@@ -63,8 +63,8 @@ def _read(file: pathlib.Path, of: dict[str, Any]) -> Seen | None:
         with np.load(file, allow_pickle=False) as kept:
             if json.loads(str(kept["of"])) != of:
                 return None
-            pictures, recognised, score = json.loads(str(kept["figures"]))
+            images, recognised, score = json.loads(str(kept["figures"]))
             moments = Moments(kept["mean"], kept["covariance"])
-            return Seen(pictures, moments, kept["sample"], recognised, score)
+            return Seen(images, moments, kept["sample"], recognised, score)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None

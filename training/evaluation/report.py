@@ -1,4 +1,4 @@
-"""How good pictures are: what a network sees of them against what it sees of real ones."""
+"""How good images are: what a network sees of them against what it sees of real ones."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def table(figures: Mapping[str, Figures]) -> str:
         for name, one in of_network.items():
             if isinstance(one, dict):
                 cells = [_SHOWN[key].format(one[key]) if one.get(key) is not None else "" for key in _SHOWN]
-                row = f"{network}: {one['pictures']} {name.replace('_', ' ')}"
+                row = f"{network}: {one['images']} {name.replace('_', ' ')}"
                 lines.append(f"{row:40}" + "".join(f"{cell:>17}" for cell in cells))
     return "\n".join(lines)
 
 
 def _alone(seen: Seen) -> dict[str, Any]:
     """What is told of a set without another."""
-    return {"pictures": seen.pictures, "recognised": seen.recognised, "inception_score": seen.inception_score}
+    return {"images": seen.images, "recognised": seen.recognised, "inception_score": seen.inception_score}

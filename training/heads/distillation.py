@@ -18,7 +18,7 @@ from torch import Tensor
 
 from runtime.sampling.flow_samplers import flow_times, second_order
 from runtime.sampling.noise_schedule import TRAIN_STEPS, continuous_timestep
-from training.heads.dataset import Contexts
+from training.heads.dataset import HeadDataset
 from training.models.diffusion_head import HeadMLP
 from training.models.mar import MAR
 
@@ -27,7 +27,7 @@ _LARGEST_TIME = 0.9939  # log of signal over noise -5.1 (eMIGM, arXiv 2503.07197
 _ROWS = 4096  # of the teacher at once
 
 # x [N, D], t, and the contexts of those rows -> the x0 that the teacher believes in, guided.
-Teacher = Callable[[Tensor, float, Contexts], Tensor]
+Teacher = Callable[[Tensor, float, HeadDataset], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def guided_teacher(model: MAR, cfg_scale: float) -> Teacher:
     """The head of `model` under a guidance that grows with the share of known tokens, as published."""
     net, predict = model.diffloss.net, _flow_x0 if model.config.head == "flow" else _diffusion_x0
 
-    def teacher(x: Tensor, t: float, contexts: Contexts) -> Tensor:
+    def teacher(x: Tensor, t: float, contexts: HeadDataset) -> Tensor:
         with_class = predict(net, x, t, contexts.z)
         if cfg_scale == 1:
             return with_class
@@ -69,7 +69,7 @@ def _diffusion_x0(net: HeadMLP, x: Tensor, t: float, z: Tensor) -> Tensor:
 @torch.inference_mode()
 def teacher_paths(
     teacher: Teacher,
-    contexts: Contexts,
+    contexts: HeadDataset,
     steps: int,
     teacher_steps: int,
     seed: int,
@@ -96,7 +96,7 @@ def teacher_paths(
 
 
 def distillation_loss(
-    student: HeadMLP, contexts: Contexts, paths: Paths
+    student: HeadMLP, contexts: HeadDataset, paths: Paths
 ) -> Callable[[Tensor, np.random.Generator], Tensor]:
     """The loss of `train_head`: velocity MSE against the mean velocity of a random part of each row's path."""
     begins = torch.tensor(paths.times)

@@ -26,7 +26,7 @@ def write_head_run(
     config_file: pathlib.Path | None,
     data: pathlib.Path,
     out: pathlib.Path,
-    pictures: int,
+    images: int,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -42,8 +42,8 @@ def write_head_run(
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
-    found = make(loaded, Material(data, pictures, seed), HeadTraining(steps, batch_size, learning_rate, seed))
-    settings = {"pictures": pictures, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    found = make(loaded, Material(data, images, seed), HeadTraining(steps, batch_size, learning_rate, seed))
+    settings = {"images": images, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     origin = {"file": loaded.source, "sha256": loaded.sha256, **noted, **settings, "seed": seed}
     save_run(out, found, {noted_as: origin})
     click.echo(f"written to {out}; make an artifact of it with mar export {out} --out ARTIFACT")

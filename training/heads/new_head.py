@@ -17,7 +17,7 @@ from runtime.sampling.constraints import check_chains
 from training.checkpoints.checkpoint import Checkpoint
 from training.data.draws import draw_timesteps
 from training.data.source import check_source, open_source
-from training.heads.dataset import Contexts, collect_contexts
+from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import distillation_loss, guided_teacher, teacher_paths
 from training.heads.head_training import HeadTraining, train_head
 from training.models.mar import MAR
@@ -28,10 +28,10 @@ Bar = Callable[[int, str], AbstractContextManager[Any]]  # of a length, under a 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What a head is trained from: so many `pictures` of the dataset at `data`, everything drawn by `seed`."""
+    """What a head is trained from: so many `images` of the dataset at `data`, everything drawn by `seed`."""
 
     data: pathlib.Path
-    pictures: int
+    images: int
     seed: int
 
 
@@ -89,13 +89,13 @@ def with_flow_head(model: MAR, distilled_steps: int = 0) -> MAR:
     return changed.eval()
 
 
-def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> Contexts:
+def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> HeadDataset:
     config = checkpoint.model.config
     check_chains(config, "training a head on a frozen backbone")
     source = open_source(material.data, config.img_size)
     check_source(source, config, str(material.data))
-    with bar(material.pictures, "backbone") as shown:
-        contexts = collect_contexts(checkpoint.model, source, material.pictures, material.seed, shown.update)
+    with bar(material.images, "backbone") as shown:
+        contexts = collect_head_dataset(checkpoint.model, source, material.images, material.seed, shown.update)
     tell_complaints(source.complaints)
     return contexts
 

@@ -78,9 +78,9 @@ class Trainer(Run[Learner]):
     def _draw_samples(self, reporter: Reporter | None) -> None:
         model = self.learner.averaged_model()
         if reporter:
-            picture = self.run / "samples" / f"step-{self.step:06d}.png"
-            save_sample_grid(picture, model, self.source)
-            reporter.samples(self.step, picture)
+            image = self.run / "samples" / f"step-{self.step:06d}.png"
+            save_sample_grid(image, model, self.source)
+            reporter.samples(self.step, image)
 
     def _write_config(self) -> None:
         value = {

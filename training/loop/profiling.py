@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from training.config import RunConfig
 from training.data.loader import MicroBatches, micro_batches
 from training.data.source import Source
@@ -97,9 +97,9 @@ def _phase_lines(steps: list[dict[str, float]], batch: int) -> list[str]:
         step["the rest"] = step["all"] - sum(step[name] for name in _PHASES)
     spent = {name: statistics.median(step[name] for step in steps) for name in steps[0]}
     lines = [
-        f"{len(steps)} steps of {counted(batch, 'picture')}: {spent['all']:.3f} s each (median; "
+        f"{len(steps)} steps of {pluralize(batch, 'image')}: {spent['all']:.3f} s each (median; "
         f"{min(step['all'] for step in steps):.3f} to {max(step['all'] for step in steps):.3f}), "
-        f"{batch / spent['all']:.1f} pictures a second",
+        f"{batch / spent['all']:.1f} images a second",
         "",
         f"{'phase':<30}{'ms':>10}{'share':>8}",
     ]

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import click
 
-from runtime.checks import counted
+from runtime.checks import pluralize
 from runtime.errors import ConfigError, DataError, MarError
 from training.checkpoints.checkpoint import CONFIG_FILE
 from training.config import StepConfig
@@ -172,10 +172,10 @@ def check_no_run(run: pathlib.Path) -> None:
 def check_batch(source: Source, training: StepConfig, processes: Processes) -> None:
     """Refuse too little data, or a batch that cannot be shared out."""
     if len(source.labels) < training.batch_size:
-        there = counted(len(source.labels), "picture")
+        there = pluralize(len(source.labels), "image")
         raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {there}")
     if training.batch_size % (processes.count * training.accumulate):
         raise ConfigError(
-            f"batch_size {training.batch_size} cannot be shared out evenly to {counted(processes.count, 'process')} in "
-            f"{counted(training.accumulate, 'micro-batch')} (accumulate)"
+            f"batch_size {training.batch_size} cannot be shared out evenly to {pluralize(processes.count, 'process')} in "
+            f"{pluralize(training.accumulate, 'micro-batch')} (accumulate)"
         )

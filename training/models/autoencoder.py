@@ -1,4 +1,4 @@
-"""The KL autoencoder that turns pictures into latents and back (arXiv 2112.10752), as MAR uses it.
+"""The KL autoencoder that turns images into latents and back (arXiv 2112.10752), as MAR uses it.
 
 Parameter names are those of the published `kl16.ckpt`. What differs between its kin (KL-16, KL-8) are
 widths, levels and where attention stands, and all of that can be read from the names and shapes.
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Pictures to the distribution of their latents, and latents to pictures."""
+    """Images to the distribution of their latents, and latents to images."""
 
     def __init__(self, config: VAEConfig, latent_scale: float = LATENT_SCALE) -> None:
         """`latent_scale` brings its latents to unit variance."""

@@ -20,7 +20,7 @@ from runtime.model.config import ModelConfig
 from training.models.diffusion_head import DiffusionLoss
 from training.models.flow_head import FlowLoss
 from training.models.transformer import NORM_EPS, Block
-from training.models.vq_head import CodeLoss
+from training.models.vq_head import VQLoss
 
 
 class MAR(nn.Module):
@@ -169,10 +169,10 @@ class MAR(nn.Module):
         return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()
 
 
-def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | CodeLoss:
+def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | VQLoss:
     """What makes a token of z, and is trained to: `diffloss` in the published parameter names, whatever it is."""
     channels, width, depth = config.token_channels, config.diffloss_w, config.diffloss_d
     if config.head == "codes":
-        return CodeLoss(channels, config.decoder_embed_dim, width, depth, config.codes)
+        return VQLoss(channels, config.decoder_embed_dim, width, depth, config.codes)
     loss = FlowLoss if config.head == "flow" else DiffusionLoss
     return loss(channels, config.decoder_embed_dim, width, depth)

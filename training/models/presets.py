@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mar_base": {**_transformer(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024},
     "mar_large": {**_transformer(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280},
     "mar_huge": {**_transformer(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536},
-    # For small pictures on a CPU: tokens are 4x4 patches of the picture itself.
+    # For small images on a CPU: tokens are 4x4 patches of the image itself.
     "pixel_small": {
         **_transformer(160, 3, 5),
         "img_size": 32,

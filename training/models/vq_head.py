@@ -27,7 +27,7 @@ class CodeBlock(nn.Module):
         return x + self.mlp(self.in_ln(x))
 
 
-class CodeMLP(nn.Module):
+class VQHeadMLP(nn.Module):
     """Vectors z [N, C] -> logits of the codes, [N, codes]."""
 
     def __init__(self, z_channels: int, width: int, depth: int, codes: int) -> None:
@@ -49,7 +49,7 @@ class CodeMLP(nn.Module):
         return self.linear(self.norm_final(x))
 
 
-class CodeLoss(nn.Module):
+class VQLoss(nn.Module):
     """Cross-entropy of the code nearest to each token.
 
     `codebook` [codes, D] is made of the training tokens before the first step (`training.data.kmeans`). It is a
@@ -58,7 +58,7 @@ class CodeLoss(nn.Module):
 
     def __init__(self, token_channels: int, z_channels: int, width: int, depth: int, codes: int) -> None:
         super().__init__()
-        self.net = CodeMLP(z_channels, width, depth, codes)
+        self.net = VQHeadMLP(z_channels, width, depth, codes)
         self.codebook = nn.Parameter(torch.zeros(codes, token_channels), requires_grad=False)
 
     def forward(self, target: Tensor, z: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss curves of runs as pictures."""
+"""The loss curves of runs as images."""
 
 from __future__ import annotations
 

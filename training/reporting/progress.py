@@ -26,7 +26,7 @@ class Progress(Protocol):
 
 
 def show_progress(steps: int, batch: int, step: int) -> Progress:
-    """For a run of `steps` steps of `batch` pictures, of which `step` are done."""
+    """For a run of `steps` steps of `batch` images, of which `step` are done."""
     return _Bar(steps, batch, step) if sys.stderr.isatty() else _Lines(steps, batch, step)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run that is training: progress with the time left, a log, curves, pictures."""
+"""What a person sees of a run that is training: progress with the time left, a log, curves, images."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class Reporter:
             self.event(step, complaint, bad_data=len(self._complaints))
             self._board.add_scalar("bad_data", len(self._complaints), step)
 
-    def samples(self, step: int, picture: pathlib.Path) -> None:
-        with Image.open(picture) as image:
+    def samples(self, step: int, path: pathlib.Path) -> None:
+        with Image.open(path) as image:
             self._board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
         self._since = time.perf_counter()  # to draw them is no training
 

@@ -1,4 +1,4 @@
-"""A grid of pictures drawn by a model in training, so that a person sees it learn."""
+"""A grid of images drawn by a model in training, so that a person sees it learn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GUIDANCE = 2.0
 
 
 def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
-    """Two pictures of each of the first ten classes of `source`, the same orders and noises at every call."""
+    """Two images of each of the first ten classes of `source`, the same orders and noises at every call."""
     config = model.config
     shown = min(_CLASSES, config.class_num)
     labels = np.tile(np.arange(shown, dtype=np.int64), _ROWS)
@@ -35,4 +35,4 @@ def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:
-        save_grid(temporary, source.pictures(latents), [source.classes[label] for label in labels], columns=shown)
+        save_grid(temporary, source.images(latents), [source.classes[label] for label in labels], columns=shown)

@@ -14,7 +14,7 @@ from training.models.autoencoder import GROUPS, VAEConfig
 TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
     "kl16": {},
     "kl8": {"latent_channels": 4, "multipliers": (1, 2, 4, 4), "attention_levels": ()},
-    # For pictures of 32x32 on a processor.
+    # For images of 32x32 on a processor.
     "kl4_small": {
         "latent_channels": 4,
         "width": 32,
@@ -29,22 +29,22 @@ TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
 class TokenizerTraining(StepConfig):
     """How to train a tokenizer; losses are means over pixels. Raises `ConfigError`."""
 
-    batch_size: int = setting(16, "Pictures a step, over all processes and micro-batches.", least=1)
+    batch_size: int = setting(16, "Images a step, over all processes and micro-batches.", least=1)
     ema_rate: float = setting(0.999, "Of the moving average of the weights.", least=0, below=1)
-    image_size: int = setting(256, "Side of the pictures in pixels.", least=1)
+    image_size: int = setting(256, "Side of the images in pixels.", least=1)
     kl_weight: float = setting(1e-6, "Of the divergence of latents, summed as published.", least=0)
-    perceptual: str = setting("none", "How pictures look: none, efficientnet-lite0, or a file of VGG16's weights.")
+    perceptual: str = setting("none", "How images look: none, efficientnet-lite0, or a file of VGG16's weights.")
     perceptual_weight: float = setting(1.0, "Of that distance.", least=0)
     adversarial_from: int = setting(50_000, "Steps before the discriminator comes in.", least=0)
     adversarial_weight: float = setting(0.5, "Of the adversarial loss, beside its adaptive weight.", least=0)
     discriminator_width: int = setting(64, "Channels of its first layer, a multiple of 8.", least=8)
-    discriminator_layers: int = setting(3, "How often it halves a picture.", least=1)
-    judged: int = setting(2000, "Pictures that reconstructions are judged by.", least=2)
+    discriminator_layers: int = setting(3, "How often it halves an image.", least=1)
+    judged: int = setting(2000, "Images that reconstructions are judged by.", least=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """All that decides a run: where its pictures are, the autoencoder, how it is trained."""
+    """All that decides a run: where its images are, the autoencoder, how it is trained."""
 
     data: str
     model: VAEConfig
@@ -59,7 +59,7 @@ class TokenizerConfig:
         if width % 8:
             raise ConfigError(f"discriminator_width must be a multiple of 8, found {width}")
         if size >> layers < 4:
-            raise ConfigError(f"pictures of {size} pixels are too small for {layers} discriminator_layers")
+            raise ConfigError(f"images of {size} pixels are too small for {layers} discriminator_layers")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> TokenizerConfig:
@@ -79,7 +79,7 @@ class TokenizerConfig:
 
 
 def read_vae(values: Mapping[str, Any], where: str) -> VAEConfig:
-    """The autoencoder that `values` tell, for pictures in colour. Raises `ConfigError`."""
+    """The autoencoder that `values` tell, for images in colour. Raises `ConfigError`."""
     refuse_unknown(values, field_names(VAEConfig), where)
     for name in ("latent_channels", "width", "blocks"):
         if name in values and not _whole(values[name], 1):

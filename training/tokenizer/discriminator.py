@@ -12,14 +12,14 @@ _GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures [B, 3, H, W] of -1..1 -> a score for each patch, [B, 1, h, w]: large for real ones.
+    """Images [B, 3, H, W] of -1..1 -> a score for each patch, [B, 1, h, w]: large for real ones.
 
-    As in VQGAN (arXiv 2012.09841) but for group norms in place of batch norms, so that the score of a picture does
+    As in VQGAN (arXiv 2012.09841) but for group norms in place of batch norms, so that the score of an image does
     not depend on those beside it, nor on how a batch is spread over processes.
     """
 
     def __init__(self, width: int, layers: int) -> None:
-        """`layers` times the picture is halved, the channels doubling from `width` up to eight times as many."""
+        """`layers` times the image is halved, the channels doubling from `width` up to eight times as many."""
         super().__init__()
         widths = [width * min(2**layer, 8) for layer in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]

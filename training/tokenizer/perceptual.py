@@ -1,4 +1,4 @@
-"""How different two pictures look: distances between the maps of a network that was trained to see.
+"""How different two images look: distances between the maps of a network that was trained to see.
 
 As in LPIPS (arXiv 1801.03924) without its learned weights: the maps are brought to unit length at every place, their
 squared differences summed over channels and averaged over places and layers.
@@ -22,11 +22,11 @@ NONE = "none"
 # The convolutions of VGG16 (arXiv 1409.1556), by their place among torchvision's layers; each line ends in a map that
 # LPIPS compares, and in front of each but the first the map is halved.
 _VGG16 = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-_MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's models take pictures
+_MEAN, _SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's models take images
 
 
 class Perceptual(nn.Module):
-    """The distance of pictures [B, 3, H, W] of -1..1 by a network with frozen weights: [B]."""
+    """The distance of images [B, 3, H, W] of -1..1 by a network with frozen weights: [B]."""
 
     def __init__(self, network: EfficientNetLite0 | VGG16) -> None:
         super().__init__()

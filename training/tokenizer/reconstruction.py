@@ -1,4 +1,4 @@
-"""How much of a picture an autoencoder keeps, and what its latents spread over."""
+"""How much of an image an autoencoder keeps, and what its latents spread over."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from training.evaluation.metrics import frechet
 from training.models.autoencoder import AutoencoderKL
 
 _BATCH = 32
-_SHOWN = 8  # pictures of a grid
-_MEASURED = 512  # pictures whose latents give the scale
+_SHOWN = 8  # images of a grid
+_MEASURED = 512  # images whose latents give the scale
 
 
 class Reconstructions:
-    """Pictures of a dataset beside what an autoencoder makes of them, the first ones of a fixed shuffle."""
+    """Images of a dataset beside what an autoencoder makes of them, the first ones of a fixed shuffle."""
 
     def __init__(self, dataset: Dataset, count: int, network: FeatureNetwork | None) -> None:
-        """`count` pictures are judged; `network` is that in whose features, None for none."""
+        """`count` images are judged; `network` is that in whose features, None for none."""
         self._dataset, self._network = dataset, network
         chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
         # What can be read now is taken from then on.
         self._chosen = np.concatenate([indices for _, indices in readable_batches(dataset, chosen, _BATCH)])
-        self._real = None if network is None else look(network, self._labelled(self._pictures())).moments
+        self._real = None if network is None else look(network, self._labelled(self._images())).moments
 
     @torch.inference_mode()
     def judged(self, vae: AutoencoderKL) -> dict[str, float]:
-        """`psnr` in dB, the mean over pictures, and `frechet` where there is a network, by the mean of latents."""
-        made = [to_uint8(vae.decode(vae.encode(_pixels(batch, vae))).cpu().numpy()) for batch in self._pictures()]
+        """`psnr` in dB, the mean over images, and `frechet` where there is a network, by the mean of latents."""
+        made = [to_uint8(vae.decode(vae.encode(_pixels(batch, vae))).cpu().numpy()) for batch in self._images()]
         errors = [
             np.square(one.astype(np.float64) - batch).mean(axis=(1, 2, 3))
-            for one, batch in zip(made, self._pictures(), strict=True)
+            for one, batch in zip(made, self._images(), strict=True)
         ]
-        # An error of a thousandth of a colour stands for none: a picture that is kept wholly has no PSNR.
+        # An error of a thousandth of a colour stands for none: an image that is kept wholly has no PSNR.
         figures = {"psnr": float((10 * np.log10(255**2 / np.concatenate(errors).clip(1e-6))).mean())}
         if self._network is not None and self._real is not None:
             figures["frechet"] = frechet(look(self._network, self._labelled(made)).moments, self._real)
@@ -49,14 +49,14 @@ class Reconstructions:
 
     @torch.inference_mode()
     def save_grid(self, path: pathlib.Path, vae: AutoencoderKL) -> None:
-        """Pictures above what becomes of them, as PNG."""
+        """Images above what becomes of them, as PNG."""
         images = self._dataset.images(self._chosen[:_SHOWN])
         made = to_uint8(vae.decode(vae.encode(_pixels(images, vae))).cpu().numpy())
         captions = ["real"] * len(images) + ["reconstructed"] * len(made)
         with replacing(path) as temporary:
             save_grid(temporary, np.concatenate([images, made]), captions, columns=len(images))
 
-    def _pictures(self) -> Iterator[NDArray[np.uint8]]:
+    def _images(self) -> Iterator[NDArray[np.uint8]]:
         return (self._dataset.images(part) for part in in_parts(self._chosen, _BATCH))
 
     def _labelled(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
@@ -65,7 +65,7 @@ class Reconstructions:
 
 @torch.inference_mode()
 def measured_scale(vae: AutoencoderKL, dataset: Dataset) -> float:
-    """1 / the standard deviation of what latents are drawn from, over pictures of `dataset` (arXiv 2112.10752, D.1)."""
+    """1 / the standard deviation of what latents are drawn from, over images of `dataset` (arXiv 2112.10752, D.1)."""
     chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:_MEASURED]
     squares, values, count = 0.0, 0.0, 0
     for batch, _ in readable_batches(dataset, chosen, _BATCH):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from training.data.loader import MicroBatch, Pictures
+from training.data.loader import ImageBatch, MicroBatch
 from training.distributed import Processes
 from training.loop.optimizer_step import Optimisation
 from training.models.autoencoder import AutoencoderKL
@@ -18,7 +18,7 @@ from training.tokenizer.perceptual import open_perceptual
 
 
 class TokenizerModel(nn.Module):
-    """What is trained together: the autoencoder and the discriminator of its pictures."""
+    """What is trained together: the autoencoder and the discriminator of its images."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class TokenizerModel(nn.Module):
 class TokenizerLearner(Optimisation):
     """An autoencoder in training.
 
-    Both networks take their step at once, the discriminator's by the pictures that the autoencoder made before its own.
+    Both networks take their step at once, the discriminator's by the images that the autoencoder made before its own.
     Before `adversarial_from` the discriminator's gradient is zero, so that both have taken as many steps.
     """
 
@@ -60,7 +60,7 @@ class TokenizerLearner(Optimisation):
         adversarial = step >= self.config.adversarial_from
         losses, examples, told = [], [], dict[str, Tensor]()
         for batch, indices, _ in batches:
-            assert isinstance(batch, Pictures)
+            assert isinstance(batch, ImageBatch)
             loss, parts = self._backward(batch, adversarial)
             losses.append(loss)
             examples.append(indices)
@@ -71,7 +71,7 @@ class TokenizerLearner(Optimisation):
             parameter.grad = self.processes.mean(gradient)
         return torch.stack(losses), examples, {name: self.processes.mean(part).item() for name, part in told.items()}
 
-    def _backward(self, batch: Pictures, adversarial: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    def _backward(self, batch: ImageBatch, adversarial: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradient of a micro-batch to the parameters': its loss [], and what that is made of."""
         config, vae, discriminator = self.config, self.model.vae, self.model.discriminator
         images = batch.images
@@ -80,7 +80,7 @@ class TokenizerLearner(Optimisation):
         reconstruction, mean, log_variance = reconstruction.float(), mean.float(), log_variance.float()
         absolute = (images - reconstruction).abs().mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()  # from N(0, 1)
-        parts = {"l1": absolute, "kl": divergence / len(images)}  # the second of a picture
+        parts = {"l1": absolute, "kl": divergence / len(images)}  # the second of an image
         reconstructed = absolute
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(reconstruction, images).mean()
@@ -97,7 +97,7 @@ class TokenizerLearner(Optimisation):
             (loss / config.accumulate).backward()
         if adversarial:
             with autocast(config.precision, self.processes.device):
-                scores = [discriminator(pictures).float() for pictures in (images, reconstruction.detach())]
+                scores = [discriminator(batch).float() for batch in (images, reconstruction.detach())]
             parts["discriminator"] = hinge(*scores)
             (parts["discriminator"] / config.accumulate).backward()
         return loss.detach(), {name: part.detach() for name, part in parts.items()}

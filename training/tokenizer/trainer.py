@@ -14,7 +14,7 @@ from typing import Any
 from runtime.errors import BackendError, CheckpointError, ConfigError, DataError
 from training.checkpoints import checkpoint
 from training.data.datasets import Dataset, coloured, open_dataset
-from training.data.loader import MicroBatch, PictureBatches, micro_batches
+from training.data.loader import ImageBatches, MicroBatch, micro_batches
 from training.data.source import Pixels
 from training.distributed import Processes
 from training.evaluation.feature_networks import EfficientNet
@@ -30,7 +30,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
     """One run: `start` or `resume`, then `train`."""
 
     command = "mar train-tokenizer"
-    use = "encode pictures with mar cache-latents --data DATA --tokenizer {run}/tokenizer.safetensors --out LATENTS"
+    use = "encode images with mar cache-latents --data DATA --tokenizer {run}/tokenizer.safetensors --out LATENTS"
 
     def __init__(self, run: pathlib.Path, config: TokenizerConfig, processes: Processes) -> None:
         self.config = config
@@ -73,14 +73,14 @@ class TokenizerTrainer(Run[TokenizerLearner]):
     def _batches(self) -> Iterator[MicroBatch]:
         me, vae, training = self.processes, self.config.model, self.config.training
         form = (vae.latent_channels, training.image_size // vae.stride)
-        return micro_batches(PictureBatches(self.source, form, training, me.rank, me.count), self.step, me.device)
+        return micro_batches(ImageBatches(self.source, form, training, me.rank, me.count), self.step, me.device)
 
     def _save(self, reporter: Reporter | None) -> None:
         super()._save(reporter)
         vae = self.learner.averaged_model()
         if reporter:
             vae.latent_scale = measured_scale(vae, self._dataset)
-            self._tell_bad_pictures(reporter, self._dataset)
+            self._tell_bad_images(reporter, self._dataset)
             checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
 
     def _draw_samples(self, reporter: Reporter | None) -> None:
@@ -88,17 +88,17 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         if not reporter:
             return
         self._reconstructions = self._reconstructions or self._opened(reporter)
-        picture = self.run / "samples" / f"step-{self.step:06d}.png"
-        self._reconstructions.save_grid(picture, vae)
-        reporter.samples(self.step, picture)
+        image = self.run / "samples" / f"step-{self.step:06d}.png"
+        self._reconstructions.save_grid(image, vae)
+        reporter.samples(self.step, image)
         figures = self._reconstructions.judged(vae)
         told = f"PSNR {figures['psnr']:.2f} dB"
         if "frechet" in figures:
             told += f", Fréchet distance {figures['frechet']:.3f} in features of EfficientNet-Lite0"
-        reporter.event(self.step, f"{told}, by {self.config.training.judged} pictures", judged=figures)
+        reporter.event(self.step, f"{told}, by {self.config.training.judged} images", judged=figures)
 
     def _opened(self, reporter: Reporter) -> Reconstructions:
-        """Pictures that are not trained on, where there are such, and the network to judge them by, where it is."""
+        """Images that are not trained on, where there are such, and the network to judge them by, where it is."""
         training, network, dataset = self.config.training, None, self._dataset
         with contextlib.suppress(DataError):
             dataset = coloured(open_dataset(pathlib.Path(self.config.data), training.image_size, "test"))
@@ -107,11 +107,11 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         except BackendError as error:
             reporter.event(self.step, f"no Fréchet distance of reconstructions: {error}")
         found = Reconstructions(dataset, min(training.judged, len(dataset.labels)), network)
-        self._tell_bad_pictures(reporter, dataset)
+        self._tell_bad_images(reporter, dataset)
         return found
 
-    def _tell_bad_pictures(self, reporter: Reporter, dataset: Dataset) -> None:
-        """Of pictures that are looked at beside the steps, which tell of theirs."""
+    def _tell_bad_images(self, reporter: Reporter, dataset: Dataset) -> None:
+        """Of images that are looked at beside the steps, which tell of theirs."""
         for complaint in dataset.complaints:
             reporter.bad_data(self.step, complaint)
 

@@ -130,7 +130,7 @@ def test_all_but_the_layers_that_are_kept_are_in_low_precision(low: dict[str, pa
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_pictures_are_nearly_those_of_float32_and_the_manifest_says_how_nearly(
+def test_images_are_nearly_those_of_float32_and_the_manifest_says_how_nearly(
     golden_artifacts: dict[str, pathlib.Path], low: dict[str, pathlib.Path], precision: str
 ) -> None:
     with (
@@ -142,7 +142,7 @@ def test_pictures_are_nearly_those_of_float32_and_the_manifest_says_how_nearly(
     assert 1e-4 < distance < 0.2
     manifest = Artifact(low[precision]).manifest
     assert manifest.precision == precision
-    assert manifest.provenance["calibration_pictures"] == 10
+    assert manifest.provenance["calibration_images"] == 10
     told = manifest.parity["generation"]
     assert told["relative_l2"] == pytest.approx(distance, rel=1.0)
     assert told["relative_l2"] <= told["tolerance"]
@@ -158,7 +158,7 @@ def test_inspect_says_of_what_a_distance_is_and_names_a_tolerance_only_where_one
     def inspected() -> str:
         return CliRunner().invoke(inspect, str(path.parent), catch_exceptions=False).output
 
-    asked = quantization(engines=engines, target_sqnr=10, pictures=2)
+    asked = quantization(engines=engines, target_sqnr=10, images=2)
     quantize(Artifact(golden_artifacts["small"]), statistics, tmp_path / "out", asked, lambda _: None)
     path = tmp_path / "out" / MANIFEST
     told = inspected()
@@ -209,7 +209,7 @@ def test_a_target_that_is_missed_leaves_nothing(
 ) -> None:
     small = Artifact(golden_artifacts["small"])
     with pytest.raises(CalibrationError, match=r"the latents keep \d+\.\d dB, where --target-sqnr asks for 150\.0"):
-        quantize(small, statistics, tmp_path / "out", quantization(target_sqnr=150, pictures=2), lambda _: None)
+        quantize(small, statistics, tmp_path / "out", quantization(target_sqnr=150, images=2), lambda _: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -286,7 +286,7 @@ def test_smoothing_changes_no_numbers_where_nothing_is_rounded(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Norms, weights and the modulation of another engine, all divided and multiplied, draw the same pictures."""
+    """Norms, weights and the modulation of another engine, all divided and multiplied, draw the same images."""
     small = Artifact(golden_artifacts["small"])
     form = QuantizedProducts(small, ENGINES, "int8", statistics)
     smoothed = [layer for layer, scale in form.scales.items() if scale.smoothing is not None]
@@ -331,7 +331,7 @@ def test_the_most_sensitive_layers_stay_in_float32_until_the_target_is_met(
 ) -> None:
     small = Artifact(golden_artifacts["small"])
     told: list[str] = []
-    asked = quantization(engines=[CONDITIONING, DENOISE], pictures=2, rank=True)
+    asked = quantization(engines=[CONDITIONING, DENOISE], images=2, rank=True)
     everything = quantize(small, statistics, tmp_path / "all", asked, told.append)
     distances = [each.relative_l2 for each in everything.ranking]
     assert distances == sorted(distances, reverse=True)
@@ -343,7 +343,7 @@ def test_the_most_sensitive_layers_stay_in_float32_until_the_target_is_met(
     }
     reached = everything.manifest.parity["generation"]["sqnr_db"]
     target = reached + 3
-    asked = quantization(engines=[CONDITIONING, DENOISE], pictures=2, target_sqnr=target)
+    asked = quantization(engines=[CONDITIONING, DENOISE], images=2, target_sqnr=target)
     better = quantize(small, statistics, tmp_path / "better", asked, told.append)
     kept = better.manifest.provenance["kept_in_float32"].split(", ")
     assert kept[0] in {each.layer for each in everything.ranking}
@@ -358,7 +358,7 @@ def test_the_most_sensitive_layers_stay_in_float32_until_the_target_is_met(
 def test_a_share_of_the_layers_can_be_kept(
     golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
 ) -> None:
-    asked = quantization(engines=[DENOISE], pictures=1, keep_share=0.3)
+    asked = quantization(engines=[DENOISE], images=1, keep_share=0.3)
     small = Artifact(golden_artifacts["small"])
     made = quantize(small, statistics, tmp_path / "out", asked, lambda _: None)
     count = -(-len(made.ranking) * 3 // 10)
@@ -370,7 +370,7 @@ def test_a_share_of_the_layers_can_be_kept(
 def test_the_drift_is_the_distance_of_the_tokens_of_each_iteration(
     golden_artifacts: dict[str, pathlib.Path], statistics: Statistics, tmp_path: pathlib.Path
 ) -> None:
-    """A token never changes once it is there, so the squares of all iterations are those of the picture."""
+    """A token never changes once it is there, so the squares of all iterations are those of the image."""
     small = Artifact(golden_artifacts["small"])
     form = QuantizedProducts(small, [BACKBONE], "int8", statistics)
     with judging(small, vars(SAMPLING), 3, 1) as judge:
@@ -417,15 +417,15 @@ def test_layers_whose_width_no_block_divides_stay_as_they_are() -> None:
     assert [block_size(channels) for channels in (768, 160, 224, 48, 20)] == [128, 32, 32, 16, None]
 
 
-def test_ranges_are_drawn_to_a_picture(statistics: Statistics, tmp_path: pathlib.Path) -> None:
+def test_ranges_are_drawn_to_a_image(statistics: Statistics, tmp_path: pathlib.Path) -> None:
     from PIL import Image
 
     from calibration.quantization.report import save_report
 
     save_report(statistics, tmp_path / "report.png")
-    with Image.open(tmp_path / "report.png") as picture:
-        assert min(picture.size) > 400
-        assert len(picture.convert("RGB").getcolors(2**24) or []) > 50
+    with Image.open(tmp_path / "report.png") as image:
+        assert min(image.size) > 400
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 50
 
 
 def test_the_command_ranks_draws_and_refuses_in_one_line(

@@ -1,4 +1,4 @@
-"""What is counted while pictures are drawn, and kept in a file."""
+"""What is counted while images are drawn, and kept in a file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_nothing_known_yet_is_no_activation() -> None:
 
 
 def test_every_layer_is_watched_in_every_iteration_and_the_heads_at_every_step(statistics: Statistics) -> None:
-    assert statistics.pictures == 10
+    assert statistics.images == 10
     assert len(statistics.timesteps) == SAMPLING.diffusion_steps
     for name, layer in statistics.layers.items():
         waiting = name == "backbone/model.z_proj"  # at first there are no tokens
@@ -87,7 +87,7 @@ def test_a_file_gives_back_what_was_saved(statistics: Statistics, tmp_path: path
         assert (other.width, other.seen) == (layer.width, layer.seen)
         for part in PARTS:
             assert getattr(other, part).tobytes() == getattr(layer, part).tobytes()
-    for field in ("artifact", "sampling", "timesteps", "pictures"):
+    for field in ("artifact", "sampling", "timesteps", "images"):
         assert getattr(again, field) == getattr(statistics, field)
 
 
@@ -98,8 +98,8 @@ def test_collecting_goes_on_where_it_was(
     file.write_bytes(statistics_file.read_bytes())
     told: list[int] = []
     found = collect(Artifact(golden_artifacts["small"]), 12, file, SAMPLING, 1, told.append)
-    assert (found.pictures, sum(told)) == (12, 2)
-    assert Statistics.load(file).pictures == 12
+    assert (found.images, sum(told)) == (12, 2)
+    assert Statistics.load(file).images == 12
 
 
 def test_statistics_of_another_plan_or_artifact_are_not_gone_on_with(

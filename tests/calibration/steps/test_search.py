@@ -1,4 +1,4 @@
-"""Which steps are found: errors and gains against pictures drawn whole, budgets, and what is written and refused."""
+"""Which steps are found: errors and gains against images drawn whole, budgets, and what is written and refused."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.cli import optimize_steps as steps_cli
-from calibration.steps.errors import STEPS, Laboratory, batches, falling
-from calibration.steps.evaluate import PICTURES, judged, judgements
+from calibration.steps.errors import STEPS, ErrorModel, batches, falling
+from calibration.steps.evaluate import IMAGES, judged, judgements
 from calibration.steps.search import StepCosts, find_steps
 from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, Solver, deterministic, solvers
 from calibration.steps.times import StepTimes, measured_times
-from calibration.steps.trajectories import Artist, Pictures
+from calibration.steps.trajectories import TrajectoryInputs, TrajectorySampler
 from runtime.artifact.manifest import MANIFEST, Artifact
 from runtime.cli.main import _Told, mar
 from runtime.errors import CalibrationError, MarError, RequestError
@@ -38,7 +38,7 @@ from runtime.sampling.samplers import SAMPLERS
 from tests.helpers.distance import relative_l2
 
 SCHEDULE = Sampling(iterations=3, cfg_scale=2.0)
-PICTURES_SEEN = 10  # more than are drawn together
+IMAGES_SEEN = 10  # more than are drawn together
 
 
 @contextlib.contextmanager
@@ -63,8 +63,8 @@ def generator(golden_artifacts: dict[str, pathlib.Path]) -> Iterator[Generator]:
 
 
 @pytest.fixture(scope="module")
-def laboratory(generator: Generator) -> Laboratory:
-    return Laboratory.prepared(generator, SCHEDULE, PICTURES_SEEN, lambda done: None)
+def laboratory(generator: Generator) -> ErrorModel:
+    return ErrorModel.prepared(generator, SCHEDULE, IMAGES_SEEN, lambda done: None)
 
 
 # What chains are run with.
@@ -97,65 +97,65 @@ def test_a_solver_replaces_the_chain_of_a_schedule_and_nothing_else() -> None:
     assert found == dataclasses.replace(other, eta=0.0, **expected)
 
 
-# What pictures are drawn from, and the reference.
+# What images are drawn from, and the reference.
 
 
-def test_pictures_are_those_that_the_generator_draws(generator: Generator, laboratory: Laboratory) -> None:
+def test_images_are_those_that_the_generator_draws(generator: Generator, laboratory: ErrorModel) -> None:
     """The same seeds, orders and noises, batch by batch."""
     config, drawn = generator.manifest.model, []
-    for numbers in batches(PICTURES_SEEN):
-        pictures = Pictures.seeded(5, numbers, config, "random")
-        tokens = laboratory.artist.draw(laboratory.plan(Solver("ddim"), (4, 7, 3)), pictures)
+    for numbers in batches(IMAGES_SEEN):
+        images = TrajectoryInputs.seeded(5, numbers, config, "random")
+        tokens = laboratory.artist.draw(laboratory.plan(Solver("ddim"), (4, 7, 3)), images)
         by_place = np.empty_like(tokens.swapaxes(0, 1))  # [B, L, D]
-        np.put_along_axis(by_place, pictures.order.T[..., None], tokens.swapaxes(0, 1), axis=1)
+        np.put_along_axis(by_place, images.order.T[..., None], tokens.swapaxes(0, 1), axis=1)
         drawn.append(by_place)
     settings = vars(SCHEDULE) | {"sampler": "ddim", "diffusion_steps": (4, 7, 3)}
-    labels = [number % config.class_num for number in range(PICTURES_SEEN)]
+    labels = [number % config.class_num for number in range(IMAGES_SEEN)]
     expected = generator.generate(labels, seed=5, **settings).latents  # [B, D, 4, 4], one token a place
-    found = np.concatenate(drawn).reshape(PICTURES_SEEN, 4, 4, -1).transpose(0, 3, 1, 2)
+    found = np.concatenate(drawn).reshape(IMAGES_SEEN, 4, 4, -1).transpose(0, 3, 1, 2)
     assert relative_l2(found, expected) < 1e-5
 
 
-def test_the_reference_is_a_thousand_steps_and_notes_what_the_head_was_told(laboratory: Laboratory) -> None:
+def test_the_reference_is_a_thousand_steps_and_notes_what_the_head_was_told(laboratory: ErrorModel) -> None:
     plan = laboratory.plan(REFERENCE, REFERENCE_STEPS)
     for trajectory in laboratory.trajectories:
-        assert relative_l2(laboratory.artist.draw(plan, trajectory.pictures), trajectory.tokens) < 1e-6
+        assert relative_l2(laboratory.artist.draw(plan, trajectory.images), trajectory.tokens) < 1e-6
         for iteration, z in zip(plan.iterations, trajectory.vectors, strict=True):
-            found = laboratory.artist.predict(iteration, trajectory.pictures, z)
+            found = laboratory.artist.predict(iteration, trajectory.images, z)
             right = trajectory.tokens[iteration.known : iteration.known + iteration.count]
             assert relative_l2(found, right) < 1e-4
-    assert laboratory.picture_error(REFERENCE, REFERENCE_STEPS) < 1e-5
+    assert laboratory.image_error(REFERENCE, REFERENCE_STEPS) < 1e-5
 
 
 # Errors and gains.
 
 
-def test_errors_of_chains_are_those_of_the_tokens_and_shrink(laboratory: Laboratory) -> None:
+def test_errors_of_chains_are_those_of_the_tokens_and_shrink(laboratory: ErrorModel) -> None:
     solver = REFERENCE
     errors = laboratory.chain_errors(solver, lambda done: None)
     assert errors.shape == (3, len(STEPS))
     assert (errors[:, STEPS.index(8)] > 4 * errors[:, STEPS.index(50)]).all()
-    # By hand, for one entry: all but the last iteration as the reference has it, so the picture errs by that alone.
+    # By hand, for one entry: all but the last iteration as the reference has it, so the image errs by that alone.
     plan = laboratory.plan(solver, 5)
     decibels = []
     for trajectory in laboratory.trajectories:
         known = trajectory.tokens[: plan.iterations[-1].known]
-        missed = laboratory.artist.go_on(plan, 2, trajectory.pictures, known) - trajectory.tokens
-        for picture in range(missed.shape[1]):
-            error = np.linalg.norm(missed[:, picture]) / np.linalg.norm(trajectory.tokens[:, picture])
+        missed = laboratory.artist.go_on(plan, 2, trajectory.images, known) - trajectory.tokens
+        for image in range(missed.shape[1]):
+            error = np.linalg.norm(missed[:, image]) / np.linalg.norm(trajectory.tokens[:, image])
             decibels.append(20 * np.log10(error))
-    assert len(decibels) == PICTURES_SEEN
+    assert len(decibels) == IMAGES_SEEN
     assert 10 * np.log10(errors[-1, STEPS.index(5)]) == pytest.approx(np.mean(decibels), abs=0.01)
 
 
-def test_gains_fall_to_one_at_the_last_iteration(laboratory: Laboratory) -> None:
+def test_gains_fall_to_one_at_the_last_iteration(laboratory: ErrorModel) -> None:
     gains = laboratory.gains(lambda steps: Solver("dpm++2m", 980), lambda done: None)
     assert gains[-1] == pytest.approx(1)  # nothing comes after it
     assert (np.diff(gains) <= 0).all()
     assert gains[0] > 1.01
 
 
-def test_predicted_errors_tell_which_of_two_plans_is_better(laboratory: Laboratory) -> None:
+def test_predicted_errors_tell_which_of_two_plans_is_better(laboratory: ErrorModel) -> None:
     """Long chains first against long chains last, drawn whole."""
     solver = Solver("dpm++2m", 980)
     errors = laboratory.chain_errors(solver, lambda done: None)
@@ -163,7 +163,7 @@ def test_predicted_errors_tell_which_of_two_plans_is_better(laboratory: Laborato
     costs = StepCosts({solver: errors}, gains, StepTimes(0.0, np.ones(3)))
     plans = list(itertools.permutations((4, 8, 32)))
     predicted = [sum(costs.predicted(solver)[k, STEPS.index(n)] for k, n in enumerate(steps)) for steps in plans]
-    measured = [laboratory.picture_error(solver, steps) ** 2 for steps in plans]
+    measured = [laboratory.image_error(solver, steps) ** 2 for steps in plans]
     assert np.argmin(measured) == np.argmin(predicted)
     assert np.corrcoef(np.log(predicted), np.log(measured))[0, 1] > 0.8
 
@@ -194,15 +194,15 @@ def overflowing(generator: Generator) -> Generator:
 
 def test_a_reference_that_is_not_finite_is_refused(overflowing: Generator) -> None:
     with pytest.raises(CalibrationError, match=r"1,000 steps of dpm\+\+2m end in values that are not finite"):
-        Laboratory.prepared(overflowing, SCHEDULE, 1, lambda done: None)
+        ErrorModel.prepared(overflowing, SCHEDULE, 1, lambda done: None)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_a_chain_that_is_not_finite_is_never_chosen(laboratory: Laboratory, overflowing: Generator) -> None:
-    broken = dataclasses.replace(laboratory, artist=Artist(overflowing.engines, overflowing.manifest.model))
+def test_a_chain_that_is_not_finite_is_never_chosen(laboratory: ErrorModel, overflowing: Generator) -> None:
+    broken = dataclasses.replace(laboratory, artist=TrajectorySampler(overflowing.engines, overflowing.manifest.model))
     for solver, finite in ((REFERENCE, False), (Solver("ddim"), True)):
         assert (np.isfinite(broken.chain_errors(solver, lambda done: None)) == finite).all()
-        assert np.isfinite(broken.picture_error(solver, 8)) == finite
+        assert np.isfinite(broken.image_error(solver, 8)) == finite
 
 
 # Budgets.
@@ -221,9 +221,9 @@ def test_a_time_is_what_is_fixed_and_the_steps(generator: Generator) -> None:
 
 
 @pytest.fixture(scope="module")
-def few(generator: Generator) -> Laboratory:
-    """Of the pictures that plans are found by here."""
-    return Laboratory.prepared(generator, SCHEDULE, 4, lambda done: None)
+def few(generator: Generator) -> ErrorModel:
+    """Of the images that plans are found by here."""
+    return ErrorModel.prepared(generator, SCHEDULE, 4, lambda done: None)
 
 
 @pytest.fixture
@@ -235,26 +235,26 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> StepTimes:
 
 
 def test_a_budget_is_kept_and_the_plan_is_no_worse_than_uniform_steps(
-    generator: Generator, few: Laboratory, steady: StepTimes
+    generator: Generator, few: ErrorModel, steady: StepTimes
 ) -> None:
     found, times = find_steps(generator, SCHEDULE, 4, 0.0601, None, no_bar)
     assert times is steady
     assert times.seconds(found.steps) <= 0.0601
-    assert found.error == pytest.approx(few.picture_error(found.solver, found.steps), rel=1e-3)
+    assert found.error == pytest.approx(few.image_error(found.solver, found.steps), rel=1e-3)
     for solver in solvers():
-        assert found.error <= few.picture_error(solver, 10) * 1.001  # which takes just as long
+        assert found.error <= few.image_error(solver, 10) * 1.001  # which takes just as long
     more, _ = find_steps(generator, SCHEDULE, 4, 0.1101, None, no_bar)
     assert more.error < found.error
     assert sum(more.steps) > sum(found.steps)
 
 
 def test_an_allowed_error_is_kept_in_less_time_than_it_needs_uniformly(
-    generator: Generator, few: Laboratory, steady: StepTimes
+    generator: Generator, few: ErrorModel, steady: StepTimes
 ) -> None:
-    allowed = few.picture_error(Solver("ddim"), 20)
+    allowed = few.image_error(Solver("ddim"), 20)
     found, times = find_steps(generator, SCHEDULE, 4, None, allowed, no_bar)
     assert found.error <= allowed
-    assert few.picture_error(found.solver, found.steps) <= allowed * 1.001
+    assert few.image_error(found.solver, found.steps) <= allowed * 1.001
     assert times.seconds(found.steps) < times.seconds([20] * 3)
 
 
@@ -269,10 +269,10 @@ def test_what_cannot_be_kept_is_refused(generator: Generator, steady: StepTimes)
         find_steps(generator, SCHEDULE, 2, None, 1e-6, no_bar)
 
 
-# Judging on other pictures.
+# Judging on other images.
 
 
-def test_ways_are_judged_by_pictures_of_their_own_iterations(generator: Generator) -> None:
+def test_ways_are_judged_by_images_of_their_own_iterations(generator: Generator) -> None:
     ways = {
         "few": Solver("ddim").sampling(SCHEDULE, 4),
         "many": Solver("dpm++2m").sampling(SCHEDULE, 300),
@@ -286,7 +286,7 @@ def test_ways_are_judged_by_pictures_of_their_own_iterations(generator: Generato
         told += done
 
     few, many, other, noisy = judged(generator, ways, advance)
-    assert told == judgements(ways, 16) == PICTURES * (4 + 2)
+    assert told == judgements(ways, 16) == IMAGES * (4 + 2)
     assert few.head_evaluations == 12
     assert few.relative_l2 is not None
     assert many.relative_l2 is not None
@@ -320,14 +320,14 @@ def refused(result: Result) -> str:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short references of few pictures: what they are is tested above."""
+    """Short references of few images: what they are is tested above."""
     for module in ("step_errors", "step_judgement"):
         monkeypatch.setattr(f"calibration.{module}.REFERENCE_STEPS", 60)
     for module in ("step_judgement", "steps_cli"):
-        monkeypatch.setattr(f"calibration.{module}.PICTURES", 1)
+        monkeypatch.setattr(f"calibration.{module}.IMAGES", 1)
 
 
-LINE = ("--steps", "--budget-ms", 10_000, "--pictures", 2, "--iterations", 2, "--cfg-scale", 2, "--threads", 1)
+LINE = ("--steps", "--budget-ms", 10_000, "--images", 2, "--iterations", 2, "--cfg-scale", 2, "--threads", 1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -370,7 +370,7 @@ def test_the_command_writes_a_preset_that_every_command_knows(artifact: pathlib.
         ("--steps --budget-ms nan", "found nan"),
         ("--steps --allowed-error -0.1", "--allowed-error must be a number in 1e-06..1, found -0.1"),
         ("--steps --allowed-error inf", "found inf"),
-        ("--steps --budget-ms 5 --pictures 0", "--pictures must be a whole number in 1..10000, found 0"),
+        ("--steps --budget-ms 5 --images 0", "--images must be a whole number in 1..10000, found 0"),
         ("--steps --budget-ms 5 --name turbo", "found 'turbo'; choose another"),
         ("--steps --budget-ms 5 --name a/b", "found 'a/b'"),
         ("--steps --budget-ms 5 --preset nope", "preset must be one of exact, balanced, fast, turbo, found 'nope'"),
@@ -414,6 +414,6 @@ def test_engines_that_were_built_meanwhile_are_kept(artifact: pathlib.Path, monk
 @pytest.mark.usefixtures("quick")
 def test_an_error_that_is_never_reached_leaves_the_artifact_as_it_was(artifact: pathlib.Path) -> None:
     before = (artifact / MANIFEST).read_bytes()
-    line = ("--steps", "--allowed-error", 1e-6, "--pictures", 2, "--iterations", 2, "--threads", 1)
+    line = ("--steps", "--allowed-error", 1e-6, "--images", 2, "--iterations", 2, "--threads", 1)
     assert "no plan keeps the error within 1e-06: the best has " in refused(command(artifact, *line))
     assert (artifact / MANIFEST).read_bytes() == before

@@ -1,4 +1,4 @@
-"""The published sizes themselves, from a published checkpoint to pictures, with weights by formula.
+"""The published sizes themselves, from a published checkpoint to images, with weights by formula.
 
 MAR-B is compared with what the published code drew (tests/golden/full). MAR-L and MAR-H take minutes and
 gigabytes each: `make test-slow`.
@@ -68,7 +68,7 @@ def test_a_truncated_published_checkpoint_of_full_size_is_told(published: pathli
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mar_large", "mar_huge"])
-def test_larger_models_go_from_a_published_checkpoint_to_a_picture(name: str, tmp_path: pathlib.Path) -> None:
+def test_larger_models_go_from_a_published_checkpoint_to_a_image(name: str, tmp_path: pathlib.Path) -> None:
     write_published_mar(tmp_path / "checkpoint-last.pth", name)
     write_published_vae(tmp_path / "kl16.ckpt")
     artifact = _exported(

@@ -1,4 +1,4 @@
-"""An artifact with a KL tokenizer, from its export to pictures, latents and edits."""
+"""An artifact with a KL tokenizer, from its export to images, latents and edits."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def copied(kl_artifact: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copytree(kl_artifact, tmp_path / "copied"))
 
 
-def pictures(count: int) -> NDArray[np.uint8]:
-    """Any pictures, of soft colours: [count, 64, 64, 3]."""
+def random_images(count: int) -> NDArray[np.uint8]:
+    """Any images, of soft colours: [count, 64, 64, 3]."""
     coarse = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     return coarse.repeat(8, axis=1).repeat(8, axis=2)
 
@@ -152,10 +152,10 @@ def test_a_manifest_whose_tokenizer_is_not_whole_is_refused(
     assert told in str(refusal.value)
 
 
-# Pictures.
+# Images.
 
 
-def test_pictures_are_the_latents_as_the_autoencoder_decodes_them(generator: Generator, vae: AutoencoderKL) -> None:
+def test_images_are_the_latents_as_the_autoencoder_decodes_them(generator: Generator, vae: AutoencoderKL) -> None:
     result = generator.generate(LABELS, **FAST)
     assert result.images is not None
     assert result.images.shape == (5, 64, 64, 3)
@@ -187,7 +187,7 @@ def counted(engine: Engine | None, rows: list[int]) -> Engine:
 @pytest.mark.parametrize(
     ("together", "rows"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (5, [5]), (4096, [5]), (None, [1] * 5)]
 )
-def test_pictures_decoded_in_slices_are_the_same(generator: Generator, together: int | None, rows: list[int]) -> None:
+def test_images_decoded_in_slices_are_the_same(generator: Generator, together: int | None, rows: list[int]) -> None:
     calls: list[int] = []
     engines = dataclasses.replace(generator.engines, decoder=counted(generator.engines.decoder, calls))
     counting = Generator(generator.manifest, engines, generator.description)
@@ -198,7 +198,7 @@ def test_pictures_decoded_in_slices_are_the_same(generator: Generator, together:
     assert len({image.tobytes() for image in found}) == 5
 
 
-def test_a_decoder_that_overflows_is_an_error_and_no_picture(generator: Generator) -> None:
+def test_a_decoder_that_overflows_is_an_error_and_no_image(generator: Generator) -> None:
     decoder = generator.engines.decoder
     assert decoder is not None
 
@@ -232,8 +232,8 @@ def drawn_latents() -> NDArray[np.bool_]:
     return drawn
 
 
-def test_a_picture_is_encoded_and_all_that_is_known_of_it_is_kept(generator: Generator, vae: AutoencoderKL) -> None:
-    known, calls = pictures(2), list[int]()
+def test_a_image_is_encoded_and_all_that_is_known_of_it_is_kept(generator: Generator, vae: AutoencoderKL) -> None:
+    known, calls = random_images(2), list[int]()
     engines = dataclasses.replace(generator.engines, encoder=counted(generator.engines.encoder, calls))
     counting = Generator(generator.manifest, engines, generator.description)
     result = counting.generate([1, 2], known=known, mask=hole(), **FAST)
@@ -250,8 +250,8 @@ def test_a_picture_is_encoded_and_all_that_is_known_of_it_is_kept(generator: Gen
     assert (result.images[:, hole()] != known[:, hole()]).mean() > 0.5
 
 
-def test_without_pasting_the_whole_picture_is_decoded(generator: Generator) -> None:
-    request: dict[str, Any] = {"known": pictures(1)[0], "mask": hole()}
+def test_without_pasting_the_whole_image_is_decoded(generator: Generator) -> None:
+    request: dict[str, Any] = {"known": random_images(1)[0], "mask": hole()}
     pasted, whole = (images_of(generator, [1], paste=paste, **request) for paste in (True, False))
     assert pasted[:, hole()].tobytes() == whole[:, hole()].tobytes()
     assert (whole[:, ~hole()] != request["known"][~hole()]).mean() > 0.5
@@ -259,7 +259,7 @@ def test_without_pasting_the_whole_picture_is_decoded(generator: Generator) -> N
 
 def test_encoded_latents_may_be_given_themselves(generator: Generator) -> None:
     """Then there are no pixels to put back."""
-    known = pictures(1)
+    known = random_images(1)
     assert generator.engines.encoder is not None
     (latents,) = generator.engines.encoder(image=from_uint8(known))
     found = generator.generate([1], known=latents, mask=hole(), **FAST)
@@ -277,9 +277,9 @@ def test_where_the_encoder_is_missing_that_is_told_and_latents_still_do(
     latents = np.random.default_rng(0).standard_normal((4, 8, 8), np.float32)
     with Generator.load(without_encoder, threads=1) as plain:
         with pytest.raises(RequestError) as refusal:
-            plain.generate([1], known=pictures(1), mask=hole(), **FAST, progress=lambda done, of: ran.append(done))
+            plain.generate([1], known=random_images(1), mask=hole(), **FAST, progress=lambda done, of: ran.append(done))
         assert str(refusal.value) == (
-            "this artifact cannot read pictures; export it with --encoder, or give known as latents"
+            "this artifact cannot read images; export it with --encoder, or give known as latents"
         )
         assert ran == []
         found = plain.generate([1], known=latents, mask=hole(), **FAST)
@@ -307,7 +307,7 @@ def test_inspect_shows_the_engines_of_the_tokenizer(
     assert "encoder.onnx" not in out
 
 
-def test_generate_decodes_as_many_pictures_together_as_it_is_asked_to(
+def test_generate_decodes_as_many_images_together_as_it_is_asked_to(
     mar: Mar,
     kl_artifact: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -335,20 +335,20 @@ def test_generate_decodes_as_many_pictures_together_as_it_is_asked_to(
     assert nearly(*sheets)
 
 
-def test_edit_takes_and_makes_pictures_in_colour(
+def test_edit_takes_and_makes_images_in_colour(
     mar: Mar,
     kl_artifact: pathlib.Path,
     without_encoder: pathlib.Path,
     generator: Generator,
     tmp_path: pathlib.Path,
 ) -> None:
-    known = pictures(1)[0]
+    known = random_images(1)[0]
     Image.fromarray(known).save(tmp_path / "known.png")
     Image.fromarray(hole()).save(tmp_path / "mask.png")
     line = f"--image {tmp_path}/known.png --mask {tmp_path}/mask.png --class 2 {QUICK} --out {tmp_path}/edited.png"
     code, _, err = mar(f"edit {without_encoder} {line}")
     assert code == 2
-    assert err.startswith("mar: this artifact cannot read pictures; export it with --encoder")
+    assert err.startswith("mar: this artifact cannot read images; export it with --encoder")
     assert not (tmp_path / "edited.png").exists()
     code, out, err = mar(f"edit {kl_artifact} {line}")
     assert (code, err) == (0, "")

@@ -1,4 +1,4 @@
-"""How an export's distance from eager PyTorch is told: of each engine, of a whole picture, and over its iterations."""
+"""How an export's distance from eager PyTorch is told: of each engine, of a whole image, and over its iterations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def exact(manifest: Manifest, small_checkpoint: Checkpoint) -> Engines:
 
 
 def wrong_in(engines: Engines, first: int, last: int, error: float) -> Engines:
-    """Engines whose picture is wrong by a share of `error` in iterations first..last, counted from 0."""
+    """Engines whose image is wrong by a share of `error` in iterations first..last, counted from 0."""
     iteration = -1
 
     def backbone(**inputs: Any) -> tuple[NDArray[Any], ...]:
@@ -66,7 +66,7 @@ def judged(manifest: Manifest, engines: Engines, trajectory: Trajectory) -> dict
     return generation_parity(Generator(manifest, engines, "test"), trajectory, "bf16")
 
 
-def test_an_exact_picture_has_no_drift(manifest: Manifest, exact: Engines, trajectory: Trajectory) -> None:
+def test_an_exact_image_has_no_drift(manifest: Manifest, exact: Engines, trajectory: Trajectory) -> None:
     told = judged(manifest, exact, trajectory)
     assert [entry["iteration"] for entry in told["drift"]] == [8, 16]
     for entry in (told, *told["drift"]):
@@ -95,7 +95,7 @@ def test_an_error_of_early_iterations_shows_in_all_entries(
 def test_drift_is_that_of_the_tokens_of_its_iterations(
     manifest: Manifest, exact: Engines, trajectory: Trajectory
 ) -> None:
-    """The last iteration alone: one token of the eight of its entry, and of the sixteen of the picture."""
+    """The last iteration alone: one token of the eight of its entry, and of the sixteen of the image."""
     told = judged(manifest, wrong_in(exact, 15, 15, 0.01), trajectory)
     late = told["drift"][1]["relative_l2"]
     tokens = trajectory.latents.reshape(1, 8, 16)[:, :, trajectory.order[0]]  # [1, D, L] in generation order
@@ -104,7 +104,7 @@ def test_drift_is_that_of_the_tokens_of_its_iterations(
     assert told["relative_l2"] == pytest.approx(late * share, rel=1e-3)
 
 
-def test_a_picture_that_is_too_far_off_is_refused(
+def test_a_image_that_is_too_far_off_is_refused(
     manifest: Manifest, exact: Engines, trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = wrong_in(exact, 0, 15, 0.01)

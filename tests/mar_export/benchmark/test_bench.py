@@ -1,4 +1,4 @@
-"""The benchmark: who is timed when, what is reported, and that all contestants draw the same picture."""
+"""The benchmark: who is timed when, what is reported, and that all contestants draw the same image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mar_export.benchmark import naive_graphs as plain_graphs
 from mar_export.benchmark import naive_onnx as plain
 from mar_export.benchmark import runners as contestants
 from mar_export.benchmark.chart import save_chart
-from mar_export.benchmark.runners import CONTESTANTS, Contestant, Entry
+from mar_export.benchmark.runners import CONTESTANTS, Entry, Runner
 from mar_export.cli import bench as bench_cli
 from runtime.artifact.manifest import MANIFEST, Artifact
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
@@ -125,7 +125,7 @@ class FakeContestant:
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeContestant]:
     """Contestants, machine and start-up without any process."""
     of_test = type("FakeContestant", (FakeContestant,), {"made": [], "seconds": staticmethod(lambda name, _: 1.0)})
-    monkeypatch.setattr(bench_cli, "Contestant", of_test)
+    monkeypatch.setattr(bench_cli, "Runner", of_test)
     _without_machine(monkeypatch)
     return of_test
 
@@ -271,9 +271,9 @@ def test_the_baseline_is_the_slowest_where_eager_pytorch_does_not() -> None:
 
 
 def assert_table_agrees(text: str, value: Mapping[str, Any]) -> None:
-    """Every race and stage of a report has its line, in milliseconds a picture."""
+    """Every race and stage of a report has its line, in milliseconds an image."""
     lines, batch = text.splitlines(), value["batch"]
-    start = next(number for number, line in enumerate(lines) if line.startswith("ms a picture"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("ms an image"))
     rows = iter(lines[start + 1 :])
     for race in value["races"]:
         label = f"{race['contestant']}, {race['sampling']}"
@@ -307,7 +307,7 @@ def test_the_table_says_what_the_report_says() -> None:
     races = [measurement(name, "own", seconds) for name, seconds in (("runtime", 40.0), ("eager", 90.0))]
     value = report_of(*races, measurement("runtime", "turbo", 5.0))
     assert_table_agrees(bench.table(value), value)
-    assert "   20000.0   10000.0   40000.0" in bench.table(value)  # 40 s for two pictures
+    assert "   20000.0   10000.0   40000.0" in bench.table(value)  # 40 s for two images
 
 
 def colours(path: pathlib.Path) -> dict[tuple[int, ...], int]:
@@ -384,13 +384,13 @@ def test_a_start_that_fails_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
 class Process(NamedTuple):
     """A contestant in its process, and that process's number."""
 
-    contestant: Contestant
+    contestant: Runner
     pid: int
 
 
 @pytest.fixture
 def runtime(artifact: pathlib.Path) -> Iterator[Process]:
-    contestant = Contestant("runtime", entry_of(artifact, checkpoint=None))
+    contestant = Runner("runtime", entry_of(artifact, checkpoint=None))
     pid = contestant._process.pid
     assert pid is not None
     yield Process(contestant, pid)
@@ -442,7 +442,7 @@ def test_each_draw_is_timed_on_its_own(artifact: pathlib.Path, monkeypatch: pyte
 
 def test_a_contestant_that_cannot_start_is_one_line_with_its_name(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackendError, match=r"^runtime: .*not an artifact") as caught:
-        Contestant("runtime", entry_of(tmp_path))
+        Runner("runtime", entry_of(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -557,9 +557,7 @@ def test_every_contestant_says_what_it_runs_on(ran: Ran, artifact: pathlib.Path)
     assert ran.value["provenance"] == manifest.provenance
 
 
-def test_all_contestants_draw_the_same_picture(
-    ran: Ran, artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_contestants_draw_the_same_image(ran: Ran, artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each of them is timed on, here in this process."""
     drawn: list[NDArray[Any]] = []
     stages = {
@@ -571,10 +569,10 @@ def test_all_contestants_draw_the_same_picture(
     }
     generate, sample, sample_plain = Generator.generate, published.sample, plain.sample_plain
 
-    def spy(call: Callable[..., Any], picture: Callable[[Any], NDArray[Any]]) -> Callable[..., Any]:
+    def spy(call: Callable[..., Any], image: Callable[[Any], NDArray[Any]]) -> Callable[..., Any]:
         def spied(*arguments: Any, **named: Any) -> Any:
             result = call(*arguments, **named)
-            drawn.append(picture(result))
+            drawn.append(image(result))
             return result
 
         return spied
@@ -774,7 +772,7 @@ WRONG = [
     ("{artifact} --iterations 17", "iterations must lie in 1..16", 2),
     (
         "{artifact} --batch-size 5000",
-        "pictures drawn together at 100 diffusion steps must be a whole number in 1..4096, found 5000",
+        "images drawn together at 100 diffusion steps must be a whole number in 1..4096, found 5000",
         2,
     ),
     ("{artifact} --json {folder}", "it is a folder", 1),

@@ -111,7 +111,7 @@ def test_it_draws_a_golden_case(engines: tuple[Counted, Counted], generator: Gen
 def test_both_graphs_are_called_for_the_halves_that_guidance_needs(
     engines: tuple[Counted, Counted], generator: Generator
 ) -> None:
-    """Once an iteration and once a step; three pictures, six sequences where there is guidance."""
+    """Once an iteration and once a step; three images, six sequences where there is guidance."""
     way = WAYS["guided in part"]
     draw(engines, generator, {}, **way)
     iterations = generator.plan(**way).iterations

@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def made(pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A run folder, the artifact of its weights, and 8x8 pictures in two classes: dark, and light below."""
+    """A run folder, the artifact of its weights, and 8x8 images in two classes: dark, and light below."""
     folder = tmp_path_factory.mktemp("study")
     run, data = folder / "run", folder / "data"
     run.mkdir()
@@ -70,7 +70,7 @@ def made(pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path_fa
 
 
 class Judged(list[tuple[str, int]]):
-    """The ways that were judged, each with the number of pictures."""
+    """The ways that were judged, each with the number of images."""
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def told(text: str) -> None:
 # Judging.
 
 
-def test_a_way_is_judged_by_the_pictures_that_it_draws(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_is_judged_by_the_images_that_it_draws(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Any] = {}
 
     def judge(classifier: Any, images: Iterator[NDArray[np.uint8]], labels: NDArray[np.int64]) -> Any:
@@ -146,7 +146,7 @@ def test_a_way_is_judged_by_the_pictures_that_it_draws(made: Study, monkeypatch:
     json.dumps(found)
 
 
-def test_real_pictures_are_those_of_the_test_split(made: Study) -> None:
+def test_real_images_are_those_of_the_test_split(made: Study) -> None:
     _, classifier, real = study._tools(made)
     assert real.shape == (40, 64)
     test = study.open_dataset(made.data, 8, "test")
@@ -192,7 +192,7 @@ def test_every_way_is_a_json_of_its_own_and_is_judged_once(made: Study, judged: 
     ],
     ids=str,
 )
-def test_other_settings_or_numbers_of_pictures_are_judged_anew(
+def test_other_settings_or_numbers_of_images_are_judged_anew(
     made: Study, judged: Judged, tmp_path: pathlib.Path, change: dict[str, Any]
 ) -> None:
     run_study(made, [QUICK, OTHER], tmp_path, 1, told)
@@ -273,7 +273,7 @@ def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(mad
     with Generator.load(made.artifact, threads=1) as generator:
         for way in ways:
             sampler, steps = way.name.split()
-            settings = {**way.settings, "iterations": 4}  # of the four tokens that these pictures have
+            settings = {**way.settings, "iterations": 4}  # of the four tokens that these images have
             sampling = generator.sampling(**settings)
             assert (sampling.sampler, sampling.diffusion_steps, sampling.start_timestep) == (sampler, int(steps), None)
             plan = generator.plan(**settings)
@@ -297,7 +297,7 @@ def test_file_names_of_all_ways_differ(tmp_path: pathlib.Path) -> None:
 # Times and tables.
 
 
-def test_ways_are_timed_in_turn_one_picture_at_a_time_after_a_warm_up(
+def test_ways_are_timed_in_turn_one_image_at_a_time_after_a_warm_up(
     made: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
@@ -395,7 +395,7 @@ def test_the_command_prints_a_row_for_every_way_and_writes_the_same(
 
 
 def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> None:
-    """At fewer iterations than usual: these pictures have four tokens only."""
+    """At fewer iterations than usual: these images have four tokens only."""
     run(command)
     assert sorted(name for name, _ in judged) == sorted(
         way.name for way in preset_ways(()) + sampler_ways(preset("pixel_small", img_size=8))

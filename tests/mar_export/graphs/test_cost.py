@@ -200,7 +200,7 @@ def test_the_totals_of_a_plan_are_sums_over_calls(settings: dict[str, Any]) -> N
     assert sum(steps) == plan.head_evaluations
 
 
-def test_a_plan_is_counted_for_one_picture_by_default() -> None:
+def test_a_plan_is_counted_for_one_image_by_default() -> None:
     assert plan_costs(TINY, plan_of()) == plan_costs(TINY, plan_of(), batch=1)
     machine = Machine(operations=1e9, bytes=1e9)
     assert roofline_seconds(TINY, plan_of(), machine) == roofline_seconds(TINY, plan_of(), machine, batch=1)

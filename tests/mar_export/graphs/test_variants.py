@@ -71,7 +71,7 @@ def codes() -> Generator:
 
 
 def _eager(form: str, generator: Generator, settings: dict[str, Any], labels: list[int]) -> NDArray[np.floating]:
-    """The same pictures by the eager loop, which has no cache."""
+    """The same images by the eager loop, which has no cache."""
     plan, config = generator.plan(**settings), generator.manifest.model
     indices = range(len(labels))
     order = seeded_order(0, indices, config, plan.token_order)
@@ -80,7 +80,7 @@ def _eager(form: str, generator: Generator, settings: dict[str, Any], labels: li
 
 
 @pytest.mark.parametrize("guidance", [{}, {"cfg_scale": 3.0}, _GUIDED], ids=["none", "always", "sometimes"])
-def test_an_artifact_with_a_cache_draws_the_pictures_of_eager_pytorch_without(
+def test_an_artifact_with_a_cache_draws_the_images_of_eager_pytorch_without(
     artifact: pathlib.Path, guidance: dict[str, Any]
 ) -> None:
     with Generator.load(artifact, threads=1) as generator:
@@ -89,13 +89,13 @@ def test_an_artifact_with_a_cache_draws_the_pictures_of_eager_pytorch_without(
 
 
 @pytest.mark.parametrize("guidance", [{}, {"cfg_scale": 3.0}, _GUIDED], ids=["none", "always", "sometimes"])
-def test_with_a_cache_the_pictures_are_those_without(causal: Generator, guidance: dict[str, Any]) -> None:
+def test_with_a_cache_the_images_are_those_without(causal: Generator, guidance: dict[str, Any]) -> None:
     settings = {**_CHAIN, **guidance}
     found = causal.generate([0, 2], **settings).latents
     assert relative_l2(found, _eager("causal", causal, settings, [0, 2])) < 1e-5
 
 
-def test_a_picture_of_a_causal_model_is_the_same_in_any_batch(causal: Generator) -> None:
+def test_a_image_of_a_causal_model_is_the_same_in_any_batch(causal: Generator) -> None:
     together = causal.generate([0, 1, 2], **_CHAIN, **_GUIDED).latents
     alone = causal.generate([1], index=[1], **_CHAIN, **_GUIDED).latents
     assert relative_l2(alone, together[1:2]) < 1e-5
@@ -135,7 +135,7 @@ def test_the_backbone_reads_a_sequence_in_parts_of_any_size() -> None:
                 torch.testing.assert_close(z[0], expected[stop - buffer], rtol=1e-5, atol=1e-5)
 
 
-def test_a_part_of_a_picture_is_drawn_anew_by_a_causal_model(causal: Generator) -> None:
+def test_a_part_of_a_image_is_drawn_anew_by_a_causal_model(causal: Generator) -> None:
     known = causal.generate([0], **_CHAIN).latents
     mask = np.zeros((4, 4), np.bool_)
     mask[1:3, 2:] = True

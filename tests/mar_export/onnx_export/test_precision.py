@@ -332,7 +332,7 @@ def test_an_artifact_in_low_precision_says_so_and_how_far_off_it_is(
 @pytest.mark.parametrize(
     ("precision", "backend"), [("fp16", "onnxruntime"), ("fp16", "openvino"), ("bf16", "openvino")]
 )
-def test_artifacts_in_low_precision_draw_the_same_pictures_within_the_tolerance(
+def test_artifacts_in_low_precision_draw_the_same_images_within_the_tolerance(
     lowered_artifacts: dict[str, pathlib.Path],
     golden_artifacts: dict[str, pathlib.Path],
     precision: str,

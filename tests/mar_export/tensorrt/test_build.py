@@ -617,7 +617,7 @@ def test_a_wrong_batch_is_one_clear_line(artifact: pathlib.Path, mar: Mar, batch
 def test_the_command_builds_for_the_plan_that_is_asked_for(
     tmp_path: pathlib.Path, mar: Mar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sixteen tokens, one an iteration, always guided; the tokenizer is never guided, and pictures come singly too."""
+    """Sixteen tokens, one an iteration, always guided; the tokenizer is never guided, and images come singly too."""
     builder = QuickBuilder()
     monkeypatch.setattr(build_cli, "TensorRTBuilder", lambda target, architectures: builder)
     path = hollow(tmp_path / "artifact")
@@ -638,13 +638,13 @@ def test_the_command_builds_for_the_plan_that_is_asked_for(
 
 
 def whole(plans: Sequence[Plan]) -> list[Plan]:
-    """Those of whole pictures, where nothing is known before the first iteration."""
+    """Those of whole images, where nothing is known before the first iteration."""
     return [plan for plan in plans if not plan.iterations[0].known]
 
 
 @pytest.mark.parametrize("preset", ["exact", "fast"])
 def test_what_is_built_for_a_preset_draws_every_edit_with_it(preset: str, tmp_path: pathlib.Path) -> None:
-    """Of 256 tokens, where a whole picture has few of the numbers of known tokens that an edit can have."""
+    """Of 256 tokens, where a whole image has few of the numbers of known tokens that an edit can have."""
     artifact = Artifact(hollow(tmp_path / "artifact", config=dataclasses.replace(TINY_KL, img_size=32)))
     manifest = artifact.manifest
     assert manifest.model.tokens == 256
@@ -708,7 +708,7 @@ class RecordingEngine:
         return tuple(np.zeros(tensor.sized(axes), tensor.dtype) for tensor in self.spec.outputs)
 
 
-def shapes_of(plans: Sequence[Plan], pictures: int) -> dict[str, list[dict[str, tuple[int, ...]]]]:
+def shapes_of(plans: Sequence[Plan], images: int) -> dict[str, list[dict[str, tuple[int, ...]]]]:
     """The shapes that the loop calls each engine with."""
     config = TINY_KL
     engines = {name: RecordingEngine(spec) for name, spec in engine_specs(config).items()}
@@ -717,10 +717,10 @@ def shapes_of(plans: Sequence[Plan], pictures: int) -> dict[str, list[dict[str, 
             Engines(**engines),
             config,
             plan,
-            labels=np.zeros(pictures, np.int64),
-            order=np.tile(np.arange(config.tokens)[:, None], pictures),
-            noise=np.zeros((plan.diffusion_steps + 1, config.tokens, pictures, config.token_channels), np.float32),
-            known=np.zeros((plan.iterations[0].known, pictures, config.token_channels), np.float32),
+            labels=np.zeros(images, np.int64),
+            order=np.tile(np.arange(config.tokens)[:, None], images),
+            noise=np.zeros((plan.diffusion_steps + 1, config.tokens, images, config.token_channels), np.float32),
+            known=np.zeros((plan.iterations[0].known, images, config.token_channels), np.float32),
             progress=None,
         )
     return {name: engine.calls for name, engine in engines.items()}
@@ -756,7 +756,7 @@ def samplings(draw: st.DrawFn) -> Sampling:
 
 
 def drawn_plans(drawn: Sequence[Sampling], known: int) -> list[Plan]:
-    """Those of whole pictures, and of an edit that begins with `known` tokens."""
+    """Those of whole images, and of an edit that begins with `known` tokens."""
     return [build_plan(TINY_KL.tokens, sampling, start) for sampling in drawn for start in {0, known}]
 
 
@@ -775,8 +775,8 @@ def test_an_engine_is_built_for_every_size_that_the_loop_calls_it_with(
     ranges = axis_ranges(plans, (least, usual, most))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "_MODULATION_BYTES", modulation_bytes)
-        for pictures in {least, data.draw(st.integers(least, most)), most}:
-            for name, calls in shapes_of(plans, pictures).items():
+        for images in {least, data.draw(st.integers(least, most)), most}:
+            for name, calls in shapes_of(plans, images).items():
                 built_for = profile(engine_specs(TINY_KL)[name], ranges, (least, usual, most))
                 assert calls
                 for call in calls:
@@ -807,8 +807,8 @@ def test_an_engine_is_built_for_no_size_that_the_loop_never_calls_it_with(
     least, usual, most = batch
     ranges = axis_ranges(plans, (least, usual, most))
     seen: dict[str, set[int]] = {axis: set() for axis in ranges}
-    for pictures in (least, most):
-        for name, calls in shapes_of(plans, pictures).items():
+    for images in (least, most):
+        for name, calls in shapes_of(plans, images).items():
             for call, tensor in itertools.product(calls, engine_specs(TINY_KL)[name].inputs):
                 for axis, size in zip(tensor.shape, call[tensor.name], strict=True):
                     if isinstance(axis, str):

@@ -44,7 +44,7 @@ def builders(script: Script, monkeypatch: pytest.MonkeyPatch) -> Builders:
         monkeypatch.setitem(sys.modules, name, fake_tensorrt(script, name=name, **module))
         return TensorRTBuilder(target, architectures)
 
-    monkeypatch.setattr(tensorrt_builder, "present_gpu", lambda: Gpu("Orin", "sm_87", 2**33, "12.6", True))
+    monkeypatch.setattr(tensorrt_builder, "current_gpu", lambda: Gpu("Orin", "sm_87", 2**33, "12.6", True))
     return make
 
 
@@ -178,7 +178,7 @@ def test_without_a_gpu_and_without_architectures_there_is_no_builder(
     def none() -> Gpu:
         raise BackendError("no NVIDIA GPU here")
 
-    monkeypatch.setattr(tensorrt_builder, "present_gpu", none)
+    monkeypatch.setattr(tensorrt_builder, "current_gpu", none)
     with pytest.raises(BackendError, match="no NVIDIA GPU here"):
         builders()
     assert builders("tensorrt-rtx", "sm_89").architectures == ("sm_89",)

@@ -1,4 +1,4 @@
-"""The engines in PyTorch: the artifact's own pictures in float32, and nearly those in bfloat16."""
+"""The engines in PyTorch: the artifact's own images in float32, and nearly those in bfloat16."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def manifest(artifact: Generator) -> Manifest:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_float32_draws_the_artifacts_pictures(artifact: Generator, model: MAR, way: dict[str, Any]) -> None:
+def test_float32_draws_the_artifacts_images(artifact: Generator, model: MAR, way: dict[str, Any]) -> None:
     eager = eager_generator(artifact.manifest, model)
     found, expected = (generator.generate(LABELS, **way).latents for generator in (eager, artifact))
     assert found.dtype == np.float32
@@ -69,7 +69,7 @@ def test_bfloat16_is_close_and_not_the_same(artifact: Generator, model: MAR, way
     assert 1e-4 < relative_l2(found, expected) < 0.05
 
 
-def test_pictures_of_a_model_of_pixels_come_out_as_the_artifacts(
+def test_images_of_a_model_of_pixels_come_out_as_the_artifacts(
     pixel_artifact: pathlib.Path, pixel_checkpoint: Checkpoint
 ) -> None:
     eager = eager_generator(Artifact(pixel_artifact).manifest, pixel_checkpoint.model)

@@ -169,7 +169,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("model/encoder_num_heads", [5], "heads"),
     # Names of things
     ("tokenizer", ["vae", None, ["none"], {"none": 1}], "tokenizer {value!r}"),
-    ("tokenizer", ["pixel"], "pixel"),  # a token of this model has eight channels, and no picture has
+    ("tokenizer", ["pixel"], "pixel"),  # a token of this model has eight channels, and no image has
     ("tokenizer", ["kl"], "engines: missing keys decoder"),
     ("precision", ["int4", "FP16", None, ["fp32"], 32], "precision {value!r}"),
     ("class_names", ["abcdef", None, {}, [1] * 6, ["a"] * 5 + [None]], "class_names"),

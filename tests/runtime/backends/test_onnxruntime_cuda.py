@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider as a backend: the pictures of the host, its graphs, and no way to the CPU."""
+"""ONNX Runtime's CUDA provider as a backend: the images of the host, its graphs, and no way to the CPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refusal(work: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize("integrated", [False, True], ids=["own memory", "shared memory"])
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
-def test_a_picture_is_that_of_the_host_whatever_was_drawn_before(
+def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
     golden_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
@@ -218,7 +218,7 @@ def test_a_graph_with_other_tensors_is_refused(
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_a_run_that_fails_is_told_and_the_next_picture_is_drawn(
+def test_a_run_that_fails_is_told_and_the_next_image_is_drawn(
     golden_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,

@@ -53,8 +53,8 @@ def test_a_golden_case_comes_out_as_the_published_code_has_it(
     assert relative_l2(found.latents, golden_case.latents) <= GOLDEN_TOLERANCE
 
 
-def test_many_pictures_at_once_and_again_are_the_same(generators: dict[str, Generator]) -> None:
-    """Orders of many pictures are no contiguous array, which an engine is given a copy of."""
+def test_many_images_at_once_and_again_are_the_same(generators: dict[str, Generator]) -> None:
+    """Orders of many images are no contiguous array, which an engine is given a copy of."""
     labels = [0, 5, 2, 3, 1]
     together = generators["small"].generate(labels, **REQUEST).latents
     again = generators["small"].generate(labels, **REQUEST).latents

@@ -95,7 +95,7 @@ def test_what_fails_while_loading_is_told_with_what_the_library_logged(
 
 
 @pytest.mark.parametrize("call", DRAWING)
-def test_what_fails_while_drawing_is_told_and_the_next_picture_is_drawn(
+def test_what_fails_while_drawing_is_told_and_the_next_image_is_drawn(
     built: pathlib.Path, cuda: SimulatedCuda, tensorrt: Simulation, call: str
 ) -> None:
     with load(built) as generator:
@@ -343,7 +343,7 @@ def test_an_engine_with_other_tensors_is_refused(
 # Requests.
 
 
-@pytest.mark.parametrize("case", ["pictures", "tokens", "steps"])
+@pytest.mark.parametrize("case", ["images", "tokens", "steps"])
 def test_a_request_that_engines_were_not_built_for_is_told_with_what_they_were(
     unbuilt: pathlib.Path, cuda: SimulatedCuda, tensorrt: Simulation, case: str
 ) -> None:
@@ -353,14 +353,14 @@ def test_a_request_that_engines_were_not_built_for_is_told_with_what_they_were(
     build_engines(artifact, writer, plans, BATCH, BuilderFlags(), None, True, lambda text: None, None)
     profiles = {each.engine: each.profile for each in Artifact(unbuilt).manifest.builds}
     labels, changes, engine, tensor = {
-        "pictures": ([0] * 5, {}, "denoise", "x"),
+        "images": ([0] * 5, {}, "denoise", "x"),
         "tokens": ([0], {"iterations": 1}, "denoise", "x"),
         "steps": ([0], {"diffusion_steps": 3}, "conditioning", "timesteps"),
     }[case]
     with load(unbuilt) as generator:
         config = generator.manifest.model
         count = max(iteration.count for iteration in generator.plan(**{**REQUEST, **changes}).iterations)
-        if case == "tokens":  # all at once for one picture are no more rows than half of them for four
+        if case == "tokens":  # all at once for one image are no more rows than half of them for four
             labels = [0] * 4
         message = refusal(lambda: generator.generate(labels, **{**REQUEST, **changes}))
         least, _, most = profiles[engine][tensor]

@@ -54,7 +54,7 @@ def doctor(mar: Mar, monkeypatch: pytest.MonkeyPatch) -> Doctor:
         for name, version in (("tensorrt", tensorrt), ("tensorrt_rtx", tensorrt_rtx)):
             module = types.SimpleNamespace(__version__=version)
             monkeypatch.setitem(sys.modules, name, module if version else None)
-        monkeypatch.setattr(doctor_cli, "present_gpu", present)
+        monkeypatch.setattr(doctor_cli, "current_gpu", present)
         return Report(*mar(f"doctor {line}"))
 
     return run

@@ -1,4 +1,4 @@
-"""`mar edit` as its users see it: pictures in, pictures out, and what is told of those it cannot use."""
+"""`mar edit` as its users see it: images in, images out, and what is told of those it cannot use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.helpers.command_line import Mar
 QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
 
 
-def gray_picture() -> NDArray[np.uint8]:
-    """Any picture of the size that the artifact draws, [8, 8]."""
+def gray_image() -> NDArray[np.uint8]:
+    """Any image of the size that the artifact draws, [8, 8]."""
     return np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
 
 
@@ -29,10 +29,10 @@ def mask() -> NDArray[np.bool_]:
 
 @pytest.fixture
 def files(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder with a picture and a mask, and with others that cannot be used."""
+    """A folder with an image and a mask, and with others that cannot be used."""
     folder = tmp_path / "files"
     folder.mkdir()
-    gray, white = gray_picture(), mask().astype(np.uint8) * 255
+    gray, white = gray_image(), mask().astype(np.uint8) * 255
     Image.fromarray(gray).save(folder / "gray.png")
     Image.fromarray(np.dstack([gray] * 3)).save(folder / "rgb.png")
     Image.fromarray(np.dstack([gray] * 3 + [np.arange(64, dtype=np.uint8).reshape(8, 8)])).save(folder / "alpha.png")
@@ -47,7 +47,7 @@ def files(tmp_path: pathlib.Path) -> pathlib.Path:
     Image.fromarray(np.full((8, 8), 300, np.uint16)).save(folder / "deep.png")
     (folder / "folder.png").mkdir()
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.png").write_text("not a picture")
+    (folder / "text.png").write_text("not an image")
     whole = (folder / "gray.png").read_bytes()
     data = whole.index(b"IDAT")
     (folder / "cut.png").write_bytes(whole[: data + 30])
@@ -75,7 +75,7 @@ def drawn(artifact: pathlib.Path, labels: list[int], **request: object) -> NDArr
             labels,
             iterations=2,
             diffusion_steps="ddim2",
-            known=gray_picture()[..., None],
+            known=gray_image()[..., None],
             **({"mask": mask()} | request),  # type: ignore[arg-type]
         )
     assert result.images is not None
@@ -93,12 +93,12 @@ def test_any_kind_of_png_is_edited_where_the_mask_is_white(
     assert ended.out == f"2 of 4 tokens drawn anew (50%); written to {files / 'new' / 'edited.png'}\n"
     found = read(files / "new" / "edited.png")
     assert found.tolist() == drawn(pixel_artifact, [1])[0].tolist()
-    assert found[~mask()].tolist() == gray_picture()[~mask()].tolist()
-    assert (found != gray_picture()).any()
+    assert found[~mask()].tolist() == gray_image()[~mask()].tolist()
+    assert (found != gray_image()).any()
     assert [path.name for path in (files / "new").iterdir()] == ["edited.png"]
 
 
-def test_the_picture_may_be_edited_in_its_own_file(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
+def test_the_image_may_be_edited_in_its_own_file(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
     image = files / "gray.png"
     assert (
         mar(f"edit {pixel_artifact} --image {image} --mask {files}/mask.png --class 1 {QUICK} --out {image}").code == 0
@@ -111,8 +111,8 @@ def test_without_pasting_whole_tokens_are_new(mar: Mar, pixel_artifact: pathlib.
     assert mar(f"{line} --no-paste --out {files}/edited.png").code == 0
     found = read(files / "edited.png")
     assert found.tolist() == drawn(pixel_artifact, [1], paste=False)[0].tolist()
-    assert (found != gray_picture())[:4, :4].mean() > 0.8
-    assert found[:4, 4:].tolist() == gray_picture()[:4, 4:].tolist()
+    assert (found != gray_image())[:4, :4].mean() > 0.8
+    assert found[:4, 4:].tolist() == gray_image()[:4, 4:].tolist()
 
 
 def test_dilating_draws_the_neighbours_too(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
@@ -152,7 +152,7 @@ def test_a_seed_and_the_sampling_options_are_those_of_generate(
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png --class 1 --threads 1"
     assert mar(f"{line} --seed 9 --preset turbo --cfg-scale 3 --out {files}/edited.png").code == 0
     with Generator.load(pixel_artifact, threads=1) as generator:
-        known = gray_picture()[..., None]
+        known = gray_image()[..., None]
         expected = generator.generate([1], seed=9, known=known, mask=mask(), preset="turbo", cfg_scale=3.0).images
     assert expected is not None
     assert read(files / "edited.png").tolist() == expected[0, ..., 0].tolist()
@@ -168,7 +168,7 @@ WRONG = [
     (f"{FILES} --class dragon", "class 'dragon' is unknown; this model has cat, dog"),
     (f"{FILES} --class 2", "class 2 is out of range; this model has classes 0..1"),
     (f"{FILES} --class -1", "class -1 is out of range"),
-    (f"{ALL} --out edited.jpg", "edited.jpg: pictures are written as PNG; give a name that ends in .png"),
+    (f"{ALL} --out edited.jpg", "edited.jpg: images are written as PNG; give a name that ends in .png"),
     (f"{ALL} --count 0", "0 is not in the range 1<=x<=1024"),
     (f"{ALL} --count 1025", "1025 is not in the range"),
     (f"{ALL} --seed -1", "seed must be a whole number in 0..2^64-1, found -1"),
@@ -181,12 +181,12 @@ WRONG = [
         for name, found in (("wide.png", "9x8"), ("large.png", "16x16"))
     ),
     *(
-        (f"{ALL} --{option} {{files}}/{name}", f"{name}: not a readable picture")
+        (f"{ALL} --{option} {{files}}/{name}", f"{name}: not a readable image")
         for option in ("image", "mask")
         for name in ("missing.png", "folder.png", "empty.png", "text.png", "cut.png", "garbled.png", "broken.png")
     ),
     *(
-        (f"{ALL} --{option} {{files}}/deep.png", "deep.png: expected 8 bits a channel, found a picture of mode I;16")
+        (f"{ALL} --{option} {{files}}/deep.png", "deep.png: expected 8 bits a channel, found an image of mode I;16")
         for option in ("image", "mask")
     ),
 ]
@@ -211,7 +211,7 @@ def test_an_artifact_that_makes_latents_only_is_refused(
 ) -> None:
     ended = mar(f"edit {latents_only} {ALL.format(files=files)} --out {files}/edited.png --threads 1")
     assert ended.code == 2
-    assert ended.err == f"mar: {latents_only} has no tokenizer, so it cannot read or make pictures\n"
+    assert ended.err == f"mar: {latents_only} has no tokenizer, so it cannot read or make images\n"
     assert not (files / "edited.png").exists()
 
 

@@ -21,7 +21,7 @@ EDIT = "--image {folder}/known.png --mask {folder}/mask.png --class 1 --iteratio
 
 @pytest.fixture
 def artifact(built_artifacts: dict[str, pathlib.Path]) -> pathlib.Path:
-    """The model of pictures."""
+    """The model of images."""
     return built_artifacts["pixel"]
 
 

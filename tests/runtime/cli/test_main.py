@@ -79,7 +79,7 @@ def test_generate_draws_a_golden_case(
     given = [f"--order-file={npz}", f"--noise-file={npz}", "--save-latents=new/latents.npy"]
     ended = start("generate", golden_artifacts[case.model], *classes, *options, *given, folder=tmp_path)
     assert ended.code == 0, ended.err
-    assert ended.out.startswith(f"{len(case.labels)} pictures in ")
+    assert ended.out.startswith(f"{len(case.labels)} images in ")
     assert ended.out.endswith("latents written to new/latents.npy\n")
     found = np.load(tmp_path / "new" / "latents.npy")
     assert found.dtype == np.float32
@@ -87,7 +87,7 @@ def test_generate_draws_a_golden_case(
 
 
 def test_generate_draws_what_the_python_surface_draws(mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    """Classes in turn, pictures counted from 0 across batches."""
+    """Classes in turn, images counted from 0 across batches."""
     file = tmp_path / "latents.npy"
     ended = mar(
         f"generate {artifact} --class 4 --class 1 --count 5 --batch-size 2 --seed 7 {QUICK} --save-latents {file}"
@@ -98,9 +98,7 @@ def test_generate_draws_what_the_python_surface_draws(mar: Mar, artifact: pathli
     assert relative_l2(np.load(file), expected) <= 1e-5
 
 
-def test_generate_draws_one_picture_a_class_by_default(
-    mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_generate_draws_one_image_a_class_by_default(mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "latents.npy"
     assert mar(f"generate {artifact} {QUICK} --save-latents {file}").code == 0
     with Generator.load(artifact, threads=1) as generator:
@@ -108,7 +106,7 @@ def test_generate_draws_one_picture_a_class_by_default(
     assert np.load(file).tobytes() == expected.tobytes()
 
 
-def test_generate_draws_more_pictures_than_fit_into_one_batch(
+def test_generate_draws_more_images_than_fit_into_one_batch(
     mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """4097 is one more than a single request may hold, and far below what --count allows."""
@@ -138,12 +136,12 @@ WRONG_OPTIONS = [
     ("--class 9223372036854775808", "class 9223372036854775808 is"),
     ("--class x", "class 'x' is unknown; this model has no names for its classes, only numbers"),
     ("--out {folder}/latents.npy", "--out and --save-latents are both"),
-    ("--out {folder}/grid.jpg", "grid.jpg: pictures are written as PNG"),
+    ("--out {folder}/grid.jpg", "grid.jpg: images are written as PNG"),
     ("--count 0", "--count must lie in 1..100000, found 0"),
     ("--count -1", "found -1"),
     ("--count 100001", "found 100001"),
     ("--count x", "'x' is not a valid integer"),
-    ("--batch-size 0", "pictures drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
+    ("--batch-size 0", "images drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
     ("--decode-batch 0", "--decode-batch must be a whole number in 1..4096, found 0"),
     ("--decode-batch x", "'x' is not a valid integer"),
     ("--seed -1", "seed must be a whole number in 0..2^64-1, found -1"),

@@ -111,7 +111,7 @@ def test_a_row_an_iteration_and_totals_without_time(
     total = plan_costs(manifest.model, plan, 500)
     assert {name: f"{cost.operations / 1e12:.3f}" for name, cost in total.items()} != dict.fromkeys(ENGINES, "0.000")
     assert output.splitlines()[-1] == (
-        f"500 pictures: {len(plan.iterations)} backbone passes, {plan.head_evaluations} head evaluations, "
+        f"500 images: {len(plan.iterations)} backbone passes, {plan.head_evaluations} head evaluations, "
         f"{sum(cost.operations for cost in total.values()) / 1e12:.3f} TFLOP ("
         f"backbone {total[BACKBONE].operations / 1e12:.3f}, conditioning {total[CONDITIONING].operations / 1e12:.3f}, "
         f"denoise {total[DENOISE].operations / 1e12:.3f})"
@@ -125,7 +125,7 @@ def test_a_row_an_iteration_and_totals_without_time(
 
 def test_without_time_no_engine_is_loaded(artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_cli.Generator, "load", lambda *arguments, **named: pytest.fail("loaded"))
-    assert run(artifact, "--no-time").splitlines()[-1].startswith("1 picture: 16 backbone passes, 1600 head")
+    assert run(artifact, "--no-time").splitlines()[-1].startswith("1 image: 16 backbone passes, 1600 head")
 
 
 def test_with_time_there_is_a_column_of_milliseconds_and_a_sum(
@@ -161,7 +161,7 @@ def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
     ("line", "told"),
     [
         ("--iterations 17", "iterations must lie in 1..16"),
-        ("--batch-size 0", "pictures drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
+        ("--batch-size 0", "images drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
         ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler"),
     ],
 )

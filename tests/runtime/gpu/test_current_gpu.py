@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from runtime.errors import BackendError
-from runtime.gpu.current_gpu import Gpu, present_gpu
+from runtime.gpu.current_gpu import Gpu, current_gpu
 from runtime.gpu.driver import Driver
 
 CALLS = (
@@ -79,46 +79,46 @@ def opened(**changes: Any) -> Driver:
 
 
 def test_the_gpu_is_told_as_its_driver_tells_it() -> None:
-    assert present_gpu(opened()) == Gpu("Orin", "sm_87", 7 * 2**30 + 5, "12.6", shared_memory=True)
+    assert current_gpu(opened()) == Gpu("Orin", "sm_87", 7 * 2**30 + 5, "12.6", shared_memory=True)
 
 
 @pytest.mark.parametrize(
     ("major", "minor", "architecture"), [(5, 3, "sm_53"), (7, 5, "sm_75"), (9, 0, "sm_90"), (12, 1, "sm_121")]
 )
 def test_the_architecture_is_named_by_major_and_minor(major: int, minor: int, architecture: str) -> None:
-    assert present_gpu(opened(attributes={75: major, 76: minor, 18: 0})).architecture == architecture
+    assert current_gpu(opened(attributes={75: major, 76: minor, 18: 0})).architecture == architecture
 
 
 @pytest.mark.parametrize(("version", "told"), [(11080, "11.8"), (12000, "12.0"), (13020, "13.2"), (12110, "12.11")])
 def test_the_version_of_cuda_is_read_from_its_number(version: int, told: str) -> None:
-    assert present_gpu(opened(version=version)).cuda == told
+    assert current_gpu(opened(version=version)).cuda == told
 
 
 @pytest.mark.parametrize("integrated", [0, 1])
 def test_memory_is_shared_only_where_the_gpu_is_integrated(integrated: int) -> None:
-    gpu = present_gpu(opened(attributes={75: 8, 76: 9, 18: integrated}))
+    gpu = current_gpu(opened(attributes={75: 8, 76: 9, 18: integrated}))
     assert gpu.shared_memory is bool(integrated)
 
 
 def test_memory_of_more_than_four_gigabytes_is_counted_whole() -> None:
-    assert present_gpu(opened(memory=141 * 2**30)).memory_bytes == 141 * 2**30
+    assert current_gpu(opened(memory=141 * 2**30)).memory_bytes == 141 * 2**30
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_the_status_of_every_call_is_checked(call: str) -> None:
     with pytest.raises(BackendError) as caught:
-        present_gpu(opened(failing={call: 100}))
+        current_gpu(opened(failing={call: 100}))
     assert str(caught.value) == f"{call.removesuffix('_v2')} failed: no CUDA-capable device is detected (100)"
 
 
 def test_a_status_that_the_driver_has_no_words_for_is_told_by_its_number() -> None:
     with pytest.raises(BackendError, match=r"^cuInit failed: unknown error \(-7\)$"):
-        present_gpu(opened(failing={"cuInit": -7}, message=None))
+        current_gpu(opened(failing={"cuInit": -7}, message=None))
 
 
 def test_a_driver_without_a_gpu_is_told() -> None:
     with pytest.raises(BackendError, match="no NVIDIA GPU here: its driver is installed, but finds none"):
-        present_gpu(opened(count=0))
+        current_gpu(opened(count=0))
 
 
 def cdll(answer: Callable[[], Any]) -> Callable[[str], Any]:
@@ -131,7 +131,7 @@ def cdll(answer: Callable[[], Any]) -> Callable[[str], Any]:
 
 def test_the_library_of_the_driver_is_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", cdll(Library))
-    assert present_gpu().name == "Orin"
+    assert current_gpu().name == "Orin"
 
 
 def test_where_there_is_no_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,5 +140,5 @@ def test_where_there_is_no_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ctypes, "CDLL", cdll(missing))
     with pytest.raises(BackendError) as caught:
-        present_gpu()
+        current_gpu()
     assert str(caught.value) == "no NVIDIA GPU here: libcuda.so.1, a part of its driver, is not installed"

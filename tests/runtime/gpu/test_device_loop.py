@@ -1,4 +1,4 @@
-"""Pictures from a simulated GPU: the same as on the host, with and without graphs, and nothing left behind."""
+"""Images from a simulated GPU: the same as on the host, with and without graphs, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_golden_case_comes_out_as_the_published_code_has_it(
 
 @pytest.mark.parametrize("integrated", [False, True], ids=["own memory", "shared memory"])
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
-def test_a_picture_is_that_of_the_host_whatever_was_drawn_before(
+def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
     built_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
@@ -189,7 +189,7 @@ def test_without_progress_nobody_waits_before_the_end(gpu: Generator, cuda: Simu
     assert cuda.told.count("cuStreamSynchronize") == before + 1
 
 
-def test_an_interrupt_between_iterations_spoils_no_later_picture(gpu: Generator, host: Generator) -> None:
+def test_an_interrupt_between_iterations_spoils_no_later_image(gpu: Generator, host: Generator) -> None:
     def interrupt(done: int, of: int) -> None:
         raise KeyboardInterrupt
 
@@ -279,7 +279,7 @@ def test_the_time_of_a_plan_is_that_of_the_loop_itself(
     seconds = predicted_seconds(gpu, plan, batch)
     assert [list(each) for each in seconds] == [[DEVICE]] * 2
     assert all(each[DEVICE] > 0 for each in seconds)
-    # What it drew stands ready for pictures: nothing was called in another way, or at other sizes.
+    # What it drew stands ready for images: nothing was called in another way, or at other sizes.
     captured, contexts = cuda.told.count("cuStreamBeginCapture_v2"), len(tensorrt.calls("create_execution_context"))
     gpu.generate([0] * batch, **QUICK)
     assert cuda.told.count("cuStreamBeginCapture_v2") == captured

@@ -1,4 +1,4 @@
-"""Tokens to latents, latents to pixels, pictures to a grid."""
+"""Tokens to latents, latents to pixels, images to a grid."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def test_latents_make_the_tokens_that_make_them(patch_size: int) -> None:
 
 
 def test_every_value_of_a_pixel_survives_its_way_to_the_model_and_back() -> None:
-    pictures = np.arange(256, dtype=np.uint8).reshape(1, 8, 16, 2)
-    pixels = from_uint8(pictures)
+    images = np.arange(256, dtype=np.uint8).reshape(1, 8, 16, 2)
+    pixels = from_uint8(images)
     assert pixels.dtype == np.float32
     assert pixels.shape == (1, 2, 8, 16)
     assert (pixels.min(), pixels.max()) == (-1, 1)
-    assert pixels[0, 1, 3, 5] == pytest.approx(pictures[0, 3, 5, 1] / 127.5 - 1)
-    assert to_uint8(pixels).tobytes() == pictures.tobytes()
+    assert pixels[0, 1, 3, 5] == pytest.approx(images[0, 3, 5, 1] / 127.5 - 1)
+    assert to_uint8(pixels).tobytes() == images.tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_shows_every_picture_in_its_place(tmp_path: pathlib.Path, channels: int) -> None:
+def test_a_grid_shows_every_image_in_its_place(tmp_path: pathlib.Path, channels: int) -> None:
     images = np.stack([np.full((100, 100, channels), 50 * number, np.uint8) for number in range(5)])
     save_grid(tmp_path / "grid.png", images, [str(number) for number in range(5)], columns=3)
     with Image.open(tmp_path / "grid.png") as sheet:
@@ -64,7 +64,7 @@ def test_a_grid_shows_every_picture_in_its_place(tmp_path: pathlib.Path, channel
 @pytest.mark.parametrize(
     "caption", ["a name of very many words, which are far too wide for it", "two\nlines\tand more", "W" * 500]
 )
-def test_a_caption_stays_below_its_own_picture(tmp_path: pathlib.Path, caption: str) -> None:
+def test_a_caption_stays_below_its_own_image(tmp_path: pathlib.Path, caption: str) -> None:
     images = np.full((3, 100, 100, 1), 255, np.uint8)
     save_grid(tmp_path / "grid.png", images, ["", caption, ""], columns=3)
     with Image.open(tmp_path / "grid.png") as sheet:
@@ -76,7 +76,7 @@ def test_a_caption_stays_below_its_own_picture(tmp_path: pathlib.Path, caption: 
     assert not dark[118:].any()
 
 
-def test_the_command_writes_a_grid_of_the_pictures_asked_for(
+def test_the_command_writes_a_grid_of_the_images_asked_for(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     file = tmp_path / "new" / "grid.png"

@@ -1,4 +1,4 @@
-"""Drawing a part of a picture anew: what is known stays as it is, and the rest is drawn to fit it."""
+"""Drawing a part of an image anew: what is known stays as it is, and the rest is drawn to fit it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Bool = NDArray[np.bool_]
 
 EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "fashion-mnist"
 FAST: dict[str, Any] = {"iterations": 3, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
-# Pictures of 12x12 pixels, of 4x4 tokens.
+# Images of 12x12 pixels, of 4x4 tokens.
 CONFIG = ModelConfig(img_size=12, vae_stride=1, patch_size=3, vae_embed_dim=1, class_num=2)
 
 untimed = settings(deadline=None)
@@ -148,14 +148,14 @@ def test_a_number_of_known_tokens_that_leaves_nothing_to_draw_or_is_none_is_refu
     assert repr(known) in str(refusal.value)
 
 
-# The pictures.
+# The images.
 
 
 @pytest.fixture(scope="module")
 def generators(
     golden_artifacts: dict[str, pathlib.Path], pixel_artifact: pathlib.Path
 ) -> Iterator[dict[str, Generator]]:
-    """`small`, latents of 4x4 tokens; `patch2`, latents whose tokens are 2x2; `pixel`, pictures of 8x8 pixels."""
+    """`small`, latents of 4x4 tokens; `patch2`, latents whose tokens are 2x2; `pixel`, images of 8x8 pixels."""
     loaded = {
         name: Generator.load(path, threads=1) for name, path in {**golden_artifacts, "pixel": pixel_artifact}.items()
     }
@@ -182,8 +182,8 @@ def latents_of(generator: Generator, count: int, seed: int = 0) -> NDArray[np.fl
     return np.random.default_rng(seed).standard_normal((count, config.vae_embed_dim, side, side), np.float32)
 
 
-def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Any pictures [count, 8, 8, 1]."""
+def random_images(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Any images [count, 8, 8, 1]."""
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), np.uint8)
 
 
@@ -241,7 +241,7 @@ def test_a_pixel_mask_of_a_latent_model_keeps_every_token_that_it_does_not_touch
 @drawn_few
 @given(mask=bools(8) | bools(2))
 def test_pixels_outside_any_mask_are_kept_bit_for_bit(pixel: Generator, mask: Bool) -> None:
-    known = pictures(2)
+    known = random_images(2)
     images = images_of(edit(pixel, [0, 1], known=known, mask=mask))
     inside = mask if mask.shape == (8, 8) else enlarged(mask, 4)
     assert images.shape == known.shape
@@ -250,8 +250,8 @@ def test_pixels_outside_any_mask_are_kept_bit_for_bit(pixel: Generator, mask: Bo
 
 
 def test_a_token_of_which_a_part_is_marked_is_drawn_whole_and_then_pasted(pixel: Generator) -> None:
-    """Of the pasted picture only the marked pixels are new; they are those of the picture without pasting."""
-    mask, known = np.zeros((8, 8), bool), pictures(1)[0]
+    """Of the pasted image only the marked pixels are new; they are those of the image without pasting."""
+    mask, known = np.zeros((8, 8), bool), random_images(1)[0]
     mask[1, 5] = mask[3, 6] = True  # both in the token on the right above
     pasted, whole = (edit(pixel, [1], known=known, mask=mask, paste=paste) for paste in (True, False))
     new = images_of(whole)[0]
@@ -263,7 +263,7 @@ def test_a_token_of_which_a_part_is_marked_is_drawn_whole_and_then_pasted(pixel:
 
 
 def test_a_mask_of_tokens_draws_what_the_mask_of_their_pixels_draws(pixel: Generator) -> None:
-    mask, known = np.array([[True, False], [False, True]]), pictures(1)[0]
+    mask, known = np.array([[True, False], [False, True]]), random_images(1)[0]
     tokens, pixels = (edit(pixel, [1], known=known, mask=shape) for shape in (mask, enlarged(mask, 4)))
     assert same(tokens, pixels)
 
@@ -278,14 +278,14 @@ def test_dilating_draws_the_tokens_of_the_dilated_mask(generators: dict[str, Gen
 
 
 def test_dilating_leaves_the_pixels_that_were_not_marked(pixel: Generator) -> None:
-    mask, known = np.zeros((8, 8), bool), pictures(1)[0]
+    mask, known = np.zeros((8, 8), bool), random_images(1)[0]
     mask[0, 0] = True
     image = images_of(edit(pixel, [1], known=known, mask=mask, dilate=True))[0]
     assert image[~mask].tobytes() == known[~mask].tobytes()
 
 
 @pytest.mark.parametrize("order", TOKEN_ORDERS)
-def test_a_mask_of_the_whole_picture_draws_the_picture_that_no_mask_draws(generator: Generator, order: str) -> None:
+def test_a_mask_of_the_whole_image_draws_the_image_that_no_mask_draws(generator: Generator, order: str) -> None:
     size = generator.manifest.model.img_size
     edited = edit(
         generator,
@@ -340,7 +340,7 @@ def test_what_is_known_of_the_hole_itself_is_never_read(generator: Generator) ->
     assert same(*(edit(generator, [1, 0], known=latents, mask=mask) for latents in (known, other)))
 
 
-def test_known_latents_may_be_given_for_all_pictures_or_for_each(generator: Generator) -> None:
+def test_known_latents_may_be_given_for_all_images_or_for_each(generator: Generator) -> None:
     grid, known = generator.manifest.model.grid, latents_of(generator, 2)
     mask = np.zeros((grid, grid), bool)
     mask[0] = True
@@ -352,8 +352,8 @@ def test_known_latents_may_be_given_for_all_pictures_or_for_each(generator: Gene
     assert relative_l2(each.latents[1], alone.latents[0]) <= 1e-5
 
 
-def test_known_pictures_may_be_given_for_all_pictures_or_for_each(pixel: Generator) -> None:
-    known, mask = pictures(2), np.array([[True, True], [False, False]])
+def test_known_images_may_be_given_for_all_images_or_for_each(pixel: Generator) -> None:
+    known, mask = random_images(2), np.array([[True, True], [False, False]])
     for_all, each, twice = (
         images_of(edit(pixel, [1, 0], known=given, mask=mask)) for given in (known[0], known, known[[0, 0]])
     )
@@ -372,10 +372,10 @@ def test_latents_may_be_of_any_floating_type_or_lists(generator: Generator, dtyp
     assert same(found, edit(generator, [1], known=known.tolist(), mask=mask.tolist()))
 
 
-def test_a_known_picture_is_known_as_its_latents(pixel: Generator) -> None:
-    known, mask = pictures(2), np.array([[True, False], [False, False]])
-    picture, latents = (edit(pixel, [1, 0], known=given, mask=mask) for given in (known, from_uint8(known)))
-    assert same(picture, latents)
+def test_a_known_image_is_known_as_its_latents(pixel: Generator) -> None:
+    known, mask = random_images(2), np.array([[True, False], [False, False]])
+    from_pixels, latents = (edit(pixel, [1, 0], known=given, mask=mask) for given in (known, from_uint8(known)))
+    assert same(from_pixels, latents)
 
 
 def test_an_edit_is_the_same_alone_as_in_a_batch_and_differs_by_index(generators: dict[str, Generator]) -> None:
@@ -386,7 +386,7 @@ def test_an_edit_is_the_same_alone_as_in_a_batch_and_differs_by_index(generators
     for index in range(3):
         alone = edit(generator, [2], seed=3, index=[index], known=known, mask=mask).latents
         assert relative_l2(together[index], alone[0]) <= 1e-5
-    assert len({picture.tobytes() for picture in together}) == 3
+    assert len({image.tobytes() for image in together}) == 3
 
 
 def test_the_order_and_noise_of_a_seed_may_be_given_instead_of_it(generators: dict[str, Generator]) -> None:
@@ -522,7 +522,7 @@ BAD_EDITS: list[tuple[str, dict[str, object], str]] = [
             (IMAGE.astype(np.float32), "float32 [8, 8, 1]"),
         )
     ),
-    ("small", bad(np.zeros((64, 64, 3), np.uint8)), "cannot read pictures"),
+    ("small", bad(np.zeros((64, 64, 3), np.uint8)), "cannot read images"),
     ("small", bad() | {"iterations": 17}, "iterations must lie in 1..16"),
     ("small", bad(mask=np.eye(4, dtype=bool)) | {"iterations": 0}, "iterations must lie in 1..16"),
     ("small", bad() | {"order": [[0] * 16]}, "permutation"),
@@ -542,7 +542,7 @@ def test_a_wrong_edit_is_refused_in_one_line_before_anything_runs(
     assert refusal.value.exit_code == 2
 
 
-def test_as_many_known_pictures_as_labels_are_wanted(idle: dict[str, Generator]) -> None:
+def test_as_many_known_images_as_labels_are_wanted(idle: dict[str, Generator]) -> None:
     for count in (1, 2, 4):
         with pytest.raises(RequestError, match=rf"alone or 3 of them; found float32 \[{count}, 8, 4, 4\]"):
             idle["small"].generate([0, 1, 2], **FAST, known=np.stack([LATENTS] * count), mask=TOKENS)
@@ -564,14 +564,14 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
 
 
 def directions(images: NDArray[np.uint8], inside: Bool) -> NDArray[np.float64]:
-    """The marked pixels of pictures [B, H, W, 1], as vectors of mean 0 and length 1."""
+    """The marked pixels of images [B, H, W, 1], as vectors of mean 0 and length 1."""
     vectors: NDArray[np.float64] = images[:, inside, 0].astype(np.float64)
     vectors -= vectors.mean(axis=1, keepdims=True)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
 
-def test_a_trained_model_redraws_most_of_a_picture_as_another_class_and_keeps_the_rest(fashion: Generator) -> None:
+def test_a_trained_model_redraws_most_of_a_image_as_another_class_and_keeps_the_rest(fashion: Generator) -> None:
     """Trousers, pullovers and boots, each from the others. Whom a redrawn part is nearest to, in the mean, it is."""
     classes, drawn, edits = [1, 2, 9], 6, 8
     examples = images_of(fashion.generate([label for label in classes for _ in range(drawn)], seed=1))
@@ -591,7 +591,7 @@ def test_a_trained_model_redraws_most_of_a_picture_as_another_class_and_keeps_th
     assert (nearest == before).mean() <= 0.2
 
 
-def test_a_trained_model_repairs_a_picture_better_than_one_that_does_not_know_the_rest(fashion: Generator) -> None:
+def test_a_trained_model_repairs_a_image_better_than_one_that_does_not_know_the_rest(fashion: Generator) -> None:
     """The middle of boots, from their surroundings, is nearer to what was there than that of other boots."""
     boots = images_of(fashion.generate([9] * 6, seed=4))
     mask = np.zeros((8, 8), bool)

@@ -307,7 +307,7 @@ def test_an_edit_takes_named_steps_by_how_many_tokens_are_known(
 
 
 def test_an_edit_with_fewer_iterations_has_the_steps_of_the_last_ones() -> None:
-    # Four tokens are left: one an iteration, of which a whole picture knows 12 and more only in its last two.
+    # Four tokens are left: one an iteration, of which a whole image knows 12 and more only in its last two.
     sampling = Sampling(iterations=8, mask_schedule="linear", diffusion_steps=[9, 8, 7, 6, 5, 4, 3, 2])
     found = build_plan(16, sampling, known=12).iterations
     assert [iteration.table.steps for iteration in found] == [3, 3, 2, 2]

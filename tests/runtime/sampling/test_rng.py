@@ -1,4 +1,4 @@
-"""The random numbers of a picture: a function of seed, index and stream, and of nothing else."""
+"""The random numbers of an image: a function of seed, index and stream, and of nothing else."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from runtime.sampling.rng import TOKEN_ORDERS, image_noise, image_order, seeded_
 
 untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 COUNTERS = st.integers(0, 2**64 - 1)
-PICTURES = st.tuples(COUNTERS, COUNTERS)
-TWO_PICTURES = st.lists(PICTURES, min_size=2, max_size=2, unique=True)
+IMAGES = st.tuples(COUNTERS, COUNTERS)
+TWO_IMAGES = st.lists(IMAGES, min_size=2, max_size=2, unique=True)
 LAST = 2**64 - 1
 
 # Seed 3, index 7: its random order of 16 positions, and its noise [T + 1, L, D].
@@ -26,64 +26,64 @@ NOISE = [
 
 
 @untimed
-@given(PICTURES)
-def test_a_picture_draws_the_same_bits_every_time(picture: tuple[int, int]) -> None:
-    first, second = image_noise(*picture, steps=2, length=5, channels=3), image_noise(*picture, 2, 5, 3)
+@given(IMAGES)
+def test_a_image_draws_the_same_bits_every_time(image: tuple[int, int]) -> None:
+    first, second = image_noise(*image, steps=2, length=5, channels=3), image_noise(*image, 2, 5, 3)
     assert first.shape == (3, 5, 3)
     assert first.dtype == np.float32
     assert first.tobytes() == second.tobytes()
-    assert image_order(*picture, 8).tobytes() == image_order(*picture, 8).tobytes()
+    assert image_order(*image, 8).tobytes() == image_order(*image, 8).tobytes()
 
 
 @untimed
-@given(PICTURES, st.integers(0, 6), st.integers(0, 6))
+@given(IMAGES, st.integers(0, 6), st.integers(0, 6))
 def test_the_noise_of_a_step_does_not_depend_on_the_length_of_the_chain(
-    picture: tuple[int, int], steps: int, more: int
+    image: tuple[int, int], steps: int, more: int
 ) -> None:
-    short, long = image_noise(*picture, steps, 4, 2), image_noise(*picture, steps + more, 4, 2)
+    short, long = image_noise(*image, steps, 4, 2), image_noise(*image, steps + more, 4, 2)
     assert short.tobytes() == long[: steps + 1].tobytes()
 
 
 @untimed
-@given(TWO_PICTURES)
-def test_two_pictures_draw_different_numbers(pictures: list[tuple[int, int]]) -> None:
-    first, second = (image_noise(*picture, 1, 4, 2) for picture in pictures)
+@given(TWO_IMAGES)
+def test_two_images_draw_different_numbers(images: list[tuple[int, int]]) -> None:
+    first, second = (image_noise(*image, 1, 4, 2) for image in images)
     assert first.tobytes() != second.tobytes()
     for kind in ("random", "checkerboard"):
-        first_order, second_order = (image_order(*picture, 8, kind) for picture in pictures)
+        first_order, second_order = (image_order(*image, 8, kind) for image in images)
         assert first_order.tolist() != second_order.tolist()
 
 
 @untimed
-@given(PICTURES)
-def test_no_two_streams_of_a_picture_are_alike(picture: tuple[int, int]) -> None:
-    rows = image_noise(*picture, 5, 4, 2)
+@given(IMAGES)
+def test_no_two_streams_of_a_image_are_alike(image: tuple[int, int]) -> None:
+    rows = image_noise(*image, 5, 4, 2)
     assert len({row.tobytes() for row in rows}) == len(rows)
 
 
 @untimed
-@given(PICTURES, st.integers(1, 16), st.sampled_from(TOKEN_ORDERS))
-def test_an_order_is_a_permutation(picture: tuple[int, int], grid: int, kind: str) -> None:
-    order = image_order(*picture, grid, kind)
+@given(IMAGES, st.integers(1, 16), st.sampled_from(TOKEN_ORDERS))
+def test_an_order_is_a_permutation(image: tuple[int, int], grid: int, kind: str) -> None:
+    order = image_order(*image, grid, kind)
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(grid * grid))
 
 
-def test_every_seed_and_index_of_64_bits_is_a_picture_of_its_own() -> None:
+def test_every_seed_and_index_of_64_bits_is_a_image_of_its_own() -> None:
     corners = [(0, 0), (LAST, 0), (0, LAST), (LAST, LAST), (2**63, 0), (2**63 - 1, 0)]
     assert len({image_noise(*corner, 1, 4, 2).tobytes() for corner in corners}) == len(corners)
     assert len({image_order(*corner, 8).tobytes() for corner in corners}) == len(corners)
 
 
-def test_the_numbers_of_a_known_picture_have_not_changed() -> None:
-    """Written down once: a numpy that draws others would change every picture that users can replay."""
+def test_the_numbers_of_a_known_image_have_not_changed() -> None:
+    """Written down once: a numpy that draws others would change every image that users can replay."""
     assert image_order(3, 7, 4).tolist() == image_order(3, 7, 4, "random").tolist() == ORDER
     assert image_noise(3, 7, 1, 2, 2).tolist() == NOISE
 
 
 @pytest.fixture(scope="module")
 def million() -> NDArray[np.float64]:
-    """1,000,000 numbers of one picture, [streams, numbers]: fixed, so each bound below holds or not, every time."""
+    """1,000,000 numbers of one image, [streams, numbers]: fixed, so each bound below holds or not, every time."""
     return image_noise(11, 5, steps=9, length=1000, channels=100).reshape(10, -1).astype(np.float64)
 
 
@@ -98,7 +98,7 @@ def test_noise_has_the_moments_of_a_standard_normal(
     assert abs((million**moment).mean() - expected) < 5 * np.sqrt(variance / million.size)
 
 
-def test_the_streams_of_a_picture_are_uncorrelated(million: NDArray[np.float64]) -> None:
+def test_the_streams_of_a_image_are_uncorrelated(million: NDArray[np.float64]) -> None:
     products = million @ million.T / million.shape[1]  # [streams, streams]
     apart = products[~np.eye(len(products), dtype=bool)]
     assert np.abs(apart).max() < 5 / np.sqrt(million.shape[1])
@@ -119,9 +119,9 @@ def test_any_position_can_come_first() -> None:
 
 
 @untimed
-@given(PICTURES, st.integers(1, 16))
-def test_raster_order_is_the_same_for_every_picture(picture: tuple[int, int], grid: int) -> None:
-    assert image_order(*picture, grid, "raster").tolist() == list(range(grid * grid))
+@given(IMAGES, st.integers(1, 16))
+def test_raster_order_is_the_same_for_every_image(image: tuple[int, int], grid: int) -> None:
+    assert image_order(*image, grid, "raster").tolist() == list(range(grid * grid))
 
 
 def checkerboard_stages(grid: int) -> list[list[int]]:
@@ -135,9 +135,9 @@ def checkerboard_stages(grid: int) -> list[list[int]]:
 
 
 @untimed
-@given(PICTURES, st.integers(1, 16))
-def test_a_checkerboard_goes_by_stages(picture: tuple[int, int], grid: int) -> None:
-    order = image_order(*picture, grid, "checkerboard").tolist()
+@given(IMAGES, st.integers(1, 16))
+def test_a_checkerboard_goes_by_stages(image: tuple[int, int], grid: int) -> None:
+    order = image_order(*image, grid, "checkerboard").tolist()
     for stage in checkerboard_stages(grid):
         assert sorted(order[: len(stage)]) == stage
         order = order[len(stage) :]
@@ -157,7 +157,7 @@ def test_a_checkerboard_is_random_within_each_stage(number: int) -> None:
 
 
 @pytest.mark.parametrize("kind", TOKEN_ORDERS)
-def test_the_orders_of_a_batch_are_those_of_its_pictures(kind: str) -> None:
+def test_the_orders_of_a_batch_are_those_of_its_images(kind: str) -> None:
     config = ModelConfig(img_size=20, vae_stride=4, patch_size=1, vae_embed_dim=2, class_num=3, buffer_size=2)
     orders = seeded_order(3, [7, 0, 7], config, kind)
     assert orders.tolist() == [image_order(3, index, 5, kind).tolist() for index in (7, 0, 7)]

@@ -145,7 +145,7 @@ def test_the_moments_of_a_gaussian_converge_at_the_order_of_the_sampler(sampler:
     assert order - 0.25 < np.log(off[0] / off[2]) / np.log(16) < order + 0.25
 
 
-# The path of one picture, without noise: the exact solution of the probability flow from the same start.
+# The path of one image, without noise: the exact solution of the probability flow from the same start.
 
 
 def single_flow(table: CoefficientTable, x: Floats) -> Floats:

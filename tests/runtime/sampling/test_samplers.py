@@ -94,7 +94,7 @@ def test_rows_run_from_noisy_to_clean_at_the_noise_of_their_times(sampler: str, 
 
 @pytest.mark.parametrize(("sampler", "eta"), KINDS)
 @pytest.mark.parametrize("steps", STEPS)
-def test_every_row_takes_a_known_picture_to_the_next_noise_level(sampler: str, eta: float, steps: int) -> None:
+def test_every_row_takes_a_known_image_to_the_next_noise_level(sampler: str, eta: float, steps: int) -> None:
     """Of x = signal x0 + sigma e, with x0 found both times, a row makes next_signal x0 + next_sigma e'."""
     table = coefficient_table(sampler, steps, 1.0, eta)
     signal, sigma, next_signal, next_sigma = levels(table)

@@ -105,13 +105,13 @@ def test_a_published_size_needs_nobody_to_tell_its_heads(name: str) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"diffloss_d": 3, "diffloss_w": 1024}, {"class_num": 10}, {"img_size": 512}])
-def test_a_published_name_leaves_the_head_the_classes_and_the_picture_to_the_others(changed: dict[str, int]) -> None:
+def test_a_published_name_leaves_the_head_the_classes_and_the_image_to_the_others(changed: dict[str, int]) -> None:
     config = preset("mar_base", **changed)
     assert _config(named_claim("mar_base", "--model mar_base"), shapes=mar_shapes(config)) == config
 
 
 def test_the_tokenizer_tells_how_latents_make_tokens() -> None:
-    """Its 4 channels and the 16 values of a token make patches of 2x2, and its stride the size of the picture."""
+    """Its 4 channels and the 16 values of a token make patches of 2x2, and its stride the size of the image."""
     tokenizer = vae_claim(AutoencoderKL(VAE), pathlib.Path("vae.ckpt"))
     assert _config(Claim(_FILE, HEADS), tokenizer) == CONFIG
     assert (CONFIG.token_channels, CONFIG.patch_size) == (16, 2)
@@ -238,7 +238,7 @@ def test_a_layout_that_the_tensors_do_not_have_is_told_with_both_numbers_and_its
     assert re.search(rf"{field} {value}(\.0)? \(by {_FILE}\)", message)
 
 
-def test_a_number_of_tokens_that_makes_no_square_picture_is_refused() -> None:
+def test_a_number_of_tokens_that_makes_no_square_image_is_refused() -> None:
     shapes = {**_SHAPES, "diffusion_pos_embed_learned": (1, 5, 32), "encoder_pos_embed_learned": (1, 8, 24)}
     with pytest.raises(ConfigError, match="embeddings of 5 tokens") as caught:
         _config(Claim(_FILE, HEADS), shapes=shapes)

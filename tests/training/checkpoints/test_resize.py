@@ -1,4 +1,4 @@
-"""A model for pictures of another size: its places interpolated, and nothing else changed."""
+"""A model for images of another size: its places interpolated, and nothing else changed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model() -> MAR:
 
 
 def _places(model: MAR, name: str) -> Tensor:
-    """The embeddings of the tokens as a picture, [h, w, E]."""
+    """The embeddings of the tokens as an image, [h, w, E]."""
     embedding: Tensor = model.state_dict()[name]
     return embedding[0, _POSITIONS[name] :].reshape(model.config.grid, model.config.grid, -1)
 
@@ -97,7 +97,7 @@ def test_the_same_size_is_the_same_model(model: MAR) -> None:
         torch.testing.assert_close(same.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
 
 
-def test_the_config_differs_in_the_size_of_the_picture_only(model: MAR) -> None:
+def test_the_config_differs_in_the_size_of_the_image_only(model: MAR) -> None:
     assert resized(model, 64).config == dataclasses.replace(_LARGE, img_size=64)
 
 

@@ -29,8 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     for prefix, count in (("train", 256), ("t10k", 40)):
         labels = np.arange(count) % 2
         pixels = np.random.default_rng(count).integers(0, 60, (count, 8, 8))
-        for picture, label in zip(pixels, labels, strict=True):
-            picture[:, 4 * label : 4 * label + 4] += 180
+        for image, label in zip(pixels, labels, strict=True):
+            image[:, 4 * label : 4 * label + 4] += 180
         write_idx(folder / f"{prefix}-images-idx3-ubyte", pixels.astype(np.uint8))
         write_idx(folder / f"{prefix}-labels-idx1-ubyte", labels.astype(np.uint8))
     return folder
@@ -47,15 +47,15 @@ def _evaluate(subject: pathlib.Path, data: pathlib.Path, out: pathlib.Path, *opt
     return result.output
 
 
-def test_pictures_are_judged_beside_real_ones(
+def test_images_are_judged_beside_real_ones(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = _evaluate(pixel_artifact, data, tmp_path)
     value = json.loads((tmp_path / "figures.json").read_text())
     figures = value["features"]["classifier"]
-    assert figures["real"] == {"pictures": 40, "recognised": 1.0, "inception_score": None}
-    assert (figures["real_training"]["pictures"], figures["real_training"]["recognised"]) == (_COUNT, 1.0)
-    # Random weights make noise, which is nothing like the real pictures.
+    assert figures["real"] == {"images": 40, "recognised": 1.0, "inception_score": None}
+    assert (figures["real_training"]["images"], figures["real_training"]["recognised"]) == (_COUNT, 1.0)
+    # Random weights make noise, which is nothing like the real images.
     assert figures["generated"]["frechet"] > 10 * figures["real_training"]["frechet"]
     assert figures["generated"]["precision"] < figures["real_training"]["precision"]
     assert f"{figures['generated']['frechet']:.3f}" in told
@@ -69,19 +69,19 @@ def test_pictures_are_judged_beside_real_ones(
     assert json.loads((tmp_path / "figures.json").read_text()) == value
 
 
-def test_what_was_seen_of_other_pictures_is_not_used(
+def test_what_was_seen_of_other_images_is_not_used(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     _evaluate(pixel_artifact, data, tmp_path)
     before = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
     _evaluate(pixel_artifact, data, tmp_path, "--split", "train")
     after = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
-    assert (before["real"]["pictures"], after["real"]["pictures"]) == (40, 256)
+    assert (before["real"]["images"], after["real"]["images"]) == (40, 256)
     assert before["generated"]["frechet"] != after["generated"]["frechet"]
     assert "real_training" not in after  # a set beside itself tells nothing
 
 
-def test_features_of_imagenet_and_pictures_by_another_backend(
+def test_features_of_imagenet_and_images_by_another_backend(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     features = ["--features", "classifier", "--features", "efficientnet-lite0"]
@@ -99,16 +99,16 @@ def test_features_of_imagenet_and_pictures_by_another_backend(
 
 
 class _Inception:
-    """What torch-fidelity's network does as far as it is asked, with the mean colours of a picture as its features."""
+    """What torch-fidelity's network does as far as it is asked, with the mean colours of an image as its features."""
 
     def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
         assert features == ["2048"]
         self.fc = torch.nn.Linear(3, 5)
         self.fc.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
 
-    def __call__(self, pictures: torch.Tensor) -> tuple[torch.Tensor]:
-        assert (pictures.dtype, pictures.shape[1]) == (torch.uint8, 3)
-        return (pictures.float().mean(dim=(2, 3)),)
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        assert (images.dtype, images.shape[1]) == (torch.uint8, 3)
+        return (images.float().mean(dim=(2, 3)),)
 
 
 def test_inception_scores_are_by_its_last_layer_without_the_bias(
@@ -121,11 +121,11 @@ def test_inception_scores_are_by_its_last_layer_without_the_bias(
     weights = {"weight": torch.randn(5, 3), "bias": torch.full((5,), 1e6)}
     torch.save(weights, tmp_path / "weights.pth")
     network = Inception(tmp_path / "weights.pth")
-    pictures = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
-    features = network.features(pictures)
-    np.testing.assert_allclose(features, pictures.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
+    features = network.features(images)
+    np.testing.assert_allclose(features, images.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
     np.testing.assert_allclose(network.scores(features), features @ weights["weight"].T.numpy(), rtol=1e-5)
-    seen = look(network, [(pictures, np.zeros(11, np.int64))])
+    seen = look(network, [(images, np.zeros(11, np.int64))])
     assert seen.recognised is None
     assert seen.inception_score is not None
     assert 1 <= seen.inception_score <= 5
@@ -175,7 +175,7 @@ def test_a_package_that_is_not_there_is_one_line(
     with pytest.raises(BackendError) as caught:
         _evaluate(pixel_artifact, data, tmp_path, "--features", name, "--inception-weights", tmp_path / "weights.pth")
     assert f"pip install 'mar-runtime[{extra}]'" in one_sentence(caught)
-    assert not list(tmp_path.glob("pictures-*"))  # told before anything is drawn
+    assert not list(tmp_path.glob("images-*"))  # told before anything is drawn
 
 
 def test_data_of_other_classes_is_refused(
@@ -188,7 +188,7 @@ def test_data_of_other_classes_is_refused(
         _evaluate(pixel_artifact, tmp_path, tmp_path)
 
 
-def test_pictures_in_colour_are_judged_in_the_colours_of_the_data() -> None:
+def test_images_in_colour_are_judged_in_the_colours_of_the_data() -> None:
     colours = np.array([[[[10, 20, 60]]]], np.uint8)
     assert in_colours(colours, 1).tolist() == [[[[30]]]]
     assert in_colours(np.array([[[[7]]]], np.uint8), 3).tolist() == [[[[7, 7, 7]]]]

@@ -1,4 +1,4 @@
-"""`mar flow-head` and `mar distill`: a checkpoint in, a run out, and pictures from its artifact."""
+"""`mar flow-head` and `mar distill`: a checkpoint in, a run out, and images from its artifact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from training.models.reference_loop import sample
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_idx_dataset(tmp_path_factory.mktemp("data") / "pictures")
+    return write_idx_dataset(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def told(line: list[str]) -> str:
     return ended.output
 
 
-SHORT = ["--pictures=24", "--steps=3", "--batch-size=8", "--threads=1"]
+SHORT = ["--images=24", "--steps=3", "--batch-size=8", "--threads=1"]
 
 
 def test_a_distilled_head_draws_through_the_same_engines_in_the_steps_it_knows(
@@ -55,10 +55,10 @@ def test_a_distilled_head_draws_through_the_same_engines_in_the_steps_it_knows(
     line = ["distill", str(teacher), "--to=2", "--cfg-scale=1.5", "--teacher-steps=4", f"--data={data}"]
     assert "mar export" in told([*line, f"--out={run}", *SHORT])
     origin = json.loads((run / "config.json").read_text())["distilled_from"]
-    assert {name: origin[name] for name in ("cfg_scale", "teacher_steps", "pictures", "steps", "seed")} == {
+    assert {name: origin[name] for name in ("cfg_scale", "teacher_steps", "images", "steps", "seed")} == {
         "cfg_scale": 1.5,
         "teacher_steps": 4,
-        "pictures": 24,
+        "images": 24,
         "steps": 3,
         "seed": 0,
     }
@@ -84,7 +84,7 @@ def test_a_flow_head_draws_under_guidance_by_its_own_samplers(
     run, artifact = tmp_path / "run", tmp_path / "artifact"
     told(["flow-head", str(teacher), f"--data={data}", f"--out={run}", *SHORT])
     assert load_checkpoint(run).model.config.head == "flow"
-    assert json.loads((run / "config.json").read_text())["head_trained_for"]["pictures"] == 24
+    assert json.loads((run / "config.json").read_text())["head_trained_for"]["images"] == 24
     export_artifact(load_checkpoint(run), artifact, lambda text: None)
     assert Artifact(artifact).manifest.sampling.sampler == "flow-2m"
     order, noise = np.arange(9)[None], np.random.default_rng(0).standard_normal((7, 1, 9, 16)).astype(np.float32)

@@ -36,7 +36,7 @@ def _mar(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_idx_dataset(tmp_path_factory.mktemp("data"), pictures=10, side=8, classes=2)
+    return write_idx_dataset(tmp_path_factory.mktemp("data"), images=10, side=8, classes=2)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +85,8 @@ def test_train_leaves_a_checkpoint_a_log_samples_and_a_curve(two_steps: pathlib.
     assert sorted(logged(two_steps, "loss")) == [1, 2]
     assert checkpoint.saved_step(two_steps / "training-state.safetensors") == 2
     assert checkpoint.load_checkpoint(two_steps).class_names == ("0", "1")
-    for picture in ("samples/step-000002.png", "loss.png"):
-        with Image.open(two_steps / picture) as image:
+    for path in ("samples/step-000002.png", "loss.png"):
+        with Image.open(two_steps / path) as image:
             image.verify()
 
 
@@ -157,7 +157,7 @@ def test_a_finished_run_tells_where_it_is_and_what_comes_next(
         ("--steps", 1.5, "--steps"),
         ("--batch-size", 0, "batch_size"),
         ("--batch-size", -4, "batch_size"),
-        ("--batch-size", 11, "10"),  # there are ten pictures
+        ("--batch-size", 11, "10"),  # there are ten images
         ("--learning-rate", "nan", "learning_rate"),
         ("--learning-rate", "inf", "learning_rate"),
         ("--learning-rate", 0, "learning_rate"),
@@ -196,11 +196,11 @@ def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
     assert not run.exists()
 
 
-def test_one_picture_is_no_plural(train: Command, tmp_path: pathlib.Path) -> None:
-    data = write_idx_dataset(tmp_path / "data", pictures=1, side=8, classes=1)
+def test_one_image_is_no_plural(train: Command, tmp_path: pathlib.Path) -> None:
+    data = write_idx_dataset(tmp_path / "data", images=1, side=8, classes=1)
     options = ("--preset", "pixel_small", "--image-size", 8, "--data", data, "--out", tmp_path / "run", "--steps", 1)
     _, _, err = train(*options, "--batch-size", 2)
-    assert _the_line(err) == "mar: a batch of 2 does not fit a dataset of 1 picture"
+    assert _the_line(err) == "mar: a batch of 2 does not fit a dataset of 1 image"
 
 
 @pytest.mark.parametrize("option", ["--preset", "--data", "--out", "--config"])
@@ -411,7 +411,7 @@ def test_profile_shows_where_a_step_goes_and_writes_nothing(
     for options in (("--resume", two_steps), (*new, "--accumulate", 2)):
         code, out, _ = train(*options, "--profile")
         assert code == 0
-        assert "8 steps of 4 pictures" in out
+        assert "8 steps of 4 images" in out
         lines = [line.split() for line in out.splitlines() if line]
         spent = {" ".join(words[:-2]): float(words[-2]) for words in lines[2:] if words[-1].endswith("%")}
         assert all(value >= 0 for value in spent.values())

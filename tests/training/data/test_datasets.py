@@ -1,4 +1,4 @@
-"""Datasets: the pictures that were written come back, and a damaged one is refused by its path."""
+"""Datasets: the images that were written come back, and a damaged one is refused by its path."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from training.data.datasets import datasets as data
 _IMAGES, _LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
-def _pixels(pictures: int = 5, height: int = 6, width: int = 6) -> NDArray[np.uint8]:
+def _pixels(images: int = 5, height: int = 6, width: int = 6) -> NDArray[np.uint8]:
     """Noise without a zero, so that padding can be told from it."""
-    return np.random.default_rng(1).integers(1, 256, (pictures, height, width), dtype=np.uint8)
+    return np.random.default_rng(1).integers(1, 256, (images, height, width), dtype=np.uint8)
 
 
 # IDX
@@ -50,7 +50,7 @@ def test_idx_files_give_back_what_was_written(tmp_path: pathlib.Path, suffix: st
 @pytest.mark.parametrize(
     ("height", "width", "size", "top", "left"), [(6, 6, 8, 1, 1), (6, 6, 9, 1, 1), (4, 6, 8, 2, 1), (28, 28, 32, 2, 2)]
 )
-def test_small_pictures_are_centred_on_black(
+def test_small_images_are_centred_on_black(
     tmp_path: pathlib.Path, height: int, width: int, size: int, top: int, left: int
 ) -> None:
     pixels = _pixels(2, height, width)
@@ -63,7 +63,7 @@ def test_small_pictures_are_centred_on_black(
 
 
 def test_the_test_split_is_another_pair_of_files(tmp_path: pathlib.Path) -> None:
-    write_idx_dataset(tmp_path, pictures=4, side=6)
+    write_idx_dataset(tmp_path, images=4, side=6)
     write_idx(tmp_path / "t10k-images-idx3-ubyte", _pixels(3))
     write_idx(tmp_path / "t10k-labels-idx1-ubyte", np.array([1, 1, 1], np.uint8))
     assert len(open_dataset(tmp_path, 6, "train").labels) == 4
@@ -73,7 +73,7 @@ def test_the_test_split_is_another_pair_of_files(tmp_path: pathlib.Path) -> None
 def test_classes_have_their_names_where_the_labels_are_those_of_fashion_mnist(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_idx_dataset(tmp_path / "fashion-mnist", pictures=20, classes=10)
+    folder = write_idx_dataset(tmp_path / "fashion-mnist", images=20, classes=10)
     assert open_dataset(folder, 12).classes == tuple(str(label) for label in range(10))
     labels = open_dataset(folder, 12).labels.astype(np.uint8).tobytes()
     monkeypatch.setattr(data, "_FASHION_MNIST_LABELS", (hashlib.sha256(labels).hexdigest(),))
@@ -82,21 +82,21 @@ def test_classes_have_their_names_where_the_labels_are_those_of_fashion_mnist(
 
 def test_a_photo_is_turned_the_way_its_camera_says(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").mkdir()
-    picture = Image.new("RGB", (8, 8))
-    picture.paste("white", (0, 0, 8, 4))  # bright above
-    exif = picture.getexif()
+    image = Image.new("RGB", (8, 8))
+    image.paste("white", (0, 0, 8, 4))  # bright above
+    exif = image.getexif()
     exif[0x0112] = 6  # to be turned by a quarter to the right
-    picture.save(tmp_path / "a" / "0.png", exif=exif)
+    image.save(tmp_path / "a" / "0.png", exif=exif)
     shown = open_dataset(tmp_path, 8).images(np.array([0]))[0, :, :, 0]
     assert (shown[:, 4:] == 255).all()
     assert (shown[:, :4] == 0).all()
 
 
-def test_pictures_without_a_test_split_are_not_taken_for_one(tmp_path: pathlib.Path) -> None:
+def test_images_without_a_test_split_are_not_taken_for_one(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "a" / "0.png")
     assert len(open_dataset(tmp_path, 8, "train").labels) == 1
-    with pytest.raises(DataError, match="no pictures of the test split"):
+    with pytest.raises(DataError, match="no images of the test split"):
         open_dataset(tmp_path, 8, "test")
 
 
@@ -104,7 +104,7 @@ def _idx_bytes(shape: tuple[int, ...], content: bytes, kind: int = 8) -> bytes:
     return bytes((0, 0, kind, len(shape))) + struct.pack(f">{len(shape)}I", *shape) + content
 
 
-_FIVE_PICTURES = _idx_bytes((5, 6, 6), bytes(180))
+_FIVE_IMAGES = _idx_bytes((5, 6, 6), bytes(180))
 
 
 def _with_a_flipped_byte(packed: bytes, at: int) -> bytes:
@@ -117,12 +117,12 @@ def _with_a_flipped_byte(packed: bytes, at: int) -> bytes:
         b"",
         b"\0\0\x08",
         b"\0\0\x08\x03\0\0\0\x05",
-        b"\0\0\x09\x03" + _FIVE_PICTURES[4:],
-        b"\1\0\x08\x03" + _FIVE_PICTURES[4:],
+        b"\0\0\x09\x03" + _FIVE_IMAGES[4:],
+        b"\1\0\x08\x03" + _FIVE_IMAGES[4:],
         b"\x89PNG\r\n\x1a\n" + bytes(200),
-        _FIVE_PICTURES[:-1],
-        _FIVE_PICTURES[:16],
-        _FIVE_PICTURES + b"\0",
+        _FIVE_IMAGES[:-1],
+        _FIVE_IMAGES[:16],
+        _FIVE_IMAGES + b"\0",
         _idx_bytes((180,), bytes(180)),
         _idx_bytes((5, 36), bytes(180)),
         _idx_bytes((5, 1, 6, 6), bytes(180)),
@@ -172,7 +172,7 @@ _PACKED = gzip.compress(_idx_bytes((5, 6, 6), _pixels().tobytes()))
         _with_a_flipped_byte(_PACKED, 10),  # the first byte of the compressed data: what kind of block it is
         _with_a_flipped_byte(_PACKED, len(_PACKED) // 2),
         _with_a_flipped_byte(_PACKED, len(_PACKED) - 5),  # the checksum
-        _FIVE_PICTURES,
+        _FIVE_IMAGES,
     ],
     ids=["empty", "text", "torn-header", "half", "short", "bad-block", "bad-pixel", "bad-checksum", "not-packed"],
 )
@@ -193,7 +193,7 @@ def test_a_damaged_file_of_labels_is_refused_by_its_path(tmp_path: pathlib.Path)
     assert str(tmp_path / _LABELS) in one_sentence(caught)
 
 
-def test_as_many_labels_as_pictures_are_needed(tmp_path: pathlib.Path) -> None:
+def test_as_many_labels_as_images_are_needed(tmp_path: pathlib.Path) -> None:
     write_idx(tmp_path / _IMAGES, _pixels(5))
     write_idx(tmp_path / _LABELS, np.zeros(4, np.uint8))
     with pytest.raises(DataError, match=r"5 images but 4 labels") as caught:
@@ -209,7 +209,7 @@ def test_the_file_of_labels_is_needed(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 6), (6, 9), (9, 9)])
-def test_pictures_larger_than_the_model_are_refused(tmp_path: pathlib.Path, height: int, width: int) -> None:
+def test_images_larger_than_the_model_are_refused(tmp_path: pathlib.Path, height: int, width: int) -> None:
     write_idx(tmp_path / _IMAGES, _pixels(2, height, width))
     write_idx(tmp_path / _LABELS, np.zeros(2, np.uint8))
     with pytest.raises(DataError, match=f"{height}x{width}.*8x8") as caught:
@@ -217,7 +217,7 @@ def test_pictures_larger_than_the_model_are_refused(tmp_path: pathlib.Path, heig
     assert str(tmp_path) in one_sentence(caught)
 
 
-def test_idx_files_without_a_picture_are_refused(tmp_path: pathlib.Path) -> None:
+def test_idx_files_without_a_image_are_refused(tmp_path: pathlib.Path) -> None:
     write_idx(tmp_path / _IMAGES, np.zeros((0, 6, 6), np.uint8))
     write_idx(tmp_path / _LABELS, np.zeros(0, np.uint8))
     with pytest.raises(DataError) as caught:
@@ -228,9 +228,9 @@ def test_idx_files_without_a_picture_are_refused(tmp_path: pathlib.Path) -> None
 # Folders
 
 
-def _save(file: pathlib.Path, picture: Image.Image) -> pathlib.Path:
+def _save(file: pathlib.Path, image: Image.Image) -> pathlib.Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(file)
+    image.save(file)
     return file
 
 
@@ -246,7 +246,7 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
     _save(tmp_path / ".hidden" / "0.png", Image.new("RGB", (8, 8)))
     for name in ("._0.png", ".ipynb_checkpoints/0-checkpoint.png"):
         _save(tmp_path / "ant" / name, Image.new("RGB", (8, 8)))
-    (tmp_path / "ant" / "notes.txt").write_text("not a picture")
+    (tmp_path / "ant" / "notes.txt").write_text("not an image")
     dataset = open_dataset(tmp_path, 8)
     assert dataset.classes == ("Mouse", "ant", "zebra")
     assert dataset.labels.tolist() == [0, 0, 1, 1, 1, 2]
@@ -256,7 +256,7 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
     assert corners == [[0, 0, 0], [20, 0, 0], [10, 2, 0]]  # zebra, the first mouse, the last ant
 
 
-def test_classes_and_their_pictures_do_not_depend_on_the_order_of_the_folder(tmp_path: pathlib.Path) -> None:
+def test_classes_and_their_images_do_not_depend_on_the_order_of_the_folder(tmp_path: pathlib.Path) -> None:
     """A file system lists names as it likes; with twenty of them, not in alphabetical order."""
     shuffled = np.random.default_rng(2).permutation(20).tolist()
     for number in shuffled:
@@ -268,7 +268,7 @@ def test_classes_and_their_pictures_do_not_depend_on_the_order_of_the_folder(tmp
     assert of_the_first == [0, *range(20)]  # 0.png, and then those with two digits
 
 
-def test_pictures_of_a_class_may_lie_deeper_and_have_any_usual_suffix(tmp_path: pathlib.Path) -> None:
+def test_images_of_a_class_may_lie_deeper_and_have_any_usual_suffix(tmp_path: pathlib.Path) -> None:
     for name in ("a.png", "b.JPG", "deeper/c.jpeg", "deeper/still/d.bmp", "e.webp"):
         _save(tmp_path / "class" / name, Image.new("RGB", (8, 8), "gray"))
     assert _all_images(tmp_path, 8).shape == (5, 8, 8, 3)
@@ -282,17 +282,17 @@ def test_a_split_is_a_folder_above_the_classes(tmp_path: pathlib.Path, split: st
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_middle_square_of_an_oblong_picture_is_kept(tmp_path: pathlib.Path, turned: bool) -> None:
+def test_the_middle_square_of_an_oblong_image_is_kept(tmp_path: pathlib.Path, turned: bool) -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, :10], wide[:, 10:20], wide[:, 20:] = (255, 0, 0), np.arange(100).reshape(10, 10, 1), (0, 0, 255)
-    picture = wide.transpose(1, 0, 2) if turned else wide
-    _save(tmp_path / "class" / "0.png", Image.fromarray(np.ascontiguousarray(picture)))
+    image = wide.transpose(1, 0, 2) if turned else wide
+    _save(tmp_path / "class" / "0.png", Image.fromarray(np.ascontiguousarray(image)))
     expected = wide[:, 10:20].transpose(1, 0, 2) if turned else wide[:, 10:20]
     assert np.array_equal(_all_images(tmp_path, 10)[0], expected)  # no resizing, so to the last bit
 
 
 @pytest.mark.parametrize("size", [(7, 7), (64, 64), (100, 31), (31, 100), (33, 32), (1, 1), (3, 200)])
-def test_pictures_of_any_size_come_out_in_the_size_of_the_model(tmp_path: pathlib.Path, size: tuple[int, int]) -> None:
+def test_images_of_any_size_come_out_in_the_size_of_the_model(tmp_path: pathlib.Path, size: tuple[int, int]) -> None:
     _save(tmp_path / "class" / "0.png", Image.new("RGB", size, (10, 120, 230)))
     found = _all_images(tmp_path, 16)
     assert found.shape == (1, 16, 16, 3)
@@ -305,7 +305,7 @@ def _sixteen_bits() -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("picture", "expected"),
+    ("image", "expected"),
     [
         (Image.new("RGB", (8, 8), (100, 50, 25)), (100, 50, 25)),
         (Image.new("L", (8, 8), 100), (100, 100, 100)),
@@ -318,9 +318,9 @@ def _sixteen_bits() -> Image.Image:
     ids=["rgb", "gray", "rgba", "gray-alpha", "palette", "one-bit", "gray-16-bit"],
 )
 def test_every_kind_of_png_comes_out_as_the_rgb_it_shows(
-    tmp_path: pathlib.Path, picture: Image.Image, expected: tuple[int, int, int]
+    tmp_path: pathlib.Path, image: Image.Image, expected: tuple[int, int, int]
 ) -> None:
-    _save(tmp_path / "class" / "0.png", picture)
+    _save(tmp_path / "class" / "0.png", image)
     found = _all_images(tmp_path, 8)
     assert found.shape == (1, 8, 8, 3)
     assert (found == expected).all(), found[0, 0, 0]
@@ -368,7 +368,7 @@ _BAD_TEXT_AFTER_THE_PIXELS = _with_chunk(b"zTXt", b"key\0\x07packed in a way tha
         *("bad-exif", "bad-colours", "bad-text"),
     ],
 )
-def test_a_damaged_picture_is_refused_by_its_path(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_a_damaged_image_is_refused_by_its_path(tmp_path: pathlib.Path, content: bytes) -> None:
     good = _save(tmp_path / "class" / "0.png", Image.new("RGB", (8, 8)))
     good.with_name("1.png").write_bytes(content)
     dataset = open_dataset(tmp_path, 8)
@@ -378,13 +378,13 @@ def test_a_damaged_picture_is_refused_by_its_path(tmp_path: pathlib.Path, conten
     assert str(good.with_name("1.png")) in one_sentence(caught)
 
 
-def test_the_picture_that_the_damaged_ones_are_made_from_is_whole(tmp_path: pathlib.Path) -> None:
+def test_the_image_that_the_damaged_ones_are_made_from_is_whole(tmp_path: pathlib.Path) -> None:
     (tmp_path / "class").mkdir()
     (tmp_path / "class" / "0.png").write_bytes(_png())
     assert np.ptp(_all_images(tmp_path, 32)) > 200
 
 
-def test_a_picture_with_a_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path: pathlib.Path) -> None:
+def test_a_image_with_a_flipped_byte_is_read_or_refused_but_never_crashes(tmp_path: pathlib.Path) -> None:
     (tmp_path / "class").mkdir()
     file, whole, refused = tmp_path / "class" / "0.png", _png(), 0
     file.write_bytes(whole)
@@ -409,7 +409,7 @@ def _empty_classes(path: pathlib.Path) -> None:
         (path / name / "notes.txt").write_text("soon")
 
 
-def _pictures_without_classes(path: pathlib.Path) -> None:
+def _images_without_classes(path: pathlib.Path) -> None:
     _save(path / "0.png", Image.new("RGB", (8, 8)))
 
 
@@ -431,7 +431,7 @@ def _labels_alone(path: pathlib.Path) -> None:
     [
         (_nothing, "data"),
         (_empty_classes, "data/a"),
-        (_pictures_without_classes, "data"),
+        (_images_without_classes, "data"),
         (_a_file, "data"),
         (_missing, "data"),
         (_labels_alone, "data"),
@@ -449,7 +449,7 @@ def test_what_is_no_dataset_is_refused_by_its_path(
 # What can be lived with
 
 
-def test_a_class_without_pictures_is_told_by_its_path_and_keeps_its_number(tmp_path: pathlib.Path) -> None:
+def test_a_class_without_images_is_told_by_its_path_and_keeps_its_number(tmp_path: pathlib.Path) -> None:
     for name in ("a", "c"):
         _save(tmp_path / name / "0.png", Image.new("RGB", (8, 8)))
     (tmp_path / "b").mkdir()
@@ -461,7 +461,7 @@ def test_a_class_without_pictures_is_told_by_its_path_and_keeps_its_number(tmp_p
 
 
 @pytest.mark.parametrize(("size", "small"), [((8, 8), False), ((8, 7), True), ((30, 5), True), ((9, 30), False)])
-def test_a_picture_below_the_target_is_told_by_its_path_when_it_is_read(
+def test_a_image_below_the_target_is_told_by_its_path_when_it_is_read(
     tmp_path: pathlib.Path, size: tuple[int, int], small: bool
 ) -> None:
     file = _save(tmp_path / "class" / "0.png", Image.new("RGB", size))
@@ -474,8 +474,8 @@ def test_a_picture_below_the_target_is_told_by_its_path_when_it_is_read(
 # What tells one dataset from another
 
 
-@pytest.mark.parametrize("changed", ["picture", "label", "size", "split"])
-def test_idx_files_are_told_from_others_by_every_picture_and_label(tmp_path: pathlib.Path, changed: str) -> None:
+@pytest.mark.parametrize("changed", ["image", "label", "size", "split"])
+def test_idx_files_are_told_from_others_by_every_image_and_label(tmp_path: pathlib.Path, changed: str) -> None:
     pixels, labels = _pixels(200), (np.arange(200) % 4).astype(np.uint8)
 
     def fingerprint(size: int = 6) -> str:
@@ -485,7 +485,7 @@ def test_idx_files_are_told_from_others_by_every_picture_and_label(tmp_path: pat
 
     before = fingerprint()
     assert fingerprint() == before
-    if changed == "picture":
+    if changed == "image":
         pixels[-1, -1, -1] ^= 1
     elif changed == "label":
         labels[-1] = 0
@@ -517,7 +517,7 @@ def test_a_folder_is_told_from_others_by_every_file(tmp_path: pathlib.Path, chan
     for number in range(150):
         file = tmp_path / "ab"[number // 100] / f"{number:03}.png"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"picture {number}, never decoded")
+        file.write_text(f"image {number}, never decoded")
     before = open_dataset(tmp_path, 8).fingerprint
     assert open_dataset(tmp_path, 8).fingerprint == before
     assert open_dataset(tmp_path, 9).fingerprint != before
@@ -525,6 +525,6 @@ def test_a_folder_is_told_from_others_by_every_file(tmp_path: pathlib.Path, chan
     assert open_dataset(tmp_path, 8).fingerprint != before
 
 
-def test_gray_pictures_in_three_colours_are_others(tmp_path: pathlib.Path) -> None:
+def test_gray_images_in_three_colours_are_others(tmp_path: pathlib.Path) -> None:
     dataset = open_dataset(write_idx_dataset(tmp_path), 12)
     assert coloured(dataset).fingerprint != dataset.fingerprint

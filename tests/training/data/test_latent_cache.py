@@ -46,7 +46,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Seven pictures of three classes, and one that is none."""
+    """Seven images of three classes, and one that is none."""
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for number in range(8):
         file = folder / "abc"[number % 3] / f"{number}.png"
@@ -65,13 +65,13 @@ def _make(data: pathlib.Path, tokenizer: pathlib.Path, out: pathlib.Path, *optio
 
 @pytest.fixture(scope="module")
 def cached(data: pathlib.Path, tokenizer: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Made by the command, three pictures a file. Read only."""
+    """Made by the command, three images a file. Read only."""
     out = tmp_path_factory.mktemp("made") / "cache"
     with one_thread(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(latent_cache, "_FILE_BYTES", 3 * 2 * 2 * _CHANNELS * (_SIZE // _STRIDE) ** 2 * 4)
         told = _make(data, tokenizer, out)
-    assert f"{data / 'b' / '4.png'}: not a readable picture" in told
-    assert "7 pictures of 3 classes, straight and mirrored, 1 left out" in told
+    assert f"{data / 'b' / '4.png'}: not a readable image" in told
+    assert "7 images of 3 classes, straight and mirrored, 1 left out" in told
     return out
 
 
@@ -83,19 +83,19 @@ def test_a_cache_is_a_few_files_and_an_index(cached: pathlib.Path) -> None:
         "tokenizer.safetensors",
     ]
     index = json.loads((cached / "index.json").read_text())
-    assert [pictures for _, pictures in index["files"]] == [3, 2, 2]
+    assert [images for _, images in index["files"]] == [3, 2, 2]
     assert len(index["left_out"]) == 1
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_latents_are_samples_of_what_the_autoencoder_says_of_the_picture_or_its_mirror(
+def test_latents_are_samples_of_what_the_autoencoder_says_of_the_image_or_its_mirror(
     cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path, flip: bool
 ) -> None:
     source, vae = CachedLatents(cached, _SIZE), load_vae(tokenizer)
     for index in range(7):
         name = pathlib.Path(source.name(index))
-        picture = np.asarray(Image.open(name))[None]
-        pixels = torch.from_numpy(from_uint8(picture[:, :, ::-1] if flip else picture))
+        image = np.asarray(Image.open(name))[None]
+        pixels = torch.from_numpy(from_uint8(image[:, :, ::-1] if flip else image))
         mean, log_variance = (part.numpy()[0] for part in vae.moments(pixels).chunk(2, dim=1))
         drawn = np.random.default_rng(index).standard_normal(mean.shape, np.float32)
         expected = (mean + np.exp(0.5 * log_variance) * drawn) * LATENT_SCALE
@@ -137,7 +137,7 @@ def test_a_cache_that_was_stopped_goes_on_and_is_then_the_same(
     vae, dataset = load_vae(tokenizer), open_dataset(data, _SIZE)
     with pytest.raises(KeyboardInterrupt):
         cache_latents(dataset, _SIZE, vae, digest, out, 3, torch.device("cpu"), stop, lambda told: None)
-    with pytest.raises(DataError, match=r"only 3 of 8 pictures.*mar cache-latents") as caught:
+    with pytest.raises(DataError, match=r"only 3 of 8 images.*mar cache-latents") as caught:
         CachedLatents(out, _SIZE)
     one_sentence(caught)
     before = (out / "latents-00000.safetensors").stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""A run over a folder with bad pictures: it tells of each once, goes on without it, and stops only if asked to."""
+"""A run over a folder with bad images: it tells of each once, goes on without it, and stops only if asked to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from training.data.source import open_source
 from training.evaluation.classifier import Classifier
 from training.evaluation.feature_networks import OwnClassifier
 from training.evaluation.real_statistics import reference
-from training.heads.dataset import collect_contexts
+from training.heads.dataset import collect_head_dataset
 from training.loop.mar_trainer import Trainer
 from training.models.mar import MAR
 from training.tokenizer.trainer import TokenizerTrainer
@@ -57,7 +57,7 @@ def _start(data: pathlib.Path, steps: int = 10, **settings: Any) -> Trainer:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_pictures_are_told_once_by_their_paths_and_counted_and_the_run_goes_on(
+def test_bad_images_are_told_once_by_their_paths_and_counted_and_the_run_goes_on(
     data: pathlib.Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     _start(data, workers=workers).train()
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_does_not_count_again_what_it_has_told(data: pathlib.
     assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
 
 
-def test_a_run_asked_to_stop_stops_at_the_first_bad_picture(data: pathlib.Path) -> None:
+def test_a_run_asked_to_stop_stops_at_the_first_bad_image(data: pathlib.Path) -> None:
     (data / "bird").rmdir()
     trainer = _start(data, bad_data="stop")
     with pytest.raises(DataError, match=r"(4|7|3)\.png.*--bad-data report") as caught:
@@ -105,7 +105,7 @@ def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Pat
     with pytest.raises(DataError, match="--bad-data report"):
         trainer.train()
     assert trainer.step == 1
-    (data / "dog" / "5.png").write_text("the picture of that step")
+    (data / "dog" / "5.png").write_text("the image of that step")
     with pytest.raises(DataError, match=r"5\.png"):  # before its first step, but it is no new run
         Trainer.resume(trainer.run).train()
     trainer = Trainer.resume(trainer.run, changes={"bad_data": "report"})
@@ -132,40 +132,40 @@ def test_a_disk_that_is_gone_ends_the_run(data: pathlib.Path) -> None:
     trainer = _start(data)
     for file in data.rglob("*.png"):
         file.unlink()
-    with pytest.raises(DataError, match="10 pictures in a row cannot be read") as caught:
+    with pytest.raises(DataError, match="10 images in a row cannot be read") as caught:
         trainer.train()
     one_sentence(caught)
 
 
-# Beyond the steps of a run: whatever else looks at pictures goes on without the bad ones too.
+# Beyond the steps of a run: whatever else looks at images goes on without the bad ones too.
 
 BAD = {"cat/4.png", "dog/7.png"}
 ALL = np.arange(10)
 
 
 def _told(data: pathlib.Path, complaints: list[str]) -> set[str]:
-    """The unreadable pictures that complaints are of."""
-    unreadable = [complaint for complaint in complaints if "not a readable picture" in complaint]
+    """The unreadable images that complaints are of."""
+    unreadable = [complaint for complaint in complaints if "not a readable image" in complaint]
     return {str(pathlib.Path(complaint.split(": ")[0]).relative_to(data)) for complaint in unreadable}
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 64])
-def test_batches_are_of_all_pictures_that_can_be_read(data: pathlib.Path, size: int) -> None:
+def test_batches_are_of_all_images_that_can_be_read(data: pathlib.Path, size: int) -> None:
     dataset = open_dataset(data, 12)
     batches = list(readable_batches(dataset, ALL, size))
     indices = np.concatenate([of for _, of in batches])
     names = [str(pathlib.Path(dataset.name(index)).relative_to(data)) for index in range(10)]
     assert [names[index] for index in indices] == [name for name in names if name not in BAD]
-    for pictures, of in batches:
-        assert (pictures == dataset.images(of)).all()
+    for images, of in batches:
+        assert (images == dataset.images(of)).all()
     assert _told(data, dataset.complaints) == BAD
 
 
-def test_a_disk_that_is_gone_is_no_bad_picture(data: pathlib.Path) -> None:
+def test_a_disk_that_is_gone_is_no_bad_image(data: pathlib.Path) -> None:
     dataset = open_dataset(data, 12)
     for file in data.rglob("*.png"):
         file.unlink()
-    with pytest.raises(DataError, match="10 pictures in a row cannot be read") as caught:
+    with pytest.raises(DataError, match="10 images in a row cannot be read") as caught:
         list(readable_batches(dataset, ALL, 4))
     one_sentence(caught)
 
@@ -173,7 +173,7 @@ def test_a_disk_that_is_gone_is_no_bad_picture(data: pathlib.Path) -> None:
 def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
     data: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its scale and its reconstructions are measured by fixed pictures, bad ones among them."""
+    """Its scale and its reconstructions are measured by fixed images, bad ones among them."""
     config = tiny_tokenizer(data, 2, image_size=12, judged=10)
     TokenizerTrainer.start(data.parent / "tokenizer", config).train()
     assert (data.parent / "tokenizer" / "samples" / "step-000002.png").is_file()
@@ -182,24 +182,24 @@ def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
     assert all(str(data / name) in told for name in BAD)
 
 
-def test_real_pictures_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_real_images_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     dataset = open_dataset(data, 12)
     classifier, weights = Classifier(dataset.channels, len(dataset.classes)).eval(), tmp_path / "weights.safetensors"
     save_weights(weights, classifier.state_dict())
     network = OwnClassifier(classifier, weights)
     seen = reference(network, dataset, 10, tmp_path, lambda done: None)
     assert seen.moments.mean.shape == (64,)
-    assert len(seen.sample) == seen.pictures == 8
+    assert len(seen.sample) == seen.images == 8
     assert _told(data, dataset.complaints) == BAD
     again = reference(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
     assert np.array_equal(again.sample, seen.sample)
-    assert again.pictures == 8
+    assert again.images == 8
 
 
-def test_contexts_of_a_head_are_of_pictures_that_can_be_read(data: pathlib.Path) -> None:
+def test_contexts_of_a_head_are_of_images_that_can_be_read(data: pathlib.Path) -> None:
     source = open_source(data, 12)
     model = MAR(**COLOURED.to_dict()).eval()
-    assert len(collect_contexts(model, source, 10, seed=0)) > 0
+    assert len(collect_head_dataset(model, source, 10, seed=0)) > 0
     assert _told(data, source.complaints) == BAD
 
 

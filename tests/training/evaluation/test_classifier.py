@@ -1,4 +1,4 @@
-"""How pictures are judged: the distance against its closed form, the classifier against data it can learn."""
+"""How images are judged: the distance against its closed form, the classifier against data it can learn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.evaluation.report import classifier as quality
 
 
 class Stripes:
-    """Pictures of two classes, dark with one bright half: left for class 0, right for class 1."""
+    """Images of two classes, dark with one bright half: left for class 0, right for class 1."""
 
     classes = ("left", "right")
     channels = 1
@@ -27,10 +27,10 @@ class Stripes:
         self.fingerprint = f"{count} stripes of seed {seed}"
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        pictures = np.zeros((len(indices), 16, 16, 1), np.uint8)
-        for picture, label in zip(pictures, self.labels[indices], strict=True):
-            picture[:, 8 * label : 8 * label + 8] = 200
-        return pictures
+        stripes = np.zeros((len(indices), 16, 16, 1), np.uint8)
+        for stripe, label in zip(stripes, self.labels[indices], strict=True):
+            stripe[:, 8 * label : 8 * label + 8] = 200
+        return stripes
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_classifier_of_other_data_is_trained_anew(tmp_path: pathlib.Path, othe
     assert seen
 
 
-def test_a_classifier_is_trained_anew_when_only_the_last_picture_has_changed(tmp_path: pathlib.Path) -> None:
+def test_a_classifier_is_trained_anew_when_only_the_last_image_has_changed(tmp_path: pathlib.Path) -> None:
     train, file, seen = Stripes(256, seed=0), tmp_path / "classifier.safetensors", list[int]()
     pixels = train.images(np.arange(256))[..., 0]
     for _ in range(2):
@@ -96,6 +96,6 @@ def test_a_classifier_is_trained_anew_when_only_the_last_picture_has_changed(tmp
         pixels[-1] = 255 - pixels[-1]
 
 
-def test_too_few_pictures_for_a_classifier_are_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(DataError, match="100 training pictures are too few"):
+def test_too_few_images_for_a_classifier_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(DataError, match="100 training images are too few"):
         load_or_train_classifier(tmp_path / "c.safetensors", Stripes(100, seed=0), lambda done, of: None)

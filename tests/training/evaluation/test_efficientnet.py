@@ -19,7 +19,7 @@ _UNIFORM = 652  # "military uniform" among ImageNet's classes
 
 
 def _admiral() -> np.ndarray:
-    """Grace Hopper in uniform, the picture that matplotlib brings: uint8 [1, 512, 512, 3]."""
+    """Grace Hopper in uniform, the image that matplotlib brings: uint8 [1, 512, 512, 3]."""
     file = pathlib.Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     with Image.open(file) as image:
         return np.asarray(image.convert("RGB"))[None, :512]

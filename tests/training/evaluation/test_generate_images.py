@@ -1,4 +1,4 @@
-"""Pictures in bulk: the same ones however they are drawn, and each of them only once."""
+"""Images in bulk: the same ones however they are drawn, and each of them only once."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def _drawing(subject: pathlib.Path, seed: int = 3, **changes: Any) -> Drawing:
     return Drawing(subject, seed, tuple((dict(_SETTINGS) | changes).items()))
 
 
-def _pictures(of: Drawing, count: int, out: pathlib.Path, processes: int = 1) -> NDArray[np.uint8]:
+def _images(of: Drawing, count: int, out: pathlib.Path, processes: int = 1) -> NDArray[np.uint8]:
     draw(of, count, out, processes, 1, lambda done: None)
-    return np.concatenate([pictures for pictures, _ in drawn(of, count, out)])
+    return np.concatenate([images for images, _ in drawn(of, count, out)])
 
 
-def test_a_stopped_drawing_goes_on_to_the_same_pictures(
+def test_a_stopped_drawing_goes_on_to_the_same_images(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of, begun = _drawing(pixel_artifact), list[int]()
-    whole = _pictures(of, 20, tmp_path / "whole")
+    whole = _images(of, 20, tmp_path / "whole")
     kept = drawing._draw_file
 
     def stopped(of: Drawing, folder: pathlib.Path, start: int, threads: int) -> None:
@@ -51,25 +51,25 @@ def test_a_stopped_drawing_goes_on_to_the_same_pictures(
 
     monkeypatch.setattr(drawing, "_draw_file", stopped)
     with pytest.raises(KeyboardInterrupt):
-        _pictures(of, 20, tmp_path / "stopped")
+        _images(of, 20, tmp_path / "stopped")
     monkeypatch.setattr(drawing, "_draw_file", lambda *given: (begun.append(given[2]), kept(*given)))
     told: list[int] = []
     draw(of, 20, tmp_path / "stopped", 1, 1, told.append)
     assert begun == [0, 6, 12, 18]  # none twice
     assert (told[0], sum(told)) == (12, 20)
-    pictures, labels = (np.concatenate(parts) for parts in zip(*drawn(of, 20, tmp_path / "stopped"), strict=True))
-    np.testing.assert_array_equal(pictures, whole)
+    images, labels = (np.concatenate(parts) for parts in zip(*drawn(of, 20, tmp_path / "stopped"), strict=True))
+    np.testing.assert_array_equal(images, whole)
     np.testing.assert_array_equal(labels, labels_of(of, 20))
     assert whole.shape == (20, 8, 8, 1)
     assert len(np.unique(whole, axis=0)) == 20
 
 
-def test_more_of_the_same_pictures_begin_with_those_there_are(
+def test_more_of_the_same_images_begin_with_those_there_are(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     of = _drawing(pixel_artifact)
-    few = _pictures(of, 5, tmp_path)
-    more = _pictures(of, 9, tmp_path)
+    few = _images(of, 5, tmp_path)
+    more = _images(of, 9, tmp_path)
     np.testing.assert_array_equal(more[:5], few)
     assert labels_of(of, 5).tolist() == [0, 1, 0, 1, 0]
 
@@ -77,23 +77,19 @@ def test_more_of_the_same_pictures_begin_with_those_there_are(
 def test_two_processes_draw_what_one_does(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     of = _drawing(pixel_artifact)
     drawing._A_FILE = 50  # what a process of its own has
-    np.testing.assert_array_equal(
-        _pictures(of, 120, tmp_path / "two", processes=2), _pictures(of, 120, tmp_path / "one")
-    )
+    np.testing.assert_array_equal(_images(of, 120, tmp_path / "two", processes=2), _images(of, 120, tmp_path / "one"))
 
 
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"diffusion_steps": 4}])
-def test_other_pictures_lie_apart(
-    pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, changes: dict[str, int]
-) -> None:
-    one = _pictures(_drawing(pixel_artifact), 4, tmp_path)
-    other = _pictures(_drawing(pixel_artifact, **changes), 4, tmp_path)
+def test_other_images_lie_apart(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, changes: dict[str, int]) -> None:
+    one = _images(_drawing(pixel_artifact), 4, tmp_path)
+    other = _images(_drawing(pixel_artifact, **changes), 4, tmp_path)
     assert (one != other).any()
-    np.testing.assert_array_equal(_pictures(_drawing(pixel_artifact), 4, tmp_path), one)
+    np.testing.assert_array_equal(_images(_drawing(pixel_artifact), 4, tmp_path), one)
 
 
 @pytest.mark.parametrize("other", ["tokenizer", "scale", "config"])
-def test_pictures_of_one_checkpoint_with_another_tokenizer_or_config_lie_apart(
+def test_images_of_one_checkpoint_with_another_tokenizer_or_config_lie_apart(
     tmp_path: pathlib.Path, other: str
 ) -> None:
     """With the same weights: a file of them alone tells neither."""
@@ -113,12 +109,12 @@ def test_pictures_of_one_checkpoint_with_another_tokenizer_or_config_lie_apart(
         files = (("tokenizer", tmp_path / f"{name}.safetensors"), ("config_file", tmp_path / f"{name}.json"))
         return Drawing(checkpoint, 3, _SETTINGS, checkpoint=files)
 
-    one, another = (_pictures(of(name), 2, tmp_path) for name in ("usual", other))
+    one, another = (_images(of(name), 2, tmp_path) for name in ("usual", other))
     assert (one != another).any()
-    np.testing.assert_array_equal(_pictures(of("usual"), 2, tmp_path), one)
+    np.testing.assert_array_equal(_images(of("usual"), 2, tmp_path), one)
 
 
-def test_pictures_of_an_artifact_whose_manifest_tells_another_model_lie_apart(
+def test_images_of_an_artifact_whose_manifest_tells_another_model_lie_apart(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     artifact = pathlib.Path(shutil.copytree(pixel_artifact, tmp_path / "artifact"))
@@ -133,18 +129,18 @@ def test_a_checkpoint_draws_what_its_artifact_does(
     pixel_artifact: pathlib.Path, pixel_checkpoint: Checkpoint, tmp_path: pathlib.Path
 ) -> None:
     save_run(tmp_path / "run", pixel_checkpoint)
-    eager = _pictures(_drawing(tmp_path / "run"), 6, tmp_path)
-    exported = _pictures(_drawing(pixel_artifact), 6, tmp_path)
+    eager = _images(_drawing(tmp_path / "run"), 6, tmp_path)
+    exported = _images(_drawing(pixel_artifact), 6, tmp_path)
     assert np.abs(eager.astype(int) - exported).max() <= 1  # a colour that lies between two
 
 
 def test_a_damaged_file_is_told(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     of = _drawing(pixel_artifact)
-    _pictures(of, 4, tmp_path)
+    _images(of, 4, tmp_path)
     file = next(tmp_path.rglob("*.npz"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="remove it") as caught:
-        _pictures(of, 4, tmp_path)
+        _images(of, 4, tmp_path)
     assert file.name in one_sentence(caught)
 
 

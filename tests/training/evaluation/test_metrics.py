@@ -59,14 +59,14 @@ def test_the_inception_score_is_the_number_of_classes_that_are_told_apart() -> N
     assert inception_score(sure[:, :1] * np.ones(4)) == pytest.approx(1.0)
 
 
-def test_a_class_that_no_picture_can_be_of_changes_no_inception_score() -> None:
+def test_a_class_that_no_image_can_be_of_changes_no_inception_score() -> None:
     never = np.full((400, 1), -1000.0)  # e^-1000 is 0 in float64
     random = np.random.default_rng(0).standard_normal((400, 4))
     assert inception_score(np.hstack([random, never])) == pytest.approx(inception_score(random), rel=1e-12)
 
 
 class _Means:
-    """A network whose features are the mean colour of the four corners of a picture."""
+    """A network whose features are the mean colour of the four corners of an image."""
 
     name, sha256, knows_classes = "means", "0" * 64, True
 
@@ -86,7 +86,7 @@ def test_what_is_seen_of_a_set_does_not_depend_on_its_batches(monkeypatch: pytes
     labels = features.argmax(axis=1).astype(np.int64)
     labels[:10] = (labels[:10] + 1) % 4
     seen = look(_Means(), zip(np.split(images, cuts := [7, 20, 33]), np.split(labels, cuts), strict=True))
-    assert seen.pictures == 40
+    assert seen.images == 40
     assert seen.recognised == 0.75
     np.testing.assert_array_equal(seen.sample, features[:25])
     np.testing.assert_allclose(seen.moments.mean, features.mean(axis=0), rtol=1e-6)

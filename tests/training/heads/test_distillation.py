@@ -17,7 +17,7 @@ from runtime.sampling.noise_schedule import continuous_alphas_cumprod
 from tests.helpers.tiny_runs import TINY, one_sentence, one_thread, randomized, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint
 from training.data.source import open_source
-from training.heads.dataset import Contexts, collect_contexts
+from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import Paths, _diffusion_x0, distillation_loss, guided_teacher, teacher_paths
 from training.heads.head_training import HeadTraining, train_head
 from training.heads.new_head import Material, distilled_head, trained_flow_head, with_flow_head
@@ -32,10 +32,10 @@ def gaussian_x0(x: Tensor, t: float) -> Tensor:
     return MEAN + (1 - t) * VARIANCE / ((1 - t) ** 2 * VARIANCE + t**2) * (x - (1 - t) * MEAN)
 
 
-def contexts_of(rows: int, known: float = 0.5) -> Contexts:
+def contexts_of(rows: int, known: float = 0.5) -> HeadDataset:
     generator = torch.Generator().manual_seed(0)
     z, without = (torch.randn(rows, 24, generator=generator) for _ in range(2))
-    return Contexts(torch.zeros(rows, 16), z, without, torch.full((rows, 1), known))
+    return HeadDataset(torch.zeros(rows, 16), z, without, torch.full((rows, 1), known))
 
 
 def small_head(seed: int = 0) -> HeadMLP:
@@ -167,7 +167,7 @@ def test_a_loss_that_is_not_finite_ends_the_training() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return write_idx_dataset(tmp_path_factory.mktemp("data") / "pictures")
+    return write_idx_dataset(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def checkpoint() -> Checkpoint:
 
 def test_contexts_are_what_the_backbone_says_of_real_tokens(data: pathlib.Path, checkpoint: Checkpoint) -> None:
     model, source = checkpoint.model, open_source(data, TINY.img_size)
-    found = collect_contexts(model, source, 40, seed=3)
+    found = collect_head_dataset(model, source, 40, seed=3)
     assert len(found) == len(found.z) == len(found.no_class_z) == len(found.known)
     assert found.z.shape[1] == TINY.decoder_embed_dim
     assert len(set(found.known.flatten().tolist())) > 1  # of its four batches each sees another share
@@ -186,9 +186,9 @@ def test_contexts_are_what_the_backbone_says_of_real_tokens(data: pathlib.Path, 
         torch.from_numpy(np.stack([source.latent(i, False, np.random.default_rng()) for i in range(12)]))
     )
     apart = (found.target[:, None] - tokens.flatten(0, 1)).abs().amax(dim=-1).amin(dim=1)
-    assert apart.max() == 0  # every target is a token of a real picture
+    assert apart.max() == 0  # every target is a token of a real image
     assert (found.z - found.no_class_z).abs().max() > 1e-3
-    again = collect_contexts(model, source, 40, seed=3)
+    again = collect_head_dataset(model, source, 40, seed=3)
     assert torch.equal(again.z, found.z)
 
 

@@ -411,8 +411,8 @@ def test_compiled_blocks_train_to_the_same_losses(
 # What a run leaves behind
 
 
-def _is_flat(picture: pathlib.Path) -> bool:
-    with Image.open(picture) as image:
+def _is_flat(path: pathlib.Path) -> bool:
+    with Image.open(path) as image:
         return bool(np.ptp(np.asarray(image.convert("L"))) == 0)
 
 
@@ -425,14 +425,14 @@ def test_a_run_leaves_its_config_weights_state_log_samples_and_curve(finished: p
 
 
 @pytest.mark.parametrize("name", ["samples/step-000008.png", "loss.png"])
-def test_the_pictures_of_a_run_open_and_are_not_flat(finished: pathlib.Path, name: str) -> None:
+def test_the_images_of_a_run_open_and_are_not_flat(finished: pathlib.Path, name: str) -> None:
     assert not _is_flat(finished / name)
 
 
-def test_samples_show_two_pictures_of_each_class_that_are_not_flat_and_not_alike(finished: pathlib.Path) -> None:
+def test_samples_show_two_images_of_each_class_that_are_not_flat_and_not_alike(finished: pathlib.Path) -> None:
     with Image.open(finished / "samples" / "step-000008.png") as image:
         sheet = np.asarray(image.convert("L"))
-    # Margins of 4, captions of 14, pictures of 12 pixels enlarged to 96.
+    # Margins of 4, captions of 14, images of 12 pixels enlarged to 96.
     assert sheet.shape == (2 * (96 + 14 + 4) + 4, 3 * (96 + 4) + 4)
     cells = [sheet[4 + 114 * row :, 4 + 100 * column :][:96, :96] for row in range(2) for column in range(3)]
     assert all(np.ptp(cell) > 0 for cell in cells)
@@ -595,7 +595,7 @@ def _examples(trainer: Trainer) -> list[list[int]]:
 def test_every_epoch_takes_each_example_at_most_once_and_in_an_order_of_its_own(
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    taken = _examples(start(tmp_path / "run", data, 6, batch_size=5))  # 12 pictures: two whole batches, two left out
+    taken = _examples(start(tmp_path / "run", data, 6, batch_size=5))  # 12 images: two whole batches, two left out
     epochs = [taken[first] + taken[first + 1] for first in (0, 2, 4)]
     for epoch in epochs:
         assert max(Counter(epoch).values()) == 1
@@ -610,7 +610,7 @@ def test_a_batch_as_large_as_the_data_is_the_data(data: pathlib.Path, tmp_path: 
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_pictures_are_mirrored_only_if_asked_and_keep_their_labels(
+def test_images_are_mirrored_only_if_asked_and_keep_their_labels(
     data: pathlib.Path, tmp_path: pathlib.Path, flip: bool
 ) -> None:
     trainer = start(tmp_path / "run", data, 1, batch_size=12, flip=flip)

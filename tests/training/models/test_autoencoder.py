@@ -59,12 +59,12 @@ def small() -> AutoencoderKL:
 # What it computes
 
 
-def test_a_golden_picture_is_decoded_as_published(kl16: AutoencoderKL, golden: dict[str, NDArray[np.float32]]) -> None:
+def test_a_golden_image_is_decoded_as_published(kl16: AutoencoderKL, golden: dict[str, NDArray[np.float32]]) -> None:
     latents = torch.from_numpy(golden["latents"]) * 0.2325  # as MAR draws them
     assert relative_l2(kl16.decode(latents).numpy(), golden["decoded"]) < 1e-5
 
 
-def test_a_golden_picture_is_encoded_as_published(kl16: AutoencoderKL, golden: dict[str, NDArray[np.float32]]) -> None:
+def test_a_golden_image_is_encoded_as_published(kl16: AutoencoderKL, golden: dict[str, NDArray[np.float32]]) -> None:
     image = torch.from_numpy(golden["image"])
     moments = kl16.moments(image)
     assert relative_l2(moments.numpy(), golden["moments"]) < 1e-5
@@ -79,7 +79,7 @@ def test_latents_are_scaled_between_the_model_and_the_autoencoder(small: Autoenc
     torch.testing.assert_close(small.decode(latents), small.decoder(small.post_quant_conv(mean)))
 
 
-def test_a_picture_need_not_be_square_and_each_is_computed_for_itself(small: AutoencoderKL) -> None:
+def test_a_image_need_not_be_square_and_each_is_computed_for_itself(small: AutoencoderKL) -> None:
     images = torch.rand(2, 3, 16, 24) * 2 - 1
     latents = small.encode(images)
     assert latents.shape == (2, 4, 4, 6)

@@ -258,7 +258,7 @@ def _without_dropout(**changes: Any) -> MAR:
     return randomized(MAR(**config))
 
 
-def _pictures(count: int = 5, channels: int = 1) -> tuple[Tensor, Tensor]:
+def _images(count: int = 5, channels: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
     return torch.randn(count, channels, 16, 16, generator=generator), torch.arange(count) % TINY.class_num
 
@@ -297,7 +297,7 @@ def _position_of(token: Tensor, tokens: Tensor) -> tuple[int, int]:
     ("mask_ratio", "masked"), [(1.0, 16), (0.95, 16), (0.75, 12), (0.7, 12), (0.0625, 1), (0.0, 1)]
 )
 def test_the_head_sees_the_masked_tokens_of_each_image_as_often_as_configured(mask_ratio: float, masked: int) -> None:
-    model, (latents, labels) = _without_dropout(diffusion_batch_mul=3), _pictures()
+    model, (latents, labels) = _without_dropout(diffusion_batch_mul=3), _images()
     target, z, timesteps = _head_inputs(model, latents, labels, mask_ratio)
     assert len(target) == len(z) == len(timesteps) == 3 * len(latents) * masked
     tokens = model.patchify(latents)
@@ -307,7 +307,7 @@ def test_the_head_sees_the_masked_tokens_of_each_image_as_often_as_configured(ma
 
 
 def test_each_image_has_masked_tokens_and_each_token_timesteps_of_its_own() -> None:
-    model, (latents, labels) = _without_dropout(), _pictures()
+    model, (latents, labels) = _without_dropout(), _images()
     target, _, timesteps = _head_inputs(model, latents, labels, 0.5)
     tokens = model.patchify(latents)
     masked_of: dict[int, set[int]] = {}
@@ -324,7 +324,7 @@ def test_each_image_has_masked_tokens_and_each_token_timesteps_of_its_own() -> N
 
 def test_what_predicts_a_token_depends_on_visible_tokens_and_on_no_masked_one() -> None:
     """Were it otherwise, the loss would fall and the samples would be noise."""
-    model, (latents, labels) = _without_dropout(), _pictures(count=1)
+    model, (latents, labels) = _without_dropout(), _images(count=1)
     target, z, _ = _head_inputs(model, latents, labels, 0.75)
     tokens = model.patchify(latents)
     masked = {_position_of(token, tokens)[1] for token in target}
@@ -338,7 +338,7 @@ def test_what_predicts_a_token_depends_on_visible_tokens_and_on_no_masked_one() 
 
 def test_every_token_meets_the_z_of_its_own_image_and_position() -> None:
     """As the published form of the backbone gives them, which knows positions by their place alone."""
-    model, (latents, labels) = _without_dropout(label_drop_prob=0.0, diffusion_batch_mul=3), _pictures()
+    model, (latents, labels) = _without_dropout(label_drop_prob=0.0, diffusion_batch_mul=3), _images()
     target, z, _ = _head_inputs(model, latents, labels, 0.75)
     tokens = model.patchify(latents)
     images, positions = torch.tensor([_position_of(token, tokens) for token in target]).T
@@ -350,7 +350,7 @@ def test_every_token_meets_the_z_of_its_own_image_and_position() -> None:
 
 
 def test_the_loss_is_the_mean_over_what_the_head_returns() -> None:
-    model, (latents, labels) = _without_dropout(), _pictures()
+    model, (latents, labels) = _without_dropout(), _images()
     returned: list[Tensor] = []
     model.diffloss.register_forward_hook(lambda module, inputs, output: returned.append(output))
     loss = _loss(model, latents, labels)
@@ -359,7 +359,7 @@ def test_the_loss_is_the_mean_over_what_the_head_returns() -> None:
 
 
 def test_the_gradient_of_the_loss_reaches_every_parameter_of_backbone_and_head() -> None:
-    model, (latents, labels) = _without_dropout(label_drop_prob=0.5), _pictures(count=20)
+    model, (latents, labels) = _without_dropout(label_drop_prob=0.5), _images(count=20)
     names, parameters = zip(*model.named_parameters(), strict=True)
     gradients = torch.autograd.grad(_loss(model, latents, labels), parameters)
     without = [name for name, gradient in zip(names, gradients, strict=True) if not gradient.any()]
@@ -367,14 +367,14 @@ def test_the_gradient_of_the_loss_reaches_every_parameter_of_backbone_and_head()
 
 
 def test_the_same_generator_gives_the_same_loss_and_another_one_another() -> None:
-    model, (latents, labels) = _without_dropout(), _pictures()
+    model, (latents, labels) = _without_dropout(), _images()
     assert _loss(model, latents, labels, seed=1).item() == _loss(model, latents, labels, seed=1).item()
     assert _loss(model, latents, labels, seed=1).item() != _loss(model, latents, labels, seed=2).item()
 
 
 @pytest.mark.parametrize(("probability", "labels_matter"), [(0.0, True), (1.0, False)])
 def test_labels_matter_unless_they_are_all_dropped(probability: float, labels_matter: bool) -> None:
-    model, (latents, labels) = _without_dropout(label_drop_prob=probability), _pictures()
+    model, (latents, labels) = _without_dropout(label_drop_prob=probability), _images()
     others = (labels + 1) % TINY.class_num
     assert (_loss(model, latents, labels).item() != _loss(model, latents, others).item()) == labels_matter
 
@@ -382,7 +382,7 @@ def test_labels_matter_unless_they_are_all_dropped(probability: float, labels_ma
 def test_a_dropped_label_is_the_class_of_no_label() -> None:
     """The embedding that sampling without guidance uses is the one that dropped labels have trained."""
     always, never = (_without_dropout(label_drop_prob=probability) for probability in (1.0, 0.0))
-    latents, labels = _pictures()
+    latents, labels = _images()
     no_class = torch.full_like(labels, TINY.class_num)
     assert _loss(always, latents, labels).item() == _loss(never, latents, no_class).item()
 
@@ -447,7 +447,7 @@ def test_mask_ratios_are_drawn_from_the_truncated_normal(smallest: float) -> Non
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patchify_is_undone_by_the_runtimes_unpatchify(patch_size: int, channels: int) -> None:
     model = MAR(**{**TINY.to_dict(), "img_size": 16, "patch_size": patch_size, "vae_embed_dim": channels})
-    latents, _ = _pictures(channels=channels)
+    latents, _ = _images(channels=channels)
     tokens = model.patchify(latents)
     assert tokens.shape == (5, model.config.tokens, model.config.token_channels)
     assert np.array_equal(unpatchify(tokens.numpy(), model.config.grid, patch_size), latents.numpy())
@@ -455,7 +455,7 @@ def test_patchify_is_undone_by_the_runtimes_unpatchify(patch_size: int, channels
 
 def test_a_token_is_a_patch_in_raster_order_with_channels_outermost() -> None:
     model = MAR(**{**TINY.to_dict(), "img_size": 16, "patch_size": 4, "vae_embed_dim": 3})
-    latents, _ = _pictures(channels=3)
+    latents, _ = _images(channels=3)
     patch = latents[2, :, 4:8, 12:16]  # the second row of the grid, its last column
     assert torch.equal(model.patchify(latents)[2, 7], patch.flatten())
 

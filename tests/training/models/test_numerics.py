@@ -34,8 +34,8 @@ def _batch() -> MicroBatch:
     order = torch.rand(4, 9, generator=generator).argsort(dim=1)
     timesteps = torch.randint(0, 1000, (2, 4, 6), generator=generator)
     noise = torch.randn(2, 4, 6, 16, generator=generator)
-    pictures = torch.rand(4, 1, 12, 12, generator=generator) * 2 - 1
-    return MicroBatch(Batch(pictures, torch.tensor([0, 1, 2, 3]), order, timesteps, noise), torch.arange(4))
+    images = torch.rand(4, 1, 12, 12, generator=generator) * 2 - 1
+    return MicroBatch(Batch(images, torch.tensor([0, 1, 2, 3]), order, timesteps, noise), torch.arange(4))
 
 
 def _dtypes(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> dict[str, set[torch.dtype]]:

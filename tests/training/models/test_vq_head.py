@@ -20,7 +20,7 @@ from training.config import RunConfig
 from training.data.kmeans import fitted_codebook, kmeans
 from training.data.source import open_source
 from training.loop.mar_trainer import Trainer
-from training.models.vq_head import CodeLoss, draw_codes, nearest
+from training.models.vq_head import VQLoss, draw_codes, nearest
 
 CODES = dataclasses.replace(TINY, head="codes", codes=6)
 
@@ -61,7 +61,7 @@ def test_no_normal_draws_a_code_that_there_is_not(normal: float) -> None:
 
 def test_the_loss_is_the_cross_entropy_of_the_nearest_code() -> None:
     torch.manual_seed(0)
-    head = CodeLoss(3, 4, 8, 1, 5)
+    head = VQLoss(3, 4, 8, 1, 5)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.normal_()
@@ -73,7 +73,7 @@ def test_the_loss_is_the_cross_entropy_of_the_nearest_code() -> None:
 
 
 def test_an_untrained_head_thinks_every_code_as_likely() -> None:
-    head = CodeLoss(3, 4, 8, 2, 5)
+    head = VQLoss(3, 4, 8, 2, 5)
     found = head(torch.randn(4, 3), torch.randn(4, 4), torch.zeros(4), torch.zeros(4, 3))
     torch.testing.assert_close(found, torch.full((4,), math.log(5)))
 
@@ -111,7 +111,7 @@ def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathl
 
 
 def test_more_codes_than_different_tokens_are_refused(tmp_path: pathlib.Path) -> None:
-    data = write_idx_dataset(tmp_path / "data", pictures=4)
-    with pytest.raises(DataError, match="36 in 4 pictures; ask for fewer codes") as caught:
+    data = write_idx_dataset(tmp_path / "data", images=4)
+    with pytest.raises(DataError, match="36 in 4 images; ask for fewer codes") as caught:
         fitted_codebook(open_source(data, TINY.img_size), dataclasses.replace(CODES, codes=40), 0)
     one_sentence(caught)

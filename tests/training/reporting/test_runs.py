@@ -101,7 +101,7 @@ def _entries(steps: int) -> list[dict[str, float]]:
 
 
 def _shown(axes: Any) -> list[int]:
-    """How many points of each line can be seen: those within the picture, and none of a single one without a dot."""
+    """How many points of each line can be seen: those within the image, and none of a single one without a dot."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     within = [sum(left <= x <= right and bottom <= y <= top for x, y in line.get_xydata()) for line in axes.get_lines()]
     dotted = [line.get_marker() == "." for line in axes.get_lines()]
@@ -160,7 +160,7 @@ def test_a_run_tells_what_it_was_made_with_each_time_it_was_started(folder: path
     assert first["device"]
 
 
-def test_tensorboard_has_the_scalars_and_the_pictures_of_a_run(folder: pathlib.Path) -> None:
+def test_tensorboard_has_the_scalars_and_the_images_of_a_run(folder: pathlib.Path) -> None:
     board = EventAccumulator(str(folder / "fast" / "tensorboard"))
     board.Reload()
     for name in ("loss", "gradient_norm"):

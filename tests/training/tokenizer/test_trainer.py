@@ -29,7 +29,7 @@ from training.checkpoints.published_files import load_vae
 from training.config import RunConfig, read_toml
 from training.data.datasets import coloured, open_dataset
 from training.data.latent_cache import CachedLatents, cache_latents
-from training.data.loader import MicroBatch, PictureBatches
+from training.data.loader import ImageBatches, MicroBatch
 from training.data.source import Pixels
 from training.distributed import Processes
 from training.loop.mar_trainer import Trainer
@@ -58,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def _part(config: TokenizerConfig, number: int = 0) -> MicroBatch:
     source = Pixels(coloured(open_dataset(pathlib.Path(config.data), _SIZE)))
-    return PictureBatches(source, (2, _SIZE // 2), config.training, 0, 1)[number]
+    return ImageBatches(source, (2, _SIZE // 2), config.training, 0, 1)[number]
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -176,9 +176,9 @@ def test_adversarial_weights_and_hinge() -> None:
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
     assert hinge(real, fake).item() == pytest.approx(0.5 * (0.25 + 0.5))
     network = PatchDiscriminator(8, 2).eval()
-    pictures = torch.randn(3, 3, 32, 32)
-    torch.testing.assert_close(network(pictures)[:1], network(pictures[:1]))  # a score is of one picture
-    assert network(pictures).shape == (3, 1, 6, 6)
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(network(images)[:1], network(images[:1]))  # a score is of one image
+    assert network(images).shape == (3, 1, 6, 6)
 
 
 def test_reconstructions_are_judged_by_their_errors(data: pathlib.Path) -> None:
@@ -216,7 +216,7 @@ def test_the_perceptual_distance_by_weights_of_vgg16(tmp_path: pathlib.Path) -> 
     one_sentence(caught)
 
 
-def test_how_pictures_look_takes_part_in_the_loss(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_how_images_look_takes_part_in_the_loss(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     weights = []
     for name, weight in (("with", 1.0), ("without", 0.0)):
         config = tiny_tokenizer(data, 2, perceptual="efficientnet-lite0", perceptual_weight=weight)
