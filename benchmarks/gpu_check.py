@@ -64,7 +64,7 @@ class Backends:
         self._exported: dict[tuple[str, str, str], pathlib.Path] = {}
         self.openers = {"torch": self._torch, "onnxruntime": self._onnxruntime, "tensorrt": self._tensorrt}
 
-    def obstacle(self, name: str) -> str | None:
+    def incompatibility(self, name: str) -> str | None:
         """Why a backend cannot be tried here."""
         needs = {"torch": (), "onnxruntime": ("onnxscript", "onnxruntime"), "tensorrt": ("onnxscript", "tensorrt")}
         for module in needs[name]:
@@ -125,7 +125,7 @@ class Check:
             print(", ".join(f"{name} {value}" for name, value in self._found[key].items()))
         self._names, self._due = [], 0
         for name in names:
-            obstacle = backends.obstacle(name)
+            obstacle = backends.incompatibility(name)
             if obstacle is None:
                 self._names.append(name)
             else:

@@ -107,7 +107,7 @@ def study_table(value: Mapping[str, Any]) -> str:
         sampler_alone = " " in way["name"]  # without guidance, so beside others of its kind only
         against = f"{way['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
         lines.append(
-            f"| {way['name']} | {way['recognised']:.1%} | {way['frechet']:.3f} | {against} | "
+            f"| {way['name']} | {way['top1_accuracy']:.1%} | {way['frechet']:.3f} | {against} | "
             f"{way['head_evaluations']} | {way['milliseconds']['median']:.0f} | {_settings(way['sampling'])} |"
         )
     return "\n".join(lines)
@@ -146,7 +146,7 @@ def evaluation_table(value: Mapping[str, Any]) -> str:
             rows = {name: figures["generated"], "real, training": figures.get("real_training")}
             for what, row in rows.items():
                 if row is not None:
-                    share = "" if row["recognised"] is None else f"{row['recognised']:.1%}"
+                    share = "" if row["top1_accuracy"] is None else f"{row['top1_accuracy']:.1%}"
                     settings = _settings(one["sampling"]) if what == name else ""
                     lines.append(
                         f"| {what} | {row['images']:,} against {figures['real']['images']:,} | {network} | "
@@ -170,17 +170,17 @@ def variants_table(value: Mapping[str, Any]) -> str:
         by_way.setdefault((row["order"], row["attention"], row["iterations"]), {})[row["head"]] = row
     most = max(iterations for _, _, iterations in by_way)
     for (order, attention, iterations), heads in by_way.items():
-        codes, diffusion = heads["codes"], heads["diffusion"]
+        codes, diffusion = heads["vq"], heads["diffusion"]
         lines.append(
             f"| {order} | {attention} | {'one' if iterations == most else f'several ({iterations} iterations)'} | "
-            f"{codes['recognised']:.1%} | {diffusion['recognised']:.1%} | {codes['frechet']:.2f} | "
+            f"{codes['top1_accuracy']:.1%} | {diffusion['top1_accuracy']:.1%} | {codes['frechet']:.2f} | "
             f"{diffusion['frechet']:.2f} | {codes['frechet'] / diffusion['frechet']:.2f} |"
         )
     real, coded = value["real"], value["real_through_codebook"]
     lines += [
         "",
-        f"Real training images: {real['recognised']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
-        f"the nearest of the {value['model']['codes']} codes: {coded['recognised']:.1%}, {coded['frechet']:.2f}.",
+        f"Real training images: {real['top1_accuracy']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
+        f"the nearest of the {value['model']['codebook_size']} codes: {coded['top1_accuracy']:.1%}, {coded['frechet']:.2f}.",
     ]
     return "\n".join(lines)
 

@@ -27,7 +27,7 @@ from training.config import TrainConfig
 from training.data.draws import draw_example, example_stream, masked_tokens
 from training.data.loader import Batch, MicroBatch
 from training.distributed import Processes
-from training.loop.optimizer_step import Learner, _parameter_groups
+from training.loop.optimizer_step import MarTrainStep, _parameter_groups
 from training.models import reference_loop as published
 from training.models.mar import MAR
 from training.models.numerics import autocast
@@ -39,10 +39,10 @@ _RATE, _CLIP, _EMA = 1e-4, 3.0, 0.9999
 def ours(config: ModelConfig, batch: int, precision: str, compiled: bool) -> Callable[[int], float]:
     """A step of this trainer, by its number; its loss."""
     training = TrainConfig(steps=1000, batch_size=batch, precision=precision, compile=compiled)
-    learner = Learner(config, training, Processes())
+    train_step = MarTrainStep(config, training, Processes())
 
     def step(number: int) -> float:
-        return learner.update(number, [_batch(config, batch, number)]).loss
+        return train_step.update(number, [_batch(config, batch, number)]).loss
 
     return step
 
@@ -56,6 +56,7 @@ def as_published(config: ModelConfig, batch: int, precision: str) -> Callable[[i
 
     def step(number: int) -> float:
         drawn = _batch(config, batch, number).batch
+        assert isinstance(drawn, Batch)
         masked = drawn.timesteps.shape[-1]
         orders = np.stack([np.random.permutation(config.tokens) for _ in range(batch)])
         mask = torch.zeros(batch, config.tokens, dtype=torch.bool)

@@ -39,7 +39,7 @@ from training.evaluation.classifier import (
     judge,
     load_or_train_classifier,
 )
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
 from training.models.vq_head import nearest
 from training.reporting.comparison import summarize
@@ -81,8 +81,8 @@ class Variant:
     @property
     def model(self) -> dict[str, Any]:
         """Its model, as changes to the preset."""
-        codes = _CODES if self.head == "codes" else 0
-        return {**_MODEL, "attention": self.attention, "order": self.order, "head": self.head, "codes": codes}
+        codes = _CODES if self.head == "vq" else 0
+        return {**_MODEL, "attention": self.attention, "order": self.order, "head": self.head, "codebook_size": codes}
 
     @property
     def ways(self) -> tuple[int | None, ...]:
@@ -93,7 +93,7 @@ class Variant:
 VARIANTS = tuple(
     Variant(attention, order, head)
     for attention, order in (("causal", "raster"), ("causal", "random"), ("bidirectional", "random"))
-    for head in ("codes", "diffusion")
+    for head in ("vq", "diffusion")
 )
 
 
@@ -129,15 +129,15 @@ def variants(
     for variant in VARIANTS:
         for iterations in variant.ways:
             row, images = _judged(variant, out / variant.name, iterations, judging, real, count)
-            click.echo(f"{row['name']}: recognised {row['recognised']:.1%}, Fréchet distance {row['frechet']:.2f}")
+            click.echo(f"{row['name']}: recognised {row['top1_accuracy']:.1%}, Fréchet distance {row['frechet']:.2f}")
             rows.append(row)
             shown.append(images)
-    coded = load_checkpoint(next(out / variant.name for variant in VARIANTS if variant.head == "codes")).model
+    coded = load_checkpoint(next(out / variant.name for variant in VARIANTS if variant.head == "vq")).model
     by_codes = judge(judging, _through_codebook(coded, training, count), training.labels[:count])
     value = {
         "images": count,
         "steps": steps,
-        "model": _MODEL | {"codes": _CODES},
+        "model": _MODEL | {"codebook_size": _CODES},
         "training": _TRAINING,
         "real": _figures(judge(judging, batches(training, count), training.labels[:count]), real),
         "real_through_codebook": _figures(by_codes, real),
@@ -156,11 +156,11 @@ def variants(
 def train(variant: Variant, data: pathlib.Path, run: pathlib.Path, steps: int) -> None:
     """A run of `steps` steps at `run`, gone on with where there is one."""
     if (run / CONFIG_FILE).exists():
-        trainer = Trainer.resume(run, changes={"steps": steps})
+        trainer = MarTrainer.resume(run, changes={"steps": steps})
     else:
         training = {**_TRAINING, "steps": steps, "checkpoint_every": 500, "sample_every": steps}
         told = {"data": str(data), "preset": "pixel_small", "model": variant.model, "training": training}
-        trainer = Trainer.start(run, RunConfig.from_dict(told, variant.name))
+        trainer = MarTrainer.start(run, RunConfig.from_dict(told, variant.name))
     if trainer.step < steps:
         trainer.train()
 
@@ -199,7 +199,7 @@ def _judged(
 
 
 def _figures(judged: Judgement, real: Judgement) -> dict[str, float]:
-    return {"recognised": judged.recognised, "frechet": frechet_distance(judged.features, real.features)}
+    return {"top1_accuracy": judged.top1_accuracy, "frechet": frechet_distance(judged.features, real.features)}
 
 
 def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:

@@ -18,7 +18,7 @@ from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine, EngineSpec
 from runtime.model.latents import patchify
-from runtime.sampling.constraints import settled, short_chain, usual_sampling
+from runtime.sampling.constraints import fixed_settings, short_chain, usual_sampling
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.presets import requested_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
@@ -89,7 +89,7 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
         "cfg_scale": 2.0,
         **short_chain(config, 10),
     }
-    settings = {name: value for name, value in usual.items() if name not in settled(config)}
+    settings = {name: value for name, value in usual.items() if name not in fixed_settings(config)}
     plan = build_plan(config.tokens, requested_sampling(usual_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))

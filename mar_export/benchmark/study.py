@@ -88,7 +88,9 @@ def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, 
             for done in concurrent.futures.as_completed(waiting):
                 way, figures = waiting[done], done.result()
                 write_json(_file(out, way), figures)
-                said(f"{way.name:20} recognised {figures['recognised']:.1%}, Fréchet distance {figures['frechet']:.3f}")
+                said(
+                    f"{way.name:20} recognised {figures['top1_accuracy']:.1%}, Fréchet distance {figures['frechet']:.3f}"
+                )
         except BrokenProcessPool:
             raise BackendError("a process that drew images ended; not enough memory?") from None
         finally:
@@ -131,7 +133,7 @@ def judge_way(study: Study, way: Way) -> dict[str, Any]:
         "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
         "images": study.images,
         "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
-        "recognised": drawn.recognised,
+        "top1_accuracy": drawn.top1_accuracy,
         "frechet": frechet_distance(drawn.features, real),
         "head_evaluations": generator.plan(**way.settings).head_evaluations,
         "engines": generator.description,

@@ -34,7 +34,7 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
     for name in presets:
         x, y = ways[name]["milliseconds"]["median"], ways[name]["frechet"]
         right.scatter(x, y, s=60)
-        right.annotate(f"{name}, {ways[name]['recognised']:.1%}", (x, y), (6, 6), textcoords="offset points")
+        right.annotate(f"{name}, {ways[name]['top1_accuracy']:.1%}", (x, y), (6, 6), textcoords="offset points")
     left.set_title("samplers, by diffusion steps (16 iterations, no guidance)", loc="left", fontsize=10)
     right.set_title("presets, with guidance, and how many images are recognised", loc="left", fontsize=10)
     for axes in (left, right):

@@ -57,11 +57,11 @@ def study(
     asked = Study(artifact, checkpoint, classifier, data, images)
     run_study(asked, ways, out, threads, click.echo)
     value = summary(asked, ways, out, time_ways(asked, ways, threads, _REPEATS))
-    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'recognised':>12}{'Fréchet distance':>18}")
+    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top1_accuracy':>12}{'Fréchet distance':>18}")
     for way in value["ways"]:
         click.echo(
             f"{way['name']:20}{way['head_evaluations']:18}{way['milliseconds']['median']:9.0f}"
-            f"{way['recognised']:12.1%}{way['frechet']:18.3f}"
+            f"{way['top1_accuracy']:12.1%}{way['frechet']:18.3f}"
         )
     if json_file is not None:
         write_json(json_file, value)

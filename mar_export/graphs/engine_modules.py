@@ -117,7 +117,7 @@ class Encoder(nn.Module):
 
 def loop_modules(model: MAR) -> dict[str, nn.Module]:
     """The modules of the engines of the loop, in evaluation mode, by name."""
-    causal, codes = model.config.attention == "causal", model.config.head == "codes"
+    causal, codes = model.config.attention == "causal", model.config.head == "vq"
     modules: dict[str, nn.Module] = {
         BACKBONE: CausalBackbone(model) if causal else Backbone(model),
         CONDITIONING: VQConditioning(model) if codes else Conditioning(model),

@@ -81,7 +81,7 @@ class Build:
         return build
 
 
-def obstacle(build: Build, library: str | None, architecture: str | None) -> str | None:
+def incompatibility(build: Build, library: str | None, architecture: str | None) -> str | None:
     """Why `build` cannot run with this version of its library on this GPU; None if nothing is in its way."""
     if library is None:
         return f"needs {build.target} {build.library}, which is not installed"
@@ -106,7 +106,7 @@ def usable_build(
     """
     usable, reasons = [], []
     for build in (build for build in builds if (build.engine, build.target) == (engine, target)):
-        why = obstacle(build, library, architecture)
+        why = incompatibility(build, library, architecture)
         if build.graph_sha256 != graph_sha256:
             why = "built from another graph"
         if why is None:

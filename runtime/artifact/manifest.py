@@ -20,7 +20,7 @@ from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestEr
 from runtime.files import check_writable_folder, sha256
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
-from runtime.sampling.constraints import formed
+from runtime.sampling.constraints import apply_constraints
 from runtime.sampling.plan import Sampling, build_plan
 from runtime.sampling.presets import check_preset_name, requested_sampling
 
@@ -253,7 +253,7 @@ def _sampling(value: object, model: ModelConfig, where: str) -> Sampling:
     settings = _object(value, where)
     _keys(settings, {field.name for field in dataclasses.fields(Sampling)}, where)
     try:
-        sampling = formed(model, Sampling(**settings), settings)
+        sampling = apply_constraints(model, Sampling(**settings), settings)
         build_plan(model.tokens, sampling)
     except RequestError as error:
         raise ArtifactError(f"{where}: {error}") from None

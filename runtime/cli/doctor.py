@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from runtime import __version__
-from runtime.artifact.engine_builds import TARGETS, Build, obstacle
+from runtime.artifact.engine_builds import TARGETS, Build, incompatibility
 from runtime.artifact.manifest import Artifact
 from runtime.backends import available_threads
 from runtime.cli.options import PATH
@@ -99,7 +99,7 @@ def _artifact(path: pathlib.Path, gpu: Gpu | None, versions: dict[str, str | Non
     if not manifest.builds:
         click.echo("  no engines built; mar build makes some for a GPU")
     for build in manifest.builds:
-        why = obstacle(build, versions[build.target], gpu.architecture if gpu else None)
+        why = incompatibility(build, versions[build.target], gpu.architecture if gpu else None)
         click.echo(f"  {build.engine:13} {_built_for(build)}: {why or 'loads here'}")
     if damage:
         click.get_current_context().exit(1)

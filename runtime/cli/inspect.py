@@ -30,7 +30,7 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         f"            encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
         f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}\n"
         f"            {config.attention} attention, {config.order} order, head of {config.head}"
-        + (f" ({config.codes})" if config.codes else "")
+        + (f" ({config.codebook_size})" if config.codebook_size else "")
     )
     click.echo(f"drawn with  {manifest.sampling.told()}, where a request names nothing else")
     for name, preset in manifest.presets.items():

@@ -34,17 +34,17 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("proj_dropout", 0, 0.99),
     ("diffusion_batch_mul", 1, 64),
     ("distilled_steps", 0, 1000),
-    ("codes", 0, 65536),
+    ("codebook_size", 0, 65536),
 )
 
 # What a field of words may be; the first is the published form.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("bidirectional", "causal"),
     "order": ("random", "raster"),
-    "head": ("diffusion", "flow", "codes"),
+    "head": ("diffusion", "flow", "vq"),
 }
 # Fields that came after the others: descriptions of a model from before them have none, and mean the published form.
-LATER_FIELDS = frozenset({*_CHOICES, "codes", "distilled_steps"})
+LATER_FIELDS = frozenset({*_CHOICES, "codebook_size", "distilled_steps"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ModelConfig:
     The last five choose a form other than the published one. `attention`: every token sees all others, or
     those generated before it. `order`: the one that tokens are trained to come in (section 3.3 and table 1).
     `head`: what makes a token of z, which is a diffusion chain, the chain of a rectified flow, or a choice
-    among the vectors of a codebook of `codes`, which is 0 for other heads. `distilled_steps`, where not 0, is
+    among the `codebook_size` vectors of a codebook (0 for other heads). `distilled_steps`, where not 0, is
     the number of steps that a flow head was distilled to, guidance included. Raises `ConfigError` on
     impossible values.
     """
@@ -86,7 +86,7 @@ class ModelConfig:
     attention: str = "bidirectional"
     order: str = "random"
     head: str = "diffusion"
-    codes: int = 0
+    codebook_size: int = 0
     distilled_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -109,10 +109,10 @@ class ModelConfig:
             raise ConfigError(
                 f"model config: distilled_steps {self.distilled_steps} belongs to the head flow, found {self.head}"
             )
-        if self.codes < 2 if self.head == "codes" else self.codes:
+        if self.codebook_size < 2 if self.head == "vq" else self.codebook_size:
             raise ConfigError(
-                "model config: codes must be 2 or more where head is codes, and 0 elsewhere, found "
-                f"head {self.head!r} and codes {self.codes}"
+                "model config: codebook_size must be 2 or more where head is vq, and 0 elsewhere, found "
+                f"head {self.head!r} and codebook_size {self.codebook_size}"
             )
         if self.img_size % (self.vae_stride * self.patch_size):
             raise ConfigError(
@@ -142,7 +142,7 @@ class ModelConfig:
     @property
     def modulation_channels(self) -> int:
         """M: shift, scale and gate of every block of the head, shift and scale of its last layer; or its codes."""
-        return self.codes or (3 * self.diffloss_d + 2) * self.diffloss_w
+        return self.codebook_size or (3 * self.diffloss_d + 2) * self.diffloss_w
 
     @property
     def cache_channels(self) -> int:
@@ -152,7 +152,7 @@ class ModelConfig:
     @property
     def loss_repeats(self) -> int:
         """R, how often a step trains the head on each masked token: a chain has many places to be at, a code one."""
-        return 1 if self.head == "codes" else self.diffusion_batch_mul
+        return 1 if self.head == "vq" else self.diffusion_batch_mul
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> ModelConfig:

@@ -10,10 +10,10 @@ from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.sampling.plan import Sampling
-from runtime.sampling.samplers import CODES, DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
+from runtime.sampling.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS, VQ
 
-_SAMPLERS = {"diffusion": DIFFUSION_SAMPLERS, "flow": FLOW_SAMPLERS, "codes": (CODES,)}
-_OF_A_FLOW = Sampling(sampler="flow-2m", diffusion_steps=25)
+_SAMPLERS = {"diffusion": DIFFUSION_SAMPLERS, "flow": FLOW_SAMPLERS, "vq": (VQ,)}
+_FLOW_SAMPLING = Sampling(sampler="flow-2m", diffusion_steps=25)
 
 
 def samplers_of(model: ModelConfig) -> tuple[str, ...]:
@@ -23,17 +23,17 @@ def samplers_of(model: ModelConfig) -> tuple[str, ...]:
 
 def usual_sampling(model: ModelConfig) -> Sampling:
     """How `model` is drawn with where nobody says: as published, or as its form wants it."""
-    return formed(model, _OF_A_FLOW if model.head == "flow" else Sampling(), {})
+    return apply_constraints(model, _FLOW_SAMPLING if model.head == "flow" else Sampling(), {})
 
 
-def settled(model: ModelConfig) -> dict[str, tuple[Any, str]]:
+def fixed_settings(model: ModelConfig) -> dict[str, tuple[Any, str]]:
     """The settings that a model of this form is always drawn with, each with the reason."""
     found: dict[str, tuple[Any, str]] = {}
     if model.attention == "causal":
         found["iterations"] = model.tokens, "under causal attention one token is drawn at a time"
     if model.order == "raster":
         found["token_order"] = "raster", "it was trained in that order alone"
-    if model.head == "codes":
+    if model.head == "vq":
         found |= _chain_of(model, 1, "its head draws a code of a codebook, in one step")
         found["start_timestep"] = None, "its head has no timesteps"
     if model.distilled_steps:
@@ -53,19 +53,19 @@ def _chain_of(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple[An
     return {name: (value, reason) for name, value in chain.items()}
 
 
-def formed(model: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) -> Sampling:
+def apply_constraints(model: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) -> Sampling:
     """`sampling` as a model of this form can be drawn with.
 
     Raises `RequestError` where `named` settings cannot be, or the sampler is one of other heads.
     """
-    fixed = settled(model)
+    fixed = fixed_settings(model)
     for name, (value, reason) in fixed.items():
         if named.get(name) not in (None, value, str(value)):  # the command line has numbers of steps as text
             found = truncate(named[name])
             raise RequestError(f"{name} of this model must be {value}, found {found}; leave it away: {reason}")
     sampling = dataclasses.replace(sampling, **{name: value for name, (value, _) in fixed.items()})
     if sampling.sampler not in samplers_of(model):
-        check_choice("sampler", sampling.sampler, (*SAMPLERS, CODES))
+        check_choice("sampler", sampling.sampler, (*SAMPLERS, VQ))
         known = " or ".join(samplers_of(model))
         raise RequestError(f"a {model.head} head is drawn with the sampler {known}, found {sampling.sampler!r}")
     return sampling
@@ -74,7 +74,7 @@ def formed(model: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) -> 
 def short_chain(model: ModelConfig, steps: int) -> dict[str, int]:
     """Settings of a chain of few steps that amplifies no error much, where there is a choice."""
     chain = {"diffusion_steps": steps} | ({"start_timestep": 900} if model.head == "diffusion" else {})
-    return {name: value for name, value in chain.items() if name not in settled(model)}
+    return {name: value for name, value in chain.items() if name not in fixed_settings(model)}
 
 
 def check_chains(model: ModelConfig, what: str) -> None:
@@ -84,7 +84,7 @@ def check_chains(model: ModelConfig, what: str) -> None:
     """
     if model.attention != "bidirectional":
         raise RequestError(f"{what} does not know models with {model.attention} attention; mar generate draws with it")
-    if model.head == "codes":
+    if model.head == "vq":
         raise RequestError(f"{what} does not know models with a head of {model.head}; mar generate draws with it")
 
 

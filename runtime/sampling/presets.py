@@ -14,7 +14,7 @@ from typing import Any
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
-from runtime.sampling.constraints import formed, usual_sampling
+from runtime.sampling.constraints import apply_constraints, usual_sampling
 from runtime.sampling.plan import Sampling
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def requested_sampling(
         own = dataclasses.replace(usual_sampling(model), **kept | changes)
         if own.iterations is not None:
             own = dataclasses.replace(own, iterations=min(own.iterations, model.tokens))
-    return formed(model, own.changed(settings), settings)
+    return apply_constraints(model, own.changed(settings), settings)
 
 
 def _changes(name: str, model: ModelConfig) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from runtime.sampling.noise_schedule import (
     training_schedule,
 )
 
-CODES = "codes"  # where there is no chain: what draws a token of a codebook, and the only thing that does
+VQ = "vq"  # where there is no chain: what draws a token of a codebook, and the only thing that does
 _FULL_CHAIN = 100  # steps from which DDPM stands a start at t = 999
 _START = {"ddpm": 950, "ddim": 980}
 # Multistep solvers start at log(alpha / sigma) = -5.1 (eMIGM, arXiv 2503.07197), which is this time.
@@ -73,7 +73,7 @@ def coefficient_table(
     for every other sampler of a diffusion head; a flow starts at 1000. Raises `RequestError`.
     """
     check_scale("temperature", temperature)
-    if sampler == CODES:
+    if sampler == VQ:
         if (steps, eta, start) != (1, 0, None):
             raise RequestError(
                 f"a token of codes is drawn in one step, without eta or start_timestep; found {truncate(steps)} "

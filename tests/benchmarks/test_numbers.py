@@ -70,7 +70,7 @@ def way(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
     return {
         "name": name,
         "sampling": settings,
-        "recognised": 0.875,
+        "top1_accuracy": 0.875,
         "frechet": frechet,
         "head_evaluations": 160,
         "milliseconds": {"median": 123.4, "p10": 100.0, "p90": 200.0},
@@ -207,14 +207,14 @@ def variants_value() -> dict[str, Any]:
             "order": order,
             "attention": attention,
             "iterations": iterations,
-            "recognised": 0.5,
+            "top1_accuracy": 0.5,
             "frechet": far,
         }
         for head, distances in (("diffusion", (8.0, 4.0)), ("codes", (12.0, 10.0)))
         for (order, attention, iterations), far in zip(ways, distances, strict=True)
     ]
-    judged = {"recognised": 0.9, "frechet": 0.1}
-    about = {"steps": 1000, "images": 2000, "training": {"batch_size": 32}, "model": {"codes": 512}}
+    judged = {"top1_accuracy": 0.9, "frechet": 0.1}
+    about = {"steps": 1000, "images": 2000, "training": {"batch_size": 32}, "model": {"codebook_size": 512}}
     return {**about, "real": judged, "real_through_codebook": {**judged, "frechet": 2.0}, "rows": rows}
 
 
@@ -245,8 +245,8 @@ def test_a_study_without_exact_compares_nothing() -> None:
 
 
 def test_an_evaluation_has_a_row_for_every_set_that_is_compared() -> None:
-    row = {"images": 1000, "frechet": 5.5, "precision": 0.25, "recall": 0.125, "recognised": 0.9}
-    training = {**row, "frechet": 0.5, "recognised": None}
+    row = {"images": 1000, "frechet": 5.5, "precision": 0.25, "recall": 0.125, "top1_accuracy": 0.9}
+    training = {**row, "frechet": 0.5, "top1_accuracy": None}
     figures = {"generated": row, "real_training": training, "real": {"images": 10_000}, "weights_sha256": "0"}
     sampling = Sampling(iterations=8).__dict__
     lines = evaluation_table({"ours": {"sampling": sampling, "features": {"classifier": figures}}}).splitlines()

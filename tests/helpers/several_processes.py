@@ -21,7 +21,7 @@ from tests.helpers.tiny_runs import TINY, Poisoned, tiny_training
 from training.config import RunConfig
 from training.data.source import Source
 from training.distributed import Processes, joined, local
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.reporting import samples
 
 WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
@@ -35,14 +35,14 @@ def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> 
         if processes.first:
             shutil.copytree(folder / wanted["from"], run)
         processes.wait()
-        Trainer.resume(run, processes, settings).train()
+        MarTrainer.resume(run, processes, settings).train()
     else:
         model = dataclasses.replace(WITHOUT_DROPOUT, vae_embed_dim=wanted.get("colours", 1))
         config = RunConfig(str(folder / wanted.get("data", "data")), model, tiny_training(**settings))
-        trainer = Trainer.start(run, config, processes)
+        trainer = MarTrainer.start(run, config, processes)
         if "poisoned" in wanted:
             trainer.source = cast(Source, Poisoned(trainer.source, wanted["poisoned"]))
-        parameters = list(trainer.learner.model.parameters())
+        parameters = list(trainer.train_step.model.parameters())
         held, whole = (sum(size(one) for one in parameters) for size in (lambda one: local(one).numel(), torch.numel))
         (folder / f"{wanted['run']}-held-by-{processes.rank}").write_text(str(held / whole))
         trainer.train()

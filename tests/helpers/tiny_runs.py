@@ -21,7 +21,7 @@ from runtime.errors import MarError
 from runtime.model.config import ModelConfig
 from training.config import RunConfig, TrainConfig
 from training.data.source import Source
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining, read_vae
 
@@ -87,12 +87,12 @@ def tiny_training(steps: int, **changes: Any) -> TrainConfig:
     return TrainConfig(steps=steps, **settings | changes)
 
 
-def start(run: pathlib.Path, data: pathlib.Path, steps: int, **changes: Any) -> Trainer:
-    return Trainer.start(run, RunConfig(str(data), TINY, tiny_training(steps, **changes)))
+def start(run: pathlib.Path, data: pathlib.Path, steps: int, **changes: Any) -> MarTrainer:
+    return MarTrainer.start(run, RunConfig(str(data), TINY, tiny_training(steps, **changes)))
 
 
-def resume(run: pathlib.Path, **changes: Any) -> Trainer:
-    return Trainer.resume(run, changes=changes)
+def resume(run: pathlib.Path, **changes: Any) -> MarTrainer:
+    return MarTrainer.resume(run, changes=changes)
 
 
 def randomized(model: MAR, seed: int = 0, spread: float = 0.2) -> MAR:

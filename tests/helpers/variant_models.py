@@ -25,8 +25,8 @@ _SIZES = {
 }
 _FORMS: dict[str, dict[str, Any]] = {
     "causal": {"attention": "causal"},
-    "raster codes": {"order": "raster", "head": "codes", "codes": 40},
-    "causal codes": {"attention": "causal", "head": "codes", "codes": 40},
+    "raster vq": {"order": "raster", "head": "vq", "codebook_size": 40},
+    "causal vq": {"attention": "causal", "head": "vq", "codebook_size": 40},
 }
 
 

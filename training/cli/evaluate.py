@@ -132,7 +132,7 @@ def evaluate(
     if json_file is not None:
         settings_used = dataclasses.asdict(sampling)
         write_json(json_file, {"seed": seed, "split": split, "sampling": settings_used, "features": figures})
-    if at_least is not None and (share := figures[CLASSIFIER][GENERATED]["recognised"]) < at_least:
+    if at_least is not None and (share := figures[CLASSIFIER][GENERATED]["top1_accuracy"]) < at_least:
         raise MarError(f"{share:.1%} of the images are recognised, where {at_least:.1%} are asked for")
 
 

@@ -13,7 +13,7 @@ from runtime.errors import ConfigError
 from training.cli.options import training_options
 from training.config import RunConfig, TrainConfig, over_file, settled_toml
 from training.distributed import joined
-from training.loop.mar_trainer import Trainer, fitted, read_config
+from training.loop.mar_trainer import MarTrainer, fitted, read_config
 from training.loop.profiling import profile_training
 from training.loop.training_loop import finish
 from training.models.presets import PRESETS
@@ -62,7 +62,7 @@ def train(
             _profile(read_config(resume, given), device)
         else:
             with joined(device) as processes:
-                finish(Trainer.resume(resume, processes, given))
+                finish(MarTrainer.resume(resume, processes, given))
         return
     flags = {"preset": preset, "data": str(data) if data else None}
     model = {} if image_size is None else {"img_size": image_size}
@@ -78,7 +78,7 @@ def train(
     if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
     with joined(device) as processes:
-        finish(Trainer.start(out, config, processes))
+        finish(MarTrainer.start(out, config, processes))
 
 
 def _profile(config: RunConfig, device: str | None) -> None:

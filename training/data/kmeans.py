@@ -20,17 +20,17 @@ Floats = NDArray[np.float32]
 
 
 def fitted_codebook(source: Source, config: ModelConfig, seed: int) -> Floats:
-    """`config.codes` vectors for the tokens of `source`, [codes, D], the same for the same seed. Raises `DataError`."""
+    """`config.codebook_size` vectors for the tokens of `source`, [codes, D], the same for the same seed. Raises `DataError`."""
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(source.labels))[: -(-_TOKENS // config.tokens)]
     tokens = np.concatenate([_tokens(source, config, int(index), random) for index in chosen])  # [n, D]
     different = len(np.unique(tokens, axis=0))
-    if different < config.codes:
+    if different < config.codebook_size:
         raise DataError(
-            f"a codebook of {config.codes} codes needs as many different tokens, found {different} in "
+            f"a codebook of {config.codebook_size} codes needs as many different tokens, found {different} in "
             f"{pluralize(len(chosen), 'image')}; ask for fewer codes"
         )
-    return kmeans(tokens, config.codes, random)
+    return kmeans(tokens, config.codebook_size, random)
 
 
 def kmeans(points: Floats, centres: int, random: np.random.Generator, rounds: int = _ROUNDS) -> Floats:

@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 class Judgement:
     """`recognised`: the share of images seen as their class; `features` [n, 64] for `frechet_distance`."""
 
-    recognised: float
+    top1_accuracy: float
     features: NDArray[np.float64]
 
 

@@ -48,7 +48,7 @@ class Seen:
     images: int
     moments: Moments
     sample: NDArray[np.float32]
-    recognised: float | None
+    top1_accuracy: float | None
     inception_score: float | None
 
 

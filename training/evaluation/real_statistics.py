@@ -44,7 +44,7 @@ def reference(
             mean=seen.moments.mean,
             covariance=seen.moments.covariance,
             sample=seen.sample,
-            figures=json.dumps([seen.images, seen.recognised, seen.inception_score]),
+            figures=json.dumps([seen.images, seen.top1_accuracy, seen.inception_score]),
         )
     return seen
 
@@ -63,8 +63,8 @@ def _read(file: pathlib.Path, of: dict[str, Any]) -> Seen | None:
         with np.load(file, allow_pickle=False) as kept:
             if json.loads(str(kept["of"])) != of:
                 return None
-            images, recognised, score = json.loads(str(kept["figures"]))
+            images, top1_accuracy, score = json.loads(str(kept["figures"]))
             moments = Moments(kept["mean"], kept["covariance"])
-            return Seen(images, moments, kept["sample"], recognised, score)
+            return Seen(images, moments, kept["sample"], top1_accuracy, score)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None

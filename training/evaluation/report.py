@@ -10,7 +10,7 @@ from training.evaluation.metrics import frechet, precision_recall
 
 GENERATED, TRAINING = "generated", "real_training"
 _SHOWN = {
-    "recognised": "{:.1%}",
+    "top1_accuracy": "{:.1%}",
     "frechet": "{:.3f}",
     "precision": "{:.3f}",
     "recall": "{:.3f}",
@@ -44,4 +44,4 @@ def table(figures: Mapping[str, Figures]) -> str:
 
 def _alone(seen: Seen) -> dict[str, Any]:
     """What is told of a set without another."""
-    return {"images": seen.images, "recognised": seen.recognised, "inception_score": seen.inception_score}
+    return {"images": seen.images, "top1_accuracy": seen.top1_accuracy, "inception_score": seen.inception_score}

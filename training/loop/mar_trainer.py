@@ -14,23 +14,23 @@ from training.data.kmeans import fitted_codebook
 from training.data.loader import MicroBatch, MicroBatches, micro_batches
 from training.data.source import Source, check_source, open_source
 from training.distributed import Processes
-from training.loop.optimizer_step import Learner
+from training.loop.optimizer_step import MarTrainStep
 from training.loop.state import load_state
-from training.loop.training_loop import Run, check_batch, check_no_run
+from training.loop.training_loop import TrainingLoop, check_batch, check_no_run
 from training.reporting.report import Reporter
 from training.reporting.samples import save_sample_grid
 
 
-class Trainer(Run[Learner]):
-    """One run: `Trainer.start` or `Trainer.resume`, then `train`. Every process of a job does the same."""
+class MarTrainer(TrainingLoop[MarTrainStep]):
+    """One run: `MarTrainer.start` or `MarTrainer.resume`, then `train`. Every process of a job does the same."""
 
     def __init__(self, run: pathlib.Path, source: Source, config: RunConfig, processes: Processes) -> None:
         check_fit(source, config, processes)
         self.config = config
-        super().__init__(run, source, Learner(config.model, config.training, processes), processes)
+        super().__init__(run, source, MarTrainStep(config.model, config.training, processes), processes)
 
     @classmethod
-    def start(cls, run: pathlib.Path, config: RunConfig, processes: Processes | None = None) -> Trainer:
+    def start(cls, run: pathlib.Path, config: RunConfig, processes: Processes | None = None) -> MarTrainer:
         """A new run; its model has as many classes and channels as the data."""
         processes = processes or Processes()
         check_no_run(run)
@@ -46,13 +46,13 @@ class Trainer(Run[Learner]):
     @classmethod
     def resume(
         cls, run: pathlib.Path, processes: Processes | None = None, changes: Mapping[str, Any] | None = None
-    ) -> Trainer:
+    ) -> MarTrainer:
         """The run at its last checkpoint; `changes` to its `TrainConfig`, such as more `steps`, are kept in it."""
         processes = processes or Processes()
         config = read_config(run, changes or {})
         trainer = cls(run, open_source(pathlib.Path(config.data), config.model.img_size), config, processes)
         if (run / checkpoint.STATE_FILE).exists():
-            trainer.step = load_state(run, trainer.learner)
+            trainer.step = load_state(run, trainer.train_step)
         else:
             trainer._begin()
         processes.wait()
@@ -67,8 +67,8 @@ class Trainer(Run[Learner]):
     def _begin(self) -> None:
         """What a model needs of its data before the first step."""
         model = self.config.model
-        if model.head == "codes":
-            self.learner.take_codebook(fitted_codebook(self.source, model, self.config.training.seed))
+        if model.head == "vq":
+            self.train_step.take_codebook(fitted_codebook(self.source, model, self.config.training.seed))
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, config = self.processes, self.config
@@ -76,7 +76,7 @@ class Trainer(Run[Learner]):
         return micro_batches(batches, self.step, me.device)
 
     def _draw_samples(self, reporter: Reporter | None) -> None:
-        model = self.learner.averaged_model()
+        model = self.train_step.averaged_model()
         if reporter:
             image = self.run / "samples" / f"step-{self.step:06d}.png"
             save_sample_grid(image, model, self.source)

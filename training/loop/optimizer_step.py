@@ -46,7 +46,7 @@ class Outcome:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
-class Optimisation(abc.ABC):
+class TrainStep(abc.ABC):
     """A model in training: its weights, their moving average, its optimizer.
 
     `skipped` of the steps so far were not taken. Each part of a step runs in the context that `phase`
@@ -122,7 +122,7 @@ class Optimisation(abc.ABC):
         return tuple(int(index) for part in bad or self.processes.together(examples) for index in part)
 
 
-class Learner(Optimisation):
+class MarTrainStep(TrainStep):
     """A MAR in training."""
 
     model: MAR

@@ -20,7 +20,7 @@ from training.data.loader import MicroBatches, micro_batches
 from training.data.source import Source
 from training.distributed import Processes
 from training.loop.mar_trainer import check_fit
-from training.loop.optimizer_step import Learner
+from training.loop.optimizer_step import MarTrainStep
 
 _WARM_UP, _TIMED, _UNDER_PROFILER = 3, 8, 2
 _OPERATORS = 10  # the most expensive ones, shown
@@ -68,9 +68,9 @@ def profile_training(config: RunConfig, source: Source, processes: Processes) ->
     """A table for a person: a few steps of a new model of `config`, and what they spent their time on."""
     check_fit(source, config, processes)
     training = dataclasses.replace(config.training, steps=_WARM_UP + _TIMED + _UNDER_PROFILER)
-    learner, timer = Learner(config.model, training, processes), PhaseTimer(processes.device)
-    learner.phase = timer.phase
-    timer.watch(learner.model.diffloss, "head")
+    train_step, timer = MarTrainStep(config.model, training, processes), PhaseTimer(processes.device)
+    train_step.phase = timer.phase
+    timer.watch(train_step.model.diffloss, "head")
     batches = MicroBatches(source, config.model, training, processes.rank, processes.count)
     reading = micro_batches(batches, 0, processes.device)
 
@@ -79,7 +79,7 @@ def profile_training(config: RunConfig, source: Source, processes: Processes) ->
         started = timer.now()
         with timer.phase("read"):
             parts = list(itertools.islice(reading, training.accumulate))
-        learner.update(number, parts)
+        train_step.update(number, parts)
         timer.add("all", timer.now() - started)
 
     for number in range(_WARM_UP + _TIMED):

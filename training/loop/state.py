@@ -15,30 +15,30 @@ from runtime.errors import CheckpointError
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_safetensors, saved_metadata
 from training.distributed import spread_like, whole
-from training.loop.optimizer_step import Optimisation
+from training.loop.optimizer_step import TrainStep
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save_state(run: pathlib.Path, learner: Optimisation, step: int) -> None:
+def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
     """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only.
 
     Every process calls it, the first one writes.
     """
     state: dict[str, Tensor] = {}
-    for name, parameter in learner.model.named_parameters():
-        moments = learner.optimizer.state[parameter]
-        state |= {f"model.{name}": parameter.detach(), f"average.{name}": learner.average[name]}
+    for name, parameter in train_step.model.named_parameters():
+        moments = train_step.optimizer.state[parameter]
+        state |= {f"model.{name}": parameter.detach(), f"average.{name}": train_step.average[name]}
         state |= {f"{key}.{name}": moments.get(key, torch.zeros_like(parameter)) for key in _MOMENTS}
-    state = _gathered(state, learner)
-    if learner.processes.first:
-        metadata = {"step": str(step), "skipped": str(learner.skipped)}
+    state = _gathered(state, train_step)
+    if train_step.processes.first:
+        metadata = {"step": str(step), "skipped": str(train_step.skipped)}
         checkpoint.save_weights(run / checkpoint.STATE_FILE, state, metadata)
         _save_average(run, state, step)
 
 
-def load_state(run: pathlib.Path, learner: Optimisation) -> int:
-    """Bring `learner` to where the run was, and return its step. Raises `CheckpointError`."""
+def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
+    """Bring `train_step` to where the run was, and return its step. Raises `CheckpointError`."""
     path = run / checkpoint.STATE_FILE
     remedy = (
         "copy it again, or delete it to train from the first step on; the averaged weights, in "
@@ -57,14 +57,14 @@ def load_state(run: pathlib.Path, learner: Optimisation) -> int:
         return spread_like(tensor, parameter)
 
     with torch.no_grad():
-        for name, parameter in learner.model.named_parameters():
+        for name, parameter in train_step.model.named_parameters():
             parameter.copy_(saved("model", name, parameter))
-            learner.average[name].copy_(saved("average", name, parameter))
-            updates = torch.tensor(float(step - skipped), device=learner.processes.device)
+            train_step.average[name].copy_(saved("average", name, parameter))
+            updates = torch.tensor(float(step - skipped), device=train_step.processes.device)
             moments = {key: saved(key, name, parameter) for key in _MOMENTS}
-            learner.optimizer.state[parameter] = {"step": updates, **moments}
-    learner.skipped = skipped
-    if learner.processes.first and checkpoint.saved_step(run / checkpoint.WEIGHTS_FILE) != step:
+            train_step.optimizer.state[parameter] = {"step": updates, **moments}
+    train_step.skipped = skipped
+    if train_step.processes.first and checkpoint.saved_step(run / checkpoint.WEIGHTS_FILE) != step:
         _save_average(run, state, step)  # a kill between the two files of a checkpoint leaves the second one older
     return step
 
@@ -74,11 +74,11 @@ def _save_average(run: pathlib.Path, state: Mapping[str, Tensor], step: int) -> 
     checkpoint.save_weights(run / checkpoint.WEIGHTS_FILE, weights, {"step": str(step)})
 
 
-def _gathered(tensors: Mapping[str, Tensor], learner: Optimisation) -> dict[str, Tensor]:
+def _gathered(tensors: Mapping[str, Tensor], train_step: TrainStep) -> dict[str, Tensor]:
     """Each tensor whole; in the memory of the first process only, since all together are four times the weights."""
     gathered = {}
     for name, tensor in tensors.items():
         one = whole(tensor)
-        if learner.processes.first:
+        if train_step.processes.first:
             gathered[name] = one.cpu()
     return gathered

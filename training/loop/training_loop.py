@@ -19,7 +19,7 @@ from training.config import StepConfig
 from training.data.loader import MicroBatch
 from training.data.source import Source
 from training.distributed import Processes
-from training.loop.optimizer_step import Optimisation, Outcome, learning_rate
+from training.loop.optimizer_step import Outcome, TrainStep, learning_rate
 from training.loop.state import save_state
 from training.preemption import PreemptedError, Termination
 from training.reporting.curve import save_loss_curve
@@ -28,17 +28,17 @@ from training.reporting.report import LOG_FILE, Reporter
 
 _MOST_SKIPPED_IN_A_ROW = 10
 
-_Learner = TypeVar("_Learner", bound=Optimisation)
+_Step = TypeVar("_Step", bound=TrainStep)
 
 
-class Run(abc.ABC, Generic[_Learner]):
+class TrainingLoop(abc.ABC, Generic[_Step]):
     """The folder `run`, at step `step`. Every process of a job does the same."""
 
     command = "mar train"
     use = "make an artifact of it with mar export {run} --out ARTIFACT"
 
-    def __init__(self, run: pathlib.Path, source: Source, learner: _Learner, processes: Processes) -> None:
-        self.run, self.source, self.learner, self.processes = run, source, learner, processes
+    def __init__(self, run: pathlib.Path, source: Source, train_step: _Step, processes: Processes) -> None:
+        self.run, self.source, self.train_step, self.processes = run, source, train_step, processes
         self.step = 0
         self._new = not any(run.glob("*"))
 
@@ -91,7 +91,7 @@ class Run(abc.ABC, Generic[_Learner]):
         while self.step < config.steps:
             parts = list(itertools.islice(batches, config.accumulate))
             self._complain(reporter, [complaint for part in parts for complaint in part.complaints])
-            outcome = self.learner.update(self.step, parts)
+            outcome = self.train_step.update(self.step, parts)
             self.step += 1
             skipped = 0 if outcome.taken else skipped + 1
             if reporter:
@@ -131,20 +131,20 @@ class Run(abc.ABC, Generic[_Learner]):
         more = f" and {len(outcome.suspects) - 3} more" if len(outcome.suspects) > 3 else ""
         reporter.skipped(
             self.step,
-            f"skipped ({self.learner.skipped} so far): a loss of {outcome.loss}, a gradient norm of "
+            f"skipped ({self.train_step.skipped} so far): a loss of {outcome.loss}, a gradient norm of "
             f"{outcome.gradient_norm} by {shown}{more}",
             loss=str(outcome.loss),  # JSON has no word for them
             gradient_norm=str(outcome.gradient_norm),
             examples=list(outcome.suspects),
-            so_far=self.learner.skipped,
+            so_far=self.train_step.skipped,
         )
 
     def _save(self, reporter: Reporter | None) -> None:
-        if not self.learner.weights_are_finite():
+        if not self.train_step.weights_are_finite():
             raise self._diverged("weights became infinite or not a number")
         if reporter:
             reporter.flush()
-        save_state(self.run, self.learner, self.step)
+        save_state(self.run, self.train_step, self.step)
 
     def _diverged(self, what: str) -> MarError:
         return MarError(
@@ -153,7 +153,7 @@ class Run(abc.ABC, Generic[_Learner]):
         )
 
 
-def finish(run: Run[Any]) -> None:
+def finish(run: TrainingLoop[Any]) -> None:
     """Train `run` to its last step, and tell what comes next."""
     run.train()
     if run.processes.first:

@@ -172,7 +172,7 @@ class MAR(nn.Module):
 def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | VQLoss:
     """What makes a token of z, and is trained to: `diffloss` in the published parameter names, whatever it is."""
     channels, width, depth = config.token_channels, config.diffloss_w, config.diffloss_d
-    if config.head == "codes":
-        return VQLoss(channels, config.decoder_embed_dim, width, depth, config.codes)
+    if config.head == "vq":
+        return VQLoss(channels, config.decoder_embed_dim, width, depth, config.codebook_size)
     loss = FlowLoss if config.head == "flow" else DiffusionLoss
     return loss(channels, config.decoder_embed_dim, width, depth)

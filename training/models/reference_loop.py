@@ -51,7 +51,7 @@ def sample(
     ordered = torch.from_numpy(order).to(reference.device)  # [B, L]
     causal = model.config.attention == "causal"
     backbone = _causal if causal else _backbone
-    head = _drawn_codes if model.config.head == "codes" else _diffuse
+    head = _drawn_codes if model.config.head == "vq" else _diffuse
 
     for iteration in plan.iterations:
         started = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.files import replacing
 from runtime.image_grid import save_grid
-from runtime.sampling.constraints import formed, usual_sampling
+from runtime.sampling.constraints import apply_constraints, usual_sampling
 from runtime.sampling.plan import build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 from training.data.source import Source
@@ -30,7 +30,7 @@ def save_sample_grid(path: pathlib.Path, model: MAR, source: Source) -> None:
     if config.head == "diffusion":  # not from t = 999: an error is amplified hundreds of times there, and it is young
         usual = dataclasses.replace(usual, diffusion_steps="ddim50")
     wanted = dataclasses.replace(usual, cfg_scale=_GUIDANCE, iterations=min(16, config.tokens))
-    plan = build_plan(config.tokens, formed(config, wanted, {}))
+    plan = build_plan(config.tokens, apply_constraints(config, wanted, {}))
     order = seeded_order(0, range(len(labels)), config, plan.token_order)
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from training.data.loader import ImageBatch, MicroBatch
 from training.distributed import Processes
-from training.loop.optimizer_step import Optimisation
+from training.loop.optimizer_step import TrainStep
 from training.models.autoencoder import AutoencoderKL
 from training.models.numerics import autocast
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining
@@ -28,7 +28,7 @@ class TokenizerModel(nn.Module):
         )
 
 
-class TokenizerLearner(Optimisation):
+class TokenizerTrainStep(TrainStep):
     """An autoencoder in training.
 
     Both networks take their step at once, the discriminator's by the images that the autoencoder made before its own.

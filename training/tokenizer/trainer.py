@@ -19,14 +19,14 @@ from training.data.source import Pixels
 from training.distributed import Processes
 from training.evaluation.feature_networks import EfficientNet
 from training.loop.state import load_state
-from training.loop.training_loop import Run, check_batch, check_no_run
+from training.loop.training_loop import TrainingLoop, check_batch, check_no_run
 from training.reporting.report import Reporter
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining
 from training.tokenizer.reconstruction import Reconstructions, measured_scale
-from training.tokenizer.step import TokenizerLearner
+from training.tokenizer.step import TokenizerTrainStep
 
 
-class TokenizerTrainer(Run[TokenizerLearner]):
+class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
     """One run: `start` or `resume`, then `train`."""
 
     command = "mar train-tokenizer"
@@ -37,7 +37,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         self._dataset = coloured(open_dataset(pathlib.Path(config.data), config.training.image_size))
         source = Pixels(self._dataset)
         check_batch(source, config.training, processes)
-        super().__init__(run, source, TokenizerLearner(config, processes), processes)
+        super().__init__(run, source, TokenizerTrainStep(config, processes), processes)
         self._reconstructions: Reconstructions | None = None
 
     @classmethod
@@ -60,7 +60,7 @@ class TokenizerTrainer(Run[TokenizerLearner]):
         processes = processes or Processes()
         trainer = cls(run, read_tokenizer_config(run, changes or {}), processes)
         if (run / checkpoint.STATE_FILE).exists():
-            trainer.step = load_state(run, trainer.learner)
+            trainer.step = load_state(run, trainer.train_step)
         processes.wait()
         if changes and processes.first:
             checkpoint.write_run_config(run, trainer.config.to_dict())
@@ -77,14 +77,14 @@ class TokenizerTrainer(Run[TokenizerLearner]):
 
     def _save(self, reporter: Reporter | None) -> None:
         super()._save(reporter)
-        vae = self.learner.averaged_model()
+        vae = self.train_step.averaged_model()
         if reporter:
             vae.latent_scale = measured_scale(vae, self._dataset)
             self._tell_bad_images(reporter, self._dataset)
             checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
 
     def _draw_samples(self, reporter: Reporter | None) -> None:
-        vae = self.learner.averaged_model()
+        vae = self.train_step.averaged_model()
         if not reporter:
             return
         self._reconstructions = self._reconstructions or self._opened(reporter)

@@ -100,7 +100,7 @@ def figures(name: str, sampling: dict[str, Any], images: int, frechet: float) ->
         "name": name,
         "sampling": sampling,
         "images": images,
-        "recognised": 0.5,
+        "top1_accuracy": 0.5,
         "frechet": frechet,
         "head_evaluations": 160,
         "engines": "fakes",
@@ -136,7 +136,7 @@ def test_a_way_is_judged_by_the_images_that_it_draws(made: Study, monkeypatch: p
         np.testing.assert_array_equal(images, alone)
     assert drawn["labels"].tolist() == [0, 1] * 5
     expected = real_judge(classifier, iter(drawn["judged"]), drawn["labels"])
-    assert found["recognised"] == expected.recognised
+    assert found["top1_accuracy"] == expected.top1_accuracy
     assert found["frechet"] == study.frechet_distance(expected.features, real)
     assert found["frechet"] > 0
     assert (found["name"], found["images"], found["head_evaluations"]) == ("quick", 10, 6)
@@ -152,7 +152,7 @@ def test_real_images_are_those_of_the_test_split(made: Study) -> None:
     test = study.open_dataset(made.data, 8, "test")
     seen = study.judge(classifier, study.batches(test, 40), test.labels)
     assert (seen.features == real).all()
-    assert seen.recognised > 0.9  # it can tell the classes apart
+    assert seen.top1_accuracy > 0.9  # it can tell the classes apart
     assert made.classifier.is_file()
 
 
@@ -259,7 +259,7 @@ def test_ways_are_judged_in_processes_of_their_own(made: Study, tmp_path: pathli
     """The real thing, once: figures from another process are those of this one."""
     run_study(made, [QUICK], tmp_path, 1, told)
     found, expected = json.loads((tmp_path / "quick.json").read_text()), judge_way(made, QUICK)
-    for same in ("name", "images", "head_evaluations", "engines", "recognised"):
+    for same in ("name", "images", "head_evaluations", "engines", "top1_accuracy"):
         assert found[same] == expected[same]
     assert found["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)
 

@@ -50,7 +50,7 @@ _GUIDED = {"cfg_scale": 2.5, "cfg_interval": (0.3, 0.8)}  # neither at first nor
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Causal attention and codes, exported. Read only."""
     artifact = tmp_path_factory.mktemp("variants") / "artifact"
-    export_artifact(variant_checkpoint("causal codes"), artifact, lambda told: None)
+    export_artifact(variant_checkpoint("causal vq"), artifact, lambda told: None)
     return artifact
 
 
@@ -67,7 +67,7 @@ def causal() -> Generator:
 
 @pytest.fixture(scope="module")
 def codes() -> Generator:
-    return _generator("raster codes")
+    return _generator("raster vq")
 
 
 def _eager(form: str, generator: Generator, settings: dict[str, Any], labels: list[int]) -> NDArray[np.floating]:
@@ -85,7 +85,7 @@ def test_an_artifact_with_a_cache_draws_the_images_of_eager_pytorch_without(
 ) -> None:
     with Generator.load(artifact, threads=1) as generator:
         found = generator.generate([0, 2], **guidance).latents
-        assert np.array_equal(found, _eager("causal codes", generator, guidance, [0, 2]))
+        assert np.array_equal(found, _eager("causal vq", generator, guidance, [0, 2]))
 
 
 @pytest.mark.parametrize("guidance", [{}, {"cfg_scale": 3.0}, _GUIDED], ids=["none", "always", "sometimes"])
@@ -148,12 +148,12 @@ def test_a_part_of_a_image_is_drawn_anew_by_a_causal_model(causal: Generator) ->
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "temperature": 0.7, "iterations": 4}])
 def test_codes_are_drawn_as_eager_pytorch_draws_them(codes: Generator, settings: dict[str, Any]) -> None:
     found = codes.generate([0, 2], **settings).latents
-    assert np.array_equal(found, _eager("raster codes", codes, settings, [0, 2]))
+    assert np.array_equal(found, _eager("raster vq", codes, settings, [0, 2]))
 
 
 def test_every_token_is_one_of_the_codebook(codes: Generator) -> None:
     tokens = codes.generate([0, 1], seed=3).latents.reshape(2, 4, 4, 4, 4).swapaxes(2, 3).reshape(-1, 16)
-    codebook = variant_checkpoint("raster codes").model.diffloss.codebook.numpy()
+    codebook = variant_checkpoint("raster vq").model.diffloss.codebook.numpy()
     assert {row.tobytes() for row in tokens} <= {row.tobytes() for row in codebook}
     assert len({row.tobytes() for row in tokens}) > 5
 
@@ -162,8 +162,8 @@ def test_every_token_is_one_of_the_codebook(codes: Generator) -> None:
 def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes: Generator, preset_name: str) -> None:
     one_by_one, of_codes = (generator.sampling(preset=preset_name) for generator in (causal, codes))
     assert one_by_one.iterations == 16
-    assert (of_codes.sampler, of_codes.diffusion_steps, of_codes.token_order) == ("codes", 1, "raster")
-    assert one_by_one.sampler != "codes"
+    assert (of_codes.sampler, of_codes.diffusion_steps, of_codes.token_order) == ("vq", 1, "raster")
+    assert one_by_one.sampler != "vq"
     assert all(iteration.table.steps == 1 for iteration in codes.plan(preset=preset_name).iterations)
 
 
@@ -171,11 +171,11 @@ def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes:
     ("form", "settings", "told"),
     [
         ("causal", {"iterations": 8}, "iterations of this model must be 16, found 8; .*one token .* at a time"),
-        ("causal", {"sampler": "codes"}, "a diffusion head is drawn with the sampler"),
-        ("raster codes", {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
-        ("raster codes", {"diffusion_steps": 10}, "diffusion_steps of this model must be 1, found 10"),
-        ("raster codes", {"diffusion_steps": "10"}, "diffusion_steps of this model must be 1, found '10'"),
-        ("raster codes", {"start_timestep": 900}, "start_timestep of this model must be None, found 900"),
+        ("causal", {"sampler": "vq"}, "a diffusion head is drawn with the sampler"),
+        ("raster vq", {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
+        ("raster vq", {"diffusion_steps": 10}, "diffusion_steps of this model must be 1, found 10"),
+        ("raster vq", {"diffusion_steps": "10"}, "diffusion_steps of this model must be 1, found '10'"),
+        ("raster vq", {"start_timestep": 900}, "start_timestep of this model must be None, found 900"),
     ],
 )
 def test_what_a_form_cannot_do_is_refused_in_one_line(
@@ -211,7 +211,7 @@ def test_commands_that_know_the_published_form_alone_say_so(
 
 def test_a_head_of_codes_is_not_the_published_form_either() -> None:
     with pytest.raises(RequestError, match="mar plan does not know models with a head of codes"):
-        check_chains(variant_checkpoint("raster codes").model.config, "mar plan")
+        check_chains(variant_checkpoint("raster vq").model.config, "mar plan")
     check_chains(ModelConfig(), "mar plan")
 
 
@@ -251,12 +251,17 @@ def test_an_artifact_from_before_there_were_forms_is_of_the_published_one(
 
 def test_the_published_form_is_what_a_config_has_by_default() -> None:
     config = ModelConfig()
-    assert (config.attention, config.order, config.head, config.codes) == ("bidirectional", "random", "diffusion", 0)
+    assert (config.attention, config.order, config.head, config.codebook_size) == (
+        "bidirectional",
+        "random",
+        "diffusion",
+        0,
+    )
 
 
 def test_variants_are_compared_in_nothing_but_their_form() -> None:
     configs = [preset("pixel_small", **variant.model) for variant in VARIANTS]
-    form = {"attention": "bidirectional", "order": "random", "head": "diffusion", "codes": 0}
+    form = {"attention": "bidirectional", "order": "random", "head": "diffusion", "codebook_size": 0}
     assert len({dataclasses.replace(config, **form) for config in configs}) == 1
     assert len(set(configs)) == len({variant.name for variant in VARIANTS}) == 6
     assert {variant.attention: variant.ways for variant in VARIANTS} == {"causal": (None,), "bidirectional": (None, 16)}

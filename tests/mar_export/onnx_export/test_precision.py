@@ -106,7 +106,7 @@ def answers(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[np
 @pytest.mark.parametrize("name", [*PRESETS, "flow", "causal", "codes"])
 def test_every_model_keeps_the_same_layers_in_float32(name: str) -> None:
     """Of its codes, a head of codes keeps none."""
-    forms = {"flow": {"head": "flow"}, "causal": {"attention": "causal"}, "codes": {"head": "codes", "codes": 40}}
+    forms = {"flow": {"head": "flow"}, "causal": {"attention": "causal"}, "codes": {"head": "vq", "codebook_size": 40}}
     config = preset(name) if name in PRESETS else preset("pixel_small", **forms[name])
     with torch.device("meta"):
         modules = graph_modules(MAR(**config.to_dict()).eval(), AutoencoderKL(VAEConfig()).eval(), encoder=True)

@@ -27,7 +27,7 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 from tests.helpers.variant_models import variant_checkpoint
 
-FORMS = ("causal", "raster codes", "causal codes")
+FORMS = ("causal", "raster vq", "causal vq")
 REQUEST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
 
 

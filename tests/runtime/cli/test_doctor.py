@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from runtime import __version__
-from runtime.artifact.engine_builds import Build, obstacle
+from runtime.artifact.engine_builds import Build, incompatibility
 from runtime.artifact.manifest import MANIFEST, Artifact, FileEntry
 from runtime.cli.main import doctor as doctor_cli
 from runtime.errors import BackendError
@@ -265,4 +265,4 @@ OLDER, NEWER = "10.3.0", "11.4.0"
 def test_a_build_loads_or_the_reason_why_not_is_told(
     changes: dict[str, Any], library: str | None, architecture: str | None, why: str | None
 ) -> None:
-    assert obstacle(a_build(**changes), library, architecture) == why
+    assert incompatibility(a_build(**changes), library, architecture) == why

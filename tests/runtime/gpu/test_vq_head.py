@@ -22,7 +22,7 @@ from tests.helpers.variant_models import variant_checkpoint
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Exported, and its engines built; before `tensorrt` is simulated, which an export would stumble over."""
     path, writer = tmp_path_factory.mktemp("codes") / "artifact", cast(Any, PlanWriter())
-    export_artifact(variant_checkpoint("raster codes"), path, lambda told: None)
+    export_artifact(variant_checkpoint("raster vq"), path, lambda told: None)
     artifact = Artifact(path)
     plans = wanted_plans(artifact, {})
     build_engines(artifact, writer, plans, BATCH, BuilderFlags(), None, True, lambda told: None, None)

@@ -13,20 +13,20 @@ import pytest
 from runtime.artifact.manifest import MANIFEST, Artifact
 from runtime.errors import ArtifactError, ConfigError, RequestError
 from runtime.model.config import LATER_FIELDS, ModelConfig
-from runtime.sampling.constraints import formed, samplers_of, settled, short_chain, usual_sampling
+from runtime.sampling.constraints import apply_constraints, fixed_settings, samplers_of, short_chain, usual_sampling
 from runtime.sampling.plan import Sampling, build_plan
 from runtime.sampling.presets import PRESETS, requested_sampling
-from runtime.sampling.samplers import CODES, DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
+from runtime.sampling.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS, VQ
 
 DIFFUSION, FLOW, DISTILLED = ModelConfig(), ModelConfig(head="flow"), ModelConfig(head="flow", distilled_steps=2)
-CODED, CAUSAL = ModelConfig(head="codes", codes=16), ModelConfig(attention="causal", order="raster")
+CODED, CAUSAL = ModelConfig(head="vq", codebook_size=16), ModelConfig(attention="causal", order="raster")
 MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED, "codes": CODED, "causal": CAUSAL}
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_what_is_usual_for_a_head_can_be_drawn(model: ModelConfig) -> None:
     usual = usual_sampling(model)
-    assert formed(model, usual, dataclasses.asdict(usual)) == usual
+    assert apply_constraints(model, usual, dataclasses.asdict(usual)) == usual
     build_plan(model.tokens, usual)
     assert usual.sampler in samplers_of(model)
 
@@ -52,7 +52,7 @@ def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, p
     assert found.token_order == model.order
     assert found.cfg_interval == PRESETS[preset].get("cfg_interval", (0.0, 1.0))
     build_plan(model.tokens, found)
-    for name, (value, _) in settled(model).items():
+    for name, (value, _) in fixed_settings(model).items():
         assert getattr(found, name) == value
 
 
@@ -72,7 +72,7 @@ def test_a_sampler_of_another_head_is_refused_in_one_line(
     model: ModelConfig, other: tuple[str, ...], told: str
 ) -> None:
     assert {*other, *samplers_of(model)} == {*SAMPLERS}
-    for sampler in (*other, CODES):
+    for sampler in (*other, VQ):
         with pytest.raises(RequestError) as refusal:
             requested_sampling(usual_sampling(model), model, {"sampler": sampler})
         assert str(refusal.value) == f"{told}, found {sampler!r}"
@@ -87,7 +87,7 @@ def test_a_sampler_of_another_head_is_refused_in_one_line(
         (DISTILLED, {"cfg_scale": 3.0}, "cfg_scale of this model must be 1.0, found 3.0; leave it away: guidance"),
         (DISTILLED, {"eta": 0.5}, "eta of this model must be 0.0, found 0.5"),
         (DISTILLED, {"sampler": "flow-2m"}, "sampler of this model must be flow-euler, found 'flow-2m'"),
-        (CODED, {"sampler": "ddim"}, "sampler of this model must be codes, found 'ddim'"),
+        (CODED, {"sampler": "ddim"}, "sampler of this model must be vq, found 'ddim'"),
         (CODED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it away: its head"),
         (CAUSAL, {"iterations": 64}, "iterations of this model must be 256, found 64; leave it away: under causal"),
         (CAUSAL, {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
@@ -106,7 +106,7 @@ def test_what_a_form_leaves_no_choice_about_cannot_be_named_otherwise(
 def test_a_short_chain_is_one_that_the_head_has() -> None:
     for model in MODELS.values():
         chain = short_chain(model, 3)
-        sampling = formed(model, dataclasses.replace(usual_sampling(model), **chain), chain)
+        sampling = apply_constraints(model, dataclasses.replace(usual_sampling(model), **chain), chain)
         chains = {iteration.table.steps for iteration in build_plan(model.tokens, sampling).iterations}
         assert chains == {sampling.diffusion_steps} <= {1, 2, 3}
 
@@ -114,8 +114,8 @@ def test_a_short_chain_is_one_that_the_head_has() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"head": "gan"}, "head must be one of diffusion, flow, codes, found 'gan'"),
-        ({"head": None}, "head must be one of diffusion, flow, codes, found None"),
+        ({"head": "gan"}, "head must be one of diffusion, flow, vq, found 'gan'"),
+        ({"head": None}, "head must be one of diffusion, flow, vq, found None"),
         ({"distilled_steps": 2}, "distilled_steps 2 belongs to the head flow, found diffusion"),
         ({"head": "flow", "distilled_steps": -1}, "distilled_steps must lie in 0..1000, found -1"),
         ({"head": "flow", "distilled_steps": 1.0}, "distilled_steps must be int, found 1.0"),

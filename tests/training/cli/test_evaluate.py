@@ -53,8 +53,8 @@ def test_images_are_judged_beside_real_ones(
     told = _evaluate(pixel_artifact, data, tmp_path)
     value = json.loads((tmp_path / "figures.json").read_text())
     figures = value["features"]["classifier"]
-    assert figures["real"] == {"images": 40, "recognised": 1.0, "inception_score": None}
-    assert (figures["real_training"]["images"], figures["real_training"]["recognised"]) == (_COUNT, 1.0)
+    assert figures["real"] == {"images": 40, "top1_accuracy": 1.0, "inception_score": None}
+    assert (figures["real_training"]["images"], figures["real_training"]["top1_accuracy"]) == (_COUNT, 1.0)
     # Random weights make noise, which is nothing like the real images.
     assert figures["generated"]["frechet"] > 10 * figures["real_training"]["frechet"]
     assert figures["generated"]["precision"] < figures["real_training"]["precision"]
@@ -91,7 +91,7 @@ def test_features_of_imagenet_and_images_by_another_backend(
         told[backend] = json.loads((tmp_path / backend / "figures.json").read_text())["features"]
         of_imagenet = told[backend]["efficientnet-lite0"]
         assert of_imagenet["generated"]["frechet"] > of_imagenet["real_training"]["frechet"] > 0
-        assert of_imagenet["generated"]["recognised"] is None
+        assert of_imagenet["generated"]["top1_accuracy"] is None
         assert of_imagenet["generated"]["inception_score"] >= 1
     for network, figures in told["openvino"].items():
         expected = told["onnxruntime"][network]["generated"]["frechet"]
@@ -126,7 +126,7 @@ def test_inception_scores_are_by_its_last_layer_without_the_bias(
     np.testing.assert_allclose(features, images.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
     np.testing.assert_allclose(network.scores(features), features @ weights["weight"].T.numpy(), rtol=1e-5)
     seen = look(network, [(images, np.zeros(11, np.int64))])
-    assert seen.recognised is None
+    assert seen.top1_accuracy is None
     assert seen.inception_score is not None
     assert 1 <= seen.inception_score <= 5
 

@@ -115,15 +115,13 @@ def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathli
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("form", "named"), [({"attention": "causal"}, "causal attention"), ({"head": "codes"}, "codes")]
-)
+@pytest.mark.parametrize(("form", "named"), [({"attention": "causal"}, "causal attention"), ({"head": "vq"}, "vq")])
 @pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
 def test_a_model_without_chains_over_masked_tokens_is_refused(
     command: list[str], form: dict[str, str], named: str, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    model = MAR(**{**TINY.to_dict(), **form, **({"codes": 7} if "head" in form else {})})
+    model = MAR(**{**TINY.to_dict(), **form, **({"codebook_size": 7} if "head" in form else {})})
     save_run(run, Checkpoint(randomized(model), "pixel", ("a", "b", "c"), "tiny", "0" * 64))
     with pytest.raises(RequestError) as caught:
         told([*command, str(run), f"--data={data}", f"--out={out}", *SHORT])

@@ -24,7 +24,7 @@ from training.cli.cache_latents import cache as command
 from training.config import RunConfig
 from training.data.datasets import latent_cache, open_dataset
 from training.data.latent_cache import CachedLatents, cache_latents
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.autoencoder import LATENT_SCALE
 
 _SIZE, _STRIDE, _CHANNELS = 16, 4, 4
@@ -109,7 +109,7 @@ def test_a_model_trains_on_a_cache_and_its_run_has_all_that_an_export_needs(
     cached: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run = tmp_path / "run"
-    Trainer.start(run, RunConfig(str(cached), MODEL, tiny_training(3))).train()
+    MarTrainer.start(run, RunConfig(str(cached), MODEL, tiny_training(3))).train()
     assert sorted(logged(run, "loss")) == [1, 2, 3]
     assert (run / "samples" / "step-000003.png").is_file()
     loaded = load_checkpoint(run)
@@ -184,6 +184,6 @@ def test_a_model_that_a_cache_does_not_fit_is_refused(
 ) -> None:
     model = ModelConfig(**{**MODEL.to_dict(), field: value})
     with pytest.raises(MarError) as caught:
-        Trainer.start(tmp_path / "run", RunConfig(str(cached), model, tiny_training(1)))
+        MarTrainer.start(tmp_path / "run", RunConfig(str(cached), model, tiny_training(1)))
     assert str(cached) in one_sentence(caught)
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,7 @@ from training.evaluation.classifier import Classifier
 from training.evaluation.feature_networks import OwnClassifier
 from training.evaluation.real_statistics import reference
 from training.heads.dataset import collect_head_dataset
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
 from training.tokenizer.trainer import TokenizerTrainer
 
@@ -52,8 +52,8 @@ def data(tmp_path: pathlib.Path) -> pathlib.Path:
     return write_bad_folder(tmp_path / "data")
 
 
-def _start(data: pathlib.Path, steps: int = 10, **settings: Any) -> Trainer:
-    return Trainer.start(data.parent / "run", RunConfig(str(data), COLOURED, tiny_training(steps, **settings)))
+def _start(data: pathlib.Path, steps: int = 10, **settings: Any) -> MarTrainer:
+    return MarTrainer.start(data.parent / "run", RunConfig(str(data), COLOURED, tiny_training(steps, **settings)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -71,7 +71,7 @@ def test_bad_images_are_told_once_by_their_paths_and_counted_and_the_run_goes_on
 
 def test_a_run_that_goes_on_does_not_count_again_what_it_has_told(data: pathlib.Path) -> None:
     _start(data, steps=5).train()
-    Trainer.resume(data.parent / "run", changes={"steps": 10}).train()
+    MarTrainer.resume(data.parent / "run", changes={"steps": 10}).train()
     entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
 
@@ -107,8 +107,8 @@ def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Pat
     assert trainer.step == 1
     (data / "dog" / "5.png").write_text("the image of that step")
     with pytest.raises(DataError, match=r"5\.png"):  # before its first step, but it is no new run
-        Trainer.resume(trainer.run).train()
-    trainer = Trainer.resume(trainer.run, changes={"bad_data": "report"})
+        MarTrainer.resume(trainer.run).train()
+    trainer = MarTrainer.resume(trainer.run, changes={"bad_data": "report"})
     trainer.train()
     assert trainer.step == 10
 

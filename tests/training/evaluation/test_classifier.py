@@ -70,10 +70,10 @@ def test_a_classifier_is_trained_once_and_read_back(tmp_path: pathlib.Path) -> N
     assert steps == 3 * 20
     assert len(seen) == steps  # the second time nothing was trained
     judged = [judge(model, quality.batches(test, 200), test.labels) for model in (first, again)]
-    assert judged[0].recognised == 1.0
+    assert judged[0].top1_accuracy == 1.0
     assert (judged[0].features == judged[1].features).all()
     swapped = judge(first, quality.batches(test, 200), 1 - test.labels)
-    assert swapped.recognised == 0.0
+    assert swapped.top1_accuracy == 0.0
 
 
 @pytest.mark.parametrize("other", [Stripes(256, seed=1), Stripes(384, seed=0)])

@@ -87,7 +87,7 @@ def test_what_is_seen_of_a_set_does_not_depend_on_its_batches(monkeypatch: pytes
     labels[:10] = (labels[:10] + 1) % 4
     seen = look(_Means(), zip(np.split(images, cuts := [7, 20, 33]), np.split(labels, cuts), strict=True))
     assert seen.images == 40
-    assert seen.recognised == 0.75
+    assert seen.top1_accuracy == 0.75
     np.testing.assert_array_equal(seen.sample, features[:25])
     np.testing.assert_allclose(seen.moments.mean, features.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(seen.moments.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)

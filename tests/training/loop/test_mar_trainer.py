@@ -47,7 +47,7 @@ from training.config import TrainConfig
 from training.data.datasets import open_dataset
 from training.data.loader import MicroBatch
 from training.data.source import Source
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.loop.optimizer_step import Outcome
 from training.loop.state import save_state
 from training.preemption import PreemptedError
@@ -299,9 +299,9 @@ def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(finished: pathlib
     assert sorted(logged(run, "loss")) == [9]
 
 
-def _signalled(trainer: Trainer, at_step: int, *signals: signal.Signals, readers: bool = False) -> None:
+def _signalled(trainer: MarTrainer, at_step: int, *signals: signal.Signals, readers: bool = False) -> None:
     """Have `signals` come to this process, or to those that read ahead of it, in the middle of a step."""
-    update = trainer.learner.update
+    update = trainer.train_step.update
 
     def interrupted(step: int, batches: Iterable[MicroBatch]) -> Outcome:
         if step == at_step:
@@ -310,7 +310,7 @@ def _signalled(trainer: Trainer, at_step: int, *signals: signal.Signals, readers
                 os.kill(cast(int, process), number)
         return update(step, batches)
 
-    trainer.learner.update = interrupted  # type: ignore[method-assign]
+    trainer.train_step.update = interrupted  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -445,13 +445,13 @@ def test_samples_and_checkpoints_come_as_often_as_asked(
     run = tmp_path / "run"
     seen: list[int | None] = []
     trainer = start(run, data, 5, sample_every=2, checkpoint_every=3)
-    update = trainer.learner.update
+    update = trainer.train_step.update
 
     def watched(step: int, batches: Iterable[MicroBatch]) -> Outcome:
         seen.append(checkpoint.saved_step(run / _STATE) if (run / _STATE).exists() else 0)
         return update(step, batches)
 
-    monkeypatch.setattr(trainer.learner, "update", watched)
+    monkeypatch.setattr(trainer.train_step, "update", watched)
     trainer.train()
     assert seen == [0, 0, 0, 3, 3]  # at the start of each step
     assert checkpoint.saved_step(run / _STATE) == 5
@@ -473,12 +473,12 @@ def test_the_config_of_a_run_tells_all_that_made_it(finished: pathlib.Path, data
 
 def test_the_model_takes_channels_and_classes_from_the_data(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data", classes=7)
-    assert start(tmp_path / "run", data, 1).learner.model.config.class_num == 7
+    assert start(tmp_path / "run", data, 1).train_step.model.config.class_num == 7
     folder = tmp_path / "folder"
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
-    coloured = start(tmp_path / "coloured", folder, 1, batch_size=2).learner.model.config
+    coloured = start(tmp_path / "coloured", folder, 1, batch_size=2).train_step.model.config
     assert (coloured.class_num, coloured.vae_embed_dim) == (2, 3)
 
 
@@ -534,22 +534,22 @@ def test_weight_decay_falls_on_the_matrices_of_the_transformer_and_on_nothing_el
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     trainer = start(tmp_path / "run", data, 1, weight_decay=0.03)
-    names = {parameter: name for name, parameter in trainer.learner.model.named_parameters()}
+    names = {parameter: name for name, parameter in trainer.train_step.model.named_parameters()}
     grouped = [
         (names[parameter], group["weight_decay"])
-        for group in trainer.learner.optimizer.param_groups
+        for group in trainer.train_step.optimizer.param_groups
         for parameter in group["params"]
     ]
     assert len(grouped) == len(names)
     assert dict(grouped) == {name: 0.03 if name in _MATRICES_OF_THE_TRANSFORMER else 0.0 for name in names.values()}
 
 
-def _weights_after_each_step(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
+def _weights_after_each_step(trainer: MarTrainer) -> Iterator[dict[str, Tensor]]:
     batches = trainer._batches()
     for step in range(trainer.config.training.steps):
-        trainer.learner.update(step, [next(batches)])
+        trainer.train_step.update(step, [next(batches)])
         yield {
-            name: parameter.detach().double().clone() for name, parameter in trainer.learner.model.named_parameters()
+            name: parameter.detach().double().clone() for name, parameter in trainer.train_step.model.named_parameters()
         }
 
 
@@ -563,31 +563,31 @@ def test_the_average_of_the_weights_is_the_exponential_one(
 ) -> None:
     trainer = start(tmp_path / "run", data, 3, ema_rate=rate)
     average = {
-        name: parameter.detach().double().clone() for name, parameter in trainer.learner.model.named_parameters()
+        name: parameter.detach().double().clone() for name, parameter in trainer.train_step.model.named_parameters()
     }
     for kept, weights in zip(rates, _weights_after_each_step(trainer), strict=True):
         average = {name: kept * average[name] + (1 - kept) * weights[name] for name in average}
     for name, expected in average.items():
-        torch.testing.assert_close(trainer.learner.average[name].double(), expected, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(trainer.train_step.average[name].double(), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_the_learning_rate_warms_up_linearly_and_then_stays(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     trainer = start(tmp_path / "run", data, 5, learning_rate=0.01, warmup_steps=4)
     rates = [
-        {group["lr"] for group in trainer.learner.optimizer.param_groups} for _ in _weights_after_each_step(trainer)
+        {group["lr"] for group in trainer.train_step.optimizer.param_groups} for _ in _weights_after_each_step(trainer)
     ]
     assert rates == [{0.0025}, {0.005}, {0.0075}, {0.01}, {0.01}]
 
 
 def test_gradients_are_clipped_to_the_norm_asked_for(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     trainer = start(tmp_path / "run", data, 1, gradient_clip=0.01)
-    outcome = trainer.learner.update(0, trainer._batches())
+    outcome = trainer.train_step.update(0, trainer._batches())
     assert outcome.gradient_norm > 0.01  # what is logged is the norm before
-    squares = sum(float(parameter.grad.double().square().sum()) for parameter in trainer.learner.model.parameters())
+    squares = sum(float(parameter.grad.double().square().sum()) for parameter in trainer.train_step.model.parameters())
     assert squares**0.5 == pytest.approx(0.01, rel=1e-3)
 
 
-def _examples(trainer: Trainer) -> list[list[int]]:
+def _examples(trainer: MarTrainer) -> list[list[int]]:
     """Those of each step."""
     return [part.examples.tolist() for part in trainer._batches()]
 
@@ -714,14 +714,14 @@ def test_a_skipped_step_changes_neither_weights_nor_their_average_nor_moments(
 ) -> None:
     trainer = start(tmp_path / "run", data, 3)
     batches = list(trainer._batches())
-    trainer.learner.update(0, batches[:1])
-    save_state(tmp_path / "run", trainer.learner, 1)
+    trainer.train_step.update(0, batches[:1])
+    save_state(tmp_path / "run", trainer.train_step, 1)
     before = read_safetensors(tmp_path / "run" / _STATE)
     batch, examples, _ = batches[1]
-    outcome = trainer.learner.update(1, [MicroBatch(batch._replace(noise=batch.noise / 0), examples)])
+    outcome = trainer.train_step.update(1, [MicroBatch(batch._replace(noise=batch.noise / 0), examples)])
     assert not outcome.taken
     assert outcome.suspects == tuple(examples.tolist())
-    save_state(tmp_path / "run", trainer.learner, 2)
+    save_state(tmp_path / "run", trainer.train_step, 2)
     after = read_safetensors(tmp_path / "run" / _STATE)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -730,16 +730,16 @@ def test_a_gradient_that_is_not_finite_skips_the_step_too_and_suspects_all_of_it
     data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     trainer = start(tmp_path / "run", data, 1)
-    trainer.learner.model.mask_token.register_hook(lambda gradient: gradient * float("inf"))
+    trainer.train_step.model.mask_token.register_hook(lambda gradient: gradient * float("inf"))
     [batch] = trainer._batches()
     with torch.no_grad():
-        randomized(trainer.learner.model)  # a fresh head sends no gradient back
-    before = trainer.learner.model.z_proj.weight.clone()
-    outcome = trainer.learner.update(0, [batch])
+        randomized(trainer.train_step.model)  # a fresh head sends no gradient back
+    before = trainer.train_step.model.z_proj.weight.clone()
+    outcome = trainer.train_step.update(0, [batch])
     assert np.isfinite(outcome.loss)
     assert not np.isfinite(outcome.gradient_norm)
     assert outcome.suspects == tuple(batch.examples.tolist())
-    assert torch.equal(trainer.learner.model.z_proj.weight, before)
+    assert torch.equal(trainer.train_step.model.z_proj.weight, before)
 
 
 def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -750,7 +750,7 @@ def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(data: pathlib.Pat
     parts.config = dataclasses.replace(parts.config, training=tiny_training(4))
     parts.train()
     again = resume(tmp_path / "parts", steps=6)
-    assert again.learner.skipped > 0
+    assert again.train_step.skipped > 0
     again.source = parts.source
     again.train()
     _assert_same_run(tmp_path / "parts", tmp_path / "whole")
@@ -762,7 +762,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run_and_keep_the_last_checkpoint(
     run = _copy(half_done, tmp_path / "run")
     trainer = resume(run, steps=30, checkpoint_every=30)
     with torch.no_grad():
-        trainer.learner.model.decoder_norm.weight.fill_(float("nan"))
+        trainer.train_step.model.decoder_norm.weight.fill_(float("nan"))
     with pytest.raises(MarError, match=r"10 steps in a row.*nan.*step 14.*--learning-rate") as caught:
         trainer.train()
     one_sentence(caught)
@@ -776,13 +776,13 @@ def test_nine_skipped_steps_in_a_row_and_a_good_one_start_the_count_again(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = start(tmp_path / "run", data, 19)
-    update = trainer.learner.update
+    update = trainer.train_step.update
 
     def spoilt(step: int, batches: Iterable[MicroBatch]) -> Outcome:
         [(batch, examples, _)] = batches
         return update(step, [MicroBatch(batch if step == 9 else batch._replace(noise=batch.noise / 0), examples)])
 
-    monkeypatch.setattr(trainer.learner, "update", spoilt)
+    monkeypatch.setattr(trainer.train_step, "update", spoilt)
     trainer.train()
     assert sorted(logged(tmp_path / "run", "loss")) == [10]
 
@@ -914,7 +914,7 @@ import os, pathlib, signal, sys
 import torch
 from safetensors.torch import save
 from training.checkpoints import checkpoint
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 
 def save_half_and_die(tensors, path, metadata):
     content = save(tensors, metadata)
@@ -923,7 +923,7 @@ def save_half_and_die(tensors, path, metadata):
 
 torch.set_num_threads(1)
 checkpoint.save_file = save_half_and_die
-Trainer.resume(pathlib.Path(sys.argv[1]), changes={'steps': 8}).train()
+MarTrainer.resume(pathlib.Path(sys.argv[1]), changes={'steps': 8}).train()
 """
 
 

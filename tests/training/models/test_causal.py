@@ -18,15 +18,15 @@ from training.checkpoints.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.data.draws import draw_example, example_stream, masked_tokens
 from training.distributed import Processes
-from training.loop.mar_trainer import Trainer
-from training.loop.optimizer_step import Learner
+from training.loop.mar_trainer import MarTrainer
+from training.loop.optimizer_step import MarTrainStep
 from training.models.mar import MAR
 
 CAUSAL = dataclasses.replace(TINY, attention="causal")
 FORMS = {
     "causal": CAUSAL,
-    "causal raster codes": dataclasses.replace(CAUSAL, order="raster", head="codes", codes=6),
-    "codes": dataclasses.replace(TINY, head="codes", codes=6),
+    "causal raster vq": dataclasses.replace(CAUSAL, order="raster", head="vq", codebook_size=6),
+    "vq": dataclasses.replace(TINY, head="vq", codebook_size=6),
     "raster": dataclasses.replace(TINY, order="raster", mask_ratio_min=0.0),
 }
 
@@ -83,13 +83,13 @@ def test_the_class_reaches_every_token() -> None:
 
 @pytest.mark.parametrize("attention", ["fp32", "bf16"])
 def test_what_trains_on_a_cpu_computes_the_same(attention: str) -> None:
-    """The learner writes attention out; its mask must be the same."""
+    """The train_step writes attention out; its mask must be the same."""
     tokens, order, labels = _inputs()
-    learner = Learner(CAUSAL, tiny_training(1, attention=attention), Processes())
+    train_step = MarTrainStep(CAUSAL, tiny_training(1, attention=attention), Processes())
     model = MAR(**CAUSAL.to_dict()).eval()
-    model.load_state_dict(learner.model.state_dict())
+    model.load_state_dict(train_step.model.state_dict())
     with torch.inference_mode():
-        found = learner.model.eval().predict_next(tokens, order, labels)
+        found = train_step.model.eval().predict_next(tokens, order, labels)
         torch.testing.assert_close(found, model.predict_next(tokens, order, labels), rtol=1e-5, atol=1e-5)
 
 
@@ -110,7 +110,7 @@ def test_the_loss_is_that_of_every_token_given_those_before_it() -> None:
 
 def test_under_causal_attention_every_token_is_predicted_in_its_order() -> None:
     assert {masked_tokens(CAUSAL, 0, step) for step in range(20)} == {TINY.tokens}
-    drawn = draw_example(FORMS["causal raster codes"], TINY.tokens, example_stream(0, 0, 0))
+    drawn = draw_example(FORMS["causal raster vq"], TINY.tokens, example_stream(0, 0, 0))
     assert drawn.order.tolist() == list(range(TINY.tokens))
 
 
@@ -127,10 +127,10 @@ def test_in_raster_order_a_prefix_is_known_and_every_length_of_it_comes() -> Non
 @pytest.mark.parametrize("form", FORMS)
 def test_a_stopped_run_goes_on_to_the_same_weights(form: str, tmp_path: pathlib.Path) -> None:
     config = RunConfig(str(write_idx_dataset(tmp_path / "data")), FORMS[form], tiny_training(4, checkpoint_every=2))
-    Trainer.start(tmp_path / "whole", config).train()
+    MarTrainer.start(tmp_path / "whole", config).train()
     half = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=2))
-    Trainer.start(tmp_path / "half", half).train()
-    Trainer.resume(tmp_path / "half", changes={"steps": 4}).train()
+    MarTrainer.start(tmp_path / "half", half).train()
+    MarTrainer.resume(tmp_path / "half", changes={"steps": 4}).train()
     whole, resumed = (load_checkpoint(tmp_path / name).model for name in ("whole", "half"))
     assert whole.config == FORMS[form]
     for (name, one), two in zip(whole.named_parameters(), resumed.parameters(), strict=True):
@@ -144,8 +144,10 @@ def test_a_form_that_there_is_not_is_refused(changes: dict[str, object]) -> None
     assert "must be one of" in one_sentence(caught)
 
 
-@pytest.mark.parametrize("changes", [{"codes": 8}, {"codes": 1}, {"head": "codes"}, {"head": "codes", "codes": 1}])
+@pytest.mark.parametrize(
+    "changes", [{"codebook_size": 8}, {"codebook_size": 1}, {"head": "vq"}, {"head": "vq", "codebook_size": 1}]
+)
 def test_codes_belong_to_a_head_of_codes(changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="2 or more where head is codes") as caught:
+    with pytest.raises(ConfigError, match="2 or more where head is vq") as caught:
         ModelConfig.from_dict({**TINY.to_dict(), **changes}, "here")
     one_sentence(caught)

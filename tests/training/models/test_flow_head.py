@@ -14,7 +14,7 @@ from runtime.errors import ConfigError
 from tests.helpers.tiny_runs import TINY, logged, one_thread, randomized, tiny_training, write_idx_dataset
 from training.config import RunConfig
 from training.data.draws import draw_timesteps, example_stream
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.diffusion_head import DiffusionLoss
 from training.models.flow_head import FlowLoss
 from training.models.mar import MAR
@@ -75,8 +75,8 @@ def test_a_run_of_a_flow_model_trains_draws_and_resumes(tmp_path: pathlib.Path) 
     with one_thread():
         data = write_idx_dataset(tmp_path / "data")
         for run, steps in (("whole", 8), ("halves", 4)):
-            Trainer.start(tmp_path / run, RunConfig(str(data), FLOW, tiny_training(steps, sample_every=4))).train()
-        Trainer.resume(tmp_path / "halves", changes={"steps": 8}).train()
+            MarTrainer.start(tmp_path / run, RunConfig(str(data), FLOW, tiny_training(steps, sample_every=4))).train()
+        MarTrainer.resume(tmp_path / "halves", changes={"steps": 8}).train()
     assert logged(tmp_path / "halves", "loss") == logged(tmp_path / "whole", "loss")
     assert (tmp_path / "whole" / "samples" / "step-000008.png").exists()
     assert '"head": "flow"' in (tmp_path / "whole" / "config.json").read_text()

@@ -15,7 +15,7 @@ from tests.helpers.tiny_runs import TINY, one_thread, randomized, tiny_training
 from training.config import TrainConfig
 from training.data.loader import Batch, MicroBatch
 from training.distributed import Processes
-from training.loop.optimizer_step import Learner
+from training.loop.optimizer_step import MarTrainStep
 from training.models import diffusion_head as head
 from training.models import reference_loop as published
 from training.models.mar import MAR
@@ -51,16 +51,16 @@ def _dtypes(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> dict[str, s
         module.register_forward_hook(lambda module, inputs, output: seen[name].add(output.dtype))
 
     monkeypatch.setattr(head, "_gaussian_kl", watched_bound)
-    learner = Learner(TINY, config, Processes())
-    randomized(learner.model)
-    for module in learner.model.modules():
+    train_step = MarTrainStep(TINY, config, Processes())
+    randomized(train_step.model)
+    for module in train_step.model.modules():
         if isinstance(module, Attention):
             watch(module.attend, "attention")
         elif isinstance(module, FeedForward):
             watch(module.fc1, "products")
         elif isinstance(module, head.ResidualBlock):
             watch(module.mlp[0], "products")
-    assert learner.update(0, [_batch()]).taken
+    assert train_step.update(0, [_batch()]).taken
     return seen
 
 
@@ -152,9 +152,9 @@ def test_packed_dropout_is_drawn_from_the_global_generator_and_off_in_evaluation
 
 
 def test_a_learner_trains_a_cpu_with_them_and_changes_no_parameter_name() -> None:
-    learner = Learner(TINY, tiny_training(1), Processes())
-    assert not any(isinstance(module, nn.Dropout | ScaledDotProduct) for module in learner.model.modules())
-    assert learner.model.state_dict().keys() == MAR(**TINY.to_dict()).state_dict().keys()
+    train_step = MarTrainStep(TINY, tiny_training(1), Processes())
+    assert not any(isinstance(module, nn.Dropout | ScaledDotProduct) for module in train_step.model.modules())
+    assert train_step.model.state_dict().keys() == MAR(**TINY.to_dict()).state_dict().keys()
 
 
 # The published form

@@ -19,10 +19,10 @@ from training.checkpoints.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.data.kmeans import fitted_codebook, kmeans
 from training.data.source import open_source
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.vq_head import VQLoss, draw_codes, nearest
 
-CODES = dataclasses.replace(TINY, head="codes", codes=6)
+VQ = dataclasses.replace(TINY, head="vq", codebook_size=6)
 
 
 def _evenly(count: int) -> torch.Tensor:
@@ -102,16 +102,16 @@ def test_each_round_of_kmeans_brings_points_nearer_to_their_centres() -> None:
 
 def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data")
-    config = RunConfig(str(data), CODES, tiny_training(3))
-    Trainer.start(tmp_path / "run", config).train()
-    expected = fitted_codebook(open_source(data, TINY.img_size), CODES, config.training.seed)
+    config = RunConfig(str(data), VQ, tiny_training(3))
+    MarTrainer.start(tmp_path / "run", config).train()
+    expected = fitted_codebook(open_source(data, TINY.img_size), VQ, config.training.seed)
     found = load_checkpoint(tmp_path / "run").model.diffloss.codebook
     assert np.array_equal(found.numpy(), expected)
-    assert len(np.unique(expected, axis=0)) == CODES.codes
+    assert len(np.unique(expected, axis=0)) == VQ.codebook_size
 
 
 def test_more_codes_than_different_tokens_are_refused(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data", images=4)
     with pytest.raises(DataError, match="36 in 4 images; ask for fewer codes") as caught:
-        fitted_codebook(open_source(data, TINY.img_size), dataclasses.replace(CODES, codes=40), 0)
+        fitted_codebook(open_source(data, TINY.img_size), dataclasses.replace(VQ, codebook_size=40), 0)
     one_sentence(caught)

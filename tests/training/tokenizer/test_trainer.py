@@ -32,14 +32,14 @@ from training.data.latent_cache import CachedLatents, cache_latents
 from training.data.loader import ImageBatches, MicroBatch
 from training.data.source import Pixels
 from training.distributed import Processes
-from training.loop.mar_trainer import Trainer
+from training.loop.mar_trainer import MarTrainer
 from training.models.autoencoder import LATENT_SCALE, AutoencoderKL
 from training.models.presets import preset
 from training.tokenizer.config import TokenizerConfig, read_vae
 from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from training.tokenizer.perceptual import _VGG16, open_perceptual
 from training.tokenizer.reconstruction import Reconstructions, measured_scale
-from training.tokenizer.step import TokenizerLearner
+from training.tokenizer.step import TokenizerTrainStep
 from training.tokenizer.trainer import TokenizerTrainer
 
 _SIZE = 16
@@ -94,7 +94,7 @@ def test_what_a_run_leaves_is_a_tokenizer_whose_latents_have_unit_variance(
     small = {"encoder_embed_dim": 16, "encoder_num_heads": 2, "decoder_embed_dim": 16, "decoder_num_heads": 2}
     depth = {"encoder_depth": 1, "decoder_depth": 1, "diffloss_d": 1, "diffloss_w": 16, "buffer_size": 2}
     model = preset("pixel_small", img_size=_SIZE, vae_stride=2, patch_size=1, **small, **depth)
-    Trainer.start(tmp_path / "mar", RunConfig(str(tmp_path / "cache"), model, tiny_training(1))).train()
+    MarTrainer.start(tmp_path / "mar", RunConfig(str(tmp_path / "cache"), model, tiny_training(1))).train()
     found = load_checkpoint(tmp_path / "mar")
     assert (found.tokenizer, found.model.config.vae_embed_dim) == ("kl", 2)
     assert found.vae is not None
@@ -132,15 +132,15 @@ def test_the_scale_is_that_of_samples_not_of_means(data: pathlib.Path) -> None:
 
 def test_the_discriminator_waits_for_its_turn(data: pathlib.Path) -> None:
     config = tiny_tokenizer(data, 4)
-    learner = TokenizerLearner(config, Processes())
-    before = {name: weight.clone() for name, weight in learner.model.discriminator.named_parameters()}
-    autoencoder = learner.model.vae.decoder.conv_out.weight.clone()
-    first = learner.update(0, [_part(config)])
-    assert all(torch.equal(before[name], weight) for name, weight in learner.model.discriminator.named_parameters())
-    assert not torch.equal(autoencoder, learner.model.vae.decoder.conv_out.weight)
+    train_step = TokenizerTrainStep(config, Processes())
+    before = {name: weight.clone() for name, weight in train_step.model.discriminator.named_parameters()}
+    autoencoder = train_step.model.vae.decoder.conv_out.weight.clone()
+    first = train_step.update(0, [_part(config)])
+    assert all(torch.equal(before[name], weight) for name, weight in train_step.model.discriminator.named_parameters())
+    assert not torch.equal(autoencoder, train_step.model.vae.decoder.conv_out.weight)
     assert set(first.parts) == {"l1", "kl"}
-    later = learner.update(2, [_part(config)])
-    moved = {n: not torch.equal(before[n], weight) for n, weight in learner.model.discriminator.named_parameters()}
+    later = train_step.update(2, [_part(config)])
+    moved = {n: not torch.equal(before[n], weight) for n, weight in train_step.model.discriminator.named_parameters()}
     assert all(moved[name] for name in moved if name.endswith("weight"))
     assert set(later.parts) == {"l1", "kl", "adaptive_weight", "discriminator"}
 
@@ -148,21 +148,21 @@ def test_the_discriminator_waits_for_its_turn(data: pathlib.Path) -> None:
 def test_the_loss_is_that_of_the_paper(data: pathlib.Path) -> None:
     """Absolute errors, and the divergence in closed form, both a pixel."""
     config = tiny_tokenizer(data, 4, kl_weight=0.5)
-    learner, part = TokenizerLearner(config, Processes()), _part(config)
+    train_step, part = TokenizerTrainStep(config, Processes()), _part(config)
     with torch.no_grad():
-        mean, log_variance = learner.model.vae.moments(part.batch[0]).double().chunk(2, dim=1)
+        mean, log_variance = train_step.model.vae.moments(part.batch[0]).double().chunk(2, dim=1)
         latents = mean + (0.5 * log_variance).exp() * part.batch[1]
-        made = learner.model.vae.decoder(learner.model.vae.post_quant_conv(latents.float()))
+        made = train_step.model.vae.decoder(train_step.model.vae.post_quant_conv(latents.float()))
         posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
         divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum()
         expected = (made - part.batch[0]).abs().mean() + 0.5 * divergence / part.batch[0].numel()
-    assert learner.update(0, [part]).loss == pytest.approx(expected.item(), rel=1e-5)
+    assert train_step.update(0, [part]).loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_micro_batches_make_the_step_of_one_batch(data: pathlib.Path) -> None:
     whole, halves = (tiny_tokenizer(data, 4, batch_size=4, accumulate=accumulate) for accumulate in (1, 2))
     outcomes = [
-        TokenizerLearner(config, Processes()).update(0, [_part(config, number) for number in range(parts)])
+        TokenizerTrainStep(config, Processes()).update(0, [_part(config, number) for number in range(parts)])
         for config, parts in ((whole, 1), (halves, 2))
     ]
     assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-5)
