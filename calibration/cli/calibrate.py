@@ -1,11 +1,10 @@
-"""`mar calibrate`."""
+"""The command `mar calibrate`."""
 
 from __future__ import annotations
 
 import pathlib
 import tempfile
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -13,7 +12,7 @@ from calibration.quantization.collect import collect
 from calibration.quantization.quantize import Quantization, check_apart, check_float32, quantize
 from calibration.quantization.sensitivity import Sensitivity
 from calibration.quantization.statistics import Statistics
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
 from runtime.checks import check_int, check_number
 from runtime.cli.options import PATH, preset_option, progress_bar, sampling_options, threads_option
@@ -30,33 +29,19 @@ _TOLD = 10  # of the most sensitive layers
 _WEIGHTS = {"int8": "w8", "int4": "w4"}
 
 
-class _Calibrate(click.Command):
-    """With --steps it is another command, which has options of its own."""
-
-    def make_context(
-        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
-    ) -> click.Context:
-        if "--steps" in args:
-            from calibration.cli.optimize_steps import calibrate_steps
-
-            return calibrate_steps.make_context(f"{info_name} --steps", args, parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
-
-
-@click.command(cls=_Calibrate)
+@click.command()
 @click.argument("artifact", type=PATH)
 @click.option("--out", type=PATH, help="The quantized artifact.")
 @click.option("--precision", type=click.Choice(["int8", "fp8", "int4"]), default="int8", show_default=True)
 @click.option("--weights-only", is_flag=True, help="Leave activations as they are; int8 or int4, in blocks.")
 @click.option("--engines", default=",".join(ENGINES), show_default=True, help="Which to quantize.")
-@click.option("--samples", type=int, default=128, show_default=True, help="Images that statistics are of.")
+@click.option("--count", type=int, default=128, show_default=True, help="Images that statistics are of.")
 @click.option("--statistics", type=PATH, help="A file to keep statistics in, and to go on with. Default: beside --out.")
 @click.option("--report", type=PATH, help="Draw the ranges of activations, as PNG.")
 @click.option("--target-sqnr", type=float, default=15.0, show_default=True, help="What the latents must keep, in dB.")
 @click.option("--keep-fp", metavar="PERCENT", help="Share of the layers that stays in float32, such as 5%.")
 @click.option("--sensitivity", type=PATH, help="Rank the layers, each quantized alone; where to write it, as JSON.")
-@click.option("--judged", type=int, default=8, show_default=True, help="Images that a form is judged by.")
-@click.option("--steps", is_flag=True, expose_value=False, help="Find diffusion steps instead: --steps --help.")
+@click.option("--eval-count", type=int, default=8, show_default=True, help="Images that a form is judged by.")
 @preset_option
 @sampling_options
 @threads_option
@@ -66,13 +51,13 @@ def calibrate(
     precision: str,
     weights_only: bool,
     engines: str,
-    samples: int,
+    count: int,
     statistics: pathlib.Path | None,
     report: pathlib.Path | None,
     target_sqnr: float,
     keep_fp: str | None,
     sensitivity: pathlib.Path | None,
-    judged: int,
+    eval_count: int,
     threads: int | None,
     **settings: object,
 ) -> None:
@@ -81,8 +66,8 @@ def calibrate(
     The plan of the sampling options is the one that statistics are of, so give those it will be used with. The
     layers that lose most stay in float32 until the latents keep what --target-sqnr asks for.
     """
-    check_int("samples", samples, 1, _MAX_SAMPLES)
-    check_int("judged", judged, 1, _MAX_JUDGED)
+    check_int("--count", count, 1, _MAX_SAMPLES)
+    check_int("--eval-count", eval_count, 1, _MAX_JUDGED)
     check_number("--target-sqnr", target_sqnr, 0, _MOST_DECIBELS)
     if out is None and report is None:
         raise RequestError("give --out, the quantized artifact to make, or --report, or both")
@@ -97,7 +82,7 @@ def calibrate(
         target_sqnr=target_sqnr,
         keep_share=_share(keep_fp),
         rank=sensitivity is not None,
-        images=judged,
+        images=eval_count,
         threads=threads or available_threads(),
     )
     for file in (report, sensitivity):
@@ -110,7 +95,7 @@ def calibrate(
     check_float32(opened)
     check_chains(opened.manifest.model, "mar calibrate")
     sampling = opened.manifest.requested(settings)
-    found = None if weights_only else _collected(opened, out, statistics, samples, sampling, asked.threads)
+    found = None if weights_only else _collected(opened, out, statistics, count, sampling, asked.threads)
     if report is not None and found is not None:
         from calibration.quantization.report import save_report
 

@@ -1,4 +1,4 @@
-"""`mar calibrate --steps`."""
+"""The command `mar optimize-steps`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from calibration.steps.evaluate import IMAGES, Judged, judged, judgements
 from calibration.steps.search import StepPlan, find_steps
 from calibration.steps.solvers import REFERENCE_STEPS
 from calibration.steps.times import StepTimes
-from runtime.artifact.manifest import MANIFEST, Artifact, check_place
+from runtime.artifact.artifact_folder import Artifact, check_artifact_target
+from runtime.artifact.manifest import MANIFEST
 from runtime.checks import check_int, check_number
 from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, schedule_options, threads_option
 from runtime.errors import RequestError
@@ -29,10 +30,9 @@ _MOST_MILLISECONDS = 1e9
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--steps", is_flag=True, hidden=True, expose_value=False)  # by which this command was found
 @click.option("--budget-ms", type=float, help="Milliseconds that an image may take here, drawn alone.")
 @click.option("--allowed-error", type=float, help="Or: what a typical image's latents may be off by, relative L2.")
-@click.option("--images", type=int, default=32, show_default=True, help="Real trajectories that it is found by.")
+@click.option("--count", type=int, default=32, show_default=True, help="Number of images to measure errors on.")
 @click.option("--name", default="calibrated", show_default=True, help="What the preset is called.")
 @click.option("--replace", is_flag=True, help="Take the place of a preset of that name.")
 @click.option("--out", type=PATH, help="A new artifact. Default: ARTIFACT itself gets the preset.")
@@ -41,11 +41,11 @@ _MOST_MILLISECONDS = 1e9
 @backend_options
 @threads_option
 @click.option("--json", "json_file", type=PATH, help="Where to write what was found, too.")
-def calibrate_steps(
+def optimize_steps(
     artifact: pathlib.Path,
     budget_ms: float | None,
     allowed_error: float | None,
-    images: int,
+    count: int,
     name: str,
     replace: bool,
     out: pathlib.Path | None,
@@ -67,9 +67,9 @@ def calibrate_steps(
         check_number("--budget-ms", budget_ms, 1e-3, _MOST_MILLISECONDS)
     if allowed_error is not None:
         check_number("--allowed-error", allowed_error, 1e-6, 1)
-    check_int("--images", images, 1, _MOST_IMAGES)
+    check_int("--count", count, 1, _MOST_IMAGES)
     opened = Artifact(artifact)
-    check_chains(opened.manifest.model, "mar calibrate --steps")
+    check_chains(opened.manifest.model, "mar optimize-steps")
     _check_target(opened, name, replace, out)
     if json_file is not None:
         check_writable(json_file)
@@ -78,13 +78,13 @@ def calibrate_steps(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
         schedule = generator.sampling(**settings)
-        found, times = find_steps(generator, schedule, images, budget, allowed_error, progress_bar)
+        found, times = find_steps(generator, schedule, count, budget, allowed_error, progress_bar)
         ways = _ways(generator, schedule, name, found, times)
         with progress_bar(judgements(ways, generator.manifest.model.tokens), "judging") as bar:
             rows = judged(generator, ways, bar.update)
     click.echo(_table(found, times, rows))
     if json_file is not None:
-        about = {"images": images, "sampling": dataclasses.asdict(ways[name]), "error_found": found.error}
+        about = {"images": count, "sampling": dataclasses.asdict(ways[name]), "error_found": found.error}
         write_json(json_file, {**about, "judged_images": IMAGES, "judged": [row.to_dict() for row in rows]})
     written = _write_preset(artifact, name, ways[name], replace, out)
     click.echo(f"preset {name} written to {written}; draw with it: mar generate {written} --preset {name}")
@@ -94,13 +94,13 @@ def _check_target(artifact: Artifact, name: str, replace: bool, out: pathlib.Pat
     """Refuse before the work what could not be written after it."""
     check_preset_name(name)
     if artifact.manifest.model.head != "diffusion":
-        raise RequestError(f"{artifact.path} has a flow head; --steps finds those of a diffusion head")
+        raise RequestError(f"{artifact.path} has a flow head; mar optimize-steps needs a diffusion head")
     if name in artifact.manifest.presets and not replace:
         raise RequestError(f"{artifact.path} has a preset {name!r} already; give another --name, or --replace")
     if out is None:
         check_writable(artifact.path / MANIFEST)
     else:
-        check_place(out)
+        check_artifact_target(out)
 
 
 def _ways(

@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.quantization.observer import Observer
 from calibration.quantization.statistics import LayerStatistics, Statistics
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines

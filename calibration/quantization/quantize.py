@@ -15,7 +15,8 @@ from calibration.quantization.sqnr import Judge, judging
 from calibration.quantization.statistics import Statistics
 from calibration.quantization.variants import Form, QuantizedProducts, QuantizedWeights
 from calibration.quantization.weights_only import BITS
-from runtime.artifact.manifest import MANIFEST, Artifact, FileEntry, Manifest, check_place
+from runtime.artifact.artifact_folder import Artifact, check_artifact_target
+from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.distance import decibels
 from runtime.errors import ArtifactError, CalibrationError
 from runtime.files import replacing_folder, sha256, write_json
@@ -52,7 +53,7 @@ class Quantized:
 
 def check_apart(artifact: Artifact, out: pathlib.Path) -> None:
     """Refuse to write a quantized artifact over `artifact` itself, or where no artifact can be. Raises `MarError`."""
-    check_place(out)
+    check_artifact_target(out)
     if out.exists() and out.samefile(artifact.path):
         raise ArtifactError(
             f"{out} is the artifact that is quantized, whose float32 engines stay; choose another --out"

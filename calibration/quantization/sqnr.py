@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.distance import decibels, relative_l2
 from runtime.generator import Generator

@@ -15,7 +15,7 @@ from calibration.quantization.scales import Scale, activation_scale
 from calibration.quantization.smoothing import divide_modulation, modulated_block, smooths
 from calibration.quantization.statistics import Statistics
 from calibration.quantization.weights_only import quantize_weights
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.model.engine_spec import CONDITIONING, DENOISE
 from runtime.model.low_precision import stays_in_float32

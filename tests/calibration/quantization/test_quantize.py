@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calibration.cli.calibrate import calibrate
 from calibration.quantization.layers import layers
 from calibration.quantization.qdq_graph import quantize_graph
 from calibration.quantization.quantize import Quantization, quantize
@@ -27,9 +28,9 @@ from calibration.quantization.variants import QuantizedProducts
 from calibration.quantization.weights_only import BITS, block_size, quantized_blocks
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import BuilderFlags, TensorRTBuilder
-from runtime.artifact.manifest import MANIFEST, QUANTIZED_PRECISIONS, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST, QUANTIZED_PRECISIONS
 from runtime.cli.inspect import inspect
-from runtime.cli.main import mar
 from runtime.errors import CalibrationError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
@@ -220,15 +221,13 @@ def refused(result: Result) -> MarError:
 
 
 def command(*arguments: object) -> Result:
-    from runtime.cli.main import _Told
-
-    return CliRunner().invoke(mar, ["calibrate", *map(str, arguments)], obj=_Told(), standalone_mode=False)
+    return CliRunner().invoke(calibrate, [*map(str, arguments)], standalone_mode=False)
 
 
 def test_the_command_makes_an_artifact_and_tells_of_every_layer(
     golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    plan = ["--iterations", 2, "--diffusion-steps", 2, "--samples", 2, "--threads", 1, "--target-sqnr", 5]
+    plan = ["--iterations", 2, "--diffusion-steps", 2, "--count", 2, "--threads", 1, "--target-sqnr", 5]
     result = command(golden_artifacts["small"], "--out", tmp_path / "low", *plan)
     assert result.exception is None, result.output
     assert "denoise/res_blocks.0.mlp.0: " in result.output
@@ -245,8 +244,8 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(
 ) -> None:
     small, out = golden_artifacts["small"], tmp_path / "out"
     assert "unknown nothing" in str(refused(command(small, "--out", out, "--engines", "denoise,nothing")))
-    assert "samples must" in str(refused(command(small, "--out", out, "--samples", 0)))
-    plan = ["--iterations", 4, "--diffusion-steps", 5, "--cfg-scale", 2.0, "--samples", 2, "--threads", 1]
+    assert "--count must" in str(refused(command(small, "--out", out, "--count", 0)))
+    plan = ["--iterations", 4, "--diffusion-steps", 5, "--cfg-scale", 2.0, "--count", 2, "--threads", 1]
     assert "is in int8; calibrate one in fp32" in str(refused(command(low["int8"], "--out", out, *plan)))
     other = command(golden_artifacts["patch2"], "--out", out, "--statistics", statistics_file, *plan)
     assert "another artifact" in str(refused(other))
@@ -432,9 +431,9 @@ def test_the_command_ranks_draws_and_refuses_in_one_line(
     golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     small, out = golden_artifacts["small"], tmp_path / "out"
-    plan = ["--iterations", 2, "--diffusion-steps", 2, "--samples", 2, "--threads", 1, "--target-sqnr", 0]
+    plan = ["--iterations", 2, "--diffusion-steps", 2, "--count", 2, "--threads", 1, "--target-sqnr", 0]
     ranked, report = tmp_path / "ranked.json", tmp_path / "report.png"
-    some = ["--engines", "denoise", "--judged", 1, "--sensitivity", ranked, "--report", report, "--keep-fp", "20%"]
+    some = ["--engines", "denoise", "--eval-count", 1, "--sensitivity", ranked, "--report", report, "--keep-fp", "20%"]
     result = command(small, "--out", out, *plan, *some)
     assert result.exception is None, result.output
     assert "most sensitive alone" in result.output
@@ -445,7 +444,7 @@ def test_the_command_ranks_draws_and_refuses_in_one_line(
         "int4 is for weights alone": ["--out", out, "--precision", "int4"],
         "--weights-only is for": ["--out", out, "--precision", "fp8", "--weights-only"],
         "--keep-fp must be a share": ["--out", out, "--keep-fp", "much"],
-        "judged must": ["--out", out, "--judged", 0],
+        "--eval-count must": ["--out", out, "--eval-count", 0],
         "is the artifact that is quantized, whose float32 engines stay": ["--out", small],
         "--target-sqnr must be a number in 0..200, found nan": ["--out", out, "--target-sqnr", "nan"],
     }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.quantization.collect import collect
 from calibration.quantization.statistics import BINS, ROWS, LayerStatistics, Statistics
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.sampling.plan import Sampling
 from tests.helpers.calibration_statistics import SAMPLING

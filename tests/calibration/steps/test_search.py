@@ -18,15 +18,16 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.cli import optimize_steps as steps_cli
+from calibration.cli import optimize_steps as optimize_steps_module
+from calibration.cli.optimize_steps import optimize_steps
 from calibration.steps.errors import STEPS, ErrorModel, batches, falling
 from calibration.steps.evaluate import IMAGES, judged, judgements
 from calibration.steps.search import StepCosts, find_steps
 from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, Solver, deterministic, solvers
 from calibration.steps.times import StepTimes, measured_times
 from calibration.steps.trajectories import TrajectoryInputs, TrajectorySampler
-from runtime.artifact.manifest import MANIFEST, Artifact
-from runtime.cli.main import _Told, mar
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.errors import CalibrationError, MarError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
@@ -309,7 +310,7 @@ def artifact(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) 
 
 
 def command(*arguments: object) -> Result:
-    return CliRunner().invoke(mar, ["calibrate", *map(str, arguments)], obj=_Told(), standalone_mode=False)
+    return CliRunner().invoke(optimize_steps, [*map(str, arguments)], standalone_mode=False)
 
 
 def refused(result: Result) -> str:
@@ -321,13 +322,13 @@ def refused(result: Result) -> str:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short references of few images: what they are is tested above."""
-    for module in ("step_errors", "step_judgement"):
+    for module in ("steps.errors", "steps.evaluate"):
         monkeypatch.setattr(f"calibration.{module}.REFERENCE_STEPS", 60)
-    for module in ("step_judgement", "steps_cli"):
+    for module in ("steps.evaluate", "cli.optimize_steps"):
         monkeypatch.setattr(f"calibration.{module}.IMAGES", 1)
 
 
-LINE = ("--steps", "--budget-ms", 10_000, "--images", 2, "--iterations", 2, "--cfg-scale", 2, "--threads", 1)
+LINE = ("--budget-ms", 10_000, "--count", 2, "--iterations", 2, "--cfg-scale", 2, "--threads", 1)
 
 
 @pytest.mark.usefixtures("quick")
@@ -363,21 +364,21 @@ def test_the_command_writes_a_preset_that_every_command_knows(artifact: pathlib.
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("--steps", "give either --budget-ms or --allowed-error, and not both"),
-        ("--steps --budget-ms 5 --allowed-error 0.1", "give either --budget-ms or --allowed-error, and not both"),
-        ("--steps --budget-ms -5", "--budget-ms must be a number in 0.001..1000000000.0, found -5.0"),
-        ("--steps --budget-ms 0", "found 0.0"),
-        ("--steps --budget-ms nan", "found nan"),
-        ("--steps --allowed-error -0.1", "--allowed-error must be a number in 1e-06..1, found -0.1"),
-        ("--steps --allowed-error inf", "found inf"),
-        ("--steps --budget-ms 5 --images 0", "--images must be a whole number in 1..10000, found 0"),
-        ("--steps --budget-ms 5 --name turbo", "found 'turbo'; choose another"),
-        ("--steps --budget-ms 5 --name a/b", "found 'a/b'"),
-        ("--steps --budget-ms 5 --preset nope", "preset must be one of exact, balanced, fast, turbo, found 'nope'"),
-        ("--steps --budget-ms 5 --iterations 17", "iterations must lie in 1..16"),
-        ("--steps --budget-ms 0.01", "--budget-ms 0.01 is less than the least plan takes here, "),
-        ("--steps --budget-ms 5 --out {folder}", "exists and is not an artifact"),
-        ("--steps --budget-ms 5 --json {folder}", "it is a folder"),
+        ("", "give either --budget-ms or --allowed-error, and not both"),
+        ("--budget-ms 5 --allowed-error 0.1", "give either --budget-ms or --allowed-error, and not both"),
+        ("--budget-ms -5", "--budget-ms must be a number in 0.001..1000000000.0, found -5.0"),
+        ("--budget-ms 0", "found 0.0"),
+        ("--budget-ms nan", "found nan"),
+        ("--allowed-error -0.1", "--allowed-error must be a number in 1e-06..1, found -0.1"),
+        ("--allowed-error inf", "found inf"),
+        ("--budget-ms 5 --count 0", "--count must be a whole number in 1..10000, found 0"),
+        ("--budget-ms 5 --name turbo", "found 'turbo'; choose another"),
+        ("--budget-ms 5 --name a/b", "found 'a/b'"),
+        ("--budget-ms 5 --preset nope", "preset must be one of exact, balanced, fast, turbo, found 'nope'"),
+        ("--budget-ms 5 --iterations 17", "iterations must lie in 1..16"),
+        ("--budget-ms 0.01", "--budget-ms 0.01 is less than the least plan takes here, "),
+        ("--budget-ms 5 --out {folder}", "exists and is not an artifact"),
+        ("--budget-ms 5 --json {folder}", "it is a folder"),
     ],
 )
 def test_a_wrong_use_is_one_line_and_changes_nothing(
@@ -389,9 +390,9 @@ def test_a_wrong_use_is_one_line_and_changes_nothing(
     assert list(tmp_path.iterdir()) == [artifact]
 
 
-@pytest.mark.parametrize("option", ["--sampler ddim", "--diffusion-steps 5", "--samples 5", "--precision int8"])
+@pytest.mark.parametrize("option", ["--sampler ddim", "--diffusion-steps 5", "--eval-count 5", "--precision int8"])
 def test_what_is_looked_for_is_no_option(artifact: pathlib.Path, option: str) -> None:
-    ended = command(artifact, "--steps", "--budget-ms", 5, *option.split())
+    ended = command(artifact, "--budget-ms", 5, *option.split())
     assert isinstance(ended.exception, click.NoSuchOption)
     assert ended.exception.option_name == option.split(maxsplit=1)[0]
 
@@ -399,14 +400,14 @@ def test_what_is_looked_for_is_no_option(artifact: pathlib.Path, option: str) ->
 @pytest.mark.usefixtures("quick")
 def test_engines_that_were_built_meanwhile_are_kept(artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest is read again before it is written."""
-    find = steps_cli.find_steps
+    find = optimize_steps_module.find_steps
 
     def slow(*arguments: Any) -> Any:
         manifest = Artifact(artifact).manifest
         write_json(artifact / MANIFEST, dataclasses.replace(manifest, presets={"other": SCHEDULE}).to_dict())
         return find(*arguments)
 
-    monkeypatch.setattr(steps_cli, "find_steps", slow)
+    monkeypatch.setattr(optimize_steps_module, "find_steps", slow)
     assert command(artifact, *LINE).exception is None
     assert set(Artifact(artifact).manifest.presets) == {"other", "calibrated"}
 
@@ -414,6 +415,6 @@ def test_engines_that_were_built_meanwhile_are_kept(artifact: pathlib.Path, monk
 @pytest.mark.usefixtures("quick")
 def test_an_error_that_is_never_reached_leaves_the_artifact_as_it_was(artifact: pathlib.Path) -> None:
     before = (artifact / MANIFEST).read_bytes()
-    line = ("--steps", "--allowed-error", 1e-6, "--images", 2, "--iterations", 2, "--threads", 1)
+    line = ("--allowed-error", 1e-6, "--count", 2, "--iterations", 2, "--threads", 1)
     assert "no plan keeps the error within 1e-06: the best has " in refused(command(artifact, *line))
     assert (artifact / MANIFEST).read_bytes() == before

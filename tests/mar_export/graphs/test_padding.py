@@ -97,7 +97,7 @@ def test_channels_of_zeros_are_exported_and_quantized(
             drawn.append(generator.generate([0, 3], **request).latents)
     assert relative_l2(drawn[1], drawn[0]) <= GOLDEN_TOLERANCE
     out = tmp_path / "int8"
-    options = ["--iterations=4", "--diffusion-steps=ddim5", "--samples=2", "--target-sqnr=0", "--threads=1"]
+    options = ["--iterations=4", "--diffusion-steps=ddim5", "--count=2", "--target-sqnr=0", "--threads=1"]
     kind = ["--weights-only"] if weights_only else options
     command = [str(tmp_path / "artifact"), f"--out={out}", "--precision=int8", *kind]
     calibrate.main(command, standalone_mode=False)

@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from benchmarks.variants import VARIANTS
 from calibration.cli.calibrate import calibrate
-from calibration.cli.optimize_steps import calibrate_steps
+from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
 from mar_export.cli.bench import bench
 from mar_export.graphs.engine_modules import loop_modules
 from mar_export.tensorrt.build import build_engines
 from mar_export.torch_backends.eager import eager_generator
-from runtime.artifact.manifest import MANIFEST, Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.cli.inspect import inspect
 from runtime.cli.plan import plan
 from runtime.errors import ArtifactError, RequestError
@@ -196,7 +197,7 @@ def test_a_model_of_raster_order_edits_nothing(codes: Generator) -> None:
     [
         (plan, "ARTIFACT"),
         (calibrate, "ARTIFACT --out OUT"),
-        (calibrate_steps, "ARTIFACT --budget-ms 5"),
+        (optimize_steps, "ARTIFACT --budget-ms 5"),
         (bench, "ARTIFACT"),
     ],
 )
@@ -264,4 +265,7 @@ def test_variants_are_compared_in_nothing_but_their_form() -> None:
     form = {"attention": "bidirectional", "order": "random", "head": "diffusion", "codebook_size": 0}
     assert len({dataclasses.replace(config, **form) for config in configs}) == 1
     assert len(set(configs)) == len({variant.name for variant in VARIANTS}) == 6
-    assert {variant.attention: variant.ways for variant in VARIANTS} == {"causal": (None,), "bidirectional": (None, 16)}
+    assert {variant.attention: variant.iteration_counts for variant in VARIANTS} == {
+        "causal": (None,),
+        "bidirectional": (None, 16),
+    }

@@ -10,9 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from calibration.cli.optimize_steps import calibrate_steps
+from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
 from tests.helpers.tiny_runs import TINY, one_sentence, randomized, write_idx_dataset
@@ -94,8 +94,8 @@ def test_a_flow_head_draws_under_guidance_by_its_own_samplers(
             result = generator.generate([1], order=order, noise=noise, **settings)
             expected = sample(load_checkpoint(run).model, np.array([1]), result.plan, order, noise)
             np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
-    refused = CliRunner().invoke(calibrate_steps, [str(artifact), "--budget-ms=5"]).exception
-    assert str(refused) == f"{artifact} has a flow head; --steps finds those of a diffusion head"
+    refused = CliRunner().invoke(optimize_steps, [str(artifact), "--budget-ms=5"]).exception
+    assert str(refused) == f"{artifact} has a flow head; mar optimize-steps needs a diffusion head"
 
 
 @pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
