@@ -97,7 +97,7 @@ def calibrate(
     sampling = opened.manifest.requested(settings)
     found = None if weights_only else _collected(opened, out, statistics, count, sampling, asked.threads)
     if report is not None and found is not None:
-        from calibration.quantization.report import save_report
+        from calibration.quantization.range_chart import save_report
 
         save_report(found, report)
         click.echo(f"ranges of activations drawn to {report}")

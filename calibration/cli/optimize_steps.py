@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import click
 
-from calibration.steps.evaluate import IMAGES, Judged, judged, judgements
-from calibration.steps.search import StepPlan, find_steps
+from calibration.steps.held_out_evaluation import IMAGES, Judged, judged, judgements
+from calibration.steps.plan_search import StepPlan, find_steps
 from calibration.steps.solvers import REFERENCE_STEPS
-from calibration.steps.times import StepTimes
+from calibration.steps.timing import StepTimes
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import MANIFEST
 from runtime.checks import check_int, check_number

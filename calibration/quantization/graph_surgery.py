@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.layers import Product
+from calibration.quantization.quantizable_layers import Product
 
 
 def save_graph(model: ir.Model, source: pathlib.Path, out: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 
-from calibration.quantization.layers import layers
+from calibration.quantization.quantizable_layers import layers
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, EngineSpec
 
 # (layer as "engine/layer", activation, iteration, steps of the diffusion chain that its rows are of)

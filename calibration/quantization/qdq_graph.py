@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.quantization.graph_surgery import constant, replace_product, save_graph
-from calibration.quantization.layers import Layer, Product, layers
+from calibration.quantization.quantizable_layers import Layer, Product, layers
 from calibration.quantization.scales import Scale, quantized, weight_scales
 from calibration.quantization.smoothing import divide_norm, divide_projection
 

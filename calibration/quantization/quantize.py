@@ -14,7 +14,7 @@ from calibration.quantization.sensitivity import Sensitivity, most_sensitive, ra
 from calibration.quantization.sqnr import Judge, judging
 from calibration.quantization.statistics import Statistics
 from calibration.quantization.variants import Form, QuantizedProducts, QuantizedWeights
-from calibration.quantization.weights_only import BITS
+from calibration.quantization.weight_only import BITS
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.distance import decibels

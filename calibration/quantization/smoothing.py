@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibration.quantization.graph_surgery import constant
-from calibration.quantization.layers import Layer, layers
+from calibration.quantization.quantizable_layers import Layer, layers
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import DENOISE
 

@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.layers import layers
 from calibration.quantization.qdq_graph import quantize_graph
+from calibration.quantization.quantizable_layers import layers
 from calibration.quantization.scales import Scale, activation_scale
 from calibration.quantization.smoothing import divide_modulation, modulated_block, smooths
 from calibration.quantization.statistics import Statistics
-from calibration.quantization.weights_only import quantize_weights
+from calibration.quantization.weight_only import quantize_weights
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.model.engine_spec import CONDITIONING, DENOISE

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.cli.calibrate import calibrate
-from calibration.quantization.layers import layers
 from calibration.quantization.qdq_graph import quantize_graph
+from calibration.quantization.quantizable_layers import layers
 from calibration.quantization.quantize import Quantization, quantize
 from calibration.quantization.scales import Scale, activation_scale, candidates, quantized, weight_scales
 from calibration.quantization.sqnr import judging
 from calibration.quantization.statistics import Statistics
 from calibration.quantization.variants import QuantizedProducts
-from calibration.quantization.weights_only import BITS, block_size, quantized_blocks
+from calibration.quantization.weight_only import BITS, block_size, quantized_blocks
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import BuilderFlags, TensorRTBuilder
 from runtime.artifact.artifact_folder import Artifact
@@ -419,7 +419,7 @@ def test_layers_whose_width_no_block_divides_stay_as_they_are() -> None:
 def test_ranges_are_drawn_to_a_image(statistics: Statistics, tmp_path: pathlib.Path) -> None:
     from PIL import Image
 
-    from calibration.quantization.report import save_report
+    from calibration.quantization.range_chart import save_report
 
     save_report(statistics, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as image:

@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 
 from calibration.cli import optimize_steps as optimize_steps_module
 from calibration.cli.optimize_steps import optimize_steps
-from calibration.steps.errors import STEPS, ErrorModel, batches, falling
-from calibration.steps.evaluate import IMAGES, judged, judgements
-from calibration.steps.search import StepCosts, find_steps
+from calibration.steps.error_model import STEPS, ErrorModel, batches, falling
+from calibration.steps.held_out_evaluation import IMAGES, judged, judgements
+from calibration.steps.plan_search import StepCosts, find_steps
 from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, Solver, deterministic, solvers
-from calibration.steps.times import StepTimes, measured_times
+from calibration.steps.timing import StepTimes, measured_times
 from calibration.steps.trajectories import TrajectoryInputs, TrajectorySampler
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
@@ -231,7 +231,7 @@ def few(generator: Generator) -> ErrorModel:
 def steady(monkeypatch: pytest.MonkeyPatch) -> StepTimes:
     """A machine on which a step takes a millisecond in the first iteration, two in the others, and the rest ten."""
     times = StepTimes(0.010, np.array([0.001, 0.002, 0.002]))
-    monkeypatch.setattr("calibration.steps.search.measured_times", lambda *arguments: times)
+    monkeypatch.setattr("calibration.steps.plan_search.measured_times", lambda *arguments: times)
     return times
 
 
@@ -322,9 +322,9 @@ def refused(result: Result) -> str:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short references of few images: what they are is tested above."""
-    for module in ("steps.errors", "steps.evaluate"):
+    for module in ("steps.error_model", "steps.held_out_evaluation"):
         monkeypatch.setattr(f"calibration.{module}.REFERENCE_STEPS", 60)
-    for module in ("steps.evaluate", "cli.optimize_steps"):
+    for module in ("steps.held_out_evaluation", "cli.optimize_steps"):
         monkeypatch.setattr(f"calibration.{module}.IMAGES", 1)
 
 

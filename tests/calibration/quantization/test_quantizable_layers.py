@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from calibration.quantization.layers import layers
+from calibration.quantization.quantizable_layers import layers
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
 from tests.helpers.golden_cases import GOLDEN
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint

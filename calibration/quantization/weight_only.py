@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from calibration.quantization.graph_surgery import constant, replace_product, save_graph
-from calibration.quantization.layers import Product, layers
+from calibration.quantization.quantizable_layers import Product, layers
 
 BITS = {"w8": 8, "w4": 4}  # by precision
 _STORED = {"w8": np.dtype(np.int8), "w4": np.dtype(ml_dtypes.int4)}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, deterministic
-from calibration.steps.times import with_presets
+from calibration.steps.timing import with_presets
 from runtime.distance import relative_l2
 from runtime.generator import Generator
 from runtime.sampling.plan import Sampling, build_plan

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.steps.errors import DISTURBED, STEPS, ErrorModel, batches
+from calibration.steps.error_model import DISTURBED, STEPS, ErrorModel, batches
 from calibration.steps.knapsack import least_error
 from calibration.steps.solvers import Solver, solvers
-from calibration.steps.times import ROUNDS, StepTimes, measured_times
+from calibration.steps.timing import ROUNDS, StepTimes, measured_times
 from runtime.errors import CalibrationError, RequestError
 from runtime.generator import Generator
 from runtime.sampling.plan import Sampling, build_plan
