@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from mar_export.artifact.export import export_artifact
 from mar_export.benchmark.study import drawn_images
-from runtime.artifact.manifest import Artifact, is_artifact
+from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.cli.options import PATH
 from runtime.errors import MarError
 from runtime.files import check_writable, replacing, sha256, write_json
@@ -42,7 +42,7 @@ from training.evaluation.classifier import (
 from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
 from training.models.vq_head import nearest
-from training.reporting.comparison import summarize
+from training.reporting.run_comparison import summarize
 
 # Minutes on one core. All variants have the same transformer, and heads of the same depth and width.
 _TRANSFORMER = {"embed_dim": 96, "depth": 1, "num_heads": 3}
@@ -85,7 +85,7 @@ class Variant:
         return {**_MODEL, "attention": self.attention, "order": self.order, "head": self.head, "codebook_size": codes}
 
     @property
-    def ways(self) -> tuple[int | None, ...]:
+    def iteration_counts(self) -> tuple[int | None, ...]:
         """The iterations that it is drawn with, None for one a token."""
         return (None,) if self.attention == "causal" else (None, _MAR_ITERATIONS)
 
@@ -127,7 +127,7 @@ def variants(
     real = judge(judging, batches(test, len(test.labels)), test.labels)
     rows, shown = [], []
     for variant in VARIANTS:
-        for iterations in variant.ways:
+        for iterations in variant.iteration_counts:
             row, images = _judged(variant, out / variant.name, iterations, judging, real, count)
             click.echo(f"{row['name']}: recognised {row['top1_accuracy']:.1%}, Fréchet distance {row['frechet']:.2f}")
             rows.append(row)

@@ -22,7 +22,7 @@ from training.config import RunConfig
 from training.data.source import Source
 from training.distributed import Processes, joined, local
 from training.loop.mar_trainer import MarTrainer
-from training.reporting import samples
+from training.reporting import sample_grid
 
 WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
 SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 images, so four steps an epoch
@@ -50,7 +50,7 @@ def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    samples._SAMPLING = Sampling(diffusion_steps=2)  # nobody looks at them
+    sample_grid._SAMPLING = Sampling(diffusion_steps=2)  # nobody looks at them
     with joined("cpu") as here:
         for one in json.loads(sys.argv[2]):
             make(pathlib.Path(sys.argv[1]), one, here)

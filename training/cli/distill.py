@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from runtime.cli.options import PATH, progress_bar
+from training.cli.head_run import write_head_run
 from training.cli.options import checkpoint_options, head_options
-from training.heads.head_run import write_head_run
 from training.heads.new_head import distilled_head
 
 

@@ -17,6 +17,7 @@ from runtime.files import check_writable, write_json
 from training.cli.options import checkpoint_options
 from training.data.datasets import Dataset, open_dataset
 from training.evaluation.classifier import load_or_train_classifier
+from training.evaluation.comparison_table import GENERATED, TRAINING, figures_of, table
 from training.evaluation.feature_networks import (
     CLASSIFIER,
     EFFICIENTNET,
@@ -31,7 +32,6 @@ from training.evaluation.feature_networks import (
 )
 from training.evaluation.generate_images import Drawing, draw, drawn
 from training.evaluation.real_statistics import reference
-from training.evaluation.report import GENERATED, TRAINING, figures_of, table
 from training.reporting.progress import tell_complaints
 
 

@@ -9,8 +9,8 @@ import click
 
 from runtime.cli.options import PATH
 from runtime.files import check_writable
-from training.reporting.comparison import difference_table, find_runs, summarize, summary_table
-from training.reporting.curve import save_comparison
+from training.reporting.loss_curve import save_comparison
+from training.reporting.run_comparison import difference_table, find_runs, summarize, summary_table
 
 
 @click.command()

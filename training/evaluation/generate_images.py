@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.artifact.manifest import Artifact, is_artifact
+from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.backends import available_threads
 from runtime.errors import BackendError, DataError, RequestError
 from runtime.files import replacing, write_json

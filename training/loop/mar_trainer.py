@@ -17,8 +17,8 @@ from training.distributed import Processes
 from training.loop.optimizer_step import MarTrainStep
 from training.loop.state import load_state
 from training.loop.training_loop import TrainingLoop, check_batch, check_no_run
-from training.reporting.report import Reporter
-from training.reporting.samples import save_sample_grid
+from training.reporting.reporter import Reporter
+from training.reporting.sample_grid import save_sample_grid
 
 
 class MarTrainer(TrainingLoop[MarTrainStep]):

@@ -22,9 +22,9 @@ from training.distributed import Processes
 from training.loop.optimizer_step import Outcome, TrainStep, learning_rate
 from training.loop.state import save_state
 from training.preemption import PreemptedError, Termination
-from training.reporting.curve import save_loss_curve
 from training.reporting.environment import record_environment
-from training.reporting.report import LOG_FILE, Reporter
+from training.reporting.loss_curve import save_loss_curve
+from training.reporting.reporter import LOG_FILE, Reporter
 
 _MOST_SKIPPED_IN_A_ROW = 10
 

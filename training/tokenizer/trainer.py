@@ -20,7 +20,7 @@ from training.distributed import Processes
 from training.evaluation.feature_networks import EfficientNet
 from training.loop.state import load_state
 from training.loop.training_loop import TrainingLoop, check_batch, check_no_run
-from training.reporting.report import Reporter
+from training.reporting.reporter import Reporter
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining
 from training.tokenizer.reconstruction import Reconstructions, measured_scale
 from training.tokenizer.step import TokenizerTrainStep

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from runtime.errors import BackendError, CheckpointError, DataError, MarError, RequestError
 from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx
 from training.cli.evaluate import evaluate
+from training.evaluation import classifier as quality
 from training.evaluation.feature_networks import Inception, in_colours, look
-from training.evaluation.report import classifier as quality
 
 _COUNT = 20
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from runtime.errors import DataError
 from tests.helpers.tiny_runs import one_thread, write_idx
 from training.data.datasets import open_dataset
+from training.evaluation import classifier as quality
 from training.evaluation.classifier import frechet_distance, judge, load_or_train_classifier
-from training.evaluation.report import classifier as quality
 
 
 class Stripes:

@@ -16,8 +16,8 @@ from runtime.errors import DataError, RequestError
 from tests.helpers.published_forms import CONFIG, mar_weights, vae_weights, write_json, write_safetensors
 from tests.helpers.tiny_runs import one_sentence
 from training.checkpoints.checkpoint import Checkpoint, save_run, save_weights
+from training.evaluation import generate_images as drawing
 from training.evaluation.generate_images import Drawing, draw, drawn, labels_of
-from training.evaluation.report import generate_images as drawing
 
 _SETTINGS = (("cfg_scale", 1.5), ("diffusion_steps", 3), ("iterations", 2))
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from training.evaluation import feature_networks
 from training.evaluation.feature_networks import look
 from training.evaluation.metrics import Moments, frechet, inception_score, precision_recall
-from training.evaluation.report import feature_networks
 
 
 def _cloud(centre: float, count: int = 60, seed: int = 0) -> NDArray[np.float64]:

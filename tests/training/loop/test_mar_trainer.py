@@ -903,7 +903,7 @@ def test_a_log_on_a_full_disk_is_one_error_too(
 
     run = _copy(half_done, tmp_path / "run")
     with monkeypatch.context() as patched, pytest.raises(MarError, match="No space left on device") as caught:
-        patched.setattr("training.reporting.report.open_log", open_full)
+        patched.setattr("training.reporting.reporter.open_log", open_full)
         resume(run, steps=8).train()
     one_sentence(caught)
     _assert_nothing_lost(run, half_done, finished)

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from runtime.errors import CheckpointError, RequestError
 from tests.helpers.tiny_runs import logged, one_thread, resume, start, write_idx_dataset
 from training.cli.runs import runs as command
-from training.reporting import curve, progress
+from training.reporting import loss_curve, progress
 from training.reporting.environment import sessions
 from training.reporting.progress import readable_time, show_progress
 
@@ -90,7 +90,7 @@ def test_mar_runs_draws_the_losses(folder: pathlib.Path, tmp_path: pathlib.Path)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The axes of the curves that are drawn, which are not written."""
     seen: list[Any] = []
-    monkeypatch.setattr(curve, "_save", lambda figure, axes, out: seen.append(axes))
+    monkeypatch.setattr(loss_curve, "_save", lambda figure, axes, out: seen.append(axes))
     yield seen
     plt.close("all")
 
@@ -113,20 +113,20 @@ def test_the_curve_of_a_short_run_shows_every_step_and_a_mean(
     drawn: list[Any], tmp_path: pathlib.Path, steps: int, of_mean: list[int]
 ) -> None:
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, _entries(steps))))
-    curve.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    loss_curve.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
     assert _shown(drawn[0]) == [steps, *of_mean]
 
 
 def test_the_curve_of_a_long_run_shows_what_it_has_come_to(drawn: list[Any], tmp_path: pathlib.Path) -> None:
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, _entries(5000))))
-    curve.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    loss_curve.save_loss_curve(tmp_path / "log.jsonl", tmp_path / "loss.png")
     assert drawn[0].get_ylim()[1] < 0.3
     assert min(_shown(drawn[0])) > 4000
 
 
 def test_a_comparison_shows_short_runs(drawn: list[Any], tmp_path: pathlib.Path) -> None:
     runs = {str(steps): _entries(steps) for steps in (1, 12, 200)}
-    curve.save_comparison(runs, tmp_path / "runs.png")
+    loss_curve.save_comparison(runs, tmp_path / "runs.png")
     assert _shown(drawn[0]) == [1, 11, 181]
 
 

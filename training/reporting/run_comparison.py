@@ -12,7 +12,7 @@ from typing import Any
 from runtime.errors import CheckpointError, RequestError
 from training.checkpoints import checkpoint
 from training.reporting.environment import sessions
-from training.reporting.report import LOG_FILE
+from training.reporting.reporter import LOG_FILE
 
 _LAST = 100  # steps that a loss is the mean of, and a rate the median
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import replacing
-from training.reporting.report import logged_steps
+from training.reporting.reporter import logged_steps
 
 _WINDOW = 100  # steps of the running mean, a tenth of a run at most
 _FEW = 100  # points, each of which gets a dot
