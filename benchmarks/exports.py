@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.files import write_json
 from tests.helpers.formula_weights import write_published_mar, write_published_vae
 

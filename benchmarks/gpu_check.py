@@ -29,7 +29,8 @@ import torch
 from mar_export.benchmark.bench import commit
 from mar_export.onnx_export.precision import DTYPES
 from mar_export.torch_backends.torch_gpu import torch_gpu_generator
-from runtime.artifact.manifest import Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import Manifest
 from runtime.cost.operations import plan_costs
 from runtime.distance import relative_l2
 from runtime.errors import MarError
@@ -178,7 +179,7 @@ class Check:
             ):
                 for batch in batches:
                     for plan in names:
-                        seconds, stages = self._race(generator, settings[plan], batch)
+                        seconds, stages = self._case(generator, settings[plan], batch)
                         self._timed(checkpoint, precision, name, plan, plans[plan], batch, seconds, stages)
         release()
 
@@ -211,7 +212,7 @@ class Check:
                 for case in cases
             ]
 
-    def _race(self, generator: Generator, settings: dict[str, Any], batch: int) -> tuple[list[float], dict[str, float]]:
+    def _case(self, generator: Generator, settings: dict[str, Any], batch: int) -> tuple[list[float], dict[str, float]]:
         """Seconds of whole requests, and of the stages of one by the GPU's own clock."""
         labels, seconds, loop = [CLASS] * batch, [], generator.loop
         assert isinstance(loop, GpuLoop)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.artifact.manifest import Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import Manifest
 from runtime.backends import open_backend
 from runtime.checks import check_int
 from runtime.errors import BackendError, RequestError

@@ -23,7 +23,8 @@ from mar_export.onnx_export.onnx_graph import OPSET, export_graph
 from mar_export.onnx_export.precision import DTYPES, attention_in_products, lowered
 from mar_export.torch_backends.eager import torch_engine
 from runtime import __version__
-from runtime.artifact.manifest import MANIFEST, Artifact, FileEntry, Manifest, check_place
+from runtime.artifact.artifact_folder import Artifact, check_artifact_target
+from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import RequestError
@@ -61,7 +62,7 @@ def export_artifact(
     Weights are let go once their engine is written: where the caller keeps no `checkpoint` either, the
     comparison of whole images does without them.
     """
-    check_place(out)
+    check_artifact_target(out)
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)

@@ -1,6 +1,6 @@
 """Who takes part in the benchmark: each in a process of its own, drawing the same images on request.
 
-A process of its own gives a contestant its own thread pools and its own peak of memory, and keeps
+A process of its own gives a runner its own thread pools and its own peak of memory, and keeps
 PyTorch out of the runtime's.
 """
 
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import Manifest
 from runtime.backends import BACKENDS
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import BackendError, MarError, RequestError
@@ -42,14 +43,14 @@ class Entry:
     artifact: pathlib.Path
     checkpoint: pathlib.Path | None  # None for random weights
     config_file: pathlib.Path | None
-    random_preset: str | None
-    plain: pathlib.Path  # folder of the plain graphs
+    random_model: str | None
+    naive: pathlib.Path  # folder of the naive graphs
     labels: tuple[int, ...]
     threads: int
 
 
 class Runner:
-    """A contestant in its process. Raises `BackendError` where that fails."""
+    """A runner in its process. Raises `BackendError` where that fails."""
 
     def __init__(self, name: str, entry: Entry) -> None:
         self.name = name
@@ -100,7 +101,7 @@ class Runner:
 def _serve(name: str, entry: Entry, connection: Connection) -> None:
     """Answer requests until one is None. An answer is a pair: what failed, or None; and the value."""
     try:
-        description, draw = CONTESTANTS[name](entry)
+        description, draw = RUNNERS[name](entry)
         connection.send((None, description))
         while (settings := connection.recv()) is not None:
             started = time.perf_counter()
@@ -168,22 +169,22 @@ def _eager(entry: Entry) -> tuple[str, Draw]:
     return f"torch {torch.__version__}, float32, {entry.threads} threads", draw
 
 
-def _plain_onnx(entry: Entry) -> tuple[str, Draw]:
+def _naive_onnx(entry: Entry) -> tuple[str, Draw]:
     """The model exported as it is written, called from a loop in numpy."""
-    from mar_export.benchmark.naive_onnx import plain_specs, sample_plain
+    from mar_export.benchmark.naive_onnx import naive_specs, sample_naive
 
     manifest = Artifact(entry.artifact).manifest
     labels, config = np.array(entry.labels), manifest.model
     runner = OnnxRuntime("onnxruntime", entry.threads)
-    specs = plain_specs(config)
-    backbone, head = (runner.load_graph(entry.plain / f"{name}.onnx", spec) for name, spec in specs.items())
+    specs = naive_specs(config)
+    backbone, head = (runner.load_graph(entry.naive / f"{name}.onnx", spec) for name, spec in specs.items())
 
     def draw(settings: Mapping[str, Any]) -> Stages:
         plan = build_plan(config.tokens, manifest.requested(settings))
         order = seeded_order(0, range(len(labels)), config, plan.token_order)
         noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
         times: Stages = {}
-        sample_plain(backbone, head, config, plan, labels, order, noise, times)
+        sample_naive(backbone, head, config, plan, labels, order, noise, times)
         return times
 
     return runner.description, draw
@@ -196,12 +197,12 @@ RUNTIMES = {
     for backend, devices in BACKENDS.items()
     for device in devices
 }
-CONTESTANTS: dict[str, Callable[[Entry], tuple[str, Draw]]] = {
+RUNNERS: dict[str, Callable[[Entry], tuple[str, Draw]]] = {
     **{
         name: functools.partial(_runtime, backend=backend, device=device)
         for name, (backend, device) in RUNTIMES.items()
     },
-    "plain-onnx": _plain_onnx,
+    "naive-onnx": _naive_onnx,
     "eager": _eager,
     "eager-optimized": _eager_optimized,
     "compile": _compiled,
@@ -232,10 +233,10 @@ def open_checkpoint(entry: Entry) -> Checkpoint:
     from training.checkpoints.checkpoint import load_checkpoint
     from training.checkpoints.random_weights import random_checkpoint
 
-    if entry.random_preset is not None:
-        return random_checkpoint(entry.random_preset)
+    if entry.random_model is not None:
+        return random_checkpoint(entry.random_model)
     if entry.checkpoint is None:
-        raise RequestError("eager PyTorch and plain-onnx need the weights: give --checkpoint")
+        raise RequestError("eager PyTorch and naive-onnx need the weights: give --checkpoint")
     return load_checkpoint(entry.checkpoint, entry.config_file)
 
 

@@ -1,6 +1,6 @@
 """Quality against time: what each sampler, at each number of steps, and each preset costs and keeps.
 
-Every way to draw is judged on the same classes, orders and noises. Thousands of images for each take
+Every setting to draw is judged on the same classes, orders and noises. Thousands of images for each take
 hours on a processor, so they are drawn with the engines in PyTorch under bfloat16, one process a core;
 the times are the runtime's own, float32, an image at a time.
 """
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from mar_export.torch_backends.eager import eager_generator
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import BackendError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
@@ -40,16 +40,16 @@ _BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """One way to draw: a name for tables, and the settings of a request."""
+class Setting:
+    """One setting to draw: a name for tables, and the settings of a request."""
 
     name: str
-    settings: Mapping[str, Any]
+    sampling: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is judged by what: paths, and how many images of each way."""
+    """What is judged by what: paths, and how many images of each setting."""
 
     artifact: pathlib.Path
     checkpoint: pathlib.Path
@@ -58,38 +58,40 @@ class Study:
     images: int
 
 
-def sampler_ways(model: ModelConfig) -> list[Way]:
+def sampler_settings(model: ModelConfig) -> list[Setting]:
     """Every sampler of `model` at every number of steps, from its own first timestep; none for a distilled head.
 
     Without guidance, which halves the work; presets are judged with that of the artifact.
     """
     usual = {"preset": "exact", "iterations": min(_ITERATIONS, model.tokens), "cfg_scale": 1.0}
     return [
-        Way(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
+        Setting(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
         for steps in (() if model.distilled_steps else reversed(STEPS))
         for sampler in samplers_of(model)
     ]
 
 
-def preset_ways(own: Iterable[str]) -> list[Way]:
+def preset_settings(own: Iterable[str]) -> list[Setting]:
     """Every preset, the artifact's guidance included, and those that are the artifact's `own`."""
-    return [Way(name, {"preset": name}) for name in (*PRESETS, *own)]
+    return [Setting(name, {"preset": name}) for name in (*PRESETS, *own)]
 
 
-def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, said: Callable[[str], None]) -> None:
-    """Judge every way that `out`, a folder with a JSON for each, does not hold yet."""
+def run_study(
+    study: Study, settings: list[Setting], out: pathlib.Path, processes: int, said: Callable[[str], None]
+) -> None:
+    """Judge every setting that `out`, a folder with a JSON for each, does not hold yet."""
     out.mkdir(parents=True, exist_ok=True)
     _tools(study)  # trains the classifier where there is none, once for all processes
-    left = [way for way in ways if _figures(out, way, study) is None]
+    left = [setting for setting in settings if _figures(out, setting, study) is None]
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = {pool.submit(judge_way, study, way): way for way in left}
+        waiting = {pool.submit(judge_setting, study, setting): setting for setting in left}
         try:
             for done in concurrent.futures.as_completed(waiting):
-                way, figures = waiting[done], done.result()
-                write_json(_file(out, way), figures)
+                setting, figures = waiting[done], done.result()
+                write_json(_file(out, setting), figures)
                 said(
-                    f"{way.name:20} recognised {figures['top1_accuracy']:.1%}, Fréchet distance {figures['frechet']:.3f}"
+                    f"{setting.name:20} recognised {figures['top1_accuracy']:.1%}, Fréchet distance {figures['frechet']:.3f}"
                 )
         except BrokenProcessPool:
             raise BackendError("a process that drew images ended; not enough memory?") from None
@@ -97,45 +99,47 @@ def run_study(study: Study, ways: list[Way], out: pathlib.Path, processes: int, 
             pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
 
 
-def time_ways(study: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds an image of each way, by name: the runtime on its exported engines, in turn, batch 1."""
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+def time_settings(study: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds an image of each setting, by name: the runtime on its exported engines, in turn, batch 1."""
+    seconds: dict[str, list[float]] = {setting.name: [] for setting in settings}
     with Generator.load(study.artifact, threads=threads) as generator:
         for repeat in range(-1, repeats):
-            for way in ways:
+            for setting in settings:
                 started = time.perf_counter()
-                generator.generate([0], **way.settings)
+                generator.generate([0], **setting.sampling)
                 if repeat >= 0:  # the first round warms up
-                    seconds[way.name].append(time.perf_counter() - started)
+                    seconds[setting.name].append(time.perf_counter() - started)
     return seconds
 
 
-def summary(study: Study, ways: list[Way], out: pathlib.Path, seconds: Mapping[str, list[float]]) -> dict[str, Any]:
-    """What the study found: the figures of every way that is judged, with its times."""
+def summary(
+    study: Study, settings: list[Setting], out: pathlib.Path, seconds: Mapping[str, list[float]]
+) -> dict[str, Any]:
+    """What the study found: the figures of every setting that is judged, with its times."""
     found = []
-    for way in ways:
-        figures = _figures(out, way, study)
+    for setting in settings:
+        figures = _figures(out, setting, study)
         if figures is not None:
-            p10, median, p90 = np.percentile(seconds[way.name], [10, 50, 90])
+            p10, median, p90 = np.percentile(seconds[setting.name], [10, 50, 90])
             found.append({**figures, "milliseconds": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90}})
-    return {"images": study.images, "ways": found}
+    return {"images": study.images, "settings": found}
 
 
-def judge_way(study: Study, way: Way) -> dict[str, Any]:
-    """Draw and judge the images of one way, in one thread."""
+def judge_setting(study: Study, setting: Setting) -> dict[str, Any]:
+    """Draw and judge the images of one setting, in one thread."""
     torch.set_num_threads(1)
     generator, classifier, real = _tools(study)
     labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
     started = time.perf_counter()
-    drawn = judge(classifier, drawn_images(generator, labels, way.settings), labels)
+    drawn = judge(classifier, drawn_images(generator, labels, setting.sampling), labels)
     return {
-        "name": way.name,
-        "sampling": dataclasses.asdict(generator.sampling(**way.settings)),
+        "name": setting.name,
+        "sampling": dataclasses.asdict(generator.sampling(**setting.sampling)),
         "images": study.images,
         "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
         "top1_accuracy": drawn.top1_accuracy,
         "frechet": frechet_distance(drawn.features, real),
-        "head_evaluations": generator.plan(**way.settings).head_evaluations,
+        "head_evaluations": generator.plan(**setting.sampling).head_evaluations,
         "engines": generator.description,
         "seconds": time.perf_counter() - started,
     }
@@ -162,19 +166,19 @@ def drawn_images(
         yield result.images
 
 
-def _file(out: pathlib.Path, way: Way) -> pathlib.Path:
-    return out / f"{way.name.replace(' ', '-').replace('+', 'p')}.json"
+def _file(out: pathlib.Path, setting: Setting) -> pathlib.Path:
+    return out / f"{setting.name.replace(' ', '-').replace('+', 'p')}.json"
 
 
-def _figures(out: pathlib.Path, way: Way, study: Study) -> dict[str, Any] | None:
-    """What was found for `way` before; None if nothing was, or for another model or settings."""
+def _figures(out: pathlib.Path, setting: Setting, study: Study) -> dict[str, Any] | None:
+    """What was found for `setting` before; None if nothing was, or for another model or settings."""
     try:
-        figures: dict[str, Any] = json.loads(_file(out, way).read_text())
+        figures: dict[str, Any] = json.loads(_file(out, setting).read_text())
     except (OSError, ValueError):
         return None
     manifest = Artifact(study.artifact).manifest
     wanted = {
-        "sampling": dataclasses.asdict(manifest.requested(way.settings)),
+        "sampling": dataclasses.asdict(manifest.requested(setting.sampling)),
         "images": study.images,
         "checkpoint_sha256": manifest.provenance["checkpoint_sha256"],
     }

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import click
 
-from mar_export.benchmark.bench import Race, Work, commit, measure, report, table, warm_up
-from mar_export.benchmark.naive_onnx import plain_specs
-from mar_export.benchmark.runners import CONTESTANTS, RUNTIMES, Entry, Runner, checked_checkpoint, open_checkpoint
-from runtime.artifact.manifest import Artifact, Manifest, is_artifact
+from mar_export.benchmark.bench import Case, Work, commit, measure, report, table, warm_up
+from mar_export.benchmark.naive_onnx import naive_specs
+from mar_export.benchmark.runners import RUNNERS, RUNTIMES, Entry, Runner, checked_checkpoint, open_checkpoint
+from runtime.artifact.artifact_folder import Artifact, is_artifact
+from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
 from runtime.checks import check_choice
 from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
@@ -22,9 +23,9 @@ from runtime.requests.validation import check_batch, check_labels
 from runtime.sampling.constraints import check_chains
 from runtime.sampling.plan import Sampling, build_plan
 from runtime.sampling.presets import OWN, PRESETS
-from training.models.presets import preset
+from training.models.model_sizes import preset
 
-_NEED_WEIGHTS = tuple(name for name in CONTESTANTS if name not in RUNTIMES)
+_NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)
 _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 
 
@@ -34,9 +35,7 @@ _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 @click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
 @click.option("--preset", "model", help="Without a checkpoint: a model of this size, such as mar_base.")
 @click.option("--random-weights", is_flag=True, help="Draw the weights of that model at random.")
-@click.option(
-    "--contestant", "names", type=click.Choice(list(CONTESTANTS)), multiple=True, help="Who takes part; repeat it."
-)
+@click.option("--runner", "names", type=click.Choice(list(RUNNERS)), multiple=True, help="Who takes part; repeat it.")
 @click.option(
     "--plan",
     "plans",
@@ -48,7 +47,7 @@ _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
 @click.option("--class", "label", type=int, default=0, show_default=True)
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Images drawn together.")
 @sampling_options
-@click.option("--repeats", type=int, default=5, show_default=True, help="Draws timed of each contestant and plan.")
+@click.option("--repeats", type=int, default=5, show_default=True, help="Draws timed of each runner and plan.")
 @threads_option
 @click.option("--json", "json_file", type=PATH, help="Where to write the same as JSON.")
 @click.option("--chart", type=PATH, help="Where to draw it, as PNG.")
@@ -86,7 +85,7 @@ def bench(
         raise RequestError(f"--batch-size must be at least 1, found {batch_size}")
     names = tuple(dict.fromkeys(names))  # each takes part once
     if not names:
-        names = ("runtime", "plain-onnx", "eager") if random_weights else ("runtime", "eager")[: 1 + bool(checkpoint)]
+        names = ("runtime", "naive-onnx", "eager") if random_weights else ("runtime", "eager")[: 1 + bool(checkpoint)]
     if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
         raise RequestError(f"{', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}: these need --checkpoint")
     with _work_folder(work) as folder:
@@ -95,16 +94,16 @@ def bench(
             artifact=artifact or made / f"{model}-random",
             checkpoint=checkpoint,
             config_file=config_file,
-            random_preset=model,
-            plain=made / f"{model or _weights_name(artifact)}-plain",
+            random_model=model,
+            naive=made / f"{model or _weights_name(artifact)}-naive",
             labels=(label,) * batch_size,
             threads=threads or available_threads(),
         )
-        _export(entry, made=artifact is None, plain="plain-onnx" in names)
-        _race(entry, names, plans or (OWN,), settings, repeats, json_file, chart)
+        _export(entry, made=artifact is None, naive="naive-onnx" in names)
+        _case(entry, names, plans or (OWN,), settings, repeats, json_file, chart)
 
 
-def _race(
+def _case(
     entry: Entry,
     names: tuple[str, ...],
     plans: tuple[str, ...],
@@ -122,7 +121,7 @@ def _race(
         check_choice("--plan", name, [OWN, *PRESETS, *manifest.presets])
     asked = {name: {**settings, "preset": None if name == OWN else name} for name in plans}
     work = _work(manifest, asked, entry)
-    races = [Race(name, plan) for name in names for plan in (plans if name in RUNTIMES else plans[:1])]
+    cases = [Case(name, plan) for name in names for plan in (plans if name in RUNTIMES else plans[:1])]
     for name, plan in work.plans.items():
         click.echo(
             f"{name}: {plan.length} tokens, {len(plan.iterations)} iterations, {plan.head_evaluations} head "
@@ -131,25 +130,25 @@ def _race(
     click.echo(f"batch {work.batch}, {entry.threads} threads, {repeats} times each")
     started = next((name for name in names if name in RUNTIMES), "runtime")
     startup = startup_seconds(entry.artifact, entry.threads, *RUNTIMES[started], repeats=3)
-    contestants: dict[str, Runner] = {}
+    runners: dict[str, Runner] = {}
     try:
         for name in names:
-            contestants[name] = Runner(name, entry)
-        with progress_bar(repeats * len(races), "timing") as bar:
+            runners[name] = Runner(name, entry)
+        with progress_bar(repeats * len(cases), "timing") as bar:
             measurements, machine = measure(
-                contestants,
-                races,
+                runners,
+                cases,
                 asked,
                 warm_up(config),
                 repeats,
                 Probe(entry.threads).measure,
                 lambda: bar.update(1),
             )
-        descriptions = {name: contestant.description for name, contestant in contestants.items()}
-        peaks = {name: contestant.finish() for name, contestant in contestants.items()}
+        descriptions = {name: runner.description for name, runner in runners.items()}
+        peaks = {name: runner.finish() for name, runner in runners.items()}
     finally:
-        for contestant in contestants.values():
-            contestant.stop()
+        for runner in runners.values():
+            runner.stop()
     engines = sum(entry.bytes for entry in manifest.files.values())
     about = {
         "title": f"{manifest.provenance.get('checkpoint', entry.artifact)}, batch {work.batch}, {manifest.precision}, "
@@ -207,18 +206,18 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
         yield pathlib.Path(folder)
 
 
-def _export(entry: Entry, *, made: bool, plain: bool) -> None:
+def _export(entry: Entry, *, made: bool, naive: bool) -> None:
     """Make the engines that an entry names and that are not there yet; `made` is whether the artifact is ours."""
-    if made and entry.random_preset is not None and not is_artifact(entry.artifact):
+    if made and entry.random_model is not None and not is_artifact(entry.artifact):
         from mar_export.artifact.export import export_artifact
 
-        check_labels(entry.labels, preset(entry.random_preset))
+        check_labels(entry.labels, preset(entry.random_model))
         export_artifact(open_checkpoint(entry), entry.artifact, click.echo, _RANDOM_SAMPLING)
     config = Artifact(entry.artifact).manifest.model
-    files = [entry.plain / f"{name}.onnx" for name in plain_specs(config)]
-    if plain and not all(file.is_file() for file in files):
-        from mar_export.benchmark.naive_graphs import export_plain
+    files = [entry.naive / f"{name}.onnx" for name in naive_specs(config)]
+    if naive and not all(file.is_file() for file in files):
+        from mar_export.benchmark.naive_graphs import export_naive
 
         check_labels(entry.labels, config)
-        click.echo("plain-onnx: exporting")
-        export_plain(checked_checkpoint(entry)[1].model, entry.plain)
+        click.echo("naive-onnx: exporting")
+        export_naive(checked_checkpoint(entry)[1].model, entry.naive)

@@ -12,8 +12,8 @@ import click
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import HARDWARE, BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.profiles import Range
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import TARGETS
-from runtime.artifact.manifest import Artifact
 from runtime.checks import truncate
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.errors import RequestError

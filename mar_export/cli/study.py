@@ -6,9 +6,9 @@ import pathlib
 
 import click
 
-from mar_export.benchmark.study import Study, preset_ways, run_study, sampler_ways, summary, time_ways
+from mar_export.benchmark.study import Study, preset_settings, run_study, sampler_settings, summary, time_settings
 from mar_export.benchmark.study_chart import save_study_chart
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
@@ -24,7 +24,7 @@ _REPEATS = 5
 @click.option(
     "--classifier", type=PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
 )
-@click.option("--images", type=int, default=5000, show_default=True, help="Images of each way to draw.")
+@click.option("--images", type=int, default=5000, show_default=True, help="Images of each setting to draw.")
 @click.option("--out", type=PATH, default="out/study", show_default=True, help="Folder of what is judged already.")
 @click.option("--presets-only", is_flag=True, help="Leave the samplers out.")
 @threads_option
@@ -53,15 +53,15 @@ def study(
             check_writable(path)
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
-    ways = preset_ways(manifest.presets) + ([] if presets_only else sampler_ways(manifest.model))
+    settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
     asked = Study(artifact, checkpoint, classifier, data, images)
-    run_study(asked, ways, out, threads, click.echo)
-    value = summary(asked, ways, out, time_ways(asked, ways, threads, _REPEATS))
+    run_study(asked, settings, out, threads, click.echo)
+    value = summary(asked, settings, out, time_settings(asked, settings, threads, _REPEATS))
     click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top1_accuracy':>12}{'Fréchet distance':>18}")
-    for way in value["ways"]:
+    for setting in value["settings"]:
         click.echo(
-            f"{way['name']:20}{way['head_evaluations']:18}{way['milliseconds']['median']:9.0f}"
-            f"{way['top1_accuracy']:12.1%}{way['frechet']:18.3f}"
+            f"{setting['name']:20}{setting['head_evaluations']:18}{setting['milliseconds']['median']:9.0f}"
+            f"{setting['top1_accuracy']:12.1%}{setting['frechet']:18.3f}"
         )
     if json_file is not None:
         write_json(json_file, value)

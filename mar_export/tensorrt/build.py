@@ -9,8 +9,9 @@ from typing import Any
 
 from mar_export.tensorrt.builder import BuilderFlags, Progress, TensorRTBuilder
 from mar_export.tensorrt.profiles import Range, axis_ranges, profile
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build
-from runtime.artifact.manifest import MANIFEST, Artifact, FileEntry
+from runtime.artifact.manifest import MANIFEST, FileEntry
 from runtime.errors import RequestError
 from runtime.files import replacing, sha256, write_json
 from runtime.gpu.current_gpu import precisions_of

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine

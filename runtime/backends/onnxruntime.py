@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors, fixed_sizes
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec

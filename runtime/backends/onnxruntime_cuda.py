@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.onnxruntime import first_line, import_onnxruntime, open_session, session_options
 from runtime.errors import BackendError
 from runtime.gpu.backend import GpuBackend

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec, TensorSpec

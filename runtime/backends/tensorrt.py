@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build, usable_build
-from runtime.artifact.manifest import Artifact
 from runtime.backends.tensorrt_library import TensorRTLibrary
 from runtime.errors import BackendError
 from runtime.gpu.backend import GpuBackend

@@ -11,8 +11,8 @@ import click
 import numpy as np
 
 from runtime import __version__
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import TARGETS, Build, incompatibility
-from runtime.artifact.manifest import Artifact
 from runtime.backends import available_threads
 from runtime.cli.options import PATH
 from runtime.errors import BackendError, MarError

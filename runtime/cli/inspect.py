@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from runtime.artifact.manifest import Artifact, of_latents
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import of_latents
 from runtime.cli.options import PATH
 
 

@@ -6,7 +6,7 @@ import pathlib
 
 import click
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.checks import pluralize
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.cost.operations import iteration_costs, plan_costs

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Backends, Check
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import ParityError
 from runtime.model.config import ModelConfig
 from tests.fakes.simulated_cuda import SimulatedCuda

@@ -15,8 +15,8 @@ import pytest
 
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import BuilderFlags
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
-from runtime.artifact.manifest import Artifact
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.simulated_tensorrt import Simulation, simulated_tensorrt
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runtime.artifact.manifest import TOKENIZERS, is_artifact
+from runtime.artifact.artifact_folder import is_artifact
+from runtime.artifact.manifest import TOKENIZERS
 from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, replacing_folder, sha256, write_json
 from runtime.model.config import ModelConfig
@@ -31,7 +32,7 @@ from training.checkpoints.published_files import (
     shapes_of,
     vae_claim,
 )
-from training.checkpoints.published_shape import Claim, agreed_config, merged, named_claim
+from training.checkpoints.infer_config import Claim, agreed_config, merged, named_claim
 from training.checkpoints.tensor_files import fill, read_safetensors, saved_metadata
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR

@@ -24,7 +24,8 @@ from mar_export.cli.export import export as export_command
 from mar_export.onnx_export import onnx_graph
 from mar_export.onnx_export.onnx_graph import OPSET
 from runtime import generator as generator_module
-from runtime.artifact.manifest import MANIFEST, Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError, RequestError
 from runtime.files import sha256
 from runtime.generator import Generator

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from mar_export.cli.export import export
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CheckpointError
 from runtime.generator import Generator
 from tests.helpers.distance import relative_l2

@@ -19,7 +19,8 @@ from PIL import Image
 from calibration.quantization.sqnr import judging
 from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import ENGINE_TOLERANCES
-from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import ArtifactError, BackendError, RequestError
 from runtime.generator import Generator

@@ -1,4 +1,4 @@
-"""The benchmark: who is timed when, what is reported, and that all contestants draw the same image."""
+"""The benchmark: who is timed when, what is reported, and that all runners draw the same image."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from mar_export.benchmark import bench, roofline, startup
-from mar_export.benchmark import naive_graphs as plain_graphs
-from mar_export.benchmark import naive_onnx as plain
-from mar_export.benchmark import runners as contestants
+from mar_export.benchmark import bench, naive_onnx, roofline, startup
+from mar_export.benchmark import naive_graphs as naive_graphs
+from mar_export.benchmark import runners as runners
 from mar_export.benchmark.chart import save_chart
-from mar_export.benchmark.runners import CONTESTANTS, Entry, Runner
+from mar_export.benchmark.runners import RUNNERS, Entry, Runner
 from mar_export.cli import bench as bench_cli
-from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
 from runtime.errors import BackendError, ConfigError, MarError
 from runtime.files import write_json
@@ -49,7 +49,7 @@ from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.random_weights import random_checkpoint
 from training.models import reference_loop as published
-from training.models.presets import preset
+from training.models.model_sizes import preset
 
 CHECKPOINT, CONFIG = GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json"
 WEIGHTS = f"--checkpoint {CHECKPOINT} --config {CONFIG}"
@@ -68,7 +68,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nobody_left() -> Iterator[None]:
-    """No test may leave a contestant's process; one that failed may need a moment to end."""
+    """No test may leave a runner's process; one that failed may need a moment to end."""
     yield
     deadline = time.monotonic() + 20
     while left := multiprocessing.active_children():
@@ -87,18 +87,18 @@ def entry_of(artifact: pathlib.Path, **changes: Any) -> Entry:
         "artifact": artifact,
         "checkpoint": CHECKPOINT,
         "config_file": CONFIG,
-        "random_preset": None,
-        "plain": artifact / "none",
+        "random_model": None,
+        "naive": artifact / "none",
         "labels": (2, 0),
         "threads": 1,
     }
     return Entry(**values | changes)
 
 
-class FakeContestant:
+class FakeRunner:
     """Draws in no time, and says that it took as long as `seconds` has it."""
 
-    made: list[FakeContestant]
+    made: list[FakeRunner]
     seconds: Callable[[str, Mapping[str, Any]], float]
 
     def __init__(self, name: str, entry: Entry) -> None:
@@ -122,9 +122,9 @@ class FakeContestant:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeContestant]:
-    """Contestants, machine and start-up without any process."""
-    of_test = type("FakeContestant", (FakeContestant,), {"made": [], "seconds": staticmethod(lambda name, _: 1.0)})
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
+    """Runners, machine and start-up without any process."""
+    of_test = type("FakeRunner", (FakeRunner,), {"made": [], "seconds": staticmethod(lambda name, _: 1.0)})
     monkeypatch.setattr(bench_cli, "Runner", of_test)
     _without_machine(monkeypatch)
     return of_test
@@ -136,7 +136,7 @@ def _without_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "startup_seconds", lambda artifact, threads, backend, device, repeats: STARTUP)
 
 
-# Races.
+# Cases.
 
 
 def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
@@ -158,18 +158,18 @@ def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
         rate = next(rates)
         return Machine(rate, rate / 10)
 
-    races = [bench.Race("a", "own"), bench.Race("a", "fast"), bench.Race("b", "own")]
+    cases = [bench.Case("a", "own"), bench.Case("a", "fast"), bench.Case("b", "own")]
     settings: dict[str, dict[str, Any]] = {"own": {"iterations": 3}, "fast": {"preset": "fast"}}
-    contestants: Any = {name: Drawer(name) for name in ("a", "b")}
+    runners: Any = {name: Drawer(name) for name in ("a", "b")}
     steps: list[None] = []
-    found, rate = bench.measure(contestants, races, settings, {"iterations": 1}, 3, machine, lambda: steps.append(None))
+    found, rate = bench.measure(runners, cases, settings, {"iterations": 1}, 3, machine, lambda: steps.append(None))
     a_round = [("a", settings["own"]), ("a", settings["fast"]), ("b", settings["own"])]
     warm_up = [("a", {"iterations": 1}), ("b", {"iterations": 1})]
     assert events == [*warm_up, *["machine", *a_round] * 3, "machine"]
     assert len(steps) == 9
     assert rate == Machine(25.0, 2.5)
-    assert [one.race for one in found] == races
-    # The warm-up took seconds 1 and 2; the first race had 3, 6 and 9.
+    assert [one.case for one in found] == cases
+    # The warm-up took seconds 1 and 2; the first case had 3, 6 and 9.
     assert found[0].image == bench.Timing.of([3.0, 6.0, 9.0])
     assert found[2].image.median == 8.0
     assert found[0].stages == {name: bench.Timing.of([1.5, 3.0, 4.5]) for name in ("work", "rest")}
@@ -195,11 +195,11 @@ def timing(seconds: float) -> bench.Timing:
     return bench.Timing(mean=1.1 * seconds, median=seconds, p10=0.5 * seconds, p90=2 * seconds)
 
 
-def measurement(contestant: str, sampling: str, seconds: float) -> bench.Measurement:
+def measurement(runner: str, sampling: str, seconds: float) -> bench.Measurement:
     stages = {"backbone": timing(seconds / 4), "denoise": timing(seconds / 2), "rest": timing(seconds / 4)}
-    if not contestant.startswith("runtime"):
+    if not runner.startswith("runtime"):
         stages["head"] = stages.pop("denoise")
-    return bench.Measurement(bench.Race(contestant, sampling), timing(seconds), stages)
+    return bench.Measurement(bench.Case(runner, sampling), timing(seconds), stages)
 
 
 WORK = bench.Work(
@@ -214,7 +214,7 @@ WORK = bench.Work(
 
 
 def report_of(*measurements: bench.Measurement) -> dict[str, Any]:
-    names = dict.fromkeys(one.race.contestant for one in measurements)
+    names = dict.fromkeys(one.case.runner for one in measurements)
     descriptions = {name: f"{name} on nothing" for name in names}
     peaks = {name: 1000 * number for number, name in enumerate(names, start=1)}
     about = {"title": "a model", "repeats": 3, "threads": 7}
@@ -226,10 +226,10 @@ def test_a_report_has_every_race_its_plan_and_its_share_of_the_roofline() -> Non
     assert (value["title"], value["repeats"], value["threads"], value["batch"]) == ("a model", 3, 7, 2)
     assert value["machine"]["gflops"] == 5
     assert value["machine"]["read_gb_per_second"] == 2
-    assert value["contestants"] == {"runtime": {"runs_on": "runtime on nothing", "peak_memory_bytes": 1000}}
+    assert value["runners"] == {"runtime": {"runs_on": "runtime on nothing", "peak_memory_bytes": 1000}}
     assert list(value["plans"]) == ["own", "turbo"]
-    for race, seconds in zip(value["races"], (40.0, 5.0), strict=True):
-        plan, told = WORK.plans[race["sampling"]], value["plans"][race["sampling"]]
+    for case, seconds in zip(value["cases"], (40.0, 5.0), strict=True):
+        plan, told = WORK.plans[case["preset"]], value["plans"][case["preset"]]
         costs = plan_costs(WORK.config, plan, 2)
         least = roofline_seconds(WORK.config, plan, MACHINE, 2)
         assert told["operations"] == {name: cost.operations for name, cost in costs.items()}
@@ -238,74 +238,74 @@ def test_a_report_has_every_race_its_plan_and_its_share_of_the_roofline() -> Non
         assert (told["tokens"], told["iterations"]) == (64, len(plan.iterations))
         assert told["head_evaluations"] == plan.head_evaluations
         assert told["largest_guidance_scale"] == plan.guidance_scale
-        assert told["sampling"]["sampler"] == WORK.samplings[race["sampling"]].sampler
-        assert race["seconds"]["median"] == seconds
-        assert race["seconds_an_image"] == seconds / 2
-        assert race["share_of_roofline"] == pytest.approx(sum(least.values()) / seconds)
-        assert race["useful_gflops"] == pytest.approx(sum(told["operations"].values()) / seconds / 1e9)
-        assert race["useful_gb_per_second"] == pytest.approx(sum(told["bytes"].values()) / seconds / 1e9)
-        assert race["stage_seconds"]["denoise"]["median"] == seconds / 2
+        assert told["sampling"]["sampler"] == WORK.samplings[case["preset"]].sampler
+        assert case["seconds"]["median"] == seconds
+        assert case["seconds_an_image"] == seconds / 2
+        assert case["share_of_roofline"] == pytest.approx(sum(least.values()) / seconds)
+        assert case["useful_gflops"] == pytest.approx(sum(told["operations"].values()) / seconds / 1e9)
+        assert case["useful_gb_per_second"] == pytest.approx(sum(told["bytes"].values()) / seconds / 1e9)
+        assert case["stage_seconds"]["denoise"]["median"] == seconds / 2
     json.dumps(value, allow_nan=False)
 
 
 def test_the_baseline_is_eager_pytorch_where_it_takes_part() -> None:
-    races = [
+    cases = [
         measurement("runtime", "own", 4.0),
         measurement("eager", "own", 12.0),
-        measurement("plain-onnx", "own", 20),
+        measurement("naive-onnx", "own", 20),
     ]
-    value = report_of(*races)
-    assert value["baseline"] == {"contestant": "eager", "sampling": "own"}
-    assert [race["times_the_baseline"] for race in value["races"]] == pytest.approx([3.0, 1.0, 0.6])
+    value = report_of(*cases)
+    assert value["baseline"] == {"runner": "eager", "preset": "own"}
+    assert [case["times_the_baseline"] for case in value["cases"]] == pytest.approx([3.0, 1.0, 0.6])
 
 
 def test_the_baseline_is_the_slowest_where_eager_pytorch_does_not() -> None:
-    races = [
+    cases = [
         measurement("runtime", "turbo", 2.0),
         measurement("runtime", "own", 8.0),
-        measurement("plain-onnx", "own", 5),
+        measurement("naive-onnx", "own", 5),
     ]
-    value = report_of(*races)
-    assert value["baseline"] == {"contestant": "runtime", "sampling": "own"}
-    assert [race["times_the_baseline"] for race in value["races"]] == pytest.approx([4.0, 1.0, 1.6])
+    value = report_of(*cases)
+    assert value["baseline"] == {"runner": "runtime", "preset": "own"}
+    assert [case["times_the_baseline"] for case in value["cases"]] == pytest.approx([4.0, 1.0, 1.6])
 
 
 def assert_table_agrees(text: str, value: Mapping[str, Any]) -> None:
-    """Every race and stage of a report has its line, in milliseconds an image."""
+    """Every case and stage of a report has its line, in milliseconds an image."""
     lines, batch = text.splitlines(), value["batch"]
     start = next(number for number, line in enumerate(lines) if line.startswith("ms an image"))
     rows = iter(lines[start + 1 :])
-    for race in value["races"]:
-        label = f"{race['contestant']}, {race['sampling']}"
+    for case in value["cases"]:
+        label = f"{case['runner']}, {case['preset']}"
         row = next(rows)
         assert row.startswith(label)
-        least = value["plans"][race["sampling"]]["roofline_seconds"]
-        times = [f"{1e3 * race['seconds'][name] / batch:.1f}" for name in ("median", "p10", "p90")]
+        least = value["plans"][case["preset"]]["roofline_seconds"]
+        times = [f"{1e3 * case['seconds'][name] / batch:.1f}" for name in ("median", "p10", "p90")]
         assert row.removeprefix(label).split() == [
             *times,
             f"{1e3 * sum(least.values()) / batch:.1f}",
-            f"{race['share_of_roofline']:.0%}",
-            f"{race['useful_gflops']:.0f}",
-            f"{race['useful_gb_per_second']:.1f}",
-            f"{race['times_the_baseline']:.2f}x",
+            f"{case['share_of_roofline']:.0%}",
+            f"{case['useful_gflops']:.0f}",
+            f"{case['useful_gb_per_second']:.1f}",
+            f"{case['times_the_baseline']:.2f}x",
         ]
-        for stage, seconds in race["stage_seconds"].items():
+        for stage, seconds in case["stage_seconds"].items():
             times = [f"{1e3 * seconds[name] / batch:.1f}" for name in ("median", "p10", "p90")]
             if stage in least:
                 times += [f"{1e3 * least[stage] / batch:.1f}", f"{least[stage] / seconds['median']:.0%}"]
             assert next(rows).split() == [stage, *times]
     assert next(rows) == ""
-    for name, one in value["contestants"].items():
+    for name, one in value["runners"].items():
         memory = f"peak memory {one['peak_memory_bytes'] / 2**20:,.0f} MiB; {one['runs_on']}"
         assert next(rows).split(maxsplit=1) == [name, memory]
     last, baseline = next(rows), value["baseline"]
     assert last.startswith(f"roofline: {value['machine']['gflops']:.0f} GFLOP/s and ")
-    assert last.endswith(f"speed against {baseline['contestant']}, {baseline['sampling']}")
+    assert last.endswith(f"speed against {baseline['runner']}, {baseline['preset']}")
 
 
 def test_the_table_says_what_the_report_says() -> None:
-    races = [measurement(name, "own", seconds) for name, seconds in (("runtime", 40.0), ("eager", 90.0))]
-    value = report_of(*races, measurement("runtime", "turbo", 5.0))
+    cases = [measurement(name, "own", seconds) for name, seconds in (("runtime", 40.0), ("eager", 90.0))]
+    value = report_of(*cases, measurement("runtime", "turbo", 5.0))
     assert_table_agrees(bench.table(value), value)
     assert "   20000.0   10000.0   40000.0" in bench.table(value)  # 40 s for two images
 
@@ -330,7 +330,7 @@ def test_the_chart_has_a_bar_a_race_as_long_as_its_stages(tmp_path: pathlib.Path
         beside_the_legend = np.asarray(image.convert("RGB"))[:, : int(0.85 * image.width)]
     backbone = (beside_the_legend == BACKBONE_COLOUR).all(axis=-1).sum(axis=1)
     bars = backbone[backbone > 0]  # lines of pixels that cross a bar
-    assert bars[-1] == pytest.approx(2 * bars[0], rel=0.1)  # the first race is on top
+    assert bars[-1] == pytest.approx(2 * bars[0], rel=0.1)  # the first case is on top
 
 
 # The machine and the start.
@@ -378,31 +378,31 @@ def test_a_start_that_fails_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-# Contestants.
+# Runners.
 
 
 class Process(NamedTuple):
-    """A contestant in its process, and that process's number."""
+    """A runner in its process, and that process's number."""
 
-    contestant: Runner
+    runner: Runner
     pid: int
 
 
 @pytest.fixture
 def runtime(artifact: pathlib.Path) -> Iterator[Process]:
-    contestant = Runner("runtime", entry_of(artifact, checkpoint=None))
-    pid = contestant._process.pid
+    runner = Runner("runtime", entry_of(artifact, checkpoint=None))
+    pid = runner._process.pid
     assert pid is not None
-    yield Process(contestant, pid)
-    contestant.stop()
+    yield Process(runner, pid)
+    runner.stop()
 
 
 QUICK = {"iterations": 2, "diffusion_steps": 3}
 
 
 def test_the_runtime_draws_in_a_process_that_never_loads_pytorch(runtime: Process) -> None:
-    assert runtime.contestant.description.startswith("onnxruntime ")
-    seconds, stages = runtime.contestant.draw(QUICK)
+    assert runtime.runner.description.startswith("onnxruntime ")
+    seconds, stages = runtime.runner.draw(QUICK)
     assert list(stages) == ["backbone", "conditioning", "denoise", "rest"]
     assert min(stages.values()) > 0
     assert sum(stages.values()) == pytest.approx(seconds)
@@ -411,7 +411,7 @@ def test_the_runtime_draws_in_a_process_that_never_loads_pytorch(runtime: Proces
     assert "torch" not in maps
     status = pathlib.Path(f"/proc/{runtime.pid}/status").read_text()
     held = 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-    peak = runtime.contestant.finish()
+    peak = runtime.runner.finish()
     assert held <= peak < 1.2 * held
     assert not pathlib.Path(f"/proc/{runtime.pid}").exists()
 
@@ -427,13 +427,13 @@ def test_each_draw_is_timed_on_its_own(artifact: pathlib.Path, monkeypatch: pyte
 
         return call
 
-    monkeypatch.setattr(contestants, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(runners, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     with Generator.load(artifact, threads=1) as generator:
         engines = generator.engines
         generator.engines = Engines(
             slowed(engines.backbone, 1.0), slowed(engines.conditioning, 10.0), slowed(engines.denoise, 100.0)
         )
-        _, draw = contestants._clocked(generator, entry_of(artifact))
+        _, draw = runners._clocked(generator, entry_of(artifact))
         few, many = {"backbone": 2.0, "conditioning": 20.0, "denoise": 600.0}, QUICK | {"diffusion_steps": 5}
         assert draw(QUICK) == few
         assert draw(many) == {**few, "denoise": 1000.0}
@@ -448,7 +448,7 @@ def test_a_contestant_that_cannot_start_is_one_line_with_its_name(tmp_path: path
 
 def test_a_contestant_that_fails_while_drawing_is_one_line_with_its_name(runtime: Process) -> None:
     with pytest.raises(BackendError, match=r"^runtime: iterations must lie in 1\.\.16") as caught:
-        runtime.contestant.draw({"iterations": 99})
+        runtime.runner.draw({"iterations": 99})
     assert "\n" not in str(caught.value)
 
 
@@ -457,18 +457,18 @@ def test_a_contestant_that_is_killed_while_drawing_is_one_line_with_its_name(run
     killer.start()
     with pytest.raises(BackendError, match=r"^the process of runtime ended; not enough memory\?"):
         for _ in range(1000):
-            runtime.contestant.draw({"iterations": 16, "diffusion_steps": 1000})
+            runtime.runner.draw({"iterations": 16, "diffusion_steps": 1000})
     killer.join()
 
 
 def test_a_contestant_that_is_killed_while_waiting_is_one_line_with_its_name(runtime: Process) -> None:
     os.kill(runtime.pid, signal.SIGKILL)
-    runtime.contestant._process.join()
+    runtime.runner._process.join()
     with pytest.raises(BackendError, match="runtime"):
-        runtime.contestant.draw(QUICK)
+        runtime.runner.draw(QUICK)
 
 
-# The command, on contestants that are real.
+# The command, on runners that are real.
 
 
 class Ran(NamedTuple):
@@ -484,10 +484,10 @@ ON_A_GPU = ("onnxruntime-cuda", "tensorrt-cuda", "tensorrt-rtx-cuda")
 def ran(artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("bench")
     # All but one that takes minutes, and those that need a GPU.
-    names = ["runtime", "runtime-openvino-cpu", "plain-onnx", "eager", "eager-optimized"]
-    assert {*CONTESTANTS} - {*names} == {"compile", *(f"runtime-{name}" for name in ON_A_GPU)}
+    names = ["runtime", "runtime-openvino-cpu", "naive-onnx", "eager", "eager-optimized"]
+    assert {*RUNNERS} - {*names} == {"compile", *(f"runtime-{name}" for name in ON_A_GPU)}
     options = [
-        *itertools.chain.from_iterable(("--contestant", name) for name in names),
+        *itertools.chain.from_iterable(("--runner", name) for name in names),
         *("--plan", "own", "--plan", "turbo", "--class", 2, "--batch-size", 2, "--repeats", 2, "--threads", 1),
         *("--iterations", 4, "--diffusion-steps", 5, "--cfg-scale", 2),
         *("--work", folder / "work", "--json", folder / "bench.json", "--chart", folder / "bench.png"),
@@ -501,16 +501,16 @@ def ran(artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ran
 
 
 def test_the_command_races_the_runtime_on_every_plan_and_the_others_on_the_first(ran: Ran) -> None:
-    assert [(race["contestant"], race["sampling"]) for race in ran.value["races"]] == [
+    assert [(case["runner"], case["preset"]) for case in ran.value["cases"]] == [
         ("runtime", "own"),
         ("runtime", "turbo"),
         ("runtime-openvino-cpu", "own"),
         ("runtime-openvino-cpu", "turbo"),
-        ("plain-onnx", "own"),
+        ("naive-onnx", "own"),
         ("eager", "own"),
         ("eager-optimized", "own"),
     ]
-    assert ran.value["baseline"]["contestant"] == "eager"
+    assert ran.value["baseline"]["runner"] == "eager"
     own, turbo = ran.value["plans"]["own"], ran.value["plans"]["turbo"]
     assert own["sampling"]["sampler"] == "ddpm"
     assert turbo["sampling"]["sampler"] == PRESETS["turbo"]["sampler"] != "ddpm"
@@ -526,10 +526,10 @@ def test_the_command_prints_what_it_writes(ran: Ran) -> None:
     assert "first call of the backbone 0.75 s" in ran.output
     assert f"written to {ran.folder / 'bench.json'}" in ran.output
     assert f"drawn to {ran.folder / 'bench.png'}" in ran.output
-    for race in ran.value["races"]:
-        times = race["seconds"]
+    for case in ran.value["cases"]:
+        times = case["seconds"]
         assert 0 < times["p10"] <= times["median"] <= times["p90"]
-        stages = sum(seconds["mean"] for seconds in race["stage_seconds"].values())
+        stages = sum(seconds["mean"] for seconds in case["stage_seconds"].values())
         assert stages == pytest.approx(times["mean"])
 
 
@@ -541,16 +541,16 @@ def test_the_command_draws_a_chart_of_every_stage(ran: Ran) -> None:
 
 def test_peaks_of_memory_are_those_of_each_process(ran: Ran) -> None:
     """This process has PyTorch loaded, and so has eager's; the runtime's has not."""
-    peaks = {name: one["peak_memory_bytes"] for name, one in ran.value["contestants"].items()}
+    peaks = {name: one["peak_memory_bytes"] for name, one in ran.value["runners"].items()}
     assert peaks["eager"] > 150 * 2**20
     assert 20 * 2**20 < peaks["runtime"] < 0.6 * peaks["eager"]
 
 
 def test_every_contestant_says_what_it_runs_on(ran: Ran, artifact: pathlib.Path) -> None:
-    told = {name: one["runs_on"] for name, one in ran.value["contestants"].items()}
-    assert list(told) == ["runtime", "runtime-openvino-cpu", "plain-onnx", "eager", "eager-optimized"]
+    told = {name: one["runs_on"] for name, one in ran.value["runners"].items()}
+    assert list(told) == ["runtime", "runtime-openvino-cpu", "naive-onnx", "eager", "eager-optimized"]
     assert told["runtime-openvino-cpu"].startswith("openvino ")
-    for name, library in {"runtime": "onnxruntime", "plain-onnx": "onnxruntime", "eager": "torch"}.items():
+    for name, library in {"runtime": "onnxruntime", "naive-onnx": "onnxruntime", "eager": "torch"}.items():
         assert told[name].startswith(f"{library} {ran.value['versions'][library]}")
     manifest = Artifact(artifact).manifest
     assert ran.value["engine_bytes"] == sum((artifact / name).stat().st_size for name in manifest.files)
@@ -564,10 +564,10 @@ def test_all_contestants_draw_the_same_image(ran: Ran, artifact: pathlib.Path, m
         "runtime": {"backbone", "conditioning", "denoise"},
         "runtime-openvino-cpu": {"backbone", "conditioning", "denoise"},
         "eager-optimized": {"backbone", "conditioning", "denoise"},
-        "plain-onnx": {"backbone", "head"},
+        "naive-onnx": {"backbone", "head"},
         "eager": {"backbone", "head"},
     }
-    generate, sample, sample_plain = Generator.generate, published.sample, plain.sample_plain
+    generate, sample, sample_naive = Generator.generate, published.sample, naive_onnx.sample_naive
 
     def spy(call: Callable[..., Any], image: Callable[[Any], NDArray[Any]]) -> Callable[..., Any]:
         def spied(*arguments: Any, **named: Any) -> Any:
@@ -585,7 +585,7 @@ def test_all_contestants_draw_the_same_image(ran: Ran, artifact: pathlib.Path, m
 
     monkeypatch.setattr(Generator, "generate", spy(generate, of_result))
     monkeypatch.setattr(published, "sample", spy(sample, raster))
-    monkeypatch.setattr(plain, "sample_plain", spy(sample_plain, lambda tokens: tokens))
+    monkeypatch.setattr(naive_onnx, "sample_naive", spy(sample_naive, lambda tokens: tokens))
     settings: dict[str, Any] = {
         "iterations": 4,
         "diffusion_steps": 5,
@@ -594,9 +594,9 @@ def test_all_contestants_draw_the_same_image(ran: Ran, artifact: pathlib.Path, m
         "preset": "balanced",
     }
     settings["token_order"] = "checkerboard"
-    entry = entry_of(artifact, plain=next(ran.folder.rglob("plain-head.onnx")).parent)
+    entry = entry_of(artifact, naive=next(ran.folder.rglob("naive-head.onnx")).parent)
     for name, expected in stages.items():
-        _, draw = CONTESTANTS[name](entry)
+        _, draw = RUNNERS[name](entry)
         assert draw(settings).keys() == expected
     assert len(drawn) == 5
     for other in drawn[1:]:
@@ -610,7 +610,7 @@ def test_a_device_that_executes_plans_itself_is_timed_as_a_whole(artifact: pathl
     with Generator.load(artifact, threads=1) as host:
         loop = functools.partial(run_plan, host.engines, host.manifest.model)
         device = Generator(host.manifest, host.engines, "a device", loop=loop)
-        told, draw = contestants._clocked(device, entry_of(artifact))
+        told, draw = runners._clocked(device, entry_of(artifact))
         stages = draw({"iterations": 2, "diffusion_steps": 2})
     assert told == "a device"
     assert stages.keys() == {DEVICE}
@@ -619,10 +619,10 @@ def test_a_device_that_executes_plans_itself_is_timed_as_a_whole(artifact: pathl
 
 def test_a_device_is_not_held_against_the_roofline_of_the_processor(tmp_path: pathlib.Path) -> None:
     whole = {DEVICE: timing(0.09), "rest": timing(0.01)}
-    on_device = bench.Measurement(bench.Race("runtime-tensorrt-cuda", "own"), timing(0.1), whole)
+    on_device = bench.Measurement(bench.Case("runtime-tensorrt-cuda", "own"), timing(0.1), whole)
     value = report_of(on_device, measurement("eager", "own", 80.0))
-    race, eager = value["races"]
-    assert race["share_of_roofline"] is None
+    case, eager = value["cases"]
+    assert case["share_of_roofline"] is None
     assert eager["share_of_roofline"] > 0
     line = next(line for line in bench.table(value).splitlines() if line.startswith("runtime-tensorrt-cuda, own"))
     assert "%" not in line
@@ -632,11 +632,11 @@ def test_a_device_is_not_held_against_the_roofline_of_the_processor(tmp_path: pa
 
 @pytest.mark.parametrize("name", ["eager", "eager-optimized"])
 def test_pytorch_runs_on_as_many_threads_as_all(artifact: pathlib.Path, name: str) -> None:
-    CONTESTANTS[name](entry_of(artifact, threads=3))
+    RUNNERS[name](entry_of(artifact, threads=3))
     assert torch.get_num_threads() == 3
 
 
-# The command, on contestants that only pretend.
+# The command, on runners that only pretend.
 
 
 def run(line: str) -> str:
@@ -647,7 +647,7 @@ def run(line: str) -> str:
 
 @pytest.mark.parametrize(("weights", "expected"), [("", ["runtime"]), (WEIGHTS, ["runtime", "eager"])])
 def test_eager_pytorch_takes_part_where_there_are_weights(
-    fake: type[FakeContestant], artifact: pathlib.Path, weights: str, expected: list[str]
+    fake: type[FakeRunner], artifact: pathlib.Path, weights: str, expected: list[str]
 ) -> None:
     run(f"{artifact} {weights} --repeats 1 --threads 3 --class 5 --batch-size 2")
     assert [one.name for one in fake.made] == expected
@@ -658,17 +658,17 @@ def test_eager_pytorch_takes_part_where_there_are_weights(
         assert one.stopped
 
 
-def test_sampling_options_go_to_every_plan(fake: type[FakeContestant], artifact: pathlib.Path) -> None:
+def test_sampling_options_go_to_every_plan(fake: type[FakeRunner], artifact: pathlib.Path) -> None:
     run(f"{artifact} --plan fast --plan own --repeats 2 --iterations 3 --cfg-scale 1.5")
-    (contestant,) = fake.made
-    warm_up, *drawn = [{key: value for key, value in one.items() if value is not None} for one in contestant.drawn]
+    (runner,) = fake.made
+    warm_up, *drawn = [{key: value for key, value in one.items() if value is not None} for one in runner.drawn]
     assert warm_up == bench.warm_up(SMALL)
     asked = {"iterations": 3, "cfg_scale": 1.5}
     assert drawn == [{**asked, "preset": "fast"}, asked] * 2
 
 
 def test_a_preset_of_the_artifact_can_be_raced(
-    fake: type[FakeContestant], artifact: pathlib.Path, tmp_path: pathlib.Path
+    fake: type[FakeRunner], artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     path = pathlib.Path(shutil.copytree(artifact, tmp_path / "artifact"))
     manifest = Artifact(path).manifest
@@ -679,21 +679,21 @@ def test_a_preset_of_the_artifact_can_be_raced(
 
 
 def test_the_figures_of_the_command_are_those_of_its_contestants(
-    fake: type[FakeContestant], artifact: pathlib.Path, tmp_path: pathlib.Path
+    fake: type[FakeRunner], artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     fake.seconds = staticmethod(lambda name, settings: {"runtime": 2.0, "eager": 7.0}[name])
     output = run(f"{artifact} {WEIGHTS} --repeats 3 --json {tmp_path / 'new' / 'b.json'} --chart {tmp_path / 'b.png'}")
     value = json.loads((tmp_path / "new" / "b.json").read_text())
-    assert [race["times_the_baseline"] for race in value["races"]] == [3.5, 1.0]
+    assert [case["times_the_baseline"] for case in value["cases"]] == [3.5, 1.0]
     assert value["machine"]["gflops"] == 5
-    assert [one["peak_memory_bytes"] for one in value["contestants"].values()] == [2 * 2**20] * 2
+    assert [one["peak_memory_bytes"] for one in value["runners"].values()] == [2 * 2**20] * 2
     assert_table_agrees(output, value)
     assert colours(tmp_path / "b.png")[BACKBONE_COLOUR] > 100
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["b.json", "b.png", "new"]
 
 
 def test_a_model_with_random_weights_is_exported_once_into_the_work_folder(
-    fake: type[FakeContestant], pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    fake: type[FakeRunner], pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[Any] = []
 
@@ -701,44 +701,44 @@ def test_a_model_with_random_weights_is_exported_once_into_the_work_folder(
         exported.append((checkpoint.source, sampling.cfg_scale))
         shutil.copytree(pixel_artifact, out)
 
-    def export_plain(model: nn.Module, folder: pathlib.Path) -> None:
+    def export_naive(model: nn.Module, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True)
         exported.append(sum(parameter.numel() for parameter in model.parameters()))
-        for name in ("plain-backbone", "plain-head"):
+        for name in ("naive-backbone", "naive-head"):
             (folder / f"{name}.onnx").touch()
 
     monkeypatch.setattr("mar_export.artifact.export.export_artifact", export)
-    monkeypatch.setattr(plain_graphs, "export_plain", export_plain)
+    monkeypatch.setattr(naive_graphs, "export_naive", export_naive)
     parameters = sum(p.numel() for p in random_checkpoint("pixel_small").model.parameters())
     for _ in range(2):
         run(f"--preset pixel_small --random-weights --work {tmp_path / 'work'} --repeats 1")
     assert exported == [("random weights, pixel_small", 2.9), parameters]
-    assert [one.name for one in fake.made] == ["runtime", "plain-onnx", "eager"] * 2
+    assert [one.name for one in fake.made] == ["runtime", "naive-onnx", "eager"] * 2
     entry = fake.made[0].entry
-    assert entry.random_preset == "pixel_small"
+    assert entry.random_model == "pixel_small"
     assert (entry.artifact / "manifest.json").is_file()
-    assert (entry.plain / "plain-head.onnx").is_file()
+    assert (entry.naive / "naive-head.onnx").is_file()
     assert entry.artifact.is_relative_to(tmp_path / "work")
-    assert entry.plain.is_relative_to(tmp_path / "work")
+    assert entry.naive.is_relative_to(tmp_path / "work")
 
 
 def test_a_work_folder_that_nobody_named_is_gone_afterwards(
-    fake: type[FakeContestant], artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    fake: type[FakeRunner], artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folders: list[pathlib.Path] = []
 
-    def export_plain(model: nn.Module, folder: pathlib.Path) -> None:
+    def export_naive(model: nn.Module, folder: pathlib.Path) -> None:
         folder.mkdir(parents=True)
         folders.append(folder)
 
-    monkeypatch.setattr(plain_graphs, "export_plain", export_plain)
-    run(f"{artifact} {WEIGHTS} --contestant plain-onnx --repeats 1")
-    assert fake.made[0].entry.plain == folders[0]
+    monkeypatch.setattr(naive_graphs, "export_naive", export_naive)
+    run(f"{artifact} {WEIGHTS} --runner naive-onnx --repeats 1")
+    assert fake.made[0].entry.naive == folders[0]
     assert not folders[0].exists()
 
 
 def test_whoever_started_is_stopped_when_another_fails(
-    fake: type[FakeContestant], artifact: pathlib.Path, tmp_path: pathlib.Path
+    fake: type[FakeRunner], artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     def seconds(name: str, settings: Mapping[str, Any]) -> float:
         if name == "eager" and settings != bench.warm_up(SMALL):
@@ -763,9 +763,9 @@ WRONG = [
     ("{artifact} --preset pixel_small", NOT_BOTH, 2),
     ("{artifact} --random-weights", NOT_BOTH, 2),
     ("--preset nope --random-weights", "unknown preset 'nope'", 2),
-    ("{artifact} --contestant eager", "eager: these need --checkpoint", 2),
-    ("{artifact} --contestant plain-onnx --contestant compile", "compile, plain-onnx: these need --checkpoint", 2),
-    ("{artifact} --contestant nope", "'nope'", 2),
+    ("{artifact} --runner eager", "eager: these need --checkpoint", 2),
+    ("{artifact} --runner naive-onnx --runner compile", "compile, naive-onnx: these need --checkpoint", 2),
+    ("{artifact} --runner nope", "'nope'", 2),
     ("{artifact} --plan nope", "--plan must be one of own, exact, balanced, fast, turbo, found 'nope'", 2),
     ("{artifact} --repeats 0", "--repeats must lie in 1..1000, found 0", 2),
     ("{artifact} --class 6", "class 6 is out of range; this model has classes 0..5", 2),
@@ -778,7 +778,7 @@ WRONG = [
     ("{artifact} --json {folder}", "it is a folder", 1),
     ("{artifact} --chart {folder}", "it is a folder", 1),
     ("{folder}/nothing", "nothing: not an artifact", 1),
-    ("{artifact} --contestant plain-onnx --checkpoint {folder}/none.pth", "no checkpoint at", 1),
+    ("{artifact} --runner naive-onnx --checkpoint {folder}/none.pth", "no checkpoint at", 1),
 ]
 
 
@@ -787,7 +787,7 @@ def test_a_wrong_use_is_one_line_before_anything_starts(
     mar: Mar,
     artifact: pathlib.Path,
     tmp_path: pathlib.Path,
-    fake: type[FakeContestant],
+    fake: type[FakeRunner],
     line: str,
     told: str,
     code: int,
@@ -797,7 +797,7 @@ def test_a_wrong_use_is_one_line_before_anything_starts(
     assert ended.err.startswith("mar: ")
     assert ended.err.count("\n") == 1
     assert told in ended.err
-    assert ended.out.strip() in ("", "plain-onnx: exporting")
+    assert ended.out.strip() in ("", "naive-onnx: exporting")
     assert fake.made == []
     assert list(tmp_path.iterdir()) == []
 
@@ -815,13 +815,13 @@ def test_another_checkpoint_than_the_artifacts_is_one_line_and_stops_the_others(
 
 
 def test_the_plain_export_is_of_the_artifacts_own_checkpoint(
-    fake: type[FakeContestant], artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    fake: type[FakeRunner], artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = GOLDEN / "patch2"
-    monkeypatch.setattr(plain_graphs, "export_plain", lambda model, folder: pytest.fail("exported another model"))
+    monkeypatch.setattr(naive_graphs, "export_naive", lambda model, folder: pytest.fail("exported another model"))
     with pytest.raises(MarError, match="not the checkpoint"):
         run(
-            f"{artifact} --contestant plain-onnx --checkpoint {other / 'checkpoint-last.pth'} "
+            f"{artifact} --runner naive-onnx --checkpoint {other / 'checkpoint-last.pth'} "
             f"--config {other / 'meta.json'}"
         )
 

@@ -1,4 +1,4 @@
-"""The plain export draws what the runtime draws, and with none of its savings."""
+"""The naive export draws what the runtime draws, and with none of its savings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mar_export.benchmark.naive_graphs import PlainBackbone, export_plain
-from mar_export.benchmark.naive_onnx import plain_specs, sample_plain
-from runtime.artifact.manifest import Artifact
+from mar_export.benchmark.naive_graphs import NaiveBackbone, export_naive
+from mar_export.benchmark.naive_onnx import naive_specs, sample_naive
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
@@ -26,7 +26,7 @@ from training.checkpoints.checkpoint import load_checkpoint
 from training.models.mar import MAR
 
 LABELS = [4, 0, 2]
-WAYS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "ddpm guided": {"iterations": 5, "diffusion_steps": "ddim10", "cfg_scale": 2.5},
     "dpm++2m": {"iterations": 4, "sampler": "dpm++2m", "diffusion_steps": 8, "cfg_scale": 1.5},
     "unguided": {"iterations": 16, "diffusion_steps": "ddim5"},
@@ -59,17 +59,17 @@ def model() -> MAR:
 
 
 @pytest.fixture(scope="module")
-def plain(model: MAR, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("plain") / "new"
-    export_plain(model, folder)
+def naive(model: MAR, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("naive") / "new"
+    export_naive(model, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def loaded(model: MAR, plain: pathlib.Path) -> Iterator[tuple[Engine, Engine]]:
+def loaded(model: MAR, naive: pathlib.Path) -> Iterator[tuple[Engine, Engine]]:
     runner = OnnxRuntime("onnxruntime", 1)
     backbone, head = (
-        runner.load_graph(plain / f"{name}.onnx", spec) for name, spec in plain_specs(model.config).items()
+        runner.load_graph(naive / f"{name}.onnx", spec) for name, spec in naive_specs(model.config).items()
     )
     yield backbone, head
     runner.close()
@@ -86,25 +86,27 @@ def generator(golden_artifacts: dict[str, pathlib.Path]) -> Iterator[Generator]:
         yield generator
 
 
-def draw(engines: tuple[Counted, Counted], generator: Generator, times: dict[str, float], **way: Any) -> NDArray[Any]:
-    config, plan = generator.manifest.model, generator.plan(**way)
+def draw(
+    engines: tuple[Counted, Counted], generator: Generator, times: dict[str, float], **settings: Any
+) -> NDArray[Any]:
+    config, plan = generator.manifest.model, generator.plan(**settings)
     order = seeded_order(0, range(len(LABELS)), config, plan.token_order)
     noise = seeded_noise(0, range(len(LABELS)), plan.diffusion_steps, config)
-    tokens = sample_plain(*engines, config, plan, np.array(LABELS), order, noise, times)
+    tokens = sample_naive(*engines, config, plan, np.array(LABELS), order, noise, times)
     assert tokens.dtype == np.float32
     return unpatchify(tokens, config.grid, config.patch_size)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_it_draws_what_the_runtime_draws(engines: tuple[Counted, Counted], generator: Generator, name: str) -> None:
-    expected = generator.generate(LABELS, **WAYS[name]).latents
-    assert relative_l2(draw(engines, generator, {}, **WAYS[name]), expected) <= GOLDEN_TOLERANCE
+    expected = generator.generate(LABELS, **SETTINGS[name]).latents
+    assert relative_l2(draw(engines, generator, {}, **SETTINGS[name]), expected) <= GOLDEN_TOLERANCE
 
 
 @pytest.mark.parametrize("case", [case for case in golden_cases() if case.model == "small"], ids=str)
 def test_it_draws_a_golden_case(engines: tuple[Counted, Counted], generator: Generator, case: Any) -> None:
     config, plan = generator.manifest.model, generator.plan(**case.settings)
-    tokens = sample_plain(*engines, config, plan, case.labels, case.order, case.noise, {})
+    tokens = sample_naive(*engines, config, plan, case.labels, case.order, case.noise, {})
     assert relative_l2(unpatchify(tokens, config.grid, config.patch_size), case.latents) <= GOLDEN_TOLERANCE
 
 
@@ -112,9 +114,9 @@ def test_both_graphs_are_called_for_the_halves_that_guidance_needs(
     engines: tuple[Counted, Counted], generator: Generator
 ) -> None:
     """Once an iteration and once a step; three images, six sequences where there is guidance."""
-    way = WAYS["guided in part"]
-    draw(engines, generator, {}, **way)
-    iterations = generator.plan(**way).iterations
+    settings = SETTINGS["guided in part"]
+    draw(engines, generator, {}, **settings)
+    iterations = generator.plan(**settings).iterations
     assert [iteration.guided for iteration in iterations] == [False, True, True, False]
     sequences = [6 if iteration.guided else 3 for iteration in iterations]
     assert engines[0].rows == sequences
@@ -125,7 +127,7 @@ def test_both_graphs_are_called_for_the_halves_that_guidance_needs(
 
 def test_times_are_added_up_in_backbone_and_head(engines: tuple[Counted, Counted], generator: Generator) -> None:
     times = {"backbone": 100.0}
-    draw(engines, generator, times, **WAYS["unguided"])
+    draw(engines, generator, times, **SETTINGS["unguided"])
     assert list(times) == ["backbone", "head"]
     assert times["backbone"] > 100
     assert times["head"] > 0
@@ -142,7 +144,7 @@ def test_the_backbone_answers_every_position_in_raster_order(model: MAR) -> None
     raster.scatter_(1, visible[..., None].expand_as(known), known)
     labels = torch.tensor([3, config.class_num])
     with torch.no_grad():
-        every = PlainBackbone(model).eval()(raster, visible, labels)
+        every = NaiveBackbone(model).eval()(raster, visible, labels)
         expected = model.predict(known, visible, masked, masked[:, :0], labels)
     assert every.shape == (2, config.tokens, config.decoder_embed_dim)
     found = every.gather(1, masked[..., None].expand_as(expected))
@@ -158,7 +160,7 @@ def test_a_graph_takes_any_number_of_known_tokens_and_rows(model: MAR, loaded: t
         labels = np.full(batch, config.class_num)
         (found,) = loaded[0](tokens=tokens, visible=visible, labels=labels)
         with torch.no_grad():
-            expected = PlainBackbone(model).eval()(*map(torch.from_numpy, (tokens, visible, labels)))
+            expected = NaiveBackbone(model).eval()(*map(torch.from_numpy, (tokens, visible, labels)))
         assert relative_l2(found, expected.numpy()) <= 1e-5
     for rows in (1, 9):
         x = random.standard_normal((rows, config.token_channels), np.float32)
@@ -171,7 +173,7 @@ def test_a_graph_takes_any_number_of_known_tokens_and_rows(model: MAR, loaded: t
 
 
 def test_the_export_is_two_files_named_for_their_graphs(
-    plain: pathlib.Path, golden_artifacts: dict[str, pathlib.Path]
+    naive: pathlib.Path, golden_artifacts: dict[str, pathlib.Path]
 ) -> None:
     config = Artifact(golden_artifacts["small"]).manifest.model
-    assert sorted(file.name for file in plain.iterdir()) == sorted(f"{name}.onnx" for name in plain_specs(config))
+    assert sorted(file.name for file in naive.iterdir()) == sorted(f"{name}.onnx" for name in naive_specs(config))

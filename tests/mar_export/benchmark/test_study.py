@@ -19,20 +19,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mar_export.benchmark import study
-from mar_export.benchmark.study import Study, Way, judge_way, preset_ways, run_study, sampler_ways, summary, time_ways
+from mar_export.benchmark.study import (
+    Setting,
+    Study,
+    judge_setting,
+    preset_settings,
+    run_study,
+    sampler_settings,
+    summary,
+    time_settings,
+)
 from mar_export.benchmark.study_chart import save_study_chart
 from mar_export.cli import study as study_cli
-from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
 from runtime.sampling.presets import PRESETS, requested_sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
 from tests.helpers.tiny_runs import write_idx
 from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, save_weights, write_run_config
-from training.models.presets import preset
+from training.models.model_sizes import preset
 
-QUICK = Way("quick", {"iterations": 2, "diffusion_steps": 3})
-OTHER = Way("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
+QUICK = Setting("quick", {"iterations": 2, "diffusion_steps": 3})
+OTHER = Setting("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
 
 
 @pytest.fixture(autouse=True)
@@ -70,26 +80,28 @@ def made(pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path_fa
 
 
 class Judged(list[tuple[str, int]]):
-    """The ways that were judged, each with the number of images."""
+    """The settings that were judged, each with the number of images."""
 
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
-    """Judges every way at once, in this process."""
+    """Judges every setting at once, in this process."""
     seen = Judged()
 
-    def judge(asked: Study, way: Way) -> dict[str, Any]:
-        seen.append((way.name, asked.images))
+    def judge(asked: Study, setting: Setting) -> dict[str, Any]:
+        seen.append((setting.name, asked.images))
         manifest = Artifact(asked.artifact).manifest
-        sampling = requested_sampling(manifest.sampling, manifest.model, way.settings)
-        found = figures(way.name, json.loads(json.dumps(dataclasses.asdict(sampling))), asked.images, float(len(seen)))
+        sampling = requested_sampling(manifest.sampling, manifest.model, setting.sampling)
+        found = figures(
+            setting.name, json.loads(json.dumps(dataclasses.asdict(sampling))), asked.images, float(len(seen))
+        )
         return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
 
     def pool(processes: int, mp_context: Any) -> concurrent.futures.Executor:
         assert mp_context.get_start_method() == "spawn"
         return concurrent.futures.ThreadPoolExecutor(processes)
 
-    monkeypatch.setattr(study, "judge_way", judge)
+    monkeypatch.setattr(study, "judge_setting", judge)
     monkeypatch.setattr(study, "_tools", lambda asked: None)
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
     return seen
@@ -108,12 +120,12 @@ def figures(name: str, sampling: dict[str, Any], images: int, frechet: float) ->
     }
 
 
-def _out_of_luck(asked: Study, way: Way) -> dict[str, Any]:
+def _out_of_luck(asked: Study, setting: Setting) -> dict[str, Any]:
     raise MarError("out of luck")
 
 
 def told(text: str) -> None:
-    """What a study says of a way that is judged."""
+    """What a study says of a setting that is judged."""
 
 
 # Judging.
@@ -130,9 +142,9 @@ def test_a_way_is_judged_by_the_images_that_it_draws(made: Study, monkeypatch: p
     real_judge = study.judge
     monkeypatch.setattr(study, "judge", judge)
     monkeypatch.setattr(study, "_BATCH", 4)
-    found = judge_way(made, QUICK)
+    found = judge_setting(made, QUICK)
     for images, index in zip(drawn["judged"], ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]), strict=True):
-        alone = generator.generate([number % 2 for number in index], index=index, **QUICK.settings).images
+        alone = generator.generate([number % 2 for number in index], index=index, **QUICK.sampling).images
         np.testing.assert_array_equal(images, alone)
     assert drawn["labels"].tolist() == [0, 1] * 5
     expected = real_judge(classifier, iter(drawn["judged"]), drawn["labels"])
@@ -184,9 +196,9 @@ def test_every_way_is_a_json_of_its_own_and_is_judged_once(made: Study, judged: 
 @pytest.mark.parametrize(
     "change",
     [
-        {"way": {"diffusion_steps": 5}},
-        {"way": {"cfg_scale": 2.0}},
-        {"way": {"cfg_interval": (0.2, 0.7)}},
+        {"setting": {"diffusion_steps": 5}},
+        {"setting": {"cfg_scale": 2.0}},
+        {"setting": {"cfg_interval": (0.2, 0.7)}},
         {"images": 12},
         {"images": 8},
     ],
@@ -198,12 +210,12 @@ def test_other_settings_or_numbers_of_images_are_judged_anew(
     run_study(made, [QUICK, OTHER], tmp_path, 1, told)
     images = change.get("images", 10)
     changed = dataclasses.replace(made, images=images)
-    way = Way("quick", {**QUICK.settings, **change.get("way", {})})
+    setting = Setting("quick", {**QUICK.sampling, **change.get("setting", {})})
     judged.clear()
-    run_study(changed, [way, OTHER], tmp_path, 1, told)
+    run_study(changed, [setting, OTHER], tmp_path, 1, told)
     assert judged == [("quick", images)] + ([("dpm++2m 4", images)] if images != 10 else [])
     judged.clear()
-    run_study(changed, [way, OTHER], tmp_path, 1, told)
+    run_study(changed, [setting, OTHER], tmp_path, 1, told)
     assert judged == []
 
 
@@ -226,12 +238,12 @@ def test_results_of_another_model_are_judged_anew(made: Study, judged: Judged, t
 def test_a_way_that_fails_is_told_and_judged_the_next_time(
     made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = study.judge_way
-    monkeypatch.setattr(study, "judge_way", _out_of_luck)
+    judge = study.judge_setting
+    monkeypatch.setattr(study, "judge_setting", _out_of_luck)
     with pytest.raises(MarError, match="out of luck"):
         run_study(made, [QUICK], tmp_path, 1, told)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(study, "judge_way", judge)
+    monkeypatch.setattr(study, "judge_setting", judge)
     run_study(made, [QUICK], tmp_path, 1, told)
     assert judged == [("quick", 10)]
 
@@ -240,57 +252,57 @@ def test_a_failure_ends_the_study(
     made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is being drawn may end; what has not begun, hours of work, must not begin."""
-    judge = study.judge_way
+    judge = study.judge_setting
 
-    def judge_slowly(asked: Study, way: Way) -> dict[str, Any]:
-        if way == OTHER:
-            _out_of_luck(asked, way)
+    def judge_slowly(asked: Study, setting: Setting) -> dict[str, Any]:
+        if setting == OTHER:
+            _out_of_luck(asked, setting)
         time.sleep(0.1)
-        return judge(asked, way)
+        return judge(asked, setting)
 
-    monkeypatch.setattr(study, "judge_way", judge_slowly)
-    ways = [OTHER, *(Way(f"quick {number}", QUICK.settings) for number in range(8))]
+    monkeypatch.setattr(study, "judge_setting", judge_slowly)
+    settings = [OTHER, *(Setting(f"quick {number}", QUICK.sampling) for number in range(8))]
     with pytest.raises(MarError, match="out of luck"):
-        run_study(made, ways, tmp_path, 1, told)
+        run_study(made, settings, tmp_path, 1, told)
     assert len(judged) < 4
 
 
 def test_ways_are_judged_in_processes_of_their_own(made: Study, tmp_path: pathlib.Path) -> None:
     """The real thing, once: figures from another process are those of this one."""
     run_study(made, [QUICK], tmp_path, 1, told)
-    found, expected = json.loads((tmp_path / "quick.json").read_text()), judge_way(made, QUICK)
+    found, expected = json.loads((tmp_path / "quick.json").read_text()), judge_setting(made, QUICK)
     for same in ("name", "images", "head_evaluations", "engines", "top1_accuracy"):
         assert found[same] == expected[same]
     assert found["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)
 
 
-# The ways.
+# The settings.
 
 
 def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(made: Study) -> None:
-    ways = sampler_ways(preset("pixel_small"))
-    assert len({way.name for way in ways}) == len(ways) == len(DIFFUSION_SAMPLERS) * len(study.STEPS)
+    settings = sampler_settings(preset("pixel_small"))
+    assert len({setting.name for setting in settings}) == len(settings) == len(DIFFUSION_SAMPLERS) * len(study.STEPS)
     with Generator.load(made.artifact, threads=1) as generator:
-        for way in ways:
-            sampler, steps = way.name.split()
-            settings = {**way.settings, "iterations": 4}  # of the four tokens that these images have
-            sampling = generator.sampling(**settings)
+        for setting in settings:
+            sampler, steps = setting.name.split()
+            sampling = {**setting.sampling, "iterations": 4}  # of the four tokens that these images have
+            complete = generator.sampling(**sampling)
             assert (sampling.sampler, sampling.diffusion_steps, sampling.start_timestep) == (sampler, int(steps), None)
-            plan = generator.plan(**settings)
+            plan = generator.plan(**sampling)
             assert not any(iteration.guided for iteration in plan.iterations)
             assert plan.head_evaluations == 4 * int(steps)
 
 
 def test_presets_are_compared_under_their_own_names() -> None:
-    ways = preset_ways(())
-    assert [way.name for way in ways] == list(PRESETS)
-    assert [dict(way.settings) for way in ways] == [{"preset": name} for name in PRESETS]
+    settings = preset_settings(())
+    assert [setting.name for setting in settings] == list(PRESETS)
+    assert [dict(setting.sampling) for setting in settings] == [{"preset": name} for name in PRESETS]
 
 
 def test_file_names_of_all_ways_differ(tmp_path: pathlib.Path) -> None:
-    ways = preset_ways(()) + sampler_ways(preset("pixel_small"))
-    files = {study._file(tmp_path, way).name for way in ways}
-    assert len(files) == len(ways)
+    settings = preset_settings(()) + sampler_settings(preset("pixel_small"))
+    files = {study._file(tmp_path, setting).name for setting in settings}
+    assert len(files) == len(settings)
     assert all(name.removesuffix(".json").replace("-", "").isalnum() for name in files)
 
 
@@ -309,8 +321,8 @@ def test_ways_are_timed_in_turn_one_image_at_a_time_after_a_warm_up(
 
     monkeypatch.setattr(Generator, "generate", generate)
     monkeypatch.setattr(study.time, "perf_counter", lambda: now[0])
-    found = time_ways(made, [QUICK, OTHER], threads=1, repeats=3)
-    assert drawn == [([0], QUICK.settings), ([0], OTHER.settings)] * 4
+    found = time_settings(made, [QUICK, OTHER], threads=1, repeats=3)
+    assert drawn == [([0], QUICK.sampling), ([0], OTHER.sampling)] * 4
     assert found == {"quick": [3.0, 5.0, 7.0], "dpm++2m 4": [4.0, 6.0, 8.0]}
 
 
@@ -321,21 +333,25 @@ def test_the_summary_has_the_figures_and_times_of_what_is_judged(
     seconds = {"quick": [float(number) for number in range(1, 12)], "dpm++2m 4": [1.0]}
     found = summary(made, [OTHER, QUICK], tmp_path, seconds)
     assert found["images"] == 10
-    (only,) = found["ways"]
+    (only,) = found["settings"]
     assert only["milliseconds"] == pytest.approx({"median": 6000.0, "p10": 2000.0, "p90": 10000.0})
     assert {**json.loads((tmp_path / "quick.json").read_text()), "milliseconds": only["milliseconds"]} == only
-    assert summary(dataclasses.replace(made, images=11), [QUICK], tmp_path, seconds)["ways"] == []
+    assert summary(dataclasses.replace(made, images=11), [QUICK], tmp_path, seconds)["settings"] == []
 
 
 def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) -> None:
-    ways = []
-    for number, way in enumerate(preset_ways(()) + sampler_ways(preset("pixel_small"))):
-        steps = way.settings.get("diffusion_steps", 100)
-        one = figures(way.name, {"diffusion_steps": steps}, 10, frechet=10.0 / (1 + number % 7))
-        ways.append({**one, "milliseconds": {"median": 10.0 * steps, "p10": 1.0, "p90": 1e4}})
+    settings = []
+    for number, setting in enumerate(preset_settings(()) + sampler_settings(preset("pixel_small"))):
+        steps = setting.sampling.get("diffusion_steps", 100)
+        one = figures(setting.name, {"diffusion_steps": steps}, 10, frechet=10.0 / (1 + number % 7))
+        settings.append({**one, "milliseconds": {"median": 10.0 * steps, "p10": 1.0, "p90": 1e4}})
     counts = []
-    for shown in (ways, [way for way in ways if not way["name"].startswith("dpm")], ways[: len(PRESETS)]):
-        save_study_chart({"images": 10, "ways": shown}, tmp_path / "chart.png")
+    for shown in (
+        settings,
+        [setting for setting in settings if not setting["name"].startswith("dpm")],
+        settings[: len(PRESETS)],
+    ):
+        save_study_chart({"images": 10, "settings": shown}, tmp_path / "chart.png")
         with Image.open(tmp_path / "chart.png") as image:
             assert image.format == "PNG"
             pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -354,10 +370,10 @@ def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) 
 def command(made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The options that are needed; judged and timed at once."""
 
-    def timed(asked: Study, ways: list[Way], threads: int, repeats: int) -> dict[str, list[float]]:
-        return {way.name: [0.1 * (1 + number)] * repeats for number, way in enumerate(ways)}
+    def timed(asked: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
+        return {setting.name: [0.1 * (1 + number)] * repeats for number, setting in enumerate(settings)}
 
-    monkeypatch.setattr(study_cli, "time_ways", timed)
+    monkeypatch.setattr(study_cli, "time_settings", timed)
     options = {
         "--checkpoint": made.checkpoint,
         "--data": made.data,
@@ -382,11 +398,11 @@ def test_the_command_prints_a_row_for_every_way_and_writes_the_same(
     output = run([*command, "--presets-only", "--json", str(json_file), "--chart", str(chart)])
     value = json.loads(json_file.read_text())
     assert sorted(judged) == sorted((name, 10) for name in PRESETS)
-    assert [way["name"] for way in value["ways"]] == list(PRESETS)
+    assert [setting["name"] for setting in value["settings"]] == list(PRESETS)
     rows = [line.split() for line in output.splitlines()[-len(PRESETS) :]]
     assert rows == [
-        [name, "160", f"{100 * (1 + number)}", "50.0%", f"{way['frechet']:.3f}"]
-        for number, (name, way) in enumerate(zip(PRESETS, value["ways"], strict=True))
+        [name, "160", f"{100 * (1 + number)}", "50.0%", f"{setting['frechet']:.3f}"]
+        for number, (name, setting) in enumerate(zip(PRESETS, value["settings"], strict=True))
     ]
     with Image.open(chart) as image:
         assert image.convert("L").getextrema()[0] < 50
@@ -398,7 +414,7 @@ def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> 
     """At fewer iterations than usual: these images have four tokens only."""
     run(command)
     assert sorted(name for name, _ in judged) == sorted(
-        way.name for way in preset_ways(()) + sampler_ways(preset("pixel_small", img_size=8))
+        setting.name for setting in preset_settings(()) + sampler_settings(preset("pixel_small", img_size=8))
     )
 
 

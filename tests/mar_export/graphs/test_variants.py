@@ -40,7 +40,7 @@ from runtime.sampling.plan import Sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from tests.helpers.distance import relative_l2
 from tests.helpers.variant_models import variant_checkpoint
-from training.models.presets import preset
+from training.models.model_sizes import preset
 from training.models.reference_loop import sample
 
 _CHAIN = {"diffusion_steps": 4, "sampler": "ddim"}

@@ -20,7 +20,8 @@ from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
 from mar_export.onnx_export.onnx_graph import export_graph
 from mar_export.onnx_export.precision import DTYPES, Product, lowered, products
-from runtime.artifact.manifest import FLOAT_PRECISIONS, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
@@ -39,7 +40,7 @@ from tests.helpers.golden_cases import golden_cases
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.autoencoder import AutoencoderKL, VAEConfig
 from training.models.mar import MAR
-from training.models.presets import PRESETS, preset
+from training.models.model_sizes import PRESETS, preset
 
 Type = onnx.TensorProto.DataType
 LOW: dict[str, int] = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}

@@ -24,8 +24,9 @@ from mar_export.cli import build as build_cli
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import BuilderFlags, Progress, TensorRTBuilder
 from mar_export.tensorrt.profiles import Range, axis_ranges, profile
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build, Shapes
-from runtime.artifact.manifest import FLOAT_PRECISIONS, MANIFEST, Artifact, FileEntry, Manifest
+from runtime.artifact.manifest import FLOAT_PRECISIONS, MANIFEST, FileEntry, Manifest
 from runtime.errors import ArtifactError, BackendError
 from runtime.files import sha256, write_json
 from runtime.generator import Generator

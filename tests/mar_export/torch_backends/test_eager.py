@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mar_export.torch_backends.eager import eager_generator
-from runtime.artifact.manifest import Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.engine_spec import engine_specs
@@ -22,7 +23,7 @@ from tests.helpers.golden_cases import GOLDEN
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.models.mar import MAR
 
-WAYS: list[dict[str, Any]] = [
+SETTINGS: list[dict[str, Any]] = [
     {"iterations": 5, "diffusion_steps": "ddim10", "cfg_scale": 2.5},
     {"iterations": 4, "sampler": "dpm++2m", "diffusion_steps": 8},
 ]
@@ -53,18 +54,18 @@ def manifest(artifact: Generator) -> Manifest:
     return artifact.manifest
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_float32_draws_the_artifacts_images(artifact: Generator, model: MAR, way: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_float32_draws_the_artifacts_images(artifact: Generator, model: MAR, settings: dict[str, Any]) -> None:
     eager = eager_generator(artifact.manifest, model)
-    found, expected = (generator.generate(LABELS, **way).latents for generator in (eager, artifact))
+    found, expected = (generator.generate(LABELS, **settings).latents for generator in (eager, artifact))
     assert found.dtype == np.float32
     assert relative_l2(found, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_bfloat16_is_close_and_not_the_same(artifact: Generator, model: MAR, way: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_bfloat16_is_close_and_not_the_same(artifact: Generator, model: MAR, settings: dict[str, Any]) -> None:
     eager = eager_generator(artifact.manifest, model, bfloat16=True)
-    found, expected = (generator.generate(LABELS, **way).latents for generator in (eager, artifact))
+    found, expected = (generator.generate(LABELS, **settings).latents for generator in (eager, artifact))
     assert found.dtype == np.float32
     assert 1e-4 < relative_l2(found, expected) < 0.05
 
@@ -130,7 +131,7 @@ def test_under_bfloat16_the_other_layers_are_rounded(manifest: Manifest, model: 
 
 def test_the_model_itself_is_left_as_it_was(manifest: Manifest, model: MAR) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    eager_generator(manifest, model, bfloat16=True).generate([1], **WAYS[0])
+    eager_generator(manifest, model, bfloat16=True).generate([1], **SETTINGS[0])
     assert type(model.diffloss.net.final_layer.linear) is nn.Linear
     assert not model.training
     assert model.state_dict().keys() == before.keys()

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import generator
-from runtime.artifact.manifest import MANIFEST, Artifact, FileEntry, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.errors import ArtifactError, BackendError, IntegrityError, MarError
 from runtime.files import sha256
 from runtime.generator import Generator
@@ -158,7 +159,7 @@ SETTINGS = dataclasses.asdict(Sampling())
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
-    ("format_version", [0, 1, 2, 3, 4, 5, "6", 6.0, None, [4], True], "format version {value!r}"),
+    ("format_version", [0, 1, 2, 3, 4, 5, 6, "7", 7.0, None, [4], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
     *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model

@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 from mar_export.artifact.export import export_artifact
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import open_backend
 from runtime.errors import BackendError, IntegrityError
 from runtime.generator import Generator

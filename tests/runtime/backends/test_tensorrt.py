@@ -22,7 +22,8 @@ import pytest
 
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import BuilderFlags
-from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.backends import tensorrt as backend
 from runtime.backends import tensorrt_library
 from runtime.errors import BackendError, IntegrityError, MarError

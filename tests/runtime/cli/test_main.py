@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.generator import Generator
 from tests.helpers.command_line import Ended, Mar
 from tests.helpers.distance import relative_l2
@@ -25,7 +25,7 @@ QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
 
 
 def start(*arguments: object, python: tuple[str, ...] = (), folder: pathlib.Path) -> Ended:
-    command = [sys.executable, *python, "-m", "runtime.cli.main", *map(str, arguments)]
+    command = [sys.executable, *python, "-m", "runtime.cli", *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=folder)
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 

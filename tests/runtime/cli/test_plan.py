@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from runtime.artifact.manifest import Artifact, Manifest
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import Manifest
 from runtime.cli.main import plan as plan_cli
 from runtime.cost.operations import iteration_costs, plan_costs, predict
 from runtime.errors import ArtifactError, RequestError

@@ -11,7 +11,7 @@ import pytest
 from mar_export.artifact.export import export_artifact
 from mar_export.tensorrt.build import build_engines, wanted_plans
 from mar_export.tensorrt.builder import BuilderFlags
-from runtime.artifact.manifest import Artifact
+from runtime.artifact.artifact_folder import Artifact
 from runtime.generator import Generator
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.helpers.simulated_gpu import BATCH, PlanWriter

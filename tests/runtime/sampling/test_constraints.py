@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, ConfigError, RequestError
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.sampling.constraints import apply_constraints, fixed_settings, samplers_of, short_chain, usual_sampling

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from runtime.artifact.manifest import MANIFEST, Artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.cli.generate import generate
 from runtime.cli.inspect import inspect
 from runtime.cli.plan import plan

@@ -470,7 +470,7 @@ def test_what_is_no_checkpoint_is_called_nothing_worse(
 
 
 def test_an_artifact_is_told_from_a_run(tmp_path: pathlib.Path) -> None:
-    write_json(tmp_path / "manifest.json", {"format_version": 6, "files": {}, "engines": {}})
+    write_json(tmp_path / "manifest.json", {"format_version": 7, "files": {}, "engines": {}})
     assert _refusal(tmp_path) == f"{tmp_path}: an artifact, not a run of mar train: it has no config.json"
 
 
