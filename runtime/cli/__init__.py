@@ -1,0 +1,1 @@
+"""The command line `mar`, and the commands that run a model."""

@@ -1,4 +1,4 @@
-"""The command `mar`: one lazily loaded group, so that running a model never imports what trains it."""
+"""The command `mar`, whose commands are imported only when they are used: generating never imports PyTorch."""
 
 from __future__ import annotations
 
@@ -12,46 +12,71 @@ from typing import NoReturn
 import click
 
 from runtime import __version__
+from runtime.cli.renamed_options import check_renamed
 from runtime.errors import BackendError, MarError, RequestError
 
-# Command -> (where it lives, what it does). Named as text: importing one room must not import another.
+# Command -> (its module and function, one sentence for --help). The modules are text, because this package may not
+# import the others.
 _COMMANDS = {
-    "cache-latents": ("training.cli.cache_latents:cache", "Encode images once, for training on their latents."),
-    "train-tokenizer": ("training.cli.train_tokenizer:train_tokenizer", "Train the autoencoder of latents, or go on."),
-    "train": ("training.cli.train:train", "Train a model, or go on with a run."),
-    "flow-head": ("training.cli.flow_head:flow_head", "Train a flow head on a frozen backbone."),
-    "distill": ("training.cli.distill:distill", "Train a head that draws in a few steps what another draws in many."),
-    "runs": ("training.cli.runs:runs", "Compare runs of mar train."),
-    "import": ("training.cli.import_checkpoint:import_", "Turn a published checkpoint into a run of ours."),
-    "export": ("mar_export.cli.export:export", "Turn a checkpoint into an artifact of engines."),
-    "calibrate": ("calibration.cli.calibrate:calibrate", "Quantize an artifact's engines, or find diffusion steps."),
-    "build": ("mar_export.cli.build:build", "Turn an artifact's graphs into engines for a GPU."),
-    "generate": ("runtime.cli.generate:generate", "Draw images with an artifact."),
-    "edit": ("runtime.cli.edit:edit", "Draw a part of an image anew."),
-    "bench": ("mar_export.cli.bench:bench", "Time an artifact, alone or against eager PyTorch."),
-    "study": ("mar_export.cli.study:study", "Judge every preset and sampler: quality against time."),
-    "evaluate": ("training.cli.evaluate:evaluate", "Judge images of a checkpoint or an artifact beside real ones."),
-    "plan": ("runtime.cli.plan:plan", "Show how an artifact would draw, and how long it takes."),
-    "doctor": ("runtime.cli.doctor:doctor", "Tell what this machine can run."),
-    "inspect": ("runtime.cli.inspect:inspect", "Show what an artifact holds."),
+    "generate": ("runtime.cli.generate:generate", "Generate images with an artifact."),
+    "edit": ("runtime.cli.edit:edit", "Regenerate a part of an image with an artifact."),
+    "inspect": ("runtime.cli.inspect:inspect", "Show what an artifact contains."),
+    "plan": ("runtime.cli.plan:plan", "Show the iterations of a generation, their cost and their time."),
+    "doctor": ("runtime.cli.doctor:doctor", "Show which libraries and GPU this machine has, and what they can run."),
+    "train": ("training.cli.train:train", "Train a model, or resume a training run."),
+    "train-tokenizer": (
+        "training.cli.train_tokenizer:train_tokenizer",
+        "Train the autoencoder between images and latents, or resume its training.",
+    ),
+    "cache-latents": ("training.cli.cache_latents:cache", "Encode a dataset into latents once, before training."),
+    "flow-head": ("training.cli.flow_head:flow_head", "Train a flow-matching head on a frozen backbone."),
+    "distill": ("training.cli.distill:distill", "Distill a head into one that needs only a few steps."),
+    "runs": ("training.cli.runs:runs", "Compare training runs."),
+    "evaluate": (
+        "training.cli.evaluate:evaluate",
+        "Measure the quality of generated images against a dataset: Fréchet distances, accuracy.",
+    ),
+    "import": ("training.cli.import_checkpoint:import_", "Convert a published checkpoint into a run folder."),
+    "export": ("mar_export.cli.export:export", "Export a checkpoint as an artifact of ONNX engines."),
+    "calibrate": ("calibration.cli.calibrate:calibrate", "Quantize an artifact's engines."),
+    "optimize-steps": (
+        "calibration.cli.optimize_steps:optimize_steps",
+        "Find the diffusion steps that fit a time or error budget, and save them as a preset.",
+    ),
+    "build": ("mar_export.cli.build:build", "Build TensorRT engines from an artifact, for one GPU."),
+    "bench": ("mar_export.cli.bench:bench", "Time an artifact, alone or against PyTorch and other runners."),
+    "study": ("mar_export.cli.study:study", "Measure quality and time of every preset and sampler."),
 }
 _EXTRAS = {"training": "train", "mar_export": "export", "calibration": "calibrate", "runtime": "cpu"}
 
 
 @dataclasses.dataclass
-class _Told:
-    """What the group's own options say, for `main`."""
+class GlobalOptions:
+    """The options of `mar` itself, which come before the name of a command.
+
+    Attributes:
+        debug: Whether the traceback of an error is printed too.
+    """
 
     debug: bool = False
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is asked for."""
+    """A group of commands that imports the module of a command only when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in the order of the help text."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command by its name.
+
+        Returns:
+            The command, or None if `mar` has no command of this name.
+
+        Raises:
+            BackendError: A Python package that the command needs is not installed.
+        """
         if cmd_name not in _COMMANDS:
             return None
         module, attribute = _COMMANDS[cmd_name][0].split(":")
@@ -64,9 +89,23 @@ class LazyGroup(click.Group):
             ) from None
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first of `args` names, and check that the others are not old spellings.
+
+        Raises:
+            RequestError: An argument is the old name of an option of this command.
+        """
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None and command is not None:
+            check_renamed(name, command, rest)
+        return name, command, rest
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands into the help text, without importing any of them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, told) for name, (_, told) in _COMMANDS.items()])
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in _COMMANDS.items()])
 
 
 @click.group(
@@ -75,44 +114,48 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="mar")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error too.")
 @click.pass_obj
-def mar(told: _Told, debug: bool) -> None:
+def mar(options: GlobalOptions, debug: bool) -> None:
     """Train, export and run masked autoregressive image models."""
-    told.debug = debug
+    options.debug = debug
 
 
 def main() -> None:
-    """Run `mar`: exit code 0, 1 for a failure, 2 for wrong use, 130 or 143 if stopped; errors are one line."""
-    told = _Told()
-    before = signal.signal(signal.SIGTERM, _terminated)
+    """Run the command line `mar`, and end the process with its exit code.
+
+    The exit code is 0 for success, 1 for a failure, 2 for wrong use, 130 after Ctrl-C and 143 after SIGTERM. An error
+    is one line on standard error.
+    """
+    options = GlobalOptions()
+    previous_handler = signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(mar(standalone_mode=False, obj=told) or 0)
+        sys.exit(mar(prog_name="mar", standalone_mode=False, obj=options) or 0)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except (MarError, click.UsageError, ModuleNotFoundError, MemoryError) as error:
-        if told.debug:
+        if options.debug:
             traceback.print_exc()
         _fail(*_message(error))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
-    """End as an interrupt does: what is half written is removed on the way out."""
+    """End the process by an exception, as Ctrl-C does, so that files that are not complete are removed."""
     _fail("terminated", 128 + number)
 
 
 def _message(error: Exception) -> tuple[str, int]:
-    """What to tell of an error, and the exit code."""
+    """Return the line to print for an error, and the exit code."""
     if isinstance(error, MarError):
         return str(error), error.exit_code
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "mar"
         return f"{error.format_message().rstrip('.')} (see {command} --help)", RequestError.exit_code
     if isinstance(error, ModuleNotFoundError):
-        return f"this needs the Python package {error.name}; pip install 'mar-runtime[train,export]'", 1
-    return "not enough memory; draw fewer images together", 1
+        return f"this command needs the Python package {error.name}; pip install 'mar-runtime[train,export]'", 1
+    return "not enough memory; process fewer images at once, with a smaller --batch-size", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -19,7 +19,7 @@ from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build, incompatibility
 from runtime.artifact.manifest import MANIFEST, FileEntry
-from runtime.cli.main import doctor as doctor_cli
+from runtime.cli import doctor as doctor_cli
 from runtime.errors import BackendError
 from runtime.files import sha256, write_json
 from runtime.gpu.current_gpu import Gpu

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
-from runtime.cli.main import plan as plan_cli
+from runtime.cli import plan as plan_cli
 from runtime.cost.operations import iteration_costs, plan_costs, predict
 from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
