@@ -16,7 +16,8 @@ from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Array
-from runtime.sampling.plan import Plan, Sampling, build_plan
+from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.settings import Sampling
 
 _SEED = 2**31  # apart from the seeds that people draw with
 _TOGETHER = 8  # images

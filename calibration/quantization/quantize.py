@@ -17,7 +17,7 @@ from calibration.quantization.variants import Form, QuantizedProducts, Quantized
 from calibration.quantization.weight_only import BITS
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
-from runtime.distance import decibels
+from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
 from runtime.files import replacing_folder, sha256, write_json
 
@@ -153,7 +153,7 @@ def _within_target(
             break
         say(f"{len(kept)} of {len(form.layers)} layers stay in float32")
     raise CalibrationError(
-        f"in {asked.precision} the latents keep {decibels(found):.1f} dB, where --target-sqnr asks for "
+        f"in {asked.precision} the latents keep {sqnr_db(found):.1f} dB, where --target-sqnr asks for "
         f"{asked.target_sqnr:.1f}; nothing was written"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from calibration.quantization.sqnr import Judge
 from calibration.quantization.variants import Form
-from runtime.distance import decibels
+from runtime.distance import sqnr_db
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sensitivity:
     relative_l2: float
 
     def to_dict(self) -> dict[str, Any]:
-        return {"layer": self.layer, "relative_l2": self.relative_l2, "sqnr_db": decibels(self.relative_l2)}
+        return {"layer": self.layer, "relative_l2": self.relative_l2, "sqnr_db": sqnr_db(self.relative_l2)}
 
 
 def ranked_layers(form: Form, judge: Judge, work: pathlib.Path, progress: Callable[[int], None]) -> list[Sensitivity]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.distance import decibels, relative_l2
+from runtime.distance import sqnr_db, relative_l2
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Engine
@@ -53,8 +53,8 @@ class Judge:
         for number, iteration in enumerate(plan.iterations):
             made = slice(iteration.known, iteration.known + iteration.count)
             of_iteration = relative_l2(found[:, made], expected[:, made])
-            drift.append({"iteration": number + 1, "relative_l2": of_iteration, "sqnr_db": decibels(of_iteration)})
-        return {"relative_l2": distance, "sqnr_db": decibels(distance), "of": "latents", "drift": drift}
+            drift.append({"iteration": number + 1, "relative_l2": of_iteration, "sqnr_db": sqnr_db(of_iteration)})
+        return {"relative_l2": distance, "sqnr_db": sqnr_db(distance), "of": "latents", "drift": drift}
 
     def close(self) -> None:
         self._runner.close()

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
-from runtime.distance import decibels, relative_l2
+from runtime.distance import distance_report, drift, relative_l2
 from runtime.errors import ParityError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine, EngineSpec
-from runtime.model.latents import patchify
-from runtime.sampling.constraints import fixed_settings, short_chain, usual_sampling
+from runtime.sampling.constraints import fixed_settings, short_chain, default_sampling
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.presets import requested_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
@@ -90,7 +89,7 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
         **short_chain(config, 10),
     }
     settings = {name: value for name, value in usual.items() if name not in fixed_settings(config)}
-    plan = build_plan(config.tokens, requested_sampling(usual_sampling(config), config, settings))
+    plan = build_plan(config.tokens, requested_sampling(default_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 
@@ -99,27 +98,13 @@ def generation_parity(generator: Generator, trajectory: Trajectory, precision: s
     """The distance of a whole image from the eager loop's, same order and noise. Raises `ParityError`."""
     found = trajectory.drawn_by(generator)
     told = _judged("whole generation", relative_l2(found, trajectory.latents), GENERATION_TOLERANCES[precision])
-    return told | {"drift": _drift(found, trajectory, generator.manifest.model)} | trajectory.settings
+    patch_size = generator.manifest.model.patch_size
+    of_iterations = drift(found, trajectory.latents, trajectory.order, trajectory.plan, patch_size, _DRIFT_EVERY)
+    return told | {"drift": of_iterations} | trajectory.settings
 
 
 def _cases(spec: EngineSpec, config: ModelConfig) -> list[Mapping[str, NDArray[Any]]]:
     return [example_inputs(spec, config, sizes, seed) for seed, sizes in enumerate(parity_sizes(spec, config))]
-
-
-def _drift(found: NDArray[np.float32], trajectory: Trajectory, config: ModelConfig) -> list[dict[str, Any]]:
-    """The distance of the tokens that each run of iterations predicted: a token never changes once it is there."""
-    ordered = [
-        np.take_along_axis(patchify(latents, config.patch_size), trajectory.order[..., None], axis=1)
-        for latents in (found, trajectory.latents)
-    ]
-    told = []
-    iterations = trajectory.plan.iterations
-    for start in range(0, len(iterations), _DRIFT_EVERY):
-        run = iterations[start : start + _DRIFT_EVERY]
-        tokens = slice(run[0].known, run[-1].known + run[-1].count)
-        distance = relative_l2(ordered[0][:, tokens], ordered[1][:, tokens])
-        told.append({"iteration": start + len(run), "relative_l2": distance, "sqnr_db": decibels(distance)})
-    return told
 
 
 def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
@@ -128,4 +113,4 @@ def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
             f"{what}: relative L2 distance {distance:.2e} from eager PyTorch, where at most {tolerance:.0e} is "
             "allowed; nothing was written"
         )
-    return {"relative_l2": distance, "sqnr_db": decibels(distance), "tolerance": tolerance}
+    return {**distance_report(distance), "tolerance": tolerance}
