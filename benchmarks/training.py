@@ -30,8 +30,8 @@ from training.distributed import Processes
 from training.loop.optimizer_step import MarTrainStep, _parameter_groups
 from training.models import reference_loop as published
 from training.models.mar import MAR
+from training.models.model_sizes import model_config
 from training.models.numerics import autocast
-from training.models.presets import preset
 
 _RATE, _CLIP, _EMA = 1e-4, 3.0, 0.9999
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = preset(arguments.preset)
+    config = model_config(arguments.preset)
     steps = {
         "published": as_published(config, arguments.batch, arguments.precision),
         "ours": ours(config, arguments.batch, arguments.precision, arguments.compile),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from runtime.errors import ConfigError
 from runtime.model.config import LATER_FIELDS, ModelConfig
-from training.models.presets import PRESETS
+from training.models.model_sizes import MODEL_SIZES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,7 +85,7 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunConfig:
         """The config that `values` tell: `data`, `training`, and `preset` or `model` or both, the second changing the
         first. `where` names their source in a `ConfigError`."""
-        data, model = read_model(values, PRESETS, where)
+        data, model = resolve_model(values, MODEL_SIZES, where)
         where_model = f"{where}, model {values['preset']}" if "preset" in values else f"{where}, model"
         if "preset" not in values and (missing := sorted(field_names(ModelConfig) - LATER_FIELDS - model.keys())):
             raise ConfigError(f"{where}: no preset (--preset), and without one model lacks {', '.join(missing)}")
@@ -111,7 +111,7 @@ def to_toml(config: Mapping[str, Any]) -> str:
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def settled_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], Any]) -> str:
+def resolved_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], Any]) -> str:
     """The config that `read` makes of `values`, without `data` and `steps` where they are still to be told."""
     whole, training = {"data": "still to be told", **values}, values.get("training", {})
     if isinstance(training, Mapping):  # `read` refuses anything else
@@ -124,11 +124,11 @@ def settled_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping[
     return to_toml(config)
 
 
-def read_model(
+def resolve_model(
     values: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], where: str
 ) -> tuple[str, dict[str, Any]]:
     """`data` and the fields of the model: those of `model`, over those of `preset`. Raises `ConfigError`."""
-    refuse_unknown(values, _KEYS, where)
+    check_known_keys(values, _KEYS, where)
     for key in ("model", "training"):
         if not isinstance(values.get(key, {}), Mapping):
             raise ConfigError(f"{where}: {key} must be a table, found {values[key]!r}")
@@ -144,7 +144,7 @@ def read_model(
 
 def read_training(kind: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
     """The table `training` as a `kind`. Raises `ConfigError`."""
-    refuse_unknown(values, field_names(kind), f"{where}, training")
+    check_known_keys(values, field_names(kind), f"{where}, training")
     if "steps" not in values:
         raise ConfigError(f"{where}, training: steps is missing (--steps)")
     try:
@@ -163,7 +163,7 @@ def read_toml(path: pathlib.Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not TOML ({error})") from error
 
 
-def over_file(
+def merge_flags(
     path: pathlib.Path | None, values: Mapping[str, str | None], tables: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """What a config file tells, if there is one, and over it the flags: `values` that are given, and `tables`."""
@@ -179,7 +179,7 @@ def field_names(described: type) -> set[str]:
     return {field.name for field in dataclasses.fields(described)}
 
 
-def refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:
+def check_known_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
     if unknown := sorted(values.keys() - known):
         raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
 

@@ -95,7 +95,7 @@ def spread(model: MAR, processes: Processes, fsdp: bool) -> nn.Module:
 
 
 @contextlib.contextmanager
-def exchanging_gradients(module: nn.Module, now: bool) -> Iterator[None]:
+def gradient_sync(module: nn.Module, now: bool) -> Iterator[None]:
     """Whether a backward pass in the block ends in an exchange of gradients, or leaves it to a later one."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(now)
@@ -113,7 +113,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_like(tensor: Tensor, model: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, model: Tensor) -> Tensor:
     """`tensor`, which every process has whole, spread over them and placed as `model` is."""
     tensor = tensor.to(model.device)
     if isinstance(model, DTensor):

@@ -20,10 +20,11 @@ from runtime.cli.options import PATH, progress_bar, sampling_options, threads_op
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.requests.validation import check_batch, check_labels
-from runtime.sampling.constraints import check_chains
-from runtime.sampling.plan import Sampling, build_plan
+from runtime.sampling.constraints import check_masked_diffusion
+from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import OWN, PRESETS
-from training.models.model_sizes import preset
+from runtime.sampling.settings import Sampling
+from training.models.model_sizes import model_config
 
 _NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)
 _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
@@ -180,9 +181,9 @@ def _case(
 def _work(manifest: Manifest, asked: dict[str, dict[str, object]], entry: Entry) -> Work:
     """The plans that are drawn, checked before anything is loaded."""
     config = manifest.model
-    check_chains(config, "mar bench")
+    check_masked_diffusion(config, "mar bench")
     check_labels(entry.labels, config)
-    samplings = {name: manifest.requested(settings) for name, settings in asked.items()}
+    samplings = {name: manifest.resolve_sampling(settings) for name, settings in asked.items()}
     plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
     for plan in plans.values():
         check_batch(len(entry.labels), plan.diffusion_steps, config)
@@ -211,7 +212,7 @@ def _export(entry: Entry, *, made: bool, naive: bool) -> None:
     if made and entry.random_model is not None and not is_artifact(entry.artifact):
         from mar_export.artifact.export import export_artifact
 
-        check_labels(entry.labels, preset(entry.random_model))
+        check_labels(entry.labels, model_config(entry.random_model))
         export_artifact(open_checkpoint(entry), entry.artifact, click.echo, _RANDOM_SAMPLING)
     config = Artifact(entry.artifact).manifest.model
     files = [entry.naive / f"{name}.onnx" for name in naive_specs(config)]

@@ -10,10 +10,10 @@ import click
 from mar_export.artifact.export import export_artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
-from runtime.sampling.constraints import usual_sampling
-from runtime.sampling.presets import requested_sampling
+from runtime.sampling.constraints import default_sampling
+from runtime.sampling.presets import resolve_sampling
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from training.checkpoints.resize import resized
+from training.checkpoints.resize import resize_model
 from training.cli.options import checkpoint_options
 
 
@@ -51,7 +51,7 @@ def export(
     """
     loaded = _loaded(checkpoint, model, tokenizer, config_file, image_size)
     config = loaded.model.config
-    sampling = requested_sampling(usual_sampling(config), config, settings)
+    sampling = resolve_sampling(default_sampling(config), config, settings)
     held = [loaded]
     del loaded  # the export lets weights go when it is done with them, and nobody else must hold them
     export_artifact(held.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
@@ -68,9 +68,9 @@ def _loaded(
     loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
     if image_size is None or image_size == loaded.model.config.img_size:
         return loaded
-    trained, other = loaded.model.config.img_size, resized(loaded.model, image_size)
+    trained, other = loaded.model.config.img_size, resize_model(loaded.model, image_size)
     click.echo(
-        f"warning: trained at {trained}x{trained}; position embeddings are resized to {image_size}x{image_size}, "
+        f"warning: trained at {trained}x{trained}; position embeddings are resize_model to {image_size}x{image_size}, "
         "and how good its images are there is for you to check",
         err=True,
     )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from runtime.model.coefficients import COEFFICIENTS
 from training.models.mar import MAR
-from training.models.vq_head import draw_codes
+from training.models.vq_head import sample_codes
 
 _TEMPERATURE = COEFFICIENTS.index("noise_scale")
 
@@ -32,5 +32,5 @@ class VQDenoise(nn.Module):
     def forward(
         self, x: Tensor, previous_x0: Tensor, noise: Tensor, modulation: Tensor, coefficients: Tensor, guidance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        drawn = self.codebook[draw_codes(modulation, guidance, coefficients[_TEMPERATURE], noise[:, 0])]  # [N, D]
+        drawn = self.codebook[sample_codes(modulation, guidance, coefficients[_TEMPERATURE], noise[:, 0])]  # [N, D]
         return drawn, drawn.clone()

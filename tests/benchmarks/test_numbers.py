@@ -18,11 +18,12 @@ from benchmarks.numbers import (
     training_table,
     variants_table,
 )
-from mar_export.benchmark.bench import Measurement, Race, Timing, Work, report
+from mar_export.benchmark.bench import Case, Measurement, Timing, Work, report
 from runtime.cost.operations import Machine
 from runtime.errors import RequestError
-from runtime.sampling.plan import Sampling, build_plan
-from training.models.presets import preset
+from runtime.sampling.plan import build_plan
+from runtime.sampling.settings import Sampling
+from training.models.model_sizes import model_config
 
 PAGE = """# Numbers
 
@@ -43,16 +44,16 @@ Kept.
 
 def bench_value() -> dict[str, Any]:
     own, fast = Sampling(cfg_scale=2.0), Sampling(cfg_scale=2.0, sampler="ddim", diffusion_steps=14, iterations=16)
-    config = preset("pixel_small")
+    config = model_config("pixel_small")
     work = Work(config, 2, {"own": own, "fast": fast}, {"own": build_plan(64, own), "fast": build_plan(64, fast)})
 
     def timing(seconds: float) -> Timing:
         return Timing(mean=9.0, median=seconds, p10=0.5 * seconds, p90=3 * seconds)
 
-    races = [
-        Measurement(Race("runtime", "own"), timing(8.0), {"backbone": timing(2.0), "rest": timing(6.0)}),
-        Measurement(Race("runtime", "fast"), timing(2.0), {"backbone": timing(0.5), "rest": timing(1.5)}),
-        Measurement(Race("eager", "own"), timing(20.0), {"head": timing(20.0)}),
+    cases = [
+        Measurement(Case("runtime", "own"), timing(8.0), {"backbone": timing(2.0), "rest": timing(6.0)}),
+        Measurement(Case("runtime", "fast"), timing(2.0), {"backbone": timing(0.5), "rest": timing(1.5)}),
+        Measurement(Case("eager", "own"), timing(20.0), {"head": timing(20.0)}),
     ]
     about = {
         "title": "a model, batch 2",
@@ -62,10 +63,10 @@ def bench_value() -> dict[str, Any]:
     }
     told = {"runtime": "onnxruntime 1, cpu", "eager": "torch 2"}
     peaks = {"runtime": 80 * 2**20, "eager": 2000 * 2**20}
-    return report(races, Machine(operations=60e9, bytes=9e9), work, told, peaks, about)
+    return report(cases, Machine(operations=60e9, bytes=9e9), work, told, peaks, about)
 
 
-def way(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
+def setting(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
     settings = json.loads(json.dumps(Sampling(**sampling).__dict__))
     return {
         "name": name,
@@ -80,10 +81,10 @@ def way(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
 def study_value() -> dict[str, Any]:
     return {
         "images": 5000,
-        "ways": [
-            way("exact", 2.0, cfg_scale=2.0),
-            way("fast", 2.5, cfg_scale=2.0, sampler="ddim", cfg_interval=(0.1, 1.0)),
-            way("ddim 14", 3.0, sampler="ddim", diffusion_steps=14),
+        "settings": [
+            setting("exact", 2.0, cfg_scale=2.0),
+            setting("fast", 2.5, cfg_scale=2.0, sampler="ddim", cfg_interval=(0.1, 1.0)),
+            setting("ddim 14", 3.0, sampler="ddim", diffusion_steps=14),
         ],
     }
 
@@ -199,8 +200,8 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
 
 
 def variants_value() -> dict[str, Any]:
-    """Two ways to draw, one after the other by each head, as `benchmarks.variants` writes them."""
-    ways = [("raster", "causal", 64), ("random", "bidirectional", 16)]
+    """Two settings to draw, one after the other by each head, as `benchmarks.variants` writes them."""
+    settings = [("raster", "causal", 64), ("random", "bidirectional", 16)]
     rows = [
         {
             "head": head,
@@ -211,7 +212,7 @@ def variants_value() -> dict[str, Any]:
             "frechet": far,
         }
         for head, distances in (("diffusion", (8.0, 4.0)), ("codes", (12.0, 10.0)))
-        for (order, attention, iterations), far in zip(ways, distances, strict=True)
+        for (order, attention, iterations), far in zip(settings, distances, strict=True)
     ]
     judged = {"top1_accuracy": 0.9, "frechet": 0.1}
     about = {"steps": 1000, "images": 2000, "training": {"batch_size": 32}, "model": {"codebook_size": 512}}
@@ -240,7 +241,7 @@ def test_the_table_of_a_study_compares_guided_ways_with_exact() -> None:
 
 def test_a_study_without_exact_compares_nothing() -> None:
     value = study_value()
-    value["ways"] = value["ways"][1:]
+    value["settings"] = value["settings"][1:]
     assert "+" not in study_table(value)
 
 

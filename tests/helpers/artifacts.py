@@ -58,11 +58,11 @@ def pixel_checkpoint() -> Checkpoint:
 
     from training.checkpoints.checkpoint import Checkpoint
     from training.models.mar import MAR
-    from training.models.presets import preset
+    from training.models.model_sizes import model_config
 
     small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
     sizes = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in small.items()}
-    config = preset("pixel_small", img_size=8, class_num=2, diffloss_d=1, diffloss_w=32, **sizes)
+    config = model_config("pixel_small", img_size=8, class_num=2, diffloss_d=1, diffloss_w=32, **sizes)
     torch.manual_seed(0)
     model = MAR(**config.to_dict())
     with torch.no_grad():
@@ -75,7 +75,7 @@ def pixel_checkpoint() -> Checkpoint:
 def pixel_artifact(pixel_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """That model, exported with sampling settings of its own. Read only."""
     from mar_export.artifact.export import export_artifact
-    from runtime.sampling.plan import Sampling
+    from runtime.sampling.settings import Sampling
 
     def export(folder: pathlib.Path) -> None:
         sampling = Sampling(cfg_scale=1.5, diffusion_steps="ddim5")

@@ -17,7 +17,7 @@ import torch
 
 from tests.helpers.golden_cases import GOLDEN
 from training.models.mar import MAR
-from training.models.presets import preset
+from training.models.model_sizes import model_config
 
 FULL = GOLDEN / "full"
 _EMBEDDINGS = ("pos_embed_learned", "mask_token", "fake_latent", "class_emb.weight")
@@ -44,13 +44,13 @@ def formula_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Te
 def mar_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The parameters of the published model called `name`."""
     with torch.device("meta"):
-        model = MAR(**preset(name).to_dict())
+        model = MAR(**model_config(name).to_dict())
     return {parameter: tuple(tensor.shape) for parameter, tensor in model.state_dict().items()}
 
 
 def write_published_mar(path: pathlib.Path, name: str) -> None:
     """A `checkpoint-last.pth` as the published trainer saves it, its optimizer's state left small."""
-    config, weights = preset(name), formula_weights(mar_shapes(name))
+    config, weights = model_config(name), formula_weights(mar_shapes(name))
     arguments = {
         "model": name,
         "num_sampling_steps": "100",

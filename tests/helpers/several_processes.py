@@ -16,10 +16,10 @@ from typing import Any, cast
 
 import torch
 
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 from tests.helpers.tiny_runs import TINY, Poisoned, tiny_training
 from training.config import RunConfig
-from training.data.source import Source
+from training.data.latent_dataset import LatentDataset
 from training.distributed import Processes, joined, local
 from training.loop.mar_trainer import MarTrainer
 from training.reporting import sample_grid
@@ -41,7 +41,7 @@ def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> 
         config = RunConfig(str(folder / wanted.get("data", "data")), model, tiny_training(**settings))
         trainer = MarTrainer.start(run, config, processes)
         if "poisoned" in wanted:
-            trainer.source = cast(Source, Poisoned(trainer.source, wanted["poisoned"]))
+            trainer.source = cast(LatentDataset, Poisoned(trainer.source, wanted["poisoned"]))
         parameters = list(trainer.train_step.model.parameters())
         held, whole = (sum(size(one) for one in parameters) for size in (lambda one: local(one).numel(), torch.numel))
         (folder / f"{wanted['run']}-held-by-{processes.rank}").write_text(str(held / whole))

@@ -20,7 +20,7 @@ from PIL import Image
 from runtime.errors import MarError
 from runtime.model.config import ModelConfig
 from training.config import RunConfig, TrainConfig
-from training.data.source import Source
+from training.data.latent_dataset import LatentDataset
 from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining, read_vae
@@ -123,7 +123,7 @@ def skipped_steps(run: pathlib.Path) -> dict[int, dict[str, Any]]:
 class Poisoned:
     """A source whose example `bad` is not a number."""
 
-    def __init__(self, source: Source, bad: int) -> None:
+    def __init__(self, source: LatentDataset, bad: int) -> None:
         self._source, self._bad = source, bad
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.mar import MAR
-from training.models.presets import preset
+from training.models.model_sizes import model_config
 
 # Sixteen tokens; encoder and decoder of different widths, so that none is taken for the other.
 _SIZES = {
@@ -31,7 +31,7 @@ _FORMS: dict[str, dict[str, Any]] = {
 
 
 def variant_checkpoint(form: str) -> Checkpoint:
-    config = preset("pixel_small", **_SIZES, **_FORMS[form])
+    config = model_config("pixel_small", **_SIZES, **_FORMS[form])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MAR(**config.to_dict())

@@ -33,8 +33,8 @@ from tests.helpers.tiny_runs import (
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_safetensors
 from training.config import RunConfig
+from training.data.latent_dataset import LatentDataset, open_latents
 from training.data.loader import MicroBatches
-from training.data.source import Source, open_source
 from training.distributed import Processes
 from training.loop.mar_trainer import MarTrainer
 
@@ -65,8 +65,8 @@ _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return open_source(write_idx_dataset(tmp_path_factory.mktemp("data"), images=36), 12)
+def source(tmp_path_factory: pytest.TempPathFactory) -> LatentDataset:
+    return open_latents(write_idx_dataset(tmp_path_factory.mktemp("data"), images=36), 12)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_with_fsdp_each_of_two_processes_holds_half_of_the_weights(runs: pathlib
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 7))
 def test_a_batch_is_the_same_however_it_is_shared_out(
-    source: Source, processes: int, accumulate: int, size: int, step: int
+    source: LatentDataset, processes: int, accumulate: int, size: int, step: int
 ) -> None:
     """Its images, mirrored or not, its labels, masks, timesteps and noise."""
 

@@ -22,18 +22,18 @@ from runtime.artifact.manifest import TOKENIZERS
 from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, replacing_folder, sha256, write_json
 from runtime.model.config import ModelConfig
+from training.checkpoints.infer_config import PartialConfig, config_from_size_name, infer_config, merged
 from training.checkpoints.published_files import (
     SCALE_KEY,
+    config_from_vae,
     is_diffusers_folder,
     load_vae,
     read_arguments,
     read_json_object,
     read_published,
     shapes_of,
-    vae_claim,
 )
-from training.checkpoints.infer_config import Claim, agreed_config, merged, named_claim
-from training.checkpoints.tensor_files import fill, read_safetensors, saved_metadata
+from training.checkpoints.tensor_files import fill, read_metadata, read_safetensors
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR
 
@@ -84,7 +84,7 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
 
 def saved_step(path: pathlib.Path) -> int | None:
     """The training step a file was saved at; None if it is missing, damaged or names none."""
-    step = saved_metadata(path).get("step", "")
+    step = read_metadata(path).get("step", "")
     return int(step) if step.isdecimal() else None
 
 
@@ -124,14 +124,14 @@ def load_checkpoint(
     published = read_published(path)
     claims = list(published.claims)
     if name is not None:
-        claims.append(named_claim(name, f"--model {name}"))
+        claims.append(config_from_size_name(name, f"--model {name}"))
     if config_file is not None:
-        claims.append(Claim(f"--config {config_file}", read_arguments(config_file)))
+        claims.append(PartialConfig(f"--config {config_file}", read_arguments(config_file)))
     vae = None
     if (tokenizer := tokenizer or published.tokenizer) is not None:
         vae = load_vae(tokenizer)
-        claims.append(vae_claim(vae, tokenizer))
-    config = agreed_config(claims, shapes_of(published.weights), str(path))
+        claims.append(config_from_vae(vae, tokenizer))
+    config = infer_config(claims, shapes_of(published.weights), str(path))
     model = _filled(config, published.weights, str(path))
     return Checkpoint(model, "none" if vae is None else "kl", (), path.name, _hash(published.files), vae)
 
@@ -172,7 +172,7 @@ def _load_run(path: pathlib.Path, vae_file: pathlib.Path | None) -> Checkpoint:
     config, vae = ModelConfig.from_dict(arguments, where), None
     if vae_file is not None:
         vae, tokenizer = load_vae(vae_file), "kl"
-        merged([Claim(where, config.to_dict()), vae_claim(vae, vae_file)], str(path))
+        merged([PartialConfig(where, config.to_dict()), config_from_vae(vae, vae_file)], str(path))
     resumable = (path / STATE_FILE).exists()
     remedy = f"mar train --resume {path} writes it anew" if resumable else "copy it again"
     model = _filled(config, read_safetensors(weights_file, remedy), str(weights_file))

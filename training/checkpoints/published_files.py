@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from training.checkpoints.published_shape import Claim, Shapes, argument_claims
-from training.checkpoints.tensor_files import fill, read_pickle, read_safetensors, saved_metadata, tensors_under
+from training.checkpoints.infer_config import PartialConfig, Shapes, configs_from_arguments
+from training.checkpoints.tensor_files import fill, read_metadata, read_pickle, read_safetensors, tensors_under
 from training.models.autoencoder import LATENT_SCALE, AutoencoderKL, vae_config
 
 SCALE_KEY = "latent_scale"  # in the header of an autoencoder that was trained here
@@ -30,7 +30,7 @@ _NOT_OF_THE_MODEL = ("num_sampling_steps", "grad_checkpointing")
 
 
 @dataclasses.dataclass(frozen=True)
-class Published:
+class PublishedCheckpoint:
     """The averaged weights of a published model by name, the files they came from, and what these tell of it.
 
     `tokenizer` is where the autoencoder lies that came along, if one did.
@@ -38,16 +38,16 @@ class Published:
 
     weights: Mapping[str, Tensor]
     files: list[pathlib.Path]
-    claims: list[Claim]
+    claims: list[PartialConfig]
     tokenizer: pathlib.Path | None = None
 
 
-def read_published(path: pathlib.Path) -> Published:
+def read_published(path: pathlib.Path) -> PublishedCheckpoint:
     """The model at `path`: a `.pth`, a `.safetensors`, or a folder. Raises `CheckpointError`."""
     if path.is_dir():
         return _read_diffusers(path)
     if path.suffix == ".safetensors":
-        return Published(read_safetensors(path), [path], [])
+        return PublishedCheckpoint(read_safetensors(path), [path], [])
     content = read_pickle(path)
     weights = tensors_under(content, "model_ema", path, "the averaged weights")
     arguments = content.get("args", {})
@@ -57,7 +57,7 @@ def read_published(path: pathlib.Path) -> Published:
         raise CheckpointError(
             f"{path}: expected the arguments of its training under 'args', found {type(arguments).__name__}"
         )
-    return Published(weights, [path], argument_claims(arguments))
+    return PublishedCheckpoint(weights, [path], configs_from_arguments(arguments))
 
 
 def is_diffusers_folder(path: pathlib.Path) -> bool:
@@ -92,7 +92,7 @@ def latent_scale(path: pathlib.Path) -> float:
 
     Raises `CheckpointError`.
     """
-    told = saved_metadata(path).get(SCALE_KEY, repr(LATENT_SCALE))
+    told = read_metadata(path).get(SCALE_KEY, repr(LATENT_SCALE))
     try:
         scale = float(told)
     except ValueError:
@@ -102,8 +102,8 @@ def latent_scale(path: pathlib.Path) -> float:
     return scale
 
 
-def vae_claim(vae: AutoencoderKL, path: pathlib.Path) -> Claim:
-    return Claim(
+def config_from_vae(vae: AutoencoderKL, path: pathlib.Path) -> PartialConfig:
+    return PartialConfig(
         f"the tokenizer {path}", {"vae_embed_dim": vae.config.latent_channels, "vae_stride": vae.config.stride}
     )
 
@@ -131,7 +131,7 @@ def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-def _read_diffusers(path: pathlib.Path) -> Published:
+def _read_diffusers(path: pathlib.Path) -> PublishedCheckpoint:
     """A component folder, or a pipeline's with one of each."""
     folder, vae = path, None
     if (path / _DIFFUSERS_INDEX).is_file():
@@ -141,8 +141,8 @@ def _read_diffusers(path: pathlib.Path) -> Published:
         folder, vae = present[0], path / _VAE_FOLDER
     weights, files = _read_folder(folder)
     arguments = read_arguments(folder / "config.json")
-    claim = argument_claims({name: value for name, value in arguments.items() if not name.startswith("_")})
-    return Published(weights, files, claim, vae if vae is not None and vae.is_dir() else None)
+    claim = configs_from_arguments({name: value for name, value in arguments.items() if not name.startswith("_")})
+    return PublishedCheckpoint(weights, files, claim, vae if vae is not None and vae.is_dir() else None)
 
 
 def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Tensor], list[pathlib.Path]]:

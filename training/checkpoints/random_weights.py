@@ -7,7 +7,7 @@ from torch import nn
 
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.mar import MAR
-from training.models.presets import preset
+from training.models.model_sizes import model_config
 
 _STD = 0.02
 
@@ -17,7 +17,7 @@ def random_checkpoint(name: str) -> Checkpoint:
 
     The layers that training starts at zero are drawn at std 0.02, so that the network does real work.
     """
-    config = preset(name)
+    config = model_config(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MAR(**config.to_dict()).eval()

@@ -12,7 +12,7 @@ from training.checkpoints.tensor_files import fill
 from training.models.mar import MAR
 
 
-def resized(model: MAR, image_size: int) -> MAR:
+def resize_model(model: MAR, image_size: int) -> MAR:
     """`model` for images of image_size x image_size pixels: its embeddings of places, interpolated.
 
     Bicubic, without antialiasing, between the centres of the tokens, as is usual for vision transformers

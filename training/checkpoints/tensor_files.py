@@ -32,7 +32,7 @@ def read_safetensors(path: pathlib.Path, remedy: str = "copy it again") -> dict[
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); {remedy}") from error
 
 
-def saved_metadata(path: pathlib.Path) -> dict[str, str]:
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
     """What a safetensors file was saved with beside its tensors; nothing if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:

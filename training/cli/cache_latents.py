@@ -12,7 +12,7 @@ from runtime.cli.options import PATH, progress_bar, threads_option
 from runtime.errors import DataError, RequestError
 from runtime.files import sha256
 from training.checkpoints.published_files import load_vae
-from training.data.datasets import coloured, open_dataset
+from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_cache import CachedLatents, cache_latents
 
 
@@ -56,7 +56,7 @@ def cache(
     vae = load_vae(tokenizer)
     if image_size < 1 or image_size % vae.config.stride:
         raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
-    dataset = coloured(open_dataset(data, image_size))
+    dataset = to_rgb(open_dataset(data, image_size))
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with progress_bar(len(dataset.labels), "encoding") as bar:

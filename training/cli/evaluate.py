@@ -127,7 +127,7 @@ def evaluate(
             with progress_bar(few, f"{network.name}: training images") as bar:
                 seen[TRAINING] = reference(network, train, few, out, bar.update)
         figures[network.name] = figures_of(network, seen, expected)
-    tell_complaints([*train.complaints, *real.complaints])
+    tell_complaints([*train.warnings, *real.warnings])
     click.echo(table(figures))
     if json_file is not None:
         settings_used = dataclasses.asdict(sampling)

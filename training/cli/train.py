@@ -11,17 +11,17 @@ import torch
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
 from training.cli.options import training_options
-from training.config import RunConfig, TrainConfig, over_file, settled_toml
+from training.config import RunConfig, TrainConfig, merge_flags, resolved_toml
 from training.distributed import joined
 from training.loop.mar_trainer import MarTrainer, fitted, read_config
 from training.loop.profiling import profile_training
 from training.loop.training_loop import finish
-from training.models.presets import PRESETS
+from training.models.model_sizes import MODEL_SIZES
 
 
 @click.command()
 @click.option("--config", "config_file", type=PATH, help="A TOML file with what is told here; flags come before it.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), help="Which model to train.")
+@click.option("--preset", type=click.Choice(list(MODEL_SIZES)), help="Which model to train.")
 @click.option("--data", type=PATH, help="A folder with IDX files, or with a sub-folder for each class.")
 @click.option("--out", type=PATH, help="The run folder to make.")
 @click.option("--resume", type=PATH, help="A run folder to go on with, instead of the four above.")
@@ -66,10 +66,10 @@ def train(
         return
     flags = {"preset": preset, "data": str(data) if data else None}
     model = {} if image_size is None else {"img_size": image_size}
-    values = over_file(config_file, flags, {"model": model, "training": given})
+    values = merge_flags(config_file, flags, {"model": model, "training": given})
     where = str(config_file or "the flags")
     if print_config:
-        click.echo(settled_toml(values, where, RunConfig.from_dict), nl=False)
+        click.echo(resolved_toml(values, where, RunConfig.from_dict), nl=False)
         return
     config = RunConfig.from_dict(values, where)
     if profile:

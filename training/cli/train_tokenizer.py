@@ -11,7 +11,7 @@ import torch
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
 from training.cli.options import training_options
-from training.config import over_file, settled_toml
+from training.config import merge_flags, resolved_toml
 from training.distributed import joined
 from training.loop.training_loop import finish
 from training.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig, TokenizerTraining
@@ -52,10 +52,10 @@ def train_tokenizer(
         with joined(device) as processes:
             finish(TokenizerTrainer.resume(resume, processes, given))
         return
-    values = over_file(config_file, {"preset": preset, "data": str(data) if data else None}, {"training": given})
+    values = merge_flags(config_file, {"preset": preset, "data": str(data) if data else None}, {"training": given})
     where = str(config_file or "the flags")
     if print_config:
-        click.echo(settled_toml(values, where, TokenizerConfig.from_dict), nl=False)
+        click.echo(resolved_toml(values, where, TokenizerConfig.from_dict), nl=False)
         return
     config = TokenizerConfig.from_dict(values, where)
     if out is None:

@@ -48,10 +48,10 @@ class UnreadableImageError(DataError):
 class Dataset(Protocol):
     """Images of one size with a label each.
 
-    `complaints` are what was found wrong with the data but can be lived with; reading adds to them.
+    `warnings` are what was found wrong with the data but can be lived with; reading adds to them.
     """
 
-    complaints: list[str]
+    warnings: list[str]
 
     classes: tuple[str, ...]
     channels: int
@@ -87,7 +87,7 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
     return FolderDataset(path, image_size)
 
 
-def in_parts(values: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+def chunks(values: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     """`values` [n] in their order, up to `size` at a time."""
     return (values[start : start + size] for start in range(0, len(values), size))
 
@@ -97,20 +97,20 @@ def readable_batches(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Those of the images `chosen` [n] of `dataset` that can be read, uint8 [B, H, W, c], and which these are [B].
 
-    Up to `size` come at a time. Why the others cannot be read is among the dataset's complaints then. Raises
+    Up to `size` come at a time. Why the others cannot be read is among the dataset's warnings then. Raises
     `DataError` where a hundred in a row, or all, cannot.
     """
     unreadable = 0
-    for part in in_parts(chosen, size):
+    for part in chunks(chosen, size):
         found = []
         for index in part:
             try:
                 found.append((dataset.images(index[None])[0], index))
                 unreadable = 0
             except UnreadableImageError as error:
-                dataset.complaints.append(str(error))
+                dataset.warnings.append(str(error))
                 unreadable += 1
-                check_disk(unreadable, len(chosen), dataset.complaints[-1])
+                check_disk(unreadable, len(chosen), dataset.warnings[-1])
         if found:
             images, indices = zip(*found, strict=True)
             yield np.stack(images), np.array(indices)
@@ -123,7 +123,7 @@ def check_disk(unreadable: int, of: int, last: str) -> None:
         raise DataError(f"{pluralize(unreadable, 'image')} in a row cannot be read, the last one {last}")
 
 
-def coloured(dataset: Dataset) -> Dataset:
+def to_rgb(dataset: Dataset) -> Dataset:
     """The dataset in three colours: gray images have all of them the same."""
     return dataset if dataset.channels == 3 else _Coloured(dataset)
 
@@ -132,7 +132,7 @@ class _Coloured:
     channels = 3
 
     def __init__(self, gray: Dataset) -> None:
-        self._gray, self.complaints = gray, gray.complaints
+        self._gray, self.warnings = gray, gray.warnings
         self.classes, self.labels = gray.classes, gray.labels
 
     @property
@@ -152,7 +152,7 @@ class IdxDataset:
     channels = 1
 
     def __init__(self, path: pathlib.Path, image_size: int, split: str) -> None:
-        self.complaints: list[str] = []
+        self.warnings: list[str] = []
         pixels = _read_idx(_require_idx(path, split, "images-idx3"), dimensions=3)  # [n, h, w]
         self.labels = _read_idx(_require_idx(path, split, "labels-idx1"), dimensions=1).astype(np.int64)
         if len(pixels) != len(self.labels):
@@ -197,19 +197,19 @@ class FolderDataset:
     def __init__(self, path: pathlib.Path, image_size: int) -> None:
         folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
         self.classes = tuple(folder.name for folder in folders)
-        self.complaints: list[str] = []
+        self.warnings: list[str] = []
         self._files: list[pathlib.Path] = []
         labels: list[int] = []
         for label, folder in enumerate(folders):
             files = sorted(file for file in folder.rglob("*") if _is_image(file.relative_to(folder)))
             if not files:
-                self.complaints.append(f"{folder}: a class without images (looked for {', '.join(_IMAGE_SUFFIXES)})")
+                self.warnings.append(f"{folder}: a class without images (looked for {', '.join(_IMAGE_SUFFIXES)})")
             self._files += files
             labels += [label] * len(files)
         if not folders:
             raise DataError(f"{path}: neither IDX files nor class sub-folders here")
         if not labels:
-            raise DataError(f"{path}: no class has images; {self.complaints[0]}")
+            raise DataError(f"{path}: no class has images; {self.warnings[0]}")
         self.labels = np.array(labels, dtype=np.int64)
         self._path, self._image_size = path, image_size
 
@@ -235,7 +235,7 @@ class FolderDataset:
         ) as error:  # Pillow lets through whatever its parsers stumble over: SyntaxError, struct.error, ...
             raise UnreadableImageError(f"{file}: not a readable image ({error})") from error
         if min(upright.size) < size:
-            self.complaints.append(f"{file}: {upright.width}x{upright.height}, enlarged to {size}x{size}")
+            self.warnings.append(f"{file}: {upright.width}x{upright.height}, enlarged to {size}x{size}")
         scale = size / min(upright.size)
         width, height = (max(size, round(side * scale)) for side in upright.size)
         left, top = (width - size) // 2, (height - size) // 2

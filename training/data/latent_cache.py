@@ -143,8 +143,8 @@ def _encoded(
                 complain(told[-1])
                 unreadable += 1
                 check_disk(unreadable, len(dataset.labels), told[-1])
-        while dataset.complaints:
-            complain(dataset.complaints.pop(0))
+        while dataset.warnings:
+            complain(dataset.warnings.pop(0))
         if images:
             straight = torch.from_numpy(np.stack(images)).to(device)  # [b, 3, H, W]
             both = torch.cat([straight, straight.flip(-1)]).contiguous(memory_format=torch.channels_last)
@@ -160,7 +160,7 @@ class CachedLatents:
     tokenizer = "kl"
 
     def __init__(self, cache: pathlib.Path, image_size: int) -> None:
-        index, self.complaints = _read_index(cache), list[str]()
+        index, self.warnings = _read_index(cache), list[str]()
         if index.next < index.images:
             raise DataError(
                 f"{cache}: only {index.next} of {index.images} images are cached; call mar cache-latents again"

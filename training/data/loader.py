@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.config import StepConfig
 from training.data.draws import batch_examples, draw_example, example_stream, masked_tokens
-from training.data.source import Source, readable_latent
+from training.data.latent_dataset import LatentDataset, readable_latent
 from training.preemption import SIGNALS
 
 
@@ -47,14 +47,14 @@ class MicroBatch(NamedTuple):
 
     batch: Batch | ImageBatch
     examples: Tensor
-    complaints: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class StepParts(Dataset[MicroBatch], abc.ABC):
     """Micro-batch `number` of this process: step number // accumulate, part number % accumulate of it."""
 
-    source: Source
+    source: LatentDataset
     model: Any  # the config of what is trained
     training: StepConfig
     rank: int
@@ -68,9 +68,9 @@ class StepParts(Dataset[MicroBatch], abc.ABC):
         examples = batch_examples(len(self.source.labels), training.batch_size, step, training.seed)
         chosen = examples[first : first + size].tolist()
         batch = self._collected(step, range(first, first + size), chosen)
-        complaints = self.source.complaints.copy()
-        self.source.complaints.clear()
-        return MicroBatch(batch, torch.tensor(chosen), complaints)
+        warnings = self.source.warnings.copy()
+        self.source.warnings.clear()
+        return MicroBatch(batch, torch.tensor(chosen), warnings)
 
     @abc.abstractmethod
     def _collected(self, step: int, places: range, examples: list[int]) -> Batch | ImageBatch:

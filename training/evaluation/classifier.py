@@ -1,15 +1,10 @@
-"""How good generated images are, judged by a small classifier trained on the real ones.
-
-Two figures: how often the classifier recognises the class that was asked for, and the Fréchet distance
-(arXiv 1706.08500) between its features of generated and of real test images.
-"""
+"""A small classifier of the dataset's own classes, whose accuracy and features measure the quality of generated images."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,8 +15,7 @@ from torch import Tensor, nn
 from runtime.errors import DataError
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import saved_metadata
-from training.data.datasets import Dataset, in_parts, readable_batches
-from training.evaluation.metrics import Moments, frechet
+from training.data.datasets import Dataset, readable_batches
 
 FEATURES = 64
 _EPOCHS = 3
@@ -29,7 +23,12 @@ _BATCH = 128
 
 
 class Classifier(nn.Module):
-    """Images uint8 [B, H, W, c] -> class scores [B, classes], by way of 64 features."""
+    """Three convolutions, a projection to 64 features and a linear layer.
+
+    Args:
+        channels: Channels of the images, 1 or 3.
+        classes: Number of classes.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -40,51 +39,62 @@ class Classifier(nn.Module):
         self.score = nn.Linear(FEATURES, classes)
 
     def features(self, images: NDArray[np.uint8]) -> Tensor:
+        """Compute the features, float32 [B, 64], of images uint8 [B, H, W, c]."""
         x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.max_pool2d(F.relu(norm(convolution(x))), 2)
         return F.relu(self.project(x.mean(dim=(2, 3))))
 
     def forward(self, images: NDArray[np.uint8]) -> Tensor:
+        """Compute the logits, float32 [B, classes], of images uint8 [B, H, W, c]."""
         return self.score(self.features(images))
 
 
-@dataclasses.dataclass(frozen=True)
-class Judgement:
-    """`recognised`: the share of images seen as their class; `features` [n, 64] for `frechet_distance`."""
-
-    top1_accuracy: float
-    features: NDArray[np.float64]
-
-
 def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
-    """Three epochs of AdamW under a one-cycle learning rate, always from the same seed."""
+    """Train a classifier for three epochs with AdamW and a one-cycle learning rate, always from the same seed.
+
+    Args:
+        dataset: The training images. Images that cannot be read are left out.
+        progress: Is called after each training step with the steps done and the steps in total.
+
+    Returns:
+        The classifier in evaluation mode.
+
+    Raises:
+        DataError: There are fewer than 128 readable images.
+    """
     torch.manual_seed(0)
     model = Classifier(dataset.channels, len(dataset.classes)).train()
-    every = np.arange(len(dataset.labels))
-    readable = np.concatenate([indices for _, indices in readable_batches(dataset, every, _BATCH)])
-    steps_an_epoch = len(readable) // _BATCH
-    if not steps_an_epoch:
-        raise DataError(f"{len(readable)} training images are too few for a classifier; {_BATCH} are the least")
-    steps = _EPOCHS * steps_an_epoch
+    all_indices = np.arange(len(dataset.labels))
+    readable = np.concatenate([indices for _, indices in readable_batches(dataset, all_indices, _BATCH)])
+    steps_per_epoch = len(readable) // _BATCH
+    if not steps_per_epoch:
+        raise DataError(f"{len(readable)} training images are too few for a classifier; it needs at least {_BATCH}")
+    steps = _EPOCHS * steps_per_epoch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
     random = np.random.default_rng(0)
     for epoch in range(_EPOCHS):
         order = random.permutation(readable)
-        for step in range(steps_an_epoch):
+        for step in range(steps_per_epoch):
             indices = order[step * _BATCH : (step + 1) * _BATCH]
             loss = F.cross_entropy(model(dataset.images(indices)), torch.from_numpy(dataset.labels[indices]))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            progress(epoch * steps_an_epoch + step + 1, steps)
+            progress(epoch * steps_per_epoch + step + 1, steps)
     return model.eval()
 
 
 def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
-    """The classifier that was trained on this very dataset and saved at `file`, or a new one, saved there."""
+    """Load the classifier of `dataset` from `file`, or train one and save it there.
+
+    A file that belongs to another dataset is replaced. The arguments are those of `train_classifier`.
+
+    Raises:
+        DataError: There are fewer than 128 readable images.
+    """
     if saved_metadata(file).get("dataset") == dataset.fingerprint:
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
@@ -92,21 +102,3 @@ def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Cal
     model = train_classifier(dataset, progress)
     checkpoint.save_weights(file, model.state_dict(), {"dataset": dataset.fingerprint})
     return model
-
-
-@torch.inference_mode()
-def judge(model: Classifier, images: Iterator[NDArray[np.uint8]], labels: NDArray[np.int64]) -> Judgement:
-    """Look at batches of `images`, whose classes in turn are `labels`."""
-    features = torch.cat([model.features(batch) for batch in images])  # [n, 64]
-    guesses = model.score(features).argmax(dim=1).numpy()
-    return Judgement(float((guesses == labels).mean()), features.double().numpy())
-
-
-def batches(dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
-    """The first `count` images of `dataset`."""
-    return (dataset.images(part) for part in in_parts(np.arange(count), 256))
-
-
-def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """The Fréchet distance of features [n, d] and [m, d]."""
-    return frechet(Moments.of(a), Moments.of(b))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.data.draws import batch_examples, example_stream
-from training.data.source import Source, readable_latent
+from training.data.latent_dataset import LatentDataset, readable_latent
 from training.models.mar import MAR
 
 _BATCH = 64
@@ -40,7 +40,7 @@ class HeadDataset:
 
 @torch.inference_mode()
 def collect_head_dataset(
-    model: MAR, source: Source, images: int, seed: int, progress: Callable[[int], None] = lambda done: None
+    model: MAR, source: LatentDataset, images: int, seed: int, progress: Callable[[int], None] = lambda done: None
 ) -> HeadDataset:
     """HeadDataset of up to 16 tokens of each of `images` images, `progress` being told of every few images.
 
@@ -60,7 +60,7 @@ def collect_head_dataset(
         )
 
 
-def _contexts(model: MAR, source: Source, examples: NDArray[np.int64], batch: int, seed: int) -> HeadDataset:
+def _contexts(model: MAR, source: LatentDataset, examples: NDArray[np.int64], batch: int, seed: int) -> HeadDataset:
     config = model.config
     streams = [example_stream(seed, batch, place) for place in range(len(examples))]
     read = [readable_latent(source, int(i), False, stream) for i, stream in zip(examples, streams, strict=True)]

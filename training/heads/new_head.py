@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from runtime.errors import RequestError
-from runtime.sampling.constraints import check_chains
+from runtime.sampling.constraints import check_masked_diffusion
 from training.checkpoints.checkpoint import Checkpoint
 from training.data.draws import draw_timesteps
-from training.data.source import check_source, open_source
+from training.data.latent_dataset import check_model_fits, open_latents
 from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import distillation_loss, guided_teacher, teacher_paths
 from training.heads.head_training import HeadTraining, train_head
@@ -91,12 +91,12 @@ def with_flow_head(model: MAR, distilled_steps: int = 0) -> MAR:
 
 def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> HeadDataset:
     config = checkpoint.model.config
-    check_chains(config, "training a head on a frozen backbone")
-    source = open_source(material.data, config.img_size)
-    check_source(source, config, str(material.data))
+    check_masked_diffusion(config, "training a head on a frozen backbone")
+    source = open_latents(material.data, config.img_size)
+    check_model_fits(source, config, str(material.data))
     with bar(material.images, "backbone") as shown:
         contexts = collect_head_dataset(checkpoint.model, source, material.images, material.seed, shown.update)
-    tell_complaints(source.complaints)
+    tell_complaints(source.warnings)
     return contexts
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from runtime.errors import CheckpointError, ConfigError
 from training.checkpoints import checkpoint
 from training.config import RunConfig, TrainConfig
-from training.data.kmeans import fitted_codebook
+from training.data.codebook import fit_codebook
+from training.data.latent_dataset import LatentDataset, check_model_fits, open_latents
 from training.data.loader import MicroBatch, MicroBatches, micro_batches
-from training.data.source import Source, check_source, open_source
 from training.distributed import Processes
 from training.loop.optimizer_step import MarTrainStep
 from training.loop.state import load_state
@@ -24,7 +24,7 @@ from training.reporting.sample_grid import save_sample_grid
 class MarTrainer(TrainingLoop[MarTrainStep]):
     """One run: `MarTrainer.start` or `MarTrainer.resume`, then `train`. Every process of a job does the same."""
 
-    def __init__(self, run: pathlib.Path, source: Source, config: RunConfig, processes: Processes) -> None:
+    def __init__(self, run: pathlib.Path, source: LatentDataset, config: RunConfig, processes: Processes) -> None:
         check_fit(source, config, processes)
         self.config = config
         super().__init__(run, source, MarTrainStep(config.model, config.training, processes), processes)
@@ -50,7 +50,7 @@ class MarTrainer(TrainingLoop[MarTrainStep]):
         """The run at its last checkpoint; `changes` to its `TrainConfig`, such as more `steps`, are kept in it."""
         processes = processes or Processes()
         config = read_config(run, changes or {})
-        trainer = cls(run, open_source(pathlib.Path(config.data), config.model.img_size), config, processes)
+        trainer = cls(run, open_latents(pathlib.Path(config.data), config.model.img_size), config, processes)
         if (run / checkpoint.STATE_FILE).exists():
             trainer.step = load_state(run, trainer.train_step)
         else:
@@ -68,7 +68,7 @@ class MarTrainer(TrainingLoop[MarTrainStep]):
         """What a model needs of its data before the first step."""
         model = self.config.model
         if model.head == "vq":
-            self.train_step.take_codebook(fitted_codebook(self.source, model, self.config.training.seed))
+            self.train_step.set_codebook(fit_codebook(self.source, model, self.config.training.seed))
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, config = self.processes, self.config
@@ -91,9 +91,9 @@ class MarTrainer(TrainingLoop[MarTrainStep]):
         checkpoint.write_run_config(self.run, value)
 
 
-def fitted(config: RunConfig) -> tuple[RunConfig, Source]:
+def fitted(config: RunConfig) -> tuple[RunConfig, LatentDataset]:
     """The data of `config`, opened, and `config` with a model of as many classes and channels. Raises `DataError`."""
-    source = open_source(pathlib.Path(config.data), config.model.img_size)
+    source = open_latents(pathlib.Path(config.data), config.model.img_size)
     model = dataclasses.replace(config.model, vae_embed_dim=source.channels, class_num=len(source.classes))
     return RunConfig(str(pathlib.Path(config.data).resolve()), model, config.training), source
 
@@ -111,7 +111,7 @@ def read_config(run: pathlib.Path, changes: Mapping[str, Any]) -> RunConfig:
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
 
 
-def check_fit(source: Source, config: RunConfig, processes: Processes) -> None:
+def check_fit(source: LatentDataset, config: RunConfig, processes: Processes) -> None:
     """Refuse data that is not what the model was made for, too little of it, or a batch that cannot be shared out."""
-    check_source(source, config.model, config.data)
+    check_model_fits(source, config.model, config.data)
     check_batch(source, config.training, processes)

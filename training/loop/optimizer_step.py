@@ -22,13 +22,13 @@ from torch.utils.checkpoint import checkpoint
 from runtime.model.config import ModelConfig
 from training.config import StepConfig, TrainConfig
 from training.data.loader import MicroBatch
-from training.distributed import Processes, exchanging_gradients, local, spread, spread_like, whole
+from training.distributed import Processes, distribute_like, gradient_sync, local, spread, whole
 from training.models.mar import MAR
 from training.models.numerics import autocast, choose_operators
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What became of a step: the loss over all processes and the norm of its gradient before clipping.
 
     If one of them is not finite the step was not taken. `suspects` are then the examples of the
@@ -73,7 +73,7 @@ class TrainStep(abc.ABC):
         """Leave the gradient of the mean loss in the parameters: the losses of this process's micro-batches, [parts],
         the examples in each, and what the loss is made of, by name."""
 
-    def update(self, step: int, batches: Iterable[MicroBatch]) -> Outcome:
+    def update(self, step: int, batches: Iterable[MicroBatch]) -> StepResult:
         """Take step number `step` with this process's micro-batches, unless its loss or gradient is not finite."""
         config = self.config
         torch.manual_seed(_dropout_seed(config.seed, step, self.processes.rank))
@@ -85,7 +85,7 @@ class TrainStep(abc.ABC):
         loss = self.processes.mean(losses.mean()).item()
         with self.phase("clip"):
             norm = self._clip()
-        outcome = Outcome(loss, norm, parts=parts)
+        outcome = StepResult(loss, norm, parts=parts)
         if outcome.taken:
             with self.phase("optimizer"):
                 self.optimizer.step()
@@ -141,12 +141,12 @@ class MarTrainStep(TrainStep):
         )
         super().__init__(model, module, optimizer, config, processes)
 
-    def take_codebook(self, codebook: NDArray[np.float32]) -> None:
+    def set_codebook(self, codebook: NDArray[np.float32]) -> None:
         """Give the head its codebook [codes, D], the same in every process."""
         parameter = self.model.diffloss.codebook
         with torch.no_grad():
             for copy in (parameter, self.average["diffloss.codebook"]):
-                copy.copy_(spread_like(torch.from_numpy(codebook), parameter))
+                copy.copy_(distribute_like(torch.from_numpy(codebook), parameter))
 
     def averaged_model(self) -> MAR:
         """A model of its own with the averaged weights, whole, in evaluation mode."""
@@ -157,7 +157,7 @@ class MarTrainStep(TrainStep):
     def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
         config, losses, examples = self.config, [], []
         for part, (batch, indices, _) in enumerate(batches, start=1):
-            with exchanging_gradients(self.module, now=part == config.accumulate):
+            with gradient_sync(self.module, now=part == config.accumulate):
                 with self.phase("forward"), autocast(config.precision, self.processes.device):
                     loss = self.module(*batch)
                 with self.phase("backward"):

@@ -16,8 +16,8 @@ from torch.profiler import profile
 
 from runtime.checks import pluralize
 from training.config import RunConfig
+from training.data.latent_dataset import LatentDataset
 from training.data.loader import MicroBatches, micro_batches
-from training.data.source import Source
 from training.distributed import Processes
 from training.loop.mar_trainer import check_fit
 from training.loop.optimizer_step import MarTrainStep
@@ -64,7 +64,7 @@ class PhaseTimer:
         module.register_forward_hook(after)
 
 
-def profile_training(config: RunConfig, source: Source, processes: Processes) -> str:
+def profile_training(config: RunConfig, source: LatentDataset, processes: Processes) -> str:
     """A table for a person: a few steps of a new model of `config`, and what they spent their time on."""
     check_fit(source, config, processes)
     training = dataclasses.replace(config.training, steps=_WARM_UP + _TIMED + _UNDER_PROFILER)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.checkpoints import checkpoint
-from training.checkpoints.tensor_files import read_safetensors, saved_metadata
-from training.distributed import spread_like, whole
+from training.checkpoints.tensor_files import read_metadata, read_safetensors
+from training.distributed import distribute_like, whole
 from training.loop.optimizer_step import TrainStep
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,7 +44,7 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
         "copy it again, or delete it to train from the first step on; the averaged weights, in "
         f"{checkpoint.WEIGHTS_FILE}, can still be used"
     )
-    state, metadata = read_safetensors(path, remedy), saved_metadata(path)
+    state, metadata = read_safetensors(path, remedy), read_metadata(path)
     if not metadata.get("step", "").isdecimal() or not metadata.get("skipped", "0").isdecimal():
         raise CheckpointError(f"{path}: its header names no step")
     step, skipped = int(metadata["step"]), int(metadata.get("skipped", "0"))
@@ -54,7 +54,7 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
         if tensor is None or tensor.shape != parameter.shape:
             found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
             raise CheckpointError(f"{path}: {key}.{name} is {found}, expected shape {list(parameter.shape)}")
-        return spread_like(tensor, parameter)
+        return distribute_like(tensor, parameter)
 
     with torch.no_grad():
         for name, parameter in train_step.model.named_parameters():

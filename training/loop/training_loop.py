@@ -16,10 +16,10 @@ from runtime.checks import pluralize
 from runtime.errors import ConfigError, DataError, MarError
 from training.checkpoints.checkpoint import CONFIG_FILE
 from training.config import StepConfig
+from training.data.latent_dataset import LatentDataset
 from training.data.loader import MicroBatch
-from training.data.source import Source
 from training.distributed import Processes
-from training.loop.optimizer_step import Outcome, TrainStep, learning_rate
+from training.loop.optimizer_step import StepResult, TrainStep, learning_rate
 from training.loop.state import save_state
 from training.preemption import PreemptedError, Termination
 from training.reporting.environment import record_environment
@@ -37,7 +37,7 @@ class TrainingLoop(abc.ABC, Generic[_Step]):
     command = "mar train"
     use = "make an artifact of it with mar export {run} --out ARTIFACT"
 
-    def __init__(self, run: pathlib.Path, source: Source, train_step: _Step, processes: Processes) -> None:
+    def __init__(self, run: pathlib.Path, source: LatentDataset, train_step: _Step, processes: Processes) -> None:
         self.run, self.source, self.train_step, self.processes = run, source, train_step, processes
         self.step = 0
         self._new = not any(run.glob("*"))
@@ -87,10 +87,10 @@ class TrainingLoop(abc.ABC, Generic[_Step]):
     def _train(self, termination: Termination, reporter: Reporter | None) -> None:
         config, skipped = self._settings, 0
         batches = self._batches()
-        self._complain(reporter, self.source.complaints)
+        self._report_warnings(reporter, self.source.warnings)
         while self.step < config.steps:
             parts = list(itertools.islice(batches, config.accumulate))
-            self._complain(reporter, [complaint for part in parts for complaint in part.complaints])
+            self._report_warnings(reporter, [complaint for part in parts for complaint in part.warnings])
             outcome = self.train_step.update(self.step, parts)
             self.step += 1
             skipped = 0 if outcome.taken else skipped + 1
@@ -113,16 +113,16 @@ class TrainingLoop(abc.ABC, Generic[_Step]):
             if last or self.step % config.sample_every == 0:
                 self._draw_samples(reporter)
 
-    def _complain(self, reporter: Reporter | None, mine: Sequence[str]) -> None:
+    def _report_warnings(self, reporter: Reporter | None, mine: Sequence[str]) -> None:
         """Tell what this and the other processes found wrong with the data, or stop because of it."""
-        complaints = self.processes.together(list(mine))
-        if complaints and self._settings.bad_data == "stop":
-            raise DataError(f"{complaints[0]}; --bad-data report goes on without what cannot be read")
+        warnings = self.processes.together(list(mine))
+        if warnings and self._settings.bad_data == "stop":
+            raise DataError(f"{warnings[0]}; --bad-data report goes on without what cannot be read")
         if reporter:
-            for complaint in complaints:
+            for complaint in warnings:
                 reporter.bad_data(self.step, complaint)
 
-    def _report(self, reporter: Reporter, outcome: Outcome) -> None:
+    def _report(self, reporter: Reporter, outcome: StepResult) -> None:
         if outcome.taken:
             rate = learning_rate(self._settings, self.step - 1)
             reporter.step(self.step, outcome.loss, outcome.gradient_norm, rate, **outcome.parts)
@@ -169,7 +169,7 @@ def check_no_run(run: pathlib.Path) -> None:
         raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
 
 
-def check_batch(source: Source, training: StepConfig, processes: Processes) -> None:
+def check_batch(source: LatentDataset, training: StepConfig, processes: Processes) -> None:
     """Refuse too little data, or a batch that cannot be shared out."""
     if len(source.labels) < training.batch_size:
         there = pluralize(len(source.labels), "image")

@@ -38,7 +38,7 @@ class VAEConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels along one side of a latent."""
+        """PixelLatents along one side of a latent."""
         return int(2 ** (len(self.multipliers) - 1))
 
 

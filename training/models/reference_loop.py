@@ -20,7 +20,7 @@ from runtime.model.latents import unpatchify
 from runtime.sampling.plan import Plan
 from runtime.sampling.samplers import CoefficientTable
 from training.models.mar import MAR
-from training.models.vq_head import draw_codes
+from training.models.vq_head import sample_codes
 
 StageTimes = dict[str, float]
 
@@ -118,7 +118,7 @@ def _causal(model: MAR, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor
 def _drawn_codes(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
     """Tokens [N, D] from z [G N, C] and noise [2, N, D], of which only the first channel of the last is used."""
     temperature = float(table.coefficients[0, COEFFICIENTS.index("noise_scale")])
-    return model.diffloss.codebook[draw_codes(model.diffloss.net(z), scale, temperature, noise[1, :, 0])]
+    return model.diffloss.codebook[sample_codes(model.diffloss.net(z), scale, temperature, noise[1, :, 0])]
 
 
 def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:

@@ -52,7 +52,7 @@ class VQHeadMLP(nn.Module):
 class VQLoss(nn.Module):
     """Cross-entropy of the code nearest to each token.
 
-    `codebook` [codes, D] is made of the training tokens before the first step (`training.data.kmeans`). It is a
+    `codebook` [codes, D] is made of the training tokens before the first step (`training.data.codebook`). It is a
     parameter that nothing trains, so that it is wherever the weights are: in checkpoints, averages, states.
     """
 
@@ -72,7 +72,7 @@ def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
         return (codebook.square().sum(dim=1) - 2 * tokens @ codebook.T).argmin(dim=1)
 
 
-def draw_codes(logits: Tensor, guidance: Tensor | float, temperature: Tensor | float, normal: Tensor) -> Tensor:
+def sample_codes(logits: Tensor, guidance: Tensor | float, temperature: Tensor | float, normal: Tensor) -> Tensor:
     """Codes int64 [N] for logits [G N, codes], guidance halves one below the other, and standard normals [N].
 
     Halves are mixed as those of eps are; the normal's own share of a distribution, Phi, is the share of the

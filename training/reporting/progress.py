@@ -85,9 +85,9 @@ def readable_time(seconds: float) -> str:
     return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
 
 
-def tell_complaints(complaints: Iterable[str]) -> None:
+def tell_complaints(warnings: Iterable[str]) -> None:
     """What was found wrong with the data, each once and the first ten of them, on standard error."""
-    different = list(dict.fromkeys(complaints))
+    different = list(dict.fromkeys(warnings))
     for complaint in different[:_TOLD]:
         print(complaint, file=sys.stderr)
     if len(different) > _TOLD:

@@ -30,7 +30,7 @@ class Reporter:
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
         self._progress = show_progress(config.steps, self._batch, step)
         self._smoothed: float | None = None
-        self._complaints = complaints_in(run / LOG_FILE)  # of the steps before a run was stopped
+        self._complaints = warnings_in(run / LOG_FILE)  # of the steps before a run was stopped
         self._since = time.perf_counter()
 
     def __enter__(self) -> Reporter:
@@ -100,7 +100,7 @@ def open_log(path: pathlib.Path, step: int) -> TextIO:
     return path.open("a")
 
 
-def complaints_in(log: pathlib.Path) -> set[str]:
+def warnings_in(log: pathlib.Path) -> set[str]:
     """What a log tells of bad data."""
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return {entry["event"] for entry in entries if "bad_data" in entry}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.errors import ConfigError
-from training.config import StepConfig, field_names, read_model, read_training, refuse_unknown, setting, to_toml
+from training.config import StepConfig, check_known_keys, field_names, read_training, resolve_model, setting, to_toml
 from training.models.autoencoder import GROUPS, VAEConfig
 
 # The first two are the published ones (arXiv 2112.10752, table 8, and that of MAR).
@@ -64,7 +64,7 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> TokenizerConfig:
         """As `RunConfig.from_dict`. Raises `ConfigError`."""
-        data, model = read_model(values, TOKENIZER_PRESETS, where)
+        data, model = resolve_model(values, TOKENIZER_PRESETS, where)
         if "preset" not in values and "model" not in values:
             raise ConfigError(f"{where}: no preset (--preset), and no model without one")
         vae = read_vae(model, f"{where}, model")
@@ -80,7 +80,7 @@ class TokenizerConfig:
 
 def read_vae(values: Mapping[str, Any], where: str) -> VAEConfig:
     """The autoencoder that `values` tell, for images in colour. Raises `ConfigError`."""
-    refuse_unknown(values, field_names(VAEConfig), where)
+    check_known_keys(values, field_names(VAEConfig), where)
     for name in ("latent_channels", "width", "blocks"):
         if name in values and not _whole(values[name], 1):
             raise ConfigError(f"{where}: {name} must be a whole number of at least 1, found {values[name]!r}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.files import replacing
 from runtime.image_grid import save_grid
 from runtime.model.latents import from_uint8, to_uint8
-from training.data.datasets import Dataset, in_parts, readable_batches
+from training.data.datasets import Dataset, chunks, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, look
 from training.evaluation.metrics import frechet
 from training.models.autoencoder import AutoencoderKL
@@ -57,10 +57,10 @@ class Reconstructions:
             save_grid(temporary, np.concatenate([images, made]), captions, columns=len(images))
 
     def _images(self) -> Iterator[NDArray[np.uint8]]:
-        return (self._dataset.images(part) for part in in_parts(self._chosen, _BATCH))
+        return (self._dataset.images(part) for part in chunks(self._chosen, _BATCH))
 
     def _labelled(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        return zip(batches, in_parts(self._dataset.labels[self._chosen], _BATCH), strict=True)
+        return zip(batches, chunks(self._dataset.labels[self._chosen], _BATCH), strict=True)
 
 
 @torch.inference_mode()

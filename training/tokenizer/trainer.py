@@ -13,9 +13,9 @@ from typing import Any
 
 from runtime.errors import BackendError, CheckpointError, ConfigError, DataError
 from training.checkpoints import checkpoint
-from training.data.datasets import Dataset, coloured, open_dataset
+from training.data.datasets import Dataset, open_dataset, to_rgb
+from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch, micro_batches
-from training.data.source import Pixels
 from training.distributed import Processes
 from training.evaluation.feature_networks import EfficientNet
 from training.loop.state import load_state
@@ -34,8 +34,8 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
 
     def __init__(self, run: pathlib.Path, config: TokenizerConfig, processes: Processes) -> None:
         self.config = config
-        self._dataset = coloured(open_dataset(pathlib.Path(config.data), config.training.image_size))
-        source = Pixels(self._dataset)
+        self._dataset = to_rgb(open_dataset(pathlib.Path(config.data), config.training.image_size))
+        source = PixelLatents(self._dataset)
         check_batch(source, config.training, processes)
         super().__init__(run, source, TokenizerTrainStep(config, processes), processes)
         self._reconstructions: Reconstructions | None = None
@@ -101,7 +101,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
         """Images that are not trained on, where there are such, and the network to judge them by, where it is."""
         training, network, dataset = self.config.training, None, self._dataset
         with contextlib.suppress(DataError):
-            dataset = coloured(open_dataset(pathlib.Path(self.config.data), training.image_size, "test"))
+            dataset = to_rgb(open_dataset(pathlib.Path(self.config.data), training.image_size, "test"))
         try:
             network = EfficientNet()
         except BackendError as error:
@@ -112,7 +112,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
 
     def _tell_bad_images(self, reporter: Reporter, dataset: Dataset) -> None:
         """Of images that are looked at beside the steps, which tell of theirs."""
-        for complaint in dataset.complaints:
+        for complaint in dataset.warnings:
             reporter.bad_data(self.step, complaint)
 
 

@@ -40,20 +40,21 @@ from runtime.files import write_json
 from runtime.generator import Generator, Result
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.engine_spec import DEVICE, Array, Engine
-from runtime.sampling.plan import Sampling, build_plan
-from runtime.sampling.presets import PRESETS, requested_sampling
+from runtime.sampling.plan import build_plan
+from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
+from runtime.sampling.settings import Sampling
 from tests.helpers.command_line import Mar
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.random_weights import random_checkpoint
 from training.models import reference_loop as published
-from training.models.model_sizes import preset
+from training.models.model_sizes import model_config
 
 CHECKPOINT, CONFIG = GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json"
 WEIGHTS = f"--checkpoint {CHECKPOINT} --config {CONFIG}"
-SMALL = preset("pixel_small", img_size=16)  # of 16 tokens, as that model
+SMALL = model_config("pixel_small", img_size=16)  # of 16 tokens, as that model
 MACHINE = Machine(operations=5e9, bytes=2e9)
 STARTUP = {"interpreter": 0.1, "import_runtime": 0.2, "first_backbone_call": 0.75}
 
@@ -178,7 +179,7 @@ def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 def test_the_warm_up_is_short_whatever_the_artifact_draws_with(sampler: str) -> None:
     own = Sampling(sampler=sampler, diffusion_steps=400, last_diffusion_steps=50, cfg_scale=2.0)
-    plan = build_plan(16, requested_sampling(own, SMALL, bench.warm_up(SMALL)))
+    plan = build_plan(16, resolve_sampling(own, SMALL, bench.warm_up(SMALL)))
     assert plan.head_evaluations == 4
     assert plan.iterations[1].guided
 
@@ -203,7 +204,7 @@ def measurement(runner: str, sampling: str, seconds: float) -> bench.Measurement
 
 
 WORK = bench.Work(
-    preset("pixel_small"),
+    model_config("pixel_small"),
     batch=2,
     samplings={"own": Sampling(cfg_scale=2.0), "turbo": Sampling(iterations=5, sampler="dpm++2m", diffusion_steps=8)},
     plans={
@@ -838,7 +839,7 @@ def test_random_weights_are_the_same_every_time_and_leave_pytorchs_own_random_nu
     second = random_checkpoint("pixel_small").model.state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.model.state_dict().items())
     assert not first.model.training
-    assert first.model.config == preset("pixel_small")
+    assert first.model.config == model_config("pixel_small")
     assert (first.tokenizer, first.class_names) == ("pixel", ())
 
 

@@ -35,11 +35,11 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
-from runtime.sampling.presets import PRESETS, requested_sampling
+from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
 from tests.helpers.tiny_runs import write_idx
 from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, save_weights, write_run_config
-from training.models.model_sizes import preset
+from training.models.model_sizes import model_config
 
 QUICK = Setting("quick", {"iterations": 2, "diffusion_steps": 3})
 OTHER = Setting("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
@@ -91,7 +91,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
     def judge(asked: Study, setting: Setting) -> dict[str, Any]:
         seen.append((setting.name, asked.images))
         manifest = Artifact(asked.artifact).manifest
-        sampling = requested_sampling(manifest.sampling, manifest.model, setting.sampling)
+        sampling = resolve_sampling(manifest.sampling, manifest.model, setting.sampling)
         found = figures(
             setting.name, json.loads(json.dumps(dataclasses.asdict(sampling))), asked.images, float(len(seen))
         )
@@ -280,7 +280,7 @@ def test_ways_are_judged_in_processes_of_their_own(made: Study, tmp_path: pathli
 
 
 def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(made: Study) -> None:
-    settings = sampler_settings(preset("pixel_small"))
+    settings = sampler_settings(model_config("pixel_small"))
     assert len({setting.name for setting in settings}) == len(settings) == len(DIFFUSION_SAMPLERS) * len(study.STEPS)
     with Generator.load(made.artifact, threads=1) as generator:
         for setting in settings:
@@ -300,7 +300,7 @@ def test_presets_are_compared_under_their_own_names() -> None:
 
 
 def test_file_names_of_all_ways_differ(tmp_path: pathlib.Path) -> None:
-    settings = preset_settings(()) + sampler_settings(preset("pixel_small"))
+    settings = preset_settings(()) + sampler_settings(model_config("pixel_small"))
     files = {study._file(tmp_path, setting).name for setting in settings}
     assert len(files) == len(settings)
     assert all(name.removesuffix(".json").replace("-", "").isalnum() for name in files)
@@ -341,7 +341,7 @@ def test_the_summary_has_the_figures_and_times_of_what_is_judged(
 
 def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) -> None:
     settings = []
-    for number, setting in enumerate(preset_settings(()) + sampler_settings(preset("pixel_small"))):
+    for number, setting in enumerate(preset_settings(()) + sampler_settings(model_config("pixel_small"))):
         steps = setting.sampling.get("diffusion_steps", 100)
         one = figures(setting.name, {"diffusion_steps": steps}, 10, frechet=10.0 / (1 + number % 7))
         settings.append({**one, "milliseconds": {"median": 10.0 * steps, "p10": 1.0, "p90": 1e4}})
@@ -356,8 +356,8 @@ def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) 
             assert image.format == "PNG"
             pixels = np.asarray(image.convert("RGB")).astype(int)
         left, right = np.array_split(pixels, 2, axis=1)
-        coloured = [int((half.max(axis=-1) - half.min(axis=-1) > 60).sum()) for half in (left, right)]
-        counts.append(coloured)
+        colorful = [int((half.max(axis=-1) - half.min(axis=-1) > 60).sum()) for half in (left, right)]
+        counts.append(colorful)
     assert counts[0][0] > 1.3 * counts[1][0] > 1000
     assert counts[2][0] == 0
     assert min(right for _, right in counts) > 200
@@ -414,7 +414,7 @@ def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> 
     """At fewer iterations than usual: these images have four tokens only."""
     run(command)
     assert sorted(name for name, _ in judged) == sorted(
-        setting.name for setting in preset_settings(()) + sampler_settings(preset("pixel_small", img_size=8))
+        setting.name for setting in preset_settings(()) + sampler_settings(model_config("pixel_small", img_size=8))
     )
 
 

@@ -27,9 +27,10 @@ from runtime.cost.operations import (
 )
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
-from runtime.sampling.plan import Plan, Sampling, build_plan
+from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.settings import Sampling
 from training.models.mar import MAR
-from training.models.presets import preset
+from training.models.model_sizes import model_config
 
 # No two sizes alike, so that none can stand for another.
 TINY = ModelConfig(
@@ -49,7 +50,7 @@ TINY = ModelConfig(
     diffloss_d=2,
     diffloss_w=40,
 )
-CONFIGS = {"tiny": TINY, "middling": preset("pixel_small")}
+CONFIGS = {"tiny": TINY, "middling": model_config("pixel_small")}
 # Sequences, known tokens, predicted tokens; -1 stands for all that are left.
 PASSES = [(1, 0, 1), (2, 3, 5), (3, 2, -1), (4, -1, 1)]
 

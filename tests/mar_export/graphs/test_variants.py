@@ -35,12 +35,12 @@ from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend
 from runtime.model.config import LATER_FIELDS, ModelConfig
-from runtime.sampling.constraints import check_chains
-from runtime.sampling.plan import Sampling
+from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 from tests.helpers.variant_models import variant_checkpoint
-from training.models.model_sizes import preset
+from training.models.model_sizes import model_config
 from training.models.reference_loop import sample
 
 _CHAIN = {"diffusion_steps": 4, "sampler": "ddim"}
@@ -107,7 +107,7 @@ def test_every_slot_is_read_once(causal: Generator) -> None:
     backbone, read = causal.engines.backbone, []
 
     def watched(**inputs: Any) -> tuple[Any, ...]:
-        read.append((len(inputs["slots"]), len(inputs["cache"])))
+        read.append((len(inputs["position_ids"]), len(inputs["past_key_values"])))
         return backbone(**inputs)
 
     engines = dataclasses.replace(causal.engines, backbone=watched)
@@ -124,14 +124,14 @@ def test_the_backbone_reads_a_sequence_in_parts_of_any_size() -> None:
     tokens = torch.randn(1, config.tokens, config.token_channels, generator=generator)
     sequence = torch.cat([torch.arange(buffer), buffer + order[0]])[:, None]  # [buffer + L, 1]
     values = torch.cat([torch.full((buffer, 1, config.token_channels), 7.0), tokens.transpose(0, 1)])
-    cache = torch.empty(0, 1, config.cache_channels)
+    past = torch.empty(0, 1, config.cache_channels)
     with torch.inference_mode():
         expected = model.predict_next(tokens, order, torch.tensor([1]))[0]  # [L, C]
         bounds = (0, 3, buffer, buffer + 1, buffer + 6, len(sequence) - 1)
         for start, stop in itertools.pairwise(bounds):
             part, next_ = slice(start, stop), slice(start + 1, stop + 1)
-            z, left = backbone(values[part], sequence[part], sequence[next_], torch.tensor([1]), cache)
-            cache = torch.cat([cache, left])
+            z, present = backbone(values[part], sequence[part], sequence[next_], torch.tensor([1]), past)
+            past = torch.cat([past, present])
             if stop >= buffer:
                 torch.testing.assert_close(z[0], expected[stop - buffer], rtol=1e-5, atol=1e-5)
 
@@ -212,8 +212,8 @@ def test_commands_that_know_the_published_form_alone_say_so(
 
 def test_a_head_of_codes_is_not_the_published_form_either() -> None:
     with pytest.raises(RequestError, match="mar plan does not know models with a head of codes"):
-        check_chains(variant_checkpoint("raster vq").model.config, "mar plan")
-    check_chains(ModelConfig(), "mar plan")
+        check_masked_diffusion(variant_checkpoint("raster vq").model.config, "mar plan")
+    check_masked_diffusion(ModelConfig(), "mar plan")
 
 
 def test_engines_for_a_gpu_are_not_built_where_its_loop_would_not_run_them(artifact: pathlib.Path) -> None:
@@ -261,7 +261,7 @@ def test_the_published_form_is_what_a_config_has_by_default() -> None:
 
 
 def test_variants_are_compared_in_nothing_but_their_form() -> None:
-    configs = [preset("pixel_small", **variant.model) for variant in VARIANTS]
+    configs = [model_config("pixel_small", **variant.model) for variant in VARIANTS]
     form = {"attention": "bidirectional", "order": "random", "head": "diffusion", "codebook_size": 0}
     assert len({dataclasses.replace(config, **form) for config in configs}) == 1
     assert len(set(configs)) == len({variant.name for variant in VARIANTS}) == 6

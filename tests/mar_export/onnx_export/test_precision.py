@@ -40,7 +40,7 @@ from tests.helpers.golden_cases import golden_cases
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.autoencoder import AutoencoderKL, VAEConfig
 from training.models.mar import MAR
-from training.models.model_sizes import PRESETS, preset
+from training.models.model_sizes import MODEL_SIZES, model_config
 
 Type = onnx.TensorProto.DataType
 LOW: dict[str, int] = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
@@ -104,11 +104,11 @@ def answers(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[np
     return [output.numpy() for output in (made if isinstance(made, tuple) else (made,))]
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "flow", "causal", "codes"])
+@pytest.mark.parametrize("name", [*MODEL_SIZES, "flow", "causal", "codes"])
 def test_every_model_keeps_the_same_layers_in_float32(name: str) -> None:
     """Of its codes, a head of codes keeps none."""
     forms = {"flow": {"head": "flow"}, "causal": {"attention": "causal"}, "codes": {"head": "vq", "codebook_size": 40}}
-    config = preset(name) if name in PRESETS else preset("pixel_small", **forms[name])
+    config = model_config(name) if name in MODEL_SIZES else model_config("pixel_small", **forms[name])
     with torch.device("meta"):
         modules = graph_modules(MAR(**config.to_dict()).eval(), AutoencoderKL(VAEConfig()).eval(), encoder=True)
     convolutions = [f"vae.{half}.{end}" for half in ("encoder", "decoder") for end in ("conv_in", "conv_out")]

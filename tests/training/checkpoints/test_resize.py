@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime.errors import ConfigError
 from tests.helpers.published_forms import CONFIG, mar_weights
 from tests.helpers.tiny_runs import one_sentence, one_thread
-from training.checkpoints.resize import resized
+from training.checkpoints.resize import resize_model
 from training.models.mar import MAR
 
 _POSITIONS = {"encoder_pos_embed_learned": 3, "decoder_pos_embed_learned": 3, "diffusion_pos_embed_learned": 0}
@@ -63,7 +63,7 @@ def _weights_of_one_axis(size: int, wanted: int) -> NDArray[np.float64]:
 def test_places_are_interpolated_between_the_centres_of_the_tokens(model: MAR, name: str, grid: int) -> None:
     axis = _weights_of_one_axis(5, grid)
     expected = np.einsum("ip,jq,pqe->ije", axis, axis, _places(model, name).double().numpy())
-    found = _places(resized(model, 8 * grid), name)
+    found = _places(resize_model(model, 8 * grid), name)
     assert found.shape == (grid, grid, _places(model, name).shape[-1])
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
 
@@ -72,7 +72,7 @@ def test_rows_stay_rows_and_columns_stay_columns(model: MAR) -> None:
     with torch.no_grad():
         model.encoder_pos_embed_learned[0, 3:] = torch.arange(5.0).repeat_interleave(5)[:, None]  # the row of each
         model.decoder_pos_embed_learned[0, 3:] = torch.arange(5.0).repeat(5)[:, None]  # the column of each
-    larger = resized(model, 80)
+    larger = resize_model(model, 80)
     rows, columns = (_places(larger, f"{half}_pos_embed_learned")[..., 0] for half in ("encoder", "decoder"))
     torch.testing.assert_close(rows, rows[:, :1].expand(-1, 10))
     torch.testing.assert_close(columns, columns[:1].expand(10, -1))
@@ -82,7 +82,7 @@ def test_rows_stay_rows_and_columns_stay_columns(model: MAR) -> None:
 
 @pytest.mark.parametrize("size", [8, 24, 40, 64])
 def test_all_that_is_no_place_stays_bit_for_bit(model: MAR, size: int) -> None:
-    before, after = model.state_dict(), resized(model, size).state_dict()
+    before, after = model.state_dict(), resize_model(model, size).state_dict()
     assert after.keys() == before.keys()
     for name in before.keys() - _POSITIONS.keys():
         assert torch.equal(after[name], before[name]), name
@@ -91,20 +91,20 @@ def test_all_that_is_no_place_stays_bit_for_bit(model: MAR, size: int) -> None:
 
 
 def test_the_same_size_is_the_same_model(model: MAR) -> None:
-    same = resized(model, 40)
+    same = resize_model(model, 40)
     assert same.config == model.config
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(same.state_dict()[name], tensor, rtol=1e-6, atol=1e-6)
 
 
 def test_the_config_differs_in_the_size_of_the_image_only(model: MAR) -> None:
-    assert resized(model, 64).config == dataclasses.replace(_LARGE, img_size=64)
+    assert resize_model(model, 64).config == dataclasses.replace(_LARGE, img_size=64)
 
 
 def test_the_model_it_is_made_of_is_left_as_it_was(model: MAR) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    other = resized(model, 64)
+    other = resize_model(model, 64)
     assert model.config == _LARGE
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -114,7 +114,7 @@ def test_the_model_it_is_made_of_is_left_as_it_was(model: MAR) -> None:
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_it_predicts_every_token_of_the_new_size(model: MAR, size: int) -> None:
-    other = resized(model, size)
+    other = resize_model(model, size)
     tokens = other.config.tokens
     positions = torch.arange(tokens)[None]
     z = other.predict(torch.zeros(1, 0, 16), positions[:, :0], positions, positions[:, :0], torch.tensor([2]))
@@ -126,5 +126,5 @@ def test_it_predicts_every_token_of_the_new_size(model: MAR, size: int) -> None:
 @pytest.mark.parametrize("size", [0, -8, 12, 41, 100_000])
 def test_a_size_that_makes_no_whole_tokens_is_refused(model: MAR, size: int) -> None:
     with pytest.raises(ConfigError, match=rf"img_size.*{size}") as caught:
-        resized(model, size)
+        resize_model(model, size)
     one_sentence(caught)

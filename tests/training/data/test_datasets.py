@@ -17,7 +17,7 @@ from PIL import Image
 
 from runtime.errors import DataError
 from tests.helpers.tiny_runs import one_sentence, write_idx, write_idx_dataset
-from training.data.datasets import FASHION_MNIST_CLASSES, coloured, open_dataset
+from training.data.datasets import FASHION_MNIST_CLASSES, open_dataset, to_rgb
 from training.data.datasets import datasets as data
 
 _IMAGES, _LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -456,7 +456,7 @@ def test_a_class_without_images_is_told_by_its_path_and_keeps_its_number(tmp_pat
     dataset = open_dataset(tmp_path, 8)
     assert dataset.classes == ("a", "b", "c")
     assert dataset.labels.tolist() == [0, 2]
-    [complaint] = dataset.complaints
+    [complaint] = dataset.warnings
     assert complaint.startswith(f"{tmp_path / 'b'}: ")
 
 
@@ -466,9 +466,9 @@ def test_a_image_below_the_target_is_told_by_its_path_when_it_is_read(
 ) -> None:
     file = _save(tmp_path / "class" / "0.png", Image.new("RGB", size))
     dataset = open_dataset(tmp_path, 8)
-    assert dataset.complaints == []
+    assert dataset.warnings == []
     dataset.images(np.array([0]))
-    assert [str(file) in complaint for complaint in dataset.complaints] == [True] * small
+    assert [str(file) in complaint for complaint in dataset.warnings] == [True] * small
 
 
 # What tells one dataset from another
@@ -527,4 +527,4 @@ def test_a_folder_is_told_from_others_by_every_file(tmp_path: pathlib.Path, chan
 
 def test_gray_images_in_three_colours_are_others(tmp_path: pathlib.Path) -> None:
     dataset = open_dataset(write_idx_dataset(tmp_path), 12)
-    assert coloured(dataset).fingerprint != dataset.fingerprint
+    assert to_rgb(dataset).fingerprint != dataset.fingerprint

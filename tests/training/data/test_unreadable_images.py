@@ -28,8 +28,8 @@ from training.checkpoints.published_files import load_vae
 from training.cli.cache_latents import cache as cache_command
 from training.config import RunConfig
 from training.data.datasets import open_dataset, readable_batches
+from training.data.latent_dataset import open_latents
 from training.data.loader import MicroBatches
-from training.data.source import open_source
 from training.evaluation.classifier import Classifier
 from training.evaluation.feature_networks import OwnClassifier
 from training.evaluation.real_statistics import reference
@@ -114,7 +114,7 @@ def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Pat
 
 
 def test_another_example_stands_in_for_a_bad_one_and_has_its_own_label(data: pathlib.Path) -> None:
-    source = open_source(data, 12)
+    source = open_latents(data, 12)
     names = [pathlib.Path(source.name(index)).name for index in range(10)]
     config = tiny_training(3, batch_size=10, flip=False)
     part = MicroBatches(source, dataclasses.replace(COLOURED, label_drop_prob=0.0), config, 0, 1)[0]
@@ -143,9 +143,9 @@ BAD = {"cat/4.png", "dog/7.png"}
 ALL = np.arange(10)
 
 
-def _told(data: pathlib.Path, complaints: list[str]) -> set[str]:
-    """The unreadable images that complaints are of."""
-    unreadable = [complaint for complaint in complaints if "not a readable image" in complaint]
+def _told(data: pathlib.Path, warnings: list[str]) -> set[str]:
+    """The unreadable images that warnings are of."""
+    unreadable = [complaint for complaint in warnings if "not a readable image" in complaint]
     return {str(pathlib.Path(complaint.split(": ")[0]).relative_to(data)) for complaint in unreadable}
 
 
@@ -158,7 +158,7 @@ def test_batches_are_of_all_images_that_can_be_read(data: pathlib.Path, size: in
     assert [names[index] for index in indices] == [name for name in names if name not in BAD]
     for images, of in batches:
         assert (images == dataset.images(of)).all()
-    assert _told(data, dataset.complaints) == BAD
+    assert _told(data, dataset.warnings) == BAD
 
 
 def test_a_disk_that_is_gone_is_no_bad_image(data: pathlib.Path) -> None:
@@ -190,17 +190,17 @@ def test_real_images_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_
     seen = reference(network, dataset, 10, tmp_path, lambda done: None)
     assert seen.moments.mean.shape == (64,)
     assert len(seen.sample) == seen.images == 8
-    assert _told(data, dataset.complaints) == BAD
+    assert _told(data, dataset.warnings) == BAD
     again = reference(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
     assert np.array_equal(again.sample, seen.sample)
     assert again.images == 8
 
 
 def test_contexts_of_a_head_are_of_images_that_can_be_read(data: pathlib.Path) -> None:
-    source = open_source(data, 12)
+    source = open_latents(data, 12)
     model = MAR(**COLOURED.to_dict()).eval()
     assert len(collect_head_dataset(model, source, 10, seed=0)) > 0
-    assert _told(data, source.complaints) == BAD
+    assert _told(data, source.warnings) == BAD
 
 
 @pytest.mark.parametrize("asked", ["report", "stop"])

@@ -16,7 +16,7 @@ from runtime.errors import MarError, RequestError
 from runtime.sampling.noise_schedule import continuous_alphas_cumprod
 from tests.helpers.tiny_runs import TINY, one_sentence, one_thread, randomized, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint
-from training.data.source import open_source
+from training.data.latent_dataset import open_latents
 from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import Paths, _diffusion_x0, distillation_loss, guided_teacher, teacher_paths
 from training.heads.head_training import HeadTraining, train_head
@@ -176,7 +176,7 @@ def checkpoint() -> Checkpoint:
 
 
 def test_contexts_are_what_the_backbone_says_of_real_tokens(data: pathlib.Path, checkpoint: Checkpoint) -> None:
-    model, source = checkpoint.model, open_source(data, TINY.img_size)
+    model, source = checkpoint.model, open_latents(data, TINY.img_size)
     found = collect_head_dataset(model, source, 40, seed=3)
     assert len(found) == len(found.z) == len(found.no_class_z) == len(found.known)
     assert found.z.shape[1] == TINY.decoder_embed_dim

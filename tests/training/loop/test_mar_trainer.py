@@ -45,10 +45,10 @@ from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_safetensors
 from training.config import TrainConfig
 from training.data.datasets import open_dataset
+from training.data.latent_dataset import LatentDataset
 from training.data.loader import MicroBatch
-from training.data.source import Source
 from training.loop.mar_trainer import MarTrainer
-from training.loop.optimizer_step import Outcome
+from training.loop.optimizer_step import StepResult
 from training.loop.state import save_state
 from training.preemption import PreemptedError
 
@@ -303,7 +303,7 @@ def _signalled(trainer: MarTrainer, at_step: int, *signals: signal.Signals, read
     """Have `signals` come to this process, or to those that read ahead of it, in the middle of a step."""
     update = trainer.train_step.update
 
-    def interrupted(step: int, batches: Iterable[MicroBatch]) -> Outcome:
+    def interrupted(step: int, batches: Iterable[MicroBatch]) -> StepResult:
         if step == at_step:
             processes = [child.pid for child in multiprocessing.active_children()] if readers else [os.getpid()]
             for process, number in itertools.product(processes, signals):
@@ -447,7 +447,7 @@ def test_samples_and_checkpoints_come_as_often_as_asked(
     trainer = start(run, data, 5, sample_every=2, checkpoint_every=3)
     update = trainer.train_step.update
 
-    def watched(step: int, batches: Iterable[MicroBatch]) -> Outcome:
+    def watched(step: int, batches: Iterable[MicroBatch]) -> StepResult:
         seen.append(checkpoint.saved_step(run / _STATE) if (run / _STATE).exists() else 0)
         return update(step, batches)
 
@@ -478,8 +478,8 @@ def test_the_model_takes_channels_and_classes_from_the_data(tmp_path: pathlib.Pa
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
-    coloured = start(tmp_path / "coloured", folder, 1, batch_size=2).train_step.model.config
-    assert (coloured.class_num, coloured.vae_embed_dim) == (2, 3)
+    color = start(tmp_path / "to_rgb", folder, 1, batch_size=2).train_step.model.config
+    assert (color.class_num, to_rgb.vae_embed_dim) == (2, 3)
 
 
 def test_the_log_has_a_finite_loss_and_norm_and_a_rate_for_each_step(finished: pathlib.Path) -> None:
@@ -696,7 +696,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_reported_with_it
     trainer = start(run, data, 6, accumulate=2)  # three steps an epoch, so example 5 comes twice
     parts = _examples(trainer)
     taken = [parts[first : first + 2] for first in range(0, 12, 2)]
-    trainer.source = cast(Source, Poisoned(trainer.source, bad=5))
+    trainer.source = cast(LatentDataset, Poisoned(trainer.source, bad=5))
     trainer.train()
     bad = {step: part for step, parts in enumerate(taken, start=1) for part in parts if 5 in part}
     assert len(bad) == 2
@@ -745,7 +745,7 @@ def test_a_gradient_that_is_not_finite_skips_the_step_too_and_suspects_all_of_it
 def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The optimizer counts the steps that were taken, not those of the run."""
     whole, parts = (start(tmp_path / name, data, 6) for name in ("whole", "parts"))
-    whole.source = parts.source = cast(Source, Poisoned(whole.source, bad=_examples(whole)[1][0]))
+    whole.source = parts.source = cast(LatentDataset, Poisoned(whole.source, bad=_examples(whole)[1][0]))
     whole.train()
     parts.config = dataclasses.replace(parts.config, training=tiny_training(4))
     parts.train()
@@ -778,7 +778,7 @@ def test_nine_skipped_steps_in_a_row_and_a_good_one_start_the_count_again(
     trainer = start(tmp_path / "run", data, 19)
     update = trainer.train_step.update
 
-    def spoilt(step: int, batches: Iterable[MicroBatch]) -> Outcome:
+    def spoilt(step: int, batches: Iterable[MicroBatch]) -> StepResult:
         [(batch, examples, _)] = batches
         return update(step, [MicroBatch(batch if step == 9 else batch._replace(noise=batch.noise / 0), examples)])
 

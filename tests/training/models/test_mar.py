@@ -26,7 +26,7 @@ from training.data.draws import draw_example, draw_mask_ratio, example_stream
 from training.models import reference_loop as published
 from training.models.diffusion_head import DiffusionLoss
 from training.models.mar import MAR
-from training.models.presets import PRESETS, preset
+from training.models.model_sizes import MODEL_SIZES, model_config
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +45,12 @@ def _on_meta(config: ModelConfig) -> MAR:
 
 def test_mar_base_has_the_published_parameters_in_the_published_order() -> None:
     published = json.loads((GOLDEN / "full" / "mar_base_parameters.json").read_text())
-    ours = {name: list(parameter.shape) for name, parameter in _on_meta(preset("mar_base")).named_parameters()}
+    ours = {name: list(parameter.shape) for name, parameter in _on_meta(model_config("mar_base")).named_parameters()}
     assert list(ours.items()) == list(published.items())
 
 
 def test_a_checkpoint_of_the_model_holds_its_parameters_and_nothing_else() -> None:
-    model = _on_meta(preset("mar_base"))
+    model = _on_meta(model_config("mar_base"))
     assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
 
 
@@ -88,31 +88,31 @@ def _expected_parameters(width: int, depth: int, head_width: int, head_depth: in
 def test_published_presets_have_as_many_parameters_as_the_paper_says(
     name: str, shape: tuple[int, int, int, int], millions: int
 ) -> None:
-    count = sum(parameter.numel() for parameter in _on_meta(preset(name)).parameters())
+    count = sum(parameter.numel() for parameter in _on_meta(model_config(name)).parameters())
     assert count == _expected_parameters(*shape)
     assert abs(count / 1e6 - millions) < 1
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MODEL_SIZES)
 def test_every_preset_is_a_valid_config_of_whole_tokens(name: str) -> None:
-    config = preset(name)
+    config = model_config(name)
     assert config.grid * config.patch_size * config.vae_stride == config.img_size
     assert config.tokens == config.grid**2
 
 
 def test_a_preset_can_be_changed_field_by_field() -> None:
-    assert preset("pixel_small", img_size=16).tokens == 16
-    assert preset("pixel_small").tokens == 64
+    assert model_config("pixel_small", img_size=16).tokens == 16
+    assert model_config("pixel_small").tokens == 64
 
 
 def test_an_unknown_preset_is_refused_with_the_known_names() -> None:
     with pytest.raises(ConfigError, match=r"mar_tiny.*mar_base, mar_large, mar_huge, pixel_small"):
-        preset("mar_tiny")
+        model_config("mar_tiny")
 
 
 def test_an_impossible_change_of_a_preset_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"preset pixel_small: .*img_size"):
-        preset("pixel_small", img_size=30)
+        model_config("pixel_small", img_size=30)
 
 
 # The loss of the head, from the formulas alone

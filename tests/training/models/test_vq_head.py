@@ -17,10 +17,10 @@ from runtime.errors import DataError
 from tests.helpers.tiny_runs import TINY, one_sentence, tiny_training, write_idx_dataset
 from training.checkpoints.checkpoint import load_checkpoint
 from training.config import RunConfig
-from training.data.kmeans import fitted_codebook, kmeans
-from training.data.source import open_source
+from training.data.codebook import fit_codebook, kmeans
+from training.data.latent_dataset import open_latents
 from training.loop.mar_trainer import MarTrainer
-from training.models.vq_head import VQLoss, draw_codes, nearest
+from training.models.vq_head import VQLoss, nearest, sample_codes
 
 VQ = dataclasses.replace(TINY, head="vq", codebook_size=6)
 
@@ -33,7 +33,7 @@ def _evenly(count: int) -> torch.Tensor:
 @given(st.lists(st.floats(-4, 4), min_size=2, max_size=6), st.sampled_from([0.5, 1.0, 2.0]))
 def test_codes_are_drawn_as_often_as_they_are_likely(logits: list[float], temperature: float) -> None:
     count = 2000
-    drawn = draw_codes(torch.tensor(logits).expand(count, -1), 1.0, temperature, _evenly(count))
+    drawn = sample_codes(torch.tensor(logits).expand(count, -1), 1.0, temperature, _evenly(count))
     shares = torch.bincount(drawn, minlength=len(logits)) / count
     torch.testing.assert_close(shares, (torch.tensor(logits) / temperature).softmax(dim=0), rtol=0, atol=2 / count)
 
@@ -42,20 +42,20 @@ def test_guidance_moves_logits_away_from_those_without_a_class() -> None:
     with_class, without = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0.0, 0.5, 0.0])
     count = 1000
     halves = torch.cat([with_class.expand(count, -1), without.expand(count, -1)])
-    drawn = draw_codes(halves, 3.0, 1.0, _evenly(count))
-    expected = draw_codes((3 * with_class - 2 * without).expand(count, -1), 1.0, 1.0, _evenly(count))
+    drawn = sample_codes(halves, 3.0, 1.0, _evenly(count))
+    expected = sample_codes((3 * with_class - 2 * without).expand(count, -1), 1.0, 1.0, _evenly(count))
     assert torch.equal(drawn, expected)
-    assert not torch.equal(drawn, draw_codes(with_class.expand(count, -1), 1.0, 1.0, _evenly(count)))
+    assert not torch.equal(drawn, sample_codes(with_class.expand(count, -1), 1.0, 1.0, _evenly(count)))
 
 
 def test_without_temperature_the_likeliest_code_is_drawn() -> None:
-    drawn = draw_codes(torch.tensor([[0.1, 0.3, 0.2]]).expand(50, -1), 1.0, 0.0, _evenly(50))
+    drawn = sample_codes(torch.tensor([[0.1, 0.3, 0.2]]).expand(50, -1), 1.0, 0.0, _evenly(50))
     assert set(drawn.tolist()) == {1}
 
 
 @pytest.mark.parametrize("normal", [-40.0, 40.0])
 def test_no_normal_draws_a_code_that_there_is_not(normal: float) -> None:
-    drawn = draw_codes(torch.zeros(1, 5), 1.0, 1.0, torch.tensor([normal]))
+    drawn = sample_codes(torch.zeros(1, 5), 1.0, 1.0, torch.tensor([normal]))
     assert drawn.tolist() == [0 if normal < 0 else 4]
 
 
@@ -104,7 +104,7 @@ def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathl
     data = write_idx_dataset(tmp_path / "data")
     config = RunConfig(str(data), VQ, tiny_training(3))
     MarTrainer.start(tmp_path / "run", config).train()
-    expected = fitted_codebook(open_source(data, TINY.img_size), VQ, config.training.seed)
+    expected = fit_codebook(open_latents(data, TINY.img_size), VQ, config.training.seed)
     found = load_checkpoint(tmp_path / "run").model.diffloss.codebook
     assert np.array_equal(found.numpy(), expected)
     assert len(np.unique(expected, axis=0)) == VQ.codebook_size
@@ -113,5 +113,5 @@ def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathl
 def test_more_codes_than_different_tokens_are_refused(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data", images=4)
     with pytest.raises(DataError, match="36 in 4 images; ask for fewer codes") as caught:
-        fitted_codebook(open_source(data, TINY.img_size), dataclasses.replace(VQ, codebook_size=40), 0)
+        fit_codebook(open_latents(data, TINY.img_size), dataclasses.replace(VQ, codebook_size=40), 0)
     one_sentence(caught)

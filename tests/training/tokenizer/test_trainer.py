@@ -27,14 +27,14 @@ from tests.helpers.tiny_runs import (
 from training.checkpoints.checkpoint import load_checkpoint, save_vae, save_weights
 from training.checkpoints.published_files import load_vae
 from training.config import RunConfig, read_toml
-from training.data.datasets import coloured, open_dataset
+from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_cache import CachedLatents, cache_latents
+from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch
-from training.data.source import Pixels
 from training.distributed import Processes
 from training.loop.mar_trainer import MarTrainer
 from training.models.autoencoder import LATENT_SCALE, AutoencoderKL
-from training.models.presets import preset
+from training.models.model_sizes import model_config
 from training.tokenizer.config import TokenizerConfig, read_vae
 from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from training.tokenizer.perceptual import _VGG16, open_perceptual
@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def _part(config: TokenizerConfig, number: int = 0) -> MicroBatch:
-    source = Pixels(coloured(open_dataset(pathlib.Path(config.data), _SIZE)))
+    source = PixelLatents(to_rgb(open_dataset(pathlib.Path(config.data), _SIZE)))
     return ImageBatches(source, (2, _SIZE // 2), config.training, 0, 1)[number]
 
 
@@ -83,7 +83,7 @@ def test_what_a_run_leaves_is_a_tokenizer_whose_latents_have_unit_variance(
 ) -> None:
     """From the run to a cache, to a MAR trained on it, to a checkpoint that knows the same scale."""
     TokenizerTrainer.start(tmp_path / "run", tiny_tokenizer(data, 2)).train()
-    vae, dataset = load_vae(tmp_path / "run" / "tokenizer.safetensors"), coloured(open_dataset(data, _SIZE))
+    vae, dataset = load_vae(tmp_path / "run" / "tokenizer.safetensors"), to_rgb(open_dataset(data, _SIZE))
     assert vae.latent_scale != LATENT_SCALE
     cpu = torch.device("cpu")
     cache_latents(dataset, _SIZE, vae, "it", tmp_path / "cache", 4, cpu, lambda done: None, print)
@@ -93,7 +93,7 @@ def test_what_a_run_leaves_is_a_tokenizer_whose_latents_have_unit_variance(
     assert drawn.std() == pytest.approx(1, abs=0.02)
     small = {"encoder_embed_dim": 16, "encoder_num_heads": 2, "decoder_embed_dim": 16, "decoder_num_heads": 2}
     depth = {"encoder_depth": 1, "decoder_depth": 1, "diffloss_d": 1, "diffloss_w": 16, "buffer_size": 2}
-    model = preset("pixel_small", img_size=_SIZE, vae_stride=2, patch_size=1, **small, **depth)
+    model = model_config("pixel_small", img_size=_SIZE, vae_stride=2, patch_size=1, **small, **depth)
     MarTrainer.start(tmp_path / "mar", RunConfig(str(tmp_path / "cache"), model, tiny_training(1))).train()
     found = load_checkpoint(tmp_path / "mar")
     assert (found.tokenizer, found.model.config.vae_embed_dim) == ("kl", 2)
@@ -127,7 +127,7 @@ def test_the_scale_is_that_of_samples_not_of_means(data: pathlib.Path) -> None:
         vae.quant_conv.weight.zero_()
         assert vae.quant_conv.bias is not None
         vae.quant_conv.bias.copy_(torch.tensor([3.0, 3.0, math.log(16), math.log(16)]))
-    assert measured_scale(vae, coloured(open_dataset(data, _SIZE))) == pytest.approx(1 / 4, rel=1e-6)
+    assert measured_scale(vae, to_rgb(open_dataset(data, _SIZE))) == pytest.approx(1 / 4, rel=1e-6)
 
 
 def test_the_discriminator_waits_for_its_turn(data: pathlib.Path) -> None:
@@ -191,7 +191,7 @@ def test_reconstructions_are_judged_by_their_errors(data: pathlib.Path) -> None:
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return torch.where(latents > 0, latents - 10 / 127.5, latents + 10 / 127.5)
 
-    judged = Reconstructions(coloured(open_dataset(data, _SIZE)), 6, None).judged(Half(read_vae(TINY_VAE, "test")))
+    judged = Reconstructions(to_rgb(open_dataset(data, _SIZE)), 6, None).judged(Half(read_vae(TINY_VAE, "test")))
     assert judged == {"psnr": pytest.approx(10 * math.log10(255**2 / 10**2), abs=1e-6)}
 
 

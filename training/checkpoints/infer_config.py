@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.errors import CheckpointError, ConfigError
 from runtime.model.config import ModelConfig
-from training.models.presets import PRESETS
+from training.models.model_sizes import MODEL_SIZES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -25,14 +25,14 @@ _FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
+class PartialConfig:
     """What one source says: fields of `ModelConfig` by name. `source` completes "depth is 12 by ..."."""
 
     source: str
     values: Mapping[str, Any]
 
 
-def agreed_config(claims: list[Claim], shapes: Shapes, where: str) -> ModelConfig:
+def infer_config(claims: list[PartialConfig], shapes: Shapes, where: str) -> ModelConfig:
     """The config that all `claims` and the tensors of `shapes` agree on; what none tells is as published.
 
     Raises `ConfigError` naming both sides of a contradiction, and `CheckpointError` where the tensors
@@ -44,7 +44,7 @@ def agreed_config(claims: list[Claim], shapes: Shapes, where: str) -> ModelConfi
                 f"{where}, {claim.source}: unknown model config keys {', '.join(unknown)}; "
                 f"known: {', '.join(sorted(_FIELDS))}"
             )
-    told = _told([tensor_claim(shapes, where), *claims], where)
+    told = _told([config_from_tensors(shapes, where), *claims], where)
     values = {name: value for name, (value, _) in told.items()}
     for name in ("patch_size", "vae_stride", "vae_embed_dim"):  # what the rest is worked out from
         if name in values and (type(values[name]) is not int or values[name] < 1):
@@ -57,12 +57,12 @@ def agreed_config(claims: list[Claim], shapes: Shapes, where: str) -> ModelConfi
     return config
 
 
-def merged(claims: list[Claim], where: str) -> dict[str, Any]:
+def merged(claims: list[PartialConfig], where: str) -> dict[str, Any]:
     """All that `claims` tell. Raises `ConfigError` naming both sides of a contradiction."""
     return {name: value for name, (value, _) in _told(claims, where).items()}
 
 
-def _told(claims: list[Claim], where: str) -> dict[str, tuple[Any, str]]:
+def _told(claims: list[PartialConfig], where: str) -> dict[str, tuple[Any, str]]:
     """All that `claims` tell, each with its source."""
     told: dict[str, tuple[Any, str]] = {}
     for claim in claims:
@@ -73,7 +73,7 @@ def _told(claims: list[Claim], where: str) -> dict[str, tuple[Any, str]]:
     return told
 
 
-def tensor_claim(shapes: Shapes, where: str) -> Claim:
+def config_from_tensors(shapes: Shapes, where: str) -> PartialConfig:
     """What the names and shapes of the parameters tell."""
     positions = [_size(shapes, f"{part}_pos_embed_learned", 1, where) for part in ("encoder", "diffusion")]
     values = {
@@ -88,24 +88,24 @@ def tensor_claim(shapes: Shapes, where: str) -> Claim:
     }
     for name, axis in ((_TOKENS, 1), (_HIDDEN, 0)):  # these say something together with other values only
         _size(shapes, name, axis, where)
-    return Claim("its tensors", values)
+    return PartialConfig("its tensors", values)
 
 
-def named_claim(name: str, source: str) -> Claim:
+def config_from_size_name(name: str, source: str) -> PartialConfig:
     """What the name of a published model tells: its transformer. The head is given apart from it, as published."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown model {name!r}; known: {', '.join(PRESETS)}")
-    transformer = {key: value for key, value in PRESETS[name].items() if key.startswith(("encoder_", "decoder_"))}
-    return Claim(source, transformer)
+    if name not in MODEL_SIZES:
+        raise ConfigError(f"unknown model {name!r}; known: {', '.join(MODEL_SIZES)}")
+    transformer = {key: value for key, value in MODEL_SIZES[name].items() if key.startswith(("encoder_", "decoder_"))}
+    return PartialConfig(source, transformer)
 
 
-def argument_claims(arguments: Mapping[str, Any]) -> list[Claim]:
+def configs_from_arguments(arguments: Mapping[str, Any]) -> list[PartialConfig]:
     """What the arguments of a published training run tell: those of the constructor, and the model's name."""
     values = {name: value for name, value in arguments.items() if name in _FIELDS}
-    claims = [Claim("the arguments it was trained with", values)]
+    claims = [PartialConfig("the arguments it was trained with", values)]
     name = arguments.get("model")
-    if isinstance(name, str) and name in PRESETS:
-        claims.append(named_claim(name, f"the name {name} it was trained under"))
+    if isinstance(name, str) and name in MODEL_SIZES:
+        claims.append(config_from_size_name(name, f"the name {name} it was trained under"))
     return claims
 
 
@@ -139,7 +139,7 @@ def _usual_heads(values: Mapping[str, Any], where: str) -> dict[str, int]:
     """The heads of a published model of the same width and depth, where nothing tells them."""
     if {"encoder_num_heads", "decoder_num_heads"} <= values.keys():
         return {}
-    for sizes in PRESETS.values():
+    for sizes in MODEL_SIZES.values():
         same = {name: size for name, size in sizes.items() if name.endswith(("coder_embed_dim", "coder_depth"))}
         if same.items() <= values.items():
             return {name: size for name, size in sizes.items() if name.endswith("num_heads")}

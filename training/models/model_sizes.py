@@ -16,7 +16,7 @@ def _transformer(width: int, depth: int, heads: int) -> dict[str, int]:
     }
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+MODEL_SIZES: dict[str, dict[str, Any]] = {
     "mar_base": {**_transformer(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024},
     "mar_large": {**_transformer(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280},
     "mar_huge": {**_transformer(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536},
@@ -38,8 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(name: str, **changes: Any) -> ModelConfig:
+def model_config(name: str, **changes: Any) -> ModelConfig:
     """The config called `name`, with `changes` to some of its fields."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; presets: {', '.join(PRESETS)}")
-    return ModelConfig.from_dict({**PRESETS[name], **changes}, where=f"preset {name}")
+    if name not in MODEL_SIZES:
+        raise ConfigError(f"unknown preset {name!r}; presets: {', '.join(MODEL_SIZES)}")
+    return ModelConfig.from_dict({**MODEL_SIZES[name], **changes}, where=f"preset {name}")

@@ -16,10 +16,16 @@ from runtime.model.config import ModelConfig
 from tests.helpers.formula_weights import FULL
 from tests.helpers.published_forms import CONFIG, HEADS, LAYOUT, VAE, mar_shapes
 from tests.helpers.tiny_runs import one_sentence
-from training.checkpoints.published_files import vae_claim
-from training.checkpoints.published_shape import Claim, agreed_config, argument_claims, merged, named_claim
+from training.checkpoints.infer_config import (
+    PartialConfig,
+    config_from_size_name,
+    configs_from_arguments,
+    infer_config,
+    merged,
+)
+from training.checkpoints.published_files import config_from_vae
 from training.models.autoencoder import AutoencoderKL
-from training.models.presets import preset
+from training.models.model_sizes import model_config
 
 _SHAPES = mar_shapes(CONFIG)
 _BASE = {name: tuple(shape) for name, shape in json.loads((FULL / "mar_base_parameters.json").read_text()).items()}
@@ -30,12 +36,12 @@ _TOLD_BY_TENSORS = (
 )
 
 
-def _config(*claims: Claim, shapes: dict[str, tuple[int, ...]] = _SHAPES) -> ModelConfig:
-    return agreed_config(list(claims), shapes, "x.pth")
+def _config(*claims: PartialConfig, shapes: dict[str, tuple[int, ...]] = _SHAPES) -> ModelConfig:
+    return infer_config(list(claims), shapes, "x.pth")
 
 
-def _said(**values: Any) -> Claim:
-    return Claim(_FILE, {**HEADS, **LAYOUT, **values})
+def _said(**values: Any) -> PartialConfig:
+    return PartialConfig(_FILE, {**HEADS, **LAYOUT, **values})
 
 
 # What is worked out
@@ -72,7 +78,7 @@ def _configs(draw: st.DrawFn, ratios: st.SearchStrategy[float], width: int) -> M
 @given(_configs(st.floats(1, 16), width=1))
 @settings(max_examples=30, deadline=None)
 def test_whoever_tells_all_of_a_config_is_told_the_same_again(config: ModelConfig) -> None:
-    assert _config(Claim(_FILE, config.to_dict()), shapes=mar_shapes(config)) == config
+    assert _config(PartialConfig(_FILE, config.to_dict()), shapes=mar_shapes(config)) == config
 
 
 @given(_configs(st.sampled_from([0.25, 0.5, 1.0, 2.75, 4.0]), width=4))
@@ -80,7 +86,7 @@ def test_whoever_tells_all_of_a_config_is_told_the_same_again(config: ModelConfi
 def test_tensors_tell_all_but_heads_patches_and_what_matters_only_in_training(config: ModelConfig) -> None:
     untold = ("encoder_num_heads", "decoder_num_heads", "vae_stride", "patch_size")
     in_training = ("mask_ratio_min", "attn_dropout", "diffusion_batch_mul")
-    claim = Claim(_FILE, {name: getattr(config, name) for name in (*untold, *in_training)})
+    claim = PartialConfig(_FILE, {name: getattr(config, name) for name in (*untold, *in_training)})
     assert _config(claim, shapes=mar_shapes(config)) == config
 
 
@@ -89,72 +95,78 @@ def test_tensors_tell_all_but_heads_patches_and_what_matters_only_in_training(co
 def test_the_width_of_feed_forward_layers_comes_back_whatever_its_ratio_rounds_to(width: int, data: Any) -> None:
     hidden = data.draw(st.integers(-(-width // 4), 16 * width))  # what a config allows
     shapes = {**_SHAPES, "z_proj.weight": (width, 16), "encoder_blocks.0.mlp.fc1.weight": (hidden, width)}
-    config = _config(Claim(_FILE, {"encoder_num_heads": 1, "decoder_num_heads": 1}), shapes=shapes)
+    config = _config(PartialConfig(_FILE, {"encoder_num_heads": 1, "decoder_num_heads": 1}), shapes=shapes)
     assert int(config.encoder_embed_dim * config.mlp_ratio) == hidden  # as training.models.mar has it
 
 
 def test_the_published_parameters_alone_tell_the_published_model() -> None:
-    assert _config(shapes=_BASE) == preset("mar_base")
+    assert _config(shapes=_BASE) == model_config("mar_base")
 
 
 @pytest.mark.parametrize("name", ["mar_base", "mar_large", "mar_huge"])
 def test_a_published_size_needs_nobody_to_tell_its_heads(name: str) -> None:
-    shapes = mar_shapes(preset(name))
-    assert _config(shapes=shapes) == preset(name)
-    assert _config(named_claim(name, f"--model {name}"), shapes=shapes) == preset(name)
+    shapes = mar_shapes(model_config(name))
+    assert _config(shapes=shapes) == model_config(name)
+    assert _config(config_from_size_name(name, f"--model {name}"), shapes=shapes) == model_config(name)
 
 
 @pytest.mark.parametrize("changed", [{"diffloss_d": 3, "diffloss_w": 1024}, {"class_num": 10}, {"img_size": 512}])
 def test_a_published_name_leaves_the_head_the_classes_and_the_image_to_the_others(changed: dict[str, int]) -> None:
-    config = preset("mar_base", **changed)
-    assert _config(named_claim("mar_base", "--model mar_base"), shapes=mar_shapes(config)) == config
+    config = model_config("mar_base", **changed)
+    assert _config(config_from_size_name("mar_base", "--model mar_base"), shapes=mar_shapes(config)) == config
 
 
 def test_the_tokenizer_tells_how_latents_make_tokens() -> None:
     """Its 4 channels and the 16 values of a token make patches of 2x2, and its stride the size of the image."""
-    tokenizer = vae_claim(AutoencoderKL(VAE), pathlib.Path("vae.ckpt"))
-    assert _config(Claim(_FILE, HEADS), tokenizer) == CONFIG
+    tokenizer = config_from_vae(AutoencoderKL(VAE), pathlib.Path("vae.ckpt"))
+    assert _config(PartialConfig(_FILE, HEADS), tokenizer) == CONFIG
     assert (CONFIG.token_channels, CONFIG.patch_size) == (16, 2)
 
 
 def test_where_nothing_tells_the_layout_it_is_the_published_one() -> None:
-    config = _config(Claim(_FILE, HEADS))
+    config = _config(PartialConfig(_FILE, HEADS))
     assert (config.patch_size, config.vae_stride, config.vae_embed_dim, config.img_size) == (1, 16, 16, 32)
 
 
 def test_arguments_that_are_not_of_the_model_tell_nothing() -> None:
     arguments = {"lr": 1e-4, "batch_size": 64, "output_dir": "/x", "model": "mar_of_mine", "num_sampling_steps": "100"}
-    assert _config(*argument_claims({**arguments, **HEADS, **LAYOUT})) == CONFIG
+    assert _config(*configs_from_arguments({**arguments, **HEADS, **LAYOUT})) == CONFIG
 
 
 @pytest.mark.parametrize("name", [["mar_base"], {"mar_base": 1}, None, 5, "mar", ""])
 def test_a_model_argument_that_is_no_published_name_tells_nothing(name: object) -> None:
-    assert _config(*argument_claims({"model": name, **HEADS, **LAYOUT})) == CONFIG
+    assert _config(*configs_from_arguments({"model": name, **HEADS, **LAYOUT})) == CONFIG
 
 
 # Contradictions
 
 _NAME = "the name mar_base it was trained under"
 _ARGUMENTS = "the arguments it was trained with"
-_PAIRS: dict[str, tuple[list[Claim], list[str]]] = {
-    "tensors-arguments": (argument_claims({**HEADS, **LAYOUT, "class_num": 6}), ["5 by its tensors", "6", _ARGUMENTS]),
-    "tensors-name": (argument_claims({**LAYOUT, "model": "mar_base"}), ["24 by its tensors", "768", _NAME]),
-    "tensors-model": ([named_claim("mar_base", "--model mar_base")], ["24 by its tensors", "768", "--model mar_base"]),
+_PAIRS: dict[str, tuple[list[PartialConfig], list[str]]] = {
+    "tensors-arguments": (
+        configs_from_arguments({**HEADS, **LAYOUT, "class_num": 6}),
+        ["5 by its tensors", "6", _ARGUMENTS],
+    ),
+    "tensors-name": (configs_from_arguments({**LAYOUT, "model": "mar_base"}), ["24 by its tensors", "768", _NAME]),
+    "tensors-model": (
+        [config_from_size_name("mar_base", "--model mar_base")],
+        ["24 by its tensors", "768", "--model mar_base"],
+    ),
     "tensors-config": ([_said(diffloss_w=41)], ["40 by its tensors", "41", _FILE]),
     "tensors-tokenizer": (
-        [Claim(_FILE, HEADS), Claim("the tokenizer vae.ckpt", {"vae_embed_dim": 5, "vae_stride": 4})],
+        [PartialConfig(_FILE, HEADS), PartialConfig("the tokenizer vae.ckpt", {"vae_embed_dim": 5, "vae_stride": 4})],
         ["tokens of 16 values", "its tensors", "vae_embed_dim 5", "the tokenizer vae.ckpt"],
     ),
     "arguments-config": (
-        [*argument_claims(LAYOUT), _said(vae_stride=8)],
+        [*configs_from_arguments(LAYOUT), _said(vae_stride=8)],
         ["vae_stride is 4", _ARGUMENTS, "8", _FILE],
     ),
     "arguments-tokenizer": (
-        [*argument_claims({**HEADS, **LAYOUT}), Claim("the tokenizer vae.ckpt", {"vae_stride": 8})],
+        [*configs_from_arguments({**HEADS, **LAYOUT}), PartialConfig("the tokenizer vae.ckpt", {"vae_stride": 8})],
         ["vae_stride is 4", _ARGUMENTS, "8", "the tokenizer vae.ckpt"],
     ),
     "config-tokenizer": (
-        [_said(), Claim("the tokenizer vae.ckpt", {"vae_embed_dim": 16})],
+        [_said(), PartialConfig("the tokenizer vae.ckpt", {"vae_embed_dim": 16})],
         ["vae_embed_dim is 4", _FILE, "16", "the tokenizer vae.ckpt"],
     ),
 }
@@ -171,21 +183,21 @@ def test_two_that_contradict_each_other_are_both_named_with_what_they_say(pair: 
 
 
 # Their tensors are those of a published model, so that it is the heads they contradict each other in.
-_PAIRS_OF_BASE: dict[str, tuple[list[Claim], list[str]]] = {
+_PAIRS_OF_BASE: dict[str, tuple[list[PartialConfig], list[str]]] = {
     "arguments-name": (
-        argument_claims({"model": "mar_base", "encoder_num_heads": 16}),
+        configs_from_arguments({"model": "mar_base", "encoder_num_heads": 16}),
         ["encoder_num_heads is 16", _ARGUMENTS, "12", _NAME],
     ),
     "arguments-model": (
-        [*argument_claims({"encoder_num_heads": 16}), named_claim("mar_base", "--model mar_base")],
+        [*configs_from_arguments({"encoder_num_heads": 16}), config_from_size_name("mar_base", "--model mar_base")],
         ["encoder_num_heads is 16", _ARGUMENTS, "12", "--model mar_base"],
     ),
     "name-config": (
-        [*argument_claims({"model": "mar_base"}), Claim(_FILE, {"decoder_num_heads": 6})],
+        [*configs_from_arguments({"model": "mar_base"}), PartialConfig(_FILE, {"decoder_num_heads": 6})],
         ["decoder_num_heads is 12", _NAME, "6", _FILE],
     ),
     "model-config": (
-        [named_claim("mar_base", "--model mar_base"), Claim(_FILE, {"decoder_num_heads": 6})],
+        [config_from_size_name("mar_base", "--model mar_base"), PartialConfig(_FILE, {"decoder_num_heads": 6})],
         ["decoder_num_heads is 12", "--model mar_base", "6", _FILE],
     ),
 }
@@ -203,7 +215,10 @@ def test_two_that_contradict_each_other_in_heads_are_both_named_with_what_they_s
 
 def test_two_names_that_contradict_each_other_are_both_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        merged([*argument_claims({"model": "mar_base"}), named_claim("mar_huge", "--model mar_huge")], "x.pth")
+        merged(
+            [*configs_from_arguments({"model": "mar_base"}), config_from_size_name("mar_huge", "--model mar_huge")],
+            "x.pth",
+        )
     message = one_sentence(caught)
     for part in ("x.pth", _NAME, "768", "--model mar_huge", "1280"):
         assert part in message
@@ -241,7 +256,7 @@ def test_a_layout_that_the_tensors_do_not_have_is_told_with_both_numbers_and_its
 def test_a_number_of_tokens_that_makes_no_square_image_is_refused() -> None:
     shapes = {**_SHAPES, "diffusion_pos_embed_learned": (1, 5, 32), "encoder_pos_embed_learned": (1, 8, 24)}
     with pytest.raises(ConfigError, match="embeddings of 5 tokens") as caught:
-        _config(Claim(_FILE, HEADS), shapes=shapes)
+        _config(PartialConfig(_FILE, HEADS), shapes=shapes)
     one_sentence(caught)
 
 
@@ -254,14 +269,14 @@ def test_equal_numbers_of_another_kind_are_no_contradiction() -> None:
 
 def test_heads_that_nothing_tells_are_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"heads.*--config.*encoder_num_heads and decoder_num_heads") as caught:
-        _config(Claim(_FILE, LAYOUT))
+        _config(PartialConfig(_FILE, LAYOUT))
     assert "x.pth" in one_sentence(caught)
 
 
 @pytest.mark.parametrize("field", HEADS)
 def test_heads_of_one_half_do_not_tell_those_of_the_other(field: str) -> None:
     with pytest.raises(ConfigError, match="heads"):
-        _config(Claim(_FILE, {field: HEADS[field]}))
+        _config(PartialConfig(_FILE, {field: HEADS[field]}))
 
 
 @pytest.mark.parametrize(
@@ -307,13 +322,13 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 
 def test_unknown_keys_are_named_with_their_source_before_anything_is_asked_for() -> None:
     with pytest.raises(ConfigError) as caught:
-        _config(*argument_claims(LAYOUT), Claim(_FILE, {"depth": 2, "vae_strid": 16}))
+        _config(*configs_from_arguments(LAYOUT), PartialConfig(_FILE, {"depth": 2, "vae_strid": 16}))
     assert f"x.pth, {_FILE}: unknown model config keys depth, vae_strid;" in one_sentence(caught)
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(ConfigError, match=r"'mar_tiny'.*mar_base, mar_large, mar_huge") as caught:
-        named_claim("mar_tiny", "--model mar_tiny")
+        config_from_size_name("mar_tiny", "--model mar_tiny")
     one_sentence(caught)
 
 

@@ -16,10 +16,10 @@ from training.data.datasets import Dataset, UnreadableImageError, check_disk, op
 from training.data.latent_cache import CachedLatents, is_cache
 
 
-class Source(Protocol):
-    """Latents of one size with a label each. `complaints` as those of a `Dataset`."""
+class LatentDataset(Protocol):
+    """Latents of one size with a label each. `warnings` as those of a `Dataset`."""
 
-    complaints: list[str]
+    warnings: list[str]
 
     tokenizer: str  # one of `runtime.artifact.manifest.TOKENIZERS`
     classes: tuple[str, ...]
@@ -40,7 +40,7 @@ class Source(Protocol):
         """Where a person finds example `index`."""
 
 
-class Pixels:
+class PixelLatents:
     """Images as their own latents: patches of the image are the tokens."""
 
     tokenizer, stride = "pixel", 1
@@ -48,7 +48,7 @@ class Pixels:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
-        self.complaints = dataset.complaints
+        self.warnings = dataset.warnings
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         latent = from_uint8(self._dataset.images(np.array([index])))[0]  # [c, H, W]
@@ -64,32 +64,32 @@ class Pixels:
         return self._dataset.name(index)
 
 
-def open_source(data: pathlib.Path, image_size: int) -> Source:
+def open_latents(data: pathlib.Path, image_size: int) -> LatentDataset:
     """The latents at `data`, a cache or a dataset whose images are brought to `image_size`. Raises `DataError`."""
     if is_cache(data):
         return CachedLatents(data, image_size)
-    return Pixels(open_dataset(data, image_size))
+    return PixelLatents(open_dataset(data, image_size))
 
 
 def readable_latent(
-    source: Source, example: int, flip: bool, stream: np.random.Generator
+    source: LatentDataset, example: int, flip: bool, stream: np.random.Generator
 ) -> tuple[int, NDArray[np.float32]]:
     """The latents of `example`, or of the next one after it that can be read, and which it is.
 
-    Why others cannot be read is among the source's complaints then. Raises `DataError` where a hundred in a row cannot.
+    Why others cannot be read is among the source's warnings then. Raises `DataError` where a hundred in a row cannot.
     """
     unreadable = 0
     while True:
         try:
             return example, source.latent(example, flip, stream)
         except UnreadableImageError as error:
-            source.complaints.append(str(error))
+            source.warnings.append(str(error))
             unreadable += 1
-            check_disk(unreadable, len(source.labels), source.complaints[-1])
+            check_disk(unreadable, len(source.labels), source.warnings[-1])
             example = (example + 1) % len(source.labels)
 
 
-def check_source(source: Source, model: ModelConfig, data: str) -> None:
+def check_model_fits(source: LatentDataset, model: ModelConfig, data: str) -> None:
     """Refuse what is at `data` where `model` was made for other latents or classes."""
     if source.stride != model.vae_stride:
         raise ConfigError(

@@ -10,7 +10,7 @@ from runtime.errors import DataError
 from runtime.model.config import ModelConfig
 from runtime.model.latents import patchify
 from training.data.datasets import UnreadableImageError
-from training.data.source import Source
+from training.data.latent_dataset import LatentDataset
 
 _TOKENS = 65_536  # of the sample
 _ROUNDS = 25
@@ -19,7 +19,7 @@ _AT_ONCE = 4096  # points whose distances to all centres are held together
 Floats = NDArray[np.float32]
 
 
-def fitted_codebook(source: Source, config: ModelConfig, seed: int) -> Floats:
+def fit_codebook(source: LatentDataset, config: ModelConfig, seed: int) -> Floats:
     """`config.codebook_size` vectors for the tokens of `source`, [codes, D], the same for the same seed. Raises `DataError`."""
     random = np.random.default_rng(seed)
     chosen = random.permutation(len(source.labels))[: -(-_TOKENS // config.tokens)]
@@ -65,7 +65,7 @@ def _nearest(points: Floats, centres: Floats) -> NDArray[np.int64]:
     return found
 
 
-def _tokens(source: Source, config: ModelConfig, index: int, random: np.random.Generator) -> Floats:
+def _tokens(source: LatentDataset, config: ModelConfig, index: int, random: np.random.Generator) -> Floats:
     """Those of one image, [L, D]; none of one that cannot be read."""
     try:
         return patchify(source.latent(index, False, random)[None], config.patch_size)[0]
