@@ -40,9 +40,10 @@ from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import Cuda
 from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
-from runtime.sampling.plan import Plan, Sampling, build_plan
-from runtime.sampling.presets import requested_sampling
+from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, golden_cases
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.checkpoints.random_weights import random_checkpoint
@@ -162,7 +163,7 @@ class Check:
         config = checkpoint.model.config
         settings = {name: {"preset": name, "cfg_scale": GUIDANCE} for name in names}
         plans = {
-            name: build_plan(config.tokens, requested_sampling(Sampling(), config, each))
+            name: build_plan(config.tokens, resolve_sampling(Sampling(), config, each))
             for name, each in settings.items()
         }
         with self._skipping(f"{model} {precision}, eager"):
@@ -204,7 +205,7 @@ class Check:
 
     def _drawn(self, name: str, checkpoint: Checkpoint, cases: Sequence[GoldenCase], graphs: bool) -> list[np.ndarray]:
         config = checkpoint.model.config
-        plans = [build_plan(config.tokens, requested_sampling(Sampling(), config, case.settings)) for case in cases]
+        plans = [build_plan(config.tokens, resolve_sampling(Sampling(), config, case.settings)) for case in cases]
         batch = max(len(case.labels) for case in cases)
         with self._backends.open(name, checkpoint, "fp32", graphs, plans, batch) as generator:
             return [

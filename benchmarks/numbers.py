@@ -20,7 +20,7 @@ from typing import Any
 from runtime.errors import MarError, RequestError
 from runtime.files import replacing
 from runtime.model.engine_spec import DECODER, ENGINES
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 
 
 def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
@@ -59,22 +59,22 @@ def bench_tables(value: Mapping[str, Any]) -> str:
         "| | median | p10 to p90 | least | reached | useful GFLOP/s | speed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for race in value["races"]:
-        least = value["plans"][race["sampling"]]["roofline_seconds"]
-        share = race["share_of_roofline"]
+    for case in value["cases"]:
+        least = value["plans"][case["preset"]]["roofline_seconds"]
+        share = case["share_of_roofline"]
         reached = " | " if share is None else f"{sum(least.values()) / batch:.2f} s | {share:.0%}"
         lines.append(
-            f"| **{race['contestant']}, {race['sampling']}** | **{_time(race['seconds'], batch)}** | "
-            f"{_spread(race['seconds'], batch)} | {reached} | "
-            f"{race['useful_gflops']:.0f} | **{race['times_the_baseline']:.2f}x** |"
+            f"| **{case['runner']}, {case['preset']}** | **{_time(case['seconds'], batch)}** | "
+            f"{_spread(case['seconds'], batch)} | {reached} | "
+            f"{case['useful_gflops']:.0f} | **{case['times_the_baseline']:.2f}x** |"
         )
-        for stage, seconds in race["stage_seconds"].items():
+        for stage, seconds in case["stage_seconds"].items():
             limit = (
                 f"{least[stage] / batch:.2f} s | {least[stage] / seconds['median']:.0%}" if stage in least else " | "
             )
             lines.append(f"| {stage} | {_time(seconds, batch)} | {_spread(seconds, batch)} | {limit} | | |")
     baseline = value["baseline"]
-    lines += ["", f"Seconds an image; speed against {baseline['contestant']}, {baseline['sampling']}. The plans:", ""]
+    lines += ["", f"Seconds an image; speed against {baseline['runner']}, {baseline['preset']}. The plans:", ""]
     lines += ["| plan | iterations | head evaluations | TFLOP | settings |", "|---|---|---|---|---|"]
     for name, plan in value["plans"].items():
         lines.append(
@@ -82,7 +82,7 @@ def bench_tables(value: Mapping[str, Any]) -> str:
             f"{sum(plan['operations'].values()) / 1e12:.2f} | {_settings(plan['sampling'])} |"
         )
     lines += ["", "| | runs on | peak memory |", "|---|---|---|"]
-    for name, one in value["contestants"].items():
+    for name, one in value["runners"].items():
         lines.append(f"| {name} | {one['runs_on']} | {one['peak_memory_bytes'] / 2**20:,.0f} MiB |")
     startup = value["startup_seconds"]
     lines += [
@@ -96,19 +96,19 @@ def bench_tables(value: Mapping[str, Any]) -> str:
 
 def study_table(value: Mapping[str, Any]) -> str:
     """What `mar study` found, as Markdown."""
-    exact = next((way["frechet"] for way in value["ways"] if way["name"] == "exact"), None)
+    exact = next((setting["frechet"] for setting in value["settings"] if setting["name"] == "exact"), None)
     lines = [
         f"{value['images']:,} images each.",
         "",
         "| | recognised | Fréchet distance | against exact | head evaluations | ms an image | settings |",
         "|---|---|---|---|---|---|---|",
     ]
-    for way in value["ways"]:
-        sampler_alone = " " in way["name"]  # without guidance, so beside others of its kind only
-        against = f"{way['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
+    for setting in value["settings"]:
+        sampler_alone = " " in setting["name"]  # without guidance, so beside others of its kind only
+        against = f"{setting['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
         lines.append(
-            f"| {way['name']} | {way['top1_accuracy']:.1%} | {way['frechet']:.3f} | {against} | "
-            f"{way['head_evaluations']} | {way['milliseconds']['median']:.0f} | {_settings(way['sampling'])} |"
+            f"| {setting['name']} | {setting['top1_accuracy']:.1%} | {setting['frechet']:.3f} | {against} | "
+            f"{setting['head_evaluations']} | {setting['milliseconds']['median']:.0f} | {_settings(setting['sampling'])} |"
         )
     return "\n".join(lines)
 

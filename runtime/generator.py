@@ -21,7 +21,15 @@ from runtime.errors import BackendError, RequestError
 from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
-from runtime.requests.inpainting import Hole, Known, check_hole, check_known, known_first, known_tokens, pasted
+from runtime.requests.inpainting import (
+    EditMask,
+    KnownImages,
+    check_known,
+    check_mask,
+    known_tokens,
+    order_known_first,
+    paste_known_pixels,
+)
 from runtime.requests.validation import (
     MAX_BATCH,
     check_batch,
@@ -31,8 +39,9 @@ from runtime.requests.validation import (
     check_order,
     check_seed,
 )
-from runtime.sampling.plan import Plan, PlanLoop, Progress, Sampling, build_plan
+from runtime.sampling.plan import Plan, PlanLoop, Progress, build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +65,8 @@ class _Drawing:
     order: NDArray[np.int64]  # [B, L]
     noise: NDArray[np.float32]  # [T + 1, L, B, D], in generation order
     given: NDArray[np.float32]  # [V, B, D], the tokens that are known
-    hole: Hole | None
-    known: Known | None
+    hole: EditMask | None
+    known: KnownImages | None
 
 
 class Generator:
@@ -113,7 +122,7 @@ class Generator:
 
     def sampling(self, **settings: Any) -> Sampling:
         """The settings that `generate` would draw with: the artifact's own, changed by `settings`."""
-        return self.manifest.requested(settings)
+        return self.manifest.resolve_sampling(settings)
 
     def plan(self, *, known_tokens: int = 0, **settings: Any) -> Plan:
         """The schedule that `generate` would execute for these settings, `known_tokens` being there already."""
@@ -139,7 +148,7 @@ class Generator:
 
         Image `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
         from 0 by default. `settings` are `preset`, one of `runtime.sampling.presets.PRESETS` or of the artifact's,
-        and the fields of `runtime.sampling.plan.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
+        and the fields of `runtime.sampling.settings.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
         (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
         replace what the seed would give.
 
@@ -231,7 +240,7 @@ class Generator:
             raise RequestError("to edit an image, give both known and mask")
         if mask is not None and config.order == "raster":
             raise RequestError("this model was trained to draw in raster order alone, so it cannot draw a part anew")
-        hole = None if mask is None else check_hole(mask, dilate, config)
+        hole = None if mask is None else check_mask(mask, dilate, config)
         before = None if known is None else check_known(known, batch, config)
         plan = self.plan(known_tokens=hole.known if hole else 0, **settings)
         steps = plan.diffusion_steps
@@ -246,7 +255,7 @@ class Generator:
         )
         given = np.empty((batch, 0, config.token_channels), np.float32)
         if hole is not None and before is not None:
-            ordered = known_first(ordered, hole)
+            ordered = order_known_first(ordered, hole)
             given = known_tokens(self._latents(before), ordered, hole.known, config.patch_size)
         drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
         return _Drawing(plan, classes, ordered, drawn.swapaxes(1, 2), given.swapaxes(0, 1), hole, before)
@@ -264,10 +273,10 @@ class Generator:
         images = self._images(latents, decode_batch)
         hole, before = drawing.hole, drawing.known
         if images is not None and hole is not None and before is not None and before.images is not None and paste:
-            images = pasted(images, before.images, hole)
+            images = paste_known_pixels(images, before.images, hole)
         return Result(latents, images, plan)
 
-    def _latents(self, known: Known) -> NDArray[np.float32]:
+    def _latents(self, known: KnownImages) -> NDArray[np.float32]:
         """What is known as latents [B, C, h, w]."""
         if known.latents is not None:
             return known.latents

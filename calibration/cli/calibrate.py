@@ -19,8 +19,8 @@ from runtime.cli.options import PATH, preset_option, progress_bar, sampling_opti
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.model.engine_spec import ENGINES
-from runtime.sampling.constraints import check_chains
-from runtime.sampling.plan import Sampling
+from runtime.sampling.constraints import check_masked_diffusion
+from runtime.sampling.settings import Sampling
 
 _MAX_SAMPLES = 100_000
 _MAX_JUDGED = 1000
@@ -93,8 +93,8 @@ def calibrate(
         check_apart(opened, out)
     opened.verify()
     check_float32(opened)
-    check_chains(opened.manifest.model, "mar calibrate")
-    sampling = opened.manifest.requested(settings)
+    check_masked_diffusion(opened.manifest.model, "mar calibrate")
+    sampling = opened.manifest.resolve_sampling(settings)
     found = None if weights_only else _collected(opened, out, statistics, count, sampling, asked.threads)
     if report is not None and found is not None:
         from calibration.quantization.range_chart import save_report

@@ -20,9 +20,9 @@ from runtime.cli.options import PATH, backend_options, preset_option, progress_b
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing_folder, write_json
 from runtime.generator import Generator
-from runtime.sampling.constraints import check_chains
-from runtime.sampling.plan import Sampling
+from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.presets import PRESETS, check_preset_name
+from runtime.sampling.settings import Sampling
 
 _MOST_IMAGES = 10_000
 _MOST_MILLISECONDS = 1e9
@@ -69,7 +69,7 @@ def optimize_steps(
         check_number("--allowed-error", allowed_error, 1e-6, 1)
     check_int("--count", count, 1, _MOST_IMAGES)
     opened = Artifact(artifact)
-    check_chains(opened.manifest.model, "mar optimize-steps")
+    check_masked_diffusion(opened.manifest.model, "mar optimize-steps")
     _check_target(opened, name, replace, out)
     if json_file is not None:
         check_writable(json_file)

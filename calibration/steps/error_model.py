@@ -18,7 +18,8 @@ from calibration.steps.trajectories import Trajectory, TrajectoryInputs, Traject
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
-from runtime.sampling.plan import Float, Plan, Sampling, build_plan
+from runtime.sampling.plan import Float, Plan, build_plan
+from runtime.sampling.settings import Sampling
 
 Float64 = NDArray[np.float64]
 

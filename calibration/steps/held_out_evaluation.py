@@ -14,7 +14,8 @@ from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, deterministic
 from calibration.steps.timing import with_presets
 from runtime.distance import relative_l2
 from runtime.generator import Generator
-from runtime.sampling.plan import Sampling, build_plan
+from runtime.sampling.plan import build_plan
+from runtime.sampling.settings import Sampling
 
 IMAGES = 8
 _SEED = 2**29 + 1  # apart from those that plans are found by

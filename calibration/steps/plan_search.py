@@ -16,7 +16,8 @@ from calibration.steps.solvers import Solver, solvers
 from calibration.steps.timing import ROUNDS, StepTimes, measured_times
 from runtime.errors import CalibrationError, RequestError
 from runtime.generator import Generator
-from runtime.sampling.plan import Sampling, build_plan
+from runtime.sampling.plan import build_plan
+from runtime.sampling.settings import Sampling
 
 Bar = Callable[[int, str], AbstractContextManager[Any]]  # a progress bar: its length and what goes on
 

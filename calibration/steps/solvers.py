@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from runtime.model.coefficients import COEFFICIENTS
-from runtime.sampling.plan import Plan, Sampling
+from runtime.sampling.plan import Plan
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS, CoefficientTable, coefficient_table
+from runtime.sampling.settings import Sampling
 
 # Where a chain starts decides more than its solver does: low starts err less where steps are few, high ones
 # leave less of the image's mean out.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.steps.solvers import Solver
 from runtime.generator import Generator
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 
 _STEPS = (4, 20)  # of the chains of the two plans that are timed
 ROUNDS = 8  # the first warms up

@@ -33,8 +33,9 @@ from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
-from runtime.sampling.constraints import usual_sampling
-from runtime.sampling.plan import Sampling, build_plan
+from runtime.sampling.constraints import default_sampling
+from runtime.sampling.plan import build_plan
+from runtime.sampling.settings import Sampling
 from training.checkpoints.checkpoint import Checkpoint
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -65,7 +66,7 @@ def export_artifact(
     check_artifact_target(out)
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
-    base = _manifest(checkpoint, sampling or usual_sampling(checkpoint.model.config), precision)
+    base = _manifest(checkpoint, sampling or default_sampling(checkpoint.model.config), precision)
     build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
     say("drawing an image in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)

@@ -17,9 +17,9 @@ from runtime.errors import ParityError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine, EngineSpec
-from runtime.sampling.constraints import fixed_settings, short_chain, default_sampling
+from runtime.sampling.constraints import default_sampling, fixed_settings, short_chain_settings
 from runtime.sampling.plan import Plan, build_plan
-from runtime.sampling.presets import requested_sampling
+from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from training.models.mar import MAR
 from training.models.reference_loop import sample
@@ -86,10 +86,10 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
         "preset": "exact",
         "iterations": min(_ITERATIONS[precision], config.tokens),
         "cfg_scale": 2.0,
-        **short_chain(config, 10),
+        **short_chain_settings(config, 10),
     }
     settings = {name: value for name, value in usual.items() if name not in fixed_settings(config)}
-    plan = build_plan(config.tokens, requested_sampling(default_sampling(config), config, settings))
+    plan = build_plan(config.tokens, resolve_sampling(default_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 

@@ -1,4 +1,4 @@
-"""Latency side by side: contestants in turn, stage by stage, beside the least time the machine allows."""
+"""Latency side by side: runners in turn, stage by stage, beside the least time the machine allows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from runtime import __version__
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import DEVICE
-from runtime.sampling.constraints import short_chain
-from runtime.sampling.plan import Plan, Sampling
+from runtime.sampling.constraints import short_chain_settings
+from runtime.sampling.plan import Plan
+from runtime.sampling.settings import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
-class Race:
-    """One contestant drawing one plan; `sampling` is the plan's name."""
+class Case:
+    """One runner drawing one plan; `sampling` is the plan's name."""
 
-    contestant: str
-    sampling: str
+    runner: str
+    preset: str
 
     @property
     def name(self) -> str:
-        return f"{self.contestant} {self.sampling}"
+        return f"{self.runner} {self.preset}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +51,16 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """One race's times in all (`image`: of a draw, whatever its batch) and stage by stage."""
+    """One case's times in all (`image`: of a draw, whatever its batch) and stage by stage."""
 
-    race: Race
+    case: Case
     image: Timing
     stages: Mapping[str, Timing]
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What is drawn in every race: the model, the images together, and each plan with its settings."""
+    """What is drawn in every case: the model, the images together, and each plan with its settings."""
 
     config: ModelConfig
     batch: int
@@ -69,43 +70,43 @@ class Work:
 
 def warm_up(model: ModelConfig) -> dict[str, Any]:
     """Settings of an image so short that it only loads and touches everything before the first one is timed."""
-    return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain(model, 2)}
+    return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain_settings(model, 2)}
 
 
 def measure(
-    contestants: Mapping[str, Runner],
-    races: list[Race],
+    runners: Mapping[str, Runner],
+    cases: list[Case],
     settings: Mapping[str, Mapping[str, Any]],
     first: Mapping[str, Any],
     repeats: int,
     measure_machine: Callable[[], Machine],
     progress: Callable[[], None],
 ) -> tuple[list[Measurement], Machine]:
-    """Run every race in turn, `repeats` times over, so that whatever else the machine does hits all alike.
+    """Run every case in turn, `repeats` times over, so that whatever else the machine does hits all alike.
 
-    Every contestant draws `first` once before. The machine's own rates are taken in every round too,
+    Every runner draws `first` once before. The machine's own rates are taken in every round too,
     and are medians like the times.
     """
-    for contestant in contestants.values():
-        contestant.draw(first)
-    totals: dict[Race, list[float]] = {race: [] for race in races}
-    stages: dict[Race, list[Stages]] = {race: [] for race in races}
+    for runner in runners.values():
+        runner.draw(first)
+    totals: dict[Case, list[float]] = {case: [] for case in cases}
+    stages: dict[Case, list[Stages]] = {case: [] for case in cases}
     machines = []
     for _ in range(repeats):
         machines.append(measure_machine())
-        for race in races:
-            seconds, of_stages = contestants[race.contestant].draw(settings[race.sampling])
-            totals[race].append(seconds)
-            stages[race].append(of_stages)
+        for case in cases:
+            seconds, of_stages = runners[case.runner].draw(settings[case.preset])
+            totals[case].append(seconds)
+            stages[case].append(of_stages)
             progress()
     machines.append(measure_machine())
     measurements = [
         Measurement(
-            race,
-            Timing.of(totals[race]),
-            {stage: Timing.of([one[stage] for one in stages[race]]) for stage in stages[race][0]},
+            case,
+            Timing.of(totals[case]),
+            {stage: Timing.of([one[stage] for one in stages[case]]) for stage in stages[case][0]},
         )
-        for race in races
+        for case in cases
     ]
     rates = np.median([dataclasses.astuple(machine) for machine in machines], axis=0)
     return measurements, Machine(*map(float, rates))
@@ -121,11 +122,11 @@ def report(
 ) -> dict[str, Any]:
     """Everything a reader needs to believe the figures or to repeat them; `about` is added as it is."""
     slowest = max(measurements, key=lambda one: one.image.median)
-    baseline = next((one for one in measurements if one.race.contestant == "eager"), slowest)
+    baseline = next((one for one in measurements if one.case.runner == "eager"), slowest)
     return {
         **about,
         "batch": work.batch,
-        "baseline": dataclasses.asdict(baseline.race),
+        "baseline": dataclasses.asdict(baseline.case),
         "machine": {
             "processor": _processor(),
             "system": platform.platform(),
@@ -133,11 +134,9 @@ def report(
             "read_gb_per_second": machine.bytes / 1e9,
         },
         "versions": {"mar": __version__, "commit": commit(), "python": platform.python_version(), **_versions()},
-        "contestants": {
-            name: {"runs_on": told, "peak_memory_bytes": peaks[name]} for name, told in descriptions.items()
-        },
+        "runners": {name: {"runs_on": told, "peak_memory_bytes": peaks[name]} for name, told in descriptions.items()},
         "plans": {name: _plan(work, name, machine) for name in work.plans},
-        "races": [_race(one, work, machine, baseline) for one in measurements],
+        "cases": [_case(one, work, machine, baseline) for one in measurements],
     }
 
 
@@ -156,12 +155,12 @@ def _plan(work: Work, name: str, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _race(one: Measurement, work: Work, machine: Machine, baseline: Measurement) -> dict[str, Any]:
-    plan = work.plans[one.race.sampling]
+def _case(one: Measurement, work: Work, machine: Machine, baseline: Measurement) -> dict[str, Any]:
+    plan = work.plans[one.case.preset]
     costs = plan_costs(work.config, plan, work.batch).values()
     least = sum(roofline_seconds(work.config, plan, machine, work.batch).values())
     return {
-        **dataclasses.asdict(one.race),
+        **dataclasses.asdict(one.case),
         "seconds": dataclasses.asdict(one.image),
         "seconds_an_image": one.image.median / work.batch,
         "stage_seconds": {name: dataclasses.asdict(timing) for name, timing in one.stages.items()},
@@ -175,21 +174,21 @@ def _race(one: Measurement, work: Work, machine: Machine, baseline: Measurement)
 
 def table(value: Mapping[str, Any]) -> str:
     """A report as text, milliseconds an image."""
-    races, batch = value["races"], value["batch"]
-    wide = max(len(_label(race)) for race in races) + 4
+    cases, batch = value["cases"], value["batch"]
+    wide = max(len(_label(case)) for case in cases) + 4
     lines = [
         f"{'ms an image':{wide}}{'median':>10}{'p10':>10}{'p90':>10}{'roofline':>10}{'reached':>9}"
         f"{'GFLOP/s':>9}{'GB/s':>7}{'speed':>8}"
     ]
-    for race in races:
-        least = value["plans"][race["sampling"]]["roofline_seconds"]
+    for case in cases:
+        least = value["plans"][case["preset"]]["roofline_seconds"]
         lines.append(
-            f"{_label(race):{wide}}{_milliseconds(race['seconds'], batch)}"
-            f"{_roofline(race, sum(least.values()) / batch)}"
-            f"{race['useful_gflops']:9.0f}{race['useful_gb_per_second']:7.1f}"
-            f"{race['times_the_baseline']:7.2f}x"
+            f"{_label(case):{wide}}{_milliseconds(case['seconds'], batch)}"
+            f"{_roofline(case, sum(least.values()) / batch)}"
+            f"{case['useful_gflops']:9.0f}{case['useful_gb_per_second']:7.1f}"
+            f"{case['times_the_baseline']:7.2f}x"
         )
-        for stage, seconds in race["stage_seconds"].items():
+        for stage, seconds in case["stage_seconds"].items():
             limit = (
                 f"{1e3 * least[stage] / batch:10.1f}{least[stage] / seconds['median']:9.0%}" if stage in least else ""
             )
@@ -197,23 +196,23 @@ def table(value: Mapping[str, Any]) -> str:
     lines.append("")
     lines += [
         f"{name:{wide}}peak memory {one['peak_memory_bytes'] / 2**20:,.0f} MiB; {one['runs_on']}"
-        for name, one in value["contestants"].items()
+        for name, one in value["runners"].items()
     ]
     machine = value["machine"]
     lines.append(
         f"roofline: {machine['gflops']:.0f} GFLOP/s and {machine['read_gb_per_second']:.1f} GB/s, measured between the "
-        "races; it, GFLOP/s and GB/s count the work that has to be done in float32, whatever a contestant does; "
+        "cases; it, GFLOP/s and GB/s count the work that has to be done in float32, whatever a runner does; "
         f"speed against {_label(value['baseline'])}"
     )
     return "\n".join(lines)
 
 
-def _label(race: Mapping[str, Any]) -> str:
-    return f"{race['contestant']}, {race['sampling']}"
+def _label(case: Mapping[str, Any]) -> str:
+    return f"{case['runner']}, {case['preset']}"
 
 
-def _roofline(race: Mapping[str, Any], least: float) -> str:
-    share = race["share_of_roofline"]
+def _roofline(case: Mapping[str, Any], least: float) -> str:
+    share = case["share_of_roofline"]
     return f"{'':19}" if share is None else f"{1e3 * least:10.1f}{share:9.0%}"
 
 

@@ -159,7 +159,7 @@ def _eager(entry: Entry) -> tuple[str, Draw]:
     labels, config = np.array(entry.labels), manifest.model
 
     def draw(settings: Mapping[str, Any]) -> Stages:
-        plan = build_plan(config.tokens, manifest.requested(settings))
+        plan = build_plan(config.tokens, manifest.resolve_sampling(settings))
         order = seeded_order(0, range(len(labels)), config, plan.token_order)
         noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
         times: Stages = {}
@@ -180,7 +180,7 @@ def _naive_onnx(entry: Entry) -> tuple[str, Draw]:
     backbone, head = (runner.load_graph(entry.naive / f"{name}.onnx", spec) for name, spec in specs.items())
 
     def draw(settings: Mapping[str, Any]) -> Stages:
-        plan = build_plan(config.tokens, manifest.requested(settings))
+        plan = build_plan(config.tokens, manifest.resolve_sampling(settings))
         order = seeded_order(0, range(len(labels)), config, plan.token_order)
         noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
         times: Stages = {}

@@ -28,7 +28,7 @@ from runtime.errors import BackendError, RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
-from runtime.sampling.constraints import samplers_of
+from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
 from training.checkpoints.checkpoint import load_checkpoint
 from training.data.datasets import open_dataset
@@ -67,7 +67,7 @@ def sampler_settings(model: ModelConfig) -> list[Setting]:
     return [
         Setting(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
         for steps in (() if model.distilled_steps else reversed(STEPS))
-        for sampler in samplers_of(model)
+        for sampler in supported_samplers(model)
     ]
 
 
@@ -178,7 +178,7 @@ def _figures(out: pathlib.Path, setting: Setting, study: Study) -> dict[str, Any
         return None
     manifest = Artifact(study.artifact).manifest
     wanted = {
-        "sampling": dataclasses.asdict(manifest.requested(setting.sampling)),
+        "sampling": dataclasses.asdict(manifest.resolve_sampling(setting.sampling)),
         "images": study.images,
         "checkpoint_sha256": manifest.provenance["checkpoint_sha256"],
     }

@@ -15,7 +15,7 @@ from runtime.artifact.manifest import MANIFEST, FileEntry
 from runtime.errors import RequestError
 from runtime.files import replacing, sha256, write_json
 from runtime.gpu.current_gpu import precisions_of
-from runtime.sampling.constraints import check_no_cache
+from runtime.sampling.constraints import check_no_kv_cache
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.presets import PRESETS
 
@@ -28,7 +28,7 @@ def wanted_plans(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan]:
     manifest = artifact.manifest
     named = any(value is not None for value in settings.values())
     wanted = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
-    samplings, tokens = [manifest.requested(each) for each in wanted], manifest.model.tokens
+    samplings, tokens = [manifest.resolve_sampling(each) for each in wanted], manifest.model.tokens
     return [build_plan(tokens, sampling, known) for sampling in samplings for known in range(tokens)]
 
 
@@ -48,7 +48,7 @@ def build_engines(
     A build takes the place of an older one of the same engine for the same library and GPUs. Raises
     `BackendError`, after which the artifact is as it was before the engine that failed.
     """
-    check_no_cache(artifact.manifest.model, "the loop on a GPU")
+    check_no_kv_cache(artifact.manifest.model, "the loop on a GPU")
     artifact.verify()
     for architecture in builder.architectures:
         if artifact.manifest.precision not in precisions_of(architecture):

@@ -19,8 +19,9 @@ from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestEr
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
 from runtime.sampling.constraints import apply_constraints
-from runtime.sampling.plan import Sampling, build_plan
-from runtime.sampling.presets import check_preset_name, requested_sampling
+from runtime.sampling.plan import build_plan
+from runtime.sampling.presets import check_preset_name, resolve_sampling
+from runtime.sampling.settings import Sampling
 
 FORMAT_VERSION = 7
 MANIFEST = "manifest.json"
@@ -47,7 +48,7 @@ class Manifest:
     model; `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
     file; `builds` are the engines built for devices; `provenance` and `parity` are for people. The reports
     of `parity` tell how far each engine, and a whole generation, are from eager PyTorch; or, where they are
-    `of_latents`, from float32.
+    `is_latents_report`, from float32.
     """
 
     model: ModelConfig
@@ -67,8 +68,8 @@ class Manifest:
         return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
 
     def requested(self, settings: Mapping[str, Any]) -> Sampling:
-        """What a request for `settings` draws with, as `runtime.sampling.presets.requested_sampling` has it."""
-        return requested_sampling(self.sampling, self.model, settings, self.presets)
+        """What a request for `settings` draws with, as `runtime.sampling.presets.resolve_sampling` has it."""
+        return resolve_sampling(self.sampling, self.model, settings, self.presets)
 
     def graph_sha256(self, engine: str) -> str:
         """The hash of an engine's graph, its external data included."""
@@ -143,7 +144,7 @@ class Manifest:
         )
 
 
-def of_latents(report: Mapping[str, Any]) -> bool:
+def is_latents_report(report: Mapping[str, Any]) -> bool:
     """Whether a report of `Manifest.parity` is of what quantized engines do to finished latents.
 
     It has a tolerance where all of them are at work, `generation`, and none for an engine alone.
@@ -184,7 +185,7 @@ def _check_reports(
     _keys(parity, {*engines, "generation"}, f"{where}: parity")
     for key, value in parity.items():
         report = _object(value, f"{where}: parity: {key}")
-        alone = of_latents(report) and key != "generation"
+        alone = is_latents_report(report) and key != "generation"
         for number in ("relative_l2",) if alone else ("relative_l2", "tolerance"):
             if type(report.get(number)) is not float:
                 raise ArtifactError(f"{where}: parity: {key}: {number} must be a number, found {report.get(number)!r}")

@@ -23,8 +23,8 @@ from runtime.errors import RequestError
 from runtime.files import replacing
 from runtime.generator import Generator
 from runtime.image_grid import check_image_file, save_grid, save_image
-from runtime.requests.inpainting import check_hole
-from runtime.requests.validation import check_labels, class_number
+from runtime.requests.inpainting import check_mask
+from runtime.requests.validation import check_labels, parse_class
 
 _GRID_COLUMNS = 8
 _WHITE = 128  # of 255: the darkest gray that counts as white
@@ -81,9 +81,9 @@ def edit(
         gray = config.vae_stride == 1 and config.vae_embed_dim == 1
         image = _read(image_file, "L" if gray else "RGB", config.img_size)
         mask = _read(mask_file, "L", config.img_size) >= _WHITE
-        label = class_number(classes[0], generator.manifest.class_names)
+        label = parse_class(classes[0], generator.manifest.class_names)
         check_labels([label], config)
-        hole = check_hole(mask, dilate, config)
+        hole = check_mask(mask, dilate, config)
         plan = generator.plan(known_tokens=hole.known, **settings)
         with progress_bar(len(plan.iterations), "drawing") as bar:
             result = generator.generate(

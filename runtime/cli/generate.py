@@ -29,7 +29,7 @@ from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.image_grid import check_image_file, save_grid
-from runtime.requests.validation import MAX_BATCH, class_number
+from runtime.requests.validation import MAX_BATCH, parse_class
 
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
@@ -99,7 +99,7 @@ def generate(
                 f"{artifact} has no decoder, so it makes latents, not images; use --save-latents instead of --out, "
                 "or export it with --tokenizer"
             )
-        chosen = [class_number(given, manifest.class_names) for given in classes]
+        chosen = [parse_class(given, manifest.class_names) for given in classes]
         labels = _labels(chosen or range(manifest.model.class_num), count)
         started = time.perf_counter()
         results = _draw(generator, labels, batch_size, seed, order, noise, decode_batch, settings)

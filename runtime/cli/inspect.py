@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import of_latents
+from runtime.artifact.manifest import is_latents_report
 from runtime.cli.options import PATH
 
 
@@ -33,9 +33,9 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         f"            {config.attention} attention, {config.order} order, head of {config.head}"
         + (f" ({config.codebook_size})" if config.codebook_size else "")
     )
-    click.echo(f"drawn with  {manifest.sampling.told()}, where a request names nothing else")
+    click.echo(f"drawn with  {manifest.sampling.describe()}, where a request names nothing else")
     for name, preset in manifest.presets.items():
-        click.echo(f"preset      {name}: {preset.told()}")
+        click.echo(f"preset      {name}: {preset.describe()}")
     if manifest.class_names:
         click.echo(f"classes     {', '.join(f'{number} {name}' for number, name in enumerate(manifest.class_names))}")
     for name, spec in manifest.specs.items():
@@ -47,14 +47,14 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
                 click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{', '.join(map(str, tensor.shape))}]")
         report = manifest.parity[name]
         # What a quantized engine alone does to latents is held to nothing, though older manifests name a tolerance.
-        click.echo(f"  {_distance(report)}" + ("" if of_latents(report) else _allowed(report)))
+        click.echo(f"  {_distance(report)}" + ("" if is_latents_report(report) else _allowed(report)))
     generation = manifest.parity["generation"]
     click.echo(f"\nwhole generation: {_distance(generation)}{_allowed(generation)}")
     click.echo("\nmade from   " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
 
 
 def _distance(report: Mapping[str, Any]) -> str:
-    between = "of latents from those in float32" if of_latents(report) else "from eager PyTorch"
+    between = "of latents from those in float32" if is_latents_report(report) else "from eager PyTorch"
     return f"relative L2 {between} {report['relative_l2']:.1e}"
 
 

@@ -97,7 +97,7 @@ def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
 
 
 def sampling_options(command: _Command) -> _Command:
-    """The fields of `runtime.sampling.plan.Sampling`; what is not given is None, for the artifact's own."""
+    """The fields of `runtime.sampling.settings.Sampling`; what is not given is None, for the artifact's own."""
     return schedule_options(_all(_CHAIN, command))
 
 

@@ -13,7 +13,7 @@ from runtime.cost.operations import iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
 from runtime.generator import Generator
 from runtime.requests.validation import check_batch
-from runtime.sampling.constraints import check_chains
+from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.plan import build_plan
 
 
@@ -38,8 +38,8 @@ def plan(
     """Show how ARTIFACT would draw: every iteration, what it costs and how long it takes."""
     manifest = Artifact(artifact).manifest
     config = manifest.model
-    check_chains(config, "mar plan")
-    sampling = manifest.requested(settings)
+    check_masked_diffusion(config, "mar plan")
+    sampling = manifest.resolve_sampling(settings)
     planned = build_plan(config.tokens, sampling)
     check_batch(batch_size, planned.diffusion_steps, config)
     seconds = None
@@ -49,7 +49,7 @@ def plan(
         ) as generator:
             seconds = predicted_seconds(generator, planned, batch_size)
             where = generator.description
-    click.echo(sampling.told() + "\n")
+    click.echo(sampling.describe() + "\n")
     click.echo(
         f"{'iteration':>9}{'known':>7}{'tokens':>8}{'guidance':>10}{'steps':>7}"
         f"{'head evaluations so far':>25}{'GFLOP':>9}" + (f"{'ms':>9}" if seconds else "")

@@ -10,7 +10,7 @@ from runtime.gpu.device_loop import GpuLoop
 from runtime.gpu.engine import GpuEngine, HostEngine
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, Engine
-from runtime.sampling.constraints import check_no_cache
+from runtime.sampling.constraints import check_no_kv_cache
 from runtime.sampling.plan import PlanLoop
 
 
@@ -28,7 +28,7 @@ class GpuBackend:
         self._engines: dict[str, HostEngine] = {}
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:
-        check_no_cache(config, "the loop on a GPU")
+        check_no_kv_cache(config, "the loop on a GPU")
         engines = {name: self._engines[name].on_gpu for name in ENGINES}
         loop = GpuLoop(self._cuda, engines, config, self._captures)
         self._owner.callback(loop.close)

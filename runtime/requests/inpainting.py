@@ -16,7 +16,7 @@ Bool = NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
-class Hole:
+class EditMask:
     """Where an image is drawn anew: `pixels` bool [H, W] as asked for, `tokens` bool [L] in raster order."""
 
     pixels: Bool
@@ -28,7 +28,7 @@ class Hole:
         return int(len(self.tokens) - self.tokens.sum())
 
 
-def check_hole(mask: ArrayLike, dilate: bool, config: ModelConfig) -> Hole:
+def check_mask(mask: ArrayLike, dilate: bool, config: ModelConfig) -> EditMask:
     """`mask`, true where to draw: of pixels [img_size, img_size], or of tokens [grid, grid].
 
     A token is drawn where any of its pixels is; with `dilate` its eight neighbours are too, since a
@@ -49,18 +49,18 @@ def check_hole(mask: ArrayLike, dilate: bool, config: ModelConfig) -> Hole:
         tokens = np.any([padded[y : y + grid, x : x + grid] for y in range(3) for x in range(3)], axis=0)
     if not tokens.any():
         raise RequestError("mask marks nothing to draw")
-    return Hole(pixels, tokens.reshape(-1))
+    return EditMask(pixels, tokens.reshape(-1))
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
+class KnownImages:
     """What is known of B images: themselves, uint8 [B, H, W, c], or their latents, float32 [B, C, h, w]."""
 
     images: NDArray[np.uint8] | None = None
     latents: NDArray[np.float32] | None = None
 
 
-def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> Known:
+def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> KnownImages:
     """uint8 is an image [H, W, c], floats are latents [C, h, w]; for all images, or with B in front for each.
 
     Raises `RequestError`.
@@ -78,15 +78,15 @@ def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> Known:
             f"{list(given.shape)}"
         )
     if pixels:
-        return Known(images=np.broadcast_to(given, (batch, *shape)))
+        return KnownImages(images=np.broadcast_to(given, (batch, *shape)))
     with np.errstate(over="ignore"):
         latents = given.astype(np.float32)
     if not np.isfinite(latents).all():
         raise RequestError("known holds values that are not finite in float32")
-    return Known(latents=np.broadcast_to(latents, (batch, *shape)))
+    return KnownImages(latents=np.broadcast_to(latents, (batch, *shape)))
 
 
-def known_first(order: NDArray[np.int64], hole: Hole) -> NDArray[np.int64]:
+def order_known_first(order: NDArray[np.int64], hole: EditMask) -> NDArray[np.int64]:
     """Orders [B, L] with the tokens outside the hole before those inside, each group as it was."""
     drawn = hole.tokens[order]  # [B, L]
     return np.take_along_axis(order, np.argsort(drawn, axis=1, kind="stable"), axis=1)
@@ -97,6 +97,6 @@ def known_tokens(latents: NDArray[np.float32], order: NDArray[np.int64], known: 
     return np.take_along_axis(patchify(latents, patch), order[:, :known, None], axis=1)
 
 
-def pasted(drawn: NDArray[np.uint8], known: NDArray[np.uint8], hole: Hole) -> NDArray[np.uint8]:
+def paste_known_pixels(drawn: NDArray[np.uint8], known: NDArray[np.uint8], hole: EditMask) -> NDArray[np.uint8]:
     """Drawn images [B, H, W, c] with every pixel outside the hole as it was."""
     return np.where(hole.pixels[None, :, :, None], drawn, known)

@@ -29,7 +29,7 @@ def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
-def class_number(given: str, names: Sequence[str]) -> int:
+def parse_class(given: str, names: Sequence[str]) -> int:
     """A class as a command line gives it: its number, or its name, in any case. Raises `RequestError`."""
     try:
         return int(given)

@@ -9,19 +9,19 @@ from typing import Any
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
-from runtime.sampling.plan import Sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS, VQ
+from runtime.sampling.settings import Sampling
 
 _SAMPLERS = {"diffusion": DIFFUSION_SAMPLERS, "flow": FLOW_SAMPLERS, "vq": (VQ,)}
 _FLOW_SAMPLING = Sampling(sampler="flow-2m", diffusion_steps=25)
 
 
-def samplers_of(model: ModelConfig) -> tuple[str, ...]:
+def supported_samplers(model: ModelConfig) -> tuple[str, ...]:
     """Those that `model` can be drawn with; the one that its head was distilled for, if it was."""
     return FLOW_SAMPLERS[:1] if model.distilled_steps else _SAMPLERS[model.head]
 
 
-def usual_sampling(model: ModelConfig) -> Sampling:
+def default_sampling(model: ModelConfig) -> Sampling:
     """How `model` is drawn with where nobody says: as published, or as its form wants it."""
     return apply_constraints(model, _FLOW_SAMPLING if model.head == "flow" else Sampling(), {})
 
@@ -45,7 +45,7 @@ def fixed_settings(model: ModelConfig) -> dict[str, tuple[Any, str]]:
 def _chain_of(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple[Any, str]]:
     """A chain that cannot be another."""
     chain = {
-        "sampler": samplers_of(model)[0],
+        "sampler": supported_samplers(model)[0],
         "diffusion_steps": steps,
         "last_diffusion_steps": None,
         "eta": 0.0,
@@ -64,20 +64,20 @@ def apply_constraints(model: ModelConfig, sampling: Sampling, named: Mapping[str
             found = truncate(named[name])
             raise RequestError(f"{name} of this model must be {value}, found {found}; leave it away: {reason}")
     sampling = dataclasses.replace(sampling, **{name: value for name, (value, _) in fixed.items()})
-    if sampling.sampler not in samplers_of(model):
+    if sampling.sampler not in supported_samplers(model):
         check_choice("sampler", sampling.sampler, (*SAMPLERS, VQ))
-        known = " or ".join(samplers_of(model))
+        known = " or ".join(supported_samplers(model))
         raise RequestError(f"a {model.head} head is drawn with the sampler {known}, found {sampling.sampler!r}")
     return sampling
 
 
-def short_chain(model: ModelConfig, steps: int) -> dict[str, int]:
+def short_chain_settings(model: ModelConfig, steps: int) -> dict[str, int]:
     """Settings of a chain of few steps that amplifies no error much, where there is a choice."""
     chain = {"diffusion_steps": steps} | ({"start_timestep": 900} if model.head == "diffusion" else {})
     return {name: value for name, value in chain.items() if name not in fixed_settings(model)}
 
 
-def check_chains(model: ModelConfig, what: str) -> None:
+def check_masked_diffusion(model: ModelConfig, what: str) -> None:
     """Refuse a model without chains of steps over masked tokens, where `what` knows only these.
 
     `what` is such as "mar bench". Raises `RequestError`.
@@ -88,7 +88,7 @@ def check_chains(model: ModelConfig, what: str) -> None:
         raise RequestError(f"{what} does not know models with a head of {model.head}; mar generate draws with it")
 
 
-def check_no_cache(model: ModelConfig, what: str) -> None:
+def check_no_kv_cache(model: ModelConfig, what: str) -> None:
     """Refuse a model whose backbone carries a cache, for loops that do not. Raises `RequestError`."""
     if model.attention == "causal":
         raise RequestError(

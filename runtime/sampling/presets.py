@@ -14,8 +14,8 @@ from typing import Any
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
-from runtime.sampling.constraints import apply_constraints, usual_sampling
-from runtime.sampling.plan import Sampling
+from runtime.sampling.constraints import apply_constraints, default_sampling
+from runtime.sampling.settings import Sampling
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"iterations": 64},
@@ -51,7 +51,7 @@ def check_preset_name(name: object) -> None:
         raise RequestError(f"the names {', '.join((OWN, *PRESETS))} are taken, found {name!r}; choose another")
 
 
-def requested_sampling(
+def resolve_sampling(
     own: Sampling, model: ModelConfig, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
 ) -> Sampling:
     """The settings of a request for images of `model`: `own`, then a preset, then what is named.
@@ -75,7 +75,7 @@ def requested_sampling(
         of_iterations = isinstance(own.diffusion_steps, tuple)  # steps for its own iterations, not the preset's
         fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or of_iterations else _CHAIN_OF_THE_MODEL)
         kept = {field: getattr(own, field) for field in fields}
-        own = dataclasses.replace(usual_sampling(model), **kept | changes)
+        own = dataclasses.replace(default_sampling(model), **kept | changes)
         if own.iterations is not None:
             own = dataclasses.replace(own, iterations=min(own.iterations, model.tokens))
     return apply_constraints(model, own.changed(settings), settings)

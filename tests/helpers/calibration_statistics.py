@@ -9,7 +9,7 @@ import pytest
 from calibration.quantization.collect import collect
 from calibration.quantization.statistics import Statistics
 from runtime.artifact.artifact_folder import Artifact
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 
 SAMPLING = Sampling(iterations=4, diffusion_steps=5, cfg_scale=2.0)
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
-from runtime.sampling.plan import Sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 

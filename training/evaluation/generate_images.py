@@ -30,10 +30,11 @@ from runtime.files import replacing, write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.model.latents import to_uint8
-from runtime.sampling.constraints import usual_sampling
-from runtime.sampling.plan import Sampling, build_plan
-from runtime.sampling.presets import requested_sampling
+from runtime.sampling.constraints import default_sampling
+from runtime.sampling.plan import build_plan
+from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.models.autoencoder import AutoencoderKL
 from training.models.reference_loop import sample
@@ -63,12 +64,12 @@ class Drawing:
         of: dict[str, Any]
         if is_artifact(self.subject):
             manifest = Artifact(self.subject).manifest
-            config, tokenizer, sampling = manifest.model, manifest.tokenizer, manifest.requested(dict(self.settings))
+            config, tokenizer, sampling = manifest.model, manifest.tokenizer, manifest.resolve_sampling(dict(self.settings))
             of = {"files": {name: file.sha256 for name, file in sorted(manifest.files.items())}, **dict(self.backend)}
         else:
             loaded = _checkpoint(self)
             config, tokenizer = loaded.model.config, loaded.tokenizer
-            sampling = requested_sampling(usual_sampling(config), config, dict(self.settings))
+            sampling = resolve_sampling(default_sampling(config), config, dict(self.settings))
             vae = None if loaded.vae is None else _sha256(loaded.vae)
             of = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
         if tokenizer == "none":

@@ -14,7 +14,7 @@ from calibration.quantization.collect import collect
 from calibration.quantization.statistics import BINS, ROWS, LayerStatistics, Statistics
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 from tests.helpers.calibration_statistics import SAMPLING
 
 PARTS = ("channel_max", "iteration_max", "timestep_max", "histogram", "rows")

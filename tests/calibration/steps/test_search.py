@@ -33,9 +33,10 @@ from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.engine_spec import Array
-from runtime.sampling.plan import Sampling, build_plan
+from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.samplers import SAMPLERS
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 
 SCHEDULE = Sampling(iterations=3, cfg_scale=2.0)

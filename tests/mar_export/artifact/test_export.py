@@ -32,9 +32,10 @@ from runtime.generator import Generator
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, EngineSpec, TensorSpec, engine_specs
-from runtime.sampling.plan import Float, Sampling
+from runtime.sampling.plan import Float
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint

@@ -44,10 +44,11 @@ from runtime.model.engine_spec import (
     engine_specs,
     tokenizer_specs,
 )
-from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES, Plan, Sampling, build_plan
-from runtime.sampling.presets import PRESETS, requested_sampling
+from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES, Plan, build_plan
+from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
+from runtime.sampling.settings import Sampling
 from tests.helpers.command_line import Ended, Mar
 from tests.helpers.golden_cases import GOLDEN
 
@@ -650,7 +651,7 @@ def test_what_is_built_for_a_preset_draws_every_edit_with_it(preset: str, tmp_pa
     manifest = artifact.manifest
     assert manifest.model.tokens == 256
     ranges = axis_ranges(wanted_plans(artifact, {"preset": preset}), BATCH)
-    sampling = manifest.requested({"preset": preset})
+    sampling = manifest.resolve_sampling({"preset": preset})
     for known in range(1, 256):
         for iteration in build_plan(256, sampling, known).iterations:
             rest = 256 - iteration.known - iteration.count
@@ -665,7 +666,7 @@ def test_what_is_built_for_a_preset_draws_every_edit_with_it(preset: str, tmp_pa
 def test_no_engine_is_built_for_many_rows_and_many_steps_at_once() -> None:
     """Their product, the modulation, would pass 2**31 values, which TensorRT does not count beyond."""
     wide = dataclasses.replace(TINY_KL, img_size=32, diffloss_d=12, diffloss_w=1536)  # the head of MAR-H
-    plans = [build_plan(256, requested_sampling(Sampling(cfg_scale=2.9), wide, {"preset": name})) for name in PRESETS]
+    plans = [build_plan(256, resolve_sampling(Sampling(cfg_scale=2.9), wide, {"preset": name})) for name in PRESETS]
     ranges = axis_ranges(plans, (1, 1, 8))
     assert ranges["T"][2] * ranges["GN"][2] * wide.modulation_channels < 2**31
 

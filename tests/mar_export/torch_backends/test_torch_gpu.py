@@ -10,7 +10,7 @@ from torch import nn
 
 from mar_export.torch_backends.torch_gpu import torch_gpu_generator
 from runtime.artifact.manifest import Manifest
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.helpers.simulated_gpu import install_cuda
 from training.checkpoints.checkpoint import Checkpoint

@@ -22,7 +22,7 @@ from runtime.errors import ArtifactError, BackendError, IntegrityError, MarError
 from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES
-from runtime.sampling.plan import Sampling
+from runtime.sampling.settings import Sampling
 
 Json = Any
 Refused = Callable[[type[MarError]], str]  # see the fixture `refused`

@@ -21,8 +21,9 @@ from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES, EngineSpec, engine_specs
-from runtime.sampling.plan import Plan, Sampling, build_plan
-from runtime.sampling.presets import requested_sampling
+from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.presets import resolve_sampling
+from runtime.sampling.settings import Sampling
 
 Call = dict[str, tuple[int, ...]]  # input -> shape
 
@@ -105,7 +106,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
 def test_a_row_an_iteration_and_totals_without_time(
     artifact: pathlib.Path, manifest: Manifest, line: str, settings: dict[str, Any]
 ) -> None:
-    sampling = requested_sampling(manifest.sampling, manifest.model, settings)
+    sampling = resolve_sampling(manifest.sampling, manifest.model, settings)
     plan = build_plan(16, sampling)
     output = run(artifact, f"{line} --no-time --batch-size 500")
     assert rows_of(output) == expected_rows(manifest, plan, 500)

@@ -19,9 +19,10 @@ from runtime.generator import Generator, Result
 from runtime.loops.host_loop import Engines
 from runtime.model.config import ModelConfig
 from runtime.model.latents import from_uint8, patchify
-from runtime.requests.inpainting import Hole, check_hole, known_first, known_tokens
-from runtime.sampling.plan import MASK_SCHEDULES, Plan, Sampling, build_plan
+from runtime.requests.inpainting import EditMask, check_mask, known_tokens, order_known_first
+from runtime.sampling.plan import MASK_SCHEDULES, Plan, build_plan
 from runtime.sampling.rng import TOKEN_ORDERS, seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 
 Bool = NDArray[np.bool_]
@@ -51,7 +52,7 @@ def enlarged(tokens: Bool, step: int) -> Bool:
 @untimed
 @given(bools(12))
 def test_a_token_is_drawn_where_any_of_its_pixels_is(mask: Bool) -> None:
-    hole = check_hole(mask, False, CONFIG)
+    hole = check_mask(mask, False, CONFIG)
     expected = [[bool(mask[3 * y : 3 * y + 3, 3 * x : 3 * x + 3].sum()) for x in range(4)] for y in range(4)]
     assert hole.tokens.reshape(4, 4).tolist() == expected
     assert hole.pixels.tolist() == mask.tolist()
@@ -61,7 +62,7 @@ def test_a_token_is_drawn_where_any_of_its_pixels_is(mask: Bool) -> None:
 @untimed
 @given(bools(4))
 def test_a_mask_of_tokens_marks_all_of_their_pixels(mask: Bool) -> None:
-    hole = check_hole(mask, False, CONFIG)
+    hole = check_mask(mask, False, CONFIG)
     assert hole.tokens.tolist() == mask.reshape(-1).tolist()
     assert hole.pixels.tolist() == enlarged(mask, 3).tolist()
 
@@ -70,7 +71,7 @@ def test_a_mask_of_tokens_marks_all_of_their_pixels(mask: Bool) -> None:
 @given(bools(4))
 def test_dilating_adds_the_eight_neighbours_of_a_token_and_nothing_else(mask: Bool) -> None:
     """Not those across an edge, and no pixel: those were asked for one by one."""
-    hole = check_hole(mask, True, CONFIG)
+    hole = check_mask(mask, True, CONFIG)
     marked = np.argwhere(mask)
     near = [[bool((np.abs(marked - (y, x)).max(axis=1) <= 1).any()) for x in range(4)] for y in range(4)]
     assert hole.tokens.reshape(4, 4).tolist() == near
@@ -83,8 +84,8 @@ def test_known_tokens_come_first_and_each_group_keeps_its_order(seed: int) -> No
     """Of 16x16 tokens, since sorting keeps the order of a few as it is anyway."""
     random = np.random.default_rng(seed)
     orders, config = random.permuted(np.tile(np.arange(256), (2, 1)), axis=1), ModelConfig(vae_stride=1, patch_size=16)
-    hole = check_hole(random.random((16, 16)) < 0.05 + random.random(), False, config)
-    for order, row in zip(orders.tolist(), known_first(orders, hole).tolist(), strict=True):
+    hole = check_mask(random.random((16, 16)) < 0.05 + random.random(), False, config)
+    for order, row in zip(orders.tolist(), order_known_first(orders, hole).tolist(), strict=True):
         assert row[: hole.known] == [token for token in order if not hole.tokens[token]]
         assert row[hole.known :] == [token for token in order if hole.tokens[token]]
 
@@ -131,7 +132,7 @@ def test_linear_guidance_counts_the_tokens_that_were_known_from_the_start() -> N
 
 def test_a_guidance_interval_counts_them_too() -> None:
     asked: dict[str, Any] = {"iterations": 4, "mask_schedule": "linear", "cfg_scale": 3.0, "cfg_schedule": "constant"}
-    # Known before each iteration: 8, 10, 12 and 14 of 16.
+    # KnownImages before each iteration: 8, 10, 12 and 14 of 16.
     assert scales(build_plan(16, Sampling(**asked, cfg_interval=(0.6, 0.8)), 8)) == [1.0, 3.0, 3.0, 1.0]
     assert scales(build_plan(16, Sampling(**asked, cfg_interval=(0.0, 0.4)), 8)) == [1.0] * 4
 
@@ -205,7 +206,7 @@ def same(one: Result, other: Result) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in pairs)
 
 
-def where(hole: Hole, generator: Generator) -> Bool:
+def where(hole: EditMask, generator: Generator) -> Bool:
     """Bool [h, w], true for the latents of drawn tokens."""
     config = generator.manifest.model
     return enlarged(hole.tokens.reshape(config.grid, config.grid), config.patch_size)
@@ -219,7 +220,7 @@ def test_latents_of_tokens_outside_any_mask_are_kept_bit_for_bit_and_all_others_
     config, known = generator.manifest.model, latents_of(generator, 2)
     mask = data.draw(bools(config.grid) | bools(config.img_size if config.img_size < 16 else config.grid))
     dilate = data.draw(st.booleans())
-    drawn = where(check_hole(mask, dilate, config), generator)
+    drawn = where(check_mask(mask, dilate, config), generator)
     found = edit(generator, [0, 1], known=known, mask=mask, dilate=dilate).latents
     assert found.dtype == np.float32
     assert found[..., ~drawn].tobytes() == known[..., ~drawn].tobytes()
@@ -250,13 +251,13 @@ def test_pixels_outside_any_mask_are_kept_bit_for_bit(pixel: Generator, mask: Bo
 
 
 def test_a_token_of_which_a_part_is_marked_is_drawn_whole_and_then_pasted(pixel: Generator) -> None:
-    """Of the pasted image only the marked pixels are new; they are those of the image without pasting."""
+    """Of the paste_known_pixels image only the marked pixels are new; they are those of the image without pasting."""
     mask, known = np.zeros((8, 8), bool), random_images(1)[0]
     mask[1, 5] = mask[3, 6] = True  # both in the token on the right above
-    pasted, whole = (edit(pixel, [1], known=known, mask=mask, paste=paste) for paste in (True, False))
+    paste_known_pixels, whole = (edit(pixel, [1], known=known, mask=mask, paste=paste) for paste in (True, False))
     new = images_of(whole)[0]
-    assert pasted.latents.tobytes() == whole.latents.tobytes()
-    assert images_of(pasted)[0].tobytes() == np.where(mask[..., None], new, known).tobytes()
+    assert paste_known_pixels.latents.tobytes() == whole.latents.tobytes()
+    assert images_of(paste_known_pixels)[0].tobytes() == np.where(mask[..., None], new, known).tobytes()
     assert (new != known)[:4, 4:].mean() > 0.8  # but for pixels that came out as they were by chance
     new[:4, 4:] = known[:4, 4:]
     assert new.tobytes() == known.tobytes()
@@ -322,7 +323,7 @@ def test_what_is_drawn_depends_on_what_is_known(generator: Generator) -> None:
     grid = generator.manifest.model.grid
     mask = np.zeros((grid, grid), bool)
     mask[0, 0] = True
-    drawn = where(check_hole(mask, False, generator.manifest.model), generator)
+    drawn = where(check_mask(mask, False, generator.manifest.model), generator)
     one, other = (
         edit(generator, [1], known=latents_of(generator, 1, seed=seed), mask=mask).latents[..., drawn]
         for seed in (0, 1)
@@ -334,7 +335,7 @@ def test_what_is_known_of_the_hole_itself_is_never_read(generator: Generator) ->
     grid = generator.manifest.model.grid
     mask = np.zeros((grid, grid), bool)
     mask[0, -1] = mask[-1, 0] = True
-    drawn = where(check_hole(mask, False, generator.manifest.model), generator)
+    drawn = where(check_mask(mask, False, generator.manifest.model), generator)
     known = latents_of(generator, 2)
     other = np.where(drawn, np.float32(100), known)
     assert same(*(edit(generator, [1, 0], known=latents, mask=mask) for latents in (known, other)))

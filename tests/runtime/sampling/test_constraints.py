@@ -14,10 +14,17 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, ConfigError, RequestError
 from runtime.model.config import LATER_FIELDS, ModelConfig
-from runtime.sampling.constraints import apply_constraints, fixed_settings, samplers_of, short_chain, usual_sampling
-from runtime.sampling.plan import Sampling, build_plan
-from runtime.sampling.presets import PRESETS, requested_sampling
+from runtime.sampling.constraints import (
+    apply_constraints,
+    default_sampling,
+    fixed_settings,
+    short_chain_settings,
+    supported_samplers,
+)
+from runtime.sampling.plan import build_plan
+from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS, VQ
+from runtime.sampling.settings import Sampling
 
 DIFFUSION, FLOW, DISTILLED = ModelConfig(), ModelConfig(head="flow"), ModelConfig(head="flow", distilled_steps=2)
 CODED, CAUSAL = ModelConfig(head="vq", codebook_size=16), ModelConfig(attention="causal", order="raster")
@@ -26,18 +33,18 @@ MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED, "codes":
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_what_is_usual_for_a_head_can_be_drawn(model: ModelConfig) -> None:
-    usual = usual_sampling(model)
+    usual = default_sampling(model)
     assert apply_constraints(model, usual, dataclasses.asdict(usual)) == usual
     build_plan(model.tokens, usual)
-    assert usual.sampler in samplers_of(model)
+    assert usual.sampler in supported_samplers(model)
 
 
 def test_a_diffusion_head_is_drawn_as_published() -> None:
-    assert usual_sampling(DIFFUSION) == Sampling()
+    assert default_sampling(DIFFUSION) == Sampling()
 
 
 def test_a_distilled_head_is_drawn_as_it_was_distilled_for() -> None:
-    usual = usual_sampling(DISTILLED)
+    usual = default_sampling(DISTILLED)
     assert (usual.sampler, usual.diffusion_steps, usual.cfg_scale) == ("flow-euler", 2, 1.0)
     plan = build_plan(DISTILLED.tokens, usual)
     assert plan.head_evaluations == 2 * len(plan.iterations)
@@ -47,8 +54,8 @@ def test_a_distilled_head_is_drawn_as_it_was_distilled_for() -> None:
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, preset: str) -> None:
-    found = requested_sampling(usual_sampling(model), model, {"preset": preset})
-    assert found.sampler in samplers_of(model)
+    found = resolve_sampling(default_sampling(model), model, {"preset": preset})
+    assert found.sampler in supported_samplers(model)
     assert found.iterations == (model.tokens if model is CAUSAL else PRESETS[preset]["iterations"])
     assert found.token_order == model.order
     assert found.cfg_interval == PRESETS[preset].get("cfg_interval", (0.0, 1.0))
@@ -58,7 +65,7 @@ def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, p
 
 
 def test_presets_of_a_flow_head_differ() -> None:
-    assert len({requested_sampling(Sampling(), FLOW, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
+    assert len({resolve_sampling(Sampling(), FLOW, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
 
 
 @pytest.mark.parametrize(
@@ -72,10 +79,10 @@ def test_presets_of_a_flow_head_differ() -> None:
 def test_a_sampler_of_another_head_is_refused_in_one_line(
     model: ModelConfig, other: tuple[str, ...], told: str
 ) -> None:
-    assert {*other, *samplers_of(model)} == {*SAMPLERS}
+    assert {*other, *supported_samplers(model)} == {*SAMPLERS}
     for sampler in (*other, VQ):
         with pytest.raises(RequestError) as refusal:
-            requested_sampling(usual_sampling(model), model, {"sampler": sampler})
+            resolve_sampling(default_sampling(model), model, {"sampler": sampler})
         assert str(refusal.value) == f"{told}, found {sampler!r}"
 
 
@@ -99,15 +106,15 @@ def test_what_a_form_leaves_no_choice_about_cannot_be_named_otherwise(
     model: ModelConfig, settings: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(RequestError) as refusal:
-        requested_sampling(usual_sampling(model), model, settings)
+        resolve_sampling(default_sampling(model), model, settings)
     assert told in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_short_chain_is_one_that_the_head_has() -> None:
     for model in MODELS.values():
-        chain = short_chain(model, 3)
-        sampling = apply_constraints(model, dataclasses.replace(usual_sampling(model), **chain), chain)
+        chain = short_chain_settings(model, 3)
+        sampling = apply_constraints(model, dataclasses.replace(default_sampling(model), **chain), chain)
         chains = {iteration.table.steps for iteration in build_plan(model.tokens, sampling).iterations}
         assert chains == {sampling.diffusion_steps} <= {1, 2, 3}
 

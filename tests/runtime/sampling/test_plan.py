@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
-from runtime.sampling.plan import MASK_SCHEDULES, STEP_SCHEDULES, Plan, Sampling, build_plan, tokens_per_iteration
+from runtime.sampling.plan import MASK_SCHEDULES, STEP_SCHEDULES, Plan, build_plan, tokens_per_iteration
 from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import coefficient_table
+from runtime.sampling.settings import Sampling
 from tests.helpers.golden_cases import GoldenCase
 
 untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing

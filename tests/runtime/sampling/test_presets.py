@@ -21,8 +21,9 @@ from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
-from runtime.sampling.plan import Sampling, build_plan
-from runtime.sampling.presets import PRESETS, check_preset_name, requested_sampling
+from runtime.sampling.plan import build_plan
+from runtime.sampling.presets import PRESETS, check_preset_name, resolve_sampling
+from runtime.sampling.settings import Sampling
 
 # Nothing as it is by default.
 OWN = Sampling(
@@ -58,14 +59,14 @@ def test_the_settings_of_these_tests_leave_none_as_it_is_by_default() -> None:
 
 
 def test_a_request_without_a_preset_changes_only_what_it_names() -> None:
-    assert requested_sampling(OWN, MODEL, {}) == OWN
-    assert requested_sampling(OWN, MODEL, {"preset": None, "eta": None}) == OWN
-    assert requested_sampling(OWN, MODEL, {"temperature": 0.9}) == dataclasses.replace(OWN, temperature=0.9)
+    assert resolve_sampling(OWN, MODEL, {}) == OWN
+    assert resolve_sampling(OWN, MODEL, {"preset": None, "eta": None}) == OWN
+    assert resolve_sampling(OWN, MODEL, {"temperature": 0.9}) == dataclasses.replace(OWN, temperature=0.9)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_leaves_a_model_its_guidance_temperature_and_steps_where_it_names_none(preset: str) -> None:
-    found = requested_sampling(OWN, MODEL, {"preset": preset})
+    found = resolve_sampling(OWN, MODEL, {"preset": preset})
     named = PRESETS[preset]
     assert found.cfg_scale == named.get("cfg_scale", 3.5)
     assert found.temperature == named.get("temperature", 0.8)
@@ -79,9 +80,9 @@ def test_some_preset_names_its_diffusion_steps_and_some_leaves_them_to_the_model
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_replaces_everything_else_the_model_has(preset: str) -> None:
     """So one preset is one way of drawing, with whichever model."""
-    found = requested_sampling(OWN, MODEL, {"preset": preset})
+    found = resolve_sampling(OWN, MODEL, {"preset": preset})
     of_the_model = Sampling(cfg_scale=3.5, temperature=0.8, diffusion_steps=33, start_timestep=900)
-    plain = requested_sampling(of_the_model, MODEL, {"preset": preset})
+    plain = resolve_sampling(of_the_model, MODEL, {"preset": preset})
     assert found == plain
     for name in set(PRESETS[preset]) - {"iterations"}:
         assert getattr(found, name) == PRESETS[preset][name]
@@ -90,8 +91,8 @@ def test_a_preset_replaces_everything_else_the_model_has(preset: str) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Sampling)])
 def test_what_a_request_names_wins_over_its_preset(preset: str, name: str) -> None:
-    named = requested_sampling(Sampling(), MODEL, {"preset": preset, name: getattr(OWN, name)})
-    without = requested_sampling(Sampling(), MODEL, {"preset": preset})
+    named = resolve_sampling(Sampling(), MODEL, {"preset": preset, name: getattr(OWN, name)})
+    without = resolve_sampling(Sampling(), MODEL, {"preset": preset})
     assert named == dataclasses.replace(without, **{name: getattr(OWN, name)})
 
 
@@ -110,7 +111,7 @@ def test_what_a_request_names_wins_over_its_preset(preset: str, name: str) -> No
     ids=str,
 )
 def test_every_preset_makes_a_plan_of_any_image_with_any_model(preset: str, length: int, own: Sampling) -> None:
-    plan = build_plan(length, requested_sampling(own, model_of(length), {"preset": preset}))
+    plan = build_plan(length, resolve_sampling(own, model_of(length), {"preset": preset}))
     assert len(plan.iterations) <= length
     assert sum(iteration.count for iteration in plan.iterations) == length
 
@@ -118,18 +119,18 @@ def test_every_preset_makes_a_plan_of_any_image_with_any_model(preset: str, leng
 @pytest.mark.parametrize("preset", ["nope", "", ANY_PRESET.upper(), 3, True, [ANY_PRESET]], ids=repr)
 def test_a_preset_that_does_not_exist_is_refused_by_name(preset: object) -> None:
     with pytest.raises(RequestError) as refusal:
-        requested_sampling(OWN, MODEL, {"preset": preset})
+        resolve_sampling(OWN, MODEL, {"preset": preset})
     assert f"preset must be one of {', '.join(PRESETS)}, found {preset!r}" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_setting_that_does_not_exist_is_refused_beside_a_preset() -> None:
     with pytest.raises(RequestError, match="cfg_scal;"):
-        requested_sampling(OWN, MODEL, {"preset": ANY_PRESET, "cfg_scal": 1.0})
+        resolve_sampling(OWN, MODEL, {"preset": ANY_PRESET, "cfg_scal": 1.0})
 
 
 def test_presets_differ() -> None:
-    assert len({requested_sampling(Sampling(), MODEL, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
+    assert len({resolve_sampling(Sampling(), MODEL, {"preset": preset}) for preset in PRESETS}) == len(PRESETS)
 
 
 # Presets of an artifact's own.
@@ -139,20 +140,20 @@ TUNED = dataclasses.replace(OWN, iterations=3, diffusion_steps=(9, 5, 4), last_d
 
 def test_a_preset_of_the_artifact_replaces_everything_and_what_a_request_names_wins() -> None:
     presets = {"tuned": TUNED}
-    assert requested_sampling(Sampling(temperature=0.5), SMALL, {"preset": "tuned"}, presets) == TUNED
-    named = requested_sampling(OWN, SMALL, {"preset": "tuned", "cfg_scale": 4.0}, presets)
+    assert resolve_sampling(Sampling(temperature=0.5), SMALL, {"preset": "tuned"}, presets) == TUNED
+    named = resolve_sampling(OWN, SMALL, {"preset": "tuned", "cfg_scale": 4.0}, presets)
     assert named == dataclasses.replace(TUNED, cfg_scale=4.0)
 
 
 def test_built_in_presets_are_the_same_beside_those_of_an_artifact() -> None:
     for preset in PRESETS:
         settings = {"preset": preset}
-        assert requested_sampling(OWN, MODEL, settings, {"tuned": TUNED}) == requested_sampling(OWN, MODEL, settings)
+        assert resolve_sampling(OWN, MODEL, settings, {"tuned": TUNED}) == resolve_sampling(OWN, MODEL, settings)
 
 
 def test_a_refusal_names_the_presets_of_the_artifact_too() -> None:
     with pytest.raises(RequestError, match=r"preset must be one of exact, .*, turbo, tuned, found 'nope'"):
-        requested_sampling(OWN, SMALL, {"preset": "nope"}, {"tuned": TUNED})
+        resolve_sampling(OWN, SMALL, {"preset": "nope"}, {"tuned": TUNED})
 
 
 @pytest.mark.parametrize(
@@ -190,9 +191,9 @@ def test_a_manifest_keeps_a_preset_and_every_command_draws_with_it(tuned: pathli
     assert [iteration.table.steps for iteration in found.plan.iterations] == [9, 5, 4]
     assert np.load(file).tobytes() == found.latents.tobytes() == expected.latents.tobytes()
     planned = CliRunner().invoke(plan, [str(tuned), "--preset=tuned", "--no-time"])
-    assert planned.output.splitlines()[0] == TUNED.told()
+    assert planned.output.splitlines()[0] == TUNED.describe()
     assert "18 head evaluations" in planned.output
-    assert f"preset      tuned: {TUNED.told()}\n" in CliRunner().invoke(inspect, [str(tuned)]).output
+    assert f"preset      tuned: {TUNED.describe()}\n" in CliRunner().invoke(inspect, [str(tuned)]).output
 
 
 def test_steps_can_be_named_one_by_one_on_the_command_line(artifact: pathlib.Path) -> None:
@@ -216,7 +217,7 @@ def artifact(golden_artifacts: dict[str, pathlib.Path]) -> pathlib.Path:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_generator_draws_with_a_preset(artifact: pathlib.Path, preset: str) -> None:
     with Generator.load(artifact, threads=1) as generator:
-        settings = dataclasses.asdict(requested_sampling(Sampling(), SMALL, {"preset": preset, **NAMED}))
+        settings = dataclasses.asdict(resolve_sampling(Sampling(), SMALL, {"preset": preset, **NAMED}))
         assert dataclasses.asdict(generator.sampling(preset=preset, **NAMED)) == settings
         found = generator.generate([1, 2], seed=3, preset=preset, **NAMED)
         expected = generator.generate([1, 2], seed=3, **settings)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.sampling.plan import Plan, Sampling, build_plan
+from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase
 from tests.helpers.tiny_runs import one_thread
