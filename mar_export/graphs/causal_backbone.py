@@ -25,26 +25,33 @@ class CausalBackbone(nn.Module):
         self.widths += [2 * config.decoder_embed_dim] * config.decoder_depth
 
     def forward(
-        self, tokens: Tensor, slots: Tensor, following: Tensor, labels: Tensor, cache: Tensor
+        self,
+        tokens: Tensor,
+        position_ids: Tensor,
+        next_position_ids: Tensor,
+        labels: Tensor,
+        past_key_values: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Compute z of the last slot, and the keys and values of every new slot; `engine_spec` has the shapes."""
         model, buffer = self.model, self.model.config.buffer_size
-        halves = labels.shape[0] // slots.shape[1]
+        halves = labels.shape[0] // position_ids.shape[1]
         # [S, B, D] -> [S, GB, D], [S, B] -> [S, GB]
-        tokens, slots, following = tokens.repeat(1, halves, 1), slots.repeat(1, halves), following.repeat(1, halves)
-        before = iter(cache.split(self.widths, dim=-1))  # [P, GB, 2E] of each block
+        tokens, position_ids = tokens.repeat(1, halves, 1), position_ids.repeat(1, halves)
+        next_position_ids = next_position_ids.repeat(1, halves)
+        before = iter(past_key_values.split(self.widths, dim=-1))  # [P, GB, 2E] of each block
         new = []
 
         start = model.class_embedding(labels)  # [GB, E]
-        x = torch.where((slots < buffer)[..., None], start, model.z_proj(tokens))  # [S, GB, E]
-        x = model.z_proj_ln(x + model.encoder_pos_embed_learned[0][slots])
+        x = torch.where((position_ids < buffer)[..., None], start, model.z_proj(tokens))  # [S, GB, E]
+        x = model.z_proj_ln(x + model.encoder_pos_embed_learned[0][position_ids])
         for block in model.encoder_blocks:
             x, keys_and_values = block(x, next(before))
             new.append(keys_and_values)
-        x = model.decoder_embed(model.encoder_norm(x)) + model.decoder_pos_embed_learned[0][following]
+        x = model.decoder_embed(model.encoder_norm(x)) + model.decoder_pos_embed_learned[0][next_position_ids]
         for block in model.decoder_blocks:
             x, keys_and_values = block(x, next(before))
             new.append(keys_and_values)
-        z = model.decoder_norm(x[-1]) + model.diffusion_pos_embed_learned[0][following[-1] - buffer]
+        z = model.decoder_norm(x[-1]) + model.diffusion_pos_embed_learned[0][next_position_ids[-1] - buffer]
         return z, torch.cat(new, dim=-1)
 
 

@@ -58,5 +58,9 @@ def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: in
 def _bounds(name: str, config: ModelConfig) -> tuple[int, int]:
     """The least value of an input of integers, and the one after the largest."""
     slots = config.buffer_size + config.tokens
-    known = {"labels": (0, config.class_num + 1), "slots": (0, slots), "following": (config.buffer_size, slots)}
+    known = {
+        "labels": (0, config.class_num + 1),
+        "position_ids": (0, slots),
+        "next_position_ids": (config.buffer_size, slots),
+    }
     return known.get(name, (0, config.tokens))

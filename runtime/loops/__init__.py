@@ -1,0 +1,1 @@
+"""The masked autoregressive loops that run on the host and call engines."""

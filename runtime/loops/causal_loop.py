@@ -1,7 +1,7 @@
-"""The loop under causal attention: a token at a time, with what the slots before it left in the backbone.
+"""The masked autoregressive loop of a model with causal attention: one token an iteration, with a key-value cache.
 
-The sequence is the class buffer, then the tokens in generation order. Every slot is read once, together with
-the place of the slot after it, which it predicts; what it leaves to later slots is a row of the cache.
+The sequence is the class buffer, then the tokens in generation order. The backbone reads every slot of it once, with
+the position of the slot after it, which it predicts. The keys and values of each slot are kept for the later ones.
 """
 
 from __future__ import annotations
@@ -23,26 +23,43 @@ def run_causal_plan(
     known: Float,
     progress: Progress | None,
 ) -> Float:
-    """Execute `plan`, one token an iteration, on the host: `runtime.sampling.plan.PlanLoop` says with what.
+    """Execute a plan of a model with causal attention on the host.
 
-    Where any iteration is guided, all of them read both halves: later ones need what the slots left there.
+    If any iteration is guided, every pass of the backbone computes both guidance halves, because the guided iteration
+    needs the keys and values of all earlier slots in both.
+
+    Args:
+        engines: The engines to call.
+        config: The model's sizes.
+        plan: The iterations, each of one token.
+        labels: Classes, int64 [B].
+        order: Generation order, int64 [L, B]: token positions, first generated first.
+        noise: Noise of the diffusion chains, float32 [T + 1, L, B, D], in generation order.
+        known: The first V tokens in generation order, float32 [V, B, D], which stay as they are.
+        progress: Called after each iteration with the number of iterations done and their total.
+
+    Returns:
+        All tokens in generation order, float32 [L, B, D].
+
+    Raises:
+        BackendError: An engine failed.
     """
     (length, batch), buffer = order.shape, config.buffer_size
     guided = any(iteration.guided for iteration in plan.iterations)
     both = both_halves(labels, config) if guided else labels  # [GB]
-    slots = np.concatenate([np.tile(np.arange(buffer)[:, None], batch), buffer + order])  # [buffer + L, B]
+    positions = np.concatenate([np.tile(np.arange(buffer)[:, None], batch), buffer + order])  # [buffer + L, B]
     tokens = np.zeros((buffer + length, batch, config.token_channels), np.float32)
     tokens[buffer : buffer + len(known)] = known
-    cache = np.empty((buffer + length, len(both), config.cache_channels), np.float32)
+    key_values = np.empty((buffer + length, len(both), config.cache_channels), np.float32)
     read = 0
     for number, iteration in enumerate(plan.iterations):
         stop = buffer + iteration.known
-        z, cache[read:stop] = engines.backbone(
+        z, key_values[read:stop] = engines.backbone(
             tokens=tokens[read:stop],
-            slots=slots[read:stop],
-            following=slots[read + 1 : stop + 1],
+            position_ids=positions[read:stop],
+            next_position_ids=positions[read + 1 : stop + 1],
             labels=both,
-            cache=cache[:read],
+            past_key_values=key_values[:read],
         )
         read = stop
         rows = noise[: iteration.table.steps + 1, iteration.known]  # [T + 1, B, D]

@@ -4,9 +4,11 @@ Axes: B images; V tokens known, K predicted now, R the rest; N rows of the head,
 GB and GN as many labels and rows for each guidance half (2, or 1 without guidance), the conditional half
 first, so that GN = GB K; T diffusion steps. Other sizes are numbers of the model.
 
-Under causal attention the backbone reads a sequence, class buffer first and then tokens, by parts: S slots now,
-P read before. `slots` and `following` are the places of each and of the slot after it, a token's being that
-of its position after the buffer; `cache` is what the slots before left, `left` what these leave.
+Under causal attention the backbone reads a sequence in parts, first the class buffer and then the tokens: S slots
+of the sequence in this call, P slots in earlier calls. `position_ids` are the positions of the S slots, and
+`next_position_ids` the positions of the slots that follow each of them; the position of a token is counted from the
+end of the class buffer. `past_key_values` are the keys and values of the P earlier slots in every block, and
+`present_key_values` those of the S slots.
 
 Tokens and positions are sequence first: in generation order, what is known so far is then the beginning of
 a buffer, and what is predicted now a part of it without gaps.
@@ -91,14 +93,14 @@ def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
         BACKBONE,
         inputs=(
             TensorSpec("tokens", float_, ("S", "B", channels)),
-            TensorSpec("slots", int_, ("S", "B")),
-            TensorSpec("following", int_, ("S", "B")),
+            TensorSpec("position_ids", int_, ("S", "B")),
+            TensorSpec("next_position_ids", int_, ("S", "B")),
             TensorSpec("labels", int_, ("GB",)),
-            TensorSpec("cache", float_, ("P", "GB", config.cache_channels)),
+            TensorSpec("past_key_values", float_, ("P", "GB", config.cache_channels)),
         ),
         outputs=(
             TensorSpec("z", float_, ("GB", z_channels)),
-            TensorSpec("left", float_, ("S", "GB", config.cache_channels)),
+            TensorSpec("present_key_values", float_, ("S", "GB", config.cache_channels)),
         ),
     )
     specs = (
