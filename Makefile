@@ -5,12 +5,12 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test test-slow gpu-check lint numbers clean
+.PHONY: demo test test-slow gpu-check lint docs numbers clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[cpu,openvino,train,evaluate,export,dev]'
+		--editable '.[cpu,openvino,train,evaluate,export,dev,docs]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -35,6 +35,11 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+# The site, in out/site. A warning, such as a broken link, is an error.
+docs: $(VENV)/installed
+	$(VENV)/bin/mkdocs build --strict --quiet --site-dir out/site
 
 # The tables of docs/numbers.md, measured again. The study takes hours; stopped, it goes on where it was.
 DATA ?= /usr/share/datasets/fashion-mnist
@@ -44,7 +49,7 @@ numbers: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
 	$(MAR) study $(DEMO)/artifact --checkpoint $(EXAMPLE) --data $(DATA) \
 		--out $(NUMBERS)/study --json $(NUMBERS)/study.json --chart $(NUMBERS)/study.png
-	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --contestant runtime --contestant plain-onnx \
+	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --contestant runtime --contestant naive-onnx \
 		--contestant eager --contestant eager-optimized --plan own --plan balanced --plan fast --plan turbo \
 		--json $(NUMBERS)/example.json --chart $(NUMBERS)/example.png
 	$(MAR) bench --preset mar_base --random-weights --plan exact --plan balanced --plan fast --plan turbo \
