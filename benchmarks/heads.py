@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mar_export.benchmark.study import Study, Way, run_study, summary, time_ways
+from mar_export.benchmark.study import Setting, Study, run_study, summary, time_settings
 from runtime.backends import available_threads
 from runtime.files import replacing, write_json
 from runtime.generator import Generator
@@ -38,7 +38,7 @@ def main(
         make(name, run_of(name), [GUIDANCE] if name == "flow" else [])
     judged = judge(data, classifier, images)
     draw(image, judged)
-    write_json(json_file, {"images": images, "ways": seconds_and_figures(judged)})
+    write_json(json_file, {"images": images, "settings": seconds_and_figures(judged)})
 
 
 def run_of(name: str) -> pathlib.Path:
@@ -62,39 +62,43 @@ def mar(line: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "runtime.cli.main", *line], check=True)
 
 
-def judge(data: pathlib.Path, classifier: pathlib.Path, images: int) -> list[tuple[Study, list[Way]]]:
-    """Every artifact with the ways in which it is drawn, all of them judged."""
+def judge(data: pathlib.Path, classifier: pathlib.Path, images: int) -> list[tuple[Study, list[Setting]]]:
+    """Every artifact with the settings in which it is drawn, all of them judged."""
     found = []
     for name in ("example", *TRAINED):
         study = Study(HEADS / name, run_of(name), classifier, data, images)
-        ways = [Way({"example": "fast", "flow": "flow-8"}.get(name, name), {"preset": "fast"})]
+        settings = [Setting({"example": "fast", "flow": "flow-8"}.get(name, name), {"preset": "fast"})]
         if name == "example":
-            ways.insert(0, Way("exact", {"preset": "exact"}))
-        run_study(study, ways, HEADS / "judged", 1, print)
-        found.append((study, ways))
+            settings.insert(0, Setting("exact", {"preset": "exact"}))
+        run_study(study, settings, HEADS / "judged", 1, print)
+        found.append((study, settings))
     return found
 
 
-def seconds_and_figures(judged: list[tuple[Study, list[Way]]]) -> list[dict[str, Any]]:
-    """The figures of all ways with seconds an image, artifacts timed in turn."""
+def seconds_and_figures(judged: list[tuple[Study, list[Setting]]]) -> list[dict[str, Any]]:
+    """The figures of all settings with seconds an image, artifacts timed in turn."""
     seconds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        for study, ways in judged:
-            for name, found in time_ways(study, ways, available_threads(), REPEATS).items():
+        for study, settings in judged:
+            for name, found in time_settings(study, settings, available_threads(), REPEATS).items():
                 seconds.setdefault(name, []).extend(found)
-    return [way for study, ways in judged for way in summary(study, ways, HEADS / "judged", seconds)["ways"]]
+    return [
+        setting
+        for study, settings in judged
+        for setting in summary(study, settings, HEADS / "judged", seconds)["settings"]
+    ]
 
 
-def draw(image: pathlib.Path, judged: list[tuple[Study, list[Way]]]) -> None:
-    """The same ten images, a class each, in every way, a row each."""
+def draw(image: pathlib.Path, judged: list[tuple[Study, list[Setting]]]) -> None:
+    """The same ten images, a class each, in every setting, a row each."""
     rows, captions = [], []
-    for study, ways in judged:
+    for study, settings in judged:
         with Generator.load(study.artifact, threads=1) as generator:
-            for way in ways:
-                images = generator.generate(range(10), seed=1, **way.settings).images
+            for setting in settings:
+                images = generator.generate(range(10), seed=1, **setting.sampling).images
                 assert images is not None
                 rows.append(images)
-                captions += [way.name] * len(images)
+                captions += [setting.name] * len(images)
     with replacing(image) as temporary:
         save_grid(temporary, np.concatenate(rows), captions, columns=10)
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mar_export.artifact.export import export_artifact
-from mar_export.benchmark.study import drawn_images
+from mar_export.benchmark.study import generated_batches
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.cli.options import PATH
 from runtime.errors import MarError
@@ -31,14 +31,14 @@ from runtime.model.latents import from_uint8, patchify, to_uint8, unpatchify
 from training.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 from training.config import RunConfig
 from training.data.datasets import Dataset, open_dataset
-from training.evaluation.classifier import (
-    Classifier,
-    Judgement,
-    batches,
-    frechet_distance,
-    judge,
-    load_or_train_classifier,
+from training.evaluation.feature_networks import (
+    DatasetClassifier,
+    FeatureStatistics,
+    LabelledBatch,
+    extract_features,
+    labelled_batches,
 )
+from training.evaluation.metrics import frechet_distance
 from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
 from training.models.vq_head import nearest
@@ -123,23 +123,23 @@ def variants(
         export(out / variant.name, out / variant.name / "artifact")
     side = Artifact(out / VARIANTS[0].name / "artifact").manifest.model.img_size
     training, test = (open_dataset(data, side, split) for split in ("train", "test"))
-    judging = load_or_train_classifier(classifier, training, lambda done, of: None)
-    real = judge(judging, batches(test, len(test.labels)), test.labels)
+    network = DatasetClassifier.load_or_train(classifier, training)
+    real = extract_features(network, labelled_batches(test, np.arange(len(test.labels))))
     rows, shown = [], []
     for variant in VARIANTS:
         for iterations in variant.iteration_counts:
-            row, images = _judged(variant, out / variant.name, iterations, judging, real, count)
+            row, images = _evaluated(variant, out / variant.name, iterations, network, real, count)
             click.echo(f"{row['name']}: recognised {row['top1_accuracy']:.1%}, Fréchet distance {row['frechet']:.2f}")
             rows.append(row)
             shown.append(images)
     coded = load_checkpoint(next(out / variant.name for variant in VARIANTS if variant.head == "vq")).model
-    by_codes = judge(judging, _through_codebook(coded, training, count), training.labels[:count])
+    by_codes = extract_features(network, _through_codebook(coded, training, count))
     value = {
         "images": count,
         "steps": steps,
         "model": _MODEL | {"codebook_size": _CODES},
         "training": _TRAINING,
-        "real": _figures(judge(judging, batches(training, count), training.labels[:count]), real),
+        "real": _figures(extract_features(network, labelled_batches(training, np.arange(count))), real),
         "real_through_codebook": _figures(by_codes, real),
         "rows": rows,
     }
@@ -172,12 +172,12 @@ def export(run: pathlib.Path, artifact: pathlib.Path) -> None:
         export_artifact(load_checkpoint(run), artifact, lambda told: None)
 
 
-def _judged(
+def _evaluated(
     variant: Variant,
     run: pathlib.Path,
     iterations: int | None,
-    judging: Classifier,
-    real: Judgement,
+    network: DatasetClassifier,
+    real: FeatureStatistics,
     count: int,
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """What is found of `count` images drawn in `iterations`, and one of each class [classes, H, W, c]."""
@@ -186,8 +186,8 @@ def _judged(
         iterations = iterations or config.tokens
         settings = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
         labels = np.arange(count, dtype=np.int64) % config.class_num
-        images = list(drawn_images(generator, labels, settings))
-        found = _figures(judge(judging, iter(images), labels), real)
+        batches = list(generated_batches(generator, labels, settings))
+        found = _figures(extract_features(network, batches), real)
     about = {
         "name": f"{variant.name}-{iterations}",
         **dataclasses.asdict(variant),
@@ -195,21 +195,22 @@ def _judged(
         "sampling": dataclasses.asdict(generator.sampling(**settings)),
         "loss": summarize(run).loss,
     }
-    return about | found, images[0][: config.class_num]
+    return about | found, batches[0][0][: config.class_num]
 
 
-def _figures(judged: Judgement, real: Judgement) -> dict[str, float]:
-    return {"top1_accuracy": judged.top1_accuracy, "frechet": frechet_distance(judged.features, real.features)}
+def _figures(statistics: FeatureStatistics, real: FeatureStatistics) -> dict[str, float | None]:
+    distance = frechet_distance(statistics.moments, real.moments)
+    return {"top1_accuracy": statistics.top1_accuracy, "frechet": distance}
 
 
-def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[NDArray[np.uint8]]:
+def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[LabelledBatch]:
     """Real images, every token of which is the nearest code: the best that a head of codes could draw."""
     patch, grid = model.config.patch_size, model.config.grid
     codebook = model.diffloss.codebook
-    for images in batches(dataset, count):
+    for images, labels in labelled_batches(dataset, np.arange(count)):
         tokens = patchify(from_uint8(images), patch)  # [B, L, D]
         codes = nearest(torch.from_numpy(tokens).flatten(0, 1), codebook)
-        yield to_uint8(unpatchify(codebook[codes].numpy().reshape(tokens.shape), grid, patch))
+        yield to_uint8(unpatchify(codebook[codes].numpy().reshape(tokens.shape), grid, patch)), labels
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark as an image: a bar a race, its stages in it, the least time beside it."""
+"""The benchmark as an image: a bar a case, its stages in it, the least time beside it."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    races, batch = value["races"], value["batch"]
-    slowest = max(race["seconds"]["median"] for race in races)
-    figure = Figure(figsize=(10, 1.6 + 0.5 * len(races)), layout="constrained")
+    cases, batch = value["cases"], value["batch"]
+    slowest = max(case["seconds"]["median"] for case in cases)
+    figure = Figure(figsize=(10, 1.6 + 0.5 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
-    for row, race in enumerate(races):
+    for row, case in enumerate(cases):
         left = 0.0
-        for stage, seconds in race["stage_seconds"].items():
+        for stage, seconds in case["stage_seconds"].items():
             width = seconds["median"] / batch
             axes.barh(row, width, left=left, color=_COLOURS[stage], height=0.7)
             left += width
-        if race["share_of_roofline"] is not None:
-            least = sum(value["plans"][race["sampling"]]["roofline_seconds"].values()) / batch
+        if case["share_of_roofline"] is not None:
+            least = sum(value["plans"][case["preset"]]["roofline_seconds"].values()) / batch
             axes.plot([least, least], [row - 0.4, row + 0.4], color="black", linewidth=2)
             left = max(left, least)
         axes.text(
             left,
             row,
-            f"  {race['seconds']['median'] / batch:.2f} s, {race['times_the_baseline']:.1f}x",
+            f"  {case['seconds']['median'] / batch:.2f} s, {case['times_the_baseline']:.1f}x",
             va="center",
             fontsize=9,
         )
-    axes.set_yticks(range(len(races)), [f"{race['contestant']}, {race['sampling']}" for race in races])
+    axes.set_yticks(range(len(cases)), [f"{case['runner']}, {case['preset']}" for case in cases])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * slowest / batch)
     axes.set_xlabel("seconds an image (medians); black: the least time that this processor allows in float32")
-    stages = dict.fromkeys(stage for race in races for stage in race["stage_seconds"])
+    stages = dict.fromkeys(stage for case in cases for stage in case["stage_seconds"])
     axes.legend(
         [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages],
         list(stages),

@@ -7,13 +7,13 @@ import pathlib
 import torch
 from torch import Tensor, nn
 
-from mar_export.benchmark.naive_onnx import plain_specs
+from mar_export.benchmark.naive_onnx import naive_specs
 from mar_export.onnx_export.onnx_graph import export_graph
 from runtime.files import replacing_folder
 from training.models.mar import MAR
 
 
-class PlainBackbone(nn.Module):
+class NaiveBackbone(nn.Module):
     """Tokens [B, L, D] in raster order and the known positions [B, V] -> z of every position, [B, L, C]."""
 
     def __init__(self, model: MAR) -> None:
@@ -38,7 +38,7 @@ class PlainBackbone(nn.Module):
         return model.decoder_norm(x)[:, buffer:] + model.diffusion_pos_embed_learned
 
 
-class PlainHead(nn.Module):
+class NaiveHead(nn.Module):
     """The published head: noisy tokens [N, D], timesteps [N] and vectors z [N, C] -> eps and v, [N, 2D]."""
 
     def __init__(self, model: MAR) -> None:
@@ -49,9 +49,9 @@ class PlainHead(nn.Module):
         return self.net(x, timesteps, z)
 
 
-def export_plain(model: MAR, folder: pathlib.Path) -> None:
+def export_naive(model: MAR, folder: pathlib.Path) -> None:
     """Write both graphs into `folder`, all or nothing."""
     with replacing_folder(folder) as made:
-        modules = (PlainBackbone(model), PlainHead(model))
-        for spec, module in zip(plain_specs(model.config).values(), modules, strict=True):
+        modules = (NaiveBackbone(model), NaiveHead(model))
+        for spec, module in zip(naive_specs(model.config).values(), modules, strict=True):
             export_graph(module.eval(), spec, model.config, made / f"{spec.name}.onnx")

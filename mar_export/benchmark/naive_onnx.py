@@ -22,11 +22,11 @@ from runtime.sampling.samplers import CoefficientTable
 Float = NDArray[np.float32]
 
 
-def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
+def naive_specs(config: ModelConfig) -> dict[str, EngineSpec]:
     """The specs of the two graphs, by name."""
     channels, z_channels = config.token_channels, config.decoder_embed_dim
     backbone = EngineSpec(
-        "plain-backbone",
+        "naive-backbone",
         inputs=(
             TensorSpec("tokens", "float32", ("B", config.tokens, channels)),
             TensorSpec("visible", "int64", ("B", "V")),
@@ -35,7 +35,7 @@ def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
         outputs=(TensorSpec("z", "float32", ("B", config.tokens, z_channels)),),
     )
     head = EngineSpec(
-        "plain-head",
+        "naive-head",
         inputs=(
             TensorSpec("x", "float32", ("N", channels)),
             TensorSpec("timesteps", "float32", ("N",)),
@@ -46,7 +46,7 @@ def plain_specs(config: ModelConfig) -> dict[str, EngineSpec]:
     return {spec.name: spec for spec in (backbone, head)}
 
 
-def sample_plain(
+def sample_naive(
     backbone: Engine,
     head: Engine,
     config: ModelConfig,

@@ -7,15 +7,12 @@ the times are the runtime's own, float32, an image at a time.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import numpy as np
@@ -24,15 +21,23 @@ from numpy.typing import NDArray
 
 from mar_export.torch_backends.eager import eager_generator
 from runtime.artifact.artifact_folder import Artifact
-from runtime.errors import BackendError, RequestError
+from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
 from training.checkpoints.checkpoint import load_checkpoint
-from training.data.datasets import open_dataset
-from training.evaluation.classifier import batches, frechet_distance, judge, load_or_train_classifier
+from training.data.datasets import chunks, open_dataset
+from training.evaluation.feature_networks import (
+    DatasetClassifier,
+    FeatureStatistics,
+    LabelledBatch,
+    extract_features,
+    labelled_batches,
+)
+from training.evaluation.generate_images import run_in_processes
+from training.evaluation.metrics import frechet_distance
 
 STEPS = (100, 50, 25, 14, 10, 6)
 _ITERATIONS = 16  # of the comparison of samplers
@@ -83,20 +88,15 @@ def run_study(
     out.mkdir(parents=True, exist_ok=True)
     _tools(study)  # trains the classifier where there is none, once for all processes
     left = [setting for setting in settings if _figures(out, setting, study) is None]
-    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = {pool.submit(judge_setting, study, setting): setting for setting in left}
-        try:
-            for done in concurrent.futures.as_completed(waiting):
-                setting, figures = waiting[done], done.result()
-                write_json(_file(out, setting), figures)
-                said(
-                    f"{setting.name:20} recognised {figures['top1_accuracy']:.1%}, Fréchet distance {figures['frechet']:.3f}"
-                )
-        except BrokenProcessPool:
-            raise BackendError("a process that drew images ended; not enough memory?") from None
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
+
+    def save(setting: Setting, figures: dict[str, Any]) -> None:
+        write_json(_file(out, setting), figures)
+        said(
+            f"{setting.name:20} top-1 accuracy {figures['top1_accuracy']:.1%}, "
+            f"Fréchet distance {figures['frechet']:.3f}"
+        )
+
+    run_in_processes(functools.partial(judge_setting, study), left, processes, save)
 
 
 def time_settings(study: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
@@ -131,14 +131,14 @@ def judge_setting(study: Study, setting: Setting) -> dict[str, Any]:
     generator, classifier, real = _tools(study)
     labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
     started = time.perf_counter()
-    drawn = judge(classifier, drawn_images(generator, labels, setting.sampling), labels)
+    generated = extract_features(classifier, generated_batches(generator, labels, setting.sampling))
     return {
         "name": setting.name,
         "sampling": dataclasses.asdict(generator.sampling(**setting.sampling)),
         "images": study.images,
         "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
-        "top1_accuracy": drawn.top1_accuracy,
-        "frechet": frechet_distance(drawn.features, real),
+        "top1_accuracy": generated.top1_accuracy,
+        "frechet": frechet_distance(generated.moments, real.moments),
         "head_evaluations": generator.plan(**setting.sampling).head_evaluations,
         "engines": generator.description,
         "seconds": time.perf_counter() - started,
@@ -146,24 +146,26 @@ def judge_setting(study: Study, setting: Setting) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _tools(study: Study) -> tuple[Generator, Any, NDArray[np.float64]]:
-    """Generator, classifier, and the features of the real test images; made once in each process."""
+def _tools(study: Study) -> tuple[Generator, DatasetClassifier, FeatureStatistics]:
+    """Open the generator and the classifier, and compute the statistics of the real test images; once per process."""
     manifest, checkpoint = Artifact(study.artifact).manifest, load_checkpoint(study.checkpoint, None)
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
         raise RequestError(f"{study.checkpoint} is not the checkpoint that {study.artifact} was exported from")
     generator = eager_generator(manifest, checkpoint.model, bfloat16=True)
     train, test = (open_dataset(study.data, manifest.model.img_size, split) for split in ("train", "test"))
-    classifier = load_or_train_classifier(study.classifier, train, lambda done, of: None)
-    return generator, classifier, judge(classifier, batches(test, len(test.labels)), test.labels).features
+    classifier = DatasetClassifier.load_or_train(study.classifier, train)
+    real = extract_features(classifier, labelled_batches(test, np.arange(len(test.labels))))
+    return generator, classifier, real
 
 
-def drawn_images(
+def generated_batches(
     generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]
-) -> Iterator[NDArray[np.uint8]]:
-    """An image of each of `labels` [n], uint8 [B, H, W, c] at a time, by a generator that makes images."""
+) -> Iterator[LabelledBatch]:
+    """Generate an image for each of `labels` [n] and yield them in batches, by a generator with a decoder."""
+    batches = chunks(labels, _BATCH)
     for result in generator.generate_batches(labels.tolist(), _BATCH, **settings):
         assert result.images is not None
-        yield result.images
+        yield result.images, next(batches)
 
 
 def _file(out: pathlib.Path, setting: Setting) -> pathlib.Path:

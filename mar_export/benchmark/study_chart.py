@@ -17,11 +17,11 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    ways = {way["name"]: way for way in value["ways"]}
+    settings = {setting["name"]: setting for setting in value["settings"]}
     for sampler in SAMPLERS:
         points = sorted(
-            (way["milliseconds"]["median"], way["frechet"], way["sampling"]["diffusion_steps"])
-            for name, way in ways.items()
+            (setting["milliseconds"]["median"], setting["frechet"], setting["sampling"]["diffusion_steps"])
+            for name, setting in settings.items()
             if name.rpartition(" ")[0] == sampler
         )
         if points:
@@ -30,11 +30,11 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
                 left.annotate(
                     str(count), (x, y), (4, 4), textcoords="offset points", color=line.get_color(), fontsize=8
                 )
-    presets = [name for name in ways if " " not in name]  # a sampler's has its steps behind one
+    presets = [name for name in settings if " " not in name]  # a sampler's has its steps behind one
     for name in presets:
-        x, y = ways[name]["milliseconds"]["median"], ways[name]["frechet"]
+        x, y = settings[name]["milliseconds"]["median"], settings[name]["frechet"]
         right.scatter(x, y, s=60)
-        right.annotate(f"{name}, {ways[name]['top1_accuracy']:.1%}", (x, y), (6, 6), textcoords="offset points")
+        right.annotate(f"{name}, {settings[name]['top1_accuracy']:.1%}", (x, y), (6, 6), textcoords="offset points")
     left.set_title("samplers, by diffusion steps (16 iterations, no guidance)", loc="left", fontsize=10)
     right.set_title("presets, with guidance, and how many images are recognised", loc="left", fontsize=10)
     for axes in (left, right):
@@ -42,7 +42,7 @@ def save_study_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
         axes.grid(alpha=0.3, which="both")
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.15)
-    right.set_ylim(0, 1.2 * max((ways[name]["frechet"] for name in presets), default=1))
+    right.set_ylim(0, 1.2 * max((settings[name]["frechet"] for name in presets), default=1))
     left.set_yscale("log")
     if left.lines:
         left.legend(frameon=False)

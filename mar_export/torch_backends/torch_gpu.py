@@ -46,7 +46,7 @@ class TorchGpu(GpuBackend):
         self._pool = torch.cuda.MemPool()
 
     def engine(self, module: nn.Module, spec: EngineSpec) -> Any:
-        return self._called_here(_Module(copy.deepcopy(module).cuda(), spec, self._stream, self._pool))
+        return self._host_engine(_Module(copy.deepcopy(module).cuda(), spec, self._stream, self._pool))
 
 
 class _Module:

@@ -26,9 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from mar_export.benchmark import bench, naive_onnx, roofline, startup
-from mar_export.benchmark import naive_graphs as naive_graphs
-from mar_export.benchmark import runners as runners
+from mar_export.benchmark import bench, naive_graphs, naive_onnx, roofline, runners, startup
 from mar_export.benchmark.chart import save_chart
 from mar_export.benchmark.runners import RUNNERS, Entry, Runner
 from mar_export.cli import bench as bench_cli

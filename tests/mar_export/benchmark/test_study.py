@@ -8,14 +8,13 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from numpy.typing import NDArray
 from PIL import Image
 
 from mar_export.benchmark import study
@@ -39,6 +38,13 @@ from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
 from tests.helpers.tiny_runs import write_idx
 from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, save_weights, write_run_config
+from training.evaluation.feature_networks import (
+    FeatureNetwork,
+    FeatureStatistics,
+    LabelledBatch,
+    extract_features,
+    labelled_batches,
+)
 from training.models.model_sizes import model_config
 
 QUICK = Setting("quick", {"iterations": 2, "diffusion_steps": 3})
@@ -131,25 +137,24 @@ def told(text: str) -> None:
 # Judging.
 
 
-def test_a_way_is_judged_by_the_images_that_it_draws(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, Any] = {}
+def test_a_setting_is_evaluated_by_the_images_that_it_generates(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated: list[LabelledBatch] = []
 
-    def judge(classifier: Any, images: Iterator[NDArray[np.uint8]], labels: NDArray[np.int64]) -> Any:
-        drawn["judged"], drawn["labels"] = list(images), labels
-        return real_judge(classifier, iter(drawn["judged"]), labels)
+    def recording_extract(network: FeatureNetwork, batches: Iterable[LabelledBatch]) -> FeatureStatistics:
+        generated.extend(batches)
+        return extract_features(network, generated)
 
     generator, classifier, real = study._tools(made)
-    real_judge = study.judge
-    monkeypatch.setattr(study, "judge", judge)
+    monkeypatch.setattr(study, "extract_features", recording_extract)
     monkeypatch.setattr(study, "_BATCH", 4)
     found = judge_setting(made, QUICK)
-    for images, index in zip(drawn["judged"], ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]), strict=True):
+    for (images, _), index in zip(generated, ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]), strict=True):
         alone = generator.generate([number % 2 for number in index], index=index, **QUICK.sampling).images
         np.testing.assert_array_equal(images, alone)
-    assert drawn["labels"].tolist() == [0, 1] * 5
-    expected = real_judge(classifier, iter(drawn["judged"]), drawn["labels"])
+    assert np.concatenate([labels for _, labels in generated]).tolist() == [0, 1] * 5
+    expected = extract_features(classifier, generated)
     assert found["top1_accuracy"] == expected.top1_accuracy
-    assert found["frechet"] == study.frechet_distance(expected.features, real)
+    assert found["frechet"] == study.frechet_distance(expected.moments, real.moments)
     assert found["frechet"] > 0
     assert (found["name"], found["images"], found["head_evaluations"]) == ("quick", 10, 6)
     assert "bfloat16" in found["engines"]
@@ -160,11 +165,12 @@ def test_a_way_is_judged_by_the_images_that_it_draws(made: Study, monkeypatch: p
 
 def test_real_images_are_those_of_the_test_split(made: Study) -> None:
     _, classifier, real = study._tools(made)
-    assert real.shape == (40, 64)
+    assert real.sample.shape == (40, 64)
     test = study.open_dataset(made.data, 8, "test")
-    seen = study.judge(classifier, study.batches(test, 40), test.labels)
-    assert (seen.features == real).all()
-    assert seen.top1_accuracy > 0.9  # it can tell the classes apart
+    statistics = extract_features(classifier, labelled_batches(test, np.arange(40)))
+    assert (statistics.sample == real.sample).all()
+    assert statistics.top1_accuracy is not None
+    assert statistics.top1_accuracy > 0.9  # it can distinguish the classes
     assert made.classifier.is_file()
 
 
@@ -188,7 +194,7 @@ def test_every_way_is_a_json_of_its_own_and_is_judged_once(made: Study, judged: 
     assert sorted(path.name for path in out.iterdir()) == ["dpmpp2m-4.json", "quick.json"]
     assert json.loads((out / "quick.json").read_text())["name"] == "quick"
     assert sorted(line.split("  ")[0] for line in said) == ["dpm++2m 4", "quick"]
-    assert all("recognised 50.0%, Fréchet distance " in line for line in said)
+    assert all("top-1 accuracy 50.0%, Fréchet distance " in line for line in said)
     run_study(made, [QUICK, OTHER], out, 2, said.append)
     assert len(judged) == len(said) == 2
 
@@ -285,10 +291,10 @@ def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(mad
     with Generator.load(made.artifact, threads=1) as generator:
         for setting in settings:
             sampler, steps = setting.name.split()
-            sampling = {**setting.sampling, "iterations": 4}  # of the four tokens that these images have
-            complete = generator.sampling(**sampling)
+            overrides = {**setting.sampling, "iterations": 4}  # of the four tokens that these images have
+            sampling = generator.sampling(**overrides)
             assert (sampling.sampler, sampling.diffusion_steps, sampling.start_timestep) == (sampler, int(steps), None)
-            plan = generator.plan(**sampling)
+            plan = generator.plan(**overrides)
             assert not any(iteration.guided for iteration in plan.iterations)
             assert plan.head_evaluations == 4 * int(steps)
 

@@ -1,9 +1,10 @@
-"""The measured tables of docs/numbers.md, written from the JSON of `mar bench`, `study`, `evaluate` and others.
+"""The tables of the benchmark pages, written from the JSON of `mar bench`, `mar study`, `mar evaluate` and others.
 
-    python -m benchmarks.numbers docs/numbers.md docs/numbers
+    python -m benchmarks.render_pages docs/numbers docs/numbers.md
 
-A line `<!-- KIND NAME -->` in the page, KIND being a key of `_TABLES`, begins what is replaced, from
-`docs/numbers/NAME.json`, and `<!-- end -->` ends it. `make numbers` measures first.
+takes the folder of the JSON files, then the pages. In a page, a line `<!-- KIND NAME -->` begins a table and
+`<!-- end -->` ends it: what lies between is replaced by the table of `NAME.json`, and KIND, a key of `_TABLES`, says
+what the file holds. `make benchmarks` measures first.
 """
 
 from __future__ import annotations
@@ -23,31 +24,36 @@ from runtime.model.engine_spec import DECODER, ENGINES
 from runtime.sampling.settings import Sampling
 
 
-def rewrite(page: pathlib.Path, folder: pathlib.Path) -> None:
-    """Replace every marked region of `page` by the tables of its JSON in `folder`."""
+def render_page(page: pathlib.Path, folder: pathlib.Path) -> None:
+    """Replace every marked region of `page` with the table of its JSON file in `folder`.
+
+    Raises `RequestError`, and leaves the page as it is, where a region names an unknown kind of table or a file that
+    cannot be read, or has no end.
+    """
     begin = re.compile(r"<!-- \w+ [\w-]+ -->\n")
     a_region = re.compile(r"(<!-- (\w+) ([\w-]+) -->\n)((?:(?!<!-- ).)*)(<!-- end -->)", re.DOTALL)
 
-    def region(found: re.Match[str]) -> str:
-        if found[2] not in _TABLES:
-            raise RequestError(f"{page} has a table of kind {found[2]}; known are {', '.join(_TABLES)}")
-        file = folder / f"{found[3]}.json"
+    def region(match: re.Match[str]) -> str:
+        start, kind, name, _, end = match.groups()
+        if kind not in _TABLES:
+            raise RequestError(f"{page} has a table of kind {kind}; known are {', '.join(_TABLES)}")
+        file = folder / f"{name}.json"
         try:
             value = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise RequestError(f"{page} names {file}, which cannot be read ({error}); run make numbers") from None
-        return f"{found[1]}{_TABLES[found[2]](value)}\n{found[5]}"
+            raise RequestError(f"{page} names {file}, which cannot be read ({error}); run make benchmarks") from None
+        return f"{start}{_TABLES[kind](value)}\n{end}"
 
     before = page.read_text()
     text, replaced = a_region.subn(region, before)
     if replaced != len(begin.findall(before)):
-        raise RequestError(f"{page}: a region is not ended by <!-- end -->")
+        raise RequestError(f"{page}: a table has no end; write <!-- end --> on the line after it")
     with replacing(page) as temporary:
         temporary.write_text(text)
 
 
 def bench_tables(value: Mapping[str, Any]) -> str:
-    """What `mar bench` measured, as Markdown."""
+    """The report of `mar bench` as Markdown."""
     machine, versions, batch = value["machine"], value["versions"], value["batch"]
     lines = [
         f"{value['title']}, {value['repeats']} times each in turn. Commit {versions['commit']}; "
@@ -56,7 +62,7 @@ def bench_tables(value: Mapping[str, Any]) -> str:
         f"{machine['gflops']:.0f} GFLOP/s in a large "
         f"matrix product and read {machine['read_gb_per_second']:.1f} GB/s.",
         "",
-        "| | median | p10 to p90 | least | reached | useful GFLOP/s | speed |",
+        "| | median | p10 to p90 | roofline | reached | useful GFLOP/s | speed |",
         "|---|---|---|---|---|---|---|",
     ]
     for case in value["cases"]:
@@ -74,16 +80,16 @@ def bench_tables(value: Mapping[str, Any]) -> str:
             )
             lines.append(f"| {stage} | {_time(seconds, batch)} | {_spread(seconds, batch)} | {limit} | | |")
     baseline = value["baseline"]
-    lines += ["", f"Seconds an image; speed against {baseline['runner']}, {baseline['preset']}. The plans:", ""]
-    lines += ["| plan | iterations | head evaluations | TFLOP | settings |", "|---|---|---|---|---|"]
+    lines += ["", f"Seconds an image; speed against {baseline['runner']}, {baseline['preset']}. The presets:", ""]
+    lines += ["| preset | iterations | head evaluations | TFLOP | settings |", "|---|---|---|---|---|"]
     for name, plan in value["plans"].items():
         lines.append(
             f"| {name} | {plan['iterations']} | {plan['head_evaluations']} | "
             f"{sum(plan['operations'].values()) / 1e12:.2f} | {_settings(plan['sampling'])} |"
         )
     lines += ["", "| | runs on | peak memory |", "|---|---|---|"]
-    for name, one in value["runners"].items():
-        lines.append(f"| {name} | {one['runs_on']} | {one['peak_memory_bytes'] / 2**20:,.0f} MiB |")
+    for name, runner in value["runners"].items():
+        lines.append(f"| {name} | {runner['runs_on']} | {runner['peak_memory_bytes'] / 2**20:,.0f} MiB |")
     startup = value["startup_seconds"]
     lines += [
         "",
@@ -95,32 +101,33 @@ def bench_tables(value: Mapping[str, Any]) -> str:
 
 
 def study_table(value: Mapping[str, Any]) -> str:
-    """What `mar study` found, as Markdown."""
+    """The summary of `mar study` as Markdown."""
     exact = next((setting["frechet"] for setting in value["settings"] if setting["name"] == "exact"), None)
     lines = [
         f"{value['images']:,} images each.",
         "",
-        "| | recognised | Fréchet distance | against exact | head evaluations | ms an image | settings |",
+        "| | top-1 accuracy | Fréchet distance | against exact | head evaluations | ms an image | settings |",
         "|---|---|---|---|---|---|---|",
     ]
     for setting in value["settings"]:
-        sampler_alone = " " in setting["name"]  # without guidance, so beside others of its kind only
+        sampler_alone = " " in setting["name"]  # it has no guidance, so it is not comparable with exact
         against = f"{setting['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
+        sampling = _settings(setting["sampling"])
         lines.append(
             f"| {setting['name']} | {setting['top1_accuracy']:.1%} | {setting['frechet']:.3f} | {against} | "
-            f"{setting['head_evaluations']} | {setting['milliseconds']['median']:.0f} | {_settings(setting['sampling'])} |"
+            f"{setting['head_evaluations']} | {setting['milliseconds']['median']:.0f} | {sampling} |"
         )
     return "\n".join(lines)
 
 
 def exports_table(value: Mapping[str, Any]) -> str:
-    """What exporting took and how far the result is from eager float32, as Markdown."""
+    """What exports cost and how far their engines lie from eager float32, as Markdown."""
     versions = value["versions"]
     lines = [
         f"Python {versions['python']}, torch {versions['torch']}.",
         "",
         "| | commit | time | processor time | peak memory | artifact | backbone | conditioning | denoise | decoder | "
-        "a whole image, by every 8th iteration |",
+        "a complete image, by every 8th iteration |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in value["exports"].items():
@@ -136,9 +143,9 @@ def exports_table(value: Mapping[str, Any]) -> str:
 
 
 def evaluation_table(value: Mapping[str, Any]) -> str:
-    """What `mar evaluate` found of several subjects, by name, as Markdown."""
+    """Reports of `mar evaluate`, by name, as Markdown."""
     lines = [
-        "| | images | features | Fréchet distance | precision | recall | recognised | drawn with |",
+        "| | images | features | Fréchet distance | precision | recall | top-1 accuracy | sampling settings |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in value.items():
@@ -156,48 +163,49 @@ def evaluation_table(value: Mapping[str, Any]) -> str:
 
 
 def variants_table(value: Mapping[str, Any]) -> str:
-    """What the variants of the paper came to, side by side by the loss of their heads, as Markdown."""
+    """The quality of the variants of the paper, VQ and diffusion heads side by side, as Markdown."""
     steps, batch = value["steps"], value["training"]["batch_size"]
     lines = [
-        f"{steps:,} steps of {batch} images each; {value['images']:,} images of each judged, without guidance.",
+        f"{steps:,} steps of {batch} images each; {value['images']:,} images of each evaluated, without guidance.",
         "",
-        "| order | attention | tokens at a time | recognised, codes | diffusion | Fréchet distance, codes | "
-        "diffusion | codes / diffusion |",
+        "| order | attention | tokens at a time | top-1 accuracy, VQ | diffusion | Fréchet distance, VQ | "
+        "diffusion | VQ / diffusion |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    by_way: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
+    by_setting: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
     for row in value["rows"]:
-        by_way.setdefault((row["order"], row["attention"], row["iterations"]), {})[row["head"]] = row
-    most = max(iterations for _, _, iterations in by_way)
-    for (order, attention, iterations), heads in by_way.items():
-        codes, diffusion = heads["vq"], heads["diffusion"]
+        by_setting.setdefault((row["order"], row["attention"], row["iterations"]), {})[row["head"]] = row
+    most = max(iterations for _, _, iterations in by_setting)
+    for (order, attention, iterations), heads in by_setting.items():
+        vq, diffusion = heads["vq"], heads["diffusion"]
         lines.append(
             f"| {order} | {attention} | {'one' if iterations == most else f'several ({iterations} iterations)'} | "
-            f"{codes['top1_accuracy']:.1%} | {diffusion['top1_accuracy']:.1%} | {codes['frechet']:.2f} | "
-            f"{diffusion['frechet']:.2f} | {codes['frechet'] / diffusion['frechet']:.2f} |"
+            f"{vq['top1_accuracy']:.1%} | {diffusion['top1_accuracy']:.1%} | {vq['frechet']:.2f} | "
+            f"{diffusion['frechet']:.2f} | {vq['frechet'] / diffusion['frechet']:.2f} |"
         )
-    real, coded = value["real"], value["real_through_codebook"]
+    real, quantized = value["real"], value["real_through_codebook"]
     lines += [
         "",
         f"Real training images: {real['top1_accuracy']:.1%}, {real['frechet']:.2f}. The same, every token replaced by "
-        f"the nearest of the {value['model']['codebook_size']} codes: {coded['top1_accuracy']:.1%}, {coded['frechet']:.2f}.",
+        f"the nearest of the {value['model']['codebook_size']} codes: {quantized['top1_accuracy']:.1%}, "
+        f"{quantized['frechet']:.2f}.",
     ]
     return "\n".join(lines)
 
 
 def tokenizer_table(value: Mapping[str, Any]) -> str:
-    """Runs of `mar train-tokenizer`, by name, and what their reconstructions are like, as Markdown."""
+    """Runs of `mar train-tokenizer`, by name, and the quality of their reconstructions, as Markdown."""
     lines = [
         "| | steps of | adversarial from | latents of an image | latent scale | PSNR | "
         "Fréchet distance, EfficientNet-Lite0 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in value.items():
-        training, judged = one["training"], one["judged"]
+        training, reconstruction = one["training"], one["reconstruction"]
         lines.append(
             f"| {name} | {training['steps']:,} x {training['batch_size']} | {training['adversarial_from']:,} | "
             f"{' x '.join(map(str, one['latents']))} | {one['latent_scale']:.3f} | "
-            f"{judged['psnr']:.2f} dB | {judged['frechet']:.2f}, by {training['judged']:,} |"
+            f"{reconstruction['psnr']:.2f} dB | {reconstruction['frechet']:.2f}, by {training['eval_count']:,} |"
         )
     return "\n".join(lines)
 
@@ -205,7 +213,7 @@ def tokenizer_table(value: Mapping[str, Any]) -> str:
 def training_table(value: Mapping[str, Any]) -> str:
     """Steps of this trainer and of the published one, as Markdown."""
     lines = [
-        f"{value['rounds']} steps of {value['batch']} images, in turns; {value['preset']}, {value['precision']}, "
+        f"{value['rounds']} steps of {value['batch']} images, in turns; {value['model']}, {value['precision']}, "
         f"threads: {value['threads']}. Commit {value['commit'][:7]}, Python {value['python']}, torch {value['torch']}.",
         "",
         "| | seconds a step: median | least to most | images a second |",
@@ -217,13 +225,15 @@ def training_table(value: Mapping[str, Any]) -> str:
             f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | "
             f"{value['images_per_second'][name]:.3f} |"
         )
-    gain = value["gain"]["seconds"]
-    lines.append(f"| gain, round by round | {gain['median']:.2f}x | {gain['least']:.2f} to {gain['most']:.2f} | |")
+    speedup = value["speedup"]["seconds"]
+    lines.append(
+        f"| speedup, round by round | {speedup['median']:.2f}x | {speedup['least']:.2f} to {speedup['most']:.2f} | |"
+    )
     return "\n".join(lines)
 
 
 def steps_table(value: Mapping[str, Any]) -> str:
-    """What `mar calibrate --steps` found, by the name of its schedule, as Markdown."""
+    """Reports of `mar optimize-steps`, by the name of the schedule, as Markdown."""
     lines = [
         "| at the iterations of | | head evaluations | ms an image | error | worst |",
         "|---|---|---|---|---|---|",
@@ -247,13 +257,13 @@ def _spread(seconds: Mapping[str, float], batch: int) -> str:
 
 
 def _settings(sampling: Mapping[str, Any]) -> str:
-    """What is not as published, in a few words."""
+    """The sampling settings that differ from the published ones, as text."""
     usual = Sampling()
-    told = []
+    differing = []
     for name, value in dataclasses.asdict(Sampling(**sampling)).items():
         if value is not None and value != getattr(usual, name):
-            told.append(f"{name.replace('_', ' ')} {value}")
-    return ", ".join(told)
+            differing.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(differing)
 
 
 _TABLES = {
@@ -269,6 +279,7 @@ _TABLES = {
 
 if __name__ == "__main__":
     try:
-        rewrite(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))
+        for name in sys.argv[2:]:
+            render_page(pathlib.Path(name), pathlib.Path(sys.argv[1]))
     except MarError as error:
-        sys.exit(f"numbers: {error}")
+        sys.exit(f"render_pages: {error}")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.numbers import (
+from benchmarks.render_pages import (
     bench_tables,
     evaluation_table,
-    rewrite,
+    render_page,
     steps_table,
     study_table,
     tokenizer_table,
@@ -99,7 +99,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_only_what_is_marked_is_replaced(folder: pathlib.Path) -> None:
-    rewrite(folder / "page.md", folder)
+    render_page(folder / "page.md", folder)
     text = (folder / "page.md").read_text()
     expected = PAGE.replace("old figures\n| a | b |\n", f"{bench_tables(bench_value())}\n")
     marker = "<!-- study presets -->\n"
@@ -108,16 +108,16 @@ def test_only_what_is_marked_is_replaced(folder: pathlib.Path) -> None:
 
 
 def test_a_second_time_changes_nothing(folder: pathlib.Path) -> None:
-    rewrite(folder / "page.md", folder)
+    render_page(folder / "page.md", folder)
     once = (folder / "page.md").read_bytes()
-    rewrite(folder / "page.md", folder)
+    render_page(folder / "page.md", folder)
     assert (folder / "page.md").read_bytes() == once
 
 
 def test_new_figures_replace_old_ones(folder: pathlib.Path) -> None:
-    rewrite(folder / "page.md", folder)
+    render_page(folder / "page.md", folder)
     (folder / "presets.json").write_text(json.dumps({**study_value(), "images": 1234567}))
-    rewrite(folder / "page.md", folder)
+    render_page(folder / "page.md", folder)
     text = (folder / "page.md").read_text()
     assert "1,234,567 images each." in text
     assert "5,000 images each." not in text
@@ -129,7 +129,7 @@ def test_a_missing_or_broken_json_is_one_line_and_leaves_the_page(folder: pathli
     if content is not None:
         (folder / "presets.json").write_text(content)
     with pytest.raises(RequestError) as caught:
-        rewrite(folder / "page.md", folder)
+        render_page(folder / "page.md", folder)
     message = str(caught.value)
     assert message.isprintable()
     assert f"{folder / 'page.md'} names {folder / 'presets.json'}, which cannot be read" in message
@@ -141,7 +141,7 @@ def test_a_table_of_an_unknown_kind_is_one_line_and_leaves_the_page(folder: path
     page.write_text(PAGE.replace("<!-- study presets -->", "<!-- studies presets -->"))
     before = page.read_text()
     with pytest.raises(RequestError, match="has a table of kind studies; known are bench, study,"):
-        rewrite(page, folder)
+        render_page(page, folder)
     assert page.read_text() == before
 
 
@@ -149,7 +149,7 @@ def test_every_table_of_this_project_says_what_was_measured(tmp_path: pathlib.Pa
     docs = pathlib.Path(__file__).parents[2] / "docs"
     page = tmp_path / "numbers.md"
     page.write_text((docs / "numbers.md").read_text())
-    rewrite(page, docs / "numbers")
+    render_page(page, docs / "numbers")
     assert page.read_text() == (docs / "numbers.md").read_text()
 
 
@@ -211,7 +211,7 @@ def variants_value() -> dict[str, Any]:
             "top1_accuracy": 0.5,
             "frechet": far,
         }
-        for head, distances in (("diffusion", (8.0, 4.0)), ("codes", (12.0, 10.0)))
+        for head, distances in (("diffusion", (8.0, 4.0)), ("vq", (12.0, 10.0)))
         for (order, attention, iterations), far in zip(settings, distances, strict=True)
     ]
     judged = {"top1_accuracy": 0.9, "frechet": 0.1}
@@ -221,7 +221,7 @@ def variants_value() -> dict[str, Any]:
 
 def test_the_table_of_variants_sets_the_losses_side_by_side() -> None:
     lines = variants_table(variants_value()).splitlines()
-    assert lines[0] == "1,000 steps of 32 images each; 2,000 images of each judged, without guidance."
+    assert lines[0] == "1,000 steps of 32 images each; 2,000 images of each evaluated, without guidance."
     assert lines[-4:-2] == [
         "| raster | causal | one | 50.0% | 50.0% | 12.00 | 8.00 | 1.50 |",
         "| random | bidirectional | several (16 iterations) | 50.0% | 50.0% | 10.00 | 4.00 | 2.50 |",
@@ -258,23 +258,28 @@ def test_an_evaluation_has_a_row_for_every_set_that_is_compared() -> None:
 
 
 def test_a_tokenizer_is_told_by_its_reconstructions() -> None:
-    training = {"steps": 1500, "batch_size": 16, "adversarial_from": 1000, "judged": 2000}
-    one = {"training": training, "latents": [4, 8, 8], "latent_scale": 0.5, "judged": {"psnr": 24.126, "frechet": 7.1}}
+    training = {"steps": 1500, "batch_size": 16, "adversarial_from": 1000, "eval_count": 2000}
+    one = {
+        "training": training,
+        "latents": [4, 8, 8],
+        "latent_scale": 0.5,
+        "reconstruction": {"psnr": 24.126, "frechet": 7.1},
+    }
     assert tokenizer_table({"small": one}).splitlines()[2:] == [
         "| small | 1,500 x 16 | 1,000 | 4 x 8 x 8 | 0.500 | 24.13 dB | 7.10, by 2,000 |"
     ]
 
 
 def test_the_gain_of_a_trainer_is_told_round_by_round() -> None:
-    about = {"rounds": 3, "batch": 4, "preset": "mar_base", "precision": "bf16", "threads": 1, "commit": "0123456789"}
+    about = {"rounds": 3, "batch": 4, "model": "mar_base", "precision": "bf16", "threads": 1, "commit": "0123456789"}
     times = {"published": {"seconds": [9.0, 8.0, 7.0]}, "ours": {"seconds": [5.0, 3.0, 4.0]}}
-    gain = {"seconds": {"median": 1.8, "least": 1.75, "most": 2.6667}}
-    measured = {"times": times, "gain": gain, "images_per_second": {"published": 0.5, "ours": 1.0}}
+    speedup = {"seconds": {"median": 1.8, "least": 1.75, "most": 2.6667}}
+    measured = {"times": times, "speedup": speedup, "images_per_second": {"published": 0.5, "ours": 1.0}}
     lines = training_table({**about, **measured, "python": "3", "torch": "2"}).splitlines()
     assert lines[-3:] == [
         "| published | 8.0 | 7.0 to 9.0 | 0.500 |",
         "| ours | 4.0 | 3.0 to 5.0 | 1.000 |",
-        "| gain, round by round | 1.80x | 1.75 to 2.67 | |",
+        "| speedup, round by round | 1.80x | 1.75 to 2.67 | |",
     ]
 
 
