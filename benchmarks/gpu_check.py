@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mar_export.benchmark.bench import commit
 from mar_export.onnx_export.precision import DTYPES
 from mar_export.torch_backends.torch_gpu import torch_gpu_generator
 from runtime.artifact.artifact_folder import Artifact
@@ -40,6 +39,7 @@ from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import Cuda
 from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
+from runtime.provenance import commit
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import pathlib
 import platform
-import subprocess
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +15,7 @@ from runtime import __version__
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import DEVICE
+from runtime.provenance import commit, processor_name
 from runtime.sampling.constraints import short_chain_settings
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
@@ -128,7 +127,7 @@ def report(
         "batch": work.batch,
         "baseline": dataclasses.asdict(baseline.case),
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "system": platform.platform(),
             "gflops": machine.operations / 1e9,
             "read_gb_per_second": machine.bytes / 1e9,
@@ -228,30 +227,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    """The commit of the checkout this runs from, with `+` if files were changed, or `unknown`."""
-    here = pathlib.Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return "unknown"  # installed elsewhere, perhaps inside some other checkout
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from mar_export.benchmark.bench import Case, Work, commit, measure, report, table, warm_up
+from mar_export.benchmark.bench import Case, Work, measure, report, table, warm_up
 from mar_export.benchmark.naive_onnx import naive_specs
 from mar_export.benchmark.runners import RUNNERS, RUNTIMES, Entry, Runner, checked_checkpoint, open_checkpoint
 from runtime.artifact.artifact_folder import Artifact, is_artifact
@@ -19,6 +19,7 @@ from runtime.checks import check_choice
 from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
+from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels
 from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.plan import build_plan

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import subprocess
 import sys
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 from runtime import __version__
 from runtime.files import write_json
+from runtime.provenance import commit, processor_name
 from training.distributed import Processes
 
 ENVIRONMENT_FILE = "environment.json"
@@ -43,40 +43,12 @@ def _environment(processes: Processes, step: int) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
         "version": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
         "machine": platform.node(),
         "system": platform.platform(),
-        "device": torch.cuda.get_device_name(processes.device) if on_gpu else _processor(),
-        "processes": processes.count,
+        "device": torch.cuda.get_device_name(processes.device) if on_gpu else processor_name(),
+        "processes": processes.world_size,
         "threads": torch.get_num_threads(),
     }
-
-
-def _processor() -> str:
-    """The name of the CPU, where the system tells it."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of this project's checkout, with a mark if it was changed since; None for an installed package."""
-    folder = pathlib.Path(__file__).parents[2]
-    if not (folder / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None
