@@ -1,0 +1,1 @@
+"""The commands of `mar` that train, import and evaluate models."""

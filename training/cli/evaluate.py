@@ -1,4 +1,4 @@
-"""`mar evaluate`."""
+"""The command `mar evaluate`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,60 @@ from runtime.checks import pluralize
 from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
 from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, write_json
+from runtime.model.config import ModelConfig
 from training.cli.options import checkpoint_options
 from training.data.datasets import Dataset, open_dataset
-from training.evaluation.classifier import load_or_train_classifier
-from training.evaluation.comparison_table import GENERATED, TRAINING, figures_of, table
+from training.evaluation.comparison_table import GENERATED, TRAINING, compare_with_real, comparison_table
 from training.evaluation.feature_networks import (
     CLASSIFIER,
     EFFICIENTNET,
     INCEPTION,
     NETWORKS,
+    DatasetClassifier,
     EfficientNet,
     FeatureNetwork,
     Inception,
-    OwnClassifier,
-    in_colours,
-    look,
+    convert_channels,
+    extract_features,
 )
-from training.evaluation.generate_images import Drawing, draw, drawn
-from training.evaluation.real_statistics import reference
-from training.reporting.progress import tell_complaints
+from training.evaluation.generate_images import GenerationJob, generate_images, read_images
+from training.evaluation.real_statistics import load_or_compute_statistics
+from training.reporting.progress import print_warnings
+
+
+@dataclasses.dataclass(frozen=True)
+class _RealImages:
+    """The real images of a comparison.
+
+    Attributes:
+        train: The images that the model and the classifier were trained on.
+        compared: The images that generated ones are compared with.
+        split: The name of their split, `train` or `test`.
+        count: How many of them are used.
+    """
+
+    train: Dataset
+    compared: Dataset
+    split: str
+    count: int
 
 
 @click.command()
-@click.argument("subject", type=PATH, metavar="CHECKPOINT|ARTIFACT")
-@click.option("--data", type=PATH, required=True, help="The dataset the model was trained on.")
+@click.argument("source", type=PATH, metavar="CHECKPOINT|ARTIFACT")
+@click.option("--data", type=PATH, required=True, help="The folder of the dataset that the model was trained on.")
 @click.option(
-    "--split", type=click.Choice(["test", "train"]), default="test", show_default=True, help="What is compared with."
+    "--split",
+    type=click.Choice(["test", "train"]),
+    default="test",
+    show_default=True,
+    help="The split of the real images that generated images are compared with.",
 )
-@click.option("--real", "real_count", type=click.IntRange(2), help="Real images to compare with. Default: all.")
-@click.option("--images", "count", type=int, default=5000, show_default=True, help="Images to draw.")
+@click.option(
+    "--real-count",
+    type=click.IntRange(2),
+    help="The number of real images to compare with. Default: all images of the split.",
+)
+@click.option("--count", type=int, default=5000, show_default=True, help="The number of images to generate.")
 @click.option(
     "--features",
     "names",
@@ -50,26 +75,44 @@ from training.reporting.progress import tell_complaints
     multiple=True,
     default=(CLASSIFIER,),
     show_default=True,
-    help="In whose features; can be given several times.",
+    help="The network whose features are compared. The option can be repeated.",
 )
 @click.option(
-    "--classifier", type=PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
+    "--classifier",
+    type=PATH,
+    default="out/classifier.safetensors",
+    show_default=True,
+    help="The file of the classifier. If it does not exist, the classifier is trained first.",
 )
-@click.option("--inception-weights", type=PATH, help="The weights of torch-fidelity's Inception.")
+@click.option("--inception-weights", type=PATH, help="The file with torch-fidelity's weights of Inception-v3.")
 @click.option(
-    "--out", type=PATH, default="out/evaluation", show_default=True, help="Folder of what is drawn and seen already."
+    "--out",
+    type=PATH,
+    default="out/evaluation",
+    show_default=True,
+    help="The folder that keeps generated images and statistics of real images for the next evaluation.",
 )
-@click.option("--processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="That draw.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="The number of processes that generate images. They share the threads of --threads.",
+)
 @backend_options
 @preset_option
 @sampling_options
 @checkpoint_options
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of the generated images.")
 @threads_option
-@click.option("--at-least", type=click.FloatRange(0, 1), help="Fail if the classifier recognises a smaller share.")
-@click.option("--json", "json_file", type=PATH, help="Where to write the figures too.")
+@click.option(
+    "--min-accuracy",
+    type=click.FloatRange(0, 1),
+    help="Fail if the top-1 accuracy of the classifier on the generated images is lower than this share.",
+)
+@click.option("--json", "json_file", type=PATH, help="Write the metrics to this JSON file too.")
 def evaluate(
-    subject: pathlib.Path,
+    source: pathlib.Path,
     data: pathlib.Path,
     split: str,
     real_count: int | None,
@@ -87,80 +130,92 @@ def evaluate(
     config_file: pathlib.Path | None,
     seed: int,
     threads: int | None,
-    at_least: float | None,
+    min_accuracy: float | None,
     json_file: pathlib.Path | None,
     **settings: Any,
 ) -> None:
-    """Judge images of an artifact, or of a checkpoint in eager PyTorch, beside real ones.
+    """Compare generated images with real ones.
 
-    Stopped, it goes on where it was: images are drawn once, and so are the figures of real ones.
+    An artifact runs with its own engines. A checkpoint runs in eager PyTorch on the CPU. The command can be stopped and
+    repeated: it resumes with the images and statistics that are in --out.
     """
-    if at_least is not None and CLASSIFIER not in names:
-        raise RequestError("--at-least is what the classifier recognises; add --features classifier")
-    if json_file is not None:
-        check_writable(json_file)
+    _check_options(names, min_accuracy, json_file, count)
     if threads is not None:
         torch.set_num_threads(threads)
-    drawing = Drawing(
-        subject,
-        seed,
-        tuple(settings.items()),
-        (("backend", backend), ("device", device), ("cuda_graphs", cuda_graphs)),
-        (("name", model), ("tokenizer", tokenizer), ("config_file", config_file)),
+    backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
+    checkpoint_arguments = {"name": model, "tokenizer": tokenizer, "config_file": config_file}
+    job = GenerationJob(
+        source, seed, *(tuple(values.items()) for values in (settings, backend_arguments, checkpoint_arguments))
     )
-    config, sampling, _ = drawing.described
-    train = open_dataset(data, config.img_size, "train")
-    real = train if split == "train" else open_dataset(data, config.img_size, split)
-    _check(config.class_num, train, real, count)
-    of_real = min(real_count or len(real.labels), len(real.labels))
-    networks = [_opened(name, classifier, inception_weights, train) for name in dict.fromkeys(names)]
-    with progress_bar(count, "drawing") as bar:
-        draw(drawing, count, out, processes, threads, bar.update)
-    figures = {}
-    for network in networks:
-        with progress_bar(of_real, f"{network.name}: real images") as bar:
-            expected = reference(network, real, of_real, out, bar.update)
-        images = ((in_colours(batch, real.channels), labels) for batch, labels in drawn(drawing, count, out))
-        seen = {GENERATED: look(network, images)}
-        if split == "test":  # how near as many real images come
-            few = min(count, len(train.labels))
-            with progress_bar(few, f"{network.name}: training images") as bar:
-                seen[TRAINING] = reference(network, train, few, out, bar.update)
-        figures[network.name] = figures_of(network, seen, expected)
-    tell_complaints([*train.warnings, *real.warnings])
-    click.echo(table(figures))
+    real = _open_real_images(data, split, real_count, job.resolved.config)
+    networks = [_open_network(name, classifier, inception_weights, real.train) for name in dict.fromkeys(names)]
+    with progress_bar(count, "generating images") as bar:
+        generate_images(job, count, out, processes, threads, bar.update)
+    comparisons = {network.name: _compare(network, job, real, count, out) for network in networks}
+    print_warnings([*real.train.warnings, *real.compared.warnings])
+    click.echo(comparison_table(comparisons))
     if json_file is not None:
-        settings_used = dataclasses.asdict(sampling)
-        write_json(json_file, {"seed": seed, "split": split, "sampling": settings_used, "features": figures})
-    if at_least is not None and (share := figures[CLASSIFIER][GENERATED]["top1_accuracy"]) < at_least:
-        raise MarError(f"{share:.1%} of the images are recognised, where {at_least:.1%} are asked for")
+        sampling = dataclasses.asdict(job.resolved.sampling)
+        write_json(json_file, {"seed": seed, "split": split, "sampling": sampling, "features": comparisons})
+    if min_accuracy is not None and (accuracy := comparisons[CLASSIFIER][GENERATED]["top1_accuracy"]) < min_accuracy:
+        raise MarError(f"the top-1 accuracy is {accuracy:.1%}, and --min-accuracy requires {min_accuracy:.1%}")
 
 
-def _opened(
+def _check_options(
+    names: Sequence[str], min_accuracy: float | None, json_file: pathlib.Path | None, count: int
+) -> None:
+    if min_accuracy is not None and CLASSIFIER not in names:
+        raise RequestError("--min-accuracy is measured by the classifier; add --features classifier")
+    if count < 2:
+        raise RequestError(f"--count must be at least 2, found {count}")
+    if json_file is not None:
+        check_writable(json_file)
+
+
+def _open_real_images(data: pathlib.Path, split: str, real_count: int | None, config: ModelConfig) -> _RealImages:
+    """Open the dataset in the size of the model's images, and check that it has the model's number of classes."""
+    train = open_dataset(data, config.img_size, "train")
+    compared = train if split == "train" else open_dataset(data, config.img_size, split)
+    if train.classes != compared.classes:
+        raise DataError(f"{data}: the training and the test images have different classes")
+    if len(train.classes) != config.class_num:
+        classes = pluralize(len(train.classes), "class")
+        raise RequestError(f"{data} has {classes}, but the model has {config.class_num}; give the model's own dataset")
+    available = len(compared.labels)
+    return _RealImages(train, compared, split, min(real_count or available, available))
+
+
+def _open_network(
     name: str, classifier: pathlib.Path, inception_weights: pathlib.Path | None, train: Dataset
 ) -> FeatureNetwork:
     if name == EFFICIENTNET:
         return EfficientNet()
     if name == INCEPTION:
         return Inception(inception_weights)
-    with progress_bar(100, "classifier") as bar:
-        return OwnClassifier(load_or_train_classifier(classifier, train, _hundredths(bar.update)), classifier)
+    with progress_bar(100, "training the classifier") as bar:
+        return DatasetClassifier.load_or_train(classifier, train, _percent_progress(bar.update))
 
 
-def _check(classes: int, train: Dataset, real: Dataset, count: int) -> None:
-    """Refuse before the work what could not be judged after it."""
-    if train.classes != real.classes:
-        raise DataError("the training and the test images have different classes")
-    if len(train.classes) != classes:
-        raise RequestError(f"the data has {pluralize(len(train.classes), 'class')}, the model {classes}")
-    if count < 2:
-        raise RequestError(f"--images must be at least 2, found {count}")
+def _compare(
+    network: FeatureNetwork, job: GenerationJob, real: _RealImages, count: int, out: pathlib.Path
+) -> dict[str, Any]:
+    """Compute the metrics of the generated images, and of as many training images, against the real images."""
+    with progress_bar(real.count, f"{network.name}: real images") as bar:
+        compared = load_or_compute_statistics(network, real.compared, real.count, out, bar.update)
+    channels = real.compared.channels
+    generated = ((convert_channels(images, channels), labels) for images, labels in read_images(job, count, out))
+    image_sets = {GENERATED: extract_features(network, generated)}
+    if real.split == "test":  # training images show which values perfect images would reach
+        train_count = min(count, len(real.train.labels))
+        with progress_bar(train_count, f"{network.name}: training images") as bar:
+            image_sets[TRAINING] = load_or_compute_statistics(network, real.train, train_count, out, bar.update)
+    return compare_with_real(network, image_sets, compared)
 
 
-def _hundredths(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """A progress callable (done, of) on top of a bar of 100 steps."""
+def _percent_progress(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Adapt a progress bar of 100 steps to a progress function of (steps done, steps in total)."""
 
-    def progress(done: int, of: int) -> None:
-        advance(done * 100 // of - (done - 1) * 100 // of)
+    def progress(done: int, total: int) -> None:
+        advance(done * 100 // total - (done - 1) * 100 // total)
 
     return progress

@@ -16,7 +16,9 @@ from training.models.model_sizes import MODEL_SIZES
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _CHECKPOINT = (
-    click.option("--model", type=click.Choice(list(MODEL_SIZES)), help="The published model it is, where it does not say."),
+    click.option(
+        "--model", type=click.Choice(list(MODEL_SIZES)), help="The published model it is, where it does not say."
+    ),
     click.option("--tokenizer", type=PATH, help="Its KL autoencoder: a published .ckpt or a .safetensors."),
     click.option("--config", "config_file", type=PATH, help="JSON with constructor arguments that nothing else tells."),
 )

@@ -12,7 +12,7 @@ from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
 from training.cli.options import training_options
 from training.config import RunConfig, TrainConfig, merge_flags, resolved_toml
-from training.distributed import joined
+from training.distributed import process_group
 from training.loop.mar_trainer import MarTrainer, fitted, read_config
 from training.loop.profiling import profile_training
 from training.loop.training_loop import finish
@@ -61,12 +61,11 @@ def train(
         elif profile:
             _profile(read_config(resume, given), device)
         else:
-            with joined(device) as processes:
+            with process_group(device) as processes:
                 finish(MarTrainer.resume(resume, processes, given))
         return
-    flags = {"preset": preset, "data": str(data) if data else None}
-    model = {} if image_size is None else {"img_size": image_size}
-    values = merge_flags(config_file, flags, {"model": model, "training": given})
+    fields = {} if image_size is None else {"img_size": image_size}
+    values = merge_flags(config_file, str(data) if data else None, preset, fields, given)
     where = str(config_file or "the flags")
     if print_config:
         click.echo(resolved_toml(values, where, RunConfig.from_dict), nl=False)
@@ -77,13 +76,13 @@ def train(
         return
     if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
-    with joined(device) as processes:
+    with process_group(device) as processes:
         finish(MarTrainer.start(out, config, processes))
 
 
 def _profile(config: RunConfig, device: str | None) -> None:
     """Print where a step with `config` spends its time."""
-    with joined(device) as processes:
+    with process_group(device) as processes:
         table = profile_training(*fitted(config), processes)
-        if processes.first:
+        if processes.is_main:
             click.echo(table)

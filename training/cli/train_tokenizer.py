@@ -12,15 +12,15 @@ from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
 from training.cli.options import training_options
 from training.config import merge_flags, resolved_toml
-from training.distributed import joined
+from training.distributed import process_group
 from training.loop.training_loop import finish
-from training.tokenizer.config import TOKENIZER_PRESETS, TokenizerConfig, TokenizerTraining
+from training.tokenizer.config import TOKENIZER_SIZES, TokenizerConfig, TokenizerTraining
 from training.tokenizer.trainer import TokenizerTrainer, read_tokenizer_config
 
 
 @click.command("train-tokenizer")
 @click.option("--config", "config_file", type=PATH, help="A TOML file with what is told here; flags come before it.")
-@click.option("--preset", type=click.Choice(list(TOKENIZER_PRESETS)), help="Which autoencoder to train.")
+@click.option("--preset", type=click.Choice(list(TOKENIZER_SIZES)), help="Which autoencoder to train.")
 @click.option("--data", type=PATH, help="A folder with IDX files, or with a sub-folder for each class.")
 @click.option("--out", type=PATH, help="The run folder to make.")
 @click.option("--resume", type=PATH, help="A run folder to go on with, instead of the four above.")
@@ -49,10 +49,10 @@ def train_tokenizer(
         if print_config:
             click.echo(read_tokenizer_config(resume, given).to_toml(), nl=False)
             return
-        with joined(device) as processes:
+        with process_group(device) as processes:
             finish(TokenizerTrainer.resume(resume, processes, given))
         return
-    values = merge_flags(config_file, {"preset": preset, "data": str(data) if data else None}, {"training": given})
+    values = merge_flags(config_file, str(data) if data else None, preset, {}, given)
     where = str(config_file or "the flags")
     if print_config:
         click.echo(resolved_toml(values, where, TokenizerConfig.from_dict), nl=False)
@@ -60,5 +60,5 @@ def train_tokenizer(
     config = TokenizerConfig.from_dict(values, where)
     if out is None:
         raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
-    with joined(device) as processes:
+    with process_group(device) as processes:
         finish(TokenizerTrainer.start(out, config, processes))

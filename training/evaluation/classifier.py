@@ -1,4 +1,4 @@
-"""A small classifier of the dataset's own classes, whose accuracy and features measure the quality of generated images."""
+"""A small classifier for the classes of a dataset; its accuracy and its features measure image quality."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from runtime.errors import DataError
 from training.checkpoints import checkpoint
-from training.checkpoints.tensor_files import saved_metadata
+from training.checkpoints.tensor_files import read_metadata
 from training.data.datasets import Dataset, readable_batches
 
 FEATURES = 64
@@ -95,7 +95,7 @@ def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Cal
     Raises:
         DataError: There are fewer than 128 readable images.
     """
-    if saved_metadata(file).get("dataset") == dataset.fingerprint:
+    if read_metadata(file).get("dataset") == dataset.fingerprint:
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
         return model

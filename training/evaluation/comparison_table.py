@@ -1,15 +1,15 @@
-"""How good images are: what a network sees of them against what it sees of real ones."""
+"""Metrics of image sets compared with real images, as JSON values and as a table of text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from training.evaluation.feature_networks import FeatureNetwork, Seen
-from training.evaluation.metrics import frechet, precision_recall
+from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics
+from training.evaluation.metrics import frechet_distance, precision_recall
 
 GENERATED, TRAINING = "generated", "real_training"
-_SHOWN = {
+_COLUMNS = {
     "top1_accuracy": "{:.1%}",
     "frechet": "{:.3f}",
     "precision": "{:.3f}",
@@ -17,31 +17,47 @@ _SHOWN = {
     "inception_score": "{:.2f}",
 }
 
-Figures = Mapping[str, Any]
+
+def compare_with_real(
+    network: FeatureNetwork, image_sets: Mapping[str, FeatureStatistics], real: FeatureStatistics
+) -> dict[str, Any]:
+    """Compute the metrics of image sets against real images.
+
+    Args:
+        network: The network that computed all of the statistics.
+        image_sets: The statistics of each image set, by its name.
+        real: The statistics of the real images.
+
+    Returns:
+        For JSON: `weights_sha256` of the network; for each image set, by its name, and for `real`, `images`,
+        `top1_accuracy` and `inception_score`; for the image sets also `frechet`, `precision` and `recall`.
+    """
+    value: dict[str, Any] = {"weights_sha256": network.sha256}
+    for name, statistics in image_sets.items():
+        precision, recall = precision_recall(real.sample, statistics.sample)
+        distance = frechet_distance(statistics.moments, real.moments)
+        value[name] = {**_own_metrics(statistics), "frechet": distance, "precision": precision, "recall": recall}
+    return {**value, "real": _own_metrics(real)}
 
 
-def figures_of(network: FeatureNetwork, seen: Mapping[str, Seen], real: Seen) -> dict[str, Any]:
-    """The figures of every set in `seen` against `real`, by its name, for JSON."""
-    told: dict[str, Any] = {"weights_sha256": network.sha256}
-    for name, one in seen.items():
-        precision, recall = precision_recall(real.sample, one.sample)
-        distance = frechet(one.moments, real.moments)
-        told[name] = {**_alone(one), "frechet": distance, "precision": precision, "recall": recall}
-    return {**told, "real": _alone(real)}
-
-
-def table(figures: Mapping[str, Figures]) -> str:
-    """The figures of every network, in lines."""
-    lines = [f"{'':40}" + "".join(f"{name.replace('_', ' '):>17}" for name in _SHOWN)]
-    for network, of_network in figures.items():
-        for name, one in of_network.items():
-            if isinstance(one, dict):
-                cells = [_SHOWN[key].format(one[key]) if one.get(key) is not None else "" for key in _SHOWN]
-                row = f"{network}: {one['images']} {name.replace('_', ' ')}"
+def comparison_table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
+    """Format what `compare_with_real` returned for each network, by its name, as lines of text."""
+    lines = [f"{'':40}" + "".join(f"{name.replace('_', ' '):>17}" for name in _COLUMNS)]
+    for network, comparison in comparisons.items():
+        for name, metrics in comparison.items():
+            if isinstance(metrics, dict):
+                cells = [
+                    form.format(metrics[key]) if metrics.get(key) is not None else "" for key, form in _COLUMNS.items()
+                ]
+                row = f"{network}: {metrics['images']} {name.replace('_', ' ')}"
                 lines.append(f"{row:40}" + "".join(f"{cell:>17}" for cell in cells))
     return "\n".join(lines)
 
 
-def _alone(seen: Seen) -> dict[str, Any]:
-    """What is told of a set without another."""
-    return {"images": seen.images, "top1_accuracy": seen.top1_accuracy, "inception_score": seen.inception_score}
+def _own_metrics(statistics: FeatureStatistics) -> dict[str, Any]:
+    """The metrics of an image set that need no other set."""
+    return {
+        "images": statistics.images,
+        "top1_accuracy": statistics.top1_accuracy,
+        "inception_score": statistics.inception_score,
+    }

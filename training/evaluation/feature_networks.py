@@ -1,10 +1,10 @@
-"""The networks in whose features sets of images are compared, and what such a network sees of a set."""
+"""Networks that turn images into features, and the statistics of an image set that metrics compare."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -14,35 +14,50 @@ from torch import Tensor
 
 from runtime.errors import BackendError, CheckpointError, DataError
 from runtime.files import sha256
-from training.evaluation.classifier import Classifier
+from training.data.datasets import Dataset, chunks
+from training.evaluation.classifier import Classifier, load_or_train_classifier
 from training.evaluation.efficientnet import efficientnet_file, load_efficientnet
 from training.evaluation.metrics import Moments, inception_score
 
 CLASSIFIER, EFFICIENTNET, INCEPTION = NETWORKS = ("classifier", "efficientnet-lite0", "inception")
-MOST_COMPARED = 10_000  # images whose neighbours are looked for: their distances are a matrix
-_TOGETHER = 4  # images: the maps of more do not fit a processor's caches, and take three times as long
+MAX_SAMPLE = 10_000  # images whose nearest neighbours are searched: the distances of all pairs are one matrix
+_SUB_BATCH = 4  # images: the feature maps of more do not fit the caches of a CPU, and take three times as long
+
+LabelledBatch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Images uint8 [B, H, W, c] and the class of each, int64 [B]."""
 
 
 class FeatureNetwork(Protocol):
-    """`sha256` is that of its weights; `knows_classes`, whether its scores are of the classes of the data."""
+    """A network whose features describe images.
+
+    Attributes:
+        name: One of `NETWORKS`, for reports and file names.
+        sha256: SHA-256 of the file with its weights.
+        knows_classes: Whether its scores are for the classes of the dataset, rather than those of ImageNet.
+    """
 
     name: str
     sha256: str
     knows_classes: bool
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Images [B, H, W, c], c 1 or 3 -> [B, d]."""
+        """Compute the features [B, d] of images [B, H, W, c] with 1 or 3 channels."""
 
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features [B, d] -> logits [B, classes]."""
+        """Compute the logits [B, classes] of features [B, d]."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
-    """What a network sees of `images` images.
+class FeatureStatistics:
+    """The features of an image set under one network, reduced to what metrics need.
 
-    `moments` of all features, those of the first 10,000 as `sample` [<= 10000, d]; `recognised`, the share of images
-    seen as their class, by a network that knows the classes, and `inception_score` by one that does not.
+    Attributes:
+        images: The number of images in the set.
+        moments: Mean and covariance of the features of all images.
+        sample: The features of the first 10,000 images, float32 [<= 10000, d].
+        top1_accuracy: The share of images that the network classifies as their label, 0..1. None if the network does
+            not know the classes of the dataset.
+        inception_score: The Inception Score. None if the network knows the classes of the dataset.
     """
 
     images: int
@@ -52,50 +67,80 @@ class Seen:
     inception_score: float | None
 
 
-def look(network: FeatureNetwork, batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> Seen:
-    """What `network` sees of images, in batches of them with their classes [B]; at least two in all."""
+def extract_features(network: FeatureNetwork, batches: Iterable[LabelledBatch]) -> FeatureStatistics:
+    """Run `network` over an image set and collect the statistics of its features.
+
+    Args:
+        network: The network.
+        batches: Images with their labels, at least two images in total.
+    """
     samples: list[NDArray[np.float32]] = []
     all_scores: list[NDArray[np.float32]] = []
     all_labels: list[NDArray[np.int64]] = []
-    total, products, seen = np.float64(0), np.float64(0), 0
-    for batch, labels in batches:
-        features = network.features(batch)
+    total, products, count = np.float64(0), np.float64(0), 0
+    for images, labels in batches:
+        features = network.features(images)
         all_labels.append(labels)
         all_scores.append(network.scores(features))
-        samples.append(features[: max(0, MOST_COMPARED - seen)])
-        wide = features.astype(np.float64)
-        total, products, seen = total + wide.sum(axis=0), products + wide.T @ wide, seen + len(batch)
-    mean = np.asarray(total / seen)
-    covariance = np.asarray(products - seen * np.outer(mean, mean)) / (seen - 1)
+        samples.append(features[: max(0, MAX_SAMPLE - count)])
+        exact = features.astype(np.float64)
+        total, products, count = total + exact.sum(axis=0), products + exact.T @ exact, count + len(images)
+    mean = np.asarray(total / count)
+    covariance = np.asarray(products - count * np.outer(mean, mean)) / (count - 1)
     scores = np.concatenate(all_scores)  # [n, classes]
-    return Seen(
-        seen,
-        Moments(mean, covariance),
-        np.concatenate(samples),
-        float((scores.argmax(axis=1) == np.concatenate(all_labels)).mean()) if network.knows_classes else None,
-        None if network.knows_classes else inception_score(scores),
+    accuracy = float((scores.argmax(axis=1) == np.concatenate(all_labels)).mean())
+    return FeatureStatistics(
+        images=count,
+        moments=Moments(mean, covariance),
+        sample=np.concatenate(samples),
+        top1_accuracy=accuracy if network.knows_classes else None,
+        inception_score=None if network.knows_classes else inception_score(scores),
     )
 
 
-class OwnClassifier:
-    """The classifier that was trained on the data, at `file`."""
+def labelled_batches(dataset: Dataset, indices: NDArray[np.int64], size: int = 256) -> Iterator[LabelledBatch]:
+    """Yield the images of `dataset` at `indices` [n] with their labels, at most `size` together."""
+    return ((dataset.images(part), dataset.labels[part]) for part in chunks(indices, size))
+
+
+class DatasetClassifier:
+    """A small classifier that was trained on the dataset itself (see `training.evaluation.classifier`).
+
+    Args:
+        model: The classifier, in evaluation mode.
+        file: The file with its weights.
+    """
 
     name, knows_classes = CLASSIFIER, True
 
     def __init__(self, model: Classifier, file: pathlib.Path) -> None:
-        self._model, self.sha256 = model, sha256(file)
+        self._model = model
+        self.sha256 = sha256(file)
+
+    @classmethod
+    def load_or_train(
+        cls, file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> DatasetClassifier:
+        """Load the classifier of `dataset` from `file`; train it and save it there if `file` has none."""
+        return cls(load_or_train_classifier(file, dataset, progress), file)
 
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the features [B, 64] of images [B, H, W, c] with the channels of the dataset."""
         return self._model.features(images).numpy()
 
     @torch.inference_mode()
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Compute the logits [B, classes] of features [B, 64]."""
         return self._model.score(torch.from_numpy(features)).numpy()
 
 
 class EfficientNet:
-    """EfficientNet-Lite0 with its ImageNet weights. Raises `BackendError` where they are not installed."""
+    """EfficientNet-Lite0 with its ImageNet weights (see `training.evaluation.efficientnet`).
+
+    Raises:
+        BackendError: The package with the weights is not installed.
+    """
 
     name, knows_classes = EFFICIENTNET, False
 
@@ -105,18 +150,25 @@ class EfficientNet:
 
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        parts = (_in_colour(images) / 127.5 - 1).split(_TOGETHER)
+        """Compute the features [B, 1280] of images [B, H, W, c] with 1 or 3 channels."""
+        parts = (_rgb_tensor(images) / 127.5 - 1).split(_SUB_BATCH)
         return torch.cat([self._model.features(part) for part in parts]).numpy()
 
     @torch.inference_mode()
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Compute the ImageNet logits [B, 1000] of features [B, 1280]."""
         return self._model.scores(torch.from_numpy(features)).numpy()
 
 
 class Inception:
-    """The Inception-v3 of published FID and Inception Scores, as `torch-fidelity` has it, with its weights at `file`.
+    """The Inception-v3 of published FID and Inception Scores, by the package `torch-fidelity`.
 
-    Raises `CheckpointError` without the weights, `BackendError` without the package.
+    Args:
+        file: The weights `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity.
+
+    Raises:
+        CheckpointError: The file is missing, or has other weights.
+        BackendError: The package is not installed, or cannot be imported.
     """
 
     name, knows_classes = INCEPTION, False
@@ -125,8 +177,8 @@ class Inception:
         if file is None or not file.is_file():
             where = "no path was given" if file is None else f"there is no file {file}"
             raise CheckpointError(
-                f"Inception needs its weights, and {where}; --inception-weights takes torch-fidelity's "
-                "weights-inception-2015-12-05-6726825d.pth, which you have to fetch yourself"
+                f"Inception needs its weights, and {where}; download weights-inception-2015-12-05-6726825d.pth from "
+                "torch-fidelity and pass its path as --inception-weights"
             )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -135,7 +187,7 @@ class Inception:
                 f"Inception needs torch-fidelity, which cannot be imported ({error}); pip install 'mar-runtime[fid]'"
             ) from None
         try:
-            torch.load(file, weights_only=True, map_location="meta")  # torch-fidelity would run what a file says
+            torch.load(file, weights_only=True, map_location="meta")  # torch-fidelity itself would execute any pickle
             self._model = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(file))
         except Exception as error:
             raise CheckpointError(f"{file}: not the weights of torch-fidelity's Inception ({error})") from None
@@ -143,27 +195,33 @@ class Inception:
 
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        parts = _in_colour(images).to(torch.uint8).split(_TOGETHER)
+        """Compute the features [B, 2048] of images [B, H, W, c] with 1 or 3 channels."""
+        parts = _rgb_tensor(images).to(torch.uint8).split(_SUB_BATCH)
         return torch.cat([self._model(part)[0] for part in parts]).numpy()
 
     @torch.inference_mode()
     def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores: Tensor = torch.from_numpy(features) @ self._model.fc.weight.T  # without the bias, as published
+        """Compute the logits [B, 1008] of features [B, 2048], without the bias, as for published scores."""
+        scores: Tensor = torch.from_numpy(features) @ self._model.fc.weight.T
         return scores.numpy()
 
 
-def in_colours(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """Images [B, H, W, c] with `channels` colours, 1 or 3; gray is the mean of three. Raises `DataError`."""
-    found = images.shape[-1]
-    if found == channels:
+def convert_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Convert images [B, H, W, c] between gray (1 channel, the mean of three) and RGB (3 channels).
+
+    Raises:
+        DataError: The images have neither `channels` channels nor the other of 1 and 3.
+    """
+    current = images.shape[-1]
+    if current == channels:
         return images
-    if (found, channels) == (3, 1):
+    if (current, channels) == (3, 1):
         return np.rint(images.mean(axis=-1, keepdims=True)).astype(np.uint8)
-    if (found, channels) == (1, 3):
+    if (current, channels) == (1, 3):
         return images.repeat(3, axis=-1)
-    raise DataError(f"images of {found} channels, where {channels} are expected")
+    raise DataError(f"the images have {current} channels, expected {channels}")
 
 
-def _in_colour(images: NDArray[np.uint8]) -> Tensor:
-    """Images [B, H, W, c] as float32 [B, 3, H, W] of 0..255."""
-    return torch.from_numpy(in_colours(images, 3).transpose(0, 3, 1, 2).astype(np.float32))
+def _rgb_tensor(images: NDArray[np.uint8]) -> Tensor:
+    """Convert images [B, H, W, c] to float32 [B, 3, H, W] in 0..255."""
+    return torch.from_numpy(convert_channels(images, 3).transpose(0, 3, 1, 2).astype(np.float32))

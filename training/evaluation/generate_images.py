@@ -1,8 +1,8 @@
-"""Thousands of images of a model, drawn by several processes into files, so that a stop costs little.
+"""Generation of thousands of images into files by several processes, which can be stopped and resumed.
 
-Image `index` of a seed is the same whoever draws it, and always together with the same others, so that it is the
-same to the last bit. Images lie under a name made of all that decides them: whatever asks for the same ones finds
-those that are there already.
+An image depends on the seed and its index only. It is always generated in the same batch as the same other images, so
+that it is identical to the last bit. The folder of the images is named by a hash of everything that they depend on:
+a second evaluation of the same images finds and reads them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import json
 import multiprocessing
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,122 +36,181 @@ from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from training.evaluation.feature_networks import LabelledBatch
 from training.models.autoencoder import AutoencoderKL
 from training.models.reference_loop import sample
 
-_A_FILE = 50  # images, and as many are drawn together
+_IMAGES_PER_FILE = 50  # which is also the batch that is generated together
 
-_Painter = Callable[[NDArray[np.int64], range], NDArray[np.uint8]]  # labels [B], indices -> [B, H, W, c]
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
+_GenerateBatch = Callable[[NDArray[np.int64], range], NDArray[np.uint8]]  # labels [B], indices -> [B, H, W, c]
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-    """What is drawn: `subject`, an artifact or a checkpoint, with `seed` and `settings` of a request.
+class GenerationJob:
+    """A model and the settings to generate images with.
 
-    `backend` are arguments of `Generator.load` for an artifact, `checkpoint` those of `load_checkpoint` for a
-    checkpoint, both as (name, value), for eager PyTorch on a CPU.
+    Attributes:
+        source: The folder of an artifact, or a checkpoint, which eager PyTorch runs on the CPU.
+        seed: The seed of the token orders and of the noise.
+        settings: The preset and the sampling settings of a request, as pairs of name and value.
+        backend: For an artifact: arguments of `Generator.load`, as pairs of name and value.
+        checkpoint: For a checkpoint: arguments of `load_checkpoint`, as pairs of name and value.
     """
 
-    subject: pathlib.Path
+    source: pathlib.Path
     seed: int
     settings: tuple[tuple[str, Any], ...]
     backend: tuple[tuple[str, Any], ...] = ()
     checkpoint: tuple[tuple[str, Any], ...] = ()
 
     @functools.cached_property
-    def described(self) -> tuple[ModelConfig, Sampling, dict[str, Any]]:
-        """The model, how it is sampled, and all that decides an image, for JSON. Raises `RequestError`."""
-        of: dict[str, Any]
-        if is_artifact(self.subject):
-            manifest = Artifact(self.subject).manifest
-            config, tokenizer, sampling = manifest.model, manifest.tokenizer, manifest.resolve_sampling(dict(self.settings))
-            of = {"files": {name: file.sha256 for name, file in sorted(manifest.files.items())}, **dict(self.backend)}
+    def resolved(self) -> ResolvedJob:
+        """The model and the complete settings of this job.
+
+        Raises:
+            RequestError: The settings are invalid, or the model has no decoder.
+        """
+        inputs: dict[str, Any]
+        if is_artifact(self.source):
+            manifest = Artifact(self.source).manifest
+            config, tokenizer, sampling = (
+                manifest.model,
+                manifest.tokenizer,
+                manifest.resolve_sampling(dict(self.settings)),
+            )
+            files = {name: file.sha256 for name, file in sorted(manifest.files.items())}
+            inputs = {"files": files, **dict(self.backend)}
         else:
-            loaded = _checkpoint(self)
+            loaded = _load_checkpoint(self)
             config, tokenizer = loaded.model.config, loaded.tokenizer
             sampling = resolve_sampling(default_sampling(config), config, dict(self.settings))
-            vae = None if loaded.vae is None else _sha256(loaded.vae)
-            of = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
+            vae = None if loaded.vae is None else _vae_sha256(loaded.vae)
+            inputs = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
         if tokenizer == "none":
-            raise RequestError(f"{self.subject} has no decoder, so it makes no images to judge; see --tokenizer")
-        build_plan(config.tokens, sampling)  # wrong settings are told before the work
-        of |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
-        return config, sampling, {"seed": self.seed, **of}
+            raise RequestError(f"{self.source} has no decoder, so it makes no images to evaluate; see --tokenizer")
+        build_plan(config.tokens, sampling)  # refuses invalid settings before the work
+        inputs |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
+        return ResolvedJob(config, sampling, {"seed": self.seed, **inputs})
 
 
-def draw(
-    drawing: Drawing,
+@dataclasses.dataclass(frozen=True)
+class ResolvedJob:
+    """What a `GenerationJob` means for its model.
+
+    Attributes:
+        config: The shape of the model.
+        sampling: The complete sampling settings.
+        inputs: Everything that the images depend on, as a JSON value; two jobs with equal inputs make equal images.
+    """
+
+    config: ModelConfig
+    sampling: Sampling
+    inputs: dict[str, Any]
+
+
+def generate_images(
+    job: GenerationJob,
     count: int,
     out: pathlib.Path,
     processes: int,
     threads: int | None,
     progress: Callable[[int], None],
 ) -> None:
-    """Draw what of the images 0..count - 1 is not in `out` yet: class i % classes for image i.
+    """Generate those of the images 0..count - 1 that are not in `out` yet; image i has class i % classes.
 
-    `processes` processes share `threads`; `progress` is told of images as they are there. Raises `BackendError`.
+    Args:
+        job: The model and the settings.
+        count: The number of images.
+        out: The folder with the images of all jobs.
+        processes: The number of processes.
+        threads: The CPU threads of all processes together; None for all threads of this machine.
+        progress: Is called with a number of images whenever so many more are in `out`, those already there first.
+
+    Raises:
+        RequestError: The settings are invalid, or the model has no decoder.
+        BackendError: A process ended before its work was done.
     """
-    folder = _folder(drawing, out)
-    write_json(folder / "drawing.json", drawing.described[2])
-    starts = range(0, count, _A_FILE)
-    left = [start for start in starts if not _file(folder, start).exists()]
-    progress(count - sum(min(_A_FILE, count - start) for start in left))
-    share = max(1, (threads or available_threads()) // processes)
+    folder = _folder(job, out)
+    write_json(folder / "inputs.json", job.resolved.inputs)
+    missing = [start for start in range(0, count, _IMAGES_PER_FILE) if not _file(folder, start).exists()]
+    progress(count - sum(min(_IMAGES_PER_FILE, count - start) for start in missing))
+    threads_each = max(1, (threads or available_threads()) // processes)
+    task = functools.partial(_generate_file, job, folder, threads_each)
     if processes == 1:
-        for start in left:
-            _draw_file(drawing, folder, start, share)
-            progress(min(_A_FILE, count - start))
+        for start in missing:
+            task(start)
+            progress(min(_IMAGES_PER_FILE, count - start))
     else:
-        _draw_files(drawing, folder, left, processes, share, lambda start: progress(min(_A_FILE, count - start)))
+        run_in_processes(task, missing, processes, lambda start, _: progress(min(_IMAGES_PER_FILE, count - start)))
 
 
-def drawn(drawing: Drawing, count: int, out: pathlib.Path) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """The images 0..count - 1 that `draw` has put there, uint8 [B, H, W, c] at a time, with their classes [B].
+def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[LabelledBatch]:
+    """Yield the images 0..count - 1 that `generate_images` has put into `out`, with their classes.
 
-    Raises `DataError`.
+    Raises:
+        DataError: A file is missing or damaged.
     """
-    for start in range(0, count, _A_FILE):
-        file = _file(_folder(drawing, out), start)
+    for start in range(0, count, _IMAGES_PER_FILE):
+        file = _file(_folder(job, out), start)
         try:
-            with np.load(file, allow_pickle=False) as kept:
-                yield kept["images"][: count - start], kept["labels"][: count - start]
+            with np.load(file, allow_pickle=False) as arrays:
+                yield arrays["images"][: count - start], arrays["labels"][: count - start]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file}: not whole images ({error}); remove it, and it is drawn again") from None
+            raise DataError(
+                f"{file}: the generated images cannot be read ({error}); remove the file to generate them again"
+            ) from None
 
 
-def labels_of(drawing: Drawing, count: int) -> NDArray[np.int64]:
-    """The classes of the images 0..count - 1, int64 [count]."""
-    return np.arange(count, dtype=np.int64) % drawing.described[0].class_num
+def class_labels(job: GenerationJob, count: int) -> NDArray[np.int64]:
+    """The classes of the images 0..count - 1 of `job`, int64 [count]."""
+    return np.arange(count, dtype=np.int64) % job.resolved.config.class_num
 
 
-def _draw_files(
-    drawing: Drawing, folder: pathlib.Path, starts: list[int], processes: int, threads: int, done: Callable[[int], None]
+def run_in_processes(
+    task: Callable[[_Argument], _Result],
+    arguments: Sequence[_Argument],
+    processes: int,
+    on_result: Callable[[_Argument, _Result], None],
 ) -> None:
+    """Call `task` once for each of `arguments`, in a pool of new processes.
+
+    Args:
+        task: A function that can be pickled. After its first failure no further call begins.
+        arguments: The arguments of the calls.
+        processes: The number of processes.
+        on_result: Is called in this process with the argument and the result of each call when it is done.
+
+    Raises:
+        BackendError: A process ended without an exception, for example because the system killed it.
+        Exception: Whatever `task` raises.
+    """
     context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting = {pool.submit(_draw_file, drawing, folder, start, threads): start for start in starts}
+        futures = {pool.submit(task, argument): argument for argument in arguments}
         try:
-            for one in concurrent.futures.as_completed(waiting):
-                one.result()
-                done(waiting[one])
+            for future in concurrent.futures.as_completed(futures):
+                on_result(futures[future], future.result())
         except BrokenProcessPool:
-            raise BackendError("a process that drew images ended; not enough memory?") from None
+            raise BackendError("a process that generates images was killed; it may need more memory") from None
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure: what has not begun must not begin
+            pool.shutdown(cancel_futures=True)
 
 
-def _draw_file(drawing: Drawing, folder: pathlib.Path, start: int, threads: int) -> None:
-    """Draw one file of images. All of it even where fewer are wanted: the others may be wanted later."""
-    indices = range(start, start + _A_FILE)
-    labels = labels_of(drawing, start + _A_FILE)[start:]
-    images = _painter(drawing, threads)(labels, indices)
+def _generate_file(job: GenerationJob, folder: pathlib.Path, threads: int, start: int) -> None:
+    """Generate one complete file of images, even if fewer are requested now: a later call may request the others."""
+    indices = range(start, start + _IMAGES_PER_FILE)
+    labels = class_labels(job, start + _IMAGES_PER_FILE)[start:]
+    images = _open_generator(job, threads)(labels, indices)
     with replacing(_file(folder, start)) as temporary:
         np.savez_compressed(temporary, images=images, labels=labels)
 
 
-def _folder(drawing: Drawing, out: pathlib.Path) -> pathlib.Path:
-    """Where images of this drawing lie, and no others."""
-    return out / f"images-{hashlib.sha256(json.dumps(drawing.described[2], sort_keys=True).encode()).hexdigest()[:16]}"
+def _folder(job: GenerationJob, out: pathlib.Path) -> pathlib.Path:
+    """The folder of the images of `job`, named by a hash of everything that they depend on."""
+    inputs = json.dumps(job.resolved.inputs, sort_keys=True)
+    return out / f"images-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
 
 
 def _file(folder: pathlib.Path, start: int) -> pathlib.Path:
@@ -159,42 +218,50 @@ def _file(folder: pathlib.Path, start: int) -> pathlib.Path:
 
 
 @functools.lru_cache(maxsize=1)
-def _painter(drawing: Drawing, threads: int) -> _Painter:
-    """What draws in this process."""
-    settings: Mapping[str, Any] = dict(drawing.settings)
-    if is_artifact(drawing.subject):
-        generator = Generator.load(drawing.subject, threads=threads, **dict(drawing.backend))
-
-        def exported(labels: NDArray[np.int64], indices: range) -> NDArray[np.uint8]:
-            images = generator.generate(labels.tolist(), seed=drawing.seed, index=indices, **settings).images
-            assert images is not None  # what has no decoder was refused
-            return images
-
-        return exported
+def _open_generator(job: GenerationJob, threads: int) -> _GenerateBatch:
+    """Open the model of `job` for this process, and return the function that generates a batch with it."""
+    if is_artifact(job.source):
+        return _artifact_generator(job, threads)
     torch.set_num_threads(threads)
-    loaded, (config, sampling, _) = _checkpoint(drawing), drawing.described
-    plan = build_plan(config.tokens, sampling)
+    return _checkpoint_generator(job)
 
-    def eager(labels: NDArray[np.int64], indices: range) -> NDArray[np.uint8]:
-        order = seeded_order(drawing.seed, indices, config, plan.token_order)
-        noise = seeded_noise(drawing.seed, indices, plan.diffusion_steps, config)
+
+def _artifact_generator(job: GenerationJob, threads: int) -> _GenerateBatch:
+    settings: Mapping[str, Any] = dict(job.settings)
+    generator = Generator.load(job.source, threads=threads, **dict(job.backend))
+
+    def generate(labels: NDArray[np.int64], indices: range) -> NDArray[np.uint8]:
+        images = generator.generate(labels.tolist(), seed=job.seed, index=indices, **settings).images
+        assert images is not None  # `resolved` refuses a model without a decoder
+        return images
+
+    return generate
+
+
+def _checkpoint_generator(job: GenerationJob) -> _GenerateBatch:
+    loaded, config = _load_checkpoint(job), job.resolved.config
+    plan = build_plan(config.tokens, job.resolved.sampling)
+
+    def generate(labels: NDArray[np.int64], indices: range) -> NDArray[np.uint8]:
+        order = seeded_order(job.seed, indices, config, plan.token_order)
+        noise = seeded_noise(job.seed, indices, plan.diffusion_steps, config)
         latents = sample(loaded.model, labels, plan, order, noise)  # [B, C, h, w]
         if loaded.vae is None:
             return to_uint8(latents)
-        with torch.inference_mode():  # one at a time: an autoencoder takes gigabytes for many
-            decoded = [loaded.vae.decode(torch.from_numpy(one[None])).numpy() for one in latents]
+        with torch.inference_mode():  # one image at a time: an autoencoder needs gigabytes for a batch
+            decoded = [loaded.vae.decode(torch.from_numpy(latent[None])).numpy() for latent in latents]
         return to_uint8(np.concatenate(decoded))
 
-    return eager
+    return generate
 
 
 @functools.lru_cache(maxsize=1)
-def _checkpoint(drawing: Drawing) -> Checkpoint:
-    return load_checkpoint(drawing.subject, **dict(drawing.checkpoint))
+def _load_checkpoint(job: GenerationJob) -> Checkpoint:
+    return load_checkpoint(job.source, **dict(job.checkpoint))
 
 
-def _sha256(vae: AutoencoderKL) -> str:
-    """What tells one autoencoder from another, whatever file or folder it came from."""
+def _vae_sha256(vae: AutoencoderKL) -> str:
+    """Hash the configuration and the weights, so that the file or folder they came from does not matter."""
     digest = hashlib.sha256(repr((vae.config, vae.latent_scale)).encode())
     for tensor in vae.state_dict().values():
         digest.update(tensor.numpy().tobytes())

@@ -1,4 +1,4 @@
-"""What is told of a set of images from their features: its distance from real ones, how good, how varied."""
+"""Metrics of image sets from network features: Fréchet distance, precision and recall, Inception Score."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ _ROWS = 1000  # of a matrix of distances at a time
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """The Gaussian that features are taken for: `mean` float64 [d], `covariance` float64 [d, d]."""
+    """Mean and covariance of the features of an image set; the Fréchet distance compares two of them.
+
+    Attributes:
+        mean: float64 [d].
+        covariance: float64 [d, d].
+    """
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
-    @classmethod
-    def of(cls, features: NDArray[np.floating]) -> Moments:
-        """Those of features [n, d], n of at least 2."""
-        wide = features.astype(np.float64)
-        return cls(wide.mean(axis=0), np.cov(wide, rowvar=False))
 
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Compute the Fréchet distance of two Gaussians with the given moments.
 
-def frechet(a: Moments, b: Moments) -> float:
-    """|mean difference|^2 + tr(A + B - 2 (A B)^1/2), A and B the covariances (arXiv 1706.08500)."""
+    It is |m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2), where m are the means and A and B the covariances (the FID of
+    arXiv 1706.08500, equation 6). Smaller is better; equal moments give 0.
+    """
     values, vectors = np.linalg.eigh(a.covariance)
     root_a = vectors * np.sqrt(np.clip(values, 0, None)) @ vectors.T
     # (A B)^1/2 and (A^1/2 B A^1/2)^1/2 have the same trace, and the second is symmetric.
@@ -37,28 +40,45 @@ def frechet(a: Moments, b: Moments) -> float:
     return float(shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap)
 
 
-def precision_recall(real: NDArray[np.floating], drawn: NDArray[np.floating]) -> tuple[float, float]:
-    """How much of `drawn` [n, d] lies among `real` [m, d], and how much of `real` among `drawn` (arXiv 1904.06991).
+def precision_recall(real: NDArray[np.floating], generated: NDArray[np.floating]) -> tuple[float, float]:
+    """Compute improved precision and recall (arXiv 1904.06991, equations 1 and 2, with k = 3).
 
-    An image lies among others if it is no further from one of them than that one's third-nearest neighbour.
+    The manifold of an image set is the union of a ball around the features of each image. The radius of a ball is the
+    distance from its centre to the third-nearest other image of the set.
+
+    Args:
+        real: Features of the real images, [m, d].
+        generated: Features of the generated images, [n, d].
+
+    Returns:
+        Precision, the share of generated images within the manifold of the real ones; and recall, the share of real
+        images within the manifold of the generated ones. Both are in 0..1.
     """
-    return _share_within(drawn, real), _share_within(real, drawn)
+    return _share_within(generated, real), _share_within(real, generated)
 
 
 def inception_score(scores: NDArray[np.floating]) -> float:
-    """exp(mean KL(p(y|x) || p(y))) of logits [n, classes], the mean over ten parts in turn (arXiv 1606.03498)."""
+    """Compute the Inception Score exp(E KL(p(y|x) || p(y))) (arXiv 1606.03498, section 4).
+
+    Args:
+        scores: Logits of a classifier for each image, [n, classes].
+
+    Returns:
+        The mean over ten consecutive parts of the images, from 1 (worst) to the number of classes.
+    """
     shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-    logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # log p(y|x), [n, classes]
-    parts = []
-    for part in np.array_split(logs, min(SPLITS, len(logs))):
-        of_part = np.logaddexp.reduce(part, axis=0) - np.log(len(part))  # log p(y), also where p(y) itself is too small
-        parts.append(np.exp((np.exp(part) * (part - of_part)).sum(axis=1).mean()))
-    return float(np.mean(parts))
+    log_conditional = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))  # log p(y|x), [n, classes]
+    split_scores = []
+    for split in np.array_split(log_conditional, min(SPLITS, len(log_conditional))):
+        # log p(y) [classes] is computed from logarithms, because p(y) itself can underflow to 0.
+        log_marginal = np.logaddexp.reduce(split, axis=0) - np.log(len(split))
+        split_scores.append(np.exp((np.exp(split) * (split - log_marginal)).sum(axis=1).mean()))
+    return float(np.mean(split_scores))
 
 
 def _share_within(points: NDArray[np.floating], manifold: NDArray[np.floating]) -> float:
-    """The share of `points` [n, d] that lie in one of the balls around those of `manifold` [m, d]."""
-    neighbours = min(NEIGHBOURS, len(manifold) - 1)  # the nearest of each is itself
+    """Compute the share of `points` [n, d] that are in one of the balls around those of `manifold` [m, d]."""
+    neighbours = min(NEIGHBOURS, len(manifold) - 1)  # the nearest of each point is the point itself
     radii = np.concatenate(
         [np.partition(rows, neighbours, axis=1)[:, neighbours] for rows in _distances(manifold, manifold)]
     )
@@ -67,9 +87,9 @@ def _share_within(points: NDArray[np.floating], manifold: NDArray[np.floating]) 
 
 
 def _distances(a: NDArray[np.floating], b: NDArray[np.floating]) -> Iterator[NDArray[np.float64]]:
-    """Squared distances of a [n, d] from b [m, d], in blocks of rows [<= 1000, m]."""
-    wide = b.astype(np.float64)
-    lengths = np.square(wide).sum(axis=1)
+    """Yield the squared distances of a [n, d] from b [m, d] in blocks of rows, [<= 1000, m] each."""
+    b = b.astype(np.float64)
+    lengths = np.square(b).sum(axis=1)
     for start in range(0, len(a), _ROWS):
         rows = a[start : start + _ROWS].astype(np.float64)
-        yield np.square(rows).sum(axis=1)[:, None] + lengths - 2 * rows @ wide.T
+        yield np.square(rows).sum(axis=1)[:, None] + lengths - 2 * rows @ b.T

@@ -1,4 +1,4 @@
-"""What a network sees of real images, computed once and kept in a file that tells of what."""
+"""Feature statistics of real images, computed once and then read from a file."""
 
 from __future__ import annotations
 
@@ -14,57 +14,64 @@ from numpy.typing import NDArray
 
 from runtime.files import replacing
 from training.data.datasets import Dataset, readable_batches
-from training.evaluation.feature_networks import FeatureNetwork, Seen, look
+from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics, LabelledBatch, extract_features
 from training.evaluation.metrics import Moments
 
 _BATCH = 64
 
 
-def reference(
-    network: FeatureNetwork, dataset: Dataset, images: int, folder: pathlib.Path, progress: Callable[[int], None]
-) -> Seen:
-    """What `network` sees of `images` of the dataset, taken evenly at random; kept in `folder`.
+def load_or_compute_statistics(
+    network: FeatureNetwork, dataset: Dataset, count: int, folder: pathlib.Path, progress: Callable[[int], None]
+) -> FeatureStatistics:
+    """Load the statistics of real images from `folder`, or compute them and save them there.
 
-    `progress` is told of images as they are looked at. The file is used again only for the same images and the
-    same weights of the network.
+    A saved file is used only for the same images and the same weights of the network. Images that cannot be read are
+    left out; the dataset's warnings name them.
+
+    Args:
+        network: The network whose features are collected.
+        dataset: The real images.
+        count: The number of images; they are chosen at random, always the same ones.
+        folder: Where the file is.
+        progress: Is called with the number of images of each finished batch, or once with `count`.
     """
-    of = {"network": network.name, "weights": network.sha256, "dataset": dataset.fingerprint, "images": images}
-    key = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
-    file = folder / f"reference-{network.name}-{key[:16]}.npz"
-    kept = _read(file, of)
-    if kept is not None:
-        progress(images)
-        return kept
-    chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:images]
-    seen = look(network, _batches(dataset, chosen, progress))
+    key = {"network": network.name, "weights": network.sha256, "dataset": dataset.fingerprint, "images": count}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    file = folder / f"real-statistics-{network.name}-{digest[:16]}.npz"
+    saved = _load(file, key)
+    if saved is not None:
+        progress(count)
+        return saved
+    indices = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
+    statistics = extract_features(network, _readable_labelled_batches(dataset, indices, progress))
     with replacing(file) as temporary:
         np.savez(
             temporary,
-            of=json.dumps(of),
-            mean=seen.moments.mean,
-            covariance=seen.moments.covariance,
-            sample=seen.sample,
-            figures=json.dumps([seen.images, seen.top1_accuracy, seen.inception_score]),
+            key=json.dumps(key),
+            mean=statistics.moments.mean,
+            covariance=statistics.moments.covariance,
+            sample=statistics.sample,
+            figures=json.dumps([statistics.images, statistics.top1_accuracy, statistics.inception_score]),
         )
-    return seen
+    return statistics
 
 
-def _batches(
-    dataset: Dataset, chosen: NDArray[np.int64], progress: Callable[[int], None]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    for images, indices in readable_batches(dataset, chosen, _BATCH):
+def _readable_labelled_batches(
+    dataset: Dataset, indices: NDArray[np.int64], progress: Callable[[int], None]
+) -> Iterator[LabelledBatch]:
+    for images, readable in readable_batches(dataset, indices, _BATCH):
         progress(len(images))
-        yield images, dataset.labels[indices]
+        yield images, dataset.labels[readable]
 
 
-def _read(file: pathlib.Path, of: dict[str, Any]) -> Seen | None:
-    """What was kept; None if nothing was, if it is damaged, or of something else."""
+def _load(file: pathlib.Path, key: dict[str, Any]) -> FeatureStatistics | None:
+    """Load saved statistics; None if the file is missing or damaged, or has another key."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
-            if json.loads(str(kept["of"])) != of:
+        with np.load(file, allow_pickle=False) as saved:
+            if json.loads(str(saved["key"])) != key:
                 return None
-            images, top1_accuracy, score = json.loads(str(kept["figures"]))
-            moments = Moments(kept["mean"], kept["covariance"])
-            return Seen(images, moments, kept["sample"], top1_accuracy, score)
+            images, top1_accuracy, score = json.loads(str(saved["figures"]))
+            moments = Moments(saved["mean"], saved["covariance"])
+            return FeatureStatistics(images, moments, saved["sample"], top1_accuracy, score)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
         return None

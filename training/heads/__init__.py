@@ -1,0 +1,1 @@
+"""Training of a new flow head for a model whose backbone stays frozen."""

@@ -21,7 +21,7 @@ from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import distillation_loss, guided_teacher, teacher_paths
 from training.heads.head_training import HeadTraining, train_head
 from training.models.mar import MAR
-from training.reporting.progress import tell_complaints
+from training.reporting.progress import print_warnings
 
 Bar = Callable[[int, str], AbstractContextManager[Any]]  # of a length, under a label; `update(by)` moves it
 
@@ -96,7 +96,7 @@ def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> HeadDatas
     check_model_fits(source, config, str(material.data))
     with bar(material.images, "backbone") as shown:
         contexts = collect_head_dataset(checkpoint.model, source, material.images, material.seed, shown.update)
-    tell_complaints(source.warnings)
+    print_warnings(source.warnings)
     return contexts
 
 

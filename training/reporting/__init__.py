@@ -1,0 +1,1 @@
+"""Reports of a training run: progress, log, charts, sample images and environment."""

@@ -1,4 +1,4 @@
-"""How far a run is and how long it will still take: a bar on a terminal, a line a minute anywhere else."""
+"""Progress of a training run for a person: a bar on a terminal, one line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from typing import Protocol
 from tqdm import tqdm
 
 _SECONDS_BETWEEN_LINES = 60.0
-_TOLD = 10
+_MAX_WARNINGS = 10
 
 
 class Progress(Protocol):
-    """Told of every step; shown to a person."""
+    """Shows on standard error how far a run is and how long it will still take."""
 
     def step(self, step: int, loss: float | None) -> None:
-        """`step` steps are done, the last with this loss, smoothed over some steps; None while there was none."""
+        """Show that `step` steps are done; `loss` is smoothed over some steps, and None before the first loss."""
 
-    def tell(self, text: str) -> None:
-        """A line of its own."""
+    def message(self, text: str) -> None:
+        """Print `text` on a line of its own."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the display."""
 
 
 def show_progress(steps: int, batch: int, step: int) -> Progress:
-    """For a run of `steps` steps of `batch` images, of which `step` are done."""
+    """Open the progress display of a run.
+
+    Args:
+        steps: The number of steps of the whole run.
+        batch: The number of images per step.
+        step: The number of steps that are already done.
+    """
     return _Bar(steps, batch, step) if sys.stderr.isatty() else _Lines(steps, batch, step)
 
 
@@ -41,7 +48,7 @@ class _Bar:
         self._bar.update(self._batch)
         self._bar.set_postfix(step=step, **({} if loss is None else {"loss": f"{loss:.4f}"}))
 
-    def tell(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
@@ -49,26 +56,26 @@ class _Bar:
 
 
 class _Lines:
-    """The first line comes after the first step; the time left counts on the rate of this session."""
+    """Prints the first line after the first step; the time left is based on the rate of this session."""
 
     def __init__(self, steps: int, batch: int, step: int) -> None:
-        self._steps, self._batch, self._first = steps, batch, step
+        self._steps, self._batch, self._first_step = steps, batch, step
         self._started = time.monotonic()
-        self._shown: float | None = None
+        self._last_line: float | None = None
 
     def step(self, step: int, loss: float | None) -> None:
         now = time.monotonic()
-        if self._shown is not None and now - self._shown < _SECONDS_BETWEEN_LINES and step < self._steps:
+        if self._last_line is not None and now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._steps:
             return
-        self._shown = now
-        each = (now - self._started) / (step - self._first)
-        lost = "" if loss is None else f"  loss {loss:.4f}"
-        self.tell(
-            f"step {step} of {self._steps}{lost}  {self._batch / each:.1f} img/s  "
-            f"{readable_time((self._steps - step) * each)} left"
+        self._last_line = now
+        seconds_per_step = (now - self._started) / (step - self._first_step)
+        loss_text = "" if loss is None else f"  loss {loss:.4f}"
+        self.message(
+            f"step {step} of {self._steps}{loss_text}  {self._batch / seconds_per_step:.1f} img/s  "
+            f"{readable_time((self._steps - step) * seconds_per_step)} left"
         )
 
-    def tell(self, text: str) -> None:
+    def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -76,7 +83,7 @@ class _Lines:
 
 
 def readable_time(seconds: float) -> str:
-    """A duration in its two largest units."""
+    """Format a duration in its two largest units, such as `3 h 20 min`."""
     minutes, hours, days = (int(seconds // unit) for unit in (60, 3600, 86400))
     if days:
         return f"{days} d {hours % 24} h"
@@ -85,10 +92,10 @@ def readable_time(seconds: float) -> str:
     return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
 
 
-def tell_complaints(warnings: Iterable[str]) -> None:
-    """What was found wrong with the data, each once and the first ten of them, on standard error."""
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Print the first ten different warnings on standard error, and how many more there are."""
     different = list(dict.fromkeys(warnings))
-    for complaint in different[:_TOLD]:
-        print(complaint, file=sys.stderr)
-    if len(different) > _TOLD:
-        print(f"and {len(different) - _TOLD} more like these", file=sys.stderr)
+    for warning in different[:_MAX_WARNINGS]:
+        print(warning, file=sys.stderr)
+    if len(different) > _MAX_WARNINGS:
+        print(f"and {len(different) - _MAX_WARNINGS} more warnings like these", file=sys.stderr)

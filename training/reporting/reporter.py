@@ -65,7 +65,7 @@ class Reporter:
 
     def event(self, step: int, tells: str, **details: Any) -> None:
         """Something that a person should know, and that the log keeps with all its details."""
-        self._progress.tell(f"step {step}: {tells}")
+        self._progress.message(f"step {step}: {tells}")
         self._write({"step": step, "event": tells, **details})
 
     def bad_data(self, step: int, complaint: str) -> None:

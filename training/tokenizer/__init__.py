@@ -1,0 +1,1 @@
+"""Training of the KL autoencoder that turns images into latents."""

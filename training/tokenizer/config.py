@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.errors import ConfigError
-from training.config import StepConfig, check_known_keys, field_names, read_training, resolve_model, setting, to_toml
+from training.config import (
+    BaseRunConfig,
+    StepConfig,
+    check_known_keys,
+    field_names,
+    read_training,
+    resolve_model,
+    setting,
+)
 from training.models.autoencoder import GROUPS, VAEConfig
 
 # The first two are the published ones (arXiv 2112.10752, table 8, and that of MAR).
-TOKENIZER_PRESETS: dict[str, dict[str, Any]] = {
+TOKENIZER_SIZES: dict[str, dict[str, Any]] = {
     "kl16": {},
     "kl8": {"latent_channels": 4, "multipliers": (1, 2, 4, 4), "attention_levels": ()},
     # For images of 32x32 on a processor.
@@ -39,14 +47,13 @@ class TokenizerTraining(StepConfig):
     adversarial_weight: float = setting(0.5, "Of the adversarial loss, beside its adaptive weight.", least=0)
     discriminator_width: int = setting(64, "Channels of its first layer, a multiple of 8.", least=8)
     discriminator_layers: int = setting(3, "How often it halves an image.", least=1)
-    judged: int = setting(2000, "Images that reconstructions are judged by.", least=2)
+    eval_count: int = setting(2000, "Images that reconstructions are judged by.", least=2)
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(BaseRunConfig):
     """All that decides a run: where its images are, the autoencoder, how it is trained."""
 
-    data: str
     model: VAEConfig
     training: TokenizerTraining
 
@@ -64,18 +71,12 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> TokenizerConfig:
         """As `RunConfig.from_dict`. Raises `ConfigError`."""
-        data, model = resolve_model(values, TOKENIZER_PRESETS, where)
-        if "preset" not in values and "model" not in values:
-            raise ConfigError(f"{where}: no preset (--preset), and no model without one")
-        vae = read_vae(model, f"{where}, model")
+        data, _, fields = resolve_model(values, TOKENIZER_SIZES, where)
+        if not values.get("model"):
+            raise ConfigError(f"{where}: no model; name a size (--model) or describe it in the table model")
+        vae = read_vae(fields, f"{where}, model")
         training = read_training(TokenizerTraining, values.get("training", {}), where)
         return cls(data, vae, training)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def to_toml(self) -> str:
-        return to_toml(self.to_dict())
 
 
 def read_vae(values: Mapping[str, Any], where: str) -> VAEConfig:

@@ -1,6 +1,6 @@
-"""A run of a tokenizer: made or resumed, with batches, samples and judgements of its own.
+"""Training of a tokenizer in a run folder: start, resume, batches, sample images and metrics.
 
-Its folder is that of `mar train`, and `tokenizer.safetensors` in it is what `mar cache-latents --tokenizer` takes.
+The folder has the files of a run of `mar train`, and `tokenizer.safetensors` for `mar cache-latents --tokenizer`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from training.loop.state import load_state
 from training.loop.training_loop import TrainingLoop, check_batch, check_no_run
 from training.reporting.reporter import Reporter
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining
-from training.tokenizer.reconstruction import Reconstructions, measured_scale
+from training.tokenizer.reconstruction import ReconstructionEvaluator, measure_latent_scale
 from training.tokenizer.step import TokenizerTrainStep
 
 
@@ -38,7 +38,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
         source = PixelLatents(self._dataset)
         check_batch(source, config.training, processes)
         super().__init__(run, source, TokenizerTrainStep(config, processes), processes)
-        self._reconstructions: Reconstructions | None = None
+        self._evaluator: ReconstructionEvaluator | None = None
 
     @classmethod
     def start(cls, run: pathlib.Path, config: TokenizerConfig, processes: Processes | None = None) -> TokenizerTrainer:
@@ -47,8 +47,8 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
         check_no_run(run)
         config = dataclasses.replace(config, data=str(pathlib.Path(config.data).resolve()))
         trainer = cls(run, config, processes)
-        processes.wait()  # all have seen that there is no run yet
-        if processes.first:
+        processes.barrier()  # all have seen that there is no run yet
+        if processes.is_main:
             checkpoint.write_run_config(run, config.to_dict())
         return trainer
 
@@ -61,8 +61,8 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
         trainer = cls(run, read_tokenizer_config(run, changes or {}), processes)
         if (run / checkpoint.STATE_FILE).exists():
             trainer.step = load_state(run, trainer.train_step)
-        processes.wait()
-        if changes and processes.first:
+        processes.barrier()
+        if changes and processes.is_main:
             checkpoint.write_run_config(run, trainer.config.to_dict())
         return trainer
 
@@ -72,48 +72,50 @@ class TokenizerTrainer(TrainingLoop[TokenizerTrainStep]):
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, vae, training = self.processes, self.config.model, self.config.training
-        form = (vae.latent_channels, training.image_size // vae.stride)
-        return micro_batches(ImageBatches(self.source, form, training, me.rank, me.count), self.step, me.device)
+        latent_shape = (vae.latent_channels, training.image_size // vae.stride)
+        return micro_batches(
+            ImageBatches(self.source, latent_shape, training, me.rank, me.world_size), self.step, me.device
+        )
 
     def _save(self, reporter: Reporter | None) -> None:
         super()._save(reporter)
         vae = self.train_step.averaged_model()
         if reporter:
-            vae.latent_scale = measured_scale(vae, self._dataset)
-            self._tell_bad_images(reporter, self._dataset)
+            vae.latent_scale = measure_latent_scale(vae, self._dataset)
+            self._report_dataset_warnings(reporter, self._dataset)
             checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
 
     def _draw_samples(self, reporter: Reporter | None) -> None:
         vae = self.train_step.averaged_model()
         if not reporter:
             return
-        self._reconstructions = self._reconstructions or self._opened(reporter)
+        self._evaluator = self._evaluator or self._open_evaluator(reporter)
         image = self.run / "samples" / f"step-{self.step:06d}.png"
-        self._reconstructions.save_grid(image, vae)
+        self._evaluator.save_grid(image, vae)
         reporter.samples(self.step, image)
-        figures = self._reconstructions.judged(vae)
-        told = f"PSNR {figures['psnr']:.2f} dB"
-        if "frechet" in figures:
-            told += f", Fréchet distance {figures['frechet']:.3f} in features of EfficientNet-Lite0"
-        reporter.event(self.step, f"{told}, by {self.config.training.judged} images", judged=figures)
+        metrics = self._evaluator.evaluate(vae)
+        message = f"PSNR {metrics['psnr']:.2f} dB"
+        if "frechet" in metrics:
+            message += f", Fréchet distance {metrics['frechet']:.3f} in features of EfficientNet-Lite0"
+        reporter.event(self.step, f"{message}, on {self.config.training.eval_count} images", metrics=metrics)
 
-    def _opened(self, reporter: Reporter) -> Reconstructions:
-        """Images that are not trained on, where there are such, and the network to judge them by, where it is."""
+    def _open_evaluator(self, reporter: Reporter) -> ReconstructionEvaluator:
+        """Use test images if the dataset has them, and EfficientNet-Lite0 if it is installed."""
         training, network, dataset = self.config.training, None, self._dataset
         with contextlib.suppress(DataError):
             dataset = to_rgb(open_dataset(pathlib.Path(self.config.data), training.image_size, "test"))
         try:
             network = EfficientNet()
         except BackendError as error:
-            reporter.event(self.step, f"no Fréchet distance of reconstructions: {error}")
-        found = Reconstructions(dataset, min(training.judged, len(dataset.labels)), network)
-        self._tell_bad_images(reporter, dataset)
-        return found
+            reporter.event(self.step, f"the Fréchet distance of reconstructions is left out: {error}")
+        evaluator = ReconstructionEvaluator(dataset, min(training.eval_count, len(dataset.labels)), network)
+        self._report_dataset_warnings(reporter, dataset)
+        return evaluator
 
-    def _tell_bad_images(self, reporter: Reporter, dataset: Dataset) -> None:
-        """Of images that are looked at beside the steps, which tell of theirs."""
-        for complaint in dataset.warnings:
-            reporter.bad_data(self.step, complaint)
+    def _report_dataset_warnings(self, reporter: Reporter, dataset: Dataset) -> None:
+        """Report the warnings of images that are read outside of the training steps."""
+        for warning in dataset.warnings:
+            reporter.bad_data(self.step, warning)
 
 
 def read_tokenizer_config(run: pathlib.Path, changes: Mapping[str, Any]) -> TokenizerConfig:

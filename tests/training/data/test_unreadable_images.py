@@ -31,8 +31,8 @@ from training.data.datasets import open_dataset, readable_batches
 from training.data.latent_dataset import open_latents
 from training.data.loader import MicroBatches
 from training.evaluation.classifier import Classifier
-from training.evaluation.feature_networks import OwnClassifier
-from training.evaluation.real_statistics import reference
+from training.evaluation.feature_networks import DatasetClassifier
+from training.evaluation.real_statistics import load_or_compute_statistics
 from training.heads.dataset import collect_head_dataset
 from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
@@ -174,7 +174,7 @@ def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
     data: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its scale and its reconstructions are measured by fixed images, bad ones among them."""
-    config = tiny_tokenizer(data, 2, image_size=12, judged=10)
+    config = tiny_tokenizer(data, 2, image_size=12, eval_count=10)
     TokenizerTrainer.start(data.parent / "tokenizer", config).train()
     assert (data.parent / "tokenizer" / "samples" / "step-000002.png").is_file()
     assert load_vae(data.parent / "tokenizer" / "tokenizer.safetensors").latent_scale > 0
@@ -186,12 +186,12 @@ def test_real_images_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_
     dataset = open_dataset(data, 12)
     classifier, weights = Classifier(dataset.channels, len(dataset.classes)).eval(), tmp_path / "weights.safetensors"
     save_weights(weights, classifier.state_dict())
-    network = OwnClassifier(classifier, weights)
-    seen = reference(network, dataset, 10, tmp_path, lambda done: None)
+    network = DatasetClassifier(classifier, weights)
+    seen = load_or_compute_statistics(network, dataset, 10, tmp_path, lambda done: None)
     assert seen.moments.mean.shape == (64,)
     assert len(seen.sample) == seen.images == 8
     assert _told(data, dataset.warnings) == BAD
-    again = reference(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
+    again = load_or_compute_statistics(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
     assert np.array_equal(again.sample, seen.sample)
     assert again.images == 8
 

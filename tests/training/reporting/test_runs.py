@@ -204,7 +204,7 @@ def test_on_a_terminal_progress_is_a_bar_with_the_time_left(
     shown = show_progress(steps=4, batch=8, step=1)
     shown.step(2, None)
     shown.step(3, 0.25)
-    shown.tell("a line")
+    shown.message("a line")
     shown.close()
     told = capsys.readouterr().err
     assert "a line\n" in told

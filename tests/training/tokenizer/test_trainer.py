@@ -38,7 +38,7 @@ from training.models.model_sizes import model_config
 from training.tokenizer.config import TokenizerConfig, read_vae
 from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge
 from training.tokenizer.perceptual import _VGG16, open_perceptual
-from training.tokenizer.reconstruction import Reconstructions, measured_scale
+from training.tokenizer.reconstruction import ReconstructionEvaluator, measure_latent_scale
 from training.tokenizer.step import TokenizerTrainStep
 from training.tokenizer.trainer import TokenizerTrainer
 
@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data: pathlib.Path, tmp_path:
     log = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     told = {entry["step"]: entry for entry in log if "loss" in entry}
     assert [step for step in told if "adaptive_weight" in told[step]] == [3, 4]
-    assert any("psnr" in entry.get("judged", {}) for entry in log)
+    assert any("psnr" in entry.get("metrics", {}) for entry in log)
     assert (tmp_path / "whole" / "samples" / "step-000004.png").is_file()
 
 
@@ -127,7 +127,7 @@ def test_the_scale_is_that_of_samples_not_of_means(data: pathlib.Path) -> None:
         vae.quant_conv.weight.zero_()
         assert vae.quant_conv.bias is not None
         vae.quant_conv.bias.copy_(torch.tensor([3.0, 3.0, math.log(16), math.log(16)]))
-    assert measured_scale(vae, to_rgb(open_dataset(data, _SIZE))) == pytest.approx(1 / 4, rel=1e-6)
+    assert measure_latent_scale(vae, to_rgb(open_dataset(data, _SIZE))) == pytest.approx(1 / 4, rel=1e-6)
 
 
 def test_the_discriminator_waits_for_its_turn(data: pathlib.Path) -> None:
@@ -191,8 +191,8 @@ def test_reconstructions_are_judged_by_their_errors(data: pathlib.Path) -> None:
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return torch.where(latents > 0, latents - 10 / 127.5, latents + 10 / 127.5)
 
-    judged = Reconstructions(to_rgb(open_dataset(data, _SIZE)), 6, None).judged(Half(read_vae(TINY_VAE, "test")))
-    assert judged == {"psnr": pytest.approx(10 * math.log10(255**2 / 10**2), abs=1e-6)}
+    evaluator = ReconstructionEvaluator(to_rgb(open_dataset(data, _SIZE)), 6, None)
+    assert evaluator.evaluate(Half(read_vae(TINY_VAE, "test"))) == {"psnr": pytest.approx(10 * math.log10(255**2 / 10**2), abs=1e-6)}
 
 
 def test_the_perceptual_distance_by_weights_of_vgg16(tmp_path: pathlib.Path) -> None:
@@ -253,13 +253,13 @@ def test_a_config_comes_back_from_toml(data: pathlib.Path, tmp_path: pathlib.Pat
         ({"training": {"steps": 1, "image_size": 30}}, "image_size must be a multiple of 16"),
         ({"training": {"steps": 1, "image_size": 16}}, "too small for 3 discriminator_layers"),
         ({"training": {"steps": 1, "discriminator_width": 12}}, "discriminator_width must be a multiple of 8"),
-        ({"training": {"steps": 1, "judged": 1}}, "judged must be a whole number"),
+        ({"training": {"steps": 1, "eval_count": 1}}, "eval_count must be a whole number"),
         ({"training": {}}, "steps is missing"),
-        ({"preset": "kl3"}, "preset must be one of kl16"),
+        ({"model": "kl3"}, "model must be one of kl16"),
     ],
 )
 def test_a_config_that_cannot_be_is_one_line(values: dict[str, Any], told: str) -> None:
-    given = {"data": "somewhere", "preset": "kl16", "training": {"steps": 1}, **values}
+    given = {"data": "somewhere", "model": "kl16", "training": {"steps": 1}, **values}
     with pytest.raises(ConfigError) as caught:
         TokenizerConfig.from_dict(given, "run.toml")
     assert told in one_sentence(caught)
