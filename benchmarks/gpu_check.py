@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mar_export.onnx_export.precision import DTYPES
+from mar_export.onnx_export.mixed_precision import DTYPES
 from mar_export.torch_backends.torch_gpu import torch_gpu_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
@@ -95,8 +95,8 @@ class Backends:
     def _tensorrt(
         self, checkpoint: Checkpoint, precision: str, graphs: bool, plans: Sequence[Plan], batch: int
     ) -> Generator:
-        from mar_export.tensorrt.build import build_engines
-        from mar_export.tensorrt.builder import BuilderFlags, TensorRTBuilder
+        from mar_export.tensorrt.artifact_builds import build_engines
+        from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
 
         path = self._artifact(checkpoint, precision)
         builder = TensorRTBuilder("tensorrt", ())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mar_export.benchmark.naive_onnx import naive_specs
-from mar_export.onnx_export.onnx_graph import export_graph
+from mar_export.onnx_export.exporter import export_graph
 from runtime.files import replacing_folder
 from training.models.mar import MAR
 

@@ -135,7 +135,7 @@ def _runtime(entry: Entry, backend: str, device: str) -> tuple[str, Draw]:
 
 def _eager_optimized(entry: Entry) -> tuple[str, Draw]:
     """This runtime's loop on the modules that are exported, in PyTorch."""
-    from mar_export.torch_backends.eager import eager_generator
+    from mar_export.torch_backends.torch_cpu import eager_generator
 
     manifest, checkpoint = _in_torch(entry)
     return _clocked(eager_generator(manifest, checkpoint.model), entry)
@@ -143,7 +143,7 @@ def _eager_optimized(entry: Entry) -> tuple[str, Draw]:
 
 def _compiled(entry: Entry) -> tuple[str, Draw]:
     """The same under `torch.compile`."""
-    from mar_export.torch_backends.eager import eager_generator
+    from mar_export.torch_backends.torch_cpu import eager_generator
 
     manifest, checkpoint = _in_torch(entry)
     return _clocked(eager_generator(manifest, checkpoint.model, compiled=True), entry)

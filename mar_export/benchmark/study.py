@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mar_export.torch_backends.eager import eager_generator
+from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import RequestError
 from runtime.files import write_json

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from mar_export.benchmark.bench import Case, Work, measure, report, table, warm_up
+from mar_export.benchmark.report import Case, Work, measure, report, table, warm_up
 from mar_export.benchmark.naive_onnx import naive_specs
 from mar_export.benchmark.runners import RUNNERS, RUNTIMES, Entry, Runner, checked_checkpoint, open_checkpoint
 from runtime.artifact.artifact_folder import Artifact, is_artifact
@@ -114,8 +114,8 @@ def _case(
     json_file: pathlib.Path | None,
     chart: pathlib.Path | None,
 ) -> None:
-    from mar_export.benchmark.roofline import Probe
-    from mar_export.benchmark.startup import startup_seconds
+    from mar_export.benchmark.machine_probe import Probe
+    from mar_export.benchmark.startup_time import startup_seconds
 
     manifest = Artifact(entry.artifact).manifest
     config = manifest.model
@@ -173,7 +173,7 @@ def _case(
         write_json(json_file, value)
         click.echo(f"written to {json_file}")
     if chart is not None:
-        from mar_export.benchmark.chart import save_chart
+        from mar_export.benchmark.bench_chart import save_chart
 
         save_chart(value, chart)
         click.echo(f"drawn to {chart}")

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from mar_export.tensorrt.build import build_engines, wanted_plans
-from mar_export.tensorrt.builder import HARDWARE, BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.profiles import Range
+from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.engine_builder import HARDWARE, BuilderFlags, TensorRTBuilder
+from mar_export.tensorrt.optimization_profiles import Range
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import TARGETS
 from runtime.checks import truncate

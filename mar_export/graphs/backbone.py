@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mar_export.graphs.padding import linear, with_spare_channels
+from mar_export.graphs.channel_padding import linear, with_spare_channels
 from training.models.mar import MAR
 from training.models.transformer import Attention, Block
 

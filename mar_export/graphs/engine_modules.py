@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mar_export.graphs.backbone import Backbone
 from mar_export.graphs.causal_backbone import CausalBackbone
-from mar_export.graphs.padding import linear, more_inputs, more_outputs, spare_channels, with_spare_channels
+from mar_export.graphs.channel_padding import linear, more_inputs, more_outputs, spare_channels, with_spare_channels
 from mar_export.graphs.vq_head import VQConditioning, VQDenoise
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
 from training.models.autoencoder import AutoencoderKL

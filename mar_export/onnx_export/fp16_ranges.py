@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from torch import Tensor, nn
 
-from mar_export.onnx_export.precision import products
+from mar_export.onnx_export.mixed_precision import products
 from runtime.errors import ParityError
 
 FP16_MAX = 65504.0

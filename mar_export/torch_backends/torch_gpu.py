@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mar_export.graphs.engine_modules import loop_modules
-from mar_export.onnx_export.precision import DTYPES, lowered
+from mar_export.onnx_export.mixed_precision import DTYPES, lowered
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend

@@ -18,7 +18,7 @@ from benchmarks.render_pages import (
     training_table,
     variants_table,
 )
-from mar_export.benchmark.bench import Case, Measurement, Timing, Work, report
+from mar_export.benchmark.report import Case, Measurement, Timing, Work, report
 from runtime.cost.operations import Machine
 from runtime.errors import RequestError
 from runtime.sampling.plan import build_plan

@@ -15,7 +15,7 @@ from torch import nn
 
 from mar_export.artifact import export as export_module
 from mar_export.artifact.export import export_artifact
-from mar_export.onnx_export.onnx_graph import export_graph
+from mar_export.onnx_export.exporter import export_graph
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, EngineSpec
 from tests.helpers.artifacts import made_once

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from mar_export.tensorrt.build import build_engines, wanted_plans
-from mar_export.tensorrt.builder import BuilderFlags
+from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.engine_builder import BuilderFlags
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
 from tests.fakes.simulated_cuda import SimulatedCuda

@@ -26,8 +26,8 @@ from calibration.quantization.sqnr import judging
 from calibration.quantization.statistics import Statistics
 from calibration.quantization.variants import QuantizedProducts
 from calibration.quantization.weight_only import BITS, block_size, quantized_blocks
-from mar_export.tensorrt.build import build_engines, wanted_plans
-from mar_export.tensorrt.builder import BuilderFlags, TensorRTBuilder
+from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, QUANTIZED_PRECISIONS
 from runtime.cli.inspect import inspect

@@ -21,8 +21,8 @@ from mar_export.artifact import export as export_module
 from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import ENGINE_TOLERANCES, GENERATION_TOLERANCES
 from mar_export.cli.export import export as export_command
-from mar_export.onnx_export import onnx_graph
-from mar_export.onnx_export.onnx_graph import OPSET
+from mar_export.onnx_export import exporter
+from mar_export.onnx_export.exporter import OPSET
 from runtime import generator as generator_module
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
@@ -342,7 +342,7 @@ def test_a_graph_that_onnx_runtime_cannot_load_is_told(
 def test_large_weights_stand_beside_their_graph_and_are_guarded_as_well(
     pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_graph, "_EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr(exporter, "_EXTERNAL_DATA_BYTES", 0)
     artifact = tmp_path / "artifact"
     manifest = export_artifact(
         pixel_checkpoint, artifact, lambda text: None, Artifact(pixel_artifact).manifest.sampling

@@ -21,7 +21,7 @@ from mar_export.artifact.parity import (
 )
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.example_inputs import parity_sizes
-from mar_export.torch_backends.eager import eager_generator, torch_engine
+from mar_export.torch_backends.torch_cpu import eager_generator, torch_engine
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.errors import ParityError

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from mar_export.benchmark import bench, naive_graphs, naive_onnx, roofline, runners, startup
-from mar_export.benchmark.chart import save_chart
+from mar_export.benchmark import report, naive_graphs, naive_onnx, machine_probe, runners, startup_time
+from mar_export.benchmark.bench_chart import save_chart
 from mar_export.benchmark.runners import RUNNERS, Entry, Runner
 from mar_export.cli import bench as bench_cli
 from runtime.artifact.artifact_folder import Artifact
@@ -131,8 +131,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
 
 def _without_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     probe = types.SimpleNamespace(measure=lambda: MACHINE)
-    monkeypatch.setattr(roofline, "Probe", lambda threads: probe)
-    monkeypatch.setattr(startup, "startup_seconds", lambda artifact, threads, backend, device, repeats: STARTUP)
+    monkeypatch.setattr(machine_probe, "Probe", lambda threads: probe)
+    monkeypatch.setattr(startup_time, "startup_seconds", lambda artifact, threads, backend, device, repeats: STARTUP)
 
 
 # Cases.
@@ -157,11 +157,11 @@ def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
         rate = next(rates)
         return Machine(rate, rate / 10)
 
-    cases = [bench.Case("a", "own"), bench.Case("a", "fast"), bench.Case("b", "own")]
+    cases = [report.Case("a", "own"), report.Case("a", "fast"), report.Case("b", "own")]
     settings: dict[str, dict[str, Any]] = {"own": {"iterations": 3}, "fast": {"preset": "fast"}}
     runners: Any = {name: Drawer(name) for name in ("a", "b")}
     steps: list[None] = []
-    found, rate = bench.measure(runners, cases, settings, {"iterations": 1}, 3, machine, lambda: steps.append(None))
+    found, rate = report.measure(runners, cases, settings, {"iterations": 1}, 3, machine, lambda: steps.append(None))
     a_round = [("a", settings["own"]), ("a", settings["fast"]), ("b", settings["own"])]
     warm_up = [("a", {"iterations": 1}), ("b", {"iterations": 1})]
     assert events == [*warm_up, *["machine", *a_round] * 3, "machine"]
@@ -169,39 +169,39 @@ def test_races_run_in_turn_with_the_machine_measured_between_rounds() -> None:
     assert rate == Machine(25.0, 2.5)
     assert [one.case for one in found] == cases
     # The warm-up took seconds 1 and 2; the first case had 3, 6 and 9.
-    assert found[0].image == bench.Timing.of([3.0, 6.0, 9.0])
+    assert found[0].image == report.Timing.of([3.0, 6.0, 9.0])
     assert found[2].image.median == 8.0
-    assert found[0].stages == {name: bench.Timing.of([1.5, 3.0, 4.5]) for name in ("work", "rest")}
+    assert found[0].stages == {name: report.Timing.of([1.5, 3.0, 4.5]) for name in ("work", "rest")}
 
 
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 def test_the_warm_up_is_short_whatever_the_artifact_draws_with(sampler: str) -> None:
     own = Sampling(sampler=sampler, diffusion_steps=400, last_diffusion_steps=50, cfg_scale=2.0)
-    plan = build_plan(16, resolve_sampling(own, SMALL, bench.warm_up(SMALL)))
+    plan = build_plan(16, resolve_sampling(own, SMALL, report.warm_up(SMALL)))
     assert plan.head_evaluations == 4
     assert plan.iterations[1].guided
 
 
 def test_a_timing_is_mean_median_and_percentiles() -> None:
-    timing = bench.Timing.of([float(number) for number in range(1, 12)])
-    assert timing == bench.Timing(mean=6.0, median=6.0, p10=2.0, p90=10.0)
+    timing = report.Timing.of([float(number) for number in range(1, 12)])
+    assert timing == report.Timing(mean=6.0, median=6.0, p10=2.0, p90=10.0)
 
 
 # Reports.
 
 
-def timing(seconds: float) -> bench.Timing:
-    return bench.Timing(mean=1.1 * seconds, median=seconds, p10=0.5 * seconds, p90=2 * seconds)
+def timing(seconds: float) -> report.Timing:
+    return report.Timing(mean=1.1 * seconds, median=seconds, p10=0.5 * seconds, p90=2 * seconds)
 
 
-def measurement(runner: str, sampling: str, seconds: float) -> bench.Measurement:
+def measurement(runner: str, sampling: str, seconds: float) -> report.Measurement:
     stages = {"backbone": timing(seconds / 4), "denoise": timing(seconds / 2), "rest": timing(seconds / 4)}
     if not runner.startswith("runtime"):
         stages["head"] = stages.pop("denoise")
-    return bench.Measurement(bench.Case(runner, sampling), timing(seconds), stages)
+    return report.Measurement(report.Case(runner, sampling), timing(seconds), stages)
 
 
-WORK = bench.Work(
+WORK = report.Work(
     model_config("pixel_small"),
     batch=2,
     samplings={"own": Sampling(cfg_scale=2.0), "turbo": Sampling(iterations=5, sampler="dpm++2m", diffusion_steps=8)},
@@ -212,12 +212,12 @@ WORK = bench.Work(
 )
 
 
-def report_of(*measurements: bench.Measurement) -> dict[str, Any]:
+def report_of(*measurements: report.Measurement) -> dict[str, Any]:
     names = dict.fromkeys(one.case.runner for one in measurements)
     descriptions = {name: f"{name} on nothing" for name in names}
     peaks = {name: 1000 * number for number, name in enumerate(names, start=1)}
     about = {"title": "a model", "repeats": 3, "threads": 7}
-    return bench.report(list(measurements), MACHINE, WORK, descriptions, peaks, about)
+    return report.report(list(measurements), MACHINE, WORK, descriptions, peaks, about)
 
 
 def test_a_report_has_every_race_its_plan_and_its_share_of_the_roofline() -> None:
@@ -305,8 +305,8 @@ def assert_table_agrees(text: str, value: Mapping[str, Any]) -> None:
 def test_the_table_says_what_the_report_says() -> None:
     cases = [measurement(name, "own", seconds) for name, seconds in (("runtime", 40.0), ("eager", 90.0))]
     value = report_of(*cases, measurement("runtime", "turbo", 5.0))
-    assert_table_agrees(bench.table(value), value)
-    assert "   20000.0   10000.0   40000.0" in bench.table(value)  # 40 s for two images
+    assert_table_agrees(report.table(value), value)
+    assert "   20000.0   10000.0   40000.0" in report.table(value)  # 40 s for two images
 
 
 def colours(path: pathlib.Path) -> dict[tuple[int, ...], int]:
@@ -350,30 +350,30 @@ def test_the_probe_counts_operations_and_bytes_over_the_median_call(monkeypatch:
 
         return call
 
-    monkeypatch.setattr(roofline, "_PRODUCT", (4, 8, 16))
-    monkeypatch.setattr(roofline, "_READ", (1, 32, 64))
-    monkeypatch.setattr(roofline, "_session", session)
-    monkeypatch.setattr(roofline, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
-    assert roofline.Probe(3).measure() == Machine(operations=2 * 4 * 8 * 16 / 2.0, bytes=4 * 32 * 64 / 4.0)
+    monkeypatch.setattr(machine_probe, "_PRODUCT", (4, 8, 16))
+    monkeypatch.setattr(machine_probe, "_READ", (1, 32, 64))
+    monkeypatch.setattr(machine_probe, "_session", session)
+    monkeypatch.setattr(machine_probe, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    assert machine_probe.Probe(3).measure() == Machine(operations=2 * 4 * 8 * 16 / 2.0, bytes=4 * 32 * 64 / 4.0)
     assert set(shapes) == {(4, 8), (1, 32)}
 
 
 def test_the_probe_runs_products_of_its_shapes() -> None:
-    (found,) = roofline._session((3, 40, 5), threads=1)(np.ones((3, 40), np.float32))
+    (found,) = machine_probe._session((3, 40, 5), threads=1)(np.ones((3, 40), np.float32))
     assert found.shape == (3, 5)
     assert (found == found[:1]).all()
     assert 40 * 0.3 < found[0].mean() < 40 * 0.7  # sums of 40 weights between 0 and 1
 
 
 def test_the_start_of_a_process_is_timed_up_to_the_first_backbone_call(artifact: pathlib.Path) -> None:
-    found = startup.startup_seconds(artifact, 1, "onnxruntime", "cpu", repeats=1)
+    found = startup_time.startup_seconds(artifact, 1, "onnxruntime", "cpu", repeats=1)
     assert set(found) == {"interpreter", "import_runtime", "first_backbone_call"}
     assert min(found["interpreter"], found["first_backbone_call"]) > 0
 
 
 def test_a_start_that_fails_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackendError, match=r"a fresh process failed.*not an artifact") as caught:
-        startup._run(startup._GENERATE, "0", str(tmp_path), "1", "onnxruntime", "cpu")
+        startup_time._run(startup_time._GENERATE, "0", str(tmp_path), "1", "onnxruntime", "cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -618,12 +618,12 @@ def test_a_device_that_executes_plans_itself_is_timed_as_a_whole(artifact: pathl
 
 def test_a_device_is_not_held_against_the_roofline_of_the_processor(tmp_path: pathlib.Path) -> None:
     whole = {DEVICE: timing(0.09), "rest": timing(0.01)}
-    on_device = bench.Measurement(bench.Case("runtime-tensorrt-cuda", "own"), timing(0.1), whole)
+    on_device = report.Measurement(report.Case("runtime-tensorrt-cuda", "own"), timing(0.1), whole)
     value = report_of(on_device, measurement("eager", "own", 80.0))
     case, eager = value["cases"]
     assert case["share_of_roofline"] is None
     assert eager["share_of_roofline"] > 0
-    line = next(line for line in bench.table(value).splitlines() if line.startswith("runtime-tensorrt-cuda, own"))
+    line = next(line for line in report.table(value).splitlines() if line.startswith("runtime-tensorrt-cuda, own"))
     assert "%" not in line
     assert line.endswith("800.00x")
     save_chart(value, tmp_path / "c.png")
@@ -661,7 +661,7 @@ def test_sampling_options_go_to_every_plan(fake: type[FakeRunner], artifact: pat
     run(f"{artifact} --plan fast --plan own --repeats 2 --iterations 3 --cfg-scale 1.5")
     (runner,) = fake.made
     warm_up, *drawn = [{key: value for key, value in one.items() if value is not None} for one in runner.drawn]
-    assert warm_up == bench.warm_up(SMALL)
+    assert warm_up == report.warm_up(SMALL)
     asked = {"iterations": 3, "cfg_scale": 1.5}
     assert drawn == [{**asked, "preset": "fast"}, asked] * 2
 
@@ -740,7 +740,7 @@ def test_whoever_started_is_stopped_when_another_fails(
     fake: type[FakeRunner], artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     def seconds(name: str, settings: Mapping[str, Any]) -> float:
-        if name == "eager" and settings != bench.warm_up(SMALL):
+        if name == "eager" and settings != report.warm_up(SMALL):
             raise BackendError("eager: RuntimeError: out of luck")
         return 1.0
 

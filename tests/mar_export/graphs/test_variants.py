@@ -25,8 +25,8 @@ from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
 from mar_export.cli.bench import bench
 from mar_export.graphs.engine_modules import loop_modules
-from mar_export.tensorrt.build import build_engines
-from mar_export.torch_backends.eager import eager_generator
+from mar_export.tensorrt.artifact_builds import build_engines
+from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.cli.inspect import inspect

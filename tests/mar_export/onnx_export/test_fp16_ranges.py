@@ -22,7 +22,7 @@ from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import ENGINE_TOLERANCES
 from mar_export.cli.export import export as export_command
 from mar_export.onnx_export.fp16_ranges import FP16_MAX, check_fp16, largest_values
-from mar_export.onnx_export.precision import lowered
+from mar_export.onnx_export.mixed_precision import lowered
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import ParityError
 from runtime.generator import Generator

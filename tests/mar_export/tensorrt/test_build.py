@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mar_export.cli import build as build_cli
-from mar_export.tensorrt.build import build_engines, wanted_plans
-from mar_export.tensorrt.builder import BuilderFlags, Progress, TensorRTBuilder
-from mar_export.tensorrt.profiles import Range, axis_ranges, profile
+from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.engine_builder import BuilderFlags, Progress, TensorRTBuilder
+from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, profile
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build, Shapes
 from runtime.artifact.manifest import FLOAT_PRECISIONS, MANIFEST, FileEntry, Manifest
@@ -260,8 +260,8 @@ def export_golden(folder: pathlib.Path, model: str, precision: str) -> ModelConf
 
 
 def export_modules(folder: pathlib.Path, config: ModelConfig, precision: str, modules: Mapping[str, Any]) -> None:
-    from mar_export.onnx_export.onnx_graph import export_graph
-    from mar_export.onnx_export.precision import DTYPES, lowered
+    from mar_export.onnx_export.exporter import export_graph
+    from mar_export.onnx_export.mixed_precision import DTYPES, lowered
 
     specs = {**engine_specs(config), **tokenizer_specs(config)}
     for name, module in modules.items():

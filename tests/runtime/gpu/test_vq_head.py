@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mar_export.artifact.export import export_artifact
-from mar_export.tensorrt.build import build_engines, wanted_plans
-from mar_export.tensorrt.builder import BuilderFlags
+from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.engine_builder import BuilderFlags
 from runtime.artifact.artifact_folder import Artifact
 from runtime.generator import Generator
 from tests.fakes.simulated_cuda import SimulatedCuda

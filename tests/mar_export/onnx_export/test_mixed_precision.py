@@ -18,8 +18,8 @@ from torch import nn
 from mar_export.artifact.parity import ENGINE_TOLERANCES, GENERATION_TOLERANCES
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
-from mar_export.onnx_export.onnx_graph import export_graph
-from mar_export.onnx_export.precision import DTYPES, Product, lowered, products
+from mar_export.onnx_export.exporter import export_graph
+from mar_export.onnx_export.mixed_precision import DTYPES, Product, lowered, products
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.errors import BackendError

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mar_export.tensorrt.builder import BuilderFlags, Progress, TensorRTBuilder
-from mar_export.tensorrt.profiles import Range, axis_ranges, profile
+from mar_export.tensorrt.engine_builder import BuilderFlags, Progress, TensorRTBuilder
+from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, profile
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import MANIFEST, FileEntry

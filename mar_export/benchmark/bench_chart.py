@@ -19,7 +19,7 @@ _COLOURS = {
 
 
 def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Draw a report of `mar_export.benchmark.bench.report` as a PNG at `path`."""
+    """Draw a report of `mar_export.benchmark.report.report` as a PNG at `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

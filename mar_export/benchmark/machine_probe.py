@@ -13,7 +13,7 @@ from runtime.backends.onnxruntime import brief_spinning
 from runtime.cost.operations import Machine
 
 # Rows, columns in, columns out: the shape of a transformer's MLP, of a width whose rows do not lie multiples of 4096
-# bytes apart, which would take a third of the rate (mar_export.graphs.padding).
+# bytes apart, which would take a third of the rate (mar_export.graphs.channel_padding).
 _PRODUCT = (640, 1088, 4096)
 _READ = (1, 8192, 8192)  # one row: 256 MiB of weights pass through, more than any cache holds
 _REPEATS = 7

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from mar_export.tensorrt import builder as tensorrt_builder
-from mar_export.tensorrt.builder import HARDWARE, BuilderFlags, TensorRTBuilder
+from mar_export.tensorrt import engine_builder as tensorrt_builder
+from mar_export.tensorrt.engine_builder import HARDWARE, BuilderFlags, TensorRTBuilder
 from runtime.backends import tensorrt_library
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.gpu.current_gpu import Gpu

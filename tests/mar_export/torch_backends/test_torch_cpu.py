@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mar_export.torch_backends.eager import eager_generator
+from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator

@@ -7,7 +7,7 @@ import pathlib
 import weakref
 
 from mar_export.graphs.engine_modules import graph_modules
-from mar_export.onnx_export.onnx_graph import export_graph
+from mar_export.onnx_export.exporter import export_graph
 from runtime.model.engine_spec import DENOISE, engine_specs
 from tests.helpers.tiny_runs import TINY, randomized
 from training.models.mar import MAR
