@@ -1,1 +1,1 @@
-"""An NVIDIA GPU without PyTorch: its driver, memory and graphs, and the loop that lives there."""
+"""An NVIDIA GPU without PyTorch: driver, memory, CUDA graphs, and the masked autoregressive loop on the GPU."""

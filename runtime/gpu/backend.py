@@ -1,4 +1,4 @@
-"""What all backends on a GPU have in common: one stream, engines on it, and the loop there."""
+"""The base of all backends that run on a GPU: one stream, the engines on it, and the loop."""
 
 from __future__ import annotations
 
@@ -15,19 +15,39 @@ from runtime.sampling.plan import PlanLoop
 
 
 class GpuBackend:
-    """A `runtime.backends.Backend` but for `load`, which is to pass every engine through `_called_here`."""
+    """Everything that a `runtime.backends.Backend` on a GPU needs, except `load`.
+
+    `load` must return every engine through `_host_engine`, so that the loop finds it and `close` frees it.
+
+    Attributes:
+        description: The library, its version and the name of the GPU.
+        precisions: The precisions in which the GPU has matrix products.
+    """
 
     def __init__(self, library: str, captures: bool) -> None:
-        """`library` is its name and version; `captures` whether the loop makes CUDA graphs of its calls."""
+        """Open the first GPU.
+
+        Args:
+            library: Name and version of the library, for people.
+            captures: Whether the loop captures its calls as CUDA graphs.
+
+        Raises:
+            BackendError: There is no GPU, or the driver reports a failure.
+        """
         self._gpu = current_gpu()
         self.precisions = self._gpu.precisions
         self._cuda, self._captures = Cuda(), captures
-        self._owner = contextlib.ExitStack()  # of all that is made here, the last of it freed first
+        self._owner = contextlib.ExitStack()  # frees what was created last first
         self._owner.callback(self._cuda.close)
         self.description = f"{library}, {self._gpu.name}"
         self._engines: dict[str, HostEngine] = {}
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:
+        """Create the loop that keeps every array on the GPU. All engines of the loop must be loaded.
+
+        Raises:
+            RequestError: The model has causal attention, which this loop does not support.
+        """
         check_no_kv_cache(config, "the loop on a GPU")
         engines = {name: self._engines[name].on_gpu for name in ENGINES}
         loop = GpuLoop(self._cuda, engines, config, self._captures)
@@ -35,11 +55,13 @@ class GpuBackend:
         return loop
 
     def close(self) -> None:
-        with self._owner:  # which frees the rest, whatever of it fails
+        """Free the loop, the engines and the stream. It frees the others even if one of them fails."""
+        with self._owner:
             if not self._cuda.closed:
                 self._cuda.activate()
 
-    def _called_here(self, engine: GpuEngine) -> Engine:
-        self._engines[engine.spec.name] = called = HostEngine(self._cuda, engine)
-        self._owner.callback(called.close)
-        return called
+    def _host_engine(self, engine: GpuEngine) -> Engine:
+        """Keep an engine for the loop and for `close`, and return what calls it with arrays on the host."""
+        self._engines[engine.spec.name] = host_engine = HostEngine(self._cuda, engine)
+        self._owner.callback(host_engine.close)
+        return host_engine

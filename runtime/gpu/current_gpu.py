@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, asked of its driver."""
+"""The NVIDIA GPU of this machine, as its driver describes it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import dataclasses
 from runtime.gpu.driver import Driver
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED: whether its memory is the processor's
+INTEGRATED = 18  # CU_DEVICE_ATTRIBUTE_INTEGRATED: whether processor and GPU share their memory
 
-# The oldest architecture with products of a precision (NVIDIA's support matrix of TensorRT).
+# For each precision the oldest architecture that has matrix products in it (NVIDIA's support matrix of TensorRT).
 _SINCE = {"fp32": 50, "fp16": 53, "int8": 61, "bf16": 80, "w8": 80, "w4": 80, "fp8": 89}
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """`architecture` such as `sm_87`; `cuda` the newest CUDA its driver serves, such as `12.6`.
+    """A GPU and its driver.
 
-    `shared_memory` is whether processor and GPU have the same, as on Jetson.
+    Attributes:
+        name: The name of the product, such as `Orin`.
+        architecture: The compute capability, such as `sm_87`.
+        memory_bytes: Total memory in bytes.
+        cuda: The newest version of CUDA that the driver supports, such as `12.6`.
+        shared_memory: Whether processor and GPU share their memory, as on Jetson.
     """
 
     name: str
@@ -29,17 +34,24 @@ class Gpu:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those that it has products for."""
+        """The precisions in which this GPU has matrix products."""
         return precisions_of(self.architecture)
 
 
 def precisions_of(architecture: str) -> tuple[str, ...]:
-    """The precisions that GPUs of an architecture such as `sm_87` have products for."""
+    """Return the precisions in which GPUs of an architecture, such as `sm_87`, have matrix products."""
     return tuple(name for name, since in _SINCE.items() if int(architecture.removeprefix("sm_")) >= since)
 
 
 def current_gpu(driver: Driver | None = None) -> Gpu:
-    """The first GPU, by its driver. Raises `BackendError` where there is none."""
+    """Describe the first GPU of this machine.
+
+    Args:
+        driver: The driver to call; by default the one that is installed.
+
+    Raises:
+        BackendError: There is no GPU or no driver.
+    """
     driver = driver or Driver()
     version = ctypes.c_int()
     driver("cuDriverGetVersion", ctypes.byref(version))

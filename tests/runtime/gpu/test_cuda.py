@@ -189,11 +189,11 @@ def test_a_failure_while_capturing_ends_the_capture_and_leaves_no_graph(opened: 
         for work in (broken_work, copies_then_fails):
             before = sorted(cuda.leaks)
             with pytest.raises(BackendError, match=r"^an engine failed$"):
-                opened.captured(work, owner)
+                opened.capture(work, owner)
             assert sorted(cuda.leaks) == before
         opened.synchronize()  # which a stream that is captured refuses
         cuda.on_device(source, 8)[...] = 1
-        replay = opened.captured(lambda: opened.copy(to, source, 8), owner)
+        replay = opened.capture(lambda: opened.copy(to, source, 8), owner)
         assert cuda.on_device(to, 8).tolist() == [0xA5] * 8  # captured is not done
         for value in (1, 2):
             cuda.on_device(source, 8)[...] = value
@@ -208,7 +208,7 @@ def test_the_error_of_the_work_is_told_and_not_that_of_ending_its_capture(opened
     """As where the driver itself gave the capture up: then it has no graph to give."""
     cuda.failing["cuStreamEndCapture"] = (0, 901)
     with contextlib.ExitStack() as owner, pytest.raises(BackendError, match=r"^an engine failed$"):
-        opened.captured(broken_work, owner)
+        opened.capture(broken_work, owner)
     opened.close()
     assert cuda.leaks == []
 
@@ -218,7 +218,7 @@ def test_the_error_of_the_work_is_told_and_not_that_of_ending_its_capture(opened
 
 def test_an_array_that_both_see_begins_with_zeros_there_too(opened: Cuda, cuda: SimulatedCuda) -> None:
     with contextlib.ExitStack() as owner:
-        array = opened.exchange((3, 5), np.int64, owner)
+        array = opened.pinned_buffer((3, 5), np.int64, owner)
         assert not array.host.any()
         array.host[...] = 1  # before the stream has come to it
         opened.synchronize()
@@ -237,7 +237,7 @@ def test_an_array_that_both_see_begins_with_zeros_there_too(opened: Cuda, cuda: 
 
 def test_nothing_has_a_place_too(opened: Cuda, cuda: SimulatedCuda) -> None:
     with contextlib.ExitStack() as owner:
-        array = opened.exchange((0, 4), np.float32, owner)
+        array = opened.pinned_buffer((0, 4), np.float32, owner)
         assert array.host.shape == (0, 4)
         assert array.address
         opened.upload(array)
