@@ -5,7 +5,7 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test test-slow gpu-check lint docs numbers clean
+.PHONY: demo test test-slow gpu-check lint docs benchmarks benchmark-pages clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,22 +41,27 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	$(VENV)/bin/mkdocs build --strict --quiet --site-dir out/site
 
-# The tables of docs/numbers.md, measured again. The study takes hours; stopped, it goes on where it was.
+# Measures the figures of docs/benchmarks again and renders their tables. The study takes hours; if it is stopped, the
+# same command resumes it.
 DATA ?= /usr/share/datasets/fashion-mnist
-NUMBERS := docs/numbers
+FIGURES := docs/benchmarks/data
 
-numbers: $(VENV)/installed
+benchmarks: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
 	$(MAR) study $(DEMO)/artifact --checkpoint $(EXAMPLE) --data $(DATA) \
-		--out $(NUMBERS)/study --json $(NUMBERS)/study.json --chart $(NUMBERS)/study.png
-	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --contestant runtime --contestant naive-onnx \
-		--contestant eager --contestant eager-optimized --plan own --plan balanced --plan fast --plan turbo \
-		--json $(NUMBERS)/example.json --chart $(NUMBERS)/example.png
-	$(MAR) bench --preset mar_base --random-weights --plan exact --plan balanced --plan fast --plan turbo \
-		--repeats 3 --json $(NUMBERS)/mar_base.json --chart $(NUMBERS)/mar_base.png
+		--out $(FIGURES)/study --json $(FIGURES)/study.json --chart $(FIGURES)/study.png
+	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --runner runtime --runner naive-onnx --runner eager \
+		--runner eager-optimized --preset own --preset balanced --preset fast --preset turbo \
+		--json $(FIGURES)/example.json --chart $(FIGURES)/example.png
+	$(MAR) bench --model mar_base --random-weights --preset exact --preset balanced --preset fast --preset turbo \
+		--repeats 3 --json $(FIGURES)/mar_base.json --chart $(FIGURES)/mar_base.png
 	$(VENV)/bin/python -m benchmarks.variants --data $(DATA) --out out/variants --steps 3000 \
-		--json $(NUMBERS)/variants.json --chart $(NUMBERS)/variants.png
-	$(VENV)/bin/python -m benchmarks.numbers docs/numbers.md $(NUMBERS)
+		--json $(FIGURES)/variants.json --chart $(FIGURES)/variants.png
+	$(MAKE) benchmark-pages
+
+# The tables of docs/benchmarks, rendered from the figures that are there.
+benchmark-pages: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.render_pages $(FIGURES) docs/benchmarks/*.md docs/benchmarks/history/*.md
 
 clean:
 	rm -rf $(VENV) out build

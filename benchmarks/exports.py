@@ -1,6 +1,6 @@
 """Time, memory and parity of exporting the published sizes, weights by formula, KL-16 included.
 
-    python -m benchmarks.exports docs/numbers/exports.json mar_base:fp32 mar_base:fp16 mar_huge:fp32
+    python -m benchmarks.exports docs/benchmarks/data/exports.json mar_base:fp32 mar_base:fp16 mar_huge:fp32
 
 Each export is a process of its own, whose peak of memory is the kernel's figure. What was measured before
 stays in the file unless it is measured again.

@@ -1,6 +1,6 @@
 """Heads of the example other than its own: trained, judged and timed beside it.
 
-    python -m benchmarks.heads docs/numbers/heads.json docs/numbers/heads.png
+    python -m benchmarks.heads docs/benchmarks/data/heads.json docs/benchmarks/data/heads.png
 
 takes half an hour of one core. What is in `out/heads` already, heads, artifacts and judgements, stays.
 """

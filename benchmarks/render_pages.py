@@ -1,6 +1,6 @@
 """The tables of the benchmark pages, written from the JSON of `mar bench`, `mar study`, `mar evaluate` and others.
 
-    python -m benchmarks.render_pages docs/numbers docs/numbers.md
+    python -m benchmarks.render_pages docs/benchmarks/data docs/benchmarks/*.md docs/benchmarks/history/*.md
 
 takes the folder of the JSON files, then the pages. In a page, a line `<!-- KIND NAME -->` begins a table and
 `<!-- end -->` ends it: what lies between is replaced by the table of `NAME.json`, and KIND, a key of `_TABLES`, says
@@ -65,21 +65,22 @@ def bench_tables(value: Mapping[str, Any]) -> str:
         "| | median | p10 to p90 | roofline | reached | useful GFLOP/s | speed |",
         "|---|---|---|---|---|---|---|",
     ]
+    baseline = value["baseline"]
     for case in value["cases"]:
+        same_work = value["plans"][case["preset"]]["operations"] == value["plans"][baseline["preset"]]["operations"]
         least = value["plans"][case["preset"]]["roofline_seconds"]
         share = case["share_of_roofline"]
         reached = " | " if share is None else f"{sum(least.values()) / batch:.2f} s | {share:.0%}"
         lines.append(
             f"| **{case['runner']}, {case['preset']}** | **{_time(case['seconds'], batch)}** | "
             f"{_spread(case['seconds'], batch)} | {reached} | "
-            f"{case['useful_gflops']:.0f} | **{case['times_the_baseline']:.2f}x** |"
+            f"{case['useful_gflops']:.0f} | **{case['times_the_baseline']:.2f}x**{'' if same_work else ', less work'} |"
         )
         for stage, seconds in case["stage_seconds"].items():
             limit = (
                 f"{least[stage] / batch:.2f} s | {least[stage] / seconds['median']:.0%}" if stage in least else " | "
             )
             lines.append(f"| {stage} | {_time(seconds, batch)} | {_spread(seconds, batch)} | {limit} | | |")
-    baseline = value["baseline"]
     lines += ["", f"Seconds an image; speed against {baseline['runner']}, {baseline['preset']}. The presets:", ""]
     lines += ["| preset | iterations | head evaluations | TFLOP | settings |", "|---|---|---|---|---|"]
     for name, plan in value["plans"].items():

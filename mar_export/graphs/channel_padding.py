@@ -2,8 +2,9 @@
 
 A product reads a dozen rows of its input together. Where they lie a multiple of 4096 bytes apart, all of them fall
 into one set of the first cache, which holds eight or twelve lines, and every read misses: ONNX Runtime's float32
-product then reaches two thirds of its speed (docs/numbers.md). Inner widths of 1,024, 3,072 or 4,096 channels are
-such multiples; a few more channels, whose weights are zero on both sides, are not, and change no number.
+product then reaches two thirds of its speed (docs/benchmarks/history/cpu-notes.md). Inner widths of 1,024, 3,072 or
+4,096 channels are such multiples; a few more channels, whose weights are zero on both sides, are not, and change no
+number.
 """
 
 from __future__ import annotations
