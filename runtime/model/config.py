@@ -159,6 +159,7 @@ class ModelConfig:
         """The config named by `values`; `where` names their source in an error."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: a model config must be a JSON object, found {type(values).__name__}")
+        check_renamed_fields(values, where)
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -174,3 +175,15 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def check_renamed_fields(values: Mapping[Any, Any], where: str) -> None:
+    """Check that the fields of a model config are not spelled as in earlier versions.
+
+    Raises:
+        ConfigError: One is; the message names the source `where` and the new spelling.
+    """
+    if "codes" in values:
+        raise ConfigError(f"{where}: the key codes is now codebook_size; rename it")
+    if values.get("head") == "codes":
+        raise ConfigError(f'{where}: head = "codes" is now head = "vq"; rename it')
