@@ -63,15 +63,15 @@ class TensorRTBuilder:
         library = self._library
         self._told.log.lines.clear()
         typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._told.made(self._builder.create_network(typed), "no network")
+        network = self._told.created(self._builder.create_network(typed), "no network")
         self._parse(network, graph)
-        config = self._told.made(self._builder.create_builder_config(), "no builder config")
+        config = self._told.created(self._builder.create_builder_config(), "no builder config")
         self._configure(config, flags)
         for number, name in enumerate(self._chosen):
             config.num_compute_capabilities = len(self._chosen)
             capability = getattr(library.ComputeCapability, name.replace("sm_", "SM"))
-            self._told.true(config.set_compute_capability(capability, number), f"cannot build for {name}")
-        shapes = self._told.made(self._builder.create_optimization_profile(), "no optimization profile")
+            self._told.check(config.set_compute_capability(capability, number), f"cannot build for {name}")
+        shapes = self._told.created(self._builder.create_optimization_profile(), "no optimization profile")
         for name, (least, usual, most) in profile.items():
             shapes.set_shape(name, least, usual, most)
         if config.add_optimization_profile(shapes) < 0:
@@ -79,7 +79,9 @@ class TensorRTBuilder:
         cache = self._timing_cache(config, timing_cache)
         if progress is not None:
             config.progress_monitor = _monitor(library, progress)
-        plan = self._told.made(self._builder.build_serialized_network(network, config), f"{graph.name} was not built")
+        plan = self._told.created(
+            self._builder.build_serialized_network(network, config), f"{graph.name} was not built"
+        )
         if cache is not None and timing_cache is not None:
             with replacing(timing_cache) as temporary:
                 temporary.write_bytes(cache.serialize())
@@ -126,10 +128,10 @@ class TensorRTBuilder:
         if self.target == "tensorrt-rtx":
             raise RequestError("tensorrt-rtx measures nothing while it builds; leave --timing-cache out")
         check_writable(file)
-        cache = self._told.made(
+        cache = self._told.created(
             config.create_timing_cache(file.read_bytes() if file.exists() else b""), f"{file} is no timing cache"
         )
-        self._told.true(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
+        self._told.check(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
         return cache
 
     def _known(self, architectures: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What runs an engine. A backend is imported only when it is asked for."""
+"""Backends, which run engines on one device. Each is imported only when it is opened."""
 
 from __future__ import annotations
 
@@ -15,26 +15,36 @@ from runtime.sampling.plan import PlanLoop
 
 
 class Backend(Protocol):
-    """Loads engines for one device.
+    """Loads the engines of an artifact with one library, for one device.
 
-    `description` names library, version and device for people; `precisions` are those of
-    `runtime.artifact.manifest.PRECISIONS` that it has products for.
+    Attributes:
+        description: The library, its version and the device, for people.
+        precisions: The precisions of `runtime.artifact.manifest.PRECISIONS` that it can run.
     """
 
     description: str
     precisions: Sequence[str]
 
     def load(self, artifact: Artifact, name: str) -> Engine:
-        """The engine called `name` of a verified artifact. Raises `BackendError`."""
+        """Load an engine of an artifact whose files were verified.
+
+        Raises:
+            BackendError: The library cannot load the engine, or it differs from its spec in the manifest.
+        """
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:
-        """What executes plans with the engines loaded here, where the device can do better than the host."""
+        """Create the loop that executes plans on the device with the loaded engines.
+
+        Returns:
+            The loop, or None if the backend has none: then the loop on the host calls the engines.
+        """
 
     def close(self) -> None:
-        """Free every engine loaded here; they must not be called afterwards."""
+        """Free all loaded engines, which must not be called afterwards."""
 
 
-# Where each runs, the usual device first: module and class, made with the name, threads and CUDA graphs or not.
+# Backend -> device -> module and class. The first device is the default. A class is called with the backend's name, the
+# number of threads, and whether CUDA graphs are used.
 BACKENDS = {
     "onnxruntime": {
         "cpu": "runtime.backends.onnxruntime:OnnxRuntime",
@@ -47,15 +57,22 @@ BACKENDS = {
 
 
 def available_threads() -> int:
-    """The processors this process may use."""
+    """Return the number of processor threads that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs: bool = True) -> Backend:
-    """The backend called `name` on `device`, its usual one if None.
+    """Open a backend.
 
-    `threads` are processor threads, all there are if None; `cuda_graphs` whether a GPU replays whole
-    iterations, which gives the same images sooner.
+    Args:
+        name: One of `BACKENDS`.
+        device: The device, `cpu` or `cuda`; by default the first that the backend has.
+        threads: The number of processor threads; by default all that this process may use.
+        cuda_graphs: Whether a GPU replays whole iterations as CUDA graphs. Images are the same, but faster.
+
+    Raises:
+        RequestError: The backend, the device or the number of threads is not valid.
+        BackendError: The library is not installed or does not load, or there is no GPU.
     """
     if name not in BACKENDS:
         raise RequestError(f"unknown backend {name!r}; this version has {', '.join(BACKENDS)}")
@@ -67,6 +84,6 @@ def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs
     if device not in devices:
         raise RequestError(f"backend {name} runs on {', '.join(devices)} in this version, not on {device!r}")
     module, attribute = devices[device].split(":")
-    made = getattr(importlib.import_module(module), attribute)
-    backend: Backend = made(name, threads or available_threads(), cuda_graphs)
+    backend_class = getattr(importlib.import_module(module), attribute)
+    backend: Backend = backend_class(name, threads or available_threads(), cuda_graphs)
     return backend

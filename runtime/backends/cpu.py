@@ -1,4 +1,4 @@
-"""What the backends have in common whose engines run on the processor, called by the loop on the host."""
+"""The base of all backends whose engines run on the processor, where the loop on the host calls them."""
 
 from __future__ import annotations
 
@@ -10,60 +10,89 @@ from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
 from runtime.sampling.plan import PlanLoop
 
-# What a library runs a graph by: the inputs of its spec in their order, to the outputs in theirs.
-Run = Callable[[Sequence[Array]], Sequence[Array]]
-Tensors = list[tuple[str, str, list[int | None]]]  # name, dtype, and shape with None for dynamic axes
+RunGraph = Callable[[Sequence[Array]], Sequence[Array]]
+"""Runs a graph: takes its inputs in the order of its spec, and returns its outputs in the order of its spec."""
+
+Tensors = list[tuple[str, str, list[int | None]]]
+"""The inputs or outputs of a graph: name, numpy dtype, and shape with None for every dynamic axis."""
 
 
 class CpuEngine:
-    """One loaded graph, called with arrays by name."""
+    """A `runtime.model.engine_spec.Engine` that runs one loaded graph."""
 
-    def __init__(self, spec: EngineSpec, run: Run, told: Callable[[Exception], str]) -> None:
-        """`told` says in one line what an exception of `run` means."""
-        self._spec, self._told = spec, told
-        self._run: Run | None = run
+    def __init__(self, spec: EngineSpec, run: RunGraph, describe: Callable[[Exception], str]) -> None:
+        """Create an engine.
+
+        Args:
+            spec: Its inputs and outputs.
+            run: Runs the graph.
+            describe: Describes an exception that `run` raised in one line.
+        """
+        self._spec, self._describe = spec, describe
+        self._run: RunGraph | None = run
 
     def __call__(self, **inputs: Array) -> tuple[Array, ...]:
+        """Run the graph on every input of its spec by name, and return its outputs in the spec's order.
+
+        Raises:
+            BackendError: The library failed, or the engine was closed.
+        """
         if self._run is None:
             raise BackendError(f"engine {self._spec.name} was used after its generator was closed")
         try:
             return tuple(self._run([inputs[tensor.name] for tensor in self._spec.inputs]))
         except Exception as error:  # the libraries' exceptions share no narrower base
-            raise BackendError(f"engine {self._spec.name} failed in {self._told(error)}") from error
+            raise BackendError(f"engine {self._spec.name} failed in {self._describe(error)}") from error
 
     def close(self) -> None:
+        """Free the graph."""
         self._run = None
 
 
 class CpuBackend:
-    """A `runtime.backends.Backend` but for `load` and `precisions`."""
+    """Everything that a `runtime.backends.Backend` on a processor needs, except `load` and `precisions`.
+
+    Attributes:
+        description: The library, its version and the number of threads.
+    """
 
     def __init__(self, library: str, threads: int) -> None:
-        """`library` is its name and version."""
+        """Create a backend without engines.
+
+        Args:
+            library: Name and version of the library, for people.
+            threads: The number of processor threads that it uses.
+        """
         self.description = f"{library}, cpu, {threads} thread{'s' * (threads > 1)}"
         self._engines: list[CpuEngine] = []
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:
+        """Return None: the loop on the host calls the engines."""
         return None
 
     def close(self) -> None:
+        """Free all loaded engines."""
         for engine in self._engines:
             engine.close()
         self._engines.clear()
 
-    def _engine(self, spec: EngineSpec, run: Run, told: Callable[[Exception], str]) -> CpuEngine:
-        engine = CpuEngine(spec, run, told)
+    def _engine(self, spec: EngineSpec, run: RunGraph, describe: Callable[[Exception], str]) -> CpuEngine:
+        engine = CpuEngine(spec, run, describe)
         self._engines.append(engine)
         return engine
 
 
 def check_tensors(path: pathlib.Path, found: Tensors, expected: tuple[TensorSpec, ...]) -> None:
-    """What a graph takes or gives against its spec: names, types and fixed sizes, in order. Raises `BackendError`."""
-    wanted = [(spec.name, spec.dtype, fixed_sizes(spec.shape)) for spec in expected]
-    if found != wanted:
-        raise BackendError(f"{path}: the graph has {found} where its spec has {wanted}; export again")
+    """Check that the inputs or outputs of a graph match its spec: names, dtypes and fixed sizes, in order.
+
+    Raises:
+        BackendError: They differ.
+    """
+    specified = [(spec.name, spec.dtype, fixed_sizes(spec.shape)) for spec in expected]
+    if found != specified:
+        raise BackendError(f"{path}: the graph has {found} where its spec has {specified}; export again")
 
 
 def fixed_sizes(shape: Sequence[object]) -> list[int | None]:
-    """The sizes that are numbers, and None for names and what else stands for a dynamic axis."""
+    """Return a shape with None for every axis whose size is not a number."""
     return [size if isinstance(size, int) else None for size in shape]

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU: the backend that works everywhere."""
+"""ONNX Runtime on a processor: the default backend, which works everywhere."""
 
 from __future__ import annotations
 
@@ -12,50 +12,85 @@ from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
-_ERRORS_ONLY = 3
-_SPINS_FOR_A_TIME = (1, 26)  # ONNX Runtime, from this version on
-_SPIN_MICROSECONDS = 200  # longer than Python takes from one step of denoise to the next
+_ERRORS_ONLY = 3  # the log severity ORT_LOGGING_LEVEL_ERROR
+_SPIN_DURATION_SINCE = (1, 26)  # the first version that has the setting spin_duration_us
+_SPIN_MICROSECONDS = 200  # longer than Python needs between two calls of denoise
 
 
 class OnnxRuntime(CpuBackend):
-    # fp16 and fp8 by way of float32, which saves files but no time
+    """The backend `onnxruntime` on `cpu`.
+
+    Attributes:
+        precisions: The precisions that it can run. It computes fp16 and fp8 in float32, so these make files smaller
+            but not images faster.
+    """
+
     precisions = ("fp32", "fp16", "int8", "fp8", "w8", "w4")
 
     def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
-        """With `map_weights` they are read from their file at every call: slower, in half the memory."""
+        """Open ONNX Runtime.
+
+        Args:
+            name: The backend's name, for error messages.
+            threads: The number of processor threads.
+            cuda_graphs: Not used; every backend takes it.
+            map_weights: Whether weights stay in their memory-mapped files, without copies in the layout of the
+                kernels: this is slower and needs half the memory.
+
+        Raises:
+            BackendError: ONNX Runtime is not installed.
+        """
         self._library = import_onnxruntime(name, "cpu")
         self._threads, self._map_weights = threads, map_weights
         super().__init__(f"onnxruntime {self._library.__version__}", threads)
 
     def load(self, artifact: Artifact, name: str) -> Engine:
+        """Load an engine of a verified artifact; see `runtime.backends.Backend.load`."""
         manifest = artifact.manifest
         return self.load_graph(artifact.engine_file(name), manifest.specs[name], manifest.precision)
 
     def load_graph(self, path: pathlib.Path, spec: EngineSpec, precision: str = "fp32") -> Engine:
-        """The graph at `path`, of an artifact or not. Raises `BackendError`."""
+        """Load a graph from a file, which need not belong to an artifact.
+
+        Args:
+            path: The ONNX file.
+            spec: Its inputs and outputs.
+            precision: The precision of its weights and products, one of `precisions`.
+
+        Raises:
+            BackendError: ONNX Runtime cannot load the graph, or the graph differs from its spec.
+        """
         options = session_options(self._library)
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-        # One plan of memory a shape would be kept, and most passes of the backbone have a shape of their own.
+        # ONNX Runtime would keep a memory plan for every shape, and nearly every pass of the backbone has another one.
         options.enable_mem_pattern = False
         options.add_session_config_entry(*brief_spinning(self._library.__version__))
         if self._map_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if precision == "fp8":
-            options.add_session_config_entry("session.disable_quant_qdq", "1")  # it takes fp8 for int8, and fails
-        # A product of int8 with its bias added is one operator only as long as the two are not joined before.
-        left_out = ["MatMulAddFusion"] if precision == "int8" else []
-        session = open_session(self._library, path, spec, options, "CPUExecutionProvider", {}, left_out)
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # it mistakes fp8 for int8, and fails
+        # This fusion would join a product and its bias before they can become one int8 operator.
+        disabled = ["MatMulAddFusion"] if precision == "int8" else []
+        session = open_session(self._library, path, spec, options, "CPUExecutionProvider", {}, disabled)
         names, outputs = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
 
         def run(inputs: Sequence[Array]) -> Sequence[Array]:
-            found: Sequence[Array] = session.run(outputs, dict(zip(names, inputs, strict=True)))
-            return found
+            arrays: Sequence[Array] = session.run(outputs, dict(zip(names, inputs, strict=True)))
+            return arrays
 
         return self._engine(spec, run, lambda error: f"onnxruntime: {first_line(error)}")
 
 
 def import_onnxruntime(name: str, extra: str) -> Any:
-    """The library, or a `BackendError` that says how to install it."""
+    """Import ONNX Runtime.
+
+    Args:
+        name: The backend's name, for the error message.
+        extra: The extra of this project that installs it, for the error message.
+
+    Raises:
+        BackendError: It is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -64,17 +99,22 @@ def import_onnxruntime(name: str, extra: str) -> Any:
 
 
 def brief_spinning(version: str) -> tuple[str, str]:
-    """The session's setting, in this version of ONNX Runtime, that lets waiting threads spin, but not for long.
+    """Return the session setting, name and value, that makes waiting threads spin only for a short time.
 
-    A thread that sleeps wakes later than most operators take. Engines run in turn, each with threads of its own,
-    so one that spins for longer takes a core from the next engine.
+    Waking a sleeping thread takes longer than most operators. But the engines run in turn, each with its own threads,
+    so threads that spin for long take the processor cores from the next engine.
+
+    Args:
+        version: The version of ONNX Runtime. Versions before 1.26 have only a setting that ends spinning when a call
+            returns.
     """
-    if tuple(map(int, version.split(".")[:2])) < _SPINS_FOR_A_TIME:
-        return "session.force_spinning_stop", "1"  # when a call returns
+    if tuple(map(int, version.split(".")[:2])) < _SPIN_DURATION_SINCE:
+        return "session.force_spinning_stop", "1"
     return "session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS)
 
 
 def session_options(library: Any) -> Any:
+    """Return options of a session that logs only errors."""
     options = library.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     return options
@@ -87,20 +127,32 @@ def open_session(
     options: Any,
     provider: str,
     settings: dict[str, str],
-    left_out: Sequence[str] = (),
+    disabled: Sequence[str] = (),
     remedy: str = "export again",
 ) -> Any:
-    """A session that really runs on `provider`, whose graph has the inputs and outputs of `spec`.
+    """Load a graph in a session that runs on one execution provider.
 
-    `left_out` are optimizations of ONNX Runtime, by its names for them; `remedy` is what to do where it cannot load.
+    Args:
+        library: The module onnxruntime.
+        path: The ONNX file.
+        spec: Its inputs and outputs.
+        options: The options of the session.
+        provider: The execution provider, such as `CPUExecutionProvider`.
+        settings: The settings of the provider.
+        disabled: The names of the optimizers of ONNX Runtime to disable.
+        remedy: What the user can do if ONNX Runtime cannot load the graph, for the error message.
+
+    Raises:
+        BackendError: The provider is not available, ONNX Runtime cannot load the graph, or the graph differs from its
+            spec.
     """
-    # ONNX Runtime only warns of a provider that is missing or does not load, and runs on the CPU instead.
+    # If a provider is missing or does not load, ONNX Runtime only warns, and runs on the processor instead.
     if provider not in library.get_available_providers():
-        found = ", ".join(library.get_available_providers())
-        raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {found}")
+        available = ", ".join(library.get_available_providers())
+        raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {available}")
     try:
         session = library.InferenceSession(
-            str(path), options, providers=[(provider, settings)], disabled_optimizers=left_out
+            str(path), options, providers=[(provider, settings)], disabled_optimizers=disabled
         )
     except Exception as error:  # its exception classes share no narrower base
         raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); {remedy}") from error
@@ -112,8 +164,9 @@ def open_session(
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message, or the name of its class if it has no message."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
-def _tensors(found: list[Any]) -> Tensors:
-    return [(tensor.name, _DTYPES.get(tensor.type, tensor.type), fixed_sizes(tensor.shape)) for tensor in found]
+def _tensors(nodes: list[Any]) -> Tensors:
+    return [(node.name, _DTYPES.get(node.type, node.type), fixed_sizes(node.shape)) for node in nodes]

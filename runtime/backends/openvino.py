@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: bf16 and int8 by the instructions that newer processors have for them."""
+"""OpenVINO on a processor: it uses the bf16 and int8 instructions of newer processors."""
 
 from __future__ import annotations
 
@@ -18,54 +18,90 @@ from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec, TensorSpec
 
 _DTYPES = {"f32": "float32", "i64": "int64"}
-_PLACES = re.compile(r"^(Exception from |Check '.*' failed at |\S+ failed with |Errors during |Summary:$)")
+_CODE_LOCATIONS = re.compile(r"^(Exception from |Check '.*' failed at |\S+ failed with |Errors during |Summary:$)")
 
 
 class OpenVino(CpuBackend):
-    # fp16 and fp8 by way of float32, and so bf16 where the processor has no products for it
+    """The backend `openvino`.
+
+    Attributes:
+        precisions: The precisions that it can run. It computes fp16 and fp8 in float32, and bf16 too if the processor
+            has no bf16 instructions.
+    """
+
     precisions = ("fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4")
 
     def __init__(self, name: str, threads: int, cuda_graphs: bool = False) -> None:
+        """Open OpenVINO.
+
+        Args:
+            name: The backend's name, for error messages.
+            threads: The number of processor threads.
+            cuda_graphs: Not used; every backend takes it.
+
+        Raises:
+            BackendError: OpenVINO is not installed or does not load.
+        """
         self._library, self._core = open_openvino(name)
-        threads = min(threads, os.cpu_count() or 1)  # as many as OpenVINO ever takes
+        threads = min(threads, os.cpu_count() or 1)  # OpenVINO uses no more than this
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
-            "ENABLE_HYPER_THREADING": True,  # `threads` are what the process may use, whatever they are
-            "ENABLE_CPU_PINNING": False,  # two processes would pin theirs to the same processors
-            # Its own choice is lower precision wherever the processor can; what a graph says in bf16 or int8 stays so.
+            "ENABLE_HYPER_THREADING": True,  # `threads` counts hyper-threads too
+            "ENABLE_CPU_PINNING": False,  # two processes would pin their threads to the same cores
+            # By default OpenVINO computes float32 in lower precision if the processor can. This keeps float32;
+            # operators that are bf16 or int8 in the graph stay so.
             "INFERENCE_PRECISION_HINT": "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
         }
         super().__init__(f"openvino {openvino_version(self._library)}", threads)
 
     def load(self, artifact: Artifact, name: str) -> Engine:
+        """Load an engine of a verified artifact; see `runtime.backends.Backend.load`."""
         return self.load_graph(artifact.engine_file(name), artifact.manifest.specs[name])
 
     def load_graph(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
-        """The graph at `path`, of an artifact or not. Raises `BackendError`."""
+        """Load a graph from a file, which need not belong to an artifact.
+
+        Args:
+            path: The ONNX file.
+            spec: Its inputs and outputs.
+
+        Raises:
+            BackendError: OpenVINO cannot load the graph, or the graph differs from its spec.
+        """
         try:
             compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._settings)
         except Exception as error:  # RuntimeError, or whatever the binding raises
             raise BackendError(f"{path}: openvino cannot load it ({reason(error)}); export again") from error
         check_tensors(path, _tensors(compiled.inputs, spec.inputs), spec.inputs)
         check_tensors(path, _tensors(compiled.outputs, spec.outputs), spec.outputs)
-        request, shared = compiled.create_infer_request(), self._library.Tensor
+        request, tensor_class = compiled.create_infer_request(), self._library.Tensor
 
         def run(inputs: Sequence[Array]) -> Sequence[Array]:
-            # A tensor that shares an array's memory does not keep the array: these must live until the call is over.
+            # A tensor that shares the memory of an array does not own it: the arrays must live until the call is done.
             arrays = [np.require(array, requirements=["C", "W"]) for array in inputs]
             for number, array in enumerate(arrays):
-                request.set_input_tensor(number, shared(array, shared_memory=True))
+                request.set_input_tensor(number, tensor_class(array, shared_memory=True))
             request.infer()
-            # The next call writes into the same memory.
+            # Copies, because the next call writes into the same memory.
             return [request.get_output_tensor(number).data.copy() for number in range(len(spec.outputs))]
 
         return self._engine(spec, run, lambda error: f"openvino: {reason(error)}")
 
 
 def open_openvino(name: str) -> tuple[Any, Any]:
-    """The library and its core, or a `BackendError` that says how to install it for the backend called `name`."""
+    """Import OpenVINO.
+
+    Args:
+        name: The backend's name, for the error message.
+
+    Returns:
+        The module openvino, and the core of this process.
+
+    Raises:
+        BackendError: OpenVINO is not installed, or does not load.
+    """
     try:
         library = importlib.import_module("openvino")
         return library, _core(library)
@@ -77,33 +113,33 @@ def open_openvino(name: str) -> tuple[Any, Any]:
 
 @functools.cache
 def _core(library: Any) -> Any:
-    """One for the process, until it ends.
+    """Return the core of this process, which lives until the process ends.
 
-    Each core gives its thread a stack for signals, and takes back the one before when it goes: of two that
-    go in the order they came, the second brings back the first one's, which is freed, and the next signal
-    that Python handles is the end of the process (OpenVINO 2026.4).
+    There must not be two cores. Each core installs an alternate signal stack for its thread and restores the previous
+    one when it is freed. If two cores are freed in the order of their creation, the second restores the stack of the
+    first, which is freed already, and the next signal that Python handles ends the process (OpenVINO 2026.4).
     """
     return library.Core()
 
 
 def openvino_version(library: Any) -> str:
-    """Without the build."""
+    """Return the version of OpenVINO without the number of its build, such as `2026.2.0`."""
     return str(library.__version__).split("-")[0]
 
 
 def _tensors(ports: Sequence[Any], expected: Sequence[TensorSpec]) -> Tensors:
-    """What the graph has, by the name that is looked for where a tensor has several."""
-    wanted = [spec.name for spec in expected] + [""] * len(ports)
-    found = []
-    for port, looked_for in zip(ports, wanted, strict=False):
+    """Return the inputs or outputs of a graph. Of the names of a tensor it chooses the expected one."""
+    expected_names = [spec.name for spec in expected] + [""] * len(ports)
+    tensors = []
+    for port, name in zip(ports, expected_names, strict=False):
         names = port.get_names()
         dtype = port.element_type.get_type_name()
         sizes = [axis.get_length() if axis.is_static else None for axis in port.partial_shape]
-        found.append((looked_for if looked_for in names else min(names, default=""), _DTYPES.get(dtype, dtype), sizes))
-    return found
+        tensors.append((name if name in names else min(names, default=""), _DTYPES.get(dtype, dtype), sizes))
+    return tensors
 
 
 def reason(error: Exception) -> str:
-    """What an exception of OpenVINO says in one line, without the places in its own code that it passed through."""
+    """Return the message of an OpenVINO exception in one line, without the locations in OpenVINO's source code."""
     lines = [line.strip() for line in str(error).split("\n")]
-    return " ".join(line for line in lines if line and not _PLACES.match(line)) or type(error).__name__
+    return " ".join(line for line in lines if line and not _CODE_LOCATIONS.match(line)) or type(error).__name__

@@ -283,7 +283,7 @@ def test_a_constructor_that_returns_nothing_is_told_with_what_was_logged(builder
     with pytest.raises(BackendError) as caught:
         builders(version="10.3.0")
     assert str(caught.value) == (
-        f"tensorrt 10.3.0: no Builder (pybind11::init(): factory function returned nullptr){LINES}"
+        f"tensorrt 10.3.0: cannot create a Builder (pybind11::init(): factory function returned nullptr){LINES}"
     )
 
 

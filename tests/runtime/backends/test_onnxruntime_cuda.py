@@ -209,7 +209,8 @@ def test_a_graph_with_other_tensors_is_refused(
 ) -> None:
     path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
     monkeypatch.setattr(
-        "runtime.artifact.artifact_folder.Artifact.engine_file", lambda this, name: golden_artifacts["patch2"] / f"{name}.onnx"
+        "runtime.artifact.artifact_folder.Artifact.engine_file",
+        lambda this, name: golden_artifacts["patch2"] / f"{name}.onnx",
     )
     assert re.search(
         r"backbone\.onnx: the graph has .* where its spec has .*; export again$", refusal(lambda: load(path))

@@ -62,18 +62,18 @@ def unbuilt(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -
 # Calls that fail.
 
 LOADING = {
-    "Runtime": r"no Runtime \(pybind11::init\(\): factory function returned nullptr\)",
+    "Runtime": r"cannot create a Runtime \(pybind11::init\(\): factory function returned nullptr\)",
     "deserialize_cuda_engine": r"cannot load \S+/backbone-\w+\.plan",
-    "Refitter": r"no Refitter \(pybind11::init\(\): factory function returned nullptr\)",
+    "Refitter": r"cannot create a Refitter \(pybind11::init\(\): factory function returned nullptr\)",
     "OnnxParserRefitter": r"no OnnxParserRefitter \(pybind11::init\(\): factory function returned nullptr\)",
     "refit_from_file": r"cannot read the weights of \S+/backbone-\w+\.plan from \S+/backbone\.onnx",
     "refit_cuda_engine": r"cannot give \S+/backbone-\w+\.plan its weights",
 }
 DRAWING = {
-    "create_execution_context": "conditioning: no context|denoise: no context",
+    "create_execution_context": "conditioning: cannot create an execution context|denoise: cannot create an execution context",
     "set_input_shape": r"denoise: refused x of \(\d+, \d+\)",
-    "infer_shapes": "denoise: shapes missing of x",
-    "infer_shapes raises": r"denoise: no shapes \(Shape inference failed\)",
+    "infer_shapes": "denoise: the shapes of x are missing",
+    "infer_shapes raises": r"denoise: cannot infer its shapes \(Shape inference failed\)",
     "set_tensor_address": "conditioning: refused the address of z",
     "execute_async_v3": "engine conditioning failed",
 }
@@ -367,7 +367,7 @@ def test_a_request_that_engines_were_not_built_for_is_told_with_what_they_were(
         least, _, most = profiles[engine][tensor]
         found = re.fullmatch(
             rf"engine {engine} was built for {tensor} of (\[.*\]) to (\[.*\]), and this request needs (\[.*\]); "
-            rf"{COMMAND}, with the request's own settings and --batch",
+            rf"call {COMMAND} with the sampling options of this request and a --batch that includes it",
             message,
         )
         assert found, message
@@ -527,5 +527,5 @@ def test_the_real_runtime_fails_as_the_simulated_one_does(real: Any) -> None:
     assert runtime.engine_host_code_allowed is True
     assert runtime.deserialize_cuda_engine(b"no engine") is None
     assert library.log.lines
-    with pytest.raises(BackendError, match=r"^tensorrt-rtx [\d.]+: no Refitter \("):
+    with pytest.raises(BackendError, match=r"^tensorrt-rtx [\d.]+: cannot create a Refitter \("):
         library.new(real.Refitter, None)
