@@ -1,0 +1,1 @@
+"""The cost of a plan: operations, bytes, and predicted time."""

@@ -1,7 +1,8 @@
-"""What a plan costs: operations and bytes of every call of every engine, and the least time they can take.
+"""The cost of a plan: operations and bytes of every call of every engine, and the least time they can take.
 
-Operations are those of the matrix products, two a multiplication with its addition. Bytes are the weights
-of an engine, once a call, and the modulation, which is the only activation as large as weights.
+Operations are the floating-point operations of the matrix products; a multiplication and its addition count as two.
+Bytes are those of an engine's weights, which every call reads once, and of the modulation, the only activation that is
+as large as the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ _FLOAT = 4  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a machine reaches: operations of large float32 matrix products, bytes read, each a second."""
+    """The measured peak performance of a machine.
+
+    Attributes:
+        operations: Operations per second in large float32 matrix products.
+        bytes: Bytes read from memory per second.
+    """
 
     operations: float
     bytes: float
@@ -25,20 +31,35 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The work of one call of an engine, or of many."""
+    """The work of one call of an engine, or of several calls together.
+
+    Attributes:
+        operations: Floating-point operations.
+        bytes: Bytes of weights and modulation that are read or written.
+    """
 
     operations: float
     bytes: float
 
     def seconds(self, machine: Machine) -> float:
-        """The least time: whichever of the two takes longer."""
+        """Return the least seconds on a machine: the time of the operations or of the bytes, whichever is longer."""
         return max(self.operations / machine.operations, self.bytes / machine.bytes)
 
 
 def iteration_costs(
     config: ModelConfig, iteration: Iteration, batch: int, weight_bytes: int = _FLOAT
 ) -> dict[str, tuple[int, Cost]]:
-    """For each engine how often an iteration calls it for `batch` images, and what a call costs."""
+    """Return the cost of one iteration.
+
+    Args:
+        config: The model's sizes.
+        iteration: The iteration.
+        batch: The number of images generated together.
+        weight_bytes: Bytes of a weight.
+
+    Returns:
+        For each engine by name: the number of its calls, and the cost of one call.
+    """
     sequences = batch * (2 if iteration.guided else 1)
     rows, steps = sequences * iteration.count, iteration.table.steps
     return {
@@ -49,7 +70,7 @@ def iteration_costs(
 
 
 def plan_costs(config: ModelConfig, plan: Plan, batch: int = 1, weight_bytes: int = _FLOAT) -> dict[str, Cost]:
-    """The work of each engine over a whole plan, where a weight takes `weight_bytes`."""
+    """Return the cost of each engine over a whole plan for `batch` images; a weight has `weight_bytes` bytes."""
     totals = {name: Cost(0.0, 0.0) for name in ENGINES}
     for iteration in plan.iterations:
         for name, (calls, cost) in iteration_costs(config, iteration, batch, weight_bytes).items():
@@ -59,7 +80,7 @@ def plan_costs(config: ModelConfig, plan: Plan, batch: int = 1, weight_bytes: in
 
 
 def roofline_seconds(config: ModelConfig, plan: Plan, machine: Machine, batch: int = 1) -> dict[str, float]:
-    """The least time of each engine over a whole plan, call by call (Williams et al., CACM 2009)."""
+    """Return the least seconds of each engine over a whole plan, by the roofline model (Williams et al., CACM 2009)."""
     totals = dict.fromkeys(ENGINES, 0.0)
     for iteration in plan.iterations:
         for name, (calls, cost) in iteration_costs(config, iteration, batch).items():
@@ -68,15 +89,23 @@ def roofline_seconds(config: ModelConfig, plan: Plan, machine: Machine, batch: i
 
 
 def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, weight_bytes: int = _FLOAT) -> Cost:
-    """One pass over `sequences` images of V known tokens, of which K are answered."""
+    """Return the cost of one call of the backbone.
+
+    Args:
+        config: The model's sizes.
+        sequences: GB, the images times the guidance halves.
+        known: V, the known tokens of an image.
+        count: K, the tokens of an image that are predicted.
+        weight_bytes: Bytes of a weight.
+    """
     encoder, decoder = config.encoder_embed_dim, config.decoder_embed_dim
-    seen, every = config.buffer_size + known, config.buffer_size + config.tokens
+    encoded, decoded = config.buffer_size + known, config.buffer_size + config.tokens  # slots of a sequence
     operations = sequences * (
         2 * known * config.token_channels * encoder
-        + config.encoder_depth * _block_operations(encoder, config.mlp_ratio, seen, seen)
-        + 2 * seen * encoder * decoder
-        + (config.decoder_depth - 1) * _block_operations(decoder, config.mlp_ratio, every, every)
-        + _block_operations(decoder, config.mlp_ratio, every, count)
+        + config.encoder_depth * _block_operations(encoder, config.mlp_ratio, encoded, encoded)
+        + 2 * encoded * encoder * decoder
+        + (config.decoder_depth - 1) * _block_operations(decoder, config.mlp_ratio, decoded, decoded)
+        + _block_operations(decoder, config.mlp_ratio, decoded, count)
     )
     weights = (
         config.encoder_depth * _block_weights(encoder, config.mlp_ratio)
@@ -88,7 +117,7 @@ def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, w
 
 
 def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: int = _FLOAT) -> Cost:
-    """The modulation of `rows` rows at `steps` timesteps: computed, and written."""
+    """Return the cost of one call of the conditioning engine, for `rows` rows (GN) and `steps` timesteps (T)."""
     width, modulation = config.diffloss_w, config.modulation_channels
     operations = 2 * (
         steps * rows * width * modulation
@@ -100,15 +129,22 @@ def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: 
 
 
 def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int = _FLOAT) -> Cost:
-    """One diffusion step of N tokens, whose state both guidance halves share, in GN rows."""
+    """Return the cost of one diffusion step.
+
+    Args:
+        config: The model's sizes.
+        tokens: N, the tokens; both guidance halves share the state of a token.
+        rows: GN, the tokens times the guidance halves.
+        weight_bytes: Bytes of a weight.
+    """
     width, channels = config.diffloss_w, config.token_channels
-    shared, own = width * channels, width * (2 * config.diffloss_d * width + 2 * channels)
-    read = weight_bytes * (shared + own) + _FLOAT * rows * config.modulation_channels
-    return Cost(2 * (tokens * shared + rows * own), read)
+    shared, per_half = width * channels, width * (2 * config.diffloss_d * width + 2 * channels)
+    read = weight_bytes * (shared + per_half) + _FLOAT * rows * config.modulation_channels
+    return Cost(2 * (tokens * shared + rows * per_half), read)
 
 
 def _block_operations(width: int, mlp_ratio: float, sequence: int, queries: int) -> float:
-    """A transformer block over a sequence, answering `queries` of its rows."""
+    """Return the operations of a transformer block on a sequence, which computes the output of `queries` slots."""
     keys_and_values = 2 * 2 * sequence * width * width
     attention = 2 * 2 * queries * sequence * width
     rest = 2 * queries * width * (2 * width + 2 * int(width * mlp_ratio))  # query, projection, and the MLP

@@ -1,7 +1,7 @@
-"""How long a plan will take here.
+"""The predicted time of a plan on this machine.
 
-On a processor a few of its iterations are timed, engine by engine, and the others lie between them. A device that
-executes plans itself is quick, and its loop does little of what a call from here does: it draws a whole one.
+On a processor a few iterations are timed, engine by engine, and the times of the others are interpolated. A loop on a
+GPU is fast, and the time of single calls from the host says little about it: there the whole plan is executed.
 """
 
 from __future__ import annotations
@@ -22,11 +22,23 @@ _TIMED_STEPS = 4
 
 
 def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
-    """For each iteration of `plan` the seconds in each engine, or in all of it, for `batch` images drawn together.
+    """Predict the time of every iteration of a plan.
 
-    On the host the seconds an operation takes are measured at a few iterations, first and last among them, and
-    interpolated; every engine is called on zeros of the sizes that the plan has. On a device the plan is executed
-    on zeros, twice, and each iteration has its seconds from the second time under `DEVICE`.
+    With a loop on the host, the seconds per operation of each engine are measured at a few iterations, the first and
+    the last among them, and interpolated. The engines are called on zeros of the plan's sizes. With a loop on a GPU the
+    plan is executed on zeros twice, and the second execution is timed.
+
+    Args:
+        generator: The generator whose engines are timed.
+        plan: The plan.
+        batch: The number of images generated together.
+
+    Returns:
+        For each iteration the seconds in each engine, by its name; with a loop on a GPU the seconds of the whole
+        iteration, under the name `DEVICE`.
+
+    Raises:
+        BackendError: An engine failed.
     """
     config = generator.manifest.model
     if not generator.on_host:
@@ -41,9 +53,9 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
     return [
         {
             name: float(np.interp(number, timed, rates[name])) * calls * cost.operations
-            for name, (calls, cost) in of_iteration.items()
+            for name, (calls, cost) in iteration_cost.items()
         }
-        for number, of_iteration in enumerate(costs)
+        for number, iteration_cost in enumerate(costs)
     ]
 
 
@@ -53,18 +65,18 @@ def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[s
     order = np.tile(np.arange(config.tokens)[:, None], batch)
     noise = np.zeros((plan.diffusion_steps + 1, config.tokens, batch, config.token_channels), np.float32)
     known = np.zeros((0, batch, config.token_channels), np.float32)
-    generator.loop(plan, labels, order, noise, known, None)  # which makes memory and graphs
+    generator.loop(plan, labels, order, noise, known, None)  # which allocates memory and captures graphs
     moments = [time.perf_counter()]
-    generator.loop(plan, labels, order, noise, known, lambda done, of: moments.append(time.perf_counter()))
+    generator.loop(plan, labels, order, noise, known, lambda done, total: moments.append(time.perf_counter()))
     return [{DEVICE: after - before} for before, after in itertools.pairwise(moments)]
 
 
 def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> dict[str, float]:
-    """Seconds in each engine over one iteration, from few of its diffusion steps."""
+    """Return the seconds in each engine over one iteration. Only a few of its diffusion steps are timed."""
     config, engines = generator.manifest.model, generator.engines
     sequences = batch * (2 if iteration.guided else 1)
     images, rows, steps = batch * iteration.count, sequences * iteration.count, min(_TIMED_STEPS, iteration.table.steps)
-    places = np.tile(np.arange(config.tokens)[:, None], batch)
+    positions = np.tile(np.arange(config.tokens)[:, None], batch)
     stop = iteration.known + iteration.count
     x = np.zeros((images, config.token_channels), np.float32)
     z = np.zeros((rows, config.decoder_embed_dim), np.float32)
@@ -74,9 +86,9 @@ def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> d
         BACKBONE: _seconds(
             lambda: engines.backbone(
                 tokens=np.zeros((iteration.known, batch, config.token_channels), np.float32),
-                visible=places[: iteration.known],
-                predict=places[iteration.known : stop],
-                rest=places[stop:],
+                visible=positions[: iteration.known],
+                predict=positions[iteration.known : stop],
+                rest=positions[stop:],
                 labels=np.zeros(sequences, np.int64),
             )
         ),
@@ -88,12 +100,12 @@ def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> d
             ]
         ),
     }
-    whole = table.steps / steps
-    return {name: value * (1 if name == BACKBONE else whole) for name, value in seconds.items()}
+    scale_to_all = table.steps / steps
+    return {name: value * (1 if name == BACKBONE else scale_to_all) for name, value in seconds.items()}
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Of the second call: the first one also allocates."""
+    """Return the seconds of the second call, because the first one allocates memory too."""
     call()
     started = time.perf_counter()
     call()

@@ -1,8 +1,8 @@
-"""The masked autoregressive loop, written once against callables.
+"""The masked autoregressive loop on the host, which calls engines on arrays.
 
-Everything is kept in generation order, sequence first: tokens known so far are a prefix, those predicted
-now the next slice, and no slice has gaps. Position embeddings find their place by index inside the
-backbone, so nothing is scattered.
+All arrays are in generation order, with the sequence as first axis. The tokens known so far are then a prefix, and the
+tokens of an iteration are the slice after it. The backbone looks up position embeddings by index, so no array is ever
+scattered.
 """
 
 from __future__ import annotations
@@ -16,20 +16,28 @@ from runtime.model.engine_spec import Engine
 from runtime.sampling.plan import Float, Int, Plan, Progress
 from runtime.sampling.samplers import CoefficientTable
 
-# The modulation of all diffusion steps at once can be large; it is computed in runs of steps this big.
+# The modulation of all diffusion steps together can be large. It is computed for groups of steps of at most this size.
 _MODULATION_BYTES = 16 * 2**20
-# Nor in longer ones where rows are few: an engine built for so many steps is built for the most rows too.
 MOST_STEPS_AT_ONCE = 32
+"""The largest number of steps in a group. An engine is built for this number of steps and the most rows together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Engines:
-    """The engines that the loop calls, with the inputs and outputs of `runtime.model.engine_spec`."""
+    """The engines of a model. `runtime.model.engine_spec` describes their inputs and outputs.
+
+    Attributes:
+        backbone: Tokens and positions to z, the conditions of the tokens to predict.
+        conditioning: z and timesteps to the modulation of the head.
+        denoise: One diffusion step.
+        decoder: Latents to an image, if the artifact has a KL tokenizer. The loop does not use it.
+        encoder: An image to latents, if the artifact has that too. The loop does not use it.
+    """
 
     backbone: Engine
     conditioning: Engine
     denoise: Engine
-    decoder: Engine | None = None  # latents to pixels, and back: for the generator, not the loop
+    decoder: Engine | None = None
     encoder: Engine | None = None
 
 
@@ -43,7 +51,24 @@ def run_plan(
     known: Float,
     progress: Progress | None,
 ) -> Float:
-    """Execute `plan` on the host, call by call: `runtime.sampling.plan.PlanLoop` says with what."""
+    """Execute a plan on the host.
+
+    Args:
+        engines: The engines to call.
+        config: The model's sizes.
+        plan: The iterations.
+        labels: Classes, int64 [B].
+        order: Generation order, int64 [L, B]: token positions, first generated first.
+        noise: Noise of the diffusion chains, float32 [T + 1, L, B, D], in generation order.
+        known: The first V tokens in generation order, float32 [V, B, D], which stay as they are.
+        progress: Called after each iteration with the number of iterations done and their total.
+
+    Returns:
+        All tokens in generation order, float32 [L, B, D].
+
+    Raises:
+        BackendError: An engine failed.
+    """
     length, batch = order.shape
     tokens = np.zeros((length, batch, config.token_channels), np.float32)
     tokens[: len(known)] = known
@@ -67,31 +92,43 @@ def run_plan(
 
 
 def both_halves(labels: Int, config: ModelConfig) -> Int:
-    """Labels [B] of the two halves that guidance mixes, the conditional one first: [2B]."""
+    """Return the labels of both guidance halves [2B]: the labels [B], and the class "none" B times."""
     return np.concatenate([labels, np.full_like(labels, config.class_num)])
 
 
 def steps_at_once(config: ModelConfig, rows: int) -> int:
-    """The diffusion steps whose modulation is computed together for `rows` rows of the head."""
+    """Return how many diffusion steps have their modulation computed in one call, for `rows` rows of the head."""
     return min(MOST_STEPS_AT_ONCE, max(1, _MODULATION_BYTES // (4 * rows * config.modulation_channels)))
 
 
 def diffuse(
     engines: Engines, config: ModelConfig, z: Float, noise: Float, table: CoefficientTable, guidance_scale: float
 ) -> Float:
-    """Run the diffusion chain of N tokens: z [G N, C] and noise [T + 1, N, D] to x [N, D]."""
+    """Run the diffusion chain of N tokens.
+
+    Args:
+        engines: The engines to call.
+        config: The model's sizes.
+        z: The conditions of the tokens, float32 [G N, C], with the conditional guidance half first.
+        noise: Float32 [T + 1, N, D]: the initial state, and the noise of every step.
+        table: The coefficients of the T steps.
+        guidance_scale: The guidance scale; it has no effect without guidance.
+
+    Returns:
+        The tokens, float32 [N, D].
+    """
     x: Float = noise[0]
     x0 = np.zeros_like(x)
     guidance = np.array([guidance_scale], np.float32)
     together = steps_at_once(config, len(z))
     for first in range(0, table.steps, together):
         (modulation,) = engines.conditioning(z=z, timesteps=table.timesteps[first : first + together])  # [t, G N, M]
-        for step, of_step in enumerate(modulation, start=first):
+        for step, modulation_of_step in enumerate(modulation, start=first):
             x, x0 = engines.denoise(
                 x=x,
                 previous_x0=x0,
                 noise=noise[1 + step],
-                modulation=of_step,
+                modulation=modulation_of_step,
                 coefficients=table.coefficients[step],
                 guidance=guidance,
             )
