@@ -1,4 +1,4 @@
-"""`mar cache-latents`."""
+"""The command `mar cache-latents`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,40 @@ from runtime.errors import DataError, RequestError
 from runtime.files import sha256
 from training.checkpoints.published_files import load_vae
 from training.data.datasets import open_dataset, to_rgb
-from training.data.latent_cache import CachedLatents, cache_latents
+from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
 
 
 @click.command("cache-latents")
-@click.option("--data", type=PATH, required=True, help="A folder with IDX files, or with a sub-folder for each class.")
-@click.option("--tokenizer", type=PATH, required=True, help="The KL autoencoder: a published .ckpt or a .safetensors.")
-@click.option("--out", type=PATH, required=True, help="The folder to make, or to go on with.")
-@click.option("--image-size", type=int, default=256, show_default=True, help="Side of the images in pixels.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images encoded together.")
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    help="The dataset: a folder with IDX files, or with one sub-folder per class.",
+)
+@click.option(
+    "--tokenizer", type=PATH, required=True, help="The file of the KL autoencoder, a published .ckpt or a .safetensors."
+)
+@click.option("--out", type=PATH, required=True, help="The folder to create, or to resume.")
+@click.option("--image-size", type=int, default=256, show_default=True, help="The side of the images in pixels.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="The number of images to encode together.",
+)
 @click.option(
     "--bad-data",
     type=click.Choice(["report", "stop"]),
     default="report",
     show_default=True,
-    help="What to do about images that cannot be read or had to be enlarged, and classes without any.",
+    help="What to do about unreadable images, images that are too small, and classes without images.",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="The device to encode on. Default: cuda if there is a GPU, otherwise cpu.",
+)
 @threads_option
 def cache(
     data: pathlib.Path,
@@ -41,15 +58,15 @@ def cache(
     device: str | None,
     threads: int | None,
 ) -> None:
-    """Encode images and their mirror images once, for mar train --data OUT.
+    """Encode the images of a dataset, and their mirror images, into latents for mar train --data OUT.
 
-    What cannot be read is told and left out. Stopped, it goes on with the same command.
+    Unreadable images are reported and left out. A stopped command resumes when it is repeated.
     """
 
-    def complain(complaint: str) -> None:
+    def warn(warning: str) -> None:
         if bad_data == "stop":
-            raise DataError(f"{complaint}; leave --bad-data stop away to go on without what cannot be read")
-        click.echo(complaint, err=True)
+            raise DataError(f"{warning}; remove --bad-data stop to leave out images that cannot be read")
+        click.echo(warning, err=True)
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -58,11 +75,13 @@ def cache(
         raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
     dataset = to_rgb(open_dataset(data, image_size))
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with progress_bar(len(dataset.labels), "encoding") as bar:
-        cache_latents(dataset, image_size, vae, digest, out, batch_size, kind, bar.update, complain)
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device)
+    with progress_bar(len(dataset.labels), "encoding images") as bar:
+        cache_latents(dataset, encoder, out, bar.update, warn)
     cached = CachedLatents(out, image_size)
+    images, classes = pluralize(len(cached.labels), "image"), pluralize(len(cached.classes), "class")
     click.echo(
-        f"{pluralize(len(cached.labels), 'image')} of {pluralize(len(cached.classes), 'class')}, straight and mirrored, "
+        f"wrote {out} with the latents of {images} of {classes} and of their mirror images, "
         f"{len(dataset.labels) - len(cached.labels)} left out; train with mar train --data {out}"
     )

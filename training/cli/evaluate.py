@@ -16,7 +16,7 @@ from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, write_json
 from runtime.model.config import ModelConfig
 from training.cli.options import checkpoint_options
-from training.data.datasets import Dataset, open_dataset
+from training.data.datasets import ImageDataset, open_dataset
 from training.evaluation.comparison_table import GENERATED, TRAINING, compare_with_real, comparison_table
 from training.evaluation.feature_networks import (
     CLASSIFIER,
@@ -46,8 +46,8 @@ class _RealImages:
         count: How many of them are used.
     """
 
-    train: Dataset
-    compared: Dataset
+    train: ImageDataset
+    compared: ImageDataset
     split: str
     count: int
 
@@ -186,7 +186,7 @@ def _open_real_images(data: pathlib.Path, split: str, real_count: int | None, co
 
 
 def _open_network(
-    name: str, classifier: pathlib.Path, inception_weights: pathlib.Path | None, train: Dataset
+    name: str, classifier: pathlib.Path, inception_weights: pathlib.Path | None, train: ImageDataset
 ) -> FeatureNetwork:
     if name == EFFICIENTNET:
         return EfficientNet()

@@ -1,4 +1,4 @@
-"""`mar import`."""
+"""The command `mar import`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from training.cli.options import checkpoint_options
 
 @click.command("import")
 @click.argument("checkpoint", type=PATH)
-@click.option("--out", type=PATH, required=True, help="The run folder to make.")
+@click.option("--out", type=PATH, required=True, help="The run folder to create.")
 @checkpoint_options
 def import_(
     checkpoint: pathlib.Path,
@@ -23,10 +23,10 @@ def import_(
     model: str | None,
     tokenizer: pathlib.Path | None,
 ) -> None:
-    """Turn CHECKPOINT, as published, into a run: safetensors and a config that tells all of its shape.
+    """Convert a published CHECKPOINT into a run folder with safetensors and a complete config.
 
-    Only the averaged weights are kept. CHECKPOINT is a .pth, a .safetensors, or a folder in the form of
-    diffusers.
+    CHECKPOINT is a .pth file, a .safetensors file, or a folder in the layout of diffusers. The run keeps only the
+    moving average of the weights.
     """
     if out.exists():
         raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
@@ -35,5 +35,5 @@ def import_(
     config, parameters = loaded.model.config, sum(tensor.numel() for tensor in loaded.model.parameters())
     click.echo(
         f"{parameters / 1e6:.1f} M parameters, {config.tokens} tokens of {config.token_channels} values, "
-        f"{config.img_size}x{config.img_size} pixels, tokenizer {loaded.tokenizer}; written to {out}"
+        f"{config.img_size}x{config.img_size} pixels, tokenizer {loaded.tokenizer}; wrote {out}"
     )

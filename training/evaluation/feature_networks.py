@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.errors import BackendError, CheckpointError, DataError
 from runtime.files import sha256
-from training.data.datasets import Dataset, chunks
+from training.data.datasets import ImageDataset, chunks
 from training.evaluation.classifier import Classifier, load_or_train_classifier
 from training.evaluation.efficientnet import efficientnet_file, load_efficientnet
 from training.evaluation.metrics import Moments, inception_score
@@ -98,7 +98,7 @@ def extract_features(network: FeatureNetwork, batches: Iterable[LabelledBatch]) 
     )
 
 
-def labelled_batches(dataset: Dataset, indices: NDArray[np.int64], size: int = 256) -> Iterator[LabelledBatch]:
+def labelled_batches(dataset: ImageDataset, indices: NDArray[np.int64], size: int = 256) -> Iterator[LabelledBatch]:
     """Yield the images of `dataset` at `indices` [n] with their labels, at most `size` together."""
     return ((dataset.images(part), dataset.labels[part]) for part in chunks(indices, size))
 
@@ -119,7 +119,7 @@ class DatasetClassifier:
 
     @classmethod
     def load_or_train(
-        cls, file: pathlib.Path, dataset: Dataset, progress: Callable[[int, int], None] = lambda done, total: None
+        cls, file: pathlib.Path, dataset: ImageDataset, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> DatasetClassifier:
         """Load the classifier of `dataset` from `file`; train it and save it there if `file` has none."""
         return cls(load_or_train_classifier(file, dataset, progress), file)

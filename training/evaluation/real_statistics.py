@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import replacing
-from training.data.datasets import Dataset, readable_batches
+from training.data.datasets import ImageDataset, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics, LabelledBatch, extract_features
 from training.evaluation.metrics import Moments
 
@@ -21,7 +21,7 @@ _BATCH = 64
 
 
 def load_or_compute_statistics(
-    network: FeatureNetwork, dataset: Dataset, count: int, folder: pathlib.Path, progress: Callable[[int], None]
+    network: FeatureNetwork, dataset: ImageDataset, count: int, folder: pathlib.Path, progress: Callable[[int], None]
 ) -> FeatureStatistics:
     """Load the statistics of real images from `folder`, or compute them and save them there.
 
@@ -57,7 +57,7 @@ def load_or_compute_statistics(
 
 
 def _readable_labelled_batches(
-    dataset: Dataset, indices: NDArray[np.int64], progress: Callable[[int], None]
+    dataset: ImageDataset, indices: NDArray[np.int64], progress: Callable[[int], None]
 ) -> Iterator[LabelledBatch]:
     for images, readable in readable_batches(dataset, indices, _BATCH):
         progress(len(images))

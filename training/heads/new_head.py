@@ -1,4 +1,4 @@
-"""A flow head for a checkpoint whose backbone stays as it is: trained anew, or distilled from the head it has."""
+"""A new flow head for a checkpoint with a frozen backbone: trained on real tokens, or distilled from its own head."""
 
 from __future__ import annotations
 
@@ -18,96 +18,137 @@ from training.checkpoints.checkpoint import Checkpoint
 from training.data.draws import draw_timesteps
 from training.data.latent_dataset import check_model_fits, open_latents
 from training.heads.dataset import HeadDataset, collect_head_dataset
-from training.heads.distillation import distillation_loss, guided_teacher, teacher_paths
-from training.heads.head_training import HeadTraining, train_head
+from training.heads.distillation import distillation_loss, guided_teacher, teacher_trajectories
+from training.heads.head_training import HeadTrainConfig, train_head
 from training.models.mar import MAR
 from training.reporting.progress import print_warnings
 
-Bar = Callable[[int, str], AbstractContextManager[Any]]  # of a length, under a label; `update(by)` moves it
+OpenBar = Callable[[int, str], AbstractContextManager[Any]]
+"""Opens a progress bar of a length under a label; its method `update(n)` advances it by n."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Material:
-    """What a head is trained from: so many `images` of the dataset at `data`, everything drawn by `seed`."""
+class HeadDataConfig:
+    """The settings of the dataset that a head is trained on.
+
+    Attributes:
+        data: The dataset that the model was trained on: a folder of images, or of cached latents.
+        count: The number of images to run the backbone on.
+        seed: The seed of the choice of images, tokens and masks, and of the teacher's noise.
+    """
 
     data: pathlib.Path
-    images: int
+    count: int
     seed: int
 
 
-def trained_flow_head(checkpoint: Checkpoint, material: Material, training: HeadTraining, bar: Bar) -> Checkpoint:
-    """`checkpoint` with a flow head that begins with the weights of the head it has."""
-    contexts = _contexts(checkpoint, material, bar)
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """The settings of a distillation.
+
+    Attributes:
+        steps: The steps of the distilled head.
+        teacher_steps: The steps of the teacher, a multiple of `steps`.
+        cfg_scale: The guidance scale that is built into the distilled head; 1 is no guidance.
+    """
+
+    steps: int
+    teacher_steps: int
+    cfg_scale: float
+
+
+def train_flow_head(
+    checkpoint: Checkpoint, data_config: HeadDataConfig, train_config: HeadTrainConfig, open_bar: OpenBar
+) -> Checkpoint:
+    """Train a flow head that starts from the weights of the checkpoint's head (flow matching, arXiv 2210.02747).
+
+    Returns:
+        `checkpoint` with the flow head; its backbone is the same.
+
+    Raises:
+        RequestError: The model has causal attention, or a VQ head.
+        DataError: The dataset does not fit the model, or cannot be read.
+        MarError: The loss is not finite.
+    """
+    dataset = _collect_dataset(checkpoint, data_config, open_bar)
     model = with_flow_head(checkpoint.model)
-    diffloss, share_dropped = model.diffloss, model.config.label_drop_prob
+    diffloss, drop_probability = model.diffloss, model.config.label_drop_prob
 
     def loss(indices: Tensor, random: np.random.Generator) -> Tensor:
-        rows = contexts.rows(indices)
-        dropped = torch.from_numpy(random.random((len(indices), 1)) < share_dropped)
+        rows = dataset.rows(indices)
+        dropped = torch.from_numpy(random.random((len(indices), 1)) < drop_probability)
         timesteps = torch.from_numpy(draw_timesteps("flow", (len(indices),), random))
         noise = torch.from_numpy(random.standard_normal(rows.target.shape, np.float32))
-        return diffloss(rows.target, torch.where(dropped, rows.no_class_z, rows.z), timesteps, noise).mean()
+        return diffloss(rows.target, torch.where(dropped, rows.unconditional_z, rows.z), timesteps, noise).mean()
 
-    return _trained(checkpoint, model, len(contexts), loss, training, bar)
+    return _train(checkpoint, model, len(dataset), loss, train_config, open_bar)
 
 
-def distilled_head(
+def distill_head(
     checkpoint: Checkpoint,
-    material: Material,
-    training: HeadTraining,
-    bar: Bar,
-    *,
-    steps: int,
-    teacher_steps: int,
-    cfg_scale: float,
+    data_config: HeadDataConfig,
+    train_config: HeadTrainConfig,
+    distill_config: DistillConfig,
+    open_bar: OpenBar,
 ) -> Checkpoint:
-    """`checkpoint` with a flow head whose `steps` steps do what the head it has does in `teacher_steps`.
+    """Distill the checkpoint's head into a flow head of few steps (see `training.heads.distillation`).
 
-    Guidance of `cfg_scale`, linear in the share of known tokens, is built in. Raises `RequestError`.
+    Returns:
+        `checkpoint` with the distilled head; its backbone is the same.
+
+    Raises:
+        RequestError: `teacher_steps` is no multiple of `steps`, or the checkpoint's head cannot be a teacher.
+        DataError: The dataset does not fit the model, or cannot be read.
+        MarError: The loss is not finite.
     """
+    steps, teacher_steps = distill_config.steps, distill_config.teacher_steps
     if teacher_steps % steps:
-        raise RequestError(f"the teacher's steps must be a multiple of the {steps} distilled to, found {teacher_steps}")
+        raise RequestError(f"the teacher's steps must be a multiple of the head's {steps} steps, found {teacher_steps}")
     if checkpoint.model.config.distilled_steps:
-        raise RequestError(f"{checkpoint.source} has a distilled head, which cannot be a teacher; take its own teacher")
-    contexts = _contexts(checkpoint, material, bar)
-    teacher = guided_teacher(checkpoint.model, cfg_scale)
-    with bar(len(contexts), "teacher") as shown:
-        paths = teacher_paths(teacher, contexts, steps, teacher_steps, material.seed, shown.update)
+        raise RequestError(
+            f"{checkpoint.source} has a distilled head, which cannot be a teacher; distill its original checkpoint"
+        )
+    dataset = _collect_dataset(checkpoint, data_config, open_bar)
+    teacher = guided_teacher(checkpoint.model, distill_config.cfg_scale)
+    with open_bar(len(dataset), "running the teacher") as bar:
+        trajectories = teacher_trajectories(teacher, dataset, steps, teacher_steps, data_config.seed, bar.update)
     model = with_flow_head(checkpoint.model, steps)
-    loss = distillation_loss(model.diffloss.net, contexts, paths)
-    return _trained(checkpoint, model, len(contexts), loss, training, bar)
+    loss = distillation_loss(model.diffloss.net, dataset, trajectories)
+    return _train(checkpoint, model, len(dataset), loss, train_config, open_bar)
 
 
 def with_flow_head(model: MAR, distilled_steps: int = 0) -> MAR:
-    """A copy of `model` whose head is a flow head with the same weights.
+    """Copy `model` with a flow head that has the weights of its head.
 
-    They are a good beginning: where there is much noise a velocity is nearly the noise itself, and the times
-    of both processes are alike.
+    They are a good start for training: at high noise the velocity is nearly the noise itself, and the head's time input
+    has the same scale for diffusion and for flow.
     """
-    changed = MAR(**{**model.config.to_dict(), "head": "flow", "distilled_steps": distilled_steps})
-    changed.load_state_dict(model.state_dict())
-    return changed.eval()
+    copy = MAR(**{**model.config.to_dict(), "head": "flow", "distilled_steps": distilled_steps})
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
 
 
-def _contexts(checkpoint: Checkpoint, material: Material, bar: Bar) -> HeadDataset:
+def _collect_dataset(checkpoint: Checkpoint, data_config: HeadDataConfig, open_bar: OpenBar) -> HeadDataset:
+    """Run the backbone on the images of `data_config`."""
     config = checkpoint.model.config
     check_masked_diffusion(config, "training a head on a frozen backbone")
-    source = open_latents(material.data, config.img_size)
-    check_model_fits(source, config, str(material.data))
-    with bar(material.images, "backbone") as shown:
-        contexts = collect_head_dataset(checkpoint.model, source, material.images, material.seed, shown.update)
+    source = open_latents(data_config.data, config.img_size)
+    check_model_fits(source, config, str(data_config.data))
+    with open_bar(data_config.count, "running the backbone") as bar:
+        dataset = collect_head_dataset(checkpoint.model, source, data_config.count, data_config.seed, bar.update)
     print_warnings(source.warnings)
-    return contexts
+    return dataset
 
 
-def _trained(
+def _train(
     checkpoint: Checkpoint,
     model: MAR,
     rows: int,
     loss: Callable[[Tensor, np.random.Generator], Tensor],
-    training: HeadTraining,
-    bar: Bar,
+    config: HeadTrainConfig,
+    open_bar: OpenBar,
 ) -> Checkpoint:
-    with bar(training.steps, "head") as shown:
-        train_head(model.diffloss.net, rows, loss, training, lambda step, value: shown.update(1))
+    """Train the head of `model` and put the model into `checkpoint`."""
+    with open_bar(config.steps, "training the head") as bar:
+        train_head(model.diffloss.net, rows, loss, config, lambda step, smoothed: bar.update(1))
     return dataclasses.replace(checkpoint, model=model)

@@ -1,4 +1,4 @@
-"""What a run was trained with: program, versions, machine. One entry for each time it was started or resumed."""
+"""The environment of a training run: command, versions and machine, once for each start and each resume."""
 
 from __future__ import annotations
 
@@ -22,13 +22,18 @@ _PACKAGES = ("torch", "numpy", "safetensors", "pillow")
 
 
 def record_environment(run: pathlib.Path, processes: Processes, step: int) -> None:
-    """Add to the run what trains it from `step` on."""
-    file = run / ENVIRONMENT_FILE
-    write_json(file, [*sessions(run), _environment(processes, step)])
+    """Append the environment of this session to `environment.json` of the folder `run`.
+
+    Args:
+        run: The run folder.
+        processes: The processes that train.
+        step: The number of steps that were done before this session.
+    """
+    write_json(run / ENVIRONMENT_FILE, [*read_sessions(run), _environment(processes, step)])
 
 
-def sessions(run: pathlib.Path) -> list[dict[str, Any]]:
-    """The entries of a run; none if it has no such file, or a damaged one."""
+def read_sessions(run: pathlib.Path) -> list[dict[str, Any]]:
+    """Read the environments of all sessions of a run; the list is empty if the file is missing or damaged."""
     try:
         entries = json.loads((run / ENVIRONMENT_FILE).read_text())
     except (OSError, ValueError):

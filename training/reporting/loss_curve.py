@@ -1,4 +1,4 @@
-"""The loss curves of runs as images."""
+"""Charts of the losses of training runs, as PNG files."""
 
 from __future__ import annotations
 
@@ -17,57 +17,67 @@ from numpy.typing import NDArray
 from runtime.files import replacing
 from training.reporting.reporter import logged_steps
 
-_WINDOW = 100  # steps of the running mean, a tenth of a run at most
-_FEW = 100  # points, each of which gets a dot
+_MAX_WINDOW = 100  # steps of the running mean; a shorter run uses a tenth of its steps
+_MAX_DOTS = 100  # a line of so many points or fewer shows each of them as a dot
 
 
 def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
-    """Draw the losses in a run's log: each step faintly, their running mean on top. Nothing for an empty log."""
+    """Draw the losses of a run: a thin line for each step, and their running mean.
+
+    Args:
+        log: The log of the run. If it has no steps, nothing is written.
+        out: The PNG file.
+    """
     entries = logged_steps(log)
     if not entries:
         return
     steps, losses = _losses(entries)
     window = _window(losses)
-    at, mean = _running_mean(steps, losses)
-    long = window == _WINDOW
+    mean_steps, mean = _running_mean(steps, losses)
+    long = window == _MAX_WINDOW
     figure, axes = _axes("Training loss")
-    faint = {"alpha": 0.2, "linewidth": 0.5} if long else {"alpha": 0.4, "linewidth": 1}
-    axes.plot(steps, losses, _form(losses), color="tab:blue", label="each step", **faint)
+    thin = {"alpha": 0.2, "linewidth": 0.5} if long else {"alpha": 0.4, "linewidth": 1}
+    axes.plot(steps, losses, _line_style(losses), color="tab:blue", label="each step", **thin)
     if window > 1:
-        axes.plot(at, mean, color="tab:blue", label=f"mean of {window} steps")
-    if long:  # what it has come to, without the heights that it began from
+        axes.plot(mean_steps, mean, color="tab:blue", label=f"mean of {window} steps")
+    if long:  # show the range of later losses; the first ones are much higher
         axes.set_ylim(mean.min() * 0.9, min(losses.max(), np.quantile(losses, 0.5) * 2.5))
     _save(figure, axes, out)
 
 
 def save_comparison(logs: Mapping[str, Sequence[Mapping[str, Any]]], out: pathlib.Path) -> None:
-    """Draw the running means of several runs, by name and the steps that their logs hold."""
+    """Draw the running means of the losses of several runs.
+
+    Args:
+        logs: For the name of each run, the log's entries of its steps.
+        out: The PNG file.
+    """
     figure, axes = _axes("Training losses")
     for name, entries in logs.items():
         if entries:
-            at, mean = _running_mean(*_losses(entries))
-            axes.plot(at, mean, _form(mean), label=name)
+            steps, mean = _running_mean(*_losses(entries))
+            axes.plot(steps, mean, _line_style(mean), label=name)
     _save(figure, axes, out)
 
 
 def _losses(entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Steps and losses, [2, n]."""
+    """Return the steps and their losses, [2, n]."""
     return np.array([[entry["step"], entry["loss"]] for entry in entries], np.float64).T
 
 
 def _running_mean(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """The last steps of all windows, and the means over them."""
+    """Return the last step of each window [m], and the mean loss of the window [m]."""
     window = _window(losses)
     return steps[window - 1 :], np.convolve(losses, np.ones(window) / window, mode="valid")
 
 
 def _window(losses: NDArray[np.float64]) -> int:
-    return min(_WINDOW, math.ceil(len(losses) / 10))
+    return min(_MAX_WINDOW, math.ceil(len(losses) / 10))
 
 
-def _form(points: NDArray[np.float64]) -> str:
-    """That of a line, with dots where there are few points: one alone makes no line."""
-    return ".-" if len(points) <= _FEW else "-"
+def _line_style(points: NDArray[np.float64]) -> str:
+    """Show few points as dots too, because one point alone makes no line."""
+    return ".-" if len(points) <= _MAX_DOTS else "-"
 
 
 def _axes(title: str) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees of a run that is training: progress with the time left, a log, curves, images."""
+"""Reports of a running training: progress on standard error, a log of JSON lines, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
 
 
 class Reporter:
-    """Writes into the folder `run` and onto standard error, from step `step` of a run on."""
+    """Reports the steps of a run. It is a context manager, which closes the files at the end.
+
+    Args:
+        run: The run folder, which gets `log.jsonl` and `tensorboard/`.
+        config: The settings of the training.
+        step: The number of steps that are done; later entries of an older log are removed.
+    """
 
     def __init__(self, run: pathlib.Path, config: StepConfig, step: int) -> None:
         self._batch = config.batch_size
@@ -30,8 +36,8 @@ class Reporter:
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
         self._progress = show_progress(config.steps, self._batch, step)
         self._smoothed: float | None = None
-        self._complaints = warnings_in(run / LOG_FILE)  # of the steps before a run was stopped
-        self._since = time.perf_counter()
+        self._warnings = logged_warnings(run / LOG_FILE)  # of earlier sessions
+        self._step_started = time.perf_counter()
 
     def __enter__(self) -> Reporter:
         return self
@@ -40,16 +46,16 @@ class Reporter:
         for part in (self._progress, self._board, self._log):
             part.close()
 
-    def skipped(self, step: int, tells: str, **details: Any) -> None:
-        """`step` steps are done, the last one was not taken."""
-        self.event(step, tells, skipped=details)
+    def skipped(self, step: int, message: str, **details: Any) -> None:
+        """Report that step number `step` was skipped: `message` says why, `details` go to the log."""
+        self.event(step, message, skipped=details)
         self._progress.step(step, self._smoothed)
-        self._since = time.perf_counter()
+        self._step_started = time.perf_counter()
 
     def step(self, step: int, loss: float, gradient_norm: float, learning_rate: float, **parts: float) -> None:
-        """`step` steps are done, the last one with this loss, of which `parts` tell more."""
+        """Report step number `step`; `parts` are further scalars, such as the terms of the loss."""
         now = time.perf_counter()
-        rate, self._since = self._batch / (now - self._since), now
+        rate, self._step_started = self._batch / (now - self._step_started), now
         self._smoothed = loss if self._smoothed is None else 0.98 * self._smoothed + 0.02 * loss
         scalars = {
             "loss": loss,
@@ -63,24 +69,26 @@ class Reporter:
             self._board.add_scalar(name, value, step)
         self._progress.step(step, self._smoothed)
 
-    def event(self, step: int, tells: str, **details: Any) -> None:
-        """Something that a person should know, and that the log keeps with all its details."""
-        self._progress.message(f"step {step}: {tells}")
-        self._write({"step": step, "event": tells, **details})
+    def event(self, step: int, message: str, **details: Any) -> None:
+        """Print `message`, and write it to the log with `details`."""
+        self._progress.message(f"step {step}: {message}")
+        self._write({"step": step, "event": message, **details})
 
-    def bad_data(self, step: int, complaint: str) -> None:
-        """Something is wrong with the data: told once, counted, with the count in the log and the board."""
-        if complaint not in self._complaints:
-            self._complaints.add(complaint)
-            self.event(step, complaint, bad_data=len(self._complaints))
-            self._board.add_scalar("bad_data", len(self._complaints), step)
+    def bad_data(self, step: int, warning: str) -> None:
+        """Report a warning about the data, each different warning once, with the number of warnings so far."""
+        if warning not in self._warnings:
+            self._warnings.add(warning)
+            self.event(step, warning, bad_data=len(self._warnings))
+            self._board.add_scalar("bad_data", len(self._warnings), step)
 
     def samples(self, step: int, path: pathlib.Path) -> None:
+        """Show the image file at `path` in TensorBoard."""
         with Image.open(path) as image:
             self._board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        self._since = time.perf_counter()  # to draw them is no training
+        self._step_started = time.perf_counter()  # the time for the images is not part of a step
 
     def flush(self) -> None:
+        """Write all entries of the log to the file."""
         self._log.flush()
 
     def _write(self, entry: Mapping[str, Any]) -> None:
@@ -88,10 +96,10 @@ class Reporter:
 
 
 def open_log(path: pathlib.Path, step: int) -> TextIO:
-    """The log, cut back to the first `step` steps, ready to be appended to."""
+    """Open a log for appending, after removing its entries beyond the first `step` steps."""
     kept: list[str] = []
     if path.exists():
-        with contextlib.suppress(ValueError):  # the last line may be torn by a kill
+        with contextlib.suppress(ValueError):  # a killed process can leave an incomplete last line
             for line in path.read_text().splitlines():
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
@@ -100,12 +108,12 @@ def open_log(path: pathlib.Path, step: int) -> TextIO:
     return path.open("a")
 
 
-def warnings_in(log: pathlib.Path) -> set[str]:
-    """What a log tells of bad data."""
+def logged_warnings(log: pathlib.Path) -> set[str]:
+    """Read the different warnings about the data from a log."""
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return {entry["event"] for entry in entries if "bad_data" in entry}
 
 
 def logged_steps(log: pathlib.Path) -> list[dict[str, Any]]:
-    """The entries of a log that tell of a step that was taken."""
+    """Read the entries of the steps from a log, without skipped steps and events."""
     return [entry for line in log.read_text().splitlines() if "loss" in (entry := json.loads(line))]

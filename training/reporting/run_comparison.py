@@ -1,4 +1,4 @@
-"""Several runs side by side: how far they are, how well they do, and in which settings they differ."""
+"""Comparison of training runs: their progress, losses and speeds, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ from typing import Any
 
 from runtime.errors import CheckpointError, RequestError
 from training.checkpoints import checkpoint
-from training.reporting.environment import sessions
+from training.reporting.environment import read_sessions
 from training.reporting.reporter import LOG_FILE
 
-_LAST = 100  # steps that a loss is the mean of, and a rate the median
+_LAST_STEPS = 100  # over which losses and speeds are summarized
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """A run: its settings by dotted name, the steps that its log holds, and what its last entries tell."""
+    """A run as its folder shows it; the run may still be training.
+
+    Attributes:
+        name: The path of the run folder.
+        settings: The settings by dotted name, such as `training.steps`.
+        steps: The log's entries of steps that were not skipped.
+        skipped: The number of skipped steps.
+        bad_data: The number of warnings about the data.
+        device: Number of processes and device of the last session.
+    """
 
     name: str
     settings: dict[str, Any]
@@ -30,37 +39,49 @@ class RunSummary:
 
     @property
     def step(self) -> int:
+        """The number of the last step, 0 before the first."""
         return int(self.steps[-1]["step"]) if self.steps else 0
 
     @property
     def loss(self) -> float | None:
-        return self._last("loss", statistics.fmean)
+        """The mean loss of the last 100 steps; None before the first step."""
+        return self._over_last_steps("loss", statistics.fmean)
 
     @property
     def gradient_norm(self) -> float | None:
-        return self._last("gradient_norm", statistics.fmean)
+        """The mean norm of the gradient over the last 100 steps; None before the first step."""
+        return self._over_last_steps("gradient_norm", statistics.fmean)
 
     @property
     def images_per_second(self) -> float | None:
-        return self._last("images_per_second", statistics.median)
+        """The median speed of the last 100 steps; None before the first step."""
+        return self._over_last_steps("images_per_second", statistics.median)
 
-    def _last(self, key: str, summed_up: Any) -> float | None:
-        return float(summed_up([entry[key] for entry in self.steps[-_LAST:]])) if self.steps else None
+    def _over_last_steps(self, key: str, average: Any) -> float | None:
+        return float(average([entry[key] for entry in self.steps[-_LAST_STEPS:]])) if self.steps else None
 
 
 def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Those of `paths` that are runs, and the runs in those that are folders of runs. Raises `RequestError`."""
-    found: list[pathlib.Path] = []
+    """Find the run folders among `paths`, and those directly inside of `paths`, each once.
+
+    Raises:
+        RequestError: A path is no run folder and contains none.
+    """
+    all_runs: list[pathlib.Path] = []
     for path in paths:
         runs = [path] if _is_run(path) else sorted(run for run in path.glob("*") if _is_run(run))
         if not runs:
-            raise RequestError(f"{path}: neither a run of mar train nor a folder of runs")
-        found += runs
-    return list(dict.fromkeys(found))
+            raise RequestError(f"{path} is neither a run folder of mar train nor a folder that contains run folders")
+        all_runs += runs
+    return list(dict.fromkeys(all_runs))
 
 
 def summarize(run: pathlib.Path) -> RunSummary:
-    """What the folder of a run tells; it may still be training. Raises `CheckpointError`."""
+    """Read the folder of a run.
+
+    Raises:
+        CheckpointError: The config of the run is missing or damaged.
+    """
     config = checkpoint.read_run_config(run)
     settings = {"data": config.get("data")}
     for table in ("model", "training"):
@@ -69,7 +90,7 @@ def summarize(run: pathlib.Path) -> RunSummary:
             raise CheckpointError(f"{run / checkpoint.CONFIG_FILE}: {table} must be an object, found {values!r}")
         settings |= {f"{table}.{name}": value for name, value in values.items()}
     entries = _entries(run / LOG_FILE)
-    last_session = (sessions(run) or [{}])[-1]
+    last_session = (read_sessions(run) or [{}])[-1]
     return RunSummary(
         str(run),
         settings,
@@ -81,7 +102,7 @@ def summarize(run: pathlib.Path) -> RunSummary:
 
 
 def summary_table(runs: Sequence[RunSummary]) -> list[list[str]]:
-    """Rows of text, the names of the columns first."""
+    """Return one row of text for each run, after a row with the names of the columns."""
     rows = [["run", "step", "of", "loss", "gradient", "img/s", "skipped", "bad data", "device"]]
     for run in runs:
         rows.append(
@@ -89,9 +110,9 @@ def summary_table(runs: Sequence[RunSummary]) -> list[list[str]]:
                 run.name,
                 str(run.step),
                 str(run.settings.get("training.steps", "-")),
-                _shown(run.loss, ".4f"),
-                _shown(run.gradient_norm, ".3f"),
-                _shown(run.images_per_second, ".1f"),
+                _format(run.loss, ".4f"),
+                _format(run.gradient_norm, ".3f"),
+                _format(run.images_per_second, ".1f"),
                 str(run.skipped),
                 str(run.bad_data),
                 run.device,
@@ -101,7 +122,7 @@ def summary_table(runs: Sequence[RunSummary]) -> list[list[str]]:
 
 
 def difference_table(runs: Sequence[RunSummary]) -> list[list[str]]:
-    """The settings that are not the same in all runs, a row each; a column for each run."""
+    """Return one row for each setting that differs between runs, with one column per run, after a row of names."""
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     rows = [["setting", *(run.name for run in runs)]]
     for name in names:
@@ -116,7 +137,7 @@ def _is_run(path: pathlib.Path) -> bool:
 
 
 def _entries(log: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a log; the last one may be half written, or torn by a kill."""
+    """Read the entries of a log up to the first incomplete line; a running or killed process can leave one."""
     if not log.is_file():
         return []
     entries = []
@@ -128,5 +149,5 @@ def _entries(log: pathlib.Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _format(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -1,4 +1,4 @@
-"""What decides the training of a tokenizer, and its named sizes."""
+"""The settings of a tokenizer's training run, and the named sizes of autoencoders."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from training.config import (
 )
 from training.models.autoencoder import GROUPS, VAEConfig
 
-# The first two are the published ones (arXiv 2112.10752, table 8, and that of MAR).
 TOKENIZER_SIZES: dict[str, dict[str, Any]] = {
+    # The autoencoder of MAR (arXiv 2406.11838), and one of LDM (arXiv 2112.10752, table 8).
     "kl16": {},
     "kl8": {"latent_channels": 4, "multipliers": (1, 2, 4, 4), "attention_levels": ()},
-    # For images of 32x32 on a processor.
+    # A small autoencoder for images of 32x32 pixels, to train on a CPU.
     "kl4_small": {
         "latent_channels": 4,
         "width": 32,
@@ -35,24 +35,45 @@ TOKENIZER_SIZES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTraining(StepConfig):
-    """How to train a tokenizer; losses are means over pixels. Raises `ConfigError`."""
+    """The settings of the training of a tokenizer. The terms of its loss are means over pixels.
 
-    batch_size: int = setting(16, "Images a step, over all processes and micro-batches.", least=1)
-    ema_rate: float = setting(0.999, "Of the moving average of the weights.", least=0, below=1)
+    `metadata["help"]` of each field says what it does.
+
+    Raises:
+        ConfigError: A value has the wrong type or lies outside its limits.
+    """
+
+    batch_size: int = setting(16, "Images per step, over all processes and micro-batches.", least=1)
+    ema_rate: float = setting(0.999, "Decay rate of the moving average of the weights.", least=0, below=1)
     image_size: int = setting(256, "Side of the images in pixels.", least=1)
-    kl_weight: float = setting(1e-6, "Of the divergence of latents, summed as published.", least=0)
-    perceptual: str = setting("none", "How images look: none, efficientnet-lite0, or a file of VGG16's weights.")
-    perceptual_weight: float = setting(1.0, "Of that distance.", least=0)
-    adversarial_from: int = setting(50_000, "Steps before the discriminator comes in.", least=0)
-    adversarial_weight: float = setting(0.5, "Of the adversarial loss, beside its adaptive weight.", least=0)
-    discriminator_width: int = setting(64, "Channels of its first layer, a multiple of 8.", least=8)
-    discriminator_layers: int = setting(3, "How often it halves an image.", least=1)
-    eval_count: int = setting(2000, "Images that reconstructions are judged by.", least=2)
+    kl_weight: float = setting(1e-6, "Weight of the KL divergence of the latents in the loss.", least=0)
+    perceptual: str = setting(
+        "none", "Network of the perceptual loss: none, efficientnet-lite0, or a file with the weights of VGG16."
+    )
+    perceptual_weight: float = setting(1.0, "Weight of the perceptual loss.", least=0)
+    adversarial_from: int = setting(50_000, "Step from which on the discriminator takes part.", least=0)
+    adversarial_weight: float = setting(
+        0.5, "Weight of the adversarial loss, which is also multiplied by an adaptive weight.", least=0
+    )
+    discriminator_width: int = setting(
+        64, "Channels of the first layer of the discriminator, a multiple of 8.", least=8
+    )
+    discriminator_layers: int = setting(3, "How many times the discriminator halves the size of an image.", least=1)
+    eval_count: int = setting(2000, "Images on which reconstructions are evaluated.", least=2)
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(BaseRunConfig):
-    """All that decides a run: where its images are, the autoencoder, how it is trained."""
+    """The config of a run of `mar train-tokenizer`.
+
+    Attributes:
+        data: The path of the dataset.
+        model: The shape of the autoencoder.
+        training: How the autoencoder is trained.
+
+    Raises:
+        ConfigError: The image size does not fit the autoencoder or the discriminator.
+    """
 
     model: VAEConfig
     training: TokenizerTraining
@@ -66,11 +87,17 @@ class TokenizerConfig(BaseRunConfig):
         if width % 8:
             raise ConfigError(f"discriminator_width must be a multiple of 8, found {width}")
         if size >> layers < 4:
-            raise ConfigError(f"images of {size} pixels are too small for {layers} discriminator_layers")
+            raise ConfigError(
+                f"image_size {size} is too small for {layers} discriminator_layers; it must be at least {4 << layers}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> TokenizerConfig:
-        """As `RunConfig.from_dict`. Raises `ConfigError`."""
+        """Build the config from a mapping, see `BaseRunConfig.from_dict`.
+
+        Raises:
+            ConfigError: A key is missing or unknown, or a value is impossible.
+        """
         data, _, fields = resolve_model(values, TOKENIZER_SIZES, where)
         if not values.get("model"):
             raise ConfigError(f"{where}: no model; name a size (--model) or describe it in the table model")
@@ -80,15 +107,23 @@ class TokenizerConfig(BaseRunConfig):
 
 
 def read_vae(values: Mapping[str, Any], where: str) -> VAEConfig:
-    """The autoencoder that `values` tell, for images in colour. Raises `ConfigError`."""
+    """Build the config of an autoencoder of RGB images.
+
+    Args:
+        values: Fields of `VAEConfig`; lists stand for tuples.
+        where: The source of `values`, for messages.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is impossible.
+    """
     check_known_keys(values, field_names(VAEConfig), where)
     for name in ("latent_channels", "width", "blocks"):
-        if name in values and not _whole(values[name], 1):
+        if name in values and not _is_int(values[name], 1):
             raise ConfigError(f"{where}: {name} must be a whole number of at least 1, found {values[name]!r}")
     for name, least in (("multipliers", 1), ("attention_levels", 0)):
         numbers = values.get(name, ())
-        if not isinstance(numbers, Sequence) or not all(_whole(number, least) for number in numbers):
-            raise ConfigError(f"{where}: {name} must be whole numbers of at least {least}, found {numbers!r}")
+        if not isinstance(numbers, Sequence) or not all(_is_int(number, least) for number in numbers):
+            raise ConfigError(f"{where}: {name} must be a list of whole numbers of at least {least}, found {numbers!r}")
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
@@ -99,9 +134,9 @@ def read_vae(values: Mapping[str, Any], where: str) -> VAEConfig:
             f"{vae.width}, {list(vae.multipliers)} and {vae.image_channels}"
         )
     if any(level >= len(vae.multipliers) for level in vae.attention_levels):
-        raise ConfigError(f"{where}: attention_levels must be below {len(vae.multipliers)}, the levels")
+        raise ConfigError(f"{where}: attention_levels must be below {len(vae.multipliers)}, the number of multipliers")
     return vae
 
 
-def _whole(value: Any, least: int) -> bool:
+def _is_int(value: Any, least: int) -> bool:
     return type(value) is int and value >= least

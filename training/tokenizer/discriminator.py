@@ -1,4 +1,4 @@
-"""The discriminator that a tokenizer is trained against: real or not, patch by patch (PatchGAN, arXiv 1611.07004)."""
+"""The discriminator of a tokenizer's training (PatchGAN, arXiv 1611.07004) and its losses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ _GROUPS = 8
 
 
 class PatchDiscriminator(nn.Module):
-    """Images [B, 3, H, W] of -1..1 -> a score for each patch, [B, 1, h, w]: large for real ones.
+    """A convolutional network that scores every patch of an image as real or reconstructed.
 
-    As in VQGAN (arXiv 2012.09841) but for group norms in place of batch norms, so that the score of an image does
-    not depend on those beside it, nor on how a batch is spread over processes.
+    It is the discriminator of VQGAN (arXiv 2012.09841) with group norms in place of batch norms. The score of an image
+    therefore does not depend on the other images of the batch, nor on how a batch is split over processes.
+
+    Args:
+        width: Channels of the first layer, a multiple of 8; they double with each layer, up to eight times `width`.
+        layers: How many times the size of the image is halved.
     """
 
     def __init__(self, width: int, layers: int) -> None:
-        """`layers` times the image is halved, the channels doubling from `width` up to eight times as many."""
         super().__init__()
         widths = [width * min(2**layer, 8) for layer in range(layers + 1)]
         parts: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -33,16 +36,24 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(part.weight, 0.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute the scores [B, 1, h, w] of images [B, 3, H, W] in -1..1; a large score means real."""
         return self.parts(images)
 
 
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss of its scores (arXiv 1705.02894), []."""
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Compute the discriminator's hinge loss [] from its scores of real and reconstructed images (arXiv 1705.02894)."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
-    """By what the adversarial loss is multiplied: |d reconstruction| / |d adversarial|, their gradients with respect to
-    the decoder's last weights (arXiv 2012.09841, equation 7). []"""
+    """Compute the weight of the adversarial loss (arXiv 2012.09841, equation 7): the ratio of two gradient norms.
+
+    Args:
+        reconstruction: The gradient of the reconstruction loss with respect to the decoder's last weights.
+        adversarial: The gradient of the adversarial loss with respect to the same weights.
+
+    Returns:
+        The weight [], in 0..10000, without a gradient.
+    """
     weight: Tensor = reconstruction.norm() / (adversarial.norm() + 1e-4)
     return torch.clamp(weight, 0, 1e4).detach()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.files import replacing
 from runtime.image_grid import save_grid
 from runtime.model.latents import from_uint8, to_uint8
-from training.data.datasets import Dataset, readable_batches
+from training.data.datasets import ImageDataset, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, LabelledBatch, extract_features, labelled_batches
 from training.evaluation.metrics import frechet_distance
 from training.models.autoencoder import AutoencoderKL
@@ -31,7 +31,7 @@ class ReconstructionEvaluator:
         network: The network whose features give the Fréchet distance; None to leave the distance out.
     """
 
-    def __init__(self, dataset: Dataset, count: int, network: FeatureNetwork | None) -> None:
+    def __init__(self, dataset: ImageDataset, count: int, network: FeatureNetwork | None) -> None:
         self._dataset, self._network = dataset, network
         chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
         # Images that can be read now are expected to stay readable.
@@ -71,7 +71,7 @@ class ReconstructionEvaluator:
 
 
 @torch.inference_mode()
-def measure_latent_scale(vae: AutoencoderKL, dataset: Dataset) -> float:
+def measure_latent_scale(vae: AutoencoderKL, dataset: ImageDataset) -> float:
     """Compute the factor that brings latents to unit variance (arXiv 2112.10752, appendix G).
 
     It is 1 / the standard deviation of latents that are sampled from their distribution, over 512 images of `dataset`.

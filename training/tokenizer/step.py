@@ -1,4 +1,4 @@
-"""One step after another of a KL autoencoder against a discriminator (arXiv 2012.09841, 2112.10752)."""
+"""The training step of a KL autoencoder with a discriminator (VQGAN, arXiv 2012.09841; LDM, arXiv 2112.10752)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from training.loop.optimizer_step import TrainStep
 from training.models.autoencoder import AutoencoderKL
 from training.models.numerics import autocast
 from training.tokenizer.config import TokenizerConfig, TokenizerTraining
-from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge
+from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from training.tokenizer.perceptual import open_perceptual
 
 
 class TokenizerModel(nn.Module):
-    """What is trained together: the autoencoder and the discriminator of its images."""
+    """The autoencoder and the discriminator, which are trained together."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class TokenizerModel(nn.Module):
 
 
 class TokenizerTrainStep(TrainStep):
-    """An autoencoder in training.
+    """One optimizer step of the autoencoder and the discriminator together.
 
-    Both networks take their step at once, the discriminator's by the images that the autoencoder made before its own.
-    Before `adversarial_from` the discriminator's gradient is zero, so that both have taken as many steps.
+    The gradient of the discriminator is computed from reconstructions by the autoencoder before its own step. Before
+    step `adversarial_from` that gradient is zero, so that both networks always have taken the same number of steps.
     """
 
     model: TokenizerModel
@@ -49,7 +49,7 @@ class TokenizerTrainStep(TrainStep):
         self.perceptual = None if perceptual is None else perceptual.to(processes.device)
 
     def averaged_model(self) -> AutoencoderKL:
-        """An autoencoder of its own with the averaged weights, in evaluation mode."""
+        """Return a new autoencoder with the moving average of the weights, in evaluation mode."""
         averaged = AutoencoderKL(self.model.vae.config).to(self.processes.device)
         averaged.load_state_dict(
             {name.removeprefix("vae."): tensor for name, tensor in self.average.items() if name.startswith("vae.")}
@@ -57,52 +57,68 @@ class TokenizerTrainStep(TrainStep):
         return averaged.eval()
 
     def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
+        """Compute the gradients of both networks, see `TrainStep.gradients`.
+
+        The terms of the loss are `l1`, `kl`, `perceptual`, `adaptive_weight` and `discriminator`, as far as they take
+        part in this step.
+        """
         adversarial = step >= self.config.adversarial_from
-        losses, examples, told = [], [], dict[str, Tensor]()
+        losses, examples, terms = [], [], dict[str, Tensor]()
         for batch, indices, _ in batches:
             assert isinstance(batch, ImageBatch)
-            loss, parts = self._backward(batch, adversarial)
+            loss, batch_terms = self._backward(batch, adversarial)
             losses.append(loss)
             examples.append(indices)
-            for name, part in parts.items():
-                told[name] = told.get(name, torch.zeros_like(part)) + part / self.config.accumulate
+            for name, term in batch_terms.items():
+                terms[name] = terms.get(name, torch.zeros_like(term)) + term / self.config.accumulate
         for parameter in self.model.parameters():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self.processes.mean(gradient)
-        return torch.stack(losses), examples, {name: self.processes.mean(part).item() for name, part in told.items()}
+        return torch.stack(losses), examples, {name: self.processes.mean(term).item() for name, term in terms.items()}
 
     def _backward(self, batch: ImageBatch, adversarial: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the gradient of a micro-batch to the parameters': its loss [], and what that is made of."""
-        config, vae, discriminator = self.config, self.model.vae, self.model.discriminator
-        images = batch.images
+        """Add the gradients of a micro-batch to those of the parameters.
+
+        Returns:
+            The loss of the autoencoder, [], and its terms by name, [] each.
+        """
+        config, images = self.config, batch.images
         with self.phase("forward"), autocast(config.precision, self.processes.device):
-            reconstruction, mean, log_variance = vae.reconstruct(images, batch.noise)
+            reconstruction, mean, log_variance = self.model.vae.reconstruct(images, batch.noise)
         reconstruction, mean, log_variance = reconstruction.float(), mean.float(), log_variance.float()
-        absolute = (images - reconstruction).abs().mean()
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()  # from N(0, 1)
-        parts = {"l1": absolute, "kl": divergence / len(images)}  # the second of an image
-        reconstructed = absolute
+        reconstruction_loss = (images - reconstruction).abs().mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()  # KL divergence from N(0, 1)
+        terms = {"l1": reconstruction_loss, "kl": divergence / len(images)}
         if self.perceptual is not None:
-            parts["perceptual"] = self.perceptual(reconstruction, images).mean()
-            reconstructed = reconstructed + config.perceptual_weight * parts["perceptual"]
-        loss = reconstructed + config.kl_weight * divergence / images.numel()
+            terms["perceptual"] = self.perceptual(reconstruction, images).mean()
+            reconstruction_loss = reconstruction_loss + config.perceptual_weight * terms["perceptual"]
+        loss = reconstruction_loss + config.kl_weight * divergence / images.numel()
         if adversarial:
-            discriminator.requires_grad_(False)
-            with autocast(config.precision, self.processes.device):
-                fooled = -discriminator(reconstruction).float().mean()
-            parts["adaptive_weight"] = self._adaptive_weight(reconstructed, fooled)
-            loss = loss + config.adversarial_weight * parts["adaptive_weight"] * fooled
-            discriminator.requires_grad_(True)
+            adversarial_loss, terms["adaptive_weight"] = self._adversarial_loss(reconstruction, reconstruction_loss)
+            loss = loss + config.adversarial_weight * terms["adaptive_weight"] * adversarial_loss
         with self.phase("backward"):
             (loss / config.accumulate).backward()
         if adversarial:
-            with autocast(config.precision, self.processes.device):
-                scores = [discriminator(batch).float() for batch in (images, reconstruction.detach())]
-            parts["discriminator"] = hinge(*scores)
-            (parts["discriminator"] / config.accumulate).backward()
-        return loss.detach(), {name: part.detach() for name, part in parts.items()}
+            terms["discriminator"] = self._discriminator_loss(images, reconstruction.detach())
+            (terms["discriminator"] / config.accumulate).backward()
+        return loss.detach(), {name: term.detach() for name, term in terms.items()}
 
-    def _adaptive_weight(self, reconstructed: Tensor, fooled: Tensor) -> Tensor:
-        last = self.model.vae.decoder.conv_out.weight
-        gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in (reconstructed, fooled)]
-        return adaptive_weight(*(self.processes.mean(gradient) for gradient in gradients))
+    def _adversarial_loss(self, reconstruction: Tensor, reconstruction_loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the adversarial loss [] of the autoencoder and its adaptive weight []."""
+        discriminator = self.model.discriminator
+        discriminator.requires_grad_(False)  # this loss trains the autoencoder only
+        with autocast(self.config.precision, self.processes.device):
+            loss = -discriminator(reconstruction).float().mean()
+        last_layer = self.model.vae.decoder.conv_out.weight
+        gradients = [
+            torch.autograd.grad(each, last_layer, retain_graph=True)[0] for each in (reconstruction_loss, loss)
+        ]
+        weight = adaptive_weight(*(self.processes.mean(gradient) for gradient in gradients))
+        discriminator.requires_grad_(True)
+        return loss, weight
+
+    def _discriminator_loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """Compute the loss [] of the discriminator."""
+        with autocast(self.config.precision, self.processes.device):
+            scores = [self.model.discriminator(batch).float() for batch in (images, reconstruction)]
+        return hinge_loss(*scores)

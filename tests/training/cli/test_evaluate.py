@@ -1,4 +1,4 @@
-"""`mar evaluate` on a model of random weights: its figures, what it keeps, and what it refuses in one line."""
+"""`mar evaluate` on a model with random weights: metrics, reuse of earlier results, and messages of one line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from click.testing import CliRunner
 from runtime.errors import BackendError, CheckpointError, DataError, MarError, RequestError
 from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx
 from training.cli.evaluate import evaluate
-from training.evaluation import classifier as quality
-from training.evaluation.feature_networks import Inception, in_colours, look
+from training.evaluation.feature_networks import Inception, convert_channels, extract_features
 
 _COUNT = 20
 
@@ -36,21 +35,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def _evaluate(subject: pathlib.Path, data: pathlib.Path, out: pathlib.Path, *options: Any) -> str:
-    settings = ["--images", _COUNT, "--iterations", 2, "--diffusion-steps", 3, "--threads", 1]
+def _evaluate(source: pathlib.Path, data: pathlib.Path, out: pathlib.Path, *options: Any) -> str:
+    settings = ["--count", _COUNT, "--iterations", 2, "--diffusion-steps", 3, "--threads", 1]
     files = ["--out", out, "--classifier", out / "classifier.safetensors", "--json", out / "figures.json"]
-    given = [subject, "--data", data, *settings, *files, *options]
+    arguments = [source, "--data", data, *settings, *files, *options]
     with one_thread():
         result = CliRunner().invoke(
-            evaluate, [str(one) for one in given], catch_exceptions=False, standalone_mode=False
+            evaluate, [str(argument) for argument in arguments], catch_exceptions=False, standalone_mode=False
         )
     return result.output
 
 
-def test_images_are_judged_beside_real_ones(
+def test_generated_images_are_compared_with_real_ones(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = _evaluate(pixel_artifact, data, tmp_path)
+    output = _evaluate(pixel_artifact, data, tmp_path)
     value = json.loads((tmp_path / "figures.json").read_text())
     figures = value["features"]["classifier"]
     assert figures["real"] == {"images": 40, "top1_accuracy": 1.0, "inception_score": None}
@@ -58,18 +57,18 @@ def test_images_are_judged_beside_real_ones(
     # Random weights make noise, which is nothing like the real images.
     assert figures["generated"]["frechet"] > 10 * figures["real_training"]["frechet"]
     assert figures["generated"]["precision"] < figures["real_training"]["precision"]
-    assert f"{figures['generated']['frechet']:.3f}" in told
+    assert f"{figures['generated']['frechet']:.3f}" in output
     assert value["sampling"]["diffusion_steps"] == "3"
     (tmp_path / "figures.json").unlink()
-    for name in ("train_classifier", "batches"):
-        monkeypatch.setattr(quality, name, None)
-    monkeypatch.setattr("training.evaluation.generate_images._draw_file", None)
-    monkeypatch.setattr("training.evaluation.real_statistics.look", None)
-    assert _evaluate(pixel_artifact, data, tmp_path) == told  # nothing was drawn or seen again
+    monkeypatch.setattr("training.evaluation.classifier.train_classifier", None)
+    monkeypatch.setattr("training.evaluation.feature_networks.labelled_batches", None)
+    monkeypatch.setattr("training.evaluation.generate_images._generate_file", None)
+    monkeypatch.setattr("training.evaluation.real_statistics.extract_features", None)
+    assert _evaluate(pixel_artifact, data, tmp_path) == output  # generates and computes nothing again
     assert json.loads((tmp_path / "figures.json").read_text()) == value
 
 
-def test_what_was_seen_of_other_images_is_not_used(
+def test_statistics_of_other_real_images_are_not_reused(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     _evaluate(pixel_artifact, data, tmp_path)
@@ -78,28 +77,28 @@ def test_what_was_seen_of_other_images_is_not_used(
     after = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
     assert (before["real"]["images"], after["real"]["images"]) == (40, 256)
     assert before["generated"]["frechet"] != after["generated"]["frechet"]
-    assert "real_training" not in after  # a set beside itself tells nothing
+    assert "real_training" not in after  # the distance of a set from itself says nothing
 
 
-def test_features_of_imagenet_and_images_by_another_backend(
+def test_imagenet_features_and_another_backend(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    features = ["--features", "classifier", "--features", "efficientnet-lite0"]
-    told = {}
+    networks = ["--features", "classifier", "--features", "efficientnet-lite0"]
+    features = {}
     for backend in ("onnxruntime", "openvino"):
-        _evaluate(pixel_artifact, data, tmp_path / backend, *features, "--backend", backend)
-        told[backend] = json.loads((tmp_path / backend / "figures.json").read_text())["features"]
-        of_imagenet = told[backend]["efficientnet-lite0"]
+        _evaluate(pixel_artifact, data, tmp_path / backend, *networks, "--backend", backend)
+        features[backend] = json.loads((tmp_path / backend / "figures.json").read_text())["features"]
+        of_imagenet = features[backend]["efficientnet-lite0"]
         assert of_imagenet["generated"]["frechet"] > of_imagenet["real_training"]["frechet"] > 0
         assert of_imagenet["generated"]["top1_accuracy"] is None
         assert of_imagenet["generated"]["inception_score"] >= 1
-    for network, figures in told["openvino"].items():
-        expected = told["onnxruntime"][network]["generated"]["frechet"]
+    for network, figures in features["openvino"].items():
+        expected = features["onnxruntime"][network]["generated"]["frechet"]
         assert figures["generated"]["frechet"] == pytest.approx(expected, rel=1e-2)
 
 
 class _Inception:
-    """What torch-fidelity's network does as far as it is asked, with the mean colours of an image as its features."""
+    """Stands for torch-fidelity's network; its features are the mean colours of an image."""
 
     def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
         assert features == ["2048"]
@@ -111,7 +110,7 @@ class _Inception:
         return (images.float().mean(dim=(2, 3)),)
 
 
-def test_inception_scores_are_by_its_last_layer_without_the_bias(
+def test_inception_scores_use_the_last_layer_without_its_bias(
     data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The package itself needs a build of torchvision that is made for this PyTorch."""
@@ -125,33 +124,33 @@ def test_inception_scores_are_by_its_last_layer_without_the_bias(
     features = network.features(images)
     np.testing.assert_allclose(features, images.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
     np.testing.assert_allclose(network.scores(features), features @ weights["weight"].T.numpy(), rtol=1e-5)
-    seen = look(network, [(images, np.zeros(11, np.int64))])
-    assert seen.top1_accuracy is None
-    assert seen.inception_score is not None
-    assert 1 <= seen.inception_score <= 5
+    statistics = extract_features(network, [(images, np.zeros(11, np.int64))])
+    assert statistics.top1_accuracy is None
+    assert statistics.inception_score is not None
+    assert 1 <= statistics.inception_score <= 5
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
         (["--features", "inception"], CheckpointError, "no path was given"),
         (["--features", "inception", "--inception-weights", "nowhere.pth"], CheckpointError, "no file nowhere.pth"),
-        (["--images", "1"], RequestError, "at least 2"),
-        (["--at-least", "1"], MarError, "are recognised, where 100.0% are asked for"),
-        (["--features", "efficientnet-lite0", "--at-least", "0.5"], RequestError, "--features classifier"),
+        (["--count", "1"], RequestError, "--count must be at least 2"),
+        (["--min-accuracy", "1"], MarError, "and --min-accuracy requires 100.0%"),
+        (["--features", "efficientnet-lite0", "--min-accuracy", "0.5"], RequestError, "--features classifier"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_a_wrong_use_is_one_line(
     pixel_artifact: pathlib.Path,
     data: pathlib.Path,
     tmp_path: pathlib.Path,
     options: list[str],
     error: type[MarError],
-    told: str,
+    message: str,
 ) -> None:
     with pytest.raises(error) as caught:
         _evaluate(pixel_artifact, data, tmp_path, *options)
-    assert told in one_sentence(caught)
+    assert message in one_sentence(caught)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_what_cannot_be_is_one_line(
         ("torch_fidelity.feature_extractor_inceptionv3", "inception", "fid"),
     ],
 )
-def test_a_package_that_is_not_there_is_one_line(
+def test_a_missing_package_is_one_line(
     pixel_artifact: pathlib.Path,
     data: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -175,7 +174,7 @@ def test_a_package_that_is_not_there_is_one_line(
     with pytest.raises(BackendError) as caught:
         _evaluate(pixel_artifact, data, tmp_path, "--features", name, "--inception-weights", tmp_path / "weights.pth")
     assert f"pip install 'mar-runtime[{extra}]'" in one_sentence(caught)
-    assert not list(tmp_path.glob("images-*"))  # told before anything is drawn
+    assert not list(tmp_path.glob("images-*"))  # before any image is generated
 
 
 def test_data_of_other_classes_is_refused(
@@ -184,13 +183,13 @@ def test_data_of_other_classes_is_refused(
     for prefix in ("train", "t10k"):
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((3, 8, 8), np.uint8))
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.arange(3, dtype=np.uint8))
-    with pytest.raises(RequestError, match="the data has 3 classes, the model 2"):
+    with pytest.raises(RequestError, match="has 3 classes, but the model has 2"):
         _evaluate(pixel_artifact, tmp_path, tmp_path)
 
 
-def test_images_in_colour_are_judged_in_the_colours_of_the_data() -> None:
+def test_images_are_converted_to_the_channels_of_the_dataset() -> None:
     colours = np.array([[[[10, 20, 60]]]], np.uint8)
-    assert in_colours(colours, 1).tolist() == [[[[30]]]]
-    assert in_colours(np.array([[[[7]]]], np.uint8), 3).tolist() == [[[[7, 7, 7]]]]
+    assert convert_channels(colours, 1).tolist() == [[[[30]]]]
+    assert convert_channels(np.array([[[[7]]]], np.uint8), 3).tolist() == [[[[7, 7, 7]]]]
     with pytest.raises(DataError, match="4 channels"):
-        in_colours(np.zeros((1, 1, 1, 4), np.uint8), 3)
+        convert_channels(np.zeros((1, 1, 1, 4), np.uint8), 3)

@@ -35,25 +35,25 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return run
 
 
-def told(line: list[str]) -> str:
-    """What a command says. Raises whatever ended it."""
+def run_command(line: list[str]) -> str:
+    """Run a command and return its output, or raise its error."""
     threads = torch.get_num_threads()
-    ended = CliRunner().invoke({"distill": distill, "flow-head": flow_head}[line[0]], line[1:])
+    result = CliRunner().invoke({"distill": distill, "flow-head": flow_head}[line[0]], line[1:])
     torch.set_num_threads(threads)
-    if ended.exception is not None:
-        raise ended.exception
-    return ended.output
+    if result.exception is not None:
+        raise result.exception
+    return result.output
 
 
-SHORT = ["--images=24", "--steps=3", "--batch-size=8", "--threads=1"]
+SHORT = ["--count=24", "--steps=3", "--batch-size=8", "--threads=1"]
 
 
-def test_a_distilled_head_draws_through_the_same_engines_in_the_steps_it_knows(
+def test_a_distilled_head_generates_in_its_own_number_of_steps(
     teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run, artifact = tmp_path / "run", tmp_path / "artifact"
     line = ["distill", str(teacher), "--to=2", "--cfg-scale=1.5", "--teacher-steps=4", f"--data={data}"]
-    assert "mar export" in told([*line, f"--out={run}", *SHORT])
+    assert "mar export" in run_command([*line, f"--out={run}", *SHORT])
     origin = json.loads((run / "config.json").read_text())["distilled_from"]
     assert {name: origin[name] for name in ("cfg_scale", "teacher_steps", "images", "steps", "seed")} == {
         "cfg_scale": 1.5,
@@ -78,11 +78,11 @@ def test_a_distilled_head_draws_through_the_same_engines_in_the_steps_it_knows(
     np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_flow_head_draws_under_guidance_by_its_own_samplers(
+def test_a_flow_head_generates_with_guidance_by_its_own_samplers(
     teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run, artifact = tmp_path / "run", tmp_path / "artifact"
-    told(["flow-head", str(teacher), f"--data={data}", f"--out={run}", *SHORT])
+    run_command(["flow-head", str(teacher), f"--data={data}", f"--out={run}", *SHORT])
     assert load_checkpoint(run).model.config.head == "flow"
     assert json.loads((run / "config.json").read_text())["head_trained_for"]["images"] == 24
     export_artifact(load_checkpoint(run), artifact, lambda text: None)
@@ -99,32 +99,32 @@ def test_a_flow_head_draws_under_guidance_by_its_own_samplers(
 
 
 @pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
-def test_a_folder_that_is_there_is_left_alone(
+def test_an_existing_folder_is_not_overwritten(
     command: list[str], teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(RequestError) as caught:
-        told([*command, str(teacher), f"--data={data}", f"--out={tmp_path}", *SHORT])
+        run_command([*command, str(teacher), f"--data={data}", f"--out={tmp_path}", *SHORT])
     assert f"{tmp_path} exists; choose another --out" in one_sentence(caught)
 
 
 def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathlib.Path, tmp_path: pathlib.Path) -> None:
     other = write_idx_dataset(tmp_path / "other", classes=2)
     with pytest.raises(MarError) as caught:
-        told(["distill", "--to=2", str(teacher), f"--data={other}", f"--out={tmp_path / 'run'}", *SHORT])
+        run_command(["distill", "--to=2", str(teacher), f"--data={other}", f"--out={tmp_path / 'run'}", *SHORT])
     assert "2 classes of 1 channel, but the model was made for 3 classes of 1" in one_sentence(caught)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("form", "named"), [({"attention": "causal"}, "causal attention"), ({"head": "vq"}, "vq")])
 @pytest.mark.parametrize("command", [["flow-head"], ["distill", "--to=2"]], ids=str)
-def test_a_model_without_chains_over_masked_tokens_is_refused(
+def test_a_model_without_masked_diffusion_is_refused(
     command: list[str], form: dict[str, str], named: str, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     model = MAR(**{**TINY.to_dict(), **form, **({"codebook_size": 7} if "head" in form else {})})
     save_run(run, Checkpoint(randomized(model), "pixel", ("a", "b", "c"), "tiny", "0" * 64))
     with pytest.raises(RequestError) as caught:
-        told([*command, str(run), f"--data={data}", f"--out={out}", *SHORT])
+        run_command([*command, str(run), f"--data={data}", f"--out={out}", *SHORT])
     assert one_sentence(caught).startswith("training a head on a frozen backbone does not know models with")
     assert named in str(caught.value)
     assert not out.exists()

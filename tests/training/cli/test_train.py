@@ -70,7 +70,7 @@ def test_train_makes_a_run_with_the_settings_it_was_given(two_steps: pathlib.Pat
         "flip": False,
         "seed": 3,
         "precision": "bf16",
-        "attention": "fp32",
+        "attention_precision": "fp32",
         "fsdp": False,
         "gradient_checkpointing": False,
         "compile": False,
@@ -171,7 +171,7 @@ def test_a_finished_run_tells_where_it_is_and_what_comes_next(
         ("--image-size", 30, "img_size"),
         ("--image-size", 0, "img_size"),
         ("--accumulate", 3, "to 1 process in 3 micro-batches"),  # a batch of four
-        ("--attention", "fp8", "--attention"),
+        ("--attention-precision", "fp8", "--attention-precision"),
         ("--workers", -1, "workers"),
         ("--fsdp", "--no-flip", "torchrun"),
         ("--device", "tpu", "--device"),
@@ -317,8 +317,8 @@ def test_print_config_needs_neither_data_nor_steps(mar: Mar, tmp_path: pathlib.P
 def test_flags_come_before_the_file(train: Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
-        'data = "elsewhere"\npreset = "mar_base"\n'
-        "[model]\ndiffloss_w = 32\nimg_size = 16\n[training]\nsteps = 9\nseed = 4\nflip = false\n"
+        'data = "elsewhere"\n[model]\nname = "mar_base"\n'
+        "diffloss_w = 32\nimg_size = 16\n[training]\nsteps = 9\nseed = 4\nflip = false\n"
     )
     flags = ("--preset", "pixel_small", "--data", data, "--image-size", 8, "--steps", 2)
     code, printed, _ = train("--config", file, *flags, "--flip", "--print-config")
@@ -345,7 +345,7 @@ def test_print_config_shows_that_of_a_run_as_it_would_go_on(train: Command, two_
 def test_the_config_of_a_file_trains_and_is_kept(train: Command, data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     file, run = tmp_path / "run.toml", tmp_path / "run"
     file.write_text(
-        f'data = "{data}"\npreset = "pixel_small"\n[model]\nimg_size = 8\ndiffloss_d = 1\n'
+        f'data = "{data}"\n[model]\nname = "pixel_small"\nimg_size = 8\ndiffloss_d = 1\n'
         "[training]\nsteps = 1\nbatch_size = 2\n"
     )
     code, _, _ = train("--config", file, "--out", run)
@@ -372,7 +372,11 @@ def test_the_config_of_a_file_trains_and_is_kept(train: Command, data: pathlib.P
         ("training = 3", "training must be a table"),
         ("model = []", "model must be a table"),
         ("data = 3", "data must be the path"),
-        ('preset = "mar_tiny"', "preset must be one of"),
+        ('model = "mar_tiny"', "model must be one of"),
+        ('preset = "mar_base"', "the key preset is now model"),
+        ('[training]\nattention = "bf16"', "the key attention is now attention_precision"),
+        ('[model]\nhead = "codes"', 'head = "codes" is now head = "vq"'),
+        ("[model]\ncodes = 512", "the key codes is now codebook_size"),
         ("data = ", "not TOML"),
         ("data = 1\ndata = 2", "not TOML"),
     ],
@@ -389,7 +393,7 @@ def test_a_wrong_config_is_one_line_that_names_file_and_key(
     file = pathlib.Path("run.toml")
     file.write_text(text)
     flags = [] if "data" in text else ["--data", data]
-    flags += [] if "preset" in text else ["--preset", "pixel_small"]
+    flags += [] if "model =" in text else ["--preset", "pixel_small"]
     flags += [] if "steps =" in text or "training =" in text else ["--steps", 1]
     code, out, err = train("--config", file, *flags, "--out", tmp_path / "run")
     assert (code, out) == (2, "")

@@ -22,8 +22,9 @@ from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.published_files import load_vae
 from training.cli.cache_latents import cache as command
 from training.config import RunConfig
-from training.data.datasets import latent_cache, open_dataset
-from training.data.latent_cache import CachedLatents, cache_latents
+from training.data import latent_cache
+from training.data.datasets import open_dataset
+from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
 from training.loop.mar_trainer import MarTrainer
 from training.models.autoencoder import LATENT_SCALE
 
@@ -71,7 +72,7 @@ def cached(data: pathlib.Path, tokenizer: pathlib.Path, tmp_path_factory: pytest
         patched.setattr(latent_cache, "_FILE_BYTES", 3 * 2 * 2 * _CHANNELS * (_SIZE // _STRIDE) ** 2 * 4)
         told = _make(data, tokenizer, out)
     assert f"{data / 'b' / '4.png'}: not a readable image" in told
-    assert "7 images of 3 classes, straight and mirrored, 1 left out" in told
+    assert "the latents of 7 images of 3 classes and of their mirror images, 1 left out" in told
     return out
 
 
@@ -136,7 +137,9 @@ def test_a_cache_that_was_stopped_goes_on_and_is_then_the_same(
     digest = json.loads((cached / "index.json").read_text())["tokenizer"]
     vae, dataset = load_vae(tokenizer), open_dataset(data, _SIZE)
     with pytest.raises(KeyboardInterrupt):
-        cache_latents(dataset, _SIZE, vae, digest, out, 3, torch.device("cpu"), stop, lambda told: None)
+        cache_latents(
+            dataset, LatentEncoder(vae, digest, _SIZE, 3, torch.device("cpu")), out, stop, lambda warning: None
+        )
     with pytest.raises(DataError, match=r"only 3 of 8 images.*mar cache-latents") as caught:
         CachedLatents(out, _SIZE)
     one_sentence(caught)

@@ -1,8 +1,9 @@
-"""Images in bulk: the same ones however they are drawn, and each of them only once."""
+"""Generation of many images: the same images by any number of processes, and no image twice."""
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -12,87 +13,93 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.artifact.manifest import MANIFEST
-from runtime.errors import DataError, RequestError
+from runtime.errors import BackendError, DataError, MarError, RequestError
 from tests.helpers.published_forms import CONFIG, mar_weights, vae_weights, write_json, write_safetensors
 from tests.helpers.tiny_runs import one_sentence
 from training.checkpoints.checkpoint import Checkpoint, save_run, save_weights
-from training.evaluation import generate_images as drawing
-from training.evaluation.generate_images import Drawing, draw, drawn, labels_of
+from training.evaluation import generate_images as generation
+from training.evaluation.generate_images import (
+    GenerationJob,
+    class_labels,
+    generate_images,
+    read_images,
+    run_in_processes,
+)
 
 _SETTINGS = (("cfg_scale", 1.5), ("diffusion_steps", 3), ("iterations", 2))
 
 
 @pytest.fixture(autouse=True)
 def files_of_six(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "_A_FILE", 6)
+    monkeypatch.setattr(generation, "_IMAGES_PER_FILE", 6)
 
 
-def _drawing(subject: pathlib.Path, seed: int = 3, **changes: Any) -> Drawing:
-    return Drawing(subject, seed, tuple((dict(_SETTINGS) | changes).items()))
+def _job(source: pathlib.Path, seed: int = 3, **changes: Any) -> GenerationJob:
+    return GenerationJob(source, seed, tuple((dict(_SETTINGS) | changes).items()))
 
 
-def _images(of: Drawing, count: int, out: pathlib.Path, processes: int = 1) -> NDArray[np.uint8]:
-    draw(of, count, out, processes, 1, lambda done: None)
-    return np.concatenate([images for images, _ in drawn(of, count, out)])
+def _images(job: GenerationJob, count: int, out: pathlib.Path, processes: int = 1) -> NDArray[np.uint8]:
+    generate_images(job, count, out, processes, 1, lambda done: None)
+    return np.concatenate([images for images, _ in read_images(job, count, out)])
 
 
-def test_a_stopped_drawing_goes_on_to_the_same_images(
+def test_a_stopped_generation_resumes_with_the_same_images(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of, begun = _drawing(pixel_artifact), list[int]()
-    whole = _images(of, 20, tmp_path / "whole")
-    kept = drawing._draw_file
+    job, started = _job(pixel_artifact), list[int]()
+    expected = _images(job, 20, tmp_path / "uninterrupted")
+    generate_file = generation._generate_file
 
-    def stopped(of: Drawing, folder: pathlib.Path, start: int, threads: int) -> None:
-        if len(begun) == 2:
+    def stop_after_two(job: GenerationJob, folder: pathlib.Path, threads: int, start: int) -> None:
+        if len(started) == 2:
             raise KeyboardInterrupt
-        begun.append(start)
-        kept(of, folder, start, threads)
+        started.append(start)
+        generate_file(job, folder, threads, start)
 
-    monkeypatch.setattr(drawing, "_draw_file", stopped)
+    monkeypatch.setattr(generation, "_generate_file", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        _images(of, 20, tmp_path / "stopped")
-    monkeypatch.setattr(drawing, "_draw_file", lambda *given: (begun.append(given[2]), kept(*given)))
-    told: list[int] = []
-    draw(of, 20, tmp_path / "stopped", 1, 1, told.append)
-    assert begun == [0, 6, 12, 18]  # none twice
-    assert (told[0], sum(told)) == (12, 20)
-    images, labels = (np.concatenate(parts) for parts in zip(*drawn(of, 20, tmp_path / "stopped"), strict=True))
-    np.testing.assert_array_equal(images, whole)
-    np.testing.assert_array_equal(labels, labels_of(of, 20))
-    assert whole.shape == (20, 8, 8, 1)
-    assert len(np.unique(whole, axis=0)) == 20
+        _images(job, 20, tmp_path / "stopped")
+    monkeypatch.setattr(
+        generation, "_generate_file", lambda *arguments: (started.append(arguments[3]), generate_file(*arguments))
+    )
+    progress: list[int] = []
+    generate_images(job, 20, tmp_path / "stopped", 1, 1, progress.append)
+    assert started == [0, 6, 12, 18]  # none twice
+    assert (progress[0], sum(progress)) == (12, 20)
+    images, labels = (np.concatenate(parts) for parts in zip(*read_images(job, 20, tmp_path / "stopped"), strict=True))
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(labels, class_labels(job, 20))
+    assert expected.shape == (20, 8, 8, 1)
+    assert len(np.unique(expected, axis=0)) == 20
 
 
-def test_more_of_the_same_images_begin_with_those_there_are(
-    pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    of = _drawing(pixel_artifact)
-    few = _images(of, 5, tmp_path)
-    more = _images(of, 9, tmp_path)
+def test_a_larger_count_keeps_the_first_images(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    job = _job(pixel_artifact)
+    few = _images(job, 5, tmp_path)
+    more = _images(job, 9, tmp_path)
     np.testing.assert_array_equal(more[:5], few)
-    assert labels_of(of, 5).tolist() == [0, 1, 0, 1, 0]
+    assert class_labels(job, 5).tolist() == [0, 1, 0, 1, 0]
 
 
-def test_two_processes_draw_what_one_does(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    of = _drawing(pixel_artifact)
-    drawing._A_FILE = 50  # what a process of its own has
-    np.testing.assert_array_equal(_images(of, 120, tmp_path / "two", processes=2), _images(of, 120, tmp_path / "one"))
+def test_two_processes_generate_the_same_images_as_one(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    job = _job(pixel_artifact)
+    generation._IMAGES_PER_FILE = 50  # the value in a new process
+    np.testing.assert_array_equal(_images(job, 120, tmp_path / "two", processes=2), _images(job, 120, tmp_path / "one"))
 
 
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"diffusion_steps": 4}])
-def test_other_images_lie_apart(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, changes: dict[str, int]) -> None:
-    one = _images(_drawing(pixel_artifact), 4, tmp_path)
-    other = _images(_drawing(pixel_artifact, **changes), 4, tmp_path)
+def test_images_of_other_settings_have_a_folder_of_their_own(
+    pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, changes: dict[str, int]
+) -> None:
+    one = _images(_job(pixel_artifact), 4, tmp_path)
+    other = _images(_job(pixel_artifact, **changes), 4, tmp_path)
     assert (one != other).any()
-    np.testing.assert_array_equal(_images(_drawing(pixel_artifact), 4, tmp_path), one)
+    np.testing.assert_array_equal(_images(_job(pixel_artifact), 4, tmp_path), one)
 
 
 @pytest.mark.parametrize("other", ["tokenizer", "scale", "config"])
-def test_images_of_one_checkpoint_with_another_tokenizer_or_config_lie_apart(
-    tmp_path: pathlib.Path, other: str
-) -> None:
-    """With the same weights: a file of them alone tells neither."""
+def test_images_with_another_tokenizer_or_config_have_a_folder_of_their_own(tmp_path: pathlib.Path, other: str) -> None:
+    """The hash of the checkpoint's weights is the same, so the folder must depend on more."""
     weights, changed = vae_weights(), vae_weights()
     changed["decoder.conv_out.bias"] += 0.5
     for name, (tensors, scale, heads) in {
@@ -105,46 +112,66 @@ def test_images_of_one_checkpoint_with_another_tokenizer_or_config_lie_apart(
         write_json(tmp_path / f"{name}.json", {**CONFIG.to_dict(), "encoder_num_heads": heads})
     checkpoint = write_safetensors(tmp_path / "model.safetensors", mar_weights())
 
-    def of(name: str) -> Drawing:
+    def job(name: str) -> GenerationJob:
         files = (("tokenizer", tmp_path / f"{name}.safetensors"), ("config_file", tmp_path / f"{name}.json"))
-        return Drawing(checkpoint, 3, _SETTINGS, checkpoint=files)
+        return GenerationJob(checkpoint, 3, _SETTINGS, checkpoint=files)
 
-    one, another = (_images(of(name), 2, tmp_path) for name in ("usual", other))
+    one, another = (_images(job(name), 2, tmp_path) for name in ("usual", other))
     assert (one != another).any()
-    np.testing.assert_array_equal(_images(of("usual"), 2, tmp_path), one)
+    np.testing.assert_array_equal(_images(job("usual"), 2, tmp_path), one)
 
 
-def test_images_of_an_artifact_whose_manifest_tells_another_model_lie_apart(
+def test_images_of_an_artifact_with_another_manifest_have_a_folder_of_their_own(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     artifact = pathlib.Path(shutil.copytree(pixel_artifact, tmp_path / "artifact"))
-    before = _drawing(artifact).described[2]
+    before = _job(artifact).resolved.inputs
     manifest = json.loads((artifact / MANIFEST).read_text())
     manifest["model"]["encoder_num_heads"] *= 2
     write_json(artifact / MANIFEST, manifest)
-    assert _drawing(artifact).described[2] != before
+    assert _job(artifact).resolved.inputs != before
 
 
-def test_a_checkpoint_draws_what_its_artifact_does(
+def test_a_checkpoint_and_its_artifact_generate_the_same_images(
     pixel_artifact: pathlib.Path, pixel_checkpoint: Checkpoint, tmp_path: pathlib.Path
 ) -> None:
     save_run(tmp_path / "run", pixel_checkpoint)
-    eager = _images(_drawing(tmp_path / "run"), 6, tmp_path)
-    exported = _images(_drawing(pixel_artifact), 6, tmp_path)
-    assert np.abs(eager.astype(int) - exported).max() <= 1  # a colour that lies between two
+    eager = _images(_job(tmp_path / "run"), 6, tmp_path)
+    exported = _images(_job(pixel_artifact), 6, tmp_path)
+    assert np.abs(eager.astype(int) - exported).max() <= 1  # rounding of a value between two levels
 
 
-def test_a_damaged_file_is_told(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    of = _drawing(pixel_artifact)
-    _images(of, 4, tmp_path)
+def test_a_damaged_file_is_one_line(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    job = _job(pixel_artifact)
+    _images(job, 4, tmp_path)
     file = next(tmp_path.rglob("*.npz"))
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="remove it") as caught:
-        _images(of, 4, tmp_path)
+        _images(job, 4, tmp_path)
     assert file.name in one_sentence(caught)
 
 
-def test_wrong_settings_are_told_before_the_work(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_wrong_settings_are_refused_before_the_work(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with pytest.raises(RequestError, match="iterations"):
-        draw(_drawing(pixel_artifact, iterations=1000), 4, tmp_path, 1, 1, lambda done: None)
+        generate_images(_job(pixel_artifact, iterations=1000), 4, tmp_path, 1, 1, lambda done: None)
     assert not list(tmp_path.iterdir())
+
+
+def _fail_at_two(number: int) -> int:
+    if number == 2:
+        raise MarError("no two")
+    return 10 * number
+
+
+def test_the_pool_passes_results_with_their_arguments_and_the_first_failure() -> None:
+    results: dict[int, int] = {}
+    run_in_processes(_fail_at_two, [1, 3], 2, results.__setitem__)
+    assert results == {1: 10, 3: 30}
+    with pytest.raises(MarError, match="no two"):
+        run_in_processes(_fail_at_two, [2], 1, results.__setitem__)
+
+
+def test_a_killed_process_is_one_line() -> None:
+    with pytest.raises(BackendError, match="was killed") as caught:
+        run_in_processes(os._exit, [1], 1, lambda status, result: None)
+    one_sentence(caught)

@@ -1,4 +1,4 @@
-"""Figures of feature sets that are known beforehand."""
+"""Metrics of feature sets whose values are known, and the statistics that they are computed from."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from training.evaluation import feature_networks
-from training.evaluation.feature_networks import look
-from training.evaluation.metrics import Moments, frechet, inception_score, precision_recall
+from training.evaluation.feature_networks import extract_features
+from training.evaluation.metrics import Moments, frechet_distance, inception_score, precision_recall
 
 
 def _cloud(centre: float, count: int = 60, seed: int = 0) -> NDArray[np.float64]:
@@ -20,23 +20,52 @@ def test_the_distance_of_gaussians_in_one_direction(mean: float, spread: float) 
     """(m - n)^2 + (s - t)^2 in every independent direction."""
     one = Moments(np.zeros(2), np.eye(2))
     other = Moments(np.array([mean, 0.0]), np.diag([spread**2, 1.0]))
-    assert frechet(one, other) == pytest.approx(mean**2 + (1 - spread) ** 2, abs=1e-12)
+    assert frechet_distance(one, other) == pytest.approx(mean**2 + (1 - spread) ** 2, abs=1e-12)
 
 
-def test_a_set_lies_within_itself_and_not_within_one_far_away() -> None:
+def _moments(features: NDArray[np.float64]) -> Moments:
+    return Moments(features.mean(axis=0), np.cov(features, rowvar=False))
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_the_distance_of_gaussians_is_its_closed_form(shift: float) -> None:
+    """For commuting covariances it is |shift|^2 + the squared distance of the standard deviations."""
+    random = np.random.default_rng(0)
+    basis = np.linalg.qr(random.standard_normal((4, 4)))[0]
+    one, other = np.array([1.0, 2.0, 0.5, 3.0]), np.array([2.0, 2.0, 1.5, 0.1])
+    # Whitened, so that mean and covariance are exact and not estimates.
+    sample = random.standard_normal((500, 4))
+    sample -= sample.mean(axis=0)
+    sample = sample @ np.linalg.inv(np.linalg.cholesky(np.cov(sample, rowvar=False))).T
+    distance = frechet_distance(
+        _moments(sample * one @ basis.T), _moments(sample * other @ basis.T + shift * basis[:, 0])
+    )
+    assert distance == pytest.approx(shift**2 + np.square(one - other).sum(), rel=1e-9)
+
+
+def test_the_distance_from_itself_is_zero_and_the_distance_is_symmetric() -> None:
+    random = np.random.default_rng(1)
+    a = _moments(random.standard_normal((100, 8)))
+    b = _moments(random.standard_normal((80, 8)) @ random.standard_normal((8, 8)))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+    assert frechet_distance(a, b) > 0.1
+
+
+def test_precision_and_recall_of_a_set_with_itself_are_1_and_with_a_distant_set_0() -> None:
     near, far = _cloud(0.0), _cloud(100.0)
     assert precision_recall(near, near) == (1.0, 1.0)
     assert precision_recall(near, far) == (0.0, 0.0)
 
 
-def test_what_is_missing_costs_recall_and_what_is_invented_precision() -> None:
+def test_missing_modes_lower_recall_and_invented_modes_lower_precision() -> None:
     one, other = _cloud(0.0, seed=1), _cloud(100.0, seed=2)
     both = np.concatenate([one, other])
-    assert precision_recall(real=both, drawn=one) == (1.0, 0.5)
-    assert precision_recall(real=one, drawn=both) == (0.5, 1.0)
+    assert precision_recall(real=both, generated=one) == (1.0, 0.5)
+    assert precision_recall(real=one, generated=both) == (0.5, 1.0)
 
 
-def test_a_ball_reaches_to_the_third_nearest() -> None:
+def test_the_radius_of_a_ball_is_the_distance_of_the_third_nearest_neighbour() -> None:
     """Real points at 0, 1, 2, 3 of a line: the ball of 0 reaches to 3, that of 1 to 3, and so on."""
     real = np.array([[0.0], [1.0], [2.0], [3.0]])
     inside, outside = np.array([[-3.0], [6.0]]), np.array([[-3.01], [6.01]])
@@ -44,25 +73,25 @@ def test_a_ball_reaches_to_the_third_nearest() -> None:
     assert precision_recall(real, outside)[0] == 0.0
 
 
-def test_neighbours_are_looked_for_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, drawn = _cloud(0.0, 50, seed=3), _cloud(0.8, 70, seed=4)
-    whole = precision_recall(real, drawn)
+def test_the_size_of_blocks_does_not_change_precision_and_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, generated = _cloud(0.0, 50, seed=3), _cloud(0.8, 70, seed=4)
+    whole = precision_recall(real, generated)
     monkeypatch.setattr("training.evaluation.metrics._ROWS", 7)
-    assert precision_recall(real, drawn) == whole
+    assert precision_recall(real, generated) == whole
     assert 0 < whole[0] < 1
 
 
-def test_the_inception_score_is_the_number_of_classes_that_are_told_apart() -> None:
-    sure = 1000 * np.eye(4)[np.arange(400) % 4]
-    assert inception_score(sure) == pytest.approx(4.0)
+def test_the_inception_score_is_the_number_of_distinguished_classes() -> None:
+    certain = 1000 * np.eye(4)[np.arange(400) % 4]
+    assert inception_score(certain) == pytest.approx(4.0)
     assert inception_score(np.zeros((400, 4))) == pytest.approx(1.0)
-    assert inception_score(sure[:, :1] * np.ones(4)) == pytest.approx(1.0)
+    assert inception_score(certain[:, :1] * np.ones(4)) == pytest.approx(1.0)
 
 
-def test_a_class_that_no_image_can_be_of_changes_no_inception_score() -> None:
-    never = np.full((400, 1), -1000.0)  # e^-1000 is 0 in float64
+def test_an_impossible_class_does_not_change_the_inception_score() -> None:
+    impossible = np.full((400, 1), -1000.0)  # e^-1000 is 0 in float64
     random = np.random.default_rng(0).standard_normal((400, 4))
-    assert inception_score(np.hstack([random, never])) == pytest.approx(inception_score(random), rel=1e-12)
+    assert inception_score(np.hstack([random, impossible])) == pytest.approx(inception_score(random), rel=1e-12)
 
 
 class _Means:
@@ -79,15 +108,19 @@ class _Means:
         return features
 
 
-def test_what_is_seen_of_a_set_does_not_depend_on_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_networks, "MOST_COMPARED", 25)
+def test_statistics_do_not_depend_on_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_networks, "MAX_SAMPLE", 25)
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
     features = _Means().features(images)
     labels = features.argmax(axis=1).astype(np.int64)
     labels[:10] = (labels[:10] + 1) % 4
-    seen = look(_Means(), zip(np.split(images, cuts := [7, 20, 33]), np.split(labels, cuts), strict=True))
-    assert seen.images == 40
-    assert seen.top1_accuracy == 0.75
-    np.testing.assert_array_equal(seen.sample, features[:25])
-    np.testing.assert_allclose(seen.moments.mean, features.mean(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(seen.moments.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
+    statistics = extract_features(
+        _Means(), zip(np.split(images, cuts := [7, 20, 33]), np.split(labels, cuts), strict=True)
+    )
+    assert statistics.images == 40
+    assert statistics.top1_accuracy == 0.75
+    np.testing.assert_array_equal(statistics.sample, features[:25])
+    np.testing.assert_allclose(statistics.moments.mean, features.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(
+        statistics.moments.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9
+    )

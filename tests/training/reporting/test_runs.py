@@ -21,7 +21,7 @@ from runtime.errors import CheckpointError, RequestError
 from tests.helpers.tiny_runs import logged, one_thread, resume, start, write_idx_dataset
 from training.cli.runs import runs as command
 from training.reporting import loss_curve, progress
-from training.reporting.environment import sessions
+from training.reporting.environment import read_sessions
 from training.reporting.progress import readable_time, show_progress
 
 
@@ -152,7 +152,7 @@ def test_mar_runs_refuses_what_is_no_run(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_tells_what_it_was_made_with_each_time_it_was_started(folder: pathlib.Path) -> None:
-    first, second = sessions(folder / "slow")
+    first, second = read_sessions(folder / "slow")
     assert (first["from_step"], second["from_step"]) == (0, 2)
     assert first["packages"]["torch"]
     assert first["command"] == sys.argv

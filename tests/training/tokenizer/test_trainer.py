@@ -28,7 +28,7 @@ from training.checkpoints.checkpoint import load_checkpoint, save_vae, save_weig
 from training.checkpoints.published_files import load_vae
 from training.config import RunConfig, read_toml
 from training.data.datasets import open_dataset, to_rgb
-from training.data.latent_cache import CachedLatents, cache_latents
+from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
 from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch
 from training.distributed import Processes
@@ -36,7 +36,7 @@ from training.loop.mar_trainer import MarTrainer
 from training.models.autoencoder import LATENT_SCALE, AutoencoderKL
 from training.models.model_sizes import model_config
 from training.tokenizer.config import TokenizerConfig, read_vae
-from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge
+from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
 from training.tokenizer.perceptual import _VGG16, open_perceptual
 from training.tokenizer.reconstruction import ReconstructionEvaluator, measure_latent_scale
 from training.tokenizer.step import TokenizerTrainStep
@@ -86,7 +86,7 @@ def test_what_a_run_leaves_is_a_tokenizer_whose_latents_have_unit_variance(
     vae, dataset = load_vae(tmp_path / "run" / "tokenizer.safetensors"), to_rgb(open_dataset(data, _SIZE))
     assert vae.latent_scale != LATENT_SCALE
     cpu = torch.device("cpu")
-    cache_latents(dataset, _SIZE, vae, "it", tmp_path / "cache", 4, cpu, lambda done: None, print)
+    cache_latents(dataset, LatentEncoder(vae, "it", _SIZE, 4, cpu), tmp_path / "cache", lambda done: None, print)
     cached = CachedLatents(tmp_path / "cache", _SIZE)
     stream = np.random.default_rng(0)
     drawn = np.stack([cached.latent(n, False, stream) for n in range(len(cached.labels)) for _ in range(20)])
@@ -174,7 +174,7 @@ def test_adversarial_weights_and_hinge() -> None:
     assert adaptive_weight(gradient, gradient / 10).item() == pytest.approx(10, rel=1e-3)
     assert adaptive_weight(gradient, torch.zeros(3)).item() == 1e4
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
-    assert hinge(real, fake).item() == pytest.approx(0.5 * (0.25 + 0.5))
+    assert hinge_loss(real, fake).item() == pytest.approx(0.5 * (0.25 + 0.5))
     network = PatchDiscriminator(8, 2).eval()
     images = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(network(images)[:1], network(images[:1]))  # a score is of one image
@@ -192,7 +192,9 @@ def test_reconstructions_are_judged_by_their_errors(data: pathlib.Path) -> None:
             return torch.where(latents > 0, latents - 10 / 127.5, latents + 10 / 127.5)
 
     evaluator = ReconstructionEvaluator(to_rgb(open_dataset(data, _SIZE)), 6, None)
-    assert evaluator.evaluate(Half(read_vae(TINY_VAE, "test"))) == {"psnr": pytest.approx(10 * math.log10(255**2 / 10**2), abs=1e-6)}
+    assert evaluator.evaluate(Half(read_vae(TINY_VAE, "test"))) == {
+        "psnr": pytest.approx(10 * math.log10(255**2 / 10**2), abs=1e-6)
+    }
 
 
 def test_the_perceptual_distance_by_weights_of_vgg16(tmp_path: pathlib.Path) -> None:
