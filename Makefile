@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
 	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png
-	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --plan own --plan fast \
+	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --preset own --preset fast \
 		--json $(DEMO)/bench.json --chart $(DEMO)/bench.png
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mar_export.benchmark.study import Setting, Study, run_study, summary, time_settings
+from mar_export.benchmark.study import Setting, Study, run_study, summarize_study, time_settings
 from runtime.backends import available_threads
 from runtime.files import replacing, write_json
 from runtime.generator import Generator
@@ -85,7 +85,7 @@ def seconds_and_figures(judged: list[tuple[Study, list[Setting]]]) -> list[dict[
     return [
         setting
         for study, settings in judged
-        for setting in summary(study, settings, HEADS / "judged", seconds)["settings"]
+        for setting in summarize_study(study, settings, HEADS / "judged", seconds)["settings"]
     ]
 
 

@@ -41,7 +41,7 @@ from training.evaluation.feature_networks import (
 from training.evaluation.metrics import frechet_distance
 from training.loop.mar_trainer import MarTrainer
 from training.models.mar import MAR
-from training.models.vq_head import nearest
+from training.models.vq_head import nearest_codes
 from training.reporting.run_comparison import summarize
 
 # Minutes on one core. All variants have the same transformer, and heads of the same depth and width.
@@ -209,7 +209,7 @@ def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[Labe
     codebook = model.diffloss.codebook
     for images, labels in labelled_batches(dataset, np.arange(count)):
         tokens = patchify(from_uint8(images), patch)  # [B, L, D]
-        codes = nearest(torch.from_numpy(tokens).flatten(0, 1), codebook)
+        codes = nearest_codes(torch.from_numpy(tokens).flatten(0, 1), codebook)
         yield to_uint8(unpatchify(codebook[codes].numpy().reshape(tokens.shape), grid, patch)), labels
 
 

@@ -20,7 +20,7 @@ def main(folder: pathlib.Path) -> None:
     if min(pixels.shape) < 200 or pixels.std() < 20:
         sys.exit(f"{folder / 'grid.png'}: flat or too small: {pixels.shape}, standard deviation {pixels.std():.1f}")
     bench = json.loads((folder / "bench.json").read_text())
-    ratio = bench["races"][0]["times_the_baseline"]
+    ratio = bench["cases"][0]["times_the_baseline"]
     if not (isinstance(ratio, float) and math.isfinite(ratio) and ratio > 0):
         sys.exit(f"{folder / 'bench.json'}: no usable ratio: {ratio!r}")
     print(f"demo: grid of {pixels.shape[1]}x{pixels.shape[0]} pixels, {ratio:.2f}x as fast as eager PyTorch")

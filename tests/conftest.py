@@ -9,7 +9,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 pytest_plugins = [
     "tests.helpers.artifacts",
-    "tests.helpers.calibration_statistics",
+    "tests.helpers.benchmarks",
+    "tests.helpers.quantized_artifacts",
     "tests.helpers.command_line",
     "tests.helpers.exported_artifacts",
     "tests.helpers.simulated_gpu",

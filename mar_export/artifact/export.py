@@ -17,9 +17,9 @@ from torch import nn
 
 from mar_export.artifact.parity import Trajectory, eager_outputs, eager_trajectory, engine_parity, generation_parity
 from mar_export.graphs.engine_modules import graph_modules
+from mar_export.onnx_export.exporter import OPSET, export_graph
 from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
-from mar_export.onnx_export.exporter import OPSET, export_graph
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, lowered
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime import __version__

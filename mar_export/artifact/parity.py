@@ -25,7 +25,7 @@ from training.models.mar import MAR
 from training.models.reference_loop import sample
 
 # The largest relative L2 distance from eager float32 that an export may have, by its precision. In
-# float32, round-off alone is 3e-7 to 3e-6. What lower precisions come to is in docs/numbers.md.
+# float32, round-off alone is 3e-7 to 3e-6. What lower precisions come to is in docs/benchmarks/exports.md.
 ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
 GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
 

@@ -1,4 +1,4 @@
-"""The benchmark as an image: a bar a case, its stages in it, the least time beside it."""
+"""The chart of a benchmark: one bar for each case, split into stages, with the least time beside it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _COLOURS = {
 }
 
 
-def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Draw a report of `mar_export.benchmark.report.report` as a PNG at `path`."""
+def save_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draw a report of `mar_export.benchmark.report.build_report` as a PNG file at `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cases, batch = value["cases"], value["batch"]
+    cases, batch = report["cases"], report["batch"]
     slowest = max(case["seconds"]["median"] for case in cases)
     figure = Figure(figsize=(10, 1.6 + 0.5 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
@@ -34,7 +34,7 @@ def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
             axes.barh(row, width, left=left, color=_COLOURS[stage], height=0.7)
             left += width
         if case["share_of_roofline"] is not None:
-            least = sum(value["plans"][case["preset"]]["roofline_seconds"].values()) / batch
+            least = sum(report["plans"][case["preset"]]["roofline_seconds"].values()) / batch
             axes.plot([least, least], [row - 0.4, row + 0.4], color="black", linewidth=2)
             left = max(left, least)
         axes.text(
@@ -47,7 +47,7 @@ def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.set_yticks(range(len(cases)), [f"{case['runner']}, {case['preset']}" for case in cases])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * slowest / batch)
-    axes.set_xlabel("seconds an image (medians); black: the least time that this processor allows in float32")
+    axes.set_xlabel("seconds an image (medians); black line: the least time that this processor allows in float32")
     stages = dict.fromkeys(stage for case in cases for stage in case["stage_seconds"])
     axes.legend(
         [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages],
@@ -56,7 +56,7 @@ def save_chart(value: Mapping[str, Any], path: pathlib.Path) -> None:
         bbox_to_anchor=(1, 1),
         frameon=False,
     )
-    axes.set_title(value["title"], loc="left", fontsize=10)
+    axes.set_title(report["title"], loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""What this machine reaches in ONNX Runtime: one large matrix product, and one that only reads weights."""
+"""The rates that this machine reaches in ONNX Runtime: operations and bytes a second, for the roofline."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime.backends.onnxruntime import brief_spinning
 from runtime.cost.operations import Machine
 
-# Rows, columns in, columns out: the shape of a transformer's MLP, of a width whose rows do not lie multiples of 4096
-# bytes apart, which would take a third of the rate (mar_export.graphs.channel_padding).
+# Rows, columns in, columns out: the shape of a transformer's MLP. The width is no multiple of 1024 floats, at which the
+# product would lose a third of its rate (mar_export.graphs.channel_padding).
 _PRODUCT = (640, 1088, 4096)
-_READ = (1, 8192, 8192)  # one row: 256 MiB of weights pass through, more than any cache holds
+_READ = (1, 8192, 8192)  # one row: reads 256 MiB of weights, more than any cache holds
 _REPEATS = 7
 
 
 class Probe:
-    """Two products, loaded once and measured as often as asked."""
+    """Two matrix products in ONNX Runtime: one limited by arithmetic, one by reading weights."""
 
     def __init__(self, threads: int) -> None:
         self._product, self._read = _session(_PRODUCT, threads), _session(_READ, threads)
 
     def measure(self) -> Machine:
-        """The median rates over a few calls, now."""
+        """Measure both products now, and return the median rates of a few calls."""
         rows, inner, outer = _PRODUCT
         operations = 2 * rows * inner * outer / self._seconds(self._product, _PRODUCT)
         read = 4 * _READ[1] * _READ[2] / self._seconds(self._read, _READ)
@@ -44,7 +44,7 @@ class Probe:
 
 
 def _session(shape: tuple[int, int, int], threads: int) -> Callable[[np.ndarray], object]:
-    """The product of [rows, inner] with a constant [inner, outer]."""
+    """Load the product of an input [rows, inner] with a constant [inner, outer]."""
     rows, inner, outer = shape
     weights = np.random.default_rng(0).random((inner, outer), np.float32)
     graph = helper.make_graph(

@@ -1,4 +1,4 @@
-"""The graphs of `mar_export.benchmark.naive_onnx`, exported from PyTorch."""
+"""Export of the naive graphs of the benchmark from PyTorch; `mar_export.benchmark.naive_onnx` runs them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from training.models.mar import MAR
 
 
 class NaiveBackbone(nn.Module):
-    """Tokens [B, L, D] in raster order and the known positions [B, V] -> z of every position, [B, L, C]."""
+    """The published backbone: tokens [B, L, D] in raster order and the known positions [B, V] to z [B, L, C]."""
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, tokens: Tensor, visible: Tensor, labels: Tensor) -> Tensor:
+        """Compute z for every position, known or not."""
         model, buffer = self.model, self.model.config.buffer_size
         class_embedding = model.class_embedding(labels)[:, None].expand(-1, buffer, -1)
         x = torch.cat([class_embedding, model.z_proj(tokens)], dim=1) + model.encoder_pos_embed_learned
@@ -39,19 +40,20 @@ class NaiveBackbone(nn.Module):
 
 
 class NaiveHead(nn.Module):
-    """The published head: noisy tokens [N, D], timesteps [N] and vectors z [N, C] -> eps and v, [N, 2D]."""
+    """The published head: noisy tokens [N, D], timesteps [N] and vectors z [N, C] to eps and v, [N, 2D]."""
 
     def __init__(self, model: MAR) -> None:
         super().__init__()
         self.net = model.diffloss.net
 
     def forward(self, x: Tensor, timesteps: Tensor, z: Tensor) -> Tensor:
+        """Compute the predicted noise eps and the variance fraction v of each token."""
         return self.net(x, timesteps, z)
 
 
 def export_naive(model: MAR, folder: pathlib.Path) -> None:
-    """Write both graphs into `folder`, all or nothing."""
-    with replacing_folder(folder) as made:
+    """Write both graphs of a model to `folder`; after a failure the folder is as before."""
+    with replacing_folder(folder) as temporary:
         modules = (NaiveBackbone(model), NaiveHead(model))
         for spec, module in zip(naive_specs(model.config).values(), modules, strict=True):
-            export_graph(module.eval(), spec, model.config, made / f"{spec.name}.onnx")
+            export_graph(module.eval(), spec, model.config, temporary / f"{spec.name}.onnx")

@@ -1,65 +1,35 @@
-"""Latency side by side: runners in turn, stage by stage, beside the least time the machine allows."""
+"""The report of `mar bench`: times of all cases beside the least time that the processor allows, as JSON and text."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from mar_export.benchmark.runners import Runner, Stages
+from mar_export.benchmark.timing import Measurement
 from runtime import __version__
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import DEVICE
 from runtime.provenance import commit, processor_name
-from runtime.sampling.constraints import short_chain_settings
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
 
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One runner drawing one plan; `sampling` is the plan's name."""
-
-    runner: str
-    preset: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.runner} {self.preset}"
+_LIBRARIES = ("numpy", "onnxruntime", "openvino", "torch")
 
 
 @dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds over repeated draws."""
+class Workload:
+    """What every runner generates.
 
-    mean: float
-    median: float
-    p10: float
-    p90: float
-
-    @classmethod
-    def of(cls, seconds: list[float]) -> Timing:
-        p10, median, p90 = np.percentile(seconds, [10, 50, 90])
-        return cls(float(np.mean(seconds)), float(median), float(p10), float(p90))
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurement:
-    """One case's times in all (`image`: of a draw, whatever its batch) and stage by stage."""
-
-    case: Case
-    image: Timing
-    stages: Mapping[str, Timing]
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What is drawn in every case: the model, the images together, and each plan with its settings."""
+    Attributes:
+        config: The model.
+        batch: The number of images that are generated together.
+        samplings: The complete sampling settings of each preset, by name.
+        plans: The plan of each preset, by name.
+    """
 
     config: ModelConfig
     batch: int
@@ -67,64 +37,29 @@ class Work:
     plans: Mapping[str, Plan]
 
 
-def warm_up(model: ModelConfig) -> dict[str, Any]:
-    """Settings of an image so short that it only loads and touches everything before the first one is timed."""
-    return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain_settings(model, 2)}
-
-
-def measure(
-    runners: Mapping[str, Runner],
-    cases: list[Case],
-    settings: Mapping[str, Mapping[str, Any]],
-    first: Mapping[str, Any],
-    repeats: int,
-    measure_machine: Callable[[], Machine],
-    progress: Callable[[], None],
-) -> tuple[list[Measurement], Machine]:
-    """Run every case in turn, `repeats` times over, so that whatever else the machine does hits all alike.
-
-    Every runner draws `first` once before. The machine's own rates are taken in every round too,
-    and are medians like the times.
-    """
-    for runner in runners.values():
-        runner.draw(first)
-    totals: dict[Case, list[float]] = {case: [] for case in cases}
-    stages: dict[Case, list[Stages]] = {case: [] for case in cases}
-    machines = []
-    for _ in range(repeats):
-        machines.append(measure_machine())
-        for case in cases:
-            seconds, of_stages = runners[case.runner].draw(settings[case.preset])
-            totals[case].append(seconds)
-            stages[case].append(of_stages)
-            progress()
-    machines.append(measure_machine())
-    measurements = [
-        Measurement(
-            case,
-            Timing.of(totals[case]),
-            {stage: Timing.of([one[stage] for one in stages[case]]) for stage in stages[case][0]},
-        )
-        for case in cases
-    ]
-    rates = np.median([dataclasses.astuple(machine) for machine in machines], axis=0)
-    return measurements, Machine(*map(float, rates))
-
-
-def report(
-    measurements: list[Measurement],
+def build_report(
+    measurements: Sequence[Measurement],
     machine: Machine,
-    work: Work,
-    descriptions: Mapping[str, str],
-    peaks: Mapping[str, int],
+    workload: Workload,
+    runners: Mapping[str, Mapping[str, Any]],
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Everything a reader needs to believe the figures or to repeat them; `about` is added as it is."""
-    slowest = max(measurements, key=lambda one: one.image.median)
-    baseline = next((one for one in measurements if one.case.runner == "eager"), slowest)
+    """Build the JSON report of a benchmark.
+
+    Speeds are relative to the first case of the runner `eager`, or to the slowest case where `eager` is not measured.
+
+    Args:
+        measurements: The times of every case.
+        machine: The rates that the processor reached during the benchmark.
+        workload: What was generated.
+        runners: For each runner its description, `runs_on`, and its peak memory in bytes, `peak_memory_bytes`.
+        about: Further entries of the report, which are copied as they are.
+    """
+    slowest = max(measurements, key=lambda measurement: measurement.total.median)
+    baseline = next((measurement for measurement in measurements if measurement.case.runner == "eager"), slowest)
     return {
         **about,
-        "batch": work.batch,
+        "batch": workload.batch,
         "baseline": dataclasses.asdict(baseline.case),
         "machine": {
             "processor": processor_name(),
@@ -132,57 +67,64 @@ def report(
             "gflops": machine.operations / 1e9,
             "read_gb_per_second": machine.bytes / 1e9,
         },
-        "versions": {"mar": __version__, "commit": commit(), "python": platform.python_version(), **_versions()},
-        "runners": {name: {"runs_on": told, "peak_memory_bytes": peaks[name]} for name, told in descriptions.items()},
-        "plans": {name: _plan(work, name, machine) for name in work.plans},
-        "cases": [_case(one, work, machine, baseline) for one in measurements],
+        "versions": {
+            "mar": __version__,
+            "commit": commit(),
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _LIBRARIES},
+        },
+        "runners": dict(runners),
+        "plans": {name: _plan_entry(workload, name, machine) for name in workload.plans},
+        "cases": [_case_entry(measurement, workload, machine, baseline) for measurement in measurements],
     }
 
 
-def _plan(work: Work, name: str, machine: Machine) -> dict[str, Any]:
-    plan = work.plans[name]
-    costs = plan_costs(work.config, plan, work.batch)
+def _plan_entry(workload: Workload, name: str, machine: Machine) -> dict[str, Any]:
+    plan = workload.plans[name]
+    costs = plan_costs(workload.config, plan, workload.batch)
     return {
-        "sampling": dataclasses.asdict(work.samplings[name]),
+        "sampling": dataclasses.asdict(workload.samplings[name]),
         "tokens": plan.length,
         "iterations": len(plan.iterations),
         "head_evaluations": plan.head_evaluations,
         "largest_guidance_scale": plan.guidance_scale,
         "operations": {stage: cost.operations for stage, cost in costs.items()},
         "bytes": {stage: cost.bytes for stage, cost in costs.items()},
-        "roofline_seconds": roofline_seconds(work.config, plan, machine, work.batch),
+        "roofline_seconds": roofline_seconds(workload.config, plan, machine, workload.batch),
     }
 
 
-def _case(one: Measurement, work: Work, machine: Machine, baseline: Measurement) -> dict[str, Any]:
-    plan = work.plans[one.case.preset]
-    costs = plan_costs(work.config, plan, work.batch).values()
-    least = sum(roofline_seconds(work.config, plan, machine, work.batch).values())
+def _case_entry(
+    measurement: Measurement, workload: Workload, machine: Machine, baseline: Measurement
+) -> dict[str, Any]:
+    plan, median = workload.plans[measurement.case.preset], measurement.total.median
+    costs = plan_costs(workload.config, plan, workload.batch).values()
+    least = sum(roofline_seconds(workload.config, plan, machine, workload.batch).values())
     return {
-        **dataclasses.asdict(one.case),
-        "seconds": dataclasses.asdict(one.image),
-        "seconds_an_image": one.image.median / work.batch,
-        "stage_seconds": {name: dataclasses.asdict(timing) for name, timing in one.stages.items()},
-        "useful_gflops": sum(cost.operations for cost in costs) / one.image.median / 1e9,
-        "useful_gb_per_second": sum(cost.bytes for cost in costs) / one.image.median / 1e9,
-        # The roofline is the processor's, and no measure of another device.
-        "share_of_roofline": None if DEVICE in one.stages else least / one.image.median,
-        "times_the_baseline": baseline.image.median / one.image.median,
+        **dataclasses.asdict(measurement.case),
+        "seconds": dataclasses.asdict(measurement.total),
+        "seconds_an_image": median / workload.batch,
+        "stage_seconds": {name: dataclasses.asdict(timing) for name, timing in measurement.stages.items()},
+        "useful_gflops": sum(cost.operations for cost in costs) / median / 1e9,
+        "useful_gb_per_second": sum(cost.bytes for cost in costs) / median / 1e9,
+        # The roofline is the processor's, so it says nothing about another device.
+        "share_of_roofline": None if DEVICE in measurement.stages else least / median,
+        "times_the_baseline": baseline.total.median / median,
     }
 
 
-def table(value: Mapping[str, Any]) -> str:
-    """A report as text, milliseconds an image."""
-    cases, batch = value["cases"], value["batch"]
-    wide = max(len(_label(case)) for case in cases) + 4
+def format_report(report: Mapping[str, Any]) -> str:
+    """Format a report of `build_report` as a text table, in milliseconds an image."""
+    cases, batch = report["cases"], report["batch"]
+    width = max(len(_label(case)) for case in cases) + 4
     lines = [
-        f"{'ms an image':{wide}}{'median':>10}{'p10':>10}{'p90':>10}{'roofline':>10}{'reached':>9}"
+        f"{'ms an image':{width}}{'median':>10}{'p10':>10}{'p90':>10}{'roofline':>10}{'reached':>9}"
         f"{'GFLOP/s':>9}{'GB/s':>7}{'speed':>8}"
     ]
     for case in cases:
-        least = value["plans"][case["preset"]]["roofline_seconds"]
+        least = report["plans"][case["preset"]]["roofline_seconds"]
         lines.append(
-            f"{_label(case):{wide}}{_milliseconds(case['seconds'], batch)}"
+            f"{_label(case):{width}}{_milliseconds(case['seconds'], batch)}"
             f"{_roofline(case, sum(least.values()) / batch)}"
             f"{case['useful_gflops']:9.0f}{case['useful_gb_per_second']:7.1f}"
             f"{case['times_the_baseline']:7.2f}x"
@@ -191,17 +133,17 @@ def table(value: Mapping[str, Any]) -> str:
             limit = (
                 f"{1e3 * least[stage] / batch:10.1f}{least[stage] / seconds['median']:9.0%}" if stage in least else ""
             )
-            lines.append(f"{'  ' + stage:{wide}}{_milliseconds(seconds, batch)}{limit}")
+            lines.append(f"{'  ' + stage:{width}}{_milliseconds(seconds, batch)}{limit}")
     lines.append("")
     lines += [
-        f"{name:{wide}}peak memory {one['peak_memory_bytes'] / 2**20:,.0f} MiB; {one['runs_on']}"
-        for name, one in value["runners"].items()
+        f"{name:{width}}peak memory {runner['peak_memory_bytes'] / 2**20:,.0f} MiB; {runner['runs_on']}"
+        for name, runner in report["runners"].items()
     ]
-    machine = value["machine"]
+    machine = report["machine"]
     lines.append(
         f"roofline: {machine['gflops']:.0f} GFLOP/s and {machine['read_gb_per_second']:.1f} GB/s, measured between the "
-        "cases; it, GFLOP/s and GB/s count the work that has to be done in float32, whatever a runner does; "
-        f"speed against {_label(value['baseline'])}"
+        "rounds; roofline, GFLOP/s and GB/s count the work that is necessary in float32, whatever a runner computes; "
+        f"speed against {_label(report['baseline'])}"
     )
     return "\n".join(lines)
 
@@ -219,11 +161,8 @@ def _milliseconds(seconds: Mapping[str, float], batch: int) -> str:
     return "".join(f"{1e3 * seconds[name] / batch:10.1f}" for name in ("median", "p10", "p90"))
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("numpy", "onnxruntime", "openvino", "torch"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,7 +1,7 @@
-"""Who takes part in the benchmark: each in a process of its own, drawing the same images on request.
+"""The runners of the benchmark: each generates the same images on request, in a process of its own.
 
-A process of its own gives a runner its own thread pools and its own peak of memory, and keeps
-PyTorch out of the runtime's.
+A separate process gives a runner its own thread pools and its own peak of memory, and keeps PyTorch out of the process
+of the runtime.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import multiprocessing
 import pathlib
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
@@ -26,66 +27,87 @@ from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import DEVICE
-from runtime.sampling.plan import build_plan
+from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 
 if TYPE_CHECKING:
     from training.checkpoints.checkpoint import Checkpoint
 
-Stages = dict[str, float]  # stage -> seconds
-Draw = Callable[[Mapping[str, Any]], Stages]  # settings of a request -> the seconds of each stage
+Stages = dict[str, float]
+"""Seconds by the name of the stage."""
+
+Generate = Callable[[Mapping[str, Any]], Stages]
+"""Generates one batch with the sampling settings of a request; returns the seconds of each stage."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
-    """What is drawn, with what: paths for processes to open."""
+class RunnerInputs:
+    """What a runner needs to start: everything is opened in the runner's own process.
+
+    Attributes:
+        artifact: The artifact folder.
+        checkpoint: The weights that the artifact was exported from; None for random weights, and for runners that need
+            none.
+        config_file: JSON with constructor arguments of a published checkpoint, or None.
+        random_model: The model size whose random weights are used in place of a checkpoint, or None.
+        naive: The folder of the graphs of `naive-onnx`.
+        labels: The classes of one batch.
+        threads: The number of processor threads.
+    """
 
     artifact: pathlib.Path
-    checkpoint: pathlib.Path | None  # None for random weights
+    checkpoint: pathlib.Path | None
     config_file: pathlib.Path | None
     random_model: str | None
-    naive: pathlib.Path  # folder of the naive graphs
+    naive: pathlib.Path
     labels: tuple[int, ...]
     threads: int
 
 
 class Runner:
-    """A runner in its process. Raises `BackendError` where that fails."""
+    """A runner in its own process.
 
-    def __init__(self, name: str, entry: Entry) -> None:
+    Every method raises `BackendError`, with the runner's name, if the process fails or ends.
+
+    Attributes:
+        name: A key of `RUNNERS`.
+        description: The library and the device that the runner runs on, for reports.
+    """
+
+    def __init__(self, name: str, inputs: RunnerInputs) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(name, entry, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(name, inputs, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self.description: str = self._answer()
+        self.description: str = self._receive()
 
-    def draw(self, settings: Mapping[str, Any]) -> tuple[float, Stages]:
-        """Draw once: seconds in all, and in each stage."""
-        self._ask(dict(settings))
-        seconds, stages = self._answer()
+    def generate(self, settings: Mapping[str, Any]) -> tuple[float, Stages]:
+        """Generate one batch with these sampling settings; returns the seconds in all, and in each stage."""
+        self._send(dict(settings))
+        seconds, stages = self._receive()
         return seconds, stages
 
     def finish(self) -> int:
-        """End the process; its peak of memory in bytes."""
-        self._ask(None)
-        peak: int = self._answer()
+        """End the process, and return the peak of its memory in bytes."""
+        self._send(None)
+        peak: int = self._receive()
         self._process.join()
         return peak
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """End the process at once, also in the middle of a generation."""
         self._process.terminate()
         self._process.join()
 
-    def _ask(self, request: Mapping[str, Any] | None) -> None:
+    def _send(self, request: Mapping[str, Any] | None) -> None:
         try:
             self._connection.send(request)
         except BrokenPipeError:
             raise self._ended() from None
 
-    def _answer(self) -> Any:
+    def _receive(self) -> Any:
         try:
             failure, answer = self._connection.recv()
         except (EOFError, ConnectionResetError):
@@ -98,150 +120,155 @@ class Runner:
         return BackendError(f"the process of {self.name} ended; not enough memory?")
 
 
-def _serve(name: str, entry: Entry, connection: Connection) -> None:
-    """Answer requests until one is None. An answer is a pair: what failed, or None; and the value."""
+def _serve(name: str, inputs: RunnerInputs, connection: Connection) -> None:
+    """Answer requests until one is None. An answer is a pair: the failure or None, and the value."""
     try:
-        description, draw = RUNNERS[name](entry)
+        description, generate = RUNNERS[name](inputs)
         connection.send((None, description))
         while (settings := connection.recv()) is not None:
             started = time.perf_counter()
-            stages = draw(settings)
+            stages = generate(settings)
             seconds = time.perf_counter() - started
             connection.send((None, (seconds, {**stages, "rest": seconds - sum(stages.values())})))
         connection.send((None, _peak_bytes()))
     except KeyboardInterrupt:
-        pass  # the other process has it too, and says so
+        pass  # the benchmark's own process receives it too, and reports it
     except MarError as error:
         connection.send((str(error), None))
-    except Exception as error:  # told to the other process, whatever it is
+    except Exception as error:  # any failure must reach the benchmark's own process
         connection.send((f"{type(error).__name__}: {error}", None))
 
 
 def _peak_bytes() -> int:
-    """The most memory this process ever had."""
+    """The peak of this process's memory."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Not getrusage here: its figure outlives exec, so it would be the parent's where that is larger.
+    # getrusage is wrong here: its peak survives exec, so it would be the parent's where that is larger.
     return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
-def _runtime(entry: Entry, backend: str, device: str) -> tuple[str, Draw]:
-    """This runtime on one of its backends, each engine wrapped in a clock."""
-    generator = Generator.load(entry.artifact, backend=backend, device=device, threads=entry.threads)
-    return _clocked(generator, entry)
+def _runtime(inputs: RunnerInputs, backend: str, device: str) -> tuple[str, Generate]:
+    """This runtime on one of its backends, every engine timed."""
+    generator = Generator.load(inputs.artifact, backend=backend, device=device, threads=inputs.threads)
+    return _timed_generator(generator, inputs)
 
 
-def _eager_optimized(entry: Entry) -> tuple[str, Draw]:
-    """This runtime's loop on the modules that are exported, in PyTorch."""
+def _torch_engines(inputs: RunnerInputs, compiled: bool) -> tuple[str, Generate]:
+    """This runtime's loop with the exported modules in PyTorch in place of engines."""
     from mar_export.torch_backends.torch_cpu import eager_generator
 
-    manifest, checkpoint = _in_torch(entry)
-    return _clocked(eager_generator(manifest, checkpoint.model), entry)
+    manifest, checkpoint = _in_torch(inputs)
+    return _timed_generator(eager_generator(manifest, checkpoint.model, compiled=compiled), inputs)
 
 
-def _compiled(entry: Entry) -> tuple[str, Draw]:
-    """The same under `torch.compile`."""
-    from mar_export.torch_backends.torch_cpu import eager_generator
-
-    manifest, checkpoint = _in_torch(entry)
-    return _clocked(eager_generator(manifest, checkpoint.model, compiled=True), entry)
-
-
-def _eager(entry: Entry) -> tuple[str, Draw]:
+def _eager(inputs: RunnerInputs) -> tuple[str, Generate]:
     """The published loop as its authors run it: averaged weights, inference mode, PyTorch's default attention."""
     import torch
 
     from training.models.reference_loop import sample
 
-    manifest, checkpoint = _in_torch(entry)
-    labels, config = np.array(entry.labels), manifest.model
+    manifest, checkpoint = _in_torch(inputs)
 
-    def draw(settings: Mapping[str, Any]) -> Stages:
-        plan = build_plan(config.tokens, manifest.resolve_sampling(settings))
-        order = seeded_order(0, range(len(labels)), config, plan.token_order)
-        noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
+    def generate(settings: Mapping[str, Any]) -> Stages:
+        labels, plan, order, noise = _request(manifest, inputs.labels, settings)
         times: Stages = {}
         sample(checkpoint.model, labels, plan, order, noise, times=times)
         return times
 
-    return f"torch {torch.__version__}, float32, {entry.threads} threads", draw
+    return f"torch {torch.__version__}, float32, {inputs.threads} threads", generate
 
 
-def _naive_onnx(entry: Entry) -> tuple[str, Draw]:
-    """The model exported as it is written, called from a loop in numpy."""
-    from mar_export.benchmark.naive_onnx import naive_specs, sample_naive
+def _naive_onnx(inputs: RunnerInputs) -> tuple[str, Generate]:
+    """The model exported without this project's optimizations, called from a loop in numpy."""
+    from mar_export.benchmark.naive_onnx import NaiveEngines
 
-    manifest = Artifact(entry.artifact).manifest
-    labels, config = np.array(entry.labels), manifest.model
-    runner = OnnxRuntime("onnxruntime", entry.threads)
-    specs = naive_specs(config)
-    backbone, head = (runner.load_graph(entry.naive / f"{name}.onnx", spec) for name, spec in specs.items())
+    manifest = Artifact(inputs.artifact).manifest
+    backend = OnnxRuntime("onnxruntime", inputs.threads)
+    engines = NaiveEngines.load(backend, inputs.naive, manifest.model)
 
-    def draw(settings: Mapping[str, Any]) -> Stages:
-        plan = build_plan(config.tokens, manifest.resolve_sampling(settings))
-        order = seeded_order(0, range(len(labels)), config, plan.token_order)
-        noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
+    def generate(settings: Mapping[str, Any]) -> Stages:
+        labels, plan, order, noise = _request(manifest, inputs.labels, settings)
         times: Stages = {}
-        sample_naive(backbone, head, config, plan, labels, order, noise, times)
+        engines.sample(plan, labels, order, noise, times)
         return times
 
-    return runner.description, draw
+    return backend.description, generate
 
 
-# This runtime by where it runs: plainly "runtime" on ONNX Runtime and a CPU, and named for every other place.
-_USUAL = ("onnxruntime", "cpu")
+def _request(
+    manifest: Manifest, labels: Sequence[int], settings: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], Plan, NDArray[np.int64], NDArray[np.float32]]:
+    """Resolve the settings of a request to labels [B], plan, order [B, L] and noise, as `Generator.generate` does."""
+    config, indices = manifest.model, range(len(labels))
+    plan = build_plan(config.tokens, manifest.resolve_sampling(settings))
+    order = seeded_order(0, indices, config, plan.token_order)
+    return np.array(labels), plan, order, seeded_noise(0, indices, plan.diffusion_steps, config)
+
+
+_DEFAULT = ("onnxruntime", "cpu")
 RUNTIMES = {
-    "runtime" if (backend, device) == _USUAL else f"runtime-{backend}-{device}": (backend, device)
+    "runtime" if (backend, device) == _DEFAULT else f"runtime-{backend}-{device}": (backend, device)
     for backend, devices in BACKENDS.items()
     for device in devices
 }
-RUNNERS: dict[str, Callable[[Entry], tuple[str, Draw]]] = {
+"""Runners that are this runtime, by name: the backend and the device. `runtime` is ONNX Runtime on a CPU."""
+
+RUNNERS: dict[str, Callable[[RunnerInputs], tuple[str, Generate]]] = {
     **{
         name: functools.partial(_runtime, backend=backend, device=device)
         for name, (backend, device) in RUNTIMES.items()
     },
     "naive-onnx": _naive_onnx,
     "eager": _eager,
-    "eager-optimized": _eager_optimized,
-    "compile": _compiled,
+    "eager-optimized": functools.partial(_torch_engines, compiled=False),
+    "compile": functools.partial(_torch_engines, compiled=True),
 }
+"""Every runner by its name: a function that opens it and returns its description and what generates with it."""
 
 
-def checked_checkpoint(entry: Entry) -> tuple[Manifest, Checkpoint]:
-    """The artifact's manifest and the weights that it was exported from. Raises `RequestError`."""
-    manifest, checkpoint = Artifact(entry.artifact).manifest, open_checkpoint(entry)
+def checked_checkpoint(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:
+    """Open the manifest of the artifact and the checkpoint that it was exported from.
+
+    Raises:
+        RequestError: The checkpoint is missing, or the artifact was exported from another one.
+    """
+    manifest, checkpoint = Artifact(inputs.artifact).manifest, open_checkpoint(inputs)
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
         raise RequestError(
-            f"{entry.checkpoint or checkpoint.source} is not the checkpoint that the artifact was exported from; "
+            f"{inputs.checkpoint or checkpoint.source} is not the checkpoint that the artifact was exported from; "
             "export it first"
         )
     return manifest, checkpoint
 
 
-def _in_torch(entry: Entry) -> tuple[Manifest, Checkpoint]:
-    """The same, with PyTorch on as many threads as are asked for."""
+def _in_torch(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:
+    """Open manifest and checkpoint for a runner in PyTorch, and set the number of PyTorch's threads."""
     import torch
 
-    torch.set_num_threads(entry.threads)
-    return checked_checkpoint(entry)
+    torch.set_num_threads(inputs.threads)
+    return checked_checkpoint(inputs)
 
 
-def open_checkpoint(entry: Entry) -> Checkpoint:
-    """The weights of an entry: random ones, or a file's."""
+def open_checkpoint(inputs: RunnerInputs) -> Checkpoint:
+    """Open the checkpoint of a benchmark: random weights of a model size, or those of a file.
+
+    Raises:
+        RequestError: There is neither.
+    """
     from training.checkpoints.checkpoint import load_checkpoint
     from training.checkpoints.random_weights import random_checkpoint
 
-    if entry.random_model is not None:
-        return random_checkpoint(entry.random_model)
-    if entry.checkpoint is None:
-        raise RequestError("eager PyTorch and naive-onnx need the weights: give --checkpoint")
-    return load_checkpoint(entry.checkpoint, entry.config_file)
+    if inputs.random_model is not None:
+        return random_checkpoint(inputs.random_model)
+    if inputs.checkpoint is None:
+        raise RequestError("eager PyTorch and naive-onnx need the weights; add --checkpoint")
+    return load_checkpoint(inputs.checkpoint, inputs.config_file)
 
 
-def _clocked(generator: Generator, entry: Entry) -> tuple[str, Draw]:
-    """Draws with a clock around every engine, or around the loop of a device that executes plans itself."""
+def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, Generate]:
+    """Time every engine of a generator, or its loop as one stage where that runs on a device."""
     manifest, description = generator.manifest, generator.description
     if generator.on_host:
         engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(Engines)}
@@ -251,23 +278,23 @@ def _clocked(generator: Generator, entry: Entry) -> tuple[str, Draw]:
         clocks = {DEVICE: _Clock(generator.loop)}
         timed = Generator(manifest, generator.engines, description, loop=clocks[DEVICE])
 
-    def draw(settings: Mapping[str, Any]) -> Stages:
+    def generate(settings: Mapping[str, Any]) -> Stages:
         for clock in clocks.values():
             clock.seconds = 0.0
-        timed.generate(entry.labels, **settings)
+        timed.generate(inputs.labels, **settings)
         return {name: clock.seconds for name, clock in clocks.items()}
 
-    return generator.description, draw
+    return generator.description, generate
 
 
 class _Clock:
-    """An engine, or a loop, that adds up the time spent in it."""
+    """An engine or a loop that adds up the seconds spent in its calls."""
 
     def __init__(self, timed: Callable[..., Any]) -> None:
         self._timed, self.seconds = timed, 0.0
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         started = time.perf_counter()
-        found = self._timed(*arguments, **named)
+        result = self._timed(*arguments, **named)
         self.seconds += time.perf_counter() - started
-        return found
+        return result

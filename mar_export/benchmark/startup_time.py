@@ -1,4 +1,4 @@
-"""How long a device waits before anything happens: fresh processes, timed from their start."""
+"""Start-up time: fresh processes timed from their start to the first call of an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from runtime.errors import BackendError
 
 _IMPORT = "import runtime"
-# What `mar generate` does, up to the first call of the backbone: its imports, every hash, every session.
+# What `mar generate` does up to the first call of the backbone: imports, verification of hashes, loading of engines.
 _GENERATE = """
 import dataclasses, pathlib, sys, time
 started, artifact, threads, backend, device = float(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
@@ -36,11 +36,19 @@ Generator(loaded.manifest, dataclasses.replace(loaded.engines, backbone=first_ca
 def startup_seconds(
     artifact: pathlib.Path, threads: int, backend: str, device: str, repeats: int
 ) -> Mapping[str, float]:
-    """Medians: `interpreter` starting and ending, `import_runtime` beyond that, and `first_backbone_call`."""
+    """Measure start-up times in fresh processes.
+
+    Returns:
+        Median seconds by name: `interpreter`, an empty Python process; `import_runtime`, the additional time of
+        `import runtime`; `first_backbone_call`, from the start of a process to its first call of the backbone.
+
+    Raises:
+        BackendError: A process failed, for example because the backend cannot load the artifact.
+    """
     interpreter = [_timed("") for _ in range(repeats)]
     imports = [_timed(_IMPORT) for _ in range(repeats)]
-    asked = (str(artifact), str(threads), backend, device)
-    first_calls = [float(_run(_GENERATE, str(time.time()), *asked)) for _ in range(repeats)]
+    arguments = (str(artifact), str(threads), backend, device)
+    first_calls = [float(_run(_GENERATE, str(time.time()), *arguments)) for _ in range(repeats)]
     return {
         "interpreter": float(np.median(interpreter)),
         "import_runtime": float(np.median(imports) - np.median(interpreter)),
@@ -57,6 +65,6 @@ def _timed(code: str) -> float:
 def _run(code: str, *arguments: str) -> str:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().rpartition("\n")[2]
-        raise BackendError(f"a fresh process failed: {said or f'exit status {done.returncode}'}")
+        message = done.stderr.strip().rpartition("\n")[2]
+        raise BackendError(f"a fresh process failed: {message or f'exit status {done.returncode}'}")
     return done.stdout

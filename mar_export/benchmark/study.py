@@ -1,8 +1,8 @@
-"""Quality against time: what each sampler, at each number of steps, and each preset costs and keeps.
+"""The study of quality against time: every preset, and every sampler at several numbers of steps.
 
-Every setting to draw is judged on the same classes, orders and noises. Thousands of images for each take
-hours on a processor, so they are drawn with the engines in PyTorch under bfloat16, one process a core;
-the times are the runtime's own, float32, an image at a time.
+Every setting generates images of the same classes from the same token orders and noise. Thousands of images for each
+take hours on a processor, so they are generated with the engines in PyTorch in bfloat16, with one process for each
+core. The times are those of the runtime in float32, with a batch of one image.
 """
 
 from __future__ import annotations
@@ -40,13 +40,18 @@ from training.evaluation.generate_images import run_in_processes
 from training.evaluation.metrics import frechet_distance
 
 STEPS = (100, 50, 25, 14, 10, 6)
-_ITERATIONS = 16  # of the comparison of samplers
+_SAMPLER_ITERATIONS = 16
 _BATCH = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One setting to draw: a name for tables, and the settings of a request."""
+    """Sampling settings under a name.
+
+    Attributes:
+        name: The row in tables, and the name of the file with the result.
+        sampling: The preset and the overrides of a request, as `Generator.generate` takes them.
+    """
 
     name: str
     sampling: Mapping[str, Any]
@@ -54,53 +59,73 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is judged by what: paths, and how many images of each setting."""
+    """The inputs of a study.
+
+    Attributes:
+        artifact: The artifact folder.
+        checkpoint: The checkpoint that the artifact was exported from.
+        classifier: The file with the weights of the classifier; it is trained and written if it is missing.
+        data: The dataset that the model was trained on.
+        count: The number of images that each setting generates.
+    """
 
     artifact: pathlib.Path
     checkpoint: pathlib.Path
     classifier: pathlib.Path
     data: pathlib.Path
-    images: int
+    count: int
 
 
 def sampler_settings(model: ModelConfig) -> list[Setting]:
-    """Every sampler of `model` at every number of steps, from its own first timestep; none for a distilled head.
+    """Return every sampler of a model at every number of steps in `STEPS`; none for a distilled head.
 
-    Without guidance, which halves the work; presets are judged with that of the artifact.
+    These settings have no guidance, which halves the work. Each sampler starts at its own default timestep.
     """
-    usual = {"preset": "exact", "iterations": min(_ITERATIONS, model.tokens), "cfg_scale": 1.0}
+    common = {"preset": "exact", "iterations": min(_SAMPLER_ITERATIONS, model.tokens), "cfg_scale": 1.0}
     return [
-        Setting(f"{sampler} {steps}", {**usual, "sampler": sampler, "diffusion_steps": steps})
+        Setting(f"{sampler} {steps}", {**common, "sampler": sampler, "diffusion_steps": steps})
         for steps in (() if model.distilled_steps else reversed(STEPS))
         for sampler in supported_samplers(model)
     ]
 
 
 def preset_settings(own: Iterable[str]) -> list[Setting]:
-    """Every preset, the artifact's guidance included, and those that are the artifact's `own`."""
+    """Return a setting for every built-in preset and for each of the artifact's `own`, with the artifact's guidance."""
     return [Setting(name, {"preset": name}) for name in (*PRESETS, *own)]
 
 
 def run_study(
-    study: Study, settings: list[Setting], out: pathlib.Path, processes: int, said: Callable[[str], None]
+    study: Study, settings: list[Setting], out: pathlib.Path, processes: int, report: Callable[[str], None]
 ) -> None:
-    """Judge every setting that `out`, a folder with a JSON for each, does not hold yet."""
+    """Evaluate every setting that has no result in `out` yet.
+
+    Args:
+        study: The inputs.
+        settings: The settings to evaluate.
+        out: A folder with one JSON file for each setting; results are written as soon as they are there.
+        processes: The number of settings that are evaluated at the same time.
+        report: Called with a line of text for each new result.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    _tools(study)  # trains the classifier where there is none, once for all processes
-    left = [setting for setting in settings if _figures(out, setting, study) is None]
+    _load_study(study)  # trains a missing classifier once for all processes
+    missing = [setting for setting in settings if _figures(out, setting, study) is None]
 
     def save(setting: Setting, figures: dict[str, Any]) -> None:
         write_json(_file(out, setting), figures)
-        said(
+        report(
             f"{setting.name:20} top-1 accuracy {figures['top1_accuracy']:.1%}, "
             f"Fréchet distance {figures['frechet']:.3f}"
         )
 
-    run_in_processes(functools.partial(judge_setting, study), left, processes, save)
+    run_in_processes(functools.partial(evaluate_setting, study), missing, processes, save)
 
 
 def time_settings(study: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds an image of each setting, by name: the runtime on its exported engines, in turn, batch 1."""
+    """Time the runtime with every setting, in turn, one image at a time.
+
+    Returns:
+        The seconds of `repeats` images for each setting, by its name.
+    """
     seconds: dict[str, list[float]] = {setting.name: [] for setting in settings}
     with Generator.load(study.artifact, threads=threads) as generator:
         for repeat in range(-1, repeats):
@@ -112,30 +137,41 @@ def time_settings(study: Study, settings: list[Setting], threads: int, repeats: 
     return seconds
 
 
-def summary(
+def summarize_study(
     study: Study, settings: list[Setting], out: pathlib.Path, seconds: Mapping[str, list[float]]
 ) -> dict[str, Any]:
-    """What the study found: the figures of every setting that is judged, with its times."""
-    found = []
+    """Return the report of a study: the result and the times of every setting that is evaluated.
+
+    Args:
+        study: The inputs.
+        settings: The settings to report.
+        out: The folder of results, as for `run_study`.
+        seconds: The times of each setting, as `time_settings` returns them.
+    """
+    rows = []
     for setting in settings:
         figures = _figures(out, setting, study)
         if figures is not None:
             p10, median, p90 = np.percentile(seconds[setting.name], [10, 50, 90])
-            found.append({**figures, "milliseconds": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90}})
-    return {"images": study.images, "settings": found}
+            rows.append({**figures, "milliseconds": {"median": 1e3 * median, "p10": 1e3 * p10, "p90": 1e3 * p90}})
+    return {"images": study.count, "settings": rows}
 
 
-def judge_setting(study: Study, setting: Setting) -> dict[str, Any]:
-    """Draw and judge the images of one setting, in one thread."""
+def evaluate_setting(study: Study, setting: Setting) -> dict[str, Any]:
+    """Generate the images of one setting and evaluate them, in one thread.
+
+    Returns:
+        The result as JSON: the settings, the top-1 accuracy, and the Fréchet distance from the real test images.
+    """
     torch.set_num_threads(1)
-    generator, classifier, real = _tools(study)
-    labels = np.arange(study.images, dtype=np.int64) % generator.manifest.model.class_num
+    generator, classifier, real = _load_study(study)
+    labels = np.arange(study.count, dtype=np.int64) % generator.manifest.model.class_num
     started = time.perf_counter()
     generated = extract_features(classifier, generated_batches(generator, labels, setting.sampling))
     return {
         "name": setting.name,
         "sampling": dataclasses.asdict(generator.sampling(**setting.sampling)),
-        "images": study.images,
+        "images": study.count,
         "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
         "top1_accuracy": generated.top1_accuracy,
         "frechet": frechet_distance(generated.moments, real.moments),
@@ -146,7 +182,7 @@ def judge_setting(study: Study, setting: Setting) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _tools(study: Study) -> tuple[Generator, DatasetClassifier, FeatureStatistics]:
+def _load_study(study: Study) -> tuple[Generator, DatasetClassifier, FeatureStatistics]:
     """Open the generator and the classifier, and compute the statistics of the real test images; once per process."""
     manifest, checkpoint = Artifact(study.artifact).manifest, load_checkpoint(study.checkpoint, None)
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
@@ -173,15 +209,15 @@ def _file(out: pathlib.Path, setting: Setting) -> pathlib.Path:
 
 
 def _figures(out: pathlib.Path, setting: Setting, study: Study) -> dict[str, Any] | None:
-    """What was found for `setting` before; None if nothing was, or for another model or settings."""
+    """Read the result of a setting; None if there is none, or one of another model, settings or number of images."""
     try:
         figures: dict[str, Any] = json.loads(_file(out, setting).read_text())
     except (OSError, ValueError):
         return None
     manifest = Artifact(study.artifact).manifest
-    wanted = {
+    inputs = {
         "sampling": dataclasses.asdict(manifest.resolve_sampling(setting.sampling)),
-        "images": study.images,
+        "images": study.count,
         "checkpoint_sha256": manifest.provenance["checkpoint_sha256"],
     }
-    return figures if {key: figures.get(key) for key in wanted} == json.loads(json.dumps(wanted)) else None
+    return figures if {key: figures.get(key) for key in inputs} == json.loads(json.dumps(inputs)) else None

@@ -1,58 +1,82 @@
-"""`mar bench`."""
+"""The command `mar bench`."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
-from mar_export.benchmark.report import Case, Work, measure, report, table, warm_up
 from mar_export.benchmark.naive_onnx import naive_specs
-from mar_export.benchmark.runners import RUNNERS, RUNTIMES, Entry, Runner, checked_checkpoint, open_checkpoint
+from mar_export.benchmark.report import Workload, build_report, format_report
+from mar_export.benchmark.runners import (
+    RUNNERS,
+    RUNTIMES,
+    Runner,
+    RunnerInputs,
+    checked_checkpoint,
+    open_checkpoint,
+)
+from mar_export.benchmark.timing import Case, Measurement, measure, warm_up_settings
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
 from runtime.checks import check_choice
 from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
+from runtime.cost.operations import Machine
 from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.provenance import commit
-from runtime.requests.validation import check_batch, check_labels
+from runtime.requests.validation import check_batch, check_labels, parse_class
 from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import OWN, PRESETS
 from runtime.sampling.settings import Sampling
-from training.models.model_sizes import model_config
+from training.models.model_sizes import MODEL_SIZES, model_config
 
 _NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)
 _RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
+_STARTUP_REPEATS = 3
 
 
 @click.command()
 @click.argument("artifact", type=PATH, required=False)
-@click.option("--checkpoint", type=PATH, help="The weights the artifact was exported from, for the others to run.")
-@click.option("--config", "config_file", type=PATH, help="JSON with the constructor arguments, for a published .pth.")
-@click.option("--preset", "model", help="Without a checkpoint: a model of this size, such as mar_base.")
-@click.option("--random-weights", is_flag=True, help="Draw the weights of that model at random.")
-@click.option("--runner", "names", type=click.Choice(list(RUNNERS)), multiple=True, help="Who takes part; repeat it.")
 @click.option(
-    "--plan",
-    "plans",
+    "--checkpoint", type=PATH, help="The weights that the artifact was exported from. Runners in PyTorch need them."
+)
+@click.option(
+    "--model-config",
+    "config_file",
+    type=PATH,
+    help="A JSON file with the constructor arguments of a published .pth checkpoint.",
+)
+@click.option("--model", metavar="SIZE", help="Without a checkpoint: a model of this size, such as mar_base.")
+@click.option("--random-weights", is_flag=True, help="Use random weights for --model.")
+@click.option(
+    "--runner", "names", type=click.Choice(list(RUNNERS)), multiple=True, help="What is timed. Repeat it for more."
+)
+@click.option(
+    "--preset",
+    "presets",
     metavar="NAME",
     multiple=True,
-    help=f"What is drawn: {OWN}, {', '.join(PRESETS)}, or a preset of the artifact; repeat it. Every runtime draws "
-    "every plan, the others the first.",
+    help=f"The sampling preset to time: {OWN} (the artifact's own settings), {', '.join(PRESETS)}, or a preset of the "
+    "artifact. Repeat it for more: runners of this runtime are timed with all presets, the others with the first.",
 )
-@click.option("--class", "label", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Images drawn together.")
+@click.option(
+    "--class", "label", default="0", show_default=True, metavar="NUMBER|NAME", help="The class of all images."
+)
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Images that are generated together.")
 @sampling_options
-@click.option("--repeats", type=int, default=5, show_default=True, help="Draws timed of each runner and plan.")
+@click.option(
+    "--repeats", type=int, default=5, show_default=True, help="How often each runner is timed with each preset."
+)
 @threads_option
-@click.option("--json", "json_file", type=PATH, help="Where to write the same as JSON.")
-@click.option("--chart", type=PATH, help="Where to draw it, as PNG.")
+@click.option("--json", "json_file", type=PATH, help="Write the report to this file as JSON.")
+@click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
 @click.option("--work", type=PATH, help="Keep what is exported for the benchmark in this folder, and use it again.")
 def bench(
     artifact: pathlib.Path | None,
@@ -61,8 +85,8 @@ def bench(
     model: str | None,
     random_weights: bool,
     names: tuple[str, ...],
-    plans: tuple[str, ...],
-    label: int,
+    presets: tuple[str, ...],
+    label: str,
     batch_size: int,
     repeats: int,
     threads: int | None,
@@ -71,134 +95,175 @@ def bench(
     work: pathlib.Path | None,
     **settings: object,
 ) -> None:
-    """Time ARTIFACT, or a model with random weights, against eager PyTorch and other ways to run it."""
-    if not 1 <= repeats <= 1000:
-        raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
-    if (artifact is None and not random_weights) or random_weights != (model is not None):
-        raise RequestError(
-            "give an ARTIFACT, or --preset MODEL with --random-weights, or all three for an artifact of those weights"
-        )
-    if random_weights and (checkpoint is not None or config_file is not None):
-        raise RequestError("--checkpoint and --config belong to an ARTIFACT, not to --random-weights")
+    """Time ARTIFACT, or a model with random weights, against eager PyTorch and other runners."""
+    _check_source(artifact, model, random_weights, checkpoint or config_file)
+    _check_numbers(repeats, batch_size)
     for path in (json_file, chart):
         if path is not None:
             check_writable(path)
-    if batch_size < 1:
-        raise RequestError(f"--batch-size must be at least 1, found {batch_size}")
-    names = tuple(dict.fromkeys(names))  # each takes part once
-    if not names:
-        names = ("runtime", "naive-onnx", "eager") if random_weights else ("runtime", "eager")[: 1 + bool(checkpoint)]
+    names = tuple(dict.fromkeys(names)) or _default_runners(random_weights, checkpoint is not None)
     if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
         raise RequestError(f"{', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}: these need --checkpoint")
+    class_names = Artifact(artifact).manifest.class_names if artifact is not None else ()
     with _work_folder(work) as folder:
-        made = folder / commit()  # engines of another version of this code are not the same engines
-        entry = Entry(
-            artifact=artifact or made / f"{model}-random",
+        exports = folder / commit()  # engines of another version of this code are not the same engines
+        inputs = RunnerInputs(
+            artifact=artifact or exports / f"{model}-random",
             checkpoint=checkpoint,
             config_file=config_file,
             random_model=model,
-            naive=made / f"{model or _weights_name(artifact)}-naive",
-            labels=(label,) * batch_size,
+            naive=exports / f"{model or _weights_name(artifact)}-naive",
+            labels=(parse_class(label, class_names),) * batch_size,
             threads=threads or available_threads(),
         )
-        _export(entry, made=artifact is None, naive="naive-onnx" in names)
-        _case(entry, names, plans or (OWN,), settings, repeats, json_file, chart)
+        _export_missing(inputs, artifact is None, "naive-onnx" in names)
+        presets = presets or (OWN,)
+        report = _benchmark(
+            inputs, names, {name: {**settings, "preset": None if name == OWN else name} for name in presets}, repeats
+        )
+        _write(report, json_file, chart)
 
 
-def _case(
-    entry: Entry,
-    names: tuple[str, ...],
-    plans: tuple[str, ...],
-    settings: dict[str, object],
-    repeats: int,
-    json_file: pathlib.Path | None,
-    chart: pathlib.Path | None,
+def _check_source(
+    artifact: pathlib.Path | None, model: str | None, random_weights: bool, weights: pathlib.Path | None
 ) -> None:
-    from mar_export.benchmark.machine_probe import Probe
+    """Check that the options name one source of the weights."""
+    if (artifact is None and not random_weights) or random_weights != (model is not None):
+        raise RequestError(
+            "give an ARTIFACT, or --model SIZE with --random-weights, or all three for an artifact of those weights"
+        )
+    if random_weights and weights is not None:
+        raise RequestError("--checkpoint and --model-config belong to an ARTIFACT, not to --random-weights")
+
+
+def _check_numbers(repeats: int, batch_size: int) -> None:
+    if not 1 <= repeats <= 1000:
+        raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
+    if batch_size < 1:
+        raise RequestError(f"--batch-size must be at least 1, found {batch_size}")
+
+
+def _default_runners(random_weights: bool, has_checkpoint: bool) -> tuple[str, ...]:
+    if random_weights:
+        return ("runtime", "naive-onnx", "eager")
+    return ("runtime", "eager") if has_checkpoint else ("runtime",)
+
+
+def _benchmark(
+    inputs: RunnerInputs, names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], repeats: int
+) -> dict[str, Any]:
+    """Time the runners `names` with the sampling settings of each preset; print the report and return it."""
     from mar_export.benchmark.startup_time import startup_seconds
 
-    manifest = Artifact(entry.artifact).manifest
-    config = manifest.model
-    for name in plans:
-        check_choice("--plan", name, [OWN, *PRESETS, *manifest.presets])
-    asked = {name: {**settings, "preset": None if name == OWN else name} for name in plans}
-    work = _work(manifest, asked, entry)
-    cases = [Case(name, plan) for name in names for plan in (plans if name in RUNTIMES else plans[:1])]
-    for name, plan in work.plans.items():
+    manifest = Artifact(inputs.artifact).manifest
+    _check_presets(settings, manifest)
+    workload = _workload(manifest, settings, inputs)
+    presets = list(settings)
+    cases = [Case(name, preset) for name in names for preset in (presets if name in RUNTIMES else presets[:1])]
+    for name, plan in workload.plans.items():
         click.echo(
             f"{name}: {plan.length} tokens, {len(plan.iterations)} iterations, {plan.head_evaluations} head "
             f"evaluations, guidance up to {plan.guidance_scale:.2f}"
         )
-    click.echo(f"batch {work.batch}, {entry.threads} threads, {repeats} times each")
+    click.echo(f"batch {workload.batch}, {inputs.threads} threads, {repeats} times each")
     started = next((name for name in names if name in RUNTIMES), "runtime")
-    startup = startup_seconds(entry.artifact, entry.threads, *RUNTIMES[started], repeats=3)
+    startup = startup_seconds(inputs.artifact, inputs.threads, *RUNTIMES[started], repeats=_STARTUP_REPEATS)
+    measurements, machine, runners = _measure(inputs, cases, settings, repeats)
+    engine_bytes = sum(entry.bytes for entry in manifest.files.values())
+    about = {
+        "title": f"{manifest.provenance.get('checkpoint', inputs.artifact)}, batch {workload.batch}, "
+        f"{manifest.precision}, {inputs.threads} threads",
+        "provenance": dict(manifest.provenance),
+        "repeats": repeats,
+        "threads": inputs.threads,
+        "engine_bytes": engine_bytes,
+        "startup_of": started,
+        "startup_seconds": dict(startup),
+    }
+    report = build_report(measurements, machine, workload, runners, about)
+    click.echo(format_report(report))
+    click.echo(
+        f"engine files {engine_bytes / 2**20:,.0f} MiB; import of runtime {startup['import_runtime']:.2f} s, "
+        f"from the start of a process of {started} to the first call of the backbone "
+        f"{startup['first_backbone_call']:.2f} s"
+    )
+    return report
+
+
+def _measure(
+    inputs: RunnerInputs, cases: list[Case], settings: Mapping[str, Mapping[str, Any]], repeats: int
+) -> tuple[list[Measurement], Machine, dict[str, dict[str, Any]]]:
+    """Start the runners of `cases`, time them and stop them.
+
+    Returns:
+        The measurements, the rates of this machine, and the entry of each runner in the report.
+    """
+    from mar_export.benchmark.machine_probe import Probe
+
+    config = Artifact(inputs.artifact).manifest.model
     runners: dict[str, Runner] = {}
     try:
-        for name in names:
-            runners[name] = Runner(name, entry)
+        for name in dict.fromkeys(case.runner for case in cases):
+            runners[name] = Runner(name, inputs)
         with progress_bar(repeats * len(cases), "timing") as bar:
             measurements, machine = measure(
                 runners,
                 cases,
-                asked,
-                warm_up(config),
+                settings,
+                warm_up_settings(config),
                 repeats,
-                Probe(entry.threads).measure,
+                Probe(inputs.threads).measure,
                 lambda: bar.update(1),
             )
-        descriptions = {name: runner.description for name, runner in runners.items()}
-        peaks = {name: runner.finish() for name, runner in runners.items()}
+        entries = {
+            name: {"runs_on": runner.description, "peak_memory_bytes": runner.finish()}
+            for name, runner in runners.items()
+        }
     finally:
         for runner in runners.values():
             runner.stop()
-    engines = sum(entry.bytes for entry in manifest.files.values())
-    about = {
-        "title": f"{manifest.provenance.get('checkpoint', entry.artifact)}, batch {work.batch}, {manifest.precision}, "
-        f"{entry.threads} threads",
-        "provenance": dict(manifest.provenance),
-        "repeats": repeats,
-        "threads": entry.threads,
-        "engine_bytes": engines,
-        "startup_of": started,
-        "startup_seconds": dict(startup),
-    }
-    value = report(measurements, machine, work, descriptions, peaks, about)
-    click.echo(table(value))
-    click.echo(
-        f"engine files {engines / 2**20:,.0f} MiB; import of runtime {startup['import_runtime']:.2f} s, "
-        f"from the start of a process of {started} to the first call of the backbone "
-        f"{startup['first_backbone_call']:.2f} s"
-    )
+    return measurements, machine, entries
+
+
+def _check_presets(names: Iterable[str], manifest: Manifest) -> None:
+    for name in names:
+        if name in MODEL_SIZES:
+            raise RequestError(f"{name} is the size of a model, not a sampling preset: use --model {name}")
+        check_choice("--preset", name, [OWN, *PRESETS, *manifest.presets])
+
+
+def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inputs: RunnerInputs) -> Workload:
+    """Resolve the sampling settings of each preset to a plan, and check them before anything is loaded."""
+    config = manifest.model
+    check_masked_diffusion(config, "mar bench")
+    check_labels(inputs.labels, config)
+    samplings = {name: manifest.resolve_sampling(overrides) for name, overrides in settings.items()}
+    plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
+    for plan in plans.values():
+        check_batch(len(inputs.labels), plan.diffusion_steps, config)
+    return Workload(config, len(inputs.labels), samplings, plans)
+
+
+def _write(report: dict[str, Any], json_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
     if json_file is not None:
-        write_json(json_file, value)
-        click.echo(f"written to {json_file}")
+        write_json(json_file, report)
+        click.echo(f"report written to {json_file}")
     if chart is not None:
         from mar_export.benchmark.bench_chart import save_chart
 
-        save_chart(value, chart)
-        click.echo(f"drawn to {chart}")
-
-
-def _work(manifest: Manifest, asked: dict[str, dict[str, object]], entry: Entry) -> Work:
-    """The plans that are drawn, checked before anything is loaded."""
-    config = manifest.model
-    check_masked_diffusion(config, "mar bench")
-    check_labels(entry.labels, config)
-    samplings = {name: manifest.resolve_sampling(settings) for name, settings in asked.items()}
-    plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
-    for plan in plans.values():
-        check_batch(len(entry.labels), plan.diffusion_steps, config)
-    return Work(config, len(entry.labels), samplings, plans)
+        save_chart(report, chart)
+        click.echo(f"chart written to {chart}")
 
 
 def _weights_name(artifact: pathlib.Path | None) -> str:
-    """What tells the weights of one artifact from those of another, as a name for a folder."""
+    """Return the name of a folder for exports of the weights of an artifact: the start of their hash."""
     assert artifact is not None
     return str(Artifact(artifact).manifest.provenance.get("checkpoint_sha256", "unknown"))[:16]
 
 
 @contextlib.contextmanager
 def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
+    """Yield the folder for exports: `work`, or a temporary one that is deleted afterwards."""
     if work is not None:
         if work.exists() and not work.is_dir():
             raise RequestError(f"--work must be a folder, found the file {work}")
@@ -208,18 +273,24 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
         yield pathlib.Path(folder)
 
 
-def _export(entry: Entry, *, made: bool, naive: bool) -> None:
-    """Make the engines that an entry names and that are not there yet; `made` is whether the artifact is ours."""
-    if made and entry.random_model is not None and not is_artifact(entry.artifact):
+def _export_missing(inputs: RunnerInputs, owns_artifact: bool, naive: bool) -> None:
+    """Export what the runners need and is not there yet.
+
+    Args:
+        inputs: The paths, and the weights to export.
+        owns_artifact: Whether the artifact is the benchmark's, so that it may be made.
+        naive: Whether the naive graphs are needed.
+    """
+    if owns_artifact and inputs.random_model is not None and not is_artifact(inputs.artifact):
         from mar_export.artifact.export import export_artifact
 
-        check_labels(entry.labels, model_config(entry.random_model))
-        export_artifact(open_checkpoint(entry), entry.artifact, click.echo, _RANDOM_SAMPLING)
-    config = Artifact(entry.artifact).manifest.model
-    files = [entry.naive / f"{name}.onnx" for name in naive_specs(config)]
+        check_labels(inputs.labels, model_config(inputs.random_model))
+        export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, _RANDOM_SAMPLING)
+    config = Artifact(inputs.artifact).manifest.model
+    files = [inputs.naive / f"{name}.onnx" for name in naive_specs(config)]
     if naive and not all(file.is_file() for file in files):
         from mar_export.benchmark.naive_graphs import export_naive
 
-        check_labels(entry.labels, config)
+        check_labels(inputs.labels, config)
         click.echo("naive-onnx: exporting")
-        export_naive(checked_checkpoint(entry)[1].model, entry.naive)
+        export_naive(checked_checkpoint(inputs)[1].model, inputs.naive)

@@ -1,4 +1,4 @@
-"""`mar study`."""
+"""The command `mar study`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import pathlib
 
 import click
 
-from mar_export.benchmark.study import Study, preset_settings, run_study, sampler_settings, summary, time_settings
+from mar_export.benchmark.study import (
+    Study,
+    preset_settings,
+    run_study,
+    sampler_settings,
+    summarize_study,
+    time_settings,
+)
 from mar_export.benchmark.study_chart import save_study_chart
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
@@ -19,51 +26,57 @@ _REPEATS = 5
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--checkpoint", type=PATH, required=True, help="The weights the artifact was exported from.")
-@click.option("--data", type=PATH, required=True, help="The dataset the model was trained on.")
+@click.option("--checkpoint", type=PATH, required=True, help="The weights that the artifact was exported from.")
+@click.option("--data", type=PATH, required=True, help="The dataset that the model was trained on.")
 @click.option(
-    "--classifier", type=PATH, default="out/classifier.safetensors", show_default=True, help="Made if missing."
+    "--classifier",
+    type=PATH,
+    default="out/classifier.safetensors",
+    show_default=True,
+    help="The weights of the classifier. It is trained if the file is missing.",
 )
-@click.option("--images", type=int, default=5000, show_default=True, help="Images of each setting to draw.")
-@click.option("--out", type=PATH, default="out/study", show_default=True, help="Folder of what is judged already.")
-@click.option("--presets-only", is_flag=True, help="Leave the samplers out.")
+@click.option("--count", type=int, default=5000, show_default=True, help="Images that each setting generates.")
+@click.option(
+    "--out", type=PATH, default="out/study", show_default=True, help="The folder of results; existing ones are kept."
+)
+@click.option("--presets-only", is_flag=True, help="Evaluate the presets only, not the samplers.")
 @threads_option
-@click.option("--json", "json_file", type=PATH, help="Where to write what was found.")
-@click.option("--chart", type=PATH, help="Where to draw it, as PNG.")
+@click.option("--json", "json_file", type=PATH, help="Write the report to this file as JSON.")
+@click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
 def study(
     artifact: pathlib.Path,
     checkpoint: pathlib.Path,
     data: pathlib.Path,
     classifier: pathlib.Path,
-    images: int,
+    count: int,
     out: pathlib.Path,
     presets_only: bool,
     threads: int | None,
     json_file: pathlib.Path | None,
     chart: pathlib.Path | None,
 ) -> None:
-    """Judge every preset and every sampler on ARTIFACT: what it costs, and what is lost.
+    """Measure the time and the quality of every preset and every sampler with ARTIFACT.
 
-    This takes hours; stopped, it goes on where it was.
+    This takes hours. When the command is stopped and given again, it keeps the results in --out.
     """
-    if images < 2:
-        raise RequestError(f"--images must be at least 2, found {images}")
+    if count < 2:
+        raise RequestError(f"--count must be at least 2, found {count}")
     for path in (json_file, chart):
         if path is not None:
             check_writable(path)
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
     settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
-    asked = Study(artifact, checkpoint, classifier, data, images)
-    run_study(asked, settings, out, threads, click.echo)
-    value = summary(asked, settings, out, time_settings(asked, settings, threads, _REPEATS))
-    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top1_accuracy':>12}{'Fréchet distance':>18}")
-    for setting in value["settings"]:
+    inputs = Study(artifact, checkpoint, classifier, data, count)
+    run_study(inputs, settings, out, threads, click.echo)
+    report = summarize_study(inputs, settings, out, time_settings(inputs, settings, threads, _REPEATS))
+    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top-1':>12}{'Fréchet distance':>18}")
+    for setting in report["settings"]:
         click.echo(
             f"{setting['name']:20}{setting['head_evaluations']:18}{setting['milliseconds']['median']:9.0f}"
             f"{setting['top1_accuracy']:12.1%}{setting['frechet']:18.3f}"
         )
     if json_file is not None:
-        write_json(json_file, value)
+        write_json(json_file, report)
     if chart is not None:
-        save_study_chart(value, chart)
+        save_study_chart(report, chart)

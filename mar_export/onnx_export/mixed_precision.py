@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.model.low_precision import stays_in_float32
-from training.models.transformer import ScaledDotProduct, seen
+from training.models.transformer import ScaledDotProduct, causal_mask
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by FLOAT_PRECISIONS
 
@@ -111,7 +111,7 @@ class _ScaledDotProduct(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = self.scores(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))  # [..., K, S]
         if self.causal:
-            scores = scores.where(seen(scores.shape[-2], scores.shape[-1], scores.device), -torch.inf)
+            scores = scores.where(causal_mask(scores.shape[-2], scores.shape[-1], scores.device), -torch.inf)
         return self.mixture(scores.softmax(dim=-1), v)
 
 

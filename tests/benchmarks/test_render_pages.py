@@ -1,4 +1,4 @@
-"""The tables of the page of numbers: what is marked is written anew, and nothing else."""
+"""The tables of the benchmark pages: marked regions are replaced, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from benchmarks.render_pages import (
     training_table,
     variants_table,
 )
-from mar_export.benchmark.report import Case, Measurement, Timing, Work, report
+from mar_export.benchmark.report import Workload, build_report
+from mar_export.benchmark.timing import Case, Measurement, Timing
 from runtime.cost.operations import Machine
 from runtime.errors import RequestError
 from runtime.sampling.plan import build_plan
@@ -45,7 +46,9 @@ Kept.
 def bench_value() -> dict[str, Any]:
     own, fast = Sampling(cfg_scale=2.0), Sampling(cfg_scale=2.0, sampler="ddim", diffusion_steps=14, iterations=16)
     config = model_config("pixel_small")
-    work = Work(config, 2, {"own": own, "fast": fast}, {"own": build_plan(64, own), "fast": build_plan(64, fast)})
+    workload = Workload(
+        config, 2, {"own": own, "fast": fast}, {"own": build_plan(64, own), "fast": build_plan(64, fast)}
+    )
 
     def timing(seconds: float) -> Timing:
         return Timing(mean=9.0, median=seconds, p10=0.5 * seconds, p90=3 * seconds)
@@ -61,9 +64,11 @@ def bench_value() -> dict[str, Any]:
         "engine_bytes": 7 * 2**20,
         "startup_seconds": {"import_runtime": 0.25, "first_backbone_call": 1.5},
     }
-    told = {"runtime": "onnxruntime 1, cpu", "eager": "torch 2"}
-    peaks = {"runtime": 80 * 2**20, "eager": 2000 * 2**20}
-    return report(cases, Machine(operations=60e9, bytes=9e9), work, told, peaks, about)
+    runners = {
+        "runtime": {"runs_on": "onnxruntime 1, cpu", "peak_memory_bytes": 80 * 2**20},
+        "eager": {"runs_on": "torch 2", "peak_memory_bytes": 2000 * 2**20},
+    }
+    return build_report(cases, Machine(operations=60e9, bytes=9e9), workload, runners, about)
 
 
 def setting(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def test_only_what_is_marked_is_replaced(folder: pathlib.Path) -> None:
+def test_only_marked_regions_are_replaced(folder: pathlib.Path) -> None:
     render_page(folder / "page.md", folder)
     text = (folder / "page.md").read_text()
     expected = PAGE.replace("old figures\n| a | b |\n", f"{bench_tables(bench_value())}\n")
@@ -107,7 +112,7 @@ def test_only_what_is_marked_is_replaced(folder: pathlib.Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["page.md", "presets.json", "small.json"]
 
 
-def test_a_second_time_changes_nothing(folder: pathlib.Path) -> None:
+def test_rendering_twice_changes_nothing(folder: pathlib.Path) -> None:
     render_page(folder / "page.md", folder)
     once = (folder / "page.md").read_bytes()
     render_page(folder / "page.md", folder)
@@ -158,7 +163,7 @@ def test_every_table_of_the_benchmark_pages_shows_the_measured_figures(
     assert rendered.read_text() == page.read_text()
 
 
-def test_the_tables_of_a_benchmark_name_every_race_stage_plan_and_contestant() -> None:
+def test_benchmark_tables_have_every_case_stage_preset_and_runner() -> None:
     value = bench_value()
     text = bench_tables(value)
     lines = text.splitlines()
@@ -206,7 +211,7 @@ def test_every_row_of_a_table_has_as_many_cells_as_its_head() -> None:
 
 
 def variants_value() -> dict[str, Any]:
-    """Two settings to draw, one after the other by each head, as `benchmarks.variants` writes them."""
+    """Two settings for each head, as `benchmarks.variants` writes them."""
     settings = [("raster", "causal", 64), ("random", "bidirectional", 16)]
     rows = [
         {
@@ -225,7 +230,7 @@ def variants_value() -> dict[str, Any]:
     return {**about, "real": judged, "real_through_codebook": {**judged, "frechet": 2.0}, "rows": rows}
 
 
-def test_the_table_of_variants_sets_the_losses_side_by_side() -> None:
+def test_variants_table_compares_vq_and_diffusion_heads() -> None:
     lines = variants_table(variants_value()).splitlines()
     assert lines[0] == "1,000 steps of 32 images each; 2,000 images of each evaluated, without guidance."
     assert lines[-4:-2] == [
@@ -235,7 +240,7 @@ def test_the_table_of_variants_sets_the_losses_side_by_side() -> None:
     assert lines[-1].endswith("nearest of the 512 codes: 90.0%, 2.00.")
 
 
-def test_the_table_of_a_study_compares_guided_ways_with_exact() -> None:
+def test_study_table_compares_guided_settings_with_exact() -> None:
     lines = study_table(study_value()).splitlines()
     assert lines[0] == "5,000 images each."
     assert lines[-3:] == [
@@ -251,7 +256,7 @@ def test_a_study_without_exact_compares_nothing() -> None:
     assert "+" not in study_table(value)
 
 
-def test_an_evaluation_has_a_row_for_every_set_that_is_compared() -> None:
+def test_evaluation_table_has_a_row_for_every_set_of_images() -> None:
     row = {"images": 1000, "frechet": 5.5, "precision": 0.25, "recall": 0.125, "top1_accuracy": 0.9}
     training = {**row, "frechet": 0.5, "top1_accuracy": None}
     figures = {"generated": row, "real_training": training, "real": {"images": 10_000}, "weights_sha256": "0"}
@@ -263,7 +268,7 @@ def test_an_evaluation_has_a_row_for_every_set_that_is_compared() -> None:
     ]
 
 
-def test_a_tokenizer_is_told_by_its_reconstructions() -> None:
+def test_tokenizer_table_has_the_quality_of_reconstructions() -> None:
     training = {"steps": 1500, "batch_size": 16, "adversarial_from": 1000, "eval_count": 2000}
     one = {
         "training": training,
@@ -276,7 +281,7 @@ def test_a_tokenizer_is_told_by_its_reconstructions() -> None:
     ]
 
 
-def test_the_gain_of_a_trainer_is_told_round_by_round() -> None:
+def test_training_table_has_the_speedup_of_each_round() -> None:
     about = {"rounds": 3, "batch": 4, "model": "mar_base", "precision": "bf16", "threads": 1, "commit": "0123456789"}
     times = {"published": {"seconds": [9.0, 8.0, 7.0]}, "ours": {"seconds": [5.0, 3.0, 4.0]}}
     speedup = {"seconds": {"median": 1.8, "least": 1.75, "most": 2.6667}}
@@ -289,7 +294,7 @@ def test_the_gain_of_a_trainer_is_told_round_by_round() -> None:
     ]
 
 
-def test_ways_with_noise_of_their_own_have_no_error_to_be_compared() -> None:
+def test_steps_table_leaves_out_samplers_with_random_noise() -> None:
     found = {"name": "calibrated", "head_evaluations": 98, "milliseconds": 99.6, "relative_l2": 0.05, "worst": 0.1}
     noisy = {"name": "exact", "head_evaluations": 6400, "milliseconds": 999.9, "relative_l2": None, "worst": None}
     assert steps_table({"fast": {"judged": [found, noisy]}}).splitlines()[2:] == [

@@ -62,7 +62,7 @@ def test_a_truncated_published_checkpoint_of_full_size_is_told(published: pathli
     shutil.copyfile(published, cut)
     with cut.open("r+b") as file:
         file.truncate(published.stat().st_size * 3 // 4)
-    with pytest.raises(CheckpointError, match=r"cut\.pth: not a whole PyTorch checkpoint; copy it again"):
+    with pytest.raises(CheckpointError, match=r"cut\.pth: not a complete PyTorch checkpoint; copy it again"):
         load_checkpoint(cut)
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.quantization.sqnr import judging
+from calibration.quantization.sqnr import SqnrEvaluator
 from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import ENGINE_TOLERANCES
 from runtime.artifact.artifact_folder import Artifact
@@ -26,6 +26,7 @@ from runtime.errors import ArtifactError, BackendError, RequestError
 from runtime.generator import Generator
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES, Engine
 from runtime.model.latents import from_uint8, to_uint8
+from runtime.requests.inpainting import Edit
 from tests.helpers.command_line import Mar
 from tests.helpers.distance import relative_l2
 from training.checkpoints.checkpoint import Checkpoint, save_run
@@ -237,7 +238,7 @@ def test_a_image_is_encoded_and_all_that_is_known_of_it_is_kept(generator: Gener
     known, calls = random_images(2), list[int]()
     engines = dataclasses.replace(generator.engines, encoder=counted(generator.engines.encoder, calls))
     counting = Generator(generator.manifest, engines, generator.description)
-    result = counting.generate([1, 2], known=known, mask=hole(), **FAST)
+    result = counting.generate([1, 2], edit=Edit(known, hole()), **FAST)
     assert calls == [1, 1]
     assert generator.engines.encoder is not None
     encoded = np.concatenate([generator.engines.encoder(image=from_uint8(known[i : i + 1]))[0] for i in range(2)])
@@ -252,10 +253,10 @@ def test_a_image_is_encoded_and_all_that_is_known_of_it_is_kept(generator: Gener
 
 
 def test_without_pasting_the_whole_image_is_decoded(generator: Generator) -> None:
-    request: dict[str, Any] = {"known": random_images(1)[0], "mask": hole()}
-    pasted, whole = (images_of(generator, [1], paste=paste, **request) for paste in (True, False))
+    known = random_images(1)[0]
+    pasted, whole = (images_of(generator, [1], edit=Edit(known, hole(), paste=paste)) for paste in (True, False))
     assert pasted[:, hole()].tobytes() == whole[:, hole()].tobytes()
-    assert (whole[:, ~hole()] != request["known"][~hole()]).mean() > 0.5
+    assert (whole[:, ~hole()] != known[~hole()]).mean() > 0.5
 
 
 def test_encoded_latents_may_be_given_themselves(generator: Generator) -> None:
@@ -263,8 +264,8 @@ def test_encoded_latents_may_be_given_themselves(generator: Generator) -> None:
     known = random_images(1)
     assert generator.engines.encoder is not None
     (latents,) = generator.engines.encoder(image=from_uint8(known))
-    found = generator.generate([1], known=latents, mask=hole(), **FAST)
-    expected = generator.generate([1], known=known, mask=hole(), paste=False, **FAST)
+    found = generator.generate([1], edit=Edit(latents, hole()), **FAST)
+    expected = generator.generate([1], edit=Edit(known, hole(), paste=False), **FAST)
     assert found.latents.tobytes() == expected.latents.tobytes()
     assert found.images is not None
     assert expected.images is not None
@@ -278,14 +279,14 @@ def test_where_the_encoder_is_missing_that_is_told_and_latents_still_do(
     latents = np.random.default_rng(0).standard_normal((4, 8, 8), np.float32)
     with Generator.load(without_encoder, threads=1) as plain:
         with pytest.raises(RequestError) as refusal:
-            plain.generate([1], known=random_images(1), mask=hole(), **FAST, progress=lambda done, of: ran.append(done))
+            plain.generate([1], edit=Edit(random_images(1), hole()), **FAST, progress=lambda done, of: ran.append(done))
         assert str(refusal.value) == (
-            "this artifact cannot read images; export it with --encoder, or give known as latents"
+            "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
         )
         assert ran == []
-        found = plain.generate([1], known=latents, mask=hole(), **FAST)
+        found = plain.generate([1], edit=Edit(latents, hole()), **FAST)
     assert found.latents[0][:, ~drawn_latents()].tobytes() == latents[:, ~drawn_latents()].tobytes()
-    assert found.latents.tobytes() == generator.generate([1], known=latents, mask=hole(), **FAST).latents.tobytes()
+    assert found.latents.tobytes() == generator.generate([1], edit=Edit(latents, hole()), **FAST).latents.tobytes()
 
 
 # The commands.
@@ -349,7 +350,7 @@ def test_edit_takes_and_makes_images_in_colour(
     line = f"--image {tmp_path}/known.png --mask {tmp_path}/mask.png --class 2 {QUICK} --out {tmp_path}/edited.png"
     code, _, err = mar(f"edit {without_encoder} {line}")
     assert code == 2
-    assert err.startswith("mar: this artifact cannot read images; export it with --encoder")
+    assert err.startswith("mar: this artifact has no encoder, so it cannot read images; export it with --encoder")
     assert not (tmp_path / "edited.png").exists()
     code, out, err = mar(f"edit {kl_artifact} {line}")
     assert (code, err) == (0, "")
@@ -358,18 +359,19 @@ def test_edit_takes_and_makes_images_in_colour(
         found = np.asarray(image)
     assert found[~hole()].tobytes() == known[~hole()].tobytes()
     quick: dict[str, Any] = {"iterations": 2, "diffusion_steps": "ddim2", "cfg_scale": 1.0}
-    assert found.tobytes() == images_of(generator, [2], known=known, mask=hole(), **quick)[0].tobytes()
+    assert found.tobytes() == images_of(generator, [2], edit=Edit(known, hole()), **quick)[0].tobytes()
 
 
-def test_quantized_engines_are_judged_by_latents_alone(
+def test_the_sqnr_of_quantized_engines_needs_no_decoder(
     kl_artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder of the published size would take longer than the loop."""
     loaded, load = list[str](), OnnxRuntime.load
     monkeypatch.setattr(OnnxRuntime, "load", lambda *given: (loaded.append(given[2]), load(*given))[1])
-    with judging(Artifact(kl_artifact), FAST, 2, 1) as judge:
+    artifact = Artifact(kl_artifact)
+    with SqnrEvaluator(artifact, artifact.manifest.resolve_sampling(FAST), 2, 1) as evaluator:
         exact = {name: (kl_artifact / f"{name}.onnx", "fp32") for name in ENGINES}
-        assert judge.relative_l2(exact) == 0
+        assert evaluator.relative_l2(exact) == 0
     assert loaded == list(ENGINES)
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mar_export.benchmark.naive_graphs import NaiveBackbone, export_naive
-from mar_export.benchmark.naive_onnx import naive_specs, sample_naive
+from mar_export.benchmark.naive_onnx import NaiveEngines, naive_specs
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.generator import Generator
@@ -67,12 +67,10 @@ def naive(model: MAR, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def loaded(model: MAR, naive: pathlib.Path) -> Iterator[tuple[Engine, Engine]]:
-    runner = OnnxRuntime("onnxruntime", 1)
-    backbone, head = (
-        runner.load_graph(naive / f"{name}.onnx", spec) for name, spec in naive_specs(model.config).items()
-    )
-    yield backbone, head
-    runner.close()
+    backend = OnnxRuntime("onnxruntime", 1)
+    engines = NaiveEngines.load(backend, naive, model.config)
+    yield engines.backbone, engines.head
+    backend.close()
 
 
 @pytest.fixture
@@ -86,27 +84,31 @@ def generator(golden_artifacts: dict[str, pathlib.Path]) -> Iterator[Generator]:
         yield generator
 
 
-def draw(
+def generate(
     engines: tuple[Counted, Counted], generator: Generator, times: dict[str, float], **settings: Any
 ) -> NDArray[Any]:
     config, plan = generator.manifest.model, generator.plan(**settings)
     order = seeded_order(0, range(len(LABELS)), config, plan.token_order)
     noise = seeded_noise(0, range(len(LABELS)), plan.diffusion_steps, config)
-    tokens = sample_naive(*engines, config, plan, np.array(LABELS), order, noise, times)
+    tokens = NaiveEngines(config, *engines).sample(plan, np.array(LABELS), order, noise, times)
     assert tokens.dtype == np.float32
     return unpatchify(tokens, config.grid, config.patch_size)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_it_draws_what_the_runtime_draws(engines: tuple[Counted, Counted], generator: Generator, name: str) -> None:
+def test_naive_loop_generates_the_images_of_the_runtime(
+    engines: tuple[Counted, Counted], generator: Generator, name: str
+) -> None:
     expected = generator.generate(LABELS, **SETTINGS[name]).latents
-    assert relative_l2(draw(engines, generator, {}, **SETTINGS[name]), expected) <= GOLDEN_TOLERANCE
+    assert relative_l2(generate(engines, generator, {}, **SETTINGS[name]), expected) <= GOLDEN_TOLERANCE
 
 
 @pytest.mark.parametrize("case", [case for case in golden_cases() if case.model == "small"], ids=str)
-def test_it_draws_a_golden_case(engines: tuple[Counted, Counted], generator: Generator, case: Any) -> None:
+def test_naive_loop_generates_the_golden_cases(
+    engines: tuple[Counted, Counted], generator: Generator, case: Any
+) -> None:
     config, plan = generator.manifest.model, generator.plan(**case.settings)
-    tokens = sample_naive(*engines, config, plan, case.labels, case.order, case.noise, {})
+    tokens = NaiveEngines(config, *engines).sample(plan, case.labels, case.order, case.noise, {})
     assert relative_l2(unpatchify(tokens, config.grid, config.patch_size), case.latents) <= GOLDEN_TOLERANCE
 
 
@@ -115,7 +117,7 @@ def test_both_graphs_are_called_for_the_halves_that_guidance_needs(
 ) -> None:
     """Once an iteration and once a step; three images, six sequences where there is guidance."""
     settings = SETTINGS["guided in part"]
-    draw(engines, generator, {}, **settings)
+    generate(engines, generator, {}, **settings)
     iterations = generator.plan(**settings).iterations
     assert [iteration.guided for iteration in iterations] == [False, True, True, False]
     sequences = [6 if iteration.guided else 3 for iteration in iterations]
@@ -127,13 +129,13 @@ def test_both_graphs_are_called_for_the_halves_that_guidance_needs(
 
 def test_times_are_added_up_in_backbone_and_head(engines: tuple[Counted, Counted], generator: Generator) -> None:
     times = {"backbone": 100.0}
-    draw(engines, generator, times, **SETTINGS["unguided"])
+    generate(engines, generator, times, **SETTINGS["unguided"])
     assert list(times) == ["backbone", "head"]
     assert times["backbone"] > 100
     assert times["head"] > 0
 
 
-def test_the_backbone_answers_every_position_in_raster_order(model: MAR) -> None:
+def test_backbone_returns_every_position_in_raster_order(model: MAR) -> None:
     """Its rows are those of the project's own backbone, for the masked tokens in any order."""
     config = model.config
     random = torch.Generator().manual_seed(0)
@@ -151,7 +153,7 @@ def test_the_backbone_answers_every_position_in_raster_order(model: MAR) -> None
     assert relative_l2(found.numpy(), expected.numpy()) <= 1e-5
 
 
-def test_a_graph_takes_any_number_of_known_tokens_and_rows(model: MAR, loaded: tuple[Engine, Engine]) -> None:
+def test_graphs_take_any_number_of_known_tokens_and_rows(model: MAR, loaded: tuple[Engine, Engine]) -> None:
     config: ModelConfig = model.config
     random = np.random.default_rng(0)
     for batch, known in ((1, 0), (2, 1), (3, config.tokens - 1)):
@@ -172,7 +174,7 @@ def test_a_graph_takes_any_number_of_known_tokens_and_rows(model: MAR, loaded: t
         assert relative_l2(found, expected.numpy()) <= 1e-5
 
 
-def test_the_export_is_two_files_named_for_their_graphs(
+def test_export_writes_two_files_with_the_names_of_their_graphs(
     naive: pathlib.Path, golden_artifacts: dict[str, pathlib.Path]
 ) -> None:
     config = Artifact(golden_artifacts["small"]).manifest.model

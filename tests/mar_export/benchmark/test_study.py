@@ -21,11 +21,11 @@ from mar_export.benchmark import study
 from mar_export.benchmark.study import (
     Setting,
     Study,
-    judge_setting,
+    evaluate_setting,
     preset_settings,
     run_study,
     sampler_settings,
-    summary,
+    summarize_study,
     time_settings,
 )
 from mar_export.benchmark.study_chart import save_study_chart
@@ -57,7 +57,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    study._tools.cache_clear()
+    study._load_study.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def made(pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path_fa
     manifest = json.loads((artifact / MANIFEST).read_text())
     manifest["provenance"]["checkpoint_sha256"] = study.load_checkpoint(run).sha256
     (artifact / MANIFEST).write_text(json.dumps(manifest))
-    return Study(artifact, run, folder / "classifier.safetensors", data, images=10)
+    return Study(artifact, run, folder / "classifier.safetensors", data, count=10)
 
 
 class Judged(list[tuple[str, int]]):
@@ -94,12 +94,12 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
     """Judges every setting at once, in this process."""
     seen = Judged()
 
-    def judge(asked: Study, setting: Setting) -> dict[str, Any]:
-        seen.append((setting.name, asked.images))
-        manifest = Artifact(asked.artifact).manifest
+    def judge(inputs: Study, setting: Setting) -> dict[str, Any]:
+        seen.append((setting.name, inputs.count))
+        manifest = Artifact(inputs.artifact).manifest
         sampling = resolve_sampling(manifest.sampling, manifest.model, setting.sampling)
         found = figures(
-            setting.name, json.loads(json.dumps(dataclasses.asdict(sampling))), asked.images, float(len(seen))
+            setting.name, json.loads(json.dumps(dataclasses.asdict(sampling))), inputs.count, float(len(seen))
         )
         return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
 
@@ -107,8 +107,8 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Judged:
         assert mp_context.get_start_method() == "spawn"
         return concurrent.futures.ThreadPoolExecutor(processes)
 
-    monkeypatch.setattr(study, "judge_setting", judge)
-    monkeypatch.setattr(study, "_tools", lambda asked: None)
+    monkeypatch.setattr(study, "evaluate_setting", judge)
+    monkeypatch.setattr(study, "_load_study", lambda inputs: None)
     monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
     return seen
 
@@ -126,7 +126,7 @@ def figures(name: str, sampling: dict[str, Any], images: int, frechet: float) ->
     }
 
 
-def _out_of_luck(asked: Study, setting: Setting) -> dict[str, Any]:
+def _out_of_luck(inputs: Study, setting: Setting) -> dict[str, Any]:
     raise MarError("out of luck")
 
 
@@ -144,10 +144,10 @@ def test_a_setting_is_evaluated_by_the_images_that_it_generates(made: Study, mon
         generated.extend(batches)
         return extract_features(network, generated)
 
-    generator, classifier, real = study._tools(made)
+    generator, classifier, real = study._load_study(made)
     monkeypatch.setattr(study, "extract_features", recording_extract)
     monkeypatch.setattr(study, "_BATCH", 4)
-    found = judge_setting(made, QUICK)
+    found = evaluate_setting(made, QUICK)
     for (images, _), index in zip(generated, ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9]), strict=True):
         alone = generator.generate([number % 2 for number in index], index=index, **QUICK.sampling).images
         np.testing.assert_array_equal(images, alone)
@@ -164,7 +164,7 @@ def test_a_setting_is_evaluated_by_the_images_that_it_generates(made: Study, mon
 
 
 def test_real_images_are_those_of_the_test_split(made: Study) -> None:
-    _, classifier, real = study._tools(made)
+    _, classifier, real = study._load_study(made)
     assert real.sample.shape == (40, 64)
     test = study.open_dataset(made.data, 8, "test")
     statistics = extract_features(classifier, labelled_batches(test, np.arange(40)))
@@ -179,7 +179,7 @@ def test_another_checkpoint_than_the_artifacts_is_refused(
 ) -> None:
     other = dataclasses.replace(made, artifact=pixel_artifact, classifier=tmp_path / "c.safetensors")
     with pytest.raises(RequestError, match="is not the checkpoint that"):
-        study._tools(other)
+        study._load_study(other)
     assert not (tmp_path / "c.safetensors").exists()
 
 
@@ -215,7 +215,7 @@ def test_other_settings_or_numbers_of_images_are_judged_anew(
 ) -> None:
     run_study(made, [QUICK, OTHER], tmp_path, 1, told)
     images = change.get("images", 10)
-    changed = dataclasses.replace(made, images=images)
+    changed = dataclasses.replace(made, count=images)
     setting = Setting("quick", {**QUICK.sampling, **change.get("setting", {})})
     judged.clear()
     run_study(changed, [setting, OTHER], tmp_path, 1, told)
@@ -244,12 +244,12 @@ def test_results_of_another_model_are_judged_anew(made: Study, judged: Judged, t
 def test_a_way_that_fails_is_told_and_judged_the_next_time(
     made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = study.judge_setting
-    monkeypatch.setattr(study, "judge_setting", _out_of_luck)
+    judge = study.evaluate_setting
+    monkeypatch.setattr(study, "evaluate_setting", _out_of_luck)
     with pytest.raises(MarError, match="out of luck"):
         run_study(made, [QUICK], tmp_path, 1, told)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(study, "judge_setting", judge)
+    monkeypatch.setattr(study, "evaluate_setting", judge)
     run_study(made, [QUICK], tmp_path, 1, told)
     assert judged == [("quick", 10)]
 
@@ -258,15 +258,15 @@ def test_a_failure_ends_the_study(
     made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is being drawn may end; what has not begun, hours of work, must not begin."""
-    judge = study.judge_setting
+    judge = study.evaluate_setting
 
-    def judge_slowly(asked: Study, setting: Setting) -> dict[str, Any]:
+    def judge_slowly(inputs: Study, setting: Setting) -> dict[str, Any]:
         if setting == OTHER:
-            _out_of_luck(asked, setting)
+            _out_of_luck(inputs, setting)
         time.sleep(0.1)
-        return judge(asked, setting)
+        return judge(inputs, setting)
 
-    monkeypatch.setattr(study, "judge_setting", judge_slowly)
+    monkeypatch.setattr(study, "evaluate_setting", judge_slowly)
     settings = [OTHER, *(Setting(f"quick {number}", QUICK.sampling) for number in range(8))]
     with pytest.raises(MarError, match="out of luck"):
         run_study(made, settings, tmp_path, 1, told)
@@ -276,7 +276,7 @@ def test_a_failure_ends_the_study(
 def test_ways_are_judged_in_processes_of_their_own(made: Study, tmp_path: pathlib.Path) -> None:
     """The real thing, once: figures from another process are those of this one."""
     run_study(made, [QUICK], tmp_path, 1, told)
-    found, expected = json.loads((tmp_path / "quick.json").read_text()), judge_setting(made, QUICK)
+    found, expected = json.loads((tmp_path / "quick.json").read_text()), evaluate_setting(made, QUICK)
     for same in ("name", "images", "head_evaluations", "engines", "top1_accuracy"):
         assert found[same] == expected[same]
     assert found["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)
@@ -337,12 +337,12 @@ def test_the_summary_has_the_figures_and_times_of_what_is_judged(
 ) -> None:
     run_study(made, [QUICK], tmp_path, 1, told)
     seconds = {"quick": [float(number) for number in range(1, 12)], "dpm++2m 4": [1.0]}
-    found = summary(made, [OTHER, QUICK], tmp_path, seconds)
+    found = summarize_study(made, [OTHER, QUICK], tmp_path, seconds)
     assert found["images"] == 10
     (only,) = found["settings"]
     assert only["milliseconds"] == pytest.approx({"median": 6000.0, "p10": 2000.0, "p90": 10000.0})
     assert {**json.loads((tmp_path / "quick.json").read_text()), "milliseconds": only["milliseconds"]} == only
-    assert summary(dataclasses.replace(made, images=11), [QUICK], tmp_path, seconds)["settings"] == []
+    assert summarize_study(dataclasses.replace(made, count=11), [QUICK], tmp_path, seconds)["settings"] == []
 
 
 def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) -> None:
@@ -376,7 +376,7 @@ def test_the_chart_shows_every_sampler_and_every_preset(tmp_path: pathlib.Path) 
 def command(made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The options that are needed; judged and timed at once."""
 
-    def timed(asked: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
+    def timed(inputs: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
         return {setting.name: [0.1 * (1 + number)] * repeats for number, setting in enumerate(settings)}
 
     monkeypatch.setattr(study_cli, "time_settings", timed)
@@ -385,7 +385,7 @@ def command(made: Study, judged: Judged, tmp_path: pathlib.Path, monkeypatch: py
         "--data": made.data,
         "--classifier": made.classifier,
         "--out": tmp_path / "out",
-        "--images": 10,
+        "--count": 10,
         "--threads": 1,
     }
     return [str(made.artifact), *(str(part) for option in options.items() for part in option)]
@@ -427,7 +427,7 @@ def test_the_command_judges_samplers_too(command: list[str], judged: Judged) -> 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["--images", "1"], "--images must be at least 2, found 1"),
+        (["--count", "1"], "--count must be at least 2, found 1"),
         (["--json", "{folder}"], "it is a folder"),
         (["--chart", "{folder}"], "it is a folder"),
     ],

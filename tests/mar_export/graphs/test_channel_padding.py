@@ -15,9 +15,9 @@ from torch import nn
 from calibration.cli.calibrate import calibrate
 from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import parity_sizes
+from mar_export.graphs.channel_padding import spare_channels, with_spare_channels
 from mar_export.graphs.engine_modules import loop_modules
 from mar_export.graphs.engine_modules import padding as inner_width
-from mar_export.graphs.channel_padding import spare_channels, with_spare_channels
 from mar_export.onnx_export.example_inputs import example_inputs
 from runtime.generator import Generator
 from runtime.model.engine_spec import ENGINES, engine_specs

@@ -35,6 +35,7 @@ from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend
 from runtime.model.config import LATER_FIELDS, ModelConfig
+from runtime.requests.inpainting import Edit
 from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
@@ -140,7 +141,7 @@ def test_a_part_of_a_image_is_drawn_anew_by_a_causal_model(causal: Generator) ->
     known = causal.generate([0], **_CHAIN).latents
     mask = np.zeros((4, 4), np.bool_)
     mask[1:3, 2:] = True
-    found = causal.generate([1], known=known[0], mask=mask, **_CHAIN, **_GUIDED).latents
+    found = causal.generate([1], edit=Edit(known[0], mask), **_CHAIN, **_GUIDED).latents
     pixels = mask.repeat(4, 0).repeat(4, 1)
     assert np.array_equal(found[0, 0][~pixels], known[0, 0][~pixels])
     assert (found[0, 0][pixels] != known[0, 0][pixels]).all()
@@ -188,8 +189,8 @@ def test_what_a_form_cannot_do_is_refused_in_one_line(
 
 
 def test_a_model_of_raster_order_edits_nothing(codes: Generator) -> None:
-    with pytest.raises(RequestError, match="raster order alone, so it cannot draw a part anew"):
-        codes.generate([0], known=np.zeros((1, 16, 16), np.float32), mask=np.ones((4, 4), np.bool_))
+    with pytest.raises(RequestError, match="raster order only, so it cannot regenerate a part"):
+        codes.generate([0], edit=Edit(np.zeros((1, 16, 16), np.float32), np.ones((4, 4), np.bool_)))
 
 
 @pytest.mark.parametrize(

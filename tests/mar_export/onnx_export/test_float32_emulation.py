@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from mar_export.graphs.engine_modules import graph_modules
-from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
+from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.mixed_precision import DTYPES, lowered
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.model.engine_spec import ENGINES, engine_specs

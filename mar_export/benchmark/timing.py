@@ -1,0 +1,118 @@
+"""Timing of runners in turn: the seconds of complete generations and of their stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mar_export.benchmark.runners import Runner, Stages
+from runtime.cost.operations import Machine
+from runtime.model.config import ModelConfig
+from runtime.sampling.constraints import short_chain_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One row of the benchmark: a runner that generates with one sampling preset.
+
+    Attributes:
+        runner: A key of `mar_export.benchmark.runners.RUNNERS`.
+        preset: The name of the sampling preset; `own` stands for the artifact's own settings.
+    """
+
+    runner: str
+    preset: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Statistics of the seconds that repeated runs of the same work took.
+
+    Attributes:
+        mean: The arithmetic mean, in seconds.
+        median: The median, in seconds.
+        p10: The 10th percentile, in seconds.
+        p90: The 90th percentile, in seconds.
+    """
+
+    mean: float
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        """Compute the statistics of a list of at least one measured time, in seconds."""
+        p10, median, p90 = np.percentile(seconds, [10, 50, 90])
+        return cls(float(np.mean(seconds)), float(median), float(p10), float(p90))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The measured times of one case.
+
+    Attributes:
+        case: What was timed.
+        total: The time of a complete generation of one batch.
+        stages: The part of that time spent in each stage, by the stage's name.
+    """
+
+    case: Case
+    total: Timing
+    stages: Mapping[str, Timing]
+
+
+def warm_up_settings(model: ModelConfig) -> dict[str, Any]:
+    """Return sampling settings of a very short generation that still calls every engine with every kind of input."""
+    return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain_settings(model, 2)}
+
+
+def measure(
+    runners: Mapping[str, Runner],
+    cases: list[Case],
+    settings: Mapping[str, Mapping[str, Any]],
+    warm_up: Mapping[str, Any],
+    repeats: int,
+    measure_machine: Callable[[], Machine],
+    progress: Callable[[], None],
+) -> tuple[list[Measurement], Machine]:
+    """Time every case `repeats` times, all cases in turn, so that other load on the machine affects all alike.
+
+    Args:
+        runners: The started runners, by name.
+        cases: The rows to measure, in the order of the report.
+        settings: The sampling settings of each preset, by the preset's name.
+        warm_up: Sampling settings of one untimed generation, with which every runner starts.
+        repeats: How often each case is timed.
+        measure_machine: Measures the rates of this machine now; called before each round and after the last.
+        progress: Called after each timed generation.
+
+    Returns:
+        A measurement for each case, and the median rates of the machine.
+    """
+    for runner in runners.values():
+        runner.generate(warm_up)
+    totals: dict[Case, list[float]] = {case: [] for case in cases}
+    stages: dict[Case, list[Stages]] = {case: [] for case in cases}
+    machines = []
+    for _ in range(repeats):
+        machines.append(measure_machine())
+        for case in cases:
+            seconds, stage_seconds = runners[case.runner].generate(settings[case.preset])
+            totals[case].append(seconds)
+            stages[case].append(stage_seconds)
+            progress()
+    machines.append(measure_machine())
+    measurements = [
+        Measurement(
+            case,
+            Timing.of(totals[case]),
+            {stage: Timing.of([repeat[stage] for repeat in stages[case]]) for stage in stages[case][0]},
+        )
+        for case in cases
+    ]
+    rates = np.median([dataclasses.astuple(machine) for machine in machines], axis=0)
+    return measurements, Machine(*map(float, rates))

@@ -1,0 +1,156 @@
+"""The options of `mar bench`, with runners that have no process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from torch import nn
+
+from mar_export.benchmark import naive_graphs
+from mar_export.benchmark.timing import warm_up_settings
+from mar_export.cli import bench as bench_cli
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
+from runtime.errors import BackendError
+from runtime.files import write_json
+from runtime.sampling.settings import Sampling
+from tests.helpers.benchmarks import (
+    BACKBONE_COLOUR,
+    WEIGHTS,
+    FakeRunner,
+    assert_table_agrees,
+    colours,
+)
+from training.checkpoints.checkpoint import Checkpoint
+from training.checkpoints.random_weights import random_checkpoint
+from training.models.model_sizes import model_config
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread", "no_leftover_processes")
+
+
+SMALL = model_config("pixel_small", img_size=16)  # of 16 tokens, as that model
+
+
+def run(line: str) -> str:
+    result = CliRunner().invoke(bench_cli.bench, line, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize(("weights", "expected"), [("", ["runtime"]), (WEIGHTS, ["runtime", "eager"])])
+def test_eager_pytorch_is_timed_if_there_is_a_checkpoint(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, weights: str, expected: list[str]
+) -> None:
+    run(f"{small_artifact} {weights} --repeats 1 --threads 3 --class 5 --batch-size 2")
+    assert [one.name for one in fake_runners.instances] == expected
+    for one in fake_runners.instances:
+        assert one.inputs.artifact == small_artifact
+        assert (one.inputs.labels, one.inputs.threads) == ((5, 5), 3)
+        assert one.finished
+        assert one.stopped
+
+
+def test_sampling_options_change_every_preset(fake_runners: type[FakeRunner], small_artifact: pathlib.Path) -> None:
+    run(f"{small_artifact} --preset fast --preset own --repeats 2 --iterations 3 --cfg-scale 1.5")
+    (runner,) = fake_runners.instances
+    warm_up, *drawn = [{key: value for key, value in one.items() if value is not None} for one in runner.requests]
+    assert warm_up == warm_up_settings(SMALL)
+    asked = {"iterations": 3, "cfg_scale": 1.5}
+    assert drawn == [{**asked, "preset": "fast"}, asked] * 2
+
+
+def test_preset_of_the_artifact_can_be_timed(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    path = pathlib.Path(shutil.copytree(small_artifact, tmp_path / "artifact"))
+    manifest = Artifact(path).manifest
+    own = dataclasses.replace(manifest, presets={"mine": Sampling(iterations=2, diffusion_steps=(7, 4))})
+    write_json(path / MANIFEST, own.to_dict())
+    assert "mine: 16 tokens, 2 iterations, 11 head evaluations" in run(f"{path} --preset mine --repeats 1")
+    assert fake_runners.instances[0].requests[-1]["preset"] == "mine"
+
+
+def test_report_has_the_times_of_its_runners(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    fake_runners.seconds = staticmethod(lambda name, settings: {"runtime": 2.0, "eager": 7.0}[name])
+    output = run(
+        f"{small_artifact} {WEIGHTS} --repeats 3 --json {tmp_path / 'new' / 'b.json'} --chart {tmp_path / 'b.png'}"
+    )
+    value = json.loads((tmp_path / "new" / "b.json").read_text())
+    assert [case["times_the_baseline"] for case in value["cases"]] == [3.5, 1.0]
+    assert value["machine"]["gflops"] == 5
+    assert [one["peak_memory_bytes"] for one in value["runners"].values()] == [2 * 2**20] * 2
+    assert_table_agrees(output, value)
+    assert colours(tmp_path / "b.png")[BACKBONE_COLOUR] > 100
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["b.json", "b.png", "new"]
+
+
+def test_model_with_random_weights_is_exported_once_to_the_work_folder(
+    fake_runners: type[FakeRunner],
+    pixel_artifact: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exported: list[Any] = []
+
+    def export(checkpoint: Checkpoint, out: pathlib.Path, say: Callable[[str], None], sampling: Sampling) -> None:
+        exported.append((checkpoint.source, sampling.cfg_scale))
+        shutil.copytree(pixel_artifact, out)
+
+    def export_naive(model: nn.Module, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True)
+        exported.append(sum(parameter.numel() for parameter in model.parameters()))
+        for name in ("naive-backbone", "naive-head"):
+            (folder / f"{name}.onnx").touch()
+
+    monkeypatch.setattr("mar_export.artifact.export.export_artifact", export)
+    monkeypatch.setattr(naive_graphs, "export_naive", export_naive)
+    parameters = sum(p.numel() for p in random_checkpoint("pixel_small").model.parameters())
+    for _ in range(2):
+        run(f"--model pixel_small --random-weights --work {tmp_path / 'work'} --repeats 1")
+    assert exported == [("random weights, pixel_small", 2.9), parameters]
+    assert [one.name for one in fake_runners.instances] == ["runtime", "naive-onnx", "eager"] * 2
+    inputs = fake_runners.instances[0].inputs
+    assert inputs.random_model == "pixel_small"
+    assert (inputs.artifact / "manifest.json").is_file()
+    assert (inputs.naive / "naive-head.onnx").is_file()
+    assert inputs.artifact.is_relative_to(tmp_path / "work")
+    assert inputs.naive.is_relative_to(tmp_path / "work")
+
+
+def test_temporary_work_folder_is_deleted(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[pathlib.Path] = []
+
+    def export_naive(model: nn.Module, folder: pathlib.Path) -> None:
+        folder.mkdir(parents=True)
+        folders.append(folder)
+
+    monkeypatch.setattr(naive_graphs, "export_naive", export_naive)
+    run(f"{small_artifact} {WEIGHTS} --runner naive-onnx --repeats 1")
+    assert fake_runners.instances[0].inputs.naive == folders[0]
+    assert not folders[0].exists()
+
+
+def test_all_started_runners_are_stopped_when_one_fails(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def seconds(name: str, settings: Mapping[str, Any]) -> float:
+        if name == "eager" and settings != warm_up_settings(SMALL):
+            raise BackendError("eager: RuntimeError: out of luck")
+        return 1.0
+
+    fake_runners.seconds = staticmethod(seconds)
+    with pytest.raises(BackendError, match="out of luck"):
+        run(f"{small_artifact} {WEIGHTS} --json {tmp_path / 'b.json'}")
+    assert [one.stopped for one in fake_runners.instances] == [True, True]
+    assert list(tmp_path.iterdir()) == []
