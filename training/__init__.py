@@ -1,1 +1,1 @@
-"""Train MAR models with PyTorch: the model, its data, the trainer, and how good its images are."""
+"""Training of MAR models with PyTorch: models, data, the training loop, checkpoints, and evaluation of images."""

@@ -1,4 +1,4 @@
-"""`python -m training` is `mar train`, in the form that torchrun starts."""
+"""The command `python -m training`, which is `mar train` in the form that torchrun starts."""
 
 import sys
 

@@ -1,18 +1,18 @@
-"""What decides a run, as one typed value: from a TOML file, from flags, and from the run that keeps it.
+"""The settings of a training run as one typed value, read from a TOML file, from flags, or from the run's own config.
 
-A setting is described once, in its field: its type, its default, what it may be and what it does. Flags,
-checks and `mar train --help` are made from that.
+A setting is described once, by its field: type, default, limits and help. The flags of `mar train`, their help and
+the checks are made from that description.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-import json
 import math
 import pathlib
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from runtime.errors import ConfigError
@@ -24,36 +24,59 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_Config = TypeVar("_Config", bound="StepConfig")
+_Training = TypeVar("_Training", bound="StepConfig")
+_Config = TypeVar("_Config", bound="BaseRunConfig")
 
-_KEYS = {"data", "preset", "model", "training"}
+_KEYS = {"data", "model", "training"}
+_RENAMED_KEYS = {
+    "preset": ("model", "model, or name within the table model"),
+    "attention": ("attention_precision", "attention_precision"),
+    "judged": ("eval_count", "eval_count"),
+}
+"""For each key of earlier versions the key that replaces it, and how a message names that."""
+
+_UNKNOWN_DATA = "not given yet"  # stands for `data` while a config without it is printed
 
 
-def setting(default: Any, tells: str, **limits: Any) -> Any:
-    """A field with its help; `least`, `above` and `below` limit numbers, `choices` texts."""
-    return dataclasses.field(default=default, metadata={"help": tells, **limits})
+def setting(default: Any, help_text: str, **limits: Any) -> Any:
+    """Describe a field of a config.
+
+    Args:
+        default: The field's default.
+        help_text: What the setting does, as `--help` prints it.
+        limits: `least` (inclusive), `above` and `below` (both exclusive) limit a number; `choices` limits a text.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """What every training has: how many steps of what, and what is kept on the way. Raises `ConfigError`."""
+    """The settings that every training has: length, batches, optimizer, and what is saved on the way.
 
-    steps: int = dataclasses.field(metadata={"help": "Training steps in all.", "least": 1})
-    batch_size: int = setting(64, "Images a step, over all processes and micro-batches.", least=1)
-    accumulate: int = setting(1, "Micro-batches a step, to fit a large batch into little memory.", least=1)
-    learning_rate: float = setting(1e-4, "Reached after the warm-up, constant from then on.", above=0)
+    `metadata["help"]` of each field says what it does.
+
+    Raises:
+        ConfigError: A value has the wrong type or lies outside its limits.
+    """
+
+    steps: int = dataclasses.field(metadata={"help": "Number of training steps of the whole run.", "least": 1})
+    batch_size: int = setting(64, "Images per step, over all processes and micro-batches.", least=1)
+    accumulate: int = setting(1, "Micro-batches per step, to fit a large batch into little memory.", least=1)
+    learning_rate: float = setting(1e-4, "Learning rate after the warm-up; it stays constant.", above=0)
     warmup_steps: int = setting(500, "Steps over which the learning rate grows linearly.", least=0)
-    gradient_clip: float = setting(3.0, "The largest norm of a gradient.", above=0)
-    ema_rate: float = setting(0.9999, "Of the moving average of the weights.", least=0, below=1)
+    gradient_clip: float = setting(3.0, "Largest norm of the gradient; a longer one is scaled down to it.", above=0)
+    ema_rate: float = setting(0.9999, "Decay rate of the moving average of the weights.", least=0, below=1)
     flip: bool = setting(True, "Mirror half of the images.")
-    seed: int = setting(0, "Of the first weights and of everything drawn.", least=0)
-    precision: str = setting("bf16", "bf16: autocast, with attention and the loss in fp32.", choices=("bf16", "fp32"))
-    bad_data: str = setting(
-        "report", "What to do about bad images: tell and go on, or stop.", choices=("report", "stop")
+    seed: int = setting(0, "Seed of the initial weights and of all random numbers.", least=0)
+    precision: str = setting(
+        "bf16", "bf16: autocast, with attention and the loss in fp32; fp32: no autocast.", choices=("bf16", "fp32")
     )
-    workers: int = setting(0, "Processes beside each that trains, which read batches ahead of it.", least=0)
-    checkpoint_every: int = setting(500, "Steps.", least=1)
-    sample_every: int = setting(2000, "Steps.", least=1)
+    bad_data: str = setting(
+        "report", "What to do about unreadable images: report and skip them, or stop.", choices=("report", "stop")
+    )
+    workers: int = setting(0, "Processes that read batches ahead, for each training process.", least=0)
+    checkpoint_every: int = setting(500, "Steps between checkpoints.", least=1)
+    sample_every: int = setting(2000, "Steps between grids of sample images.", least=1)
 
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
@@ -64,59 +87,123 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(StepConfig):
-    """How to train a MAR: optimisation as published, sizes to fit the machine. Raises `ConfigError`."""
+    """The settings of the training of a MAR; the optimizer's defaults are published (arXiv 2406.11838, appendix B).
 
-    weight_decay: float = setting(0.02, "For the matrices of the transformer.", least=0)
-    attention: str = setting("fp32", "Of attention within bf16 autocast.", choices=("fp32", "bf16"))
-    fsdp: bool = setting(False, "Spread weights and optimizer over the processes, for models as large as MAR-H.")
-    gradient_checkpointing: bool = setting(False, "Compute every block again when its gradient is due: less memory.")
-    compile: bool = setting(False, "Let torch.compile build every block; takes minutes first.")
+    `metadata["help"]` of each field says what it does.
+
+    Raises:
+        ConfigError: A value has the wrong type or lies outside its limits.
+    """
+
+    weight_decay: float = setting(0.02, "Weight decay of the matrices of the transformer.", least=0)
+    attention_precision: str = setting("fp32", "Precision of attention within bf16 autocast.", choices=("fp32", "bf16"))
+    fsdp: bool = setting(False, "Shard weights and optimizer over the processes, for models as large as MAR-H.")
+    gradient_checkpointing: bool = setting(
+        False, "Recompute every block in the backward pass, which needs less memory and more time."
+    )
+    compile: bool = setting(False, "Compile every block with torch.compile; the first steps take minutes.")
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """All that decides a run: where its images are, the model, how it is trained."""
+class BaseRunConfig(abc.ABC):
+    """A config that decides a run completely: data, model and training.
+
+    Attributes:
+        data: The path of the dataset, or of a cache of latents.
+        model: The config of the model.
+        training: How the model is trained.
+    """
 
     data: str
+    model: Any
+    training: Any
+
+    @classmethod
+    @abc.abstractmethod
+    def from_dict(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
+        """Build the config from a mapping with the keys `data`, `model` and `training`.
+
+        Args:
+            values: The mapping. `model` is the name of a size, or a table with the model's fields and, under `name`,
+                optionally the size whose fields they change.
+            where: The source of `values`, for messages.
+
+        Raises:
+            ConfigError: A key is missing or unknown, or a value is impossible.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as nested dictionaries, which `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """Return the config as TOML, which `read_toml` and `from_dict` read back."""
+        return to_toml(self.to_dict())
+
+    def with_training(self: _Config, changes: Mapping[str, Any]) -> _Config:
+        """Return the config with `changes` to fields of `training`. Raises `ConfigError` for an impossible value."""
+        return dataclasses.replace(self, training=dataclasses.replace(self.training, **changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(BaseRunConfig):
+    """The config of a run of `mar train`.
+
+    Attributes:
+        data: The path of the dataset, or of a cache of latents.
+        model: The shape of the MAR.
+        training: How the MAR is trained.
+    """
+
     model: ModelConfig
     training: TrainConfig
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunConfig:
-        """The config that `values` tell: `data`, `training`, and `preset` or `model` or both, the second changing the
-        first. `where` names their source in a `ConfigError`."""
-        data, model = resolve_model(values, MODEL_SIZES, where)
-        where_model = f"{where}, model {values['preset']}" if "preset" in values else f"{where}, model"
-        if "preset" not in values and (missing := sorted(field_names(ModelConfig) - LATER_FIELDS - model.keys())):
-            raise ConfigError(f"{where}: no preset (--preset), and without one model lacks {', '.join(missing)}")
-        config = ModelConfig.from_dict(model, where_model)
+        """Build the config from a mapping, see `BaseRunConfig.from_dict`.
+
+        Raises:
+            ConfigError: A key is missing or unknown, or a value is impossible.
+        """
+        data, size, fields = resolve_model(values, MODEL_SIZES, where)
+        where_model = f"{where}, model {size}" if size else f"{where}, model"
+        if not size and (missing := sorted(field_names(ModelConfig) - LATER_FIELDS - fields.keys())):
+            raise ConfigError(f"{where}: no size (--model), and without one model lacks {', '.join(missing)}")
+        config = ModelConfig.from_dict(fields, where_model)
         if config.distilled_steps:
             raise ConfigError(
-                f"{where_model}: distilled_steps is what mar distill makes of a trained model; leave it away"
+                f"{where_model}: distilled_steps {config.distilled_steps} is set by mar distill, which trains from a "
+                "finished model; remove it"
             )
         return cls(data, config, read_training(TrainConfig, values.get("training", {}), where))
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def to_toml(self) -> str:
-        return to_toml(self.to_dict())
-
 
 def to_toml(config: Mapping[str, Any]) -> str:
-    """A config with the tables `model` and `training` as `read_toml` reads it back."""
-    parts = [[f"data = {_toml(config['data'])}"]] if "data" in config else []
-    for name in ("model", "training"):
-        parts.append([f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in config[name].items())])
-    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+    """Return a config as TOML.
+
+    Args:
+        config: Nested dictionaries; `data` may be missing.
+    """
+    import tomli_w  # only to print a config; reading one, and exporting a model, needs it not
+
+    return tomli_w.dumps(config)
 
 
 def resolved_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], Any]) -> str:
-    """The config that `read` makes of `values`, without `data` and `steps` where they are still to be told."""
-    whole, training = {"data": "still to be told", **values}, values.get("training", {})
+    """Return as TOML the complete config that `values` stand for, with all defaults.
+
+    Args:
+        values: As for `BaseRunConfig.from_dict`, but `data` and `steps` may be missing; the TOML lacks them then.
+        where: The source of `values`, for messages.
+        read: `from_dict` of the config's class.
+
+    Raises:
+        ConfigError: As `read` raises it.
+    """
+    complete, training = {"data": _UNKNOWN_DATA, **values}, values.get("training", {})
     if isinstance(training, Mapping):  # `read` refuses anything else
-        whole["training"] = {"steps": 1, **training}
-    config = read(whole, where).to_dict()
+        complete["training"] = {"steps": 1, **training}
+    config = read(complete, where).to_dict()
     if "data" not in values:
         del config["data"]
     if "steps" not in training:
@@ -125,25 +212,48 @@ def resolved_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping
 
 
 def resolve_model(
-    values: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], where: str
-) -> tuple[str, dict[str, Any]]:
-    """`data` and the fields of the model: those of `model`, over those of `preset`. Raises `ConfigError`."""
+    values: Mapping[str, Any], sizes: Mapping[str, Mapping[str, Any]], where: str
+) -> tuple[str, str, dict[str, Any]]:
+    """Read `data` and `model` of a config.
+
+    Args:
+        values: The config, as for `BaseRunConfig.from_dict`.
+        sizes: The fields of each named size.
+        where: The source of `values`, for messages.
+
+    Returns:
+        The path of the data; the name of the size, empty for none; the model's fields, those that the config sets
+        itself over those of the size.
+
+    Raises:
+        ConfigError: A key is unknown, `data` is missing, or `model` names no size.
+    """
     check_known_keys(values, _KEYS, where)
-    for key in ("model", "training"):
-        if not isinstance(values.get(key, {}), Mapping):
-            raise ConfigError(f"{where}: {key} must be a table, found {values[key]!r}")
+    model, training = values.get("model", {}), values.get("training", {})
+    if not isinstance(model, str | Mapping):
+        raise ConfigError(f"{where}: model must be a table or the name of a size, found {model!r}")
+    if not isinstance(training, Mapping):
+        raise ConfigError(f"{where}: training must be a table, found {training!r}")
     if "data" not in values:
         raise ConfigError(f"{where}: data is missing (--data, the folder of the dataset)")
-    data, preset = values["data"], values.get("preset", "")
+    data = values["data"]
     if not isinstance(data, str) or not data:
         raise ConfigError(f"{where}: data must be the path of a dataset, found {data!r}")
-    if "preset" in values and preset not in presets:
-        raise ConfigError(f"{where}: preset must be one of {', '.join(presets)}, found {preset!r}")
-    return data, {**presets.get(preset, {}), **values.get("model", {})}
+    fields = {"name": model} if isinstance(model, str) else dict(model)
+    if "name" not in fields:
+        return data, "", fields
+    size = fields.pop("name")
+    if not isinstance(size, str) or size not in sizes:
+        raise ConfigError(f"{where}: model must be one of {', '.join(sizes)}, found {size!r}")
+    return data, size, {**sizes[size], **fields}
 
 
-def read_training(kind: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
-    """The table `training` as a `kind`. Raises `ConfigError`."""
+def read_training(kind: type[_Training], values: Mapping[str, Any], where: str) -> _Training:
+    """Build a `kind` from the table `training` of a config.
+
+    Raises:
+        ConfigError: A key is missing or unknown, or a value is impossible; the message names `where`.
+    """
     check_known_keys(values, field_names(kind), f"{where}, training")
     if "steps" not in values:
         raise ConfigError(f"{where}, training: steps is missing (--steps)")
@@ -154,7 +264,11 @@ def read_training(kind: type[_Config], values: Mapping[str, Any], where: str) ->
 
 
 def read_toml(path: pathlib.Path) -> dict[str, Any]:
-    """The values of a config file, for `RunConfig.from_dict`. Raises `ConfigError`."""
+    """Return the values of a TOML file, for `BaseRunConfig.from_dict`.
+
+    Raises:
+        ConfigError: The file cannot be read or is not TOML.
+    """
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
@@ -164,50 +278,76 @@ def read_toml(path: pathlib.Path) -> dict[str, Any]:
 
 
 def merge_flags(
-    path: pathlib.Path | None, values: Mapping[str, str | None], tables: Mapping[str, Mapping[str, Any]]
+    path: pathlib.Path | None,
+    data: str | None,
+    size: str | None,
+    model: Mapping[str, Any],
+    training: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What a config file tells, if there is one, and over it the flags: `values` that are given, and `tables`."""
-    told = read_toml(path) if path is not None else {}
-    told |= {name: value for name, value in values.items() if value is not None}
-    for name, changes in tables.items():
-        if isinstance(told.get(name, {}), dict):
-            told[name] = {**told.get(name, {}), **changes}
-    return told
+    """Return the values of a config file with those of the command line over them.
+
+    Args:
+        path: The TOML file, None for none.
+        data: The path of the dataset, None to keep the file's.
+        size: The name of the model's size, None to keep the file's.
+        model: Fields of the model that the command line sets.
+        training: Fields of the training that the command line sets.
+
+    Raises:
+        ConfigError: The file cannot be read or is not TOML.
+    """
+    values = read_toml(path) if path is not None else {}
+    if data is not None:
+        values["data"] = data
+    if isinstance(values.get("model"), str):
+        values["model"] = {"name": values["model"]}
+    changes = {"model": {**({} if size is None else {"name": size}), **model}, "training": training}
+    for table, fields in changes.items():
+        if isinstance(values.get(table, {}), dict):  # `from_dict` refuses anything else
+            values[table] = {**values.get(table, {}), **fields}
+    return values
 
 
-def field_names(described: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(described)}
+def field_names(kind: type) -> set[str]:
+    """Return the names of the fields of a dataclass."""
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def check_known_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
-    if unknown := sorted(values.keys() - known):
+    """Check that a table of a config has no key but the `known` ones.
+
+    Raises:
+        ConfigError: A key is unknown; for a key of an earlier version, the message names the one that replaces it.
+    """
+    unknown = sorted(values.keys() - known)
+    for key in unknown:
+        current, description = _RENAMED_KEYS.get(key, ("", ""))
+        if current in known:
+            raise ConfigError(f"{where}: the key {key} is now {description}; rename it")
+    if unknown:
         raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
 
 
 def _checked(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:
-    """`value` as a `kind` within `limits`."""
+    """Return `value` as a `kind`, where it is one and lies within `limits`."""
     if kind is float and type(value) is int:
         value = float(value)
     least, above, below = (limits.get(key) for key in ("least", "above", "below"))
-    right = type(value) is kind and value in limits.get("choices", (value,))
+    valid = type(value) is kind and value in limits.get("choices", (value,))
     if kind in (int, float):
-        right = right and (least is None or value >= least) and (above is None or value > above)
-        right = right and value < (below if below is not None else 2**63 if kind is int else math.inf)
-    if not right:
-        raise ConfigError(f"{name} must be {_wanted(kind, limits)}, found {value!r}")
+        valid = valid and (least is None or value >= least) and (above is None or value > above)
+        valid = valid and value < (below if below is not None else 2**63 if kind is int else math.inf)
+    if not valid:
+        raise ConfigError(f"{name} must be {_expected(kind, limits)}, found {value!r}")
     return value
 
 
-def _wanted(kind: type, limits: Mapping[str, Any]) -> str:
+def _expected(kind: type, limits: Mapping[str, Any]) -> str:
+    """Describe the values that a setting may have."""
     if kind in (bool, str) and "choices" not in limits:
         return "true or false" if kind is bool else "a text"
     if "choices" in limits:
         return " or ".join(limits["choices"])
-    told = [f"{word} {limits[key]}" for key, word in (("least", "of at least"), ("above", "above")) if key in limits]
-    told += [f"below {limits['below']}"] if "below" in limits else []
-    return f"a {'whole' if kind is int else 'finite'} number {' and '.join(told)}"
-
-
-def _toml(value: str | bool | int | float | Sequence[int]) -> str:
-    """A value as TOML writes it: its basic strings, booleans, numbers and arrays are those of JSON."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    parts = [f"{word} {limits[key]}" for key, word in (("least", "of at least"), ("above", "above")) if key in limits]
+    parts += [f"below {limits['below']}"] if "below" in limits else []
+    return f"a {'whole' if kind is int else 'finite'} number {' and '.join(parts)}"

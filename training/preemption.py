@@ -1,4 +1,4 @@
-"""SIGTERM, by which a scheduler takes its machines back, or Ctrl-C: a step is finished, the run saved and left."""
+"""Stopping on SIGTERM, as schedulers send it, or on Ctrl-C: the step is finished, the run saved, the process ended."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from runtime.errors import MarError
 from training.distributed import Processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""The signals that stop a run after the step under way."""
 
 
 class PreemptedError(MarError):
-    """The run was asked to stop, and has saved what it needs to go on. The exit code is that of a process so ended."""
+    """A signal stopped the run, and the run has saved what it needs to resume.
+
+    Attributes:
+        exit_code: 128 plus the number of the signal, as a shell reports a process that the signal has ended.
+    """
 
     def __init__(self, message: str, by: signal.Signals) -> None:
         super().__init__(message)
@@ -22,31 +27,38 @@ class PreemptedError(MarError):
 
 
 class Termination:
-    """While the block runs, SIGTERM and the first SIGINT are remembered instead of ending the process."""
+    """A context manager that records SIGTERM and the first SIGINT instead of letting them end the process.
+
+    A signal that is ignored on entry stays ignored. The handlers of before are restored on exit.
+    """
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._asked: list[signal.Signals] = []
-        self._before: dict[int, Any] = {}
+        self._received: list[signal.Signals] = []
+        self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Termination:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
-        for number, before in self._before.items():
-            if before != signal.SIG_IGN:  # as a script has SIGINT ignored in what it starts in the background
-                signal.signal(number, self._remember)
+        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        for number, handler in self._handlers.items():
+            if handler != signal.SIG_IGN:  # a script starts its background jobs with SIGINT ignored
+                signal.signal(number, self._record)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
-    def asked(self) -> signal.Signals | None:
-        """By which signal any of the processes was told to stop; all must ask, and all get the same answer."""
-        return next(iter(self._processes.together(self._asked.copy())), None)
+    def requested(self) -> signal.Signals | None:
+        """Return the signal that any process has received, None for none.
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._asked.append(signal.Signals(number))
-        if number == signal.SIGINT and self._processes.count == 1:  # of several, torchrun ends those that take too long
-            signal.signal(number, self._before[number])
-            # Not by print, which must not be called while it is under way.
+        Every process must call it, and all get the same answer.
+        """
+        return next(iter(self._processes.gather_lists(self._received.copy())), None)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(signal.Signals(number))
+        # With several processes, torchrun ends those that take too long.
+        if number == signal.SIGINT and self._processes.world_size == 1:
+            signal.signal(number, self._handlers[number])
+            # Not by print: a signal may arrive while print runs, and print is not reentrant.
             os.write(2, b"\nstopping once this step is done and saved; Ctrl-C again stops at once\n")

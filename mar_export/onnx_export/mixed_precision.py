@@ -1,7 +1,7 @@
-"""Lower precision, written into the graph: weights and matrix products in fp16 or bf16, all else in float32.
+"""Mixed precision as part of the graph: weights and matrix products in fp16 or bf16, everything else in float32.
 
-TensorRT 11 takes types from the graph only, and the same graph then serves every backend. What is kept:
-normalisation, softmax, biases, residuals, and the layers that `runtime.model.low_precision` names.
+TensorRT 11 takes the types from the graph only, and the same graph then serves every backend. Normalization, softmax,
+biases, residuals and the layers that `runtime.model.low_precision` names stay in float32.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from torch import Tensor, nn
 from runtime.model.low_precision import stays_in_float32
 from training.models.transformer import ScaledDotProduct, causal_mask
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # by FLOAT_PRECISIONS
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The type of each of `runtime.artifact.manifest.FLOAT_PRECISIONS`."""
 
 
 class Product(nn.Module):
-    """A product of two tensors in `dtype`, from and to float32: every place where precision is lowered."""
+    """A product of two float32 tensors that is computed in `dtype` and returned in float32."""
 
     def __init__(self, multiply: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> None:
         super().__init__()
         self.multiply, self.dtype = multiply, dtype
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Multiply two float32 tensors; the result is float32."""
         return self.multiply(a.to(self.dtype), b.to(self.dtype)).float()
 
 
-def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`module` with its products in `dtype`. Float32 gives the same products, at the same places, unrounded.
+def to_precision(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a copy of a module with its matrix products in `dtype`; float32 weights are shared with the original.
 
-    Weights in float32 stay those of `module`; it is not changed.
+    With float32, the products are at the same places, so that their values can be observed, but are not rounded.
     """
 
-    def lower(part: nn.Module, path: str) -> nn.Module | None:
+    def convert(part: nn.Module, path: str) -> nn.Module | None:
         if stays_in_float32(path):
             return part
         if isinstance(part, nn.Linear):
@@ -46,16 +48,16 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             return _Conv(part, dtype)
         return _attention_in_products(part, dtype)
 
-    return _replaced(module, "", lower)
+    return _replace_modules(module, "", convert)
 
 
 def attention_in_products(module: nn.Module) -> nn.Module:
-    """`module` in float32, its attention in two products as every backend fuses them; it is not changed."""
-    return _replaced(module, "", lambda part, path: _attention_in_products(part, torch.float32))
+    """Return a copy of a module with attention as two explicit float32 products, which every backend fuses."""
+    return _replace_modules(module, "", lambda part, path: _attention_in_products(part, torch.float32))
 
 
 def products(module: nn.Module) -> Iterator[tuple[str, Product]]:
-    """Every product of a lowered module, with the name of its layer."""
+    """Yield every product of a module that `to_precision` returned, with the name of its layer."""
     for name, part in module.named_modules():
         if isinstance(part, Product):
             yield name.removesuffix(".product"), part
@@ -65,20 +67,20 @@ def _attention_in_products(part: nn.Module, dtype: torch.dtype) -> nn.Module | N
     return _ScaledDotProduct(dtype, part.causal) if isinstance(part, ScaledDotProduct) else None
 
 
-def _replaced(module: nn.Module, path: str, replace: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
-    """A copy of `module` with what `replace` has something else for; weights stay those of `module`."""
-    instead = replace(module, path)
-    if instead is not None:
-        return instead
+def _replace_modules(module: nn.Module, path: str, replace: Callable[[nn.Module, str], nn.Module | None]) -> nn.Module:
+    """Return a copy of a module in which `replace` chooses replacements of submodules; weights are shared."""
+    replacement = replace(module, path)
+    if replacement is not None:
+        return replacement
     changed = copy.copy(module)
     changed._modules = {
-        name: child and _replaced(child, f"{path}.{name}", replace) for name, child in module._modules.items()
+        name: child and _replace_modules(child, f"{path}.{name}", replace) for name, child in module._modules.items()
     }
     return changed
 
 
 class _Linear(nn.Module):
-    """A `Linear` whose bias is added in float32."""
+    """A linear layer with its product in `dtype`; its bias is added in float32."""
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -91,6 +93,8 @@ class _Linear(nn.Module):
 
 
 class _Conv(nn.Module):
+    """A convolution with its products in `dtype`; its bias is added in float32."""
+
     def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
         assert layer.bias is not None
@@ -102,7 +106,7 @@ class _Conv(nn.Module):
 
 
 class _ScaledDotProduct(nn.Module):
-    """Attention whose softmax stays in float32."""
+    """Attention with its two products in `dtype` and its softmax in float32."""
 
     def __init__(self, dtype: torch.dtype, causal: bool) -> None:
         super().__init__()

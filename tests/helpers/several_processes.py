@@ -20,7 +20,7 @@ from runtime.sampling.settings import Sampling
 from tests.helpers.tiny_runs import TINY, Poisoned, tiny_training
 from training.config import RunConfig
 from training.data.latent_dataset import LatentDataset
-from training.distributed import Processes, joined, local
+from training.distributed import Processes, local_shard, process_group
 from training.loop.mar_trainer import MarTrainer
 from training.reporting import sample_grid
 
@@ -32,18 +32,20 @@ def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> 
     """The run that `wanted` describes, of the images in folder/data."""
     run, settings = folder / wanted["run"], SETTINGS | wanted["settings"]
     if "from" in wanted:
-        if processes.first:
+        if processes.is_main:
             shutil.copytree(folder / wanted["from"], run)
-        processes.wait()
+        processes.barrier()
         MarTrainer.resume(run, processes, settings).train()
     else:
         model = dataclasses.replace(WITHOUT_DROPOUT, vae_embed_dim=wanted.get("colours", 1))
         config = RunConfig(str(folder / wanted.get("data", "data")), model, tiny_training(**settings))
         trainer = MarTrainer.start(run, config, processes)
         if "poisoned" in wanted:
-            trainer.source = cast(LatentDataset, Poisoned(trainer.source, wanted["poisoned"]))
+            trainer.dataset = cast(LatentDataset, Poisoned(trainer.dataset, wanted["poisoned"]))
         parameters = list(trainer.train_step.model.parameters())
-        held, whole = (sum(size(one) for one in parameters) for size in (lambda one: local(one).numel(), torch.numel))
+        held, whole = (
+            sum(size(one) for one in parameters) for size in (lambda one: local_shard(one).numel(), torch.numel)
+        )
         (folder / f"{wanted['run']}-held-by-{processes.rank}").write_text(str(held / whole))
         trainer.train()
 
@@ -51,6 +53,6 @@ def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sample_grid._SAMPLING = Sampling(diffusion_steps=2)  # nobody looks at them
-    with joined("cpu") as here:
+    with process_group("cpu") as here:
         for one in json.loads(sys.argv[2]):
             make(pathlib.Path(sys.argv[1]), one, here)

@@ -157,7 +157,7 @@ def tiny_tokenizer(data: pathlib.Path, steps: int, **changes: Any) -> TokenizerC
         "adversarial_from": 2,
         "discriminator_width": 8,
         "discriminator_layers": 1,
-        "judged": 4,
+        "eval_count": 4,
         "checkpoint_every": 100,
         "sample_every": 100,
     }

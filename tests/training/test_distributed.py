@@ -182,7 +182,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: pathlib.Path) ->
     data = write_idx_dataset(tmp_path / "data")
     config = RunConfig(str(data), TINY, tiny_training(1, batch_size=6, accumulate=2))
     with pytest.raises(ConfigError, match=r"batch_size 6.*2 processes in 2 micro-batches") as caught:
-        MarTrainer.start(tmp_path / "run", config, Processes(rank=1, count=2))
+        MarTrainer.start(tmp_path / "run", config, Processes(rank=1, world_size=2))
     one_sentence(caught)
 
 

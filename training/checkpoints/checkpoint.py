@@ -1,7 +1,7 @@
-"""Checkpoints: runs of this trainer, and the files and folders that published models come in.
+"""Reading and writing of checkpoints: the folders of runs, and the files and folders of published models.
 
-A run is a folder: `config.json`, the averaged weights in `model.safetensors`, the tokenizer's in
-`tokenizer.safetensors` where it has any, and all that resuming needs in `training-state.safetensors`.
+The folder of a run holds `config.json`, the averaged weights in `model.safetensors`, the weights of the autoencoder in
+`tokenizer.safetensors` where there is one, and all that resuming needs in `training-state.safetensors`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from runtime.artifact.manifest import TOKENIZERS
 from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, replacing_folder, sha256, write_json
 from runtime.model.config import ModelConfig
-from training.checkpoints.infer_config import PartialConfig, config_from_size_name, infer_config, merged
+from training.checkpoints.infer_config import PartialConfig, config_from_size_name, infer_config, merge_configs
 from training.checkpoints.published_files import (
     SCALE_KEY,
     config_from_vae,
@@ -33,22 +33,31 @@ from training.checkpoints.published_files import (
     read_published,
     shapes_of,
 )
-from training.checkpoints.tensor_files import fill, read_metadata, read_safetensors
+from training.checkpoints.tensor_files import assign_weights, read_metadata, read_safetensors
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR
 
 CONFIG_FILE = "config.json"
+"""The config of a run."""
 WEIGHTS_FILE = "model.safetensors"
+"""The averaged weights of a run."""
 TOKENIZER_FILE = "tokenizer.safetensors"
+"""The autoencoder of a run or of a cache of latents."""
 STATE_FILE = "training-state.safetensors"
+"""What a run resumes from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model as it leaves training: its shape, its averaged weights, and what its labels mean.
+    """A trained model, and what is needed to generate images with it.
 
-    `tokenizer` is one of `runtime.artifact.manifest.TOKENIZERS`; `vae` is there where it is `kl`. `source` and
-    `sha256` name the file of the weights.
+    Attributes:
+        model: The model with its averaged weights, in evaluation mode.
+        tokenizer: One of `runtime.artifact.manifest.TOKENIZERS`.
+        class_names: The name of each class; empty where they are unknown.
+        source: The name of the file or folder of the weights.
+        sha256: The SHA-256 of the file of the weights; of several files, that of their hashes.
+        vae: The autoencoder where `tokenizer` is `kl`, otherwise None.
     """
 
     model: MAR
@@ -60,6 +69,16 @@ class Checkpoint:
 
 
 def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file completely or not at all.
+
+    Args:
+        path: The file.
+        tensors: The tensors by name.
+        metadata: Texts for the header of the file.
+
+    Raises:
+        OSError: The file could not be written.
+    """
     with replacing(path) as temporary:
         try:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
@@ -68,12 +87,16 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
 
 
 def save_vae(path: pathlib.Path, vae: AutoencoderKL) -> None:
-    """Write an autoencoder for `load_vae` to read, its latent scale in the header."""
+    """Write an autoencoder, with its latent scale in the header, for `load_vae` to read."""
     save_weights(path, vae.state_dict(), {SCALE_KEY: repr(vae.latent_scale)})
 
 
 def load_into(module: nn.Module, path: pathlib.Path) -> None:
-    """Fill `module` with the weights at `path`, which must be exactly its own."""
+    """Copy the weights of a file into a module.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or its tensors are not those of the module.
+    """
     try:
         module.load_state_dict(read_safetensors(path))
     except RuntimeError as error:
@@ -83,16 +106,22 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
 
 
 def saved_step(path: pathlib.Path) -> int | None:
-    """The training step a file was saved at; None if it is missing, damaged or names none."""
+    """Return the training step at which a file was saved; None if it is missing, damaged or names no step."""
     step = read_metadata(path).get("step", "")
     return int(step) if step.isdecimal() else None
 
 
 def write_run_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Write the config of a run into its folder."""
     write_json(run / CONFIG_FILE, config)
 
 
 def read_run_config(run: pathlib.Path) -> dict[str, Any]:
+    """Return the config in the folder of a run.
+
+    Raises:
+        CheckpointError: The folder holds no run, or the config is damaged.
+    """
     path = run / CONFIG_FILE
     if not path.is_file():
         what = "an artifact" if is_artifact(run) else "a folder"
@@ -107,39 +136,50 @@ def load_checkpoint(
     name: str | None = None,
     tokenizer: pathlib.Path | None = None,
 ) -> Checkpoint:
-    """The model of a run folder, of a published `.pth` or `.safetensors`, or of a folder in diffusers' form.
+    """Load the averaged weights of a run, a published `.pth` or `.safetensors`, or a folder in the format of diffusers.
 
-    The shape of all but runs comes from the tensors and from the arguments a file holds; `name`, that of
-    a published model, and `config_file`, constructor arguments, tell what is missing. `tokenizer` is a
-    KL autoencoder in its published form. Averaged weights, in evaluation mode, mapped from their files.
-    Raises `CheckpointError`, and `ConfigError` where two of these contradict each other.
+    A run has its config. The config of other models is inferred from the tensors and from the arguments in the file;
+    `name` and `config_file` give what these do not determine. Weights are memory-mapped.
+
+    Args:
+        path: The folder or file.
+        config_file: A JSON file with constructor arguments.
+        name: The name of a published model size.
+        tokenizer: The file or folder of a KL autoencoder.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+        ConfigError: Two sources of the config contradict each other, or none gives a value.
     """
     if path.is_dir() and not is_diffusers_folder(path):
-        for option, given in (("--config", config_file), ("--model", name)):
-            if given is not None:
+        for option, value in (("--model-config", config_file), ("--model", name)):
+            if value is not None:
                 raise ConfigError(
-                    f"{option} is for checkpoints that do not tell their shape; {path} has its own {CONFIG_FILE}"
+                    f"{option} is for checkpoints without a config, but {path} has its own {CONFIG_FILE}; remove it"
                 )
         return _load_run(path, tokenizer)
     published = read_published(path)
-    claims = list(published.claims)
+    configs = list(published.configs)
     if name is not None:
-        claims.append(config_from_size_name(name, f"--model {name}"))
+        configs.append(config_from_size_name(name, f"--model {name}"))
     if config_file is not None:
-        claims.append(PartialConfig(f"--config {config_file}", read_arguments(config_file)))
+        configs.append(PartialConfig(f"--model-config {config_file}", read_arguments(config_file)))
     vae = None
     if (tokenizer := tokenizer or published.tokenizer) is not None:
         vae = load_vae(tokenizer)
-        claims.append(config_from_vae(vae, tokenizer))
-    config = infer_config(claims, shapes_of(published.weights), str(path))
-    model = _filled(config, published.weights, str(path))
+        configs.append(config_from_vae(vae, tokenizer))
+    config = infer_config(configs, shapes_of(published.weights), str(path))
+    model = _build_model(config, published.weights, str(path))
     return Checkpoint(model, "none" if vae is None else "kl", (), path.name, _hash(published.files), vae)
 
 
 def save_run(run: pathlib.Path, checkpoint: Checkpoint, origin: Mapping[str, Any] | None = None) -> None:
-    """Write `checkpoint` as the folder `run`, whole or not at all, for `load_checkpoint` to read.
+    """Write a checkpoint as the folder of a run, completely or not at all, for `load_checkpoint` to read.
 
-    `origin` is what the config says of where it came from; by default, the file that it was imported from.
+    Args:
+        run: The folder.
+        checkpoint: The model.
+        origin: What the config says about where the model comes from; by default the file it was imported from.
     """
     with replacing_folder(run) as folder:
         save_weights(folder / WEIGHTS_FILE, checkpoint.model.state_dict())
@@ -172,21 +212,21 @@ def _load_run(path: pathlib.Path, vae_file: pathlib.Path | None) -> Checkpoint:
     config, vae = ModelConfig.from_dict(arguments, where), None
     if vae_file is not None:
         vae, tokenizer = load_vae(vae_file), "kl"
-        merged([PartialConfig(where, config.to_dict()), config_from_vae(vae, vae_file)], str(path))
+        merge_configs([PartialConfig(where, config.to_dict()), config_from_vae(vae, vae_file)], str(path))
     resumable = (path / STATE_FILE).exists()
-    remedy = f"mar train --resume {path} writes it anew" if resumable else "copy it again"
-    model = _filled(config, read_safetensors(weights_file, remedy), str(weights_file))
+    remedy = f"mar train --resume {path} writes it again" if resumable else "copy it again"
+    model = _build_model(config, read_safetensors(weights_file, remedy), str(weights_file))
     return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file), vae)
 
 
-def _filled(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> MAR:
+def _build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> MAR:
     with torch.device("meta"):
         model = MAR(**config.to_dict())
-    fill(model, weights, source)
+    assign_weights(model, weights, source)
     return model
 
 
 def _hash(files: list[pathlib.Path]) -> str:
-    """The hash of a file; of several, that of their hashes."""
+    """Return the SHA-256 of a file; of several files, that of their hashes."""
     digests = [sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A model of a published size without its checkpoint: for timing, never for images."""
+"""A model of a named size with random weights, for measurements of time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ _STD = 0.02
 
 
 def random_checkpoint(name: str) -> Checkpoint:
-    """The preset called `name` with random weights, the same every time.
+    """Return a model of the size `name` with random weights, the same at every call.
 
-    The layers that training starts at zero are drawn at std 0.02, so that the network does real work.
+    Layers that training initializes with zeros get weights of standard deviation 0.02, so that no output is zero.
+
+    Raises:
+        ConfigError: There is no such size.
     """
     config = model_config(name)
     with torch.random.fork_rng():

@@ -1,4 +1,4 @@
-"""A model for images of another size than it was trained on, as far as its position embeddings allow."""
+"""Resizing of a model to images of another size than it was trained on."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.checkpoints.tensor_files import fill
+from training.checkpoints.tensor_files import assign_weights
 from training.models.mar import MAR
 
 
 def resize_model(model: MAR, image_size: int) -> MAR:
-    """`model` for images of image_size x image_size pixels: its embeddings of places, interpolated.
+    """Return a model for images of image_size x image_size pixels, with interpolated position embeddings.
 
-    Bicubic, without antialiasing, between the centres of the tokens, as is usual for vision transformers
-    (arXiv 2010.11929, section 3.2); those of the buffer stay. Raises `ConfigError` for a size that makes
-    no whole tokens.
+    The interpolation is bicubic, without antialiasing, between the centers of the tokens, as is usual for vision
+    transformers (arXiv 2010.11929, section 3.2). The embeddings of the class buffer stay as they are.
+
+    Raises:
+        ConfigError: The size is not a multiple of the side of a token.
     """
     config = dataclasses.replace(model.config, img_size=image_size)
     weights = dict(model.state_dict())
     for name in ("encoder_pos_embed_learned", "decoder_pos_embed_learned", "diffusion_pos_embed_learned"):
-        weights[name] = _interpolated(weights[name], model.config.grid, config.grid)
+        weights[name] = _interpolate(weights[name], model.config.grid, config.grid)
     with torch.device("meta"):
         other = MAR(**config.to_dict())
-    fill(other, weights, f"the model at {image_size}x{image_size}")
+    assign_weights(other, weights, f"the model at {image_size}x{image_size}")
     return other
 
 
-def _interpolated(embedding: Tensor, grid: int, wanted: int) -> Tensor:
-    """[1, buffer + grid^2, E] -> [1, buffer + wanted^2, E]; the buffer may be none."""
+def _interpolate(embedding: Tensor, grid: int, new_grid: int) -> Tensor:
+    """Return the embedding [1, buffer + grid^2, E] as [1, buffer + new_grid^2, E]; the buffer may be empty."""
     buffer = embedding.shape[1] - grid**2
-    places = embedding[:, buffer:].transpose(1, 2).unflatten(2, (grid, grid))  # [1, E, h, w]
-    places = F.interpolate(places, size=(wanted, wanted), mode="bicubic", align_corners=False)
-    return torch.cat([embedding[:, :buffer], places.flatten(2).transpose(1, 2)], dim=1)
+    positions = embedding[:, buffer:].transpose(1, 2).unflatten(2, (grid, grid))  # [1, E, h, w]
+    positions = F.interpolate(positions, size=(new_grid, new_grid), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :buffer], positions.flatten(2).transpose(1, 2)], dim=1)

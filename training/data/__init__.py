@@ -1,0 +1,1 @@
+"""Data of training: datasets, caches of latents, random numbers, and batches."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from runtime.checks import pluralize
 from runtime.errors import DataError
+from training.data.unreadable_images import TolerantReader, UnreadableImageError
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -37,42 +37,53 @@ _FASHION_MNIST_LABELS = (
     "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
 )
 _IDX_PREFIX = {"train": "train", "test": "t10k"}
-_MOST_UNREADABLE_IN_A_ROW = 100
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-class UnreadableImageError(DataError):
-    """One image that cannot be read, among others that may be fine."""
+class ImageDataset(Protocol):
+    """Labelled images of one size.
 
-
-class Dataset(Protocol):
-    """Images of one size with a label each.
-
-    `warnings` are what was found wrong with the data but can be lived with; reading adds to them.
+    Attributes:
+        warnings: One line for each defect of the data that training can live with; reading adds to it.
+        classes: The names of the classes.
+        channels: 1 for gray images, 3 for RGB.
+        labels: The class of each image, int64 [n].
     """
 
     warnings: list[str]
 
     classes: tuple[str, ...]
     channels: int
-    labels: NDArray[np.int64]  # [n]
+    labels: NDArray[np.int64]
 
     @property
     def fingerprint(self) -> str:
-        """What tells all of the images and labels from any others, found without decoding one."""
+        """A text that differs for other images or labels, found without decoding an image."""
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images at `indices`: uint8 [len(indices), H, W, channels]. Raises `UnreadableImageError`."""
+        """Return the images at `indices`: uint8 [len(indices), H, W, channels].
+
+        Raises:
+            UnreadableImageError: One of them cannot be read.
+        """
 
     def name(self, index: int) -> str:
-        """Where a person finds the image at `index`."""
+        """Return where a person finds the image at `index`."""
 
 
-def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> Dataset:
-    """The dataset in folder `path`, its images brought to `image_size` squared. Raises `DataError`.
+def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> ImageDataset:
+    """Open the dataset in a folder.
 
-    A folder with IDX files gives those of `split`; any other is read as class sub-folders, below a
-    sub-folder named like `split`, which only the training split can do without.
+    A folder with IDX files has the images of `split` in those of its name. Any other folder has a sub-folder for each
+    class, below a sub-folder named like `split`; without such a sub-folder, it is the training split itself.
+
+    Args:
+        path: The folder.
+        image_size: The side of the square images that the dataset returns, in pixels.
+        split: `train` or `test`.
+
+    Raises:
+        DataError: There is no dataset, or it is damaged.
     """
     if not path.is_dir():
         raise DataError(f"no dataset at {path}: expected a folder with IDX files or with a sub-folder for each class")
@@ -88,50 +99,49 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train") -> D
 
 
 def chunks(values: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    """`values` [n] in their order, up to `size` at a time."""
+    """Split `values` [n] into consecutive parts of `size`; the last part may be shorter."""
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def readable_batches(
-    dataset: Dataset, chosen: NDArray[np.int64], size: int
+    dataset: ImageDataset, chosen: NDArray[np.int64], size: int
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Those of the images `chosen` [n] of `dataset` that can be read, uint8 [B, H, W, c], and which these are [B].
+    """Read images in batches, without those that cannot be read; the dataset's `warnings` name these.
 
-    Up to `size` come at a time. Why the others cannot be read is among the dataset's warnings then. Raises
-    `DataError` where a hundred in a row, or all, cannot.
+    Args:
+        dataset: The images.
+        chosen: The indices of the images to read, int64 [n].
+        size: The largest number of images in a batch.
+
+    Yields:
+        The images of a batch, uint8 [B, H, W, channels], and their indices, int64 [B].
+
+    Raises:
+        DataError: A hundred images in a row, or all of them, cannot be read.
     """
-    unreadable = 0
+    reader = TolerantReader(len(chosen), dataset.warnings.append)
     for part in chunks(chosen, size):
-        found = []
+        batch = []
         for index in part:
-            try:
-                found.append((dataset.images(index[None])[0], index))
-                unreadable = 0
-            except UnreadableImageError as error:
-                dataset.warnings.append(str(error))
-                unreadable += 1
-                check_disk(unreadable, len(chosen), dataset.warnings[-1])
-        if found:
-            images, indices = zip(*found, strict=True)
-            yield np.stack(images), np.array(indices)
+            images = reader.read(functools.partial(dataset.images, index[None]))
+            if images is not None:
+                batch.append((images[0], index))
+        if batch:
+            readable, indices = zip(*batch, strict=True)
+            yield np.stack(readable), np.array(indices)
 
 
-def check_disk(unreadable: int, of: int, last: str) -> None:
-    """Raise `DataError` where so many images in a row cannot be read that it is no bad image but a disk that is
-    gone; `last` says why the last one cannot, and `of` are all there are."""
-    if unreadable >= min(_MOST_UNREADABLE_IN_A_ROW, of):
-        raise DataError(f"{pluralize(unreadable, 'image')} in a row cannot be read, the last one {last}")
+def to_rgb(dataset: ImageDataset) -> ImageDataset:
+    """Return the dataset with three channels; a gray image has its values in all three."""
+    return dataset if dataset.channels == 3 else _RgbDataset(dataset)
 
 
-def to_rgb(dataset: Dataset) -> Dataset:
-    """The dataset in three colours: gray images have all of them the same."""
-    return dataset if dataset.channels == 3 else _Coloured(dataset)
+class _RgbDataset:
+    """A gray dataset with its one channel repeated three times."""
 
-
-class _Coloured:
     channels = 3
 
-    def __init__(self, gray: Dataset) -> None:
+    def __init__(self, gray: ImageDataset) -> None:
         self._gray, self.warnings = gray, gray.warnings
         self.classes, self.labels = gray.classes, gray.labels
 
@@ -147,7 +157,10 @@ class _Coloured:
 
 
 class IdxDataset:
-    """The IDX format of MNIST, plain or gzipped; small images, so all of them stay in memory."""
+    """Gray images in the IDX format of MNIST, plain or gzipped; all of them are held in memory.
+
+    Images that are smaller than `image_size` are padded with zeros on all sides.
+    """
 
     channels = 1
 
@@ -169,27 +182,31 @@ class IdxDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """The SHA-256 of all pixels and labels."""
         digest = hashlib.sha256(repr(self._pixels.shape).encode())
         digest.update(self._pixels.data)
         digest.update(self.labels.data)
         return digest.hexdigest()
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images at `indices`: uint8 [len(indices), H, W, 1]."""
         return self._pixels[indices]
 
     def name(self, index: int) -> str:
+        """Return the number of the image in its file."""
         return f"image {index}"
 
 
 def _is_image(file: pathlib.Path) -> bool:
-    """By its name, given from the folder of its class on."""
+    """Whether a path relative to the folder of its class is that of an image, by its names; hidden files are none."""
     return file.suffix.lower() in _IMAGE_SUFFIXES and not any(part.startswith(".") for part in file.parts)
 
 
 class FolderDataset:
-    """A sub-folder a class, in alphabetical order; images are cropped to their middle square.
+    """RGB images in one sub-folder for each class, in alphabetical order.
 
-    What is hidden is left out: the copies that notebooks keep, and what a Mac lays beside each file.
+    An image is scaled so that its shorter side is `image_size`, and cropped to the square in its middle. Hidden files
+    and folders are ignored: notebooks keep copies there, and macOS writes one beside each file.
     """
 
     channels = 3
@@ -215,14 +232,20 @@ class FolderDataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """By size and time of change of every file: to read a million of them would take hours."""
+        """The SHA-256 of name, size and time of change of every file; reading a million files would take hours."""
         files = [(file.relative_to(self._path).as_posix(), *_size_and_time(file)) for file in self._files]
         return hashlib.sha256(repr((self._image_size, self.classes, files)).encode()).hexdigest()
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the images at `indices`: uint8 [len(indices), H, W, 3].
+
+        Raises:
+            UnreadableImageError: One of them cannot be read.
+        """
         return np.stack([self._load(self._files[index]) for index in indices])
 
     def name(self, index: int) -> str:
+        """Return the path of the image's file."""
         return str(self._files[index])
 
     def _load(self, file: pathlib.Path) -> NDArray[np.uint8]:
@@ -230,9 +253,8 @@ class FolderDataset:
         try:
             with Image.open(file) as image:
                 upright = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        except (
-            Exception
-        ) as error:  # Pillow lets through whatever its parsers stumble over: SyntaxError, struct.error, ...
+        # Pillow passes on any exception of its parsers, such as SyntaxError and struct.error.
+        except Exception as error:
             raise UnreadableImageError(f"{file}: not a readable image ({error})") from error
         if min(upright.size) < size:
             self.warnings.append(f"{file}: {upright.width}x{upright.height}, enlarged to {size}x{size}")
@@ -244,7 +266,10 @@ class FolderDataset:
 
 
 def _size_and_time(file: pathlib.Path) -> tuple[int, ...]:
-    """In bytes and nanoseconds; nothing of a link that leads nowhere, which is an image that cannot be read."""
+    """Return the size of a file in bytes and its time of change in nanoseconds.
+
+    A broken link has neither; reading it later reports it as an unreadable image.
+    """
     try:
         status = file.stat()
     except OSError:
@@ -253,13 +278,14 @@ def _size_and_time(file: pathlib.Path) -> tuple[int, ...]:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray brought to 8; Pillow's own conversion would cut it off at 255."""
+    """Scale a 16-bit gray image to 8 bits, where Pillow's own conversion would clip it at 255."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8))
 
 
 def _idx_file(path: pathlib.Path, split: str, kind: str) -> pathlib.Path | None:
+    """Return the IDX file of a split where it exists, plain before gzipped."""
     names: Sequence[str] = [f"{_IDX_PREFIX[split]}-{kind}-ubyte{suffix}" for suffix in ("", ".gz")]
     return next((path / name for name in names if (path / name).is_file()), None)
 
@@ -272,6 +298,7 @@ def _require_idx(path: pathlib.Path, split: str, kind: str) -> pathlib.Path:
 
 
 def _read_idx(file: pathlib.Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read an IDX file of bytes (the header: a magic number, then the dimensions as big-endian int32)."""
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -282,5 +309,5 @@ def _read_idx(file: pathlib.Path, dimensions: int) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     values = np.frombuffer(data, np.uint8, offset=header)
     if values.size != math.prod(shape) or not values.size:
-        raise DataError(f"{file}: the header promises {shape}, {math.prod(shape)} bytes; found {values.size}")
+        raise DataError(f"{file}: the header announces {shape}, {math.prod(shape)} bytes; found {values.size}")
     return values.reshape(shape)

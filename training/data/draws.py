@@ -1,8 +1,8 @@
-"""The random numbers of training: of each example a function of (seed, step, place in the batch) alone.
+"""The random numbers of training; those of an example depend on the seed, the step and its place in the batch alone.
 
-So a batch is the same however it is spread over processes and micro-batches, and a run that goes on
-draws what it would have drawn. Philox is counter-based (Salmon et al., SC11): the key names the step, the
-counter's last words the example. Dropout alone is drawn by PyTorch, for a micro-batch at a time.
+A batch is therefore the same however it is split over processes and micro-batches, and a resumed run draws the
+numbers that the uninterrupted run would have drawn. Philox is counter-based (Salmon et al., SC11): the key holds seed
+and step, the last words of the counter hold the example. Dropout alone is drawn by PyTorch, per micro-batch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from runtime.model.config import ModelConfig
 from runtime.sampling.noise_schedule import TRAIN_STEPS
 
 _EXAMPLE, _STEP = 1, 2  # kinds of streams; those of `runtime.sampling.rng` are of kind 0
-_MASK_RATIO = NormalDist(1, 0.25)  # arXiv 2406.11838, appendix B
+_MASK_RATIO = NormalDist(1, 0.25)  # truncated to mask_ratio_min..1 (arXiv 2406.11838, appendix B)
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What is drawn for one example, beside how its image is taken.
+    """The random numbers of one example, without those of its image.
 
-    `order` int64 [L], its first K positions masked, those in the order they would be generated in; `dropped`,
-    whether its class is withheld; `timesteps` [R, K], float32 for a flow head and int64 for others, and `noise`
-    float32 [R, K, D], for each of R repeats of the masked tokens.
+    Attributes:
+        order: A permutation of the positions, int64 [L]; the first K are masked, in their generation order.
+        dropped: Whether the class is dropped, for classifier-free guidance.
+        timesteps: One timestep for each of R repeats of each masked token, [R, K]; float32 for a flow head, int64
+            for others.
+        noise: Standard normal, float32 [R, K, D].
     """
 
     order: NDArray[np.int64]
@@ -38,12 +41,12 @@ class Draws:
 
 
 def example_stream(seed: int, step: int, place: int) -> np.random.Generator:
-    """All that is random about the example at `place` of the batch of a step, in the order in which it is asked for."""
+    """Return the generator of all random numbers of the example at `place` of a step's batch."""
     return _stream(seed, step, _EXAMPLE, place)
 
 
 def draw_example(config: ModelConfig, masked: int, stream: np.random.Generator) -> Draws:
-    """What an example with `masked` masked tokens is trained with."""
+    """Draw the random numbers of an example with `masked` masked tokens from its stream."""
     repeats = config.loss_repeats
     return Draws(
         # In raster order the last K are masked.
@@ -59,9 +62,10 @@ def draw_example(config: ModelConfig, masked: int, stream: np.random.Generator) 
 def draw_timesteps(
     head: str, shape: tuple[int, ...], stream: np.random.Generator
 ) -> NDArray[np.int64] | NDArray[np.float32]:
-    """Whole ones, uniform; for a flow head times of a logistic normal, most in the middle.
+    """Draw timesteps of shape `shape`: int64, uniform in 0..999; for a flow head float32 in 0..1000.
 
-    There a velocity is hardest to tell (Stable Diffusion 3, arXiv 2403.03206, section 3.1).
+    Times of a flow head are logit-normal, so most of them lie in the middle, where the velocity is hardest to predict
+    (Stable Diffusion 3, arXiv 2403.03206, section 3.1).
     """
     if head == "flow":
         return (TRAIN_STEPS / (1 + np.exp(-stream.standard_normal(shape)))).astype(np.float32)
@@ -69,10 +73,10 @@ def draw_timesteps(
 
 
 def masked_tokens(config: ModelConfig, seed: int, step: int) -> int:
-    """K, how many tokens of each example of a step are masked: at least one, and as many for all.
+    """Return K, the number of masked tokens of every example of a step; at least one.
 
-    Under causal attention each is predicted from those before it, all in one pass. In raster order every
-    length of prefix is as likely as any other, since each is generated from once.
+    Under causal attention K = L: each token is predicted from those before it, all in one pass. In random order the
+    mask ratio has a truncated normal distribution. In raster order it is uniform: generation uses each prefix once.
     """
     if config.attention == "causal":
         return config.tokens
@@ -84,13 +88,16 @@ def masked_tokens(config: ModelConfig, seed: int, step: int) -> int:
 
 
 def draw_mask_ratio(smallest: float, stream: np.random.Generator) -> float:
-    """From the normal centred at 1 with std 0.25, truncated to smallest..1, by inverting its distribution."""
+    """Draw from the normal distribution N(1, 0.25^2), truncated to smallest..1, by inverting its CDF."""
     low = _MASK_RATIO.cdf(smallest)
     return min(1.0, max(smallest, _MASK_RATIO.inv_cdf(low + (0.5 - low) * stream.random())))
 
 
 def batch_examples(examples: int, batch_size: int, step: int, seed: int) -> NDArray[np.int64]:
-    """The examples of a batch [batch_size]: every epoch is a permutation of its own, cut into whole batches."""
+    """Return the examples of a step's batch, int64 [batch_size].
+
+    Every epoch is a permutation of its own, cut into batches of equal size; the examples that remain are left out.
+    """
     epoch, position = divmod(step, examples // batch_size)
     return _epoch_order(examples, epoch, seed)[position * batch_size : (position + 1) * batch_size]
 

@@ -1,19 +1,20 @@
-"""Images encoded once: what the autoencoder says of each of them and of its mirror image, in a few large files.
+"""A cache of latents: the mean and log-variance of every image and of its mirror image, in a few large files.
 
 A cache is a folder:
 
-    index.json            what was cached, of what, how far; which files hold it; images that were left out
+    index.json            what is cached, of which images, up to which one; its files; images that were left out
     latents-00000.safetensors ...   moments float32 [n, 2, 2C, h, w], straight and mirrored; labels int64 [n];
-                          names uint8, a line of UTF-8 for each image
-    tokenizer.safetensors the autoencoder itself, so that a run can draw images and be exported
+                          names uint8, one line of UTF-8 for each image
+    tokenizer.safetensors the autoencoder itself, so that a run can decode images and be exported
 
-Each file is written whole or not at all, and the index after it: a cache that was stopped goes on at the next
-file, and none is trained on before it is complete.
+Each file is written completely or not at all, and the index after it. An interrupted cache therefore resumes at the
+next file, and only a complete one is trained on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -30,17 +31,32 @@ from runtime.files import replacing, write_json
 from runtime.model.latents import from_uint8, to_uint8
 from training.checkpoints import checkpoint
 from training.checkpoints.published_files import latent_scale, load_vae, read_json_object
-from training.data.datasets import Dataset, UnreadableImageError, check_disk
+from training.data.datasets import ImageDataset
+from training.data.unreadable_images import TolerantReader
 from training.models.autoencoder import LOG_VARIANCE, AutoencoderKL
 
 INDEX_FILE = "index.json"
+"""The file whose presence makes a folder a cache."""
 _FORMAT = 1
 _FILE_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class _Index:
-    """What index.json holds; `files` are (name, images in it), `next` the first image that none of them covers."""
+    """The content of index.json.
+
+    Attributes:
+        format: The version of the format.
+        image_size: The side of the images in pixels.
+        stride: Pixels along one side of a latent.
+        channels: C, the channels of a latent.
+        classes: The names of the classes.
+        images: The number of images of the dataset.
+        tokenizer: The name of the autoencoder.
+        next: The first image that no file covers.
+        files: The name of each file, and the number of images in it.
+        left_out: One line about each image that could not be read.
+    """
 
     format: int
     image_size: int
@@ -57,50 +73,70 @@ class _Index:
         write_json(cache / INDEX_FILE, dataclasses.asdict(self))
 
 
+@dataclasses.dataclass(frozen=True)
+class LatentEncoder:
+    """An autoencoder and how it is called.
+
+    Attributes:
+        vae: The autoencoder, in evaluation mode.
+        name: A name that no other autoencoder has, such as the hash of its file.
+        image_size: The side of the images in pixels.
+        batch_size: Images encoded together.
+        device: Where the autoencoder runs.
+    """
+
+    vae: AutoencoderKL
+    name: str
+    image_size: int
+    batch_size: int
+    device: torch.device
+
+    @property
+    def images_per_file(self) -> int:
+        """The number of images whose moments fill one file of a cache."""
+        channels, side = self.vae.config.latent_channels, self.image_size // self.vae.config.stride
+        return max(1, _FILE_BYTES // (2 * 2 * channels * side**2 * 4))
+
+    @torch.inference_mode()
+    def moments(self, images: NDArray[np.uint8]) -> Tensor:
+        """Encode images uint8 [b, H, W, 3]: the moments of each and of its mirror image, float32 [b, 2, 2C, h, w]."""
+        vae = self.vae.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        straight = torch.from_numpy(from_uint8(images)).to(self.device)  # [b, 3, H, W]
+        both = torch.cat([straight, straight.flip(-1)]).contiguous(memory_format=torch.channels_last)
+        moments: Tensor = vae.moments(both).cpu().float().contiguous()  # [2b, 2C, h, w]
+        return torch.stack(moments.chunk(2), dim=1)
+
+
 def is_cache(path: pathlib.Path) -> bool:
+    """Return whether a folder is a cache of latents, complete or not."""
     return (path / INDEX_FILE).is_file()
 
 
 def cache_latents(
-    dataset: Dataset,
-    image_size: int,
-    vae: AutoencoderKL,
-    tokenizer: str,
+    dataset: ImageDataset,
+    encoder: LatentEncoder,
     cache: pathlib.Path,
-    batch: int,
-    device: torch.device,
     progress: Callable[[int], None],
-    complain: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> None:
-    """Encode all of `dataset` into the folder `cache`, or what of it is missing there.
+    """Encode all images of a dataset, or those that an interrupted cache lacks. Unreadable images are left out.
 
-    `tokenizer` names the autoencoder, by its hash. `progress` is told of images as they are done,
-    `complain` of what is wrong with them; those that cannot be read are left out. Raises `RequestError` where
-    `cache` is of something else.
+    Args:
+        dataset: RGB images of the encoder's size.
+        encoder: The autoencoder.
+        cache: The folder to write.
+        progress: Called with the number of images each time some are done.
+        warn: Called with one line for each defect of the data.
+
+    Raises:
+        RequestError: `cache` holds other latents.
+        DataError: A hundred images in a row cannot be read.
     """
-    wanted = _Index(
-        _FORMAT,
-        image_size,
-        vae.config.stride,
-        vae.config.latent_channels,
-        list(dataset.classes),
-        len(dataset.labels),
-        tokenizer,
-    )
-    index = wanted
-    if is_cache(cache):
-        index = _read_index(cache)
-        if dataclasses.replace(index, next=0, files=[], left_out=[]) != wanted:
-            raise RequestError(f"{cache} holds other latents than these; choose another --out, or remove it yourself")
-    else:
-        checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, vae)
-    side = image_size // vae.config.stride
-    a_file = max(1, _FILE_BYTES // (2 * 2 * vae.config.latent_channels * side**2 * 4))
-    vae = vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    index = _open_index(dataset, encoder, cache)
     progress(index.next)
     while index.next < index.images:
-        stop = min(index.images, index.next + a_file)
-        kept, moments, told = _encoded(dataset, range(index.next, stop), vae, batch, device, progress, complain)
+        stop = min(index.images, index.next + encoder.images_per_file)
+        kept, moments, left_out = _encode(dataset, range(index.next, stop), encoder, progress, warn)
         files = index.files
         if kept:
             name = f"latents-{len(files):05}.safetensors"
@@ -112,50 +148,74 @@ def cache_latents(
             }
             checkpoint.save_weights(cache / name, tensors)
             files = [*files, (name, len(kept))]
-        index = dataclasses.replace(index, next=stop, files=files, left_out=[*index.left_out, *told])
+        index = dataclasses.replace(index, next=stop, files=files, left_out=[*index.left_out, *left_out])
         index.write(cache)
 
 
-@torch.inference_mode()
-def _encoded(
-    dataset: Dataset,
+def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Path) -> _Index:
+    """Return the index of a cache to resume, or of a new one, whose autoencoder is then written."""
+    vae = encoder.vae.config
+    empty = _Index(
+        _FORMAT,
+        encoder.image_size,
+        vae.stride,
+        vae.latent_channels,
+        list(dataset.classes),
+        len(dataset.labels),
+        encoder.name,
+    )
+    if not is_cache(cache):
+        checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, encoder.vae)
+        return empty
+    index = _read_index(cache)
+    if dataclasses.replace(index, next=0, files=[], left_out=[]) != empty:
+        raise RequestError(f"{cache} holds other latents than these; choose another --out, or remove it yourself")
+    return index
+
+
+def _encode(
+    dataset: ImageDataset,
     examples: range,
-    vae: AutoencoderKL,
-    batch: int,
-    device: torch.device,
+    encoder: LatentEncoder,
     progress: Callable[[int], None],
-    complain: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> tuple[list[int], Tensor, list[str]]:
-    """The images that could be read, their moments [n, 2, 2C, h, w], and what is wrong with the others."""
-    unreadable = 0
+    """Return the readable images, their moments [n, 2, 2C, h, w], and one line about each unreadable image."""
     kept: list[int] = []
-    told: list[str] = []
+    left_out: list[str] = []
     moments: list[Tensor] = []
-    for start in range(0, len(examples), batch):
+
+    def leave_out(warning: str) -> None:
+        left_out.append(warning)
+        warn(warning)
+
+    reader = TolerantReader(len(dataset.labels), leave_out)
+    for start in range(0, len(examples), encoder.batch_size):
+        part = examples[start : start + encoder.batch_size]
         images = []
-        for example in examples[start : start + batch]:
-            try:
-                images.append(from_uint8(dataset.images(np.array([example])))[0])
+        for example in part:
+            image = reader.read(functools.partial(dataset.images, np.array([example])))
+            if image is not None:
+                images.append(image)
                 kept.append(example)
-                unreadable = 0
-            except UnreadableImageError as error:
-                told.append(str(error))
-                complain(told[-1])
-                unreadable += 1
-                check_disk(unreadable, len(dataset.labels), told[-1])
         while dataset.warnings:
-            complain(dataset.warnings.pop(0))
+            warn(dataset.warnings.pop(0))
         if images:
-            straight = torch.from_numpy(np.stack(images)).to(device)  # [b, 3, H, W]
-            both = torch.cat([straight, straight.flip(-1)]).contiguous(memory_format=torch.channels_last)
-            of_both = vae.moments(both).cpu().float().contiguous()  # [2b, 2C, h, w]
-            moments.append(torch.stack(of_both.chunk(2), dim=1))  # [b, 2, 2C, h, w]
-        progress(len(examples[start : start + batch]))
-    return kept, torch.cat(moments) if kept else torch.empty(0), told
+            moments.append(encoder.moments(np.concatenate(images)))
+        progress(len(part))
+    return kept, torch.cat(moments) if kept else torch.empty(0), left_out
 
 
 class CachedLatents:
-    """A cache as a source of latents: a sample of what the autoencoder says of an image, a new one each time."""
+    """A complete cache as a `LatentDataset`: each call samples latents from the distribution of an image.
+
+    Attributes:
+        warnings: Empty; what is wrong with the images was reported when they were cached.
+        classes: The names of the classes.
+        channels: C, the channels of a latent.
+        stride: Pixels along one side of a latent.
+        labels: The class of each image, int64 [n].
+    """
 
     tokenizer = "kl"
 
@@ -163,7 +223,7 @@ class CachedLatents:
         index, self.warnings = _read_index(cache), list[str]()
         if index.next < index.images:
             raise DataError(
-                f"{cache}: only {index.next} of {index.images} images are cached; call mar cache-latents again"
+                f"{cache}: only {index.next} of {index.images} images are cached; run mar cache-latents again"
             )
         if index.image_size != image_size:
             raise DataError(f"{cache}: latents of {index.image_size}x{index.image_size} images, not of {image_size}")
@@ -177,28 +237,33 @@ class CachedLatents:
             raise DataError(f"{cache}: {len(self.labels)} labels for {self._starts[-1]} images; remove it, cache again")
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
-        file, row = self._place(index)
+        """Sample the latents of an image, or of its mirror image: float32 [C, h, w], of about unit variance."""
+        file, row = self._locate(index)
         moments: NDArray[np.float32] = self._moments[file][row, int(flip)]  # [2C, h, w]
         mean, log_variance = np.split(moments, 2)
-        spread = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
-        drawn = mean + spread * stream.standard_normal(mean.shape, np.float32)
-        return (drawn * self._scale).astype(np.float32)
+        deviation = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
+        sample = mean + deviation * stream.standard_normal(mean.shape, np.float32)
+        return (sample * self._scale).astype(np.float32)
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Decode latents [B, C, h, w] by the cached autoencoder: uint8 [B, H, W, 3]."""
         with torch.inference_mode():
             vae = load_vae(self._cache / checkpoint.TOKENIZER_FILE)
             return to_uint8(vae.decode(torch.from_numpy(latents)).numpy())
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
+        """Copy the cached autoencoder into the folder of a run."""
         with replacing(run / checkpoint.TOKENIZER_FILE) as temporary:
             shutil.copyfile(self._cache / checkpoint.TOKENIZER_FILE, temporary)
 
     def name(self, index: int) -> str:
-        file, row = self._place(index)
+        """Return where a person finds the image."""
+        file, row = self._locate(index)
         names = self._files[file].get_tensor("names").tobytes().decode()
         return str(names.split("\n")[row])
 
-    def _place(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the number of the file that holds an image, and its row there."""
         file = int(np.searchsorted(self._starts, index, side="right")) - 1
         return file, index - int(self._starts[file])
 
@@ -207,7 +272,9 @@ def _open(path: pathlib.Path) -> Any:
     try:
         return safe_open(path, "numpy")
     except Exception as error:
-        raise DataError(f"{path}: not a whole file of latents ({error}); remove the cache and make it again") from error
+        raise DataError(
+            f"{path}: damaged file of latents ({error}); remove the cache and run mar cache-latents again"
+        ) from error
 
 
 def _read_index(cache: pathlib.Path) -> _Index:

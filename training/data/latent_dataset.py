@@ -1,7 +1,8 @@
-"""Where a trainer's latents come from, one example at a time: the images themselves, or a cache of latents."""
+"""The latents that a MAR is trained on, one example at a time: images as their own latents, or a cache of latents."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Protocol
 
@@ -12,92 +13,131 @@ from runtime.checks import pluralize
 from runtime.errors import ConfigError, DataError
 from runtime.model.config import ModelConfig
 from runtime.model.latents import from_uint8, to_uint8
-from training.data.datasets import Dataset, UnreadableImageError, check_disk, open_dataset
+from training.data.datasets import ImageDataset, open_dataset
 from training.data.latent_cache import CachedLatents, is_cache
+from training.data.unreadable_images import TolerantReader
 
 
 class LatentDataset(Protocol):
-    """Latents of one size with a label each. `warnings` as those of a `Dataset`."""
+    """Labelled latents of one size.
+
+    Attributes:
+        warnings: One line for each defect of the data that training can live with; reading adds to it.
+        tokenizer: One of `runtime.artifact.manifest.TOKENIZERS`.
+        classes: The names of the classes.
+        channels: c, the channels of a latent.
+        stride: Pixels along one side of a latent.
+        labels: The class of each example, int64 [n].
+    """
 
     warnings: list[str]
 
-    tokenizer: str  # one of `runtime.artifact.manifest.TOKENIZERS`
+    tokenizer: str
     classes: tuple[str, ...]
     channels: int
-    stride: int  # pixels along one side of a latent
-    labels: NDArray[np.int64]  # [n]
+    stride: int
+    labels: NDArray[np.int64]
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
-        """The latents of example `index`, mirrored if `flip`: [channels, H, W]. Raises `UnreadableImageError`."""
+        """Return the latents of one example, float32 [c, H, W].
+
+        Args:
+            index: The example.
+            flip: Whether its image is mirrored.
+            stream: The source of the noise where latents are sampled.
+
+        Raises:
+            UnreadableImageError: The image cannot be read.
+        """
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """What latents [B, channels, H, W] show: [B, height, width, colours]."""
+        """Decode latents [B, c, H, W] to images, uint8 [B, height, width, 1 or 3]."""
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
-        """Put into the folder of a run what turns latents into images."""
+        """Write the autoencoder that decodes the latents into the folder of a run, where there is one."""
 
     def name(self, index: int) -> str:
-        """Where a person finds example `index`."""
+        """Return where a person finds the image of an example."""
 
 
 class PixelLatents:
-    """Images as their own latents: patches of the image are the tokens."""
+    """Images as their own latents, scaled to -1..1: tokens are patches of the image.
+
+    The attributes are those of `LatentDataset`, and `image_dataset`, the images.
+    """
 
     tokenizer, stride = "pixel", 1
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.image_dataset = dataset
         self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
         self.warnings = dataset.warnings
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
-        latent = from_uint8(self._dataset.images(np.array([index])))[0]  # [c, H, W]
+        """Return an image, float32 [c, H, W] in -1..1. Raises `UnreadableImageError`."""
+        latent = from_uint8(self.image_dataset.images(np.array([index])))[0]
         return latent[:, :, ::-1] if flip else latent
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return latents [B, c, H, W] as uint8 [B, H, W, c]."""
         return to_uint8(latents)
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
-        pass  # pixels need none
+        """Write nothing: pixels need no autoencoder."""
 
     def name(self, index: int) -> str:
-        return self._dataset.name(index)
+        """Return where a person finds an image."""
+        return self.image_dataset.name(index)
 
 
 def open_latents(data: pathlib.Path, image_size: int) -> LatentDataset:
-    """The latents at `data`, a cache or a dataset whose images are brought to `image_size`. Raises `DataError`."""
+    """Open a cache of latents, or a dataset of images as their own latents.
+
+    Args:
+        data: The folder.
+        image_size: The side of the images in pixels; a cache must have been made of such images.
+
+    Raises:
+        DataError: There is neither, or it is damaged.
+    """
     if is_cache(data):
         return CachedLatents(data, image_size)
     return PixelLatents(open_dataset(data, image_size))
 
 
 def readable_latent(
-    source: LatentDataset, example: int, flip: bool, stream: np.random.Generator
+    dataset: LatentDataset, example: int, flip: bool, stream: np.random.Generator
 ) -> tuple[int, NDArray[np.float32]]:
-    """The latents of `example`, or of the next one after it that can be read, and which it is.
+    """Read an example, or the next one after it that can be read; the dataset's `warnings` name the others.
 
-    Why others cannot be read is among the source's warnings then. Raises `DataError` where a hundred in a row cannot.
+    Returns:
+        The index of the example that was read, and its latents, float32 [c, H, W].
+
+    Raises:
+        DataError: A hundred images in a row, or all of them, cannot be read.
     """
-    unreadable = 0
+    reader = TolerantReader(len(dataset.labels), dataset.warnings.append)
     while True:
-        try:
-            return example, source.latent(example, flip, stream)
-        except UnreadableImageError as error:
-            source.warnings.append(str(error))
-            unreadable += 1
-            check_disk(unreadable, len(source.labels), source.warnings[-1])
-            example = (example + 1) % len(source.labels)
+        latent = reader.read(functools.partial(dataset.latent, example, flip, stream))
+        if latent is not None:
+            return example, latent
+        example = (example + 1) % len(dataset.labels)
 
 
-def check_model_fits(source: LatentDataset, model: ModelConfig, data: str) -> None:
-    """Refuse what is at `data` where `model` was made for other latents or classes."""
-    if source.stride != model.vae_stride:
+def check_model_fits(dataset: LatentDataset, model: ModelConfig, data: str) -> None:
+    """Check that a model was made for latents and classes like those of `dataset`.
+
+    Raises:
+        ConfigError: The stride of the latents differs; the message names the path `data`.
+        DataError: The number of classes or channels differs.
+    """
+    if dataset.stride != model.vae_stride:
         raise ConfigError(
             f"the model works on latents of {model.vae_stride}x{model.vae_stride} pixels each, but those of "
-            f"{data} are of {source.stride}x{source.stride}; choose a preset that fits"
+            f"{data} are of {dataset.stride}x{dataset.stride}; choose a --model that fits"
         )
-    if len(source.classes) != model.class_num or source.channels != model.vae_embed_dim:
+    if len(dataset.classes) != model.class_num or dataset.channels != model.vae_embed_dim:
         raise DataError(
-            f"{data}: {pluralize(len(source.classes), 'class')} of {pluralize(source.channels, 'channel')}, but the model "
-            f"was made for {pluralize(model.class_num, 'class')} of {model.vae_embed_dim}"
+            f"{data}: {pluralize(len(dataset.classes), 'class')} of {pluralize(dataset.channels, 'channel')}, but the "
+            f"model was made for {pluralize(model.class_num, 'class')} of {model.vae_embed_dim}"
         )

@@ -1,4 +1,4 @@
-"""Batches for a step: this process's part of it, drawn and read ahead of the step by other processes."""
+"""Batches of a training step: this process's part of each, and worker processes that read ahead."""
 
 from __future__ import annotations
 
@@ -20,42 +20,62 @@ from training.preemption import SIGNALS
 
 
 class Batch(NamedTuple):
-    """What `MAR.forward` takes, in its order."""
+    """The arguments of `MAR.forward`, in its order."""
 
-    latents: Tensor  # [B, c, H, W]
-    labels: Tensor  # int64 [B]
-    order: Tensor  # int64 [B, L]
-    timesteps: Tensor  # [R, B, K]
-    noise: Tensor  # [R, B, K, D]
+    latents: Tensor
+    """Float32 [B, c, H, W]."""
+    labels: Tensor
+    """Int64 [B]; class_num stands for no class."""
+    order: Tensor
+    """The generation order of the positions, int64 [B, L]."""
+    timesteps: Tensor
+    """Int64, or float32 for a flow head, [R, B, K]."""
+    noise: Tensor
+    """Float32 [R, B, K, D]."""
 
     def to(self, device: torch.device) -> Batch:
+        """Return a copy on `device`."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class ImageBatch(NamedTuple):
-    """What an autoencoder is trained with."""
+    """Images to train an autoencoder on, and the noise of their latents."""
 
-    images: Tensor  # [B, 3, H, W], of -1..1
-    noise: Tensor  # [B, C, h, w], of their latents
+    images: Tensor
+    """Float32 [B, 3, H, W] in -1..1."""
+    noise: Tensor
+    """Standard normal, float32 [B, C, h, w]."""
 
     def to(self, device: torch.device) -> ImageBatch:
+        """Return a copy on `device`."""
         return ImageBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class MicroBatch(NamedTuple):
-    """A batch, the examples [B] of the dataset that are in it, and what was found wrong with the data on the way."""
+    """One micro-batch of one process."""
 
     batch: Batch | ImageBatch
+    """The tensors to train on."""
     examples: Tensor
+    """The indices of the examples in the dataset, int64 [B]."""
     warnings: Sequence[str] = ()
+    """One line for each defect of the data that was met while the batch was read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StepParts(Dataset[MicroBatch], abc.ABC):
-    """Micro-batch `number` of this process: step number // accumulate, part number % accumulate of it."""
+    """The micro-batches of this process, in order: number n is part n % accumulate of step n // accumulate.
 
-    source: LatentDataset
-    model: Any  # the config of what is trained
+    Attributes:
+        dataset: Where examples come from.
+        model: What a subclass needs to know of the model.
+        training: Batch size, accumulation, seed and flip.
+        rank: The rank of this process.
+        processes: The number of processes.
+    """
+
+    dataset: LatentDataset
+    model: Any
     training: StepConfig
     rank: int
     processes: int
@@ -65,35 +85,35 @@ class StepParts(Dataset[MicroBatch], abc.ABC):
         step, part = divmod(number, training.accumulate)
         size = training.batch_size // self.processes // training.accumulate
         first = (self.rank * training.accumulate + part) * size
-        examples = batch_examples(len(self.source.labels), training.batch_size, step, training.seed)
+        examples = batch_examples(len(self.dataset.labels), training.batch_size, step, training.seed)
         chosen = examples[first : first + size].tolist()
-        batch = self._collected(step, range(first, first + size), chosen)
-        warnings = self.source.warnings.copy()
-        self.source.warnings.clear()
+        batch = self._collate(step, range(first, first + size), chosen)
+        warnings = self.dataset.warnings.copy()
+        self.dataset.warnings.clear()
         return MicroBatch(batch, torch.tensor(chosen), warnings)
 
     @abc.abstractmethod
-    def _collected(self, step: int, places: range, examples: list[int]) -> Batch | ImageBatch:
-        """The batch of `examples` at `places` of a step; those that cannot be read are replaced in the list."""
+    def _collate(self, step: int, places: range, examples: list[int]) -> Batch | ImageBatch:
+        """Return the batch of `examples` at `places` of a step's batch; replace unreadable ones in the list."""
 
     def _flip(self, stream: np.random.Generator) -> bool:
-        """Whether an example is mirrored: the first thing that is drawn for it."""
+        """Decide whether an example is mirrored; this takes the first random number of its stream."""
         return bool(stream.random() < 0.5) and self.training.flip
 
 
 class MicroBatches(StepParts):
-    """Those of a MAR; `model` is its `ModelConfig`."""
+    """The micro-batches of the training of a MAR; `model` is its `ModelConfig`."""
 
-    def _collected(self, step: int, places: range, examples: list[int]) -> Batch:
+    def _collate(self, step: int, places: range, examples: list[int]) -> Batch:
         masked = masked_tokens(self.model, self.training.seed, step)
         latents, labels, draws = [], [], []
         for number, place in enumerate(places):
             stream = example_stream(self.training.seed, step, place)
             flip = self._flip(stream)
             drawn = draw_example(self.model, masked, stream)
-            examples[number], latent = readable_latent(self.source, examples[number], flip, stream)
+            examples[number], latent = readable_latent(self.dataset, examples[number], flip, stream)
             latents.append(latent)
-            labels.append(self.model.class_num if drawn.dropped else int(self.source.labels[examples[number]]))
+            labels.append(self.model.class_num if drawn.dropped else int(self.dataset.labels[examples[number]]))
             draws.append(drawn)
         return Batch(
             torch.from_numpy(np.stack(latents)),
@@ -105,21 +125,27 @@ class MicroBatches(StepParts):
 
 
 class ImageBatches(StepParts):
-    """Those of an autoencoder, whose latents have the form `model`: (channels, side)."""
+    """The micro-batches of the training of an autoencoder; `model` is the shape of its latents: (channels, side)."""
 
-    def _collected(self, step: int, places: range, examples: list[int]) -> ImageBatch:
+    def _collate(self, step: int, places: range, examples: list[int]) -> ImageBatch:
         channels, side = self.model
         images, noise = [], []
         for number, place in enumerate(places):
             stream = example_stream(self.training.seed, step, place)
-            examples[number], image = readable_latent(self.source, examples[number], self._flip(stream), stream)
+            examples[number], image = readable_latent(self.dataset, examples[number], self._flip(stream), stream)
             images.append(image)
             noise.append(stream.standard_normal((channels, side, side), np.float32))
         return ImageBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(noise)))
 
 
 def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterator[MicroBatch]:
-    """The micro-batches from `step` to the last step of the config, read ahead by `workers` processes."""
+    """Yield the micro-batches from a step to the last step of the config; `workers` processes read ahead.
+
+    Args:
+        batches: All micro-batches of this process.
+        step: The step to begin with.
+        device: Where the tensors are copied to.
+    """
     training = batches.training
     loader = DataLoader(
         batches,
@@ -128,13 +154,13 @@ def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterat
         num_workers=training.workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or it would draw from the global one, which is that of dropout
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_ignore_signals,
     )
     for loaded in loader:
         yield loaded._replace(batch=loaded.batch.to(device))
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to a job goes to all of its processes: those that read are still needed for the step under way."""
+def _ignore_signals(worker: int) -> None:
+    """Ignore the signals that stop a run: they reach all its processes, and the step under way needs the workers."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

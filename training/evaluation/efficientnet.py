@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import BackendError
-from training.checkpoints.tensor_files import fill, read_pickle
+from training.checkpoints.tensor_files import assign_weights, read_pickle
 
 SIDE = 224  # pixels of the training images
 FEATURES = 1280
@@ -94,7 +94,7 @@ def load_efficientnet() -> EfficientNetLite0:
         CheckpointError: The weights do not fit the network.
     """
     file, model = efficientnet_file(), EfficientNetLite0()
-    fill(model, read_pickle(file), str(file))
+    assign_weights(model, read_pickle(file), str(file))
     return model
 
 

@@ -1,6 +1,6 @@
-"""One optimizer step after another: the model, the moving average of its weights, the optimizer (appendix B).
+"""The optimizer step: gradients, clipping, AdamW, and the moving average of the weights.
 
-It knows neither runs nor datasets: batches come in, and what became of a step goes out.
+A step knows neither runs nor datasets. Hyperparameters are those of arXiv 2406.11838, appendix B.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ from torch.utils.checkpoint import checkpoint
 from runtime.model.config import ModelConfig
 from training.config import StepConfig, TrainConfig
 from training.data.loader import MicroBatch
-from training.distributed import Processes, distribute_like, gradient_sync, local, spread, whole
+from training.distributed import Processes, distribute_like, full_tensor, gradient_sync, local_shard, parallelize
 from training.models.mar import MAR
 from training.models.numerics import autocast, choose_operators
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What became of a step: the loss over all processes and the norm of its gradient before clipping.
+    """The result of one step. The weights stay as they are where the loss or the gradient is not finite.
 
-    If one of them is not finite the step was not taken. `suspects` are then the examples of the
-    micro-batches whose loss was not finite; of all of the step, if only the gradient was not.
-    `parts` are what the loss is made of.
+    Attributes:
+        loss: The mean loss over all processes.
+        gradient_norm: The norm of the gradient before clipping.
+        suspects: Where the step was not applied, the examples of the micro-batches whose loss is not finite; all
+            examples of the step where only the gradient is not finite.
+        parts: The terms of the loss, by name.
     """
 
     loss: float
@@ -42,15 +45,24 @@ class StepResult:
     parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def taken(self) -> bool:
+    def applied(self) -> bool:
+        """Whether the weights were updated."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class TrainStep(abc.ABC):
-    """A model in training: its weights, their moving average, its optimizer.
+    """A model in training: its weights, their moving average, and its optimizer.
 
-    `skipped` of the steps so far were not taken. Each part of a step runs in the context that `phase`
-    makes of its name, for who wants to time it.
+    Attributes:
+        model: The model.
+        module: The module to call in place of the model, see `training.distributed.parallelize`.
+        optimizer: The optimizer of the model's parameters.
+        config: The settings of the training.
+        processes: The processes of the job.
+        average: The exponential moving average of each parameter, by name.
+        skipped: The number of steps so far that were not applied.
+        phase: Called with the name of each part of a step; the part runs in the context that it returns. A profiler
+            replaces it to measure times.
     """
 
     def __init__(
@@ -61,7 +73,6 @@ class TrainStep(abc.ABC):
         config: StepConfig,
         processes: Processes,
     ) -> None:
-        """`module` is what is called in place of `model`, where its gradients are exchanged between `processes`."""
         self.model, self.module, self.optimizer = model, module, optimizer
         self.config, self.processes = config, processes
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -70,11 +81,24 @@ class TrainStep(abc.ABC):
 
     @abc.abstractmethod
     def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
-        """Leave the gradient of the mean loss in the parameters: the losses of this process's micro-batches, [parts],
-        the examples in each, and what the loss is made of, by name."""
+        """Compute the gradient of the mean loss over the whole batch, and leave it in the parameters.
+
+        Args:
+            step: The number of the step, from 0.
+            batches: This process's micro-batches.
+
+        Returns:
+            The losses of the micro-batches, float32 [accumulate]; the examples in each, int64 [B]; the terms of the
+            loss, by name.
+        """
 
     def update(self, step: int, batches: Iterable[MicroBatch]) -> StepResult:
-        """Take step number `step` with this process's micro-batches, unless its loss or gradient is not finite."""
+        """Take one step; leave the weights as they are where the loss or the gradient is not finite.
+
+        Args:
+            step: The number of the step, from 0.
+            batches: This process's micro-batches.
+        """
         config = self.config
         torch.manual_seed(_dropout_seed(config.seed, step, self.processes.rank))
         for group in self.optimizer.param_groups:
@@ -85,79 +109,83 @@ class TrainStep(abc.ABC):
         loss = self.processes.mean(losses.mean()).item()
         with self.phase("clip"):
             norm = self._clip()
-        outcome = StepResult(loss, norm, parts=parts)
-        if outcome.taken:
+        result = StepResult(loss, norm, parts=parts)
+        if result.applied:
             with self.phase("optimizer"):
                 self.optimizer.step()
             with self.phase("average"):
-                self._follow(step)
+                self._update_average(step)
         else:
             self.skipped += 1
-            outcome = dataclasses.replace(outcome, suspects=self._suspects(losses, examples))
-        return outcome
+            result = dataclasses.replace(result, suspects=self._suspects(losses, examples))
+        return result
 
     def weights_are_finite(self) -> bool:
-        finite = torch.stack([local(parameter).isfinite().all() for parameter in self.model.parameters()]).all()
+        """Return whether all weights of all processes are finite; every process must call it."""
+        finite = torch.stack([local_shard(parameter).isfinite().all() for parameter in self.model.parameters()]).all()
         return self.processes.mean(finite.float()).item() == 1
 
     def _clip(self) -> float:
-        """Bring the gradient to the largest norm, if it is longer; its norm before."""
+        """Scale the gradient down to the largest norm where it is longer; return its norm from before."""
         parameters = list(self.model.parameters())
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        if (length := whole(norm).item()) > self.config.gradient_clip:  # most are not: a pass over all saved
+        length = full_tensor(norm).item()
+        if length > self.config.gradient_clip:  # most gradients are shorter, which saves a pass over all of them
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clip, norm)
         return length
 
-    def _follow(self, step: int) -> None:
-        """Move the average towards the weights."""
+    def _update_average(self, step: int) -> None:
+        """Update the exponential moving average: a <- rate a + (1 - rate) w."""
         share = 1 - _ema_rate(self.config.ema_rate, step)
         with torch.no_grad():
-            averages = [local(tensor) for tensor in self.average.values()]
-            torch._foreach_lerp_(averages, [local(parameter) for parameter in self.model.parameters()], share)
+            averages = [local_shard(tensor) for tensor in self.average.values()]
+            torch._foreach_lerp_(averages, [local_shard(parameter) for parameter in self.model.parameters()], share)
 
     def _suspects(self, losses: Tensor, examples: list[Tensor]) -> tuple[int, ...]:
-        bad = self.processes.together(
-            [part for part, good in zip(examples, losses.isfinite(), strict=True) if not good]
+        """Return the examples of the micro-batches whose loss is not finite; of all micro-batches where all are."""
+        bad = self.processes.gather_lists(
+            [part for part, finite in zip(examples, losses.isfinite(), strict=True) if not finite]
         )
-        return tuple(int(index) for part in bad or self.processes.together(examples) for index in part)
+        return tuple(int(index) for part in bad or self.processes.gather_lists(examples) for index in part)
 
 
 class MarTrainStep(TrainStep):
-    """A MAR in training."""
+    """A MAR in training by AdamW (arXiv 1711.05101), with betas 0.9 and 0.95 as published."""
 
     model: MAR
 
     def __init__(self, model_config: ModelConfig, config: TrainConfig, processes: Processes) -> None:
         torch.manual_seed(config.seed)
         model = MAR(**model_config.to_dict()).to(processes.device)
-        choose_operators(model, config.attention, processes.device)
+        choose_operators(model, config.attention_precision, processes.device)
         if config.gradient_checkpointing:
-            _forget_activations(model)
+            _checkpoint_activations(model)
         if config.compile:
             _compile_blocks(model)
-        module = spread(model, processes, config.fsdp)
+        module = parallelize(model, processes, config.fsdp)
         optimizer = torch.optim.AdamW(
             _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
         )
         super().__init__(model, module, optimizer, config, processes)
 
     def set_codebook(self, codebook: NDArray[np.float32]) -> None:
-        """Give the head its codebook [codes, D], the same in every process."""
+        """Set the codebook of a VQ head, float32 [codebook_size, D]; every process must pass the same."""
         parameter = self.model.diffloss.codebook
         with torch.no_grad():
             for copy in (parameter, self.average["diffloss.codebook"]):
                 copy.copy_(distribute_like(torch.from_numpy(codebook), parameter))
 
     def averaged_model(self) -> MAR:
-        """A model of its own with the averaged weights, whole, in evaluation mode."""
+        """Return a new model with the averaged weights, in evaluation mode; every process must call it."""
         averaged = MAR(**self.model.config.to_dict()).to(self.processes.device)
-        averaged.load_state_dict({name: whole(tensor) for name, tensor in self.average.items()})
+        averaged.load_state_dict({name: full_tensor(tensor) for name, tensor in self.average.items()})
         return averaged.eval()
 
     def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
+        """Compute the gradient of the mean loss, see `TrainStep.gradients`; the loss has no named terms."""
         config, losses, examples = self.config, [], []
         for part, (batch, indices, _) in enumerate(batches, start=1):
-            with gradient_sync(self.module, now=part == config.accumulate):
+            with gradient_sync(self.module, enabled=part == config.accumulate):
                 with self.phase("forward"), autocast(config.precision, self.processes.device):
                     loss = self.module(*batch)
                 with self.phase("backward"):
@@ -168,12 +196,16 @@ class MarTrainStep(TrainStep):
 
 
 def learning_rate(config: StepConfig, step: int) -> float:
-    """That of step number `step`: growing over the warm-up, then constant."""
+    """Return the learning rate of step number `step`: it grows linearly over the warm-up, then stays constant."""
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
 
 
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for the matrices of the transformer, none for biases, gains and the head."""
+    """Return AdamW's parameter groups: weight decay for the matrices of the transformer, none for the rest.
+
+    Biases, the scales of normalizations and the head have no decay, as in the published code. Embeddings are
+    matrices here.
+    """
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
@@ -182,26 +214,30 @@ def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def _forget_activations(model: MAR) -> None:
-    """Let every block keep its input only, and compute the rest again for its gradient (arXiv 1604.06174)."""
+def _checkpoint_activations(model: MAR) -> None:
+    """Let every block keep its input only, and recompute the rest in the backward pass (arXiv 1604.06174)."""
     for block in [*model.encoder_blocks, *model.decoder_blocks, *model.diffloss.net.res_blocks]:
         for name in {"forward", "rows"} & set(dir(block)):
             setattr(block, name, functools.partial(checkpoint, getattr(block, name), use_reentrant=False))
 
 
 def _compile_blocks(model: MAR) -> None:
-    """Compile each kind of block once for all sizes: how many tokens are masked differs from step to step."""
+    """Compile each kind of block once, with dynamic shapes: the number of masked tokens differs between steps."""
     for block in [*model.encoder_blocks, *model.decoder_blocks, *model.diffloss.net.res_blocks]:
         block.compile(dynamic=True)
-    last: Any = model.decoder_blocks[-1]  # of which only some rows are computed, not by its forward
+    last: Any = model.decoder_blocks[-1]  # the model calls its method rows, not its forward
     last.rows = torch.compile(last.rows, dynamic=True)
 
 
 def _ema_rate(rate: float, step: int) -> float:
-    """The rate at a step: lower at first, or the random weights of the start would stay in the average for long."""
+    """Return the decay rate of the average at a step.
+
+    The rate is lower at first, as in TensorFlow's ExponentialMovingAverage: otherwise the random initial weights
+    would stay in the average for long.
+    """
     return min(rate, (1 + step) / (10 + step))
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """63 bits."""
+    """Return the seed of a step's dropout in one process, of 63 bits: PyTorch takes signed integers."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

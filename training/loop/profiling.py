@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: by phase, and by operator. Nothing is written."""
+"""Measurement of where the time of a training step goes, by phase and by operator; it writes no file."""
 
 from __future__ import annotations
 
@@ -16,42 +16,49 @@ from torch.profiler import profile
 
 from runtime.checks import pluralize
 from training.config import RunConfig
-from training.data.latent_dataset import LatentDataset
+from training.data.latent_dataset import LatentDataset, check_model_fits
 from training.data.loader import MicroBatches, micro_batches
 from training.distributed import Processes
-from training.loop.mar_trainer import check_fit
 from training.loop.optimizer_step import MarTrainStep
+from training.loop.training_loop import check_batch
 
 _WARM_UP, _TIMED, _UNDER_PROFILER = 3, 8, 2
-_OPERATORS = 10  # the most expensive ones, shown
+_OPERATORS = 10  # the number of the most expensive operators that are listed
 _PHASES = ("read", "forward", "backward", "clip", "optimizer", "average")
-_PARTS = {"backbone": "forward", "head": "forward"}  # of a phase
+_PARTS = {"backbone": "forward", "head": "forward"}  # the parts of a phase, and the phase
 
 
 class PhaseTimer:
-    """Seconds spent in each phase of one step after another; a GPU is waited for at both ends of a phase."""
+    """A timer of the phases of training steps; it synchronizes a GPU at both ends of a phase.
+
+    Attributes:
+        steps: For each step, the seconds spent in each phase.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.steps: list[dict[str, float]] = []
 
     def now(self) -> float:
+        """Return the time in seconds, once the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the phase `name` of the current step."""
         started = self.now()
         yield
         self.add(name, self.now() - started)
 
     def add(self, name: str, seconds: float) -> None:
+        """Add `seconds` to the phase `name` of the current step."""
         step = self.steps[-1]
         step[name] = step.get(name, 0.0) + seconds
 
     def watch(self, module: nn.Module, name: str) -> None:
-        """Count the forward passes of `module` as `name`."""
+        """Add the time of every forward pass of `module` to the phase `name`."""
         started: list[float] = []
 
         def before(module: nn.Module, inputs: Any) -> None:
@@ -64,14 +71,25 @@ class PhaseTimer:
         module.register_forward_hook(after)
 
 
-def profile_training(config: RunConfig, source: LatentDataset, processes: Processes) -> str:
-    """A table for a person: a few steps of a new model of `config`, and what they spent their time on."""
-    check_fit(source, config, processes)
+def profile_training(config: RunConfig, dataset: LatentDataset, processes: Processes) -> str:
+    """Take a few training steps of a new model, and return a table of where their time went.
+
+    Args:
+        config: The settings of the run.
+        dataset: What the model is trained on.
+        processes: The processes of the job.
+
+    Raises:
+        ConfigError: The batch does not fit the data or the processes.
+        DataError: The data is not what the model was made for.
+    """
+    check_model_fits(dataset, config.model, config.data)
+    check_batch(dataset, config.training, processes)
     training = dataclasses.replace(config.training, steps=_WARM_UP + _TIMED + _UNDER_PROFILER)
     train_step, timer = MarTrainStep(config.model, training, processes), PhaseTimer(processes.device)
     train_step.phase = timer.phase
     timer.watch(train_step.model.diffloss, "head")
-    batches = MicroBatches(source, config.model, training, processes.rank, processes.count)
+    batches = MicroBatches(dataset, config.model, training, processes.rank, processes.world_size)
     reading = micro_batches(batches, 0, processes.device)
 
     def step(number: int) -> None:
@@ -104,9 +122,9 @@ def _phase_lines(steps: list[dict[str, float]], batch: int) -> list[str]:
         f"{'phase':<30}{'ms':>10}{'share':>8}",
     ]
     for phase in (*_PHASES, "the rest"):
-        for name in (phase, *(part for part, of in _PARTS.items() if of == phase)):
-            shown = f"  {name}" if name in _PARTS else name
-            lines.append(f"{shown:<30}{spent[name] * 1000:>10.1f}{spent[name] / spent['all']:>8.1%}")
+        for name in (phase, *(part for part, whole in _PARTS.items() if whole == phase)):
+            label = f"  {name}" if name in _PARTS else name
+            lines.append(f"{label:<30}{spent[name] * 1000:>10.1f}{spent[name] / spent['all']:>8.1%}")
     return lines
 
 

@@ -1,6 +1,6 @@
-"""What a run goes on from: weights, their average, the optimizer's moments, and where it was.
+"""The state that a run resumes from: weights, their moving average, the optimizer's moments, and the step.
 
-Tensors are saved whole, so a run can go on with another number of processes.
+Sharded tensors are gathered before they are saved, so a run can resume with another number of processes.
 """
 
 from __future__ import annotations
@@ -14,31 +14,46 @@ from torch import Tensor
 from runtime.errors import CheckpointError
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_metadata, read_safetensors
-from training.distributed import distribute_like, whole
+from training.distributed import distribute_like, full_tensor
 from training.loop.optimizer_step import TrainStep
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
-    """Write the state, then the averaged weights, each in one atomic step; resuming reads the first only.
+    """Write the state, then the averaged weights, each atomically; resuming reads the state only.
 
-    Every process calls it, the first one writes.
+    Every process must call it; rank 0 writes.
+
+    Args:
+        run: The folder of the run.
+        train_step: The model in training.
+        step: The number of steps done.
+
+    Raises:
+        OSError: A file could not be written.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in train_step.model.named_parameters():
         moments = train_step.optimizer.state[parameter]
         state |= {f"model.{name}": parameter.detach(), f"average.{name}": train_step.average[name]}
         state |= {f"{key}.{name}": moments.get(key, torch.zeros_like(parameter)) for key in _MOMENTS}
-    state = _gathered(state, train_step)
-    if train_step.processes.first:
+    state = _gather(state, train_step)
+    if train_step.processes.is_main:
         metadata = {"step": str(step), "skipped": str(train_step.skipped)}
         checkpoint.save_weights(run / checkpoint.STATE_FILE, state, metadata)
         _save_average(run, state, step)
 
 
 def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
-    """Bring `train_step` to where the run was, and return its step. Raises `CheckpointError`."""
+    """Load the state of the run in a folder into `train_step`; every process must call it.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        CheckpointError: The state is damaged, or that of another model.
+    """
     path = run / checkpoint.STATE_FILE
     remedy = (
         "copy it again, or delete it to train from the first step on; the averaged weights, in "
@@ -64,7 +79,7 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
             moments = {key: saved(key, name, parameter) for key in _MOMENTS}
             train_step.optimizer.state[parameter] = {"step": updates, **moments}
     train_step.skipped = skipped
-    if train_step.processes.first and checkpoint.saved_step(run / checkpoint.WEIGHTS_FILE) != step:
+    if train_step.processes.is_main and checkpoint.saved_step(run / checkpoint.WEIGHTS_FILE) != step:
         _save_average(run, state, step)  # a kill between the two files of a checkpoint leaves the second one older
     return step
 
@@ -74,11 +89,11 @@ def _save_average(run: pathlib.Path, state: Mapping[str, Tensor], step: int) -> 
     checkpoint.save_weights(run / checkpoint.WEIGHTS_FILE, weights, {"step": str(step)})
 
 
-def _gathered(tensors: Mapping[str, Tensor], train_step: TrainStep) -> dict[str, Tensor]:
-    """Each tensor whole; in the memory of the first process only, since all together are four times the weights."""
+def _gather(tensors: Mapping[str, Tensor], train_step: TrainStep) -> dict[str, Tensor]:
+    """Return the full tensors to rank 0, and nothing to others: together they are four times the weights."""
     gathered = {}
     for name, tensor in tensors.items():
-        one = whole(tensor)
-        if train_step.processes.first:
-            gathered[name] = one.cpu()
+        full = full_tensor(tensor)
+        if train_step.processes.is_main:
+            gathered[name] = full.cpu()
     return gathered

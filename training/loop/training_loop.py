@@ -1,4 +1,4 @@
-"""A run of any training: its steps to the last, reported, saved on the way, left on a signal so that it goes on."""
+"""The loop of any training run: it starts or resumes a run, takes its steps, reports them, and saves checkpoints."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import contextlib
 import itertools
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
 
 import click
 
 from runtime.checks import pluralize
-from runtime.errors import ConfigError, DataError, MarError
-from training.checkpoints.checkpoint import CONFIG_FILE
-from training.config import StepConfig
+from runtime.errors import CheckpointError, ConfigError, DataError, MarError
+from training.checkpoints import checkpoint
+from training.config import BaseRunConfig, StepConfig
 from training.data.latent_dataset import LatentDataset
 from training.data.loader import MicroBatch
 from training.distributed import Processes
 from training.loop.optimizer_step import StepResult, TrainStep, learning_rate
-from training.loop.state import save_state
+from training.loop.state import load_state, save_state
 from training.preemption import PreemptedError, Termination
 from training.reporting.environment import record_environment
 from training.reporting.loss_curve import save_loss_curve
@@ -28,114 +28,237 @@ from training.reporting.reporter import LOG_FILE, Reporter
 
 _MOST_SKIPPED_IN_A_ROW = 10
 
+_Config = TypeVar("_Config", bound=BaseRunConfig)
 _Step = TypeVar("_Step", bound=TrainStep)
+_Loop = TypeVar("_Loop", bound="TrainingLoop[Any, Any]")
 
 
-class TrainingLoop(abc.ABC, Generic[_Step]):
-    """The folder `run`, at step `step`. Every process of a job does the same."""
+class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
+    """One run of a training: `start` or `resume` makes it, `train` takes its steps.
 
-    command = "mar train"
-    use = "make an artifact of it with mar export {run} --out ARTIFACT"
+    Every process of a job makes the same calls; rank 0 alone writes files and prints.
 
-    def __init__(self, run: pathlib.Path, source: LatentDataset, train_step: _Step, processes: Processes) -> None:
-        self.run, self.source, self.train_step, self.processes = run, source, train_step, processes
+    Attributes:
+        command: The command that makes such runs.
+        next_command: What to do with a finished run, with `{run}` in place of its folder.
+        config_class: The class of `config`.
+        run: The folder of the run.
+        config: The settings of the run.
+        dataset: What it is trained on.
+        train_step: The model in training.
+        processes: The processes of the job.
+        step: The number of steps done.
+    """
+
+    command: ClassVar[str]
+    next_command: ClassVar[str]
+    config_class: ClassVar[type[BaseRunConfig]]
+
+    def __init__(self, run: pathlib.Path, config: _Config, dataset: LatentDataset, processes: Processes) -> None:
+        self.run, self.config, self.dataset, self.processes = run, config, dataset, processes
+        self._check_data()
+        self.train_step: _Step = self._make_train_step()
         self.step = 0
         self._new = not any(run.glob("*"))
 
-    @property
+    @classmethod
+    def start(cls: type[_Loop], run: pathlib.Path, config: Any, processes: Processes | None = None) -> _Loop:
+        """Start a new run in the folder `run`.
+
+        Raises:
+            MarError: The folder already holds a run.
+            ConfigError: The batch does not fit the data or the processes.
+            DataError: The data is missing or damaged.
+        """
+        processes = processes or Processes()
+        if (run / checkpoint.CONFIG_FILE).exists():
+            raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+        config, dataset = cls.fit_to_data(config)
+        loop = cls(run, config, dataset, processes)
+        loop._initialize()
+        processes.barrier()  # rank 0 must not write the config before all have checked that there is none
+        if processes.is_main:
+            dataset.save_tokenizer(run)
+            loop._write_config()
+        return loop
+
+    @classmethod
+    def resume(
+        cls: type[_Loop],
+        run: pathlib.Path,
+        processes: Processes | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> _Loop:
+        """Resume a run from its last checkpoint, or from its first step where it has none.
+
+        Args:
+            run: The folder of the run.
+            processes: The processes of the job; by default this process alone.
+            changes: New values for fields of the config's `training`, such as more `steps`; the run keeps them.
+
+        Raises:
+            CheckpointError: The folder holds no such run, or a file of it is damaged.
+            ConfigError: A new value is impossible.
+            DataError: The data is missing, damaged, or not what the model was made for.
+        """
+        processes = processes or Processes()
+        config = cls.read_config(run, changes or {})
+        loop = cls(run, config, cls.open_data(config), processes)
+        if (run / checkpoint.STATE_FILE).exists():
+            loop.step = load_state(run, loop.train_step)
+        else:
+            loop._initialize()
+        processes.barrier()
+        if changes and processes.is_main:
+            loop._write_config()
+        return loop
+
+    @classmethod
+    def read_config(cls, run: pathlib.Path, changes: Mapping[str, Any]) -> Any:
+        """Return the config of the run in a folder, with `changes` to fields of its `training`.
+
+        Raises:
+            CheckpointError: The folder holds no such run.
+            ConfigError: A new value is impossible.
+        """
+        values, where = checkpoint.read_run_config(run), run / checkpoint.CONFIG_FILE
+        try:
+            config = cls.config_class.from_dict({key: values[key] for key in ("data", "model", "training")}, str(where))
+        except KeyError as error:
+            raise CheckpointError(f"{where}: not the config of a run of {cls.command}, it has no {error}") from None
+        except ConfigError as error:
+            raise CheckpointError(f"{where}: not the config of a run of {cls.command} ({error})") from None
+        return config.with_training(changes)
+
+    @classmethod
+    def fit_to_data(cls, config: Any) -> tuple[Any, LatentDataset]:
+        """Open the data of a new run; return it after the config, whose path is then absolute and which fits it."""
+        return config, cls.open_data(config)
+
+    @classmethod
     @abc.abstractmethod
-    def _settings(self) -> StepConfig:
-        """How it is trained."""
+    def open_data(cls, config: Any) -> LatentDataset:
+        """Open the data that a config names. Raises `DataError`."""
+
+    @abc.abstractmethod
+    def _make_train_step(self) -> _Step:
+        """Make the model in training, as it is before the first step."""
 
     @abc.abstractmethod
     def _batches(self) -> Iterator[MicroBatch]:
-        """This process's micro-batches, from `step` on."""
+        """Return this process's micro-batches, from `step` on."""
 
     @abc.abstractmethod
-    def _draw_samples(self, reporter: Reporter | None) -> None:
-        """Show what the model can do by now; every process calls it, the first one has a reporter."""
+    def _save_samples(self, reporter: Reporter | None) -> None:
+        """Save images that show what the model can do now; every process calls it, rank 0 with a reporter."""
+
+    def _initialize(self) -> None:
+        """Take from the data what the model needs before its first step."""
+
+    def _check_data(self) -> None:
+        """Check that the run can train on its data. Raises `ConfigError` and `DataError`."""
+        check_batch(self.dataset, self.config.training, self.processes)
+
+    def _saved_config(self) -> dict[str, Any]:
+        """Return what the run's config file holds."""
+        return self.config.to_dict()
+
+    def _write_config(self) -> None:
+        checkpoint.write_run_config(self.run, self._saved_config())
+
+    @property
+    def _settings(self) -> StepConfig:
+        settings: StepConfig = self.config.training
+        return settings
 
     def train(self) -> None:
         """Train to the last step of the config, with checkpoints, samples and a log on the way.
 
-        Where a new run fails before its first step, it leaves nothing that would be in the way of the next.
-        Raises `PreemptedError` after SIGTERM or SIGINT, once all is saved.
+        A new run that fails before its first step removes its folder, so that the next attempt can use it.
+
+        Raises:
+            PreemptedError: SIGTERM or SIGINT stopped the run, which has been saved.
+            DataError: The data is bad, and `bad_data` is `stop`.
+            MarError: Training diverged, or a file could not be written.
         """
         try:
             with Termination(self.processes) as termination, contextlib.ExitStack() as stack:
                 reporter = None
-                if self.processes.first:
+                if self.processes.is_main:
                     record_environment(self.run, self.processes, self.step)
                     reporter = stack.enter_context(Reporter(self.run, self._settings, self.step))
                 self._train(termination, reporter)
-            if self.processes.first:
+            if self.processes.is_main:
                 save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
         except OSError as error:
-            again = "begin again" if self._has_nothing else "resume"
+            remedy = "start again" if self._is_empty else "resume"
             raise MarError(
-                f"cannot write to {self.run}: {error.strerror or error}; free some space and {again}"
+                f"cannot write to {self.run}: {error.strerror or error}; free some space and {remedy}"
             ) from error
         finally:
-            if self._has_nothing and self.processes.first:
+            if self._is_empty and self.processes.is_main:
                 shutil.rmtree(self.run, ignore_errors=True)
 
     @property
-    def _has_nothing(self) -> bool:
-        """Whether it is a new run that has not taken a step."""
+    def _is_empty(self) -> bool:
+        """Whether this is a new run that has not taken a step."""
         return self._new and self.step == 0
 
     def _train(self, termination: Termination, reporter: Reporter | None) -> None:
         config, skipped = self._settings, 0
         batches = self._batches()
-        self._report_warnings(reporter, self.source.warnings)
+        self._handle_warnings(reporter, self.dataset.warnings)
         while self.step < config.steps:
             parts = list(itertools.islice(batches, config.accumulate))
-            self._report_warnings(reporter, [complaint for part in parts for complaint in part.warnings])
-            outcome = self.train_step.update(self.step, parts)
+            self._handle_warnings(reporter, [warning for part in parts for warning in part.warnings])
+            result = self.train_step.update(self.step, parts)
             self.step += 1
-            skipped = 0 if outcome.taken else skipped + 1
+            skipped = 0 if result.applied else skipped + 1
             if reporter:
-                self._report(reporter, outcome)
+                self._report_step(reporter, result)
             if skipped == _MOST_SKIPPED_IN_A_ROW:
                 raise self._diverged(
                     f"{skipped} steps in a row had a loss or a gradient that is not finite, the last one a loss of "
-                    f"{outcome.loss} and a gradient norm of {outcome.gradient_norm}"
+                    f"{result.loss} and a gradient norm of {result.gradient_norm}"
                 )
-            last, told_to_stop = self.step == config.steps, termination.asked()
-            if last or told_to_stop or self.step % config.checkpoint_every == 0:
+            last, stopped_by = self.step == config.steps, termination.requested()
+            if last or stopped_by or self.step % config.checkpoint_every == 0:
                 self._save(reporter)
-            if told_to_stop and not last:
+            if stopped_by and not last:
                 raise PreemptedError(
-                    f"stopped by {told_to_stop.name} after step {self.step} of {config.steps}; all is saved, go on "
-                    f"with {self.command} --resume {self.run}",
-                    told_to_stop,
+                    f"stopped by {stopped_by.name} after step {self.step} of {config.steps}; the run is saved, "
+                    f"continue it with {self.command} --resume {self.run}",
+                    stopped_by,
                 )
             if last or self.step % config.sample_every == 0:
-                self._draw_samples(reporter)
+                self._save_samples(reporter)
 
-    def _report_warnings(self, reporter: Reporter | None, mine: Sequence[str]) -> None:
-        """Tell what this and the other processes found wrong with the data, or stop because of it."""
-        warnings = self.processes.together(list(mine))
-        if warnings and self._settings.bad_data == "stop":
-            raise DataError(f"{warnings[0]}; --bad-data report goes on without what cannot be read")
+    def _handle_warnings(self, reporter: Reporter | None, warnings: Iterable[str]) -> None:
+        """Report defects of the data that this or another process has met, or stop; every process must call it."""
+        gathered = self.processes.gather_lists(list(warnings))
+        if gathered and self._settings.bad_data == "stop":
+            raise DataError(f"{gathered[0]}; --bad-data report skips images that cannot be read")
         if reporter:
-            for complaint in warnings:
-                reporter.bad_data(self.step, complaint)
+            self._report_warnings(reporter, gathered)
 
-    def _report(self, reporter: Reporter, outcome: StepResult) -> None:
-        if outcome.taken:
+    def _report_warnings(self, reporter: Reporter, warnings: Iterable[str]) -> None:
+        for warning in warnings:
+            reporter.bad_data(self.step, warning)
+
+    def _report_step(self, reporter: Reporter, result: StepResult) -> None:
+        if result.applied:
             rate = learning_rate(self._settings, self.step - 1)
-            reporter.step(self.step, outcome.loss, outcome.gradient_norm, rate, **outcome.parts)
+            reporter.step(self.step, result.loss, result.gradient_norm, rate, **result.parts)
             return
-        shown = ", ".join(self.source.name(example) for example in outcome.suspects[:3])
-        more = f" and {len(outcome.suspects) - 3} more" if len(outcome.suspects) > 3 else ""
+        names = ", ".join(self.dataset.name(example) for example in result.suspects[:3])
+        more = f" and {len(result.suspects) - 3} more" if len(result.suspects) > 3 else ""
         reporter.skipped(
             self.step,
-            f"skipped ({self.train_step.skipped} so far): a loss of {outcome.loss}, a gradient norm of "
-            f"{outcome.gradient_norm} by {shown}{more}",
-            loss=str(outcome.loss),  # JSON has no word for them
-            gradient_norm=str(outcome.gradient_norm),
-            examples=list(outcome.suspects),
+            f"skipped ({self.train_step.skipped} so far): a loss of {result.loss}, a gradient norm of "
+            f"{result.gradient_norm} by {names}{more}",
+            loss=str(result.loss),  # JSON has no infinity and no NaN
+            gradient_norm=str(result.gradient_norm),
+            examples=list(result.suspects),
             so_far=self.train_step.skipped,
         )
 
@@ -148,34 +271,30 @@ class TrainingLoop(abc.ABC, Generic[_Step]):
 
     def _diverged(self, what: str) -> MarError:
         return MarError(
-            f"{what} at step {self.step}; go on from the last checkpoint with {self.command} --resume {self.run} and a "
-            "lower --learning-rate, or --precision fp32"
+            f"{what} at step {self.step}; continue from the last checkpoint with {self.command} --resume {self.run} "
+            "and a lower --learning-rate, or --precision fp32"
         )
 
 
-def finish(run: TrainingLoop[Any]) -> None:
-    """Train `run` to its last step, and tell what comes next."""
-    run.train()
-    if run.processes.first:
+def finish(loop: TrainingLoop[Any, Any]) -> None:
+    """Train a run to its last step, and print what can be done next."""
+    loop.train()
+    if loop.processes.is_main:
         click.echo(
-            f"{run.run} is finished at step {run.step}; {run.use.format(run=run.run)}, or train on with "
-            f"{run.command} --resume {run.run} --steps N"
+            f"{loop.run} is finished at step {loop.step}; {loop.next_command.format(run=loop.run)}, or train on with "
+            f"{loop.command} --resume {loop.run} --steps N"
         )
 
 
-def check_no_run(run: pathlib.Path) -> None:
-    """Refuse to begin where a run is already."""
-    if (run / CONFIG_FILE).exists():
-        raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+def check_batch(dataset: LatentDataset, training: StepConfig, processes: Processes) -> None:
+    """Check that there is enough data for a batch, and that a batch can be split evenly.
 
-
-def check_batch(source: LatentDataset, training: StepConfig, processes: Processes) -> None:
-    """Refuse too little data, or a batch that cannot be shared out."""
-    if len(source.labels) < training.batch_size:
-        there = pluralize(len(source.labels), "image")
-        raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {there}")
-    if training.batch_size % (processes.count * training.accumulate):
-        raise ConfigError(
-            f"batch_size {training.batch_size} cannot be shared out evenly to {pluralize(processes.count, 'process')} in "
-            f"{pluralize(training.accumulate, 'micro-batch')} (accumulate)"
-        )
+    Raises:
+        ConfigError: The dataset is smaller than a batch, or the processes and micro-batches do not divide the batch.
+    """
+    if len(dataset.labels) < training.batch_size:
+        images = pluralize(len(dataset.labels), "image")
+        raise ConfigError(f"a batch of {training.batch_size} does not fit a dataset of {images}")
+    if training.batch_size % (processes.world_size * training.accumulate):
+        parts = f"{pluralize(processes.world_size, 'process')} in {pluralize(training.accumulate, 'micro-batch')}"
+        raise ConfigError(f"batch_size {training.batch_size} cannot be split evenly over {parts} (accumulate)")

@@ -1,0 +1,1 @@
+"""The models: MAR with its heads, the KL autoencoder, and the reference sampling loop."""

@@ -1,7 +1,7 @@
-"""The KL autoencoder that turns images into latents and back (arXiv 2112.10752), as MAR uses it.
+"""The KL autoencoder that encodes images to latents and decodes them (arXiv 2112.10752), as MAR uses it.
 
-Parameter names are those of the published `kl16.ckpt`. What differs between its kin (KL-16, KL-8) are
-widths, levels and where attention stands, and all of that can be read from the names and shapes.
+Parameter names are those of the published `kl16.ckpt`. Published autoencoders (KL-16, KL-8) differ in widths, levels
+and the places of attention; all of these follow from the names and shapes of the parameters.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ from torch import Tensor, nn
 from runtime.errors import CheckpointError
 from training.models.transformer import ScaledDotProduct
 
-LATENT_SCALE = 0.2325  # brings the latents of KL-16 to unit variance (published sampling and training code)
-LOG_VARIANCE = (-30.0, 20.0)  # what the published code clips it to
+LATENT_SCALE = 0.2325
+"""The factor that gives the latents of KL-16 unit variance, as in the published code."""
+LOG_VARIANCE = (-30.0, 20.0)
+"""The range to which the published code clips the log-variance of latents."""
 GROUPS = 32
+"""The groups of every group normalization; widths are multiples of it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Widths and levels: `multipliers` of `width` from the finest level to the coarsest, each half as fine.
+    """The shape of a KL autoencoder.
 
-    `attention_levels` are those whose encoder blocks are followed by attention; both halves have it in
-    their middle anyway.
+    Attributes:
+        latent_channels: C, the channels of a latent.
+        width: The channels of the finest level, before `multipliers`.
+        multipliers: The factor of `width` at each level, from the finest to the coarsest; each level has half the
+            resolution of the one before it.
+        blocks: Residual blocks per level of the encoder; the decoder has one more.
+        attention_levels: Levels of the encoder whose blocks are followed by attention, beside the middle of both
+            halves, which always has attention.
+        image_channels: 3, for RGB.
     """
 
     latent_channels: int = 16
@@ -43,6 +53,8 @@ class VAEConfig:
 
 
 class ResBlock(nn.Module):
+    """A residual block of two convolutions, each after group normalization and SiLU."""
+
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = _norm(channels), _conv3(channels, out_channels)
@@ -50,13 +62,14 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [B, out_channels, H, W] for x [B, channels, H, W]."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):
-    """Attention of one head over all places of a feature map."""
+    """Self-attention with one head over all positions of a feature map."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,6 +78,7 @@ class AttentionBlock(nn.Module):
         self.attend = ScaledDotProduct(dropout=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x [B, C, H, W], of the same shape."""
         normed = self.norm(x)
         q, k, v = (part(normed).flatten(2).transpose(1, 2)[:, None] for part in (self.q, self.k, self.v))
         attended = self.attend(q, k, v)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])  # [B, 1, HW, C] -> [B, C, H, W]
@@ -72,24 +86,32 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """A strided convolution that halves the resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, H/2, W/2] for x [B, C, H, W]."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # zeros on the right and below only, as published
 
 
 class Upsample(nn.Module):
+    """Nearest-neighbor interpolation and a convolution, which double the resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = _conv3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return [B, C, 2H, 2W] for x [B, C, H, W]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Middle(nn.Module):
+    """The middle of either half, at the coarsest level: a residual block, attention, a residual block."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block_1, self.attn_1, self.block_2 = (
@@ -99,11 +121,12 @@ class Middle(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x [B, C, H, W], of the same shape."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, in either half, and the step to the next."""
+    """The blocks of one resolution in either half, and the change to the next resolution."""
 
     def __init__(
         self, channels: int, out_channels: int, blocks: int, *, attention: bool, down: bool = False, up: bool = False
@@ -117,6 +140,7 @@ class Level(nn.Module):
         self.upsample = Upsample(out_channels) if up else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x [B, channels, H, W], at the next level's resolution."""
         for number, block in enumerate(self.block):
             x = block(x)
             if self.attn:
@@ -125,7 +149,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Image [B, 3, H, W] in -1..1 -> [B, 2C, H/s, W/s]."""
+    """The encoder, from images to the moments of latents before `quant_conv`; s is the stride."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -145,6 +169,7 @@ class Encoder(nn.Module):
         self.norm_out, self.conv_out = _norm(widths[-1]), _conv3(widths[-1], 2 * config.latent_channels)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return [B, 2C, H/s, W/s] for images [B, 3, H, W] in -1..1."""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
@@ -152,20 +177,21 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, C, H/s, W/s] -> image [B, 3, H, W]."""
+    """The decoder, from latents after `post_quant_conv` to images; s is the stride."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.conv_in = _conv3(config.latent_channels, widths[-1])
         self.mid = Middle(widths[-1])
-        self.up = nn.ModuleList(  # the finest level first, as it is named, and last to run
+        self.up = nn.ModuleList(  # parameter names count from the finest level, which runs last
             Level(channels, out_channels, config.blocks + 1, attention=False, up=number > 0)
             for number, (channels, out_channels) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.norm_out, self.conv_out = _norm(widths[0]), _conv3(widths[0], config.image_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Return images [B, 3, H, W] for [B, C, H/s, W/s]."""
         x = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             x = level(x)
@@ -173,10 +199,14 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Images to the distribution of their latents, and latents to images."""
+    """A KL autoencoder: from images to the distribution of their latents, and from latents to images.
+
+    Attributes:
+        config: The shape of the autoencoder; s below is its stride.
+        latent_scale: The factor that gives its latents unit variance.
+    """
 
     def __init__(self, config: VAEConfig, latent_scale: float = LATENT_SCALE) -> None:
-        """`latent_scale` brings its latents to unit variance."""
         super().__init__()
         self.config, self.latent_scale = config, latent_scale
         channels = config.latent_channels
@@ -185,30 +215,45 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     def moments(self, image: Tensor) -> Tensor:
-        """Image [B, 3, H, W] in -1..1 -> mean and log-variance of its latents, [B, 2C, H/s, W/s], not scaled."""
+        """Return mean and log-variance of the unscaled latents, [B, 2C, H/s, W/s], of images [B, 3, H, W] in -1..1."""
         return self.quant_conv(self.encoder(image))
 
     def reconstruct(self, image: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Image [B, 3, H, W] and noise [B, C, h, w] -> the image by way of a sample of its latents, and their mean and
-        log-variance [B, C, h, w], not scaled."""
+        """Encode images, sample their latents, and decode the sample.
+
+        Args:
+            image: [B, 3, H, W] in -1..1.
+            noise: Standard normal, [B, C, H/s, W/s].
+
+        Returns:
+            The decoded images [B, 3, H, W]; mean and log-variance of the unscaled latents, [B, C, H/s, W/s] each.
+        """
         mean, log_variance = self.moments(image).chunk(2, dim=1)
         log_variance = log_variance.clamp(*LOG_VARIANCE)
         return self.decoder(self.post_quant_conv(mean + (0.5 * log_variance).exp() * noise)), mean, log_variance
 
     def encode(self, image: Tensor) -> Tensor:
-        """Image [B, 3, H, W] in -1..1 -> the mean of its latents as MAR sees them, [B, C, H/s, W/s]."""
+        """Return the mean of the scaled latents, [B, C, H/s, W/s], of images [B, 3, H, W] in -1..1."""
         return self.moments(image).chunk(2, dim=1)[0] * self.latent_scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as MAR draws them, [B, C, H/s, W/s] -> image [B, 3, H, W], about -1..1."""
+        """Return images [B, 3, H, W], about in -1..1, for scaled latents [B, C, H/s, W/s]."""
         return self.decoder(self.post_quant_conv(latents / self.latent_scale))
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:
-    """The config of a checkpoint with parameters of these shapes. Raises `CheckpointError`."""
+    """Infer the config of an autoencoder from the names and shapes of its parameters.
+
+    Args:
+        shapes: The shape of each parameter, by name.
+        where: The source of the parameters, for messages.
+
+    Raises:
+        CheckpointError: They are not the parameters of a KL autoencoder.
+    """
     try:
         width, image_channels = shapes["encoder.conv_in.weight"][:2]
-        numbers = [int(found[1]) for name in shapes if (found := re.match(r"encoder\.down\.(\d+)\.", name))]
+        numbers = [int(match[1]) for name in shapes if (match := re.match(r"encoder\.down\.(\d+)\.", name))]
         levels = 1 + max(numbers, default=0)
         outs = [shapes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)]
         config = VAEConfig(
@@ -222,9 +267,9 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:
             image_channels=image_channels,
         )
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        looked_for = str(error) if isinstance(error, KeyError) else "convolutions of the usual shape"
+        expected = str(error) if isinstance(error, KeyError) else "convolutions of the usual shape"
         raise CheckpointError(
-            f"{where}: not a KL autoencoder under the published parameter names (looked for {looked_for})"
+            f"{where}: not a KL autoencoder under the published parameter names (looked for {expected})"
         ) from None
     if width % GROUPS or config.image_channels != 3:
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """The diffusion head: a small MLP that denoises one token given its vector z, and its training loss.
 
-Parameter names are those of the published `diffloss` (arXiv 2406.11838, section 3.2 and appendix).
+Parameter names are those of the published `diffloss` (arXiv 2406.11838, section 3.2 and appendix). Shapes: N tokens of
+D channels, z of C channels, width W.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from runtime.sampling.noise_schedule import TRAIN_STEPS, NoiseSchedule, training
 
 
 def timestep_embedding(timesteps: Tensor) -> Tensor:
-    """Cosines and sines of float timesteps [N] at 128 frequencies from 1 to 1/10000: [N, 256]."""
+    """Return the sinusoidal embedding of float timesteps [N]: [N, 256].
+
+    The first half are cosines, the second half sines, at 128 frequencies from 1 to 1/10000, geometrically spaced
+    (arXiv 1706.03762, section 3.5).
+    """
     half = FREQUENCIES // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps[:, None] * torch.exp(-math.log(10000.0) * exponents)  # [N, 128]
@@ -26,18 +31,22 @@ def timestep_embedding(timesteps: Tensor) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """Timesteps [N] -> [N, W]."""
+    """An MLP on the sinusoidal embedding of timesteps."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, timesteps: Tensor) -> Tensor:
+        """Return the embeddings [N, W] of float timesteps [N]."""
         return self.mlp(timestep_embedding(timesteps))
 
 
 class ResidualBlock(nn.Module):
-    """x + gate * MLP(shift + (1 + scale) * LayerNorm(x)), with shift, scale and gate from the condition."""
+    """x + gate * MLP(shift + (1 + scale) * LayerNorm(x)); the condition gives shift, scale and gate.
+
+    This is adaptive layer normalization with a gate, adaLN (arXiv 2212.09748, section 3.2).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,12 +55,13 @@ class ResidualBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return the block's output [N, W] for x [N, W] and the condition [N, W]."""
         shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
         return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
 
 
 class FinalLayer(nn.Module):
-    """The last normalisation and projection: [N, W] -> eps and v, [N, 2D]."""
+    """The last normalization and projection of the head."""
 
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
@@ -60,12 +70,13 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return eps and v side by side, [N, 2D], for x [N, W] and the condition [N, W]."""
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
 
 
 class HeadMLP(nn.Module):
-    """Noisy tokens [N, D], timesteps [N] and vectors z [N, C] -> eps and v, [N, 2D]."""
+    """The network of the head: it predicts the noise eps and the interpolation v of the variance."""
 
     def __init__(self, token_channels: int, z_channels: int, width: int, depth: int) -> None:
         super().__init__()
@@ -84,29 +95,35 @@ class HeadMLP(nn.Module):
         for module in self.time_embed.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
-        # Zero modulation makes every block the identity, and zero outputs the best first guess of eps.
+        # Zero modulation makes every block the identity; zero is the best first guess of eps.
         for block in [*self.res_blocks, self.final_layer]:
             nn.init.zeros_(block.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, timesteps: Tensor, z: Tensor) -> Tensor:
+        """Return eps and v, [N, 2D], for noisy tokens [N, D], float timesteps [N] and z [N, C]."""
         return self.denoise(x, self.time_embed(timesteps) + self.cond_embed(z))
 
     def conditions(self, timesteps: Tensor, z: Tensor) -> Tensor:
-        """Of timesteps [N] and vectors z [N / R, C], the same for R runs of rows: [N, W].
+        """Return the conditions of N rows, [N, W].
 
-        What rows share is computed once: z, and, where they are more than there are whole timesteps, these.
+        The projection of z is computed once for all repeats. Where there are more rows than integer timesteps, the
+        embedding of each timestep is computed once too.
+
+        Args:
+            timesteps: Int64 or float, [N].
+            z: [N / R, C]; each of R repeats of the rows uses the same vectors.
         """
         dtype = self.cond_embed.weight.dtype
         if len(timesteps) > TRAIN_STEPS and not timesteps.is_floating_point():
             every = torch.arange(TRAIN_STEPS, dtype=dtype, device=timesteps.device)
-            of_time = F.embedding(timesteps, self.time_embed(every))  # [N, W]
+            embedded = F.embedding(timesteps, self.time_embed(every))  # [N, W]
         else:
-            of_time = self.time_embed(timesteps.to(dtype))
-        return of_time + self.cond_embed(z).repeat(len(timesteps) // len(z), 1)
+            embedded = self.time_embed(timesteps.to(dtype))
+        return embedded + self.cond_embed(z).repeat(len(timesteps) // len(z), 1)
 
     def denoise(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Noisy tokens [N, D] under conditions [N, W] -> eps and v, [N, 2D]."""
+        """Return eps and v, [N, 2D], for noisy tokens [N, D] under conditions [N, W]."""
         x = self.input_proj(x)
         for block in self.res_blocks:
             x = block(x, condition)
@@ -114,10 +131,11 @@ class HeadMLP(nn.Module):
 
 
 class DiffusionLoss(nn.Module):
-    """The loss of the head: epsilon MSE plus the variational bound of the learned variance.
+    """The loss of the diffusion head: L_simple + lambda L_vlb (Improved DDPM, arXiv 2102.09672, equation 16).
 
-    Improved DDPM (arXiv 2102.09672, section 3.1): the bound trains the variance only, since its mean
-    is detached, and is measured in bits a dimension.
+    L_simple is the mean squared error of eps (arXiv 2406.11838, equation 1). L_vlb is the variational bound, a sum of
+    1000 terms in bits per dimension; with lambda = 1/1000, one random term has the weight 1. Its mean is detached, so
+    it trains the variance alone, which v interpolates between beta and the posterior variance (equation 15).
     """
 
     def __init__(self, token_channels: int, z_channels: int, width: int, depth: int) -> None:
@@ -127,11 +145,25 @@ class DiffusionLoss(nn.Module):
             self.register_buffer(name, torch.from_numpy(table).float(), persistent=False)
 
     def forward(self, target: Tensor, z: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """The loss of each token, [N]: target and noise [N, D], timesteps int64 [N], z [N / R, C], repeated R times."""
-        return self.of(target, timesteps, noise, lambda x: self.net.denoise(x, self.net.conditions(timesteps, z)))
+        """Return the loss of each token, [N].
 
-    def of(self, target: Tensor, timesteps: Tensor, noise: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        """The same of any network that makes eps and v, [N, 2D], of noisy tokens [N, D]."""
+        Args:
+            target: Tokens, [N, D].
+            z: The backbone's vectors, [N / R, C]; each of R repeats of the tokens uses the same ones.
+            timesteps: Int64 [N] in 0..999.
+            noise: Standard normal, [N, D].
+        """
+        return self.loss_of(target, timesteps, noise, lambda x: self.net.denoise(x, self.net.conditions(timesteps, z)))
+
+    def loss_of(self, target: Tensor, timesteps: Tensor, noise: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the loss of each token, [N], of any network.
+
+        Args:
+            target: Tokens, [N, D].
+            timesteps: Int64 [N] in 0..999.
+            noise: Standard normal, [N, D].
+            network: From noisy tokens [N, D] to eps and v, [N, 2D].
+        """
         row = {name: table[timesteps][:, None] for name, table in self.named_buffers()}  # [N, 1] each
         x = row["signal"] * target + row["sigma"] * noise  # [N, D]
         eps, v = network(x).to(x.dtype).chunk(2, dim=-1)
@@ -149,6 +181,7 @@ class DiffusionLoss(nn.Module):
 
 
 def _loss_tables(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
+    """Return the coefficients of the loss at each of the 1000 timesteps, by name."""
     return {
         "signal": np.sqrt(schedule.alphas_cumprod),
         "sigma": np.sqrt(1 - schedule.alphas_cumprod),
@@ -160,16 +193,19 @@ def _loss_tables(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
 
 
 def _gaussian_kl(mean_a: Tensor, log_variance_a: Tensor, mean_b: Tensor, log_variance_b: Tensor) -> Tensor:
-    """KL(a || b) of diagonal Gaussians, in nats, element by element."""
-    spread = (log_variance_a - log_variance_b).exp() + (mean_a - mean_b).square() * (-log_variance_b).exp()
-    return 0.5 * (spread - 1 + log_variance_b - log_variance_a)
+    """Return KL(a || b) of diagonal Gaussians in nats, element by element."""
+    ratio = (log_variance_a - log_variance_b).exp() + (mean_a - mean_b).square() * (-log_variance_b).exp()
+    return 0.5 * (ratio - 1 + log_variance_b - log_variance_a)
 
 
 def _discretized_nll(target: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """-log of a Gaussian's mass on target's bin, in nats: 256 bins over [-1, 1], the outer two unbounded."""
+    """Return -log of a Gaussian's mass on the bin of each target, in nats (DDPM, arXiv 2006.11239, equation 13).
+
+    There are 256 bins over [-1, 1], the outer two unbounded.
+    """
     scale = (-0.5 * log_variance).exp()
     distance = target - mean
-    # The mass of a bin depends on its distance only, and below the mean it does not cancel in float32.
+    # The mass of a bin depends on its distance alone; below the mean, the difference of CDFs is exact in float32.
     inner = _normal_cdf((1 / 255 - distance.abs()) * scale) - _normal_cdf((-1 / 255 - distance.abs()) * scale)
     lowest = _normal_cdf((distance + 1 / 255) * scale)
     highest = _normal_cdf((1 / 255 - distance) * scale)

@@ -1,12 +1,14 @@
 """MAR: a bidirectional transformer over masked tokens, with a diffusion head (arXiv 2406.11838).
 
-Parameter names are those of the published code, so its checkpoints load key for key. The forward pass
-is written over lists of positions instead of boolean masks: attention does not care about order, only
-about which position embedding a token carries, so the tokens that are known come first, then those to
-predict, and nothing is scattered.
+Parameter names are those of the published code, so its checkpoints load key for key. The forward pass takes lists of
+positions instead of boolean masks. Attention depends on the position embedding of a token and not on its place in the
+sequence, so the known tokens come first, then the tokens to predict, and nothing is scattered.
 
-The same class is the autoregressive models that the paper compares with (its section 3.3): under causal
-attention the same blocks read a sequence in generation order, and every slot of it predicts the next token.
+The same class is also the autoregressive models that the paper compares with (section 3.3): under causal attention the
+same blocks read a sequence in generation order, and every position of the sequence predicts the next token.
+
+Shapes: B images, L positions, K positions to predict, V known and R other masked ones, D channels of a token, E and C
+the widths of encoder and decoder.
 """
 
 from __future__ import annotations
@@ -24,9 +26,16 @@ from training.models.vq_head import VQLoss
 
 
 class MAR(nn.Module):
-    """The published model. Arguments: the fields of `ModelConfig`, by name."""
+    """The masked autoregressive model: encoder, decoder and head.
+
+    Attributes:
+        config: The shape of the model.
+        diffloss: The head and its loss, see `training.models.diffusion_head`; the name is the published one, whatever
+            the head is. `net` of it is the network.
+    """
 
     def __init__(self, **arguments: Any) -> None:
+        """Make a model with random weights; the arguments are the fields of `ModelConfig`."""
         super().__init__()
         config = self.config = ModelConfig(**arguments)
         encoder, decoder, sequence = (
@@ -80,20 +89,27 @@ class MAR(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def class_embedding(self, labels: Tensor) -> Tensor:
-        """int64 labels [B], class_num standing for no class -> [B, E]."""
+        """Return the embeddings [B, E] of labels, int64 [B]; class_num stands for no class."""
         return torch.cat([self.class_emb.weight, self.fake_latent])[labels]
 
     def predict(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
-        """One pass of the backbone: the vectors z of the tokens to predict, [B, K, C].
+        """Run the backbone once, under bidirectional attention; V + K + R = L.
 
-        tokens [B, V, D] are the known tokens and visible [B, V] their positions; predict [B, K] and
-        rest [B, R] are the positions of the masked tokens, those wanted now and those that only take
-        part; labels int64 [B], class_num standing for no class. V + K + R = L; V and R may be 0.
+        Args:
+            tokens: The known tokens, [B, V, D].
+            visible: Their positions, int64 [B, V].
+            predict: The positions of the masked tokens to predict, int64 [B, K].
+            rest: The positions of the other masked tokens, int64 [B, R]; they take part in attention.
+            labels: Int64 [B]; class_num stands for no class.
+
+        Returns:
+            The vectors z of the tokens to predict, [B, K, C].
         """
         memory = self._encode(tokens, visible, self.class_embedding(labels))  # [B, buffer + V, C]
         return self._decode(memory, visible, predict, rest)
 
     def _encode(self, tokens: Tensor, visible: Tensor, class_embedding: Tensor) -> Tensor:
+        """Return the encoder's output for the class buffer and the known tokens, [B, buffer + V, C]."""
         buffer = self.config.buffer_size
         positions = self.encoder_pos_embed_learned[0]  # [buffer + L, E]
         x = torch.cat(
@@ -105,6 +121,7 @@ class MAR(nn.Module):
         return self.decoder_embed(self.encoder_norm(x))
 
     def _decode(self, memory: Tensor, visible: Tensor, predict: Tensor, rest: Tensor) -> Tensor:
+        """Return z of the tokens to predict, [B, K, C], from the encoder's output."""
         buffer = self.config.buffer_size
         positions = self.decoder_pos_embed_learned[0]  # [buffer + L, C]
         known = memory.shape[1]
@@ -120,15 +137,22 @@ class MAR(nn.Module):
         return self.decoder_norm(x) + self.diffusion_pos_embed_learned[0][predict]
 
     def predict_next(self, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor:
-        """z of every token from those before it, under causal attention, in one pass: [B, L, C].
+        """Predict every token from the tokens before it, under causal attention, in one pass.
 
-        tokens [B, L, D] in generation order, of which the last is not looked at; order [B, L], the position
-        of each; labels int64 [B]. The sequence is the class buffer, then the tokens. In the encoder a slot
-        carries the position that it has, in the decoder that of the slot after it, which it is to predict.
+        The sequence is the class buffer, then the tokens. In the encoder, an element of the sequence has its own
+        position embedding; in the decoder it has that of the next element, which it predicts.
+
+        Args:
+            tokens: [B, L, D] in generation order; the last one is not used.
+            order: The position of each token, int64 [B, L].
+            labels: Int64 [B]; class_num stands for no class.
+
+        Returns:
+            The vectors z of all tokens in generation order, [B, L, C].
         """
         buffer = self.config.buffer_size
-        of_buffer = torch.arange(buffer, device=order.device).expand(len(order), -1)
-        sequence = torch.cat([of_buffer, order + buffer], dim=1)  # [B, buffer + L]
+        buffer_positions = torch.arange(buffer, device=order.device).expand(len(order), -1)
+        sequence = torch.cat([buffer_positions, order + buffer], dim=1)  # [B, buffer + L]
         start = self.class_embedding(labels)[:, None].expand(-1, buffer, -1)
         x = torch.cat([start, self.z_proj(tokens[:, :-1])], dim=1)  # [B, buffer + L - 1, E]
         x = self.z_proj_ln(x + self.encoder_pos_embed_learned[0][sequence[:, :-1]])
@@ -140,19 +164,23 @@ class MAR(nn.Module):
         return self.decoder_norm(x[:, buffer - 1 :]) + self.diffusion_pos_embed_learned[0][order]
 
     def patchify(self, latents: Tensor) -> Tensor:
-        """[B, c, H, W] -> tokens [B, L, D], channels outermost within a token as published."""
+        """Return the tokens [B, L, D] of latents [B, c, H, W]; channels are outermost within a token, as published."""
         p = self.config.patch_size
         rows = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
         return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def forward(self, latents: Tensor, labels: Tensor, order: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """The training loss of one batch, a scalar.
+        """Return the training loss of a batch, a scalar: the mean over the masked tokens (arXiv 2406.11838, section 3).
 
-        latents [B, c, H, W]; labels int64 [B], class_num standing for no class; order int64 [B, L], a
-        permutation of the positions of each image, the first K of them masked and predicted from the
-        others; under causal attention K = L, and each is predicted from those before it. timesteps [R, B, K]
-        and noise [R, B, K, D], R times for each masked token. The head
-        runs on the masked tokens only: the published code runs it on all and multiplies by the mask.
+        The head runs on the masked tokens only; the published code runs it on all and multiplies by the mask.
+
+        Args:
+            latents: [B, c, H, W].
+            labels: Int64 [B]; class_num stands for no class.
+            order: A permutation of the positions of each image, int64 [B, L]. The first K are masked and predicted
+                from the others; under causal attention K = L, and each token is predicted from those before it.
+            timesteps: R timesteps for each masked token, [R, B, K].
+            noise: Standard normal, [R, B, K, D].
         """
         tokens = self.patchify(latents)  # [B, L, D]
         repeats, _, masked = timesteps.shape
@@ -170,7 +198,7 @@ class MAR(nn.Module):
 
 
 def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | VQLoss:
-    """What makes a token of z, and is trained to: `diffloss` in the published parameter names, whatever it is."""
+    """Return the head of a model, with its loss."""
     channels, width, depth = config.token_channels, config.diffloss_w, config.diffloss_d
     if config.head == "vq":
         return VQLoss(channels, config.decoder_embed_dim, width, depth, config.codebook_size)

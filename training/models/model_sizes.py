@@ -1,4 +1,4 @@
-"""Named model sizes, one table. The first three are the published ones (arXiv 2406.11838, table 4)."""
+"""The named sizes of models."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def _transformer(width: int, depth: int, heads: int) -> dict[str, int]:
     }
 
 
+# The first three are published (arXiv 2406.11838, table 4).
 MODEL_SIZES: dict[str, dict[str, Any]] = {
     "mar_base": {**_transformer(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024},
     "mar_large": {**_transformer(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280},
     "mar_huge": {**_transformer(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536},
-    # For small images on a CPU: tokens are 4x4 patches of the image itself.
+    # For small gray images on a CPU: tokens are patches of 4x4 pixels.
     "pixel_small": {
         **_transformer(160, 3, 5),
         "img_size": 32,
@@ -36,10 +37,19 @@ MODEL_SIZES: dict[str, dict[str, Any]] = {
         "proj_dropout": 0.0,
     },
 }
+"""For each name the fields of `ModelConfig` in which it differs from the default."""
 
 
 def model_config(name: str, **changes: Any) -> ModelConfig:
-    """The config called `name`, with `changes` to some of its fields."""
+    """Return the config of a named size.
+
+    Args:
+        name: A key of `MODEL_SIZES`.
+        changes: Fields of `ModelConfig` that replace those of the size.
+
+    Raises:
+        ConfigError: There is no such size, or a value is impossible.
+    """
     if name not in MODEL_SIZES:
-        raise ConfigError(f"unknown preset {name!r}; presets: {', '.join(MODEL_SIZES)}")
-    return ModelConfig.from_dict({**MODEL_SIZES[name], **changes}, where=f"preset {name}")
+        raise ConfigError(f"unknown model {name!r}; known: {', '.join(MODEL_SIZES)}")
+    return ModelConfig.from_dict({**MODEL_SIZES[name], **changes}, where=f"model {name}")

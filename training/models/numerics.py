@@ -1,12 +1,12 @@
-"""In which precision a training step computes, and by which operators.
+"""The precision and the operators of a training step.
 
-Under bf16 autocast matrix products are of bfloat16; sums, normalisations, the loss and, by default, attention
-stay float32: logits of attention and the exponentials of the variational bound are where training with the
-published code has been seen to overflow.
+Under bf16 autocast, matrix products are computed in bfloat16. Sums, normalizations, the loss and, by default, attention
+stay in float32: the logits of attention and the exponentials of the variational bound overflow in training with the
+published code.
 
-On a CPU, PyTorch's fused attention is several times slower backward than plain matrix products, its softmax looks
-for masks that are not there, and its dropout draws one number at a time, a tenth of a step. So there, attention
-and dropout are written out.
+On a CPU, the backward pass of PyTorch's fused attention is several times slower than that of matrix products, and its
+dropout draws one number at a time, which takes a tenth of a step. There, attention and dropout are replaced by modules
+of this file.
 """
 
 from __future__ import annotations
@@ -15,39 +15,41 @@ import torch
 from torch import Tensor, nn
 
 from training.models.mar import MAR
-from training.models.transformer import Attention, FeedForward, ScaledDotProduct, seen
+from training.models.transformer import Attention, FeedForward, ScaledDotProduct, causal_mask
 
-_LEVELS = 2**16  # of the random numbers of `PackedDropout`
+_LEVELS = 2**16  # the number of values that a random number of `PackedDropout` can have
 
 
 class AttentionInFloat32(nn.Module):
-    """Attention of each head as `attend` computes it, in float32 under autocast too."""
+    """The attention module `attend`, computed in float32 even under autocast."""
 
     def __init__(self, attend: nn.Module) -> None:
         super().__init__()
         self.attend = attend
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return [B, H, K, E/H] for queries [B, H, K, E/H], keys and values [B, H, S, E/H]."""
         with torch.autocast(q.device.type, enabled=False):
             return self.attend(q.float(), k.float(), v.float())
 
 
-class PlainAttention(nn.Module):
-    """`ScaledDotProduct` by two matrix products and a softmax."""
+class MatmulAttention(nn.Module):
+    """`ScaledDotProduct` as two matrix products and a softmax."""
 
     def __init__(self, dropout: float, causal: bool = False) -> None:
         super().__init__()
         self.drop, self.causal = PackedDropout(dropout), causal
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return [B, H, K, E/H] for queries [B, H, K, E/H], keys and values [B, H, S, E/H]."""
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, K, S]
         if self.causal:
-            logits = logits.where(seen(logits.shape[-2], logits.shape[-1], logits.device), -torch.inf)
+            logits = logits.where(causal_mask(logits.shape[-2], logits.shape[-1], logits.device), -torch.inf)
         return self.drop.kept(logits.softmax(dim=-1)) @ (v * self.drop.scale)
 
 
 class PackedDropout(nn.Module):
-    """Dropout that takes four decisions from one random word of 64 bits; its rate is `rate` to 1 in 65,536."""
+    """Dropout that takes four decisions from one random number of 64 bits; its rate is rounded to 1/65,536."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -55,41 +57,48 @@ class PackedDropout(nn.Module):
 
     @property
     def scale(self) -> float:
-        """What is kept is multiplied by this, so that the mean stays."""
+        """The factor of the values that are kept, which preserves the mean: 1 / (1 - rate) in training, else 1."""
         return _LEVELS / (_LEVELS - self.dropped) if self.training else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x with dropout, of the same shape and dtype."""
         return self.kept(x) * self.scale if self.training and self.dropped else x
 
     def kept(self, x: Tensor) -> Tensor:
-        """x with zeros where it is dropped, not scaled yet."""
+        """Return x with zeros where values are dropped; the values that are kept are not scaled."""
         if not self.training or not self.dropped:
             return x
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        drawn = words.view(torch.int16)[: x.numel()].view(x.shape)  # -32768..32767
-        # Written as numbers: to multiply by a mask of another type, PyTorch converts it first, and again backward.
-        kept = torch.ge(drawn, self.dropped - _LEVELS // 2, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+        numbers = words.view(torch.int16)[: x.numel()].view(x.shape)  # -32768..32767
+        # As numbers of x's own dtype: a boolean mask would be converted here and again in the backward pass.
+        kept = torch.ge(numbers, self.dropped - _LEVELS // 2, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
         return x * kept
 
 
 def choose_operators(model: MAR, attention: str, device: torch.device) -> None:
-    """Change `model` so that it trains fast on `device`, with attention in `attention`: `fp32` or `bf16`."""
+    """Replace modules of `model` so that it trains fast on a device.
+
+    Args:
+        model: The model to change.
+        attention: The precision of attention under autocast, `fp32` or `bf16`.
+        device: Where the model is trained.
+    """
     for module in model.modules():
         if device.type == "cpu" and isinstance(module, Attention | FeedForward):
-            _write_out(module)
+            _replace_operators(module)
         if attention == "fp32" and isinstance(module, Attention):
             module.attend = AttentionInFloat32(module.attend)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """For the forward pass of a model; `precision` is `bf16` or `fp32`."""
+    """Return the context of a forward pass in a precision, `bf16` or `fp32`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _write_out(module: Attention | FeedForward) -> None:
-    """Put what is above in place of PyTorch's dropout and attention."""
+def _replace_operators(module: Attention | FeedForward) -> None:
+    """Replace PyTorch's dropout and attention by the modules of this file."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Dropout):
             setattr(module, name, PackedDropout(child.p))
         elif isinstance(child, ScaledDotProduct):
-            setattr(module, name, PlainAttention(child.dropout, child.causal))
+            setattr(module, name, MatmulAttention(child.dropout, child.causal))

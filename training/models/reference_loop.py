@@ -1,9 +1,8 @@
-"""The published sampling loop and training loss in eager PyTorch: raster order, boolean masks, one call a step.
+"""The published sampling loop and training loss in eager PyTorch, with boolean masks over all positions.
 
-It is what the other rooms are measured against: the reference of every parity report, since it takes
-another way to the same numbers, and the baseline of the benchmark, since it does the work that the
-published code does in the form in which its authors run it. Models of other forms than the published one are drawn
-with by the same loop: without a cache under causal attention, and a code at a time.
+Parity reports compare with it, since it computes the same numbers in another way. The benchmark uses it as baseline,
+since it does the work of the published code as its authors run it. The same loop also samples from models with causal
+attention, without a cache, and from models with a VQ head.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from training.models.mar import MAR
 from training.models.vq_head import sample_codes
 
 StageTimes = dict[str, float]
+"""Seconds spent in each stage, by name."""
 
 
 @torch.inference_mode()
@@ -35,10 +35,15 @@ def sample(
     *,
     times: StageTimes | None = None,
 ) -> NDArray[np.floating]:
-    """Latents [B, c, H, W] for labels [B], generation order [B, L] and noise [T + 1, B, L, D].
+    """Generate latents [B, c, H, W] by the published loop, in the dtype and on the device of the model.
 
-    Runs in the dtype and on the device of the model, which must be in evaluation mode. `times`
-    collects the seconds spent in `backbone` and `head`.
+    Args:
+        model: The model, in evaluation mode.
+        labels: Classes, int64 [B].
+        plan: The iterations: how many tokens each one generates, with which guidance and which denoising steps.
+        order: The generation order of the positions, int64 [B, L].
+        noise: Standard normal, [T + 1, B, L, D] for T denoising steps.
+        times: Where the seconds spent in `backbone` and `head` are added; None for no measurement.
     """
     reference = model.z_proj.weight
     batch, length = order.shape
@@ -51,19 +56,19 @@ def sample(
     ordered = torch.from_numpy(order).to(reference.device)  # [B, L]
     causal = model.config.attention == "causal"
     backbone = _causal if causal else _backbone
-    head = _drawn_codes if model.config.head == "vq" else _diffuse
+    head = _sample_vq if model.config.head == "vq" else _diffuse
 
     for iteration in plan.iterations:
         started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
-        told = ordered if causal else masked
+        context = ordered if causal else masked
         if guided:
             both = torch.cat([known_labels, no_labels])
-            z = backbone(model, tokens.repeat(2, 1, 1), told.repeat(2, 1), both)
+            z = backbone(model, tokens.repeat(2, 1, 1), context.repeat(2, 1), both)
             z = z[now.repeat(2, 1)]  # [2 N, C], the conditional half first
         else:
-            z = backbone(model, tokens, told, known_labels)[now]
+            z = backbone(model, tokens, context, known_labels)[now]
         between = time.perf_counter()
         tokens[now] = head(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
         if times is not None:
@@ -75,22 +80,27 @@ def sample(
 def training_loss(
     model: MAR, latents: Tensor, labels: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor
 ) -> Tensor:
-    """The loss of one batch, a scalar: latents [B, c, H, W], labels int64 [B], mask bool [B, L].
+    """Return the loss of a batch, a scalar; the head runs on every token, and the mask weights its losses.
 
-    timesteps int64 [R B L] and noise [R B L, D]: the head runs on every token, and the mask is applied
-    to what it returns.
+    Args:
+        model: The model.
+        latents: [B, c, H, W].
+        labels: Int64 [B]; class_num stands for no class.
+        mask: Which positions are masked, bool [B, L].
+        timesteps: Int64 [R B L].
+        noise: Standard normal, [R B L, D].
     """
     tokens = model.patchify(latents)  # [B, L, D]
     z = _backbone(model, tokens, mask, labels)  # [B, L, C]
     repeats = model.config.diffusion_batch_mul
     target, z = (x.flatten(0, 1).repeat(repeats, 1) for x in (tokens, z))  # [R B L, D] and [R B L, C]
     weight = mask.flatten().repeat(repeats).to(noise.dtype)
-    loss = model.diffloss.of(target, timesteps, noise, lambda x: model.diffloss.net(x, timesteps.to(x.dtype), z))
+    loss = model.diffloss.loss_of(target, timesteps, noise, lambda x: model.diffloss.net(x, timesteps.to(x.dtype), z))
     return (loss * weight).sum() / weight.sum()
 
 
 def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:
-    """z for every position, [B, L, C], from tokens [B, L, D] of which those in masked [B, L] are unknown."""
+    """Return z of every position, [B, L, C], for tokens [B, L, D]; those in `masked`, bool [B, L], are unknown."""
     batch, buffer = len(tokens), model.config.buffer_size
     visible = torch.cat([masked.new_ones(batch, buffer), ~masked], dim=1)  # [B, buffer + L]
     class_embedding = model.class_embedding(labels)[:, None].expand(-1, buffer, -1)
@@ -100,7 +110,7 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Ten
     for block in model.encoder_blocks:
         x = block(x)
     x = model.decoder_embed(model.encoder_norm(x))
-    padded = model.mask_token.to(x.dtype).repeat(batch, visible.shape[1], 1)  # lower than its own under autocast
+    padded = model.mask_token.to(x.dtype).repeat(batch, visible.shape[1], 1)  # autocast lowers the dtype of x
     padded[visible] = x.reshape(-1, x.shape[-1])
     x = padded + model.decoder_pos_embed_learned
     for block in model.decoder_blocks:
@@ -109,20 +119,23 @@ def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Ten
 
 
 def _causal(model: MAR, tokens: Tensor, order: Tensor, labels: Tensor) -> Tensor:
-    """The same under causal attention, the whole sequence every time: what is unknown yet, nobody before it sees."""
+    """Return z of every position, [B, L, C], under causal attention, from a pass over the complete sequence.
+
+    Tokens that are not generated yet come after those that are, so no known position attends to them.
+    """
     index = order[..., None]
     z = model.predict_next(tokens.gather(1, index.expand_as(tokens)), order, labels)  # [B, L, C], as generated
     return torch.empty_like(z).scatter_(1, index.expand_as(z), z)
 
 
-def _drawn_codes(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
-    """Tokens [N, D] from z [G N, C] and noise [2, N, D], of which only the first channel of the last is used."""
+def _sample_vq(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
+    """Sample tokens [N, D] of a VQ head from z [G N, C]; of noise [2, N, D] only [1, :, 0] is used."""
     temperature = float(table.coefficients[0, COEFFICIENTS.index("noise_scale")])
     return model.diffloss.codebook[sample_codes(model.diffloss.net(z), scale, temperature, noise[1, :, 0])]
 
 
 def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float, guided: bool) -> Tensor:
-    """Tokens [N, D] from z [G N, C] and noise [T + 1, N, D], both guidance halves side by side."""
+    """Denoise tokens [N, D] from z [G N, C] and noise [T + 1, N, D]; with guidance, G = 2 halves in one batch."""
     x = noise[0].repeat(2, 1) if guided else noise[0]
     x0 = torch.zeros_like(x)
     for step in range(table.steps):
@@ -144,6 +157,6 @@ def _diffuse(model: MAR, z: Tensor, noise: Tensor, table: CoefficientTable, scal
             mean = mean + coefficient("x_from_previous_x0") * previous_x0
         fraction = (v + 1) / 2
         log_variance = fraction * coefficient("log_variance_high") + (1 - fraction) * coefficient("log_variance_low")
-        drawn = noise[1 + step].repeat(2, 1) if guided else noise[1 + step]
-        x = mean + coefficient("noise_scale") * torch.exp(0.5 * log_variance) * drawn
+        step_noise = noise[1 + step].repeat(2, 1) if guided else noise[1 + step]
+        x = mean + coefficient("noise_scale") * torch.exp(0.5 * log_variance) * step_noise
     return x.chunk(2)[0] if guided else x

@@ -1,7 +1,7 @@
-"""The head that the paper compares with: a token is one vector of a codebook, trained by cross-entropy.
+"""The VQ head: a token is one vector of a codebook, predicted by a classifier that is trained by cross-entropy.
 
-It is as deep and as wide as the diffusion head, with z as its input in place of a noisy token, and so without
-what modulates that by z: what is compared is then the loss, and hardly the size of what it trains.
+It is the baseline of arXiv 2406.11838, section 5. It has the depth and width of the diffusion head; its input is z in
+place of a noisy token, so it needs no modulation by z. A comparison of the two is then one of their losses.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_COLDEST = 1e-4  # a temperature of 0 is this: the likeliest code, but for ties in float32
+_MIN_TEMPERATURE = 1e-4  # used in place of 0; it chooses the likeliest code, except for ties in float32
 
 
 class CodeBlock(nn.Module):
-    """x + MLP(LayerNorm(x)): a block of the diffusion head without its modulation."""
+    """x + MLP(LayerNorm(x)) of x [N, W]: a block of the diffusion head without its modulation."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -24,11 +24,12 @@ class CodeBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, [N, W]."""
         return x + self.mlp(self.in_ln(x))
 
 
 class VQHeadMLP(nn.Module):
-    """Vectors z [N, C] -> logits of the codes, [N, codes]."""
+    """A residual MLP from vectors z [N, C] to logits over the codes of the codebook, [N, codes]."""
 
     def __init__(self, z_channels: int, width: int, depth: int, codes: int) -> None:
         super().__init__()
@@ -40,9 +41,10 @@ class VQHeadMLP(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.linear.weight)  # every code as likely as any other
+        nn.init.zeros_(self.linear.weight)  # all codes are equally likely at first
 
     def forward(self, z: Tensor) -> Tensor:
+        """Return logits [N, codes] for z [N, C]."""
         x = self.cond_embed(z)
         for block in self.res_blocks:
             x = block(x)
@@ -50,10 +52,12 @@ class VQHeadMLP(nn.Module):
 
 
 class VQLoss(nn.Module):
-    """Cross-entropy of the code nearest to each token.
+    """The cross-entropy of the code nearest to each token.
 
-    `codebook` [codes, D] is made of the training tokens before the first step (`training.data.codebook`). It is a
-    parameter that nothing trains, so that it is wherever the weights are: in checkpoints, averages, states.
+    Attributes:
+        net: The classifier.
+        codebook: The vectors of the codes, [codes, D], fitted to training tokens before the first step
+            (`training.data.codebook`). It is a parameter that is not trained, so that checkpoints contain it.
     """
 
     def __init__(self, token_channels: int, z_channels: int, width: int, depth: int, codes: int) -> None:
@@ -62,25 +66,31 @@ class VQLoss(nn.Module):
         self.codebook = nn.Parameter(torch.zeros(codes, token_channels), requires_grad=False)
 
     def forward(self, target: Tensor, z: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """The loss of each token, [N]: target [N, D], z [N, C]; the draws of a diffusion chain are not looked at."""
-        return F.cross_entropy(self.net(z).float(), nearest(target, self.codebook), reduction="none")
+        """Return the loss of each token, [N], for targets [N, D] and z [N, C]; timesteps and noise are not used."""
+        return F.cross_entropy(self.net(z).float(), nearest_codes(target, self.codebook), reduction="none")
 
 
-def nearest(tokens: Tensor, codebook: Tensor) -> Tensor:
-    """The code nearest to each token [N, D] in a codebook [codes, D]: int64 [N]."""
+def nearest_codes(tokens: Tensor, codebook: Tensor) -> Tensor:
+    """Return the code nearest to each token [N, D] in a codebook [codes, D], by Euclidean distance: int64 [N]."""
     with torch.autocast(tokens.device.type, enabled=False):
         return (codebook.square().sum(dim=1) - 2 * tokens @ codebook.T).argmin(dim=1)
 
 
 def sample_codes(logits: Tensor, guidance: Tensor | float, temperature: Tensor | float, normal: Tensor) -> Tensor:
-    """Codes int64 [N] for logits [G N, codes], guidance halves one below the other, and standard normals [N].
+    """Sample codes by inverting the CDF of the softmax distribution at Phi(normal), which is uniform in 0..1.
 
-    Halves are mixed as those of eps are; the normal's own share of a distribution, Phi, is the share of the
-    codes' distribution that lies before the code that is drawn.
+    Args:
+        logits: [G N, codes]; with guidance G = 2, the conditional half first, otherwise G = 1.
+        guidance: The scale of classifier-free guidance: unconditional + scale * (conditional - unconditional).
+        temperature: Divides the logits; 0 chooses the likeliest code.
+        normal: Standard normal numbers, [N].
+
+    Returns:
+        Codes, int64 [N].
     """
     halves = logits.reshape(-1, len(normal), logits.shape[-1])  # [G, N, codes]
-    mixed = halves[-1] + guidance * (halves[0] - halves[-1])
-    temperature = torch.as_tensor(temperature, dtype=mixed.dtype).clamp(min=_COLDEST)
-    below = (mixed / temperature).softmax(dim=-1).cumsum(dim=-1)  # [N, codes]
-    share = 0.5 + 0.5 * torch.erf(normal / math.sqrt(2.0))
-    return (below[:, :-1] <= share[:, None]).sum(dim=-1)
+    guided = halves[-1] + guidance * (halves[0] - halves[-1])
+    temperature = torch.as_tensor(temperature, dtype=guided.dtype).clamp(min=_MIN_TEMPERATURE)
+    cdf = (guided / temperature).softmax(dim=-1).cumsum(dim=-1)  # [N, codes]
+    uniform = 0.5 + 0.5 * torch.erf(normal / math.sqrt(2.0))  # Phi(normal)
+    return (cdf[:, :-1] <= uniform[:, None]).sum(dim=-1)

@@ -21,7 +21,7 @@ from training.checkpoints.infer_config import (
     config_from_size_name,
     configs_from_arguments,
     infer_config,
-    merged,
+    merge_configs,
 )
 from training.checkpoints.published_files import config_from_vae
 from training.models.autoencoder import AutoencoderKL
@@ -215,7 +215,7 @@ def test_two_that_contradict_each_other_in_heads_are_both_named_with_what_they_s
 
 def test_two_names_that_contradict_each_other_are_both_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        merged(
+        merge_configs(
             [*configs_from_arguments({"model": "mar_base"}), config_from_size_name("mar_huge", "--model mar_huge")],
             "x.pth",
         )

@@ -170,7 +170,7 @@ def test_a_finished_run_tells_where_it_is_and_what_comes_next(
         ("--sample-every", 0, "sample_every"),
         ("--image-size", 30, "img_size"),
         ("--image-size", 0, "img_size"),
-        ("--accumulate", 3, "to 1 process in 3 micro-batches"),  # a batch of four
+        ("--accumulate", 3, "over 1 process in 3 micro-batches"),  # a batch of four
         ("--attention-precision", "fp8", "--attention-precision"),
         ("--workers", -1, "workers"),
         ("--fsdp", "--no-flip", "torchrun"),

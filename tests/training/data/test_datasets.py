@@ -17,8 +17,8 @@ from PIL import Image
 
 from runtime.errors import DataError
 from tests.helpers.tiny_runs import one_sentence, write_idx, write_idx_dataset
+from training.data import datasets as data
 from training.data.datasets import FASHION_MNIST_CLASSES, open_dataset, to_rgb
-from training.data.datasets import datasets as data
 
 _IMAGES, _LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 

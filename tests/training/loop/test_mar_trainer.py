@@ -188,7 +188,7 @@ def test_a_run_with_a_truncated_file_is_refused(
 def test_what_is_told_of_a_truncated_file_helps(finished: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = _copy(finished, tmp_path / "run")
     (run / _WEIGHTS).write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match=f"mar train --resume {run} writes it anew") as caught:
+    with pytest.raises(CheckpointError, match=f"mar train --resume {run} writes it again") as caught:
         checkpoint.load_checkpoint(run)
     one_sentence(caught)
     resume(run)
@@ -479,7 +479,7 @@ def test_the_model_takes_channels_and_classes_from_the_data(tmp_path: pathlib.Pa
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(folder / name / "0.png")
     color = start(tmp_path / "to_rgb", folder, 1, batch_size=2).train_step.model.config
-    assert (color.class_num, to_rgb.vae_embed_dim) == (2, 3)
+    assert (color.class_num, color.vae_embed_dim) == (2, 3)
 
 
 def test_the_log_has_a_finite_loss_and_norm_and_a_rate_for_each_step(finished: pathlib.Path) -> None:
@@ -696,7 +696,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_reported_with_it
     trainer = start(run, data, 6, accumulate=2)  # three steps an epoch, so example 5 comes twice
     parts = _examples(trainer)
     taken = [parts[first : first + 2] for first in range(0, 12, 2)]
-    trainer.source = cast(LatentDataset, Poisoned(trainer.source, bad=5))
+    trainer.dataset = cast(LatentDataset, Poisoned(trainer.dataset, bad=5))
     trainer.train()
     bad = {step: part for step, parts in enumerate(taken, start=1) for part in parts if 5 in part}
     assert len(bad) == 2
@@ -719,7 +719,7 @@ def test_a_skipped_step_changes_neither_weights_nor_their_average_nor_moments(
     before = read_safetensors(tmp_path / "run" / _STATE)
     batch, examples, _ = batches[1]
     outcome = trainer.train_step.update(1, [MicroBatch(batch._replace(noise=batch.noise / 0), examples)])
-    assert not outcome.taken
+    assert not outcome.applied
     assert outcome.suspects == tuple(examples.tolist())
     save_state(tmp_path / "run", trainer.train_step, 2)
     after = read_safetensors(tmp_path / "run" / _STATE)
@@ -745,13 +745,13 @@ def test_a_gradient_that_is_not_finite_skips_the_step_too_and_suspects_all_of_it
 def test_a_run_with_a_skipped_step_resumes_to_the_same_weights(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """The optimizer counts the steps that were taken, not those of the run."""
     whole, parts = (start(tmp_path / name, data, 6) for name in ("whole", "parts"))
-    whole.source = parts.source = cast(LatentDataset, Poisoned(whole.source, bad=_examples(whole)[1][0]))
+    whole.dataset = parts.dataset = cast(LatentDataset, Poisoned(whole.dataset, bad=_examples(whole)[1][0]))
     whole.train()
     parts.config = dataclasses.replace(parts.config, training=tiny_training(4))
     parts.train()
     again = resume(tmp_path / "parts", steps=6)
     assert again.train_step.skipped > 0
-    again.source = parts.source
+    again.dataset = parts.dataset
     again.train()
     _assert_same_run(tmp_path / "parts", tmp_path / "whole")
 

@@ -20,7 +20,7 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.formula_weights import FULL, formula_weights
 from tests.helpers.published_forms import VAE, vae_shapes, vae_weights
 from tests.helpers.tiny_runs import one_sentence, one_thread
-from training.checkpoints.tensor_files import fill
+from training.checkpoints.tensor_files import assign_weights
 from training.models.autoencoder import AutoencoderKL, VAEConfig, vae_config
 
 _KL16 = {name: tuple(shape) for name, shape in json.loads((FULL / "kl16_parameters.json").read_text()).items()}
@@ -38,7 +38,7 @@ def kl16() -> AutoencoderKL:
     """The published autoencoder, its weights by formula."""
     with torch.device("meta"):
         vae = AutoencoderKL(vae_config(_KL16, "kl16.ckpt"))
-    fill(vae, formula_weights(_KL16), "kl16.ckpt")
+    assign_weights(vae, formula_weights(_KL16), "kl16.ckpt")
     return vae
 
 

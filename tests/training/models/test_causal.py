@@ -85,7 +85,7 @@ def test_the_class_reaches_every_token() -> None:
 def test_what_trains_on_a_cpu_computes_the_same(attention: str) -> None:
     """The train_step writes attention out; its mask must be the same."""
     tokens, order, labels = _inputs()
-    train_step = MarTrainStep(CAUSAL, tiny_training(1, attention=attention), Processes())
+    train_step = MarTrainStep(CAUSAL, tiny_training(1, attention_precision=attention), Processes())
     model = MAR(**CAUSAL.to_dict()).eval()
     model.load_state_dict(train_step.model.state_dict())
     with torch.inference_mode():

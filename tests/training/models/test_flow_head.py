@@ -36,7 +36,7 @@ def test_the_loss_is_that_of_the_velocity_on_the_straight_path() -> None:
         seen.append(x)
         return torch.cat([noise - target + 0.5, torch.full_like(x, 1e6)], dim=-1)  # the other half counts nothing
 
-    torch.testing.assert_close(loss.of(target, timesteps, noise, network), torch.full((6,), 0.25))
+    torch.testing.assert_close(loss.loss_of(target, timesteps, noise, network), torch.full((6,), 0.25))
     t = timesteps[:, None] / 1000
     torch.testing.assert_close(seen[0], (1 - t) * target + t * noise)
 

@@ -19,7 +19,7 @@ from training.loop.optimizer_step import MarTrainStep
 from training.models import diffusion_head as head
 from training.models import reference_loop as published
 from training.models.mar import MAR
-from training.models.numerics import AttentionInFloat32, PackedDropout, PlainAttention
+from training.models.numerics import AttentionInFloat32, MatmulAttention, PackedDropout
 from training.models.transformer import Attention, FeedForward, ScaledDotProduct
 
 
@@ -60,7 +60,7 @@ def _dtypes(monkeypatch: pytest.MonkeyPatch, config: TrainConfig) -> dict[str, s
             watch(module.fc1, "products")
         elif isinstance(module, head.ResidualBlock):
             watch(module.mlp[0], "products")
-    assert train_step.update(0, [_batch()]).taken
+    assert train_step.update(0, [_batch()]).applied
     return seen
 
 
@@ -71,7 +71,7 @@ _BF16, _FP32 = {torch.bfloat16}, {torch.float32}
     ("settings", "attention", "products"),
     [
         ({"precision": "bf16"}, _FP32, _BF16),
-        ({"precision": "bf16", "attention": "bf16"}, _BF16, _BF16),
+        ({"precision": "bf16", "attention_precision": "bf16"}, _BF16, _BF16),
         ({"precision": "fp32"}, _FP32, _FP32),
     ],
 )
@@ -90,7 +90,7 @@ def test_bf16_with_attention_and_loss_in_fp32_is_what_one_gets() -> None:
     assert (config.precision, config.attention) == ("bf16", "fp32")
 
 
-@pytest.mark.parametrize("attend", [PlainAttention(dropout=0.0), ScaledDotProduct(dropout=0.0)])
+@pytest.mark.parametrize("attend", [MatmulAttention(dropout=0.0), ScaledDotProduct(dropout=0.0)])
 def test_attention_in_float32_tells_apart_what_bfloat16_cannot(attend: nn.Module) -> None:
     """Logits of 300 and 301 are the same number in bfloat16, and differ by e in float32."""
     q, k = torch.tensor([[[[300.0]]]]), torch.tensor([[[[1.0], [301 / 300]]]])
@@ -112,7 +112,7 @@ def test_plain_attention_is_attention_and_its_gradient_too(
         torch.randn(batch, heads, length, width, generator=generator, dtype=torch.float64, requires_grad=True)
         for length in (rows, keys, keys)
     )
-    found, expected = PlainAttention(dropout=0.0)(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    found, expected = MatmulAttention(dropout=0.0)(q, k, v), F.scaled_dot_product_attention(q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for one, other in zip(*(torch.autograd.grad(out, (q, k, v), upstream) for out in (found, expected)), strict=True):

@@ -17,10 +17,10 @@ from runtime.errors import DataError
 from tests.helpers.tiny_runs import TINY, one_sentence, tiny_training, write_idx_dataset
 from training.checkpoints.checkpoint import load_checkpoint
 from training.config import RunConfig
-from training.data.codebook import fit_codebook, kmeans
+from training.data.codebook import fit_codebook, kmeans_centers
 from training.data.latent_dataset import open_latents
 from training.loop.mar_trainer import MarTrainer
-from training.models.vq_head import VQLoss, nearest, sample_codes
+from training.models.vq_head import VQLoss, nearest_codes, sample_codes
 
 VQ = dataclasses.replace(TINY, head="vq", codebook_size=6)
 
@@ -69,7 +69,7 @@ def test_the_loss_is_the_cross_entropy_of_the_nearest_code() -> None:
         codes = [min(range(5), key=lambda code: math.dist(head.codebook[code], token)) for token in target]
         expected = -head.net(z).log_softmax(dim=1)[range(7), codes]
         torch.testing.assert_close(head(target, z, torch.zeros(7), torch.zeros(7, 3)), expected)
-    assert nearest(target, head.codebook).tolist() == codes
+    assert nearest_codes(target, head.codebook).tolist() == codes
 
 
 def test_an_untrained_head_thinks_every_code_as_likely() -> None:
@@ -78,26 +78,33 @@ def test_an_untrained_head_thinks_every_code_as_likely() -> None:
     torch.testing.assert_close(found, torch.full((4,), math.log(5)))
 
 
-def test_kmeans_finds_the_middles_of_clusters_that_lie_apart() -> None:
+def test_kmeans_finds_the_means_of_separate_clusters() -> None:
     random = np.random.default_rng(1)
     middles = np.array([[0, 0], [20, 0], [0, 20], [20, 20]], np.float32)
     points = (middles[np.arange(400) % 4] + random.standard_normal((400, 2))).astype(np.float32)
-    found = kmeans(points, 4, random)
+    found = kmeans_centers(points, 4, 0)
     expected = np.stack([points[number::4].mean(axis=0) for number in range(4)])
     order = [int(np.square(found - middle).sum(axis=1).argmin()) for middle in expected]
     np.testing.assert_allclose(found[order], expected, atol=1e-4)
 
 
-def test_each_round_of_kmeans_brings_points_nearer_to_their_centres() -> None:
+def test_each_iteration_of_kmeans_reduces_the_distances_of_points_to_their_centers() -> None:
     points = np.random.default_rng(2).standard_normal((300, 3)).astype(np.float32)
 
-    def error(rounds: int) -> float:
-        centres = kmeans(points, 8, np.random.default_rng(3), rounds)
-        return float(np.square(points[:, None] - centres).sum(axis=2).min(axis=1).mean())
+    def error(iterations: int) -> float:
+        centers = kmeans_centers(points, 8, 7, iterations)
+        return float(np.square(points[:, None] - centers).sum(axis=2).min(axis=1).mean())
 
-    errors = [error(rounds) for rounds in (0, 1, 4, 16)]
+    errors = [error(iterations) for iterations in (1, 2, 4, 16)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.9 * errors[0]
+
+
+def test_the_same_seed_gives_the_same_codebook_and_another_seed_another(tmp_path: pathlib.Path) -> None:
+    latents = open_latents(write_idx_dataset(tmp_path / "data"), TINY.img_size)
+    first, again, other = (fit_codebook(latents, VQ, seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathlib.Path) -> None:
@@ -112,6 +119,6 @@ def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathl
 
 def test_more_codes_than_different_tokens_are_refused(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data", images=4)
-    with pytest.raises(DataError, match="36 in 4 images; ask for fewer codes") as caught:
+    with pytest.raises(DataError, match="36 in 4 images; choose a smaller codebook_size") as caught:
         fit_codebook(open_latents(data, TINY.img_size), dataclasses.replace(VQ, codebook_size=40), 0)
     one_sentence(caught)
