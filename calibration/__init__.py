@@ -1,1 +1,1 @@
-"""Quantized engines from real sampling trajectories, and what they do to images."""
+"""Tools that fit an artifact to its device: post-training quantization, and the choice of diffusion steps."""

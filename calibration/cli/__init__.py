@@ -1,0 +1,1 @@
+"""The commands `mar calibrate` and `mar optimize-steps`."""

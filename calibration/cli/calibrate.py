@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import click
 
 from calibration.quantization.collect import collect
-from calibration.quantization.quantize import Quantization, check_apart, check_float32, quantize
-from calibration.quantization.sensitivity import Sensitivity
-from calibration.quantization.statistics import Statistics
+from calibration.quantization.quantize import QuantizationConfig, check_float32, check_output, quantize
+from calibration.quantization.sensitivity import LayerSensitivity
+from calibration.quantization.statistics import ActivationStatistics
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
 from runtime.checks import check_int, check_number
@@ -20,28 +20,33 @@ from runtime.errors import RequestError
 from runtime.files import check_writable, write_json
 from runtime.model.engine_spec import ENGINES
 from runtime.sampling.constraints import check_masked_diffusion
-from runtime.sampling.settings import Sampling
 
-_MAX_SAMPLES = 100_000
-_MAX_JUDGED = 1000
-_MOST_DECIBELS = 200
-_TOLD = 10  # of the most sensitive layers
-_WEIGHTS = {"int8": "w8", "int4": "w4"}
+_MAX_COUNT = 100_000
+_MAX_EVAL_COUNT = 1000
+_MAX_SQNR = 200
+_LAYERS_SHOWN = 10
+_WEIGHT_ONLY = {"int8": "w8", "int4": "w4"}  # the names of weight-only precisions in a manifest
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--out", type=PATH, help="The quantized artifact.")
-@click.option("--precision", type=click.Choice(["int8", "fp8", "int4"]), default="int8", show_default=True)
-@click.option("--weights-only", is_flag=True, help="Leave activations as they are; int8 or int4, in blocks.")
-@click.option("--engines", default=",".join(ENGINES), show_default=True, help="Which to quantize.")
-@click.option("--count", type=int, default=128, show_default=True, help="Images that statistics are of.")
-@click.option("--statistics", type=PATH, help="A file to keep statistics in, and to go on with. Default: beside --out.")
-@click.option("--report", type=PATH, help="Draw the ranges of activations, as PNG.")
-@click.option("--target-sqnr", type=float, default=15.0, show_default=True, help="What the latents must keep, in dB.")
+@click.option("--out", type=PATH, help="Write the quantized artifact to this folder.")
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp8", "int4"]),
+    default="int8",
+    show_default=True,
+    help="The precision of quantized layers; int4 needs --weights-only.",
+)
+@click.option("--weights-only", is_flag=True, help="Quantize weights in blocks and leave activations in float32.")
+@click.option("--engines", default=",".join(ENGINES), show_default=True, help="The engines to quantize.")
+@click.option("--count", type=int, default=128, show_default=True, help="Number of images to collect statistics from.")
+@click.option("--statistics", type=PATH, help="Keep statistics in this file and resume from it. Default: beside --out.")
+@click.option("--report", type=PATH, help="Write a chart of the activation ranges to this PNG file.")
+@click.option("--target-sqnr", type=float, default=15.0, show_default=True, help="The least SQNR of latents, in dB.")
 @click.option("--keep-fp", metavar="PERCENT", help="Share of the layers that stays in float32, such as 5%.")
-@click.option("--sensitivity", type=PATH, help="Rank the layers, each quantized alone; where to write it, as JSON.")
-@click.option("--eval-count", type=int, default=8, show_default=True, help="Images that a form is judged by.")
+@click.option("--sensitivity", type=PATH, help="Quantize each layer alone and write the ranking to this JSON file.")
+@click.option("--eval-count", type=int, default=8, show_default=True, help="Number of images to measure the SQNR on.")
 @preset_option
 @sampling_options
 @threads_option
@@ -61,107 +66,126 @@ def calibrate(
     threads: int | None,
     **settings: object,
 ) -> None:
-    """Quantize the engines of ARTIFACT by what passes through them while images are drawn.
+    """Quantize the engines of ARTIFACT, with scales from the activations of real images.
 
-    The plan of the sampling options is the one that statistics are of, so give those it will be used with. The
-    layers that lose most stay in float32 until the latents keep what --target-sqnr asks for.
+    Statistics hold for one plan, so give the sampling options that the quantized artifact will be used with. The most
+    sensitive layers stay in float32 until the latents reach --target-sqnr.
     """
-    check_int("--count", count, 1, _MAX_SAMPLES)
-    check_int("--eval-count", eval_count, 1, _MAX_JUDGED)
-    check_number("--target-sqnr", target_sqnr, 0, _MOST_DECIBELS)
-    if out is None and report is None:
-        raise RequestError("give --out, the quantized artifact to make, or --report, or both")
-    if weights_only and (precision not in _WEIGHTS or report is not None):
-        raise RequestError("--weights-only is for --precision int8 or int4, and has no activations to --report of")
-    if not weights_only and precision == "int4":
-        raise RequestError("int4 is for weights alone; add --weights-only")
-    asked = Quantization(
-        precision=_WEIGHTS[precision] if weights_only else precision,
-        engines=_engines(engines),
-        sampling={name: value for name, value in settings.items() if value is not None},
+    check_int("--count", count, 1, _MAX_COUNT)
+    check_int("--eval-count", eval_count, 1, _MAX_EVAL_COUNT)
+    check_number("--target-sqnr", target_sqnr, 0, _MAX_SQNR)
+    _check_files(out, report, sensitivity)
+    precision, engine_names = _precision(precision, weights_only, report), _engines(engines)
+    keep_share = _share(keep_fp)
+    source = _open(artifact, out)
+    config = QuantizationConfig(
+        precision=precision,
+        engines=engine_names,
+        sampling=source.manifest.resolve_sampling(settings),
         target_sqnr=target_sqnr,
-        keep_share=_share(keep_fp),
+        keep_share=keep_share,
         rank=sensitivity is not None,
-        images=eval_count,
+        eval_images=eval_count,
         threads=threads or available_threads(),
     )
+    collected = None if weights_only else _collect(source, out, statistics, count, config)
+    if report is not None and collected is not None:
+        from calibration.quantization.range_chart import save_range_chart
+
+        save_range_chart(collected, report)
+        click.echo(f"chart of activation ranges written to {report}")
+    if out is not None:
+        _quantize(source, collected, out, config, sensitivity)
+
+
+def _check_files(out: pathlib.Path | None, report: pathlib.Path | None, sensitivity: pathlib.Path | None) -> None:
+    if out is None and report is None:
+        raise RequestError("give --out, the quantized artifact to write, or --report, or both")
     for file in (report, sensitivity):
         if file is not None:
             check_writable(file)
-    opened = Artifact(artifact)
+
+
+def _precision(precision: str, weights_only: bool, report: pathlib.Path | None) -> str:
+    """The precision's name in a manifest."""
+    if not weights_only:
+        if precision == "int4":
+            raise RequestError("--precision int4 quantizes weights only; add --weights-only")
+        return precision
+    if precision not in _WEIGHT_ONLY:
+        raise RequestError(f"--weights-only needs --precision int8 or int4, found {precision}")
+    if report is not None:
+        raise RequestError("--weights-only collects no statistics of activations; remove --report")
+    return _WEIGHT_ONLY[precision]
+
+
+def _open(path: pathlib.Path, out: pathlib.Path | None) -> Artifact:
+    artifact = Artifact(path)
     if out is not None:
-        check_apart(opened, out)
-    opened.verify()
-    check_float32(opened)
-    check_masked_diffusion(opened.manifest.model, "mar calibrate")
-    sampling = opened.manifest.resolve_sampling(settings)
-    found = None if weights_only else _collected(opened, out, statistics, count, sampling, asked.threads)
-    if report is not None and found is not None:
-        from calibration.quantization.range_chart import save_report
-
-        save_report(found, report)
-        click.echo(f"ranges of activations drawn to {report}")
-    if out is not None:
-        _quantize(opened, found, out, asked, sensitivity)
+        check_output(artifact, out)
+    artifact.verify()
+    check_float32(artifact)
+    check_masked_diffusion(artifact.manifest.model, "mar calibrate")
+    return artifact
 
 
-def _collected(
+def _collect(
     artifact: Artifact,
     out: pathlib.Path | None,
     file: pathlib.Path | None,
-    samples: int,
-    sampling: Sampling,
-    threads: int,
-) -> Statistics:
+    count: int,
+    config: QuantizationConfig,
+) -> ActivationStatistics:
     with tempfile.TemporaryDirectory() as folder:
         if file is None:
             file = out.with_name(f"{out.name}.statistics.npz") if out else pathlib.Path(folder) / "statistics.npz"
         check_writable(file)
-        with progress_bar(samples, "collecting") as bar:
-            found = collect(artifact, samples, file, sampling, threads, bar.update)
-    click.echo(f"statistics of {found.images} images" + (f" in {file}" if file.exists() else ""))
-    return found
+        with progress_bar(count, "collecting") as bar:
+            statistics = collect(artifact, count, file, config.sampling, config.threads, bar.update)
+    click.echo(f"statistics of {statistics.images} images" + (f" in {file}" if file.exists() else ""))
+    return statistics
 
 
 def _quantize(
     artifact: Artifact,
-    statistics: Statistics | None,
+    statistics: ActivationStatistics | None,
     out: pathlib.Path,
-    asked: Quantization,
+    config: QuantizationConfig,
     sensitivity: pathlib.Path | None,
 ) -> None:
     with progress_bar(1000, "ranking layers") as bar:
 
-        def advance(done: int, of: int) -> None:
-            bar.update(1000 * done // of - 1000 * (done - 1) // of)
+        def advance(done: int, total: int) -> None:
+            bar.update(1000 * done // total - 1000 * (done - 1) // total)
 
-        made = quantize(artifact, statistics, out, asked, click.echo, advance)
-    _tell(made.ranking)
+        result = quantize(artifact, statistics, out, config, click.echo, advance)
+    _print_ranking(result.ranking)
     if sensitivity is not None:
-        write_json(sensitivity, {"precision": asked.precision, "layers": [each.to_dict() for each in made.ranking]})
-        click.echo(f"every layer in {sensitivity}")
+        layers = [layer.to_dict() for layer in result.ranking]
+        write_json(sensitivity, {"precision": config.precision, "layers": layers})
+        click.echo(f"sensitivity of every layer written to {sensitivity}")
     before, after = (sum(entry.bytes for entry in Artifact(at).manifest.files.values()) for at in (artifact.path, out))
-    click.echo(f"artifact written to {out}: {after / 2**20:.1f} MiB, {after / before:.0%} of float32's")
+    click.echo(f"artifact written to {out}: {after / 2**20:.1f} MiB, {after / before:.0%} of the float32 artifact")
 
 
-def _tell(ranking: Sequence[Sensitivity]) -> None:
+def _print_ranking(ranking: Sequence[LayerSensitivity]) -> None:
     if ranking:
-        wide = max(len(each.layer) for each in ranking[:_TOLD])
-        click.echo(f"{'most sensitive alone':{wide}}  {'dB':>6}")
-    for each in ranking[:_TOLD]:
-        click.echo(f"{each.layer:{wide}}  {each.to_dict()['sqnr_db']:6.1f}")
+        width = max(len(layer.layer) for layer in ranking[:_LAYERS_SHOWN])
+        click.echo(f"{'most sensitive layers':{width}}  {'SQNR dB':>7}")
+        for layer in ranking[:_LAYERS_SHOWN]:
+            click.echo(f"{layer.layer:{width}}  {layer.to_dict()['sqnr_db']:7.1f}")
 
 
 def _engines(text: str) -> list[str]:
-    chosen = text.split(",")
-    unknown = sorted(set(chosen) - set(ENGINES))
+    names = text.split(",")
+    unknown = sorted(set(names) - set(ENGINES))
     if unknown:
-        raise RequestError(f"--engines: unknown {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
-    return list(dict.fromkeys(chosen))
+        raise RequestError(f"--engines: unknown {', '.join(unknown)}; choose from {', '.join(ENGINES)}")
+    return list(dict.fromkeys(names))
 
 
 def _share(text: str | None) -> float:
-    """5% as 0.05."""
+    """A percentage such as "5%" as a share, 0.05."""
     if text is None:
         return 0.0
     try:
@@ -169,5 +193,5 @@ def _share(text: str | None) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise RequestError(f"--keep-fp must be a share of the layers such as 5%, from 0% to below 100%, found {text}")
+        raise RequestError(f"--keep-fp must be a share of the layers from 0% to below 100%, such as 5%, found {text}")
     return share

@@ -1,0 +1,1 @@
+"""Post-training quantization of an artifact's engines, with scales from the activations of real images."""

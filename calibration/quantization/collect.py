@@ -1,4 +1,7 @@
-"""Statistics of real sampling trajectories: over classes, iterations, guidance halves and diffusion steps."""
+"""Collects the statistics of activations while an artifact generates images.
+
+The images cover all classes, iterations, diffusion steps, and both halves of classifier-free guidance.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from calibration.quantization.observer import Observer
-from calibration.quantization.statistics import LayerStatistics, Statistics
+from calibration.quantization.observer import ActivationObserver
+from calibration.quantization.statistics import ActivationStatistics, LayerStatistics
+from calibration.seeds import STATISTICS_SEED
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
@@ -19,12 +23,11 @@ from runtime.model.engine_spec import ENGINES, Array
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.settings import Sampling
 
-_SEED = 2**31  # apart from the seeds that people draw with
-_TOGETHER = 8  # images
+_BATCH = 8
 
 
-def identity(artifact: Artifact) -> str:
-    """What statistics are of: the graphs of the loop."""
+def artifact_identity(artifact: Artifact) -> str:
+    """Return a text that identifies the graphs of the sampling loop, from their hashes."""
     return "-".join(artifact.manifest.graph_sha256(name)[:16] for name in ENGINES)
 
 
@@ -35,55 +38,68 @@ def collect(
     sampling: Sampling,
     threads: int,
     progress: Callable[[int], None],
-) -> Statistics:
-    """Draw `images` images, classes in turn, and note what passes into every product; go on with `file`.
+) -> ActivationStatistics:
+    """Generate images and collect the statistics of every layer's activation.
 
-    Raises `CalibrationError` where `file` is of another artifact or plan.
+    Args:
+        artifact: The artifact, in float32.
+        images: Number of images. Classes are used in turn.
+        file: Where the statistics are saved after every batch. If it exists, collecting resumes from it.
+        sampling: The sampling settings. Statistics hold for these only.
+        threads: Number of processor threads.
+        progress: Called with the size of every batch that is done.
+
+    Raises:
+        CalibrationError: If `file` belongs to another artifact or to other sampling settings, or cannot be read.
     """
     manifest = artifact.manifest
     plan = build_plan(manifest.model.tokens, sampling)
-    statistics = _begun(artifact, file, sampling, plan)
+    statistics = _load_or_start(artifact, file, sampling, plan)
     random = np.random.default_rng(statistics.images)
 
-    def watch(layer: str, activation: Array, iteration: int, steps: range) -> None:
+    def update(layer: str, activation: Array, iteration: int, steps: range) -> None:
         if layer not in statistics.layers:
             sizes = activation.shape[-1], len(plan.iterations), plan.diffusion_steps
             statistics.layers[layer] = LayerStatistics(*sizes)
         statistics.layers[layer].update(activation, iteration, steps, random)
 
-    observer = Observer(watch)
+    observer = ActivationObserver(update)
     with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as work:
         folder = pathlib.Path(work)
         engines = {
-            name: observer.observed(manifest.specs[name], artifact.engine_file(name), folder, threads)
-            for name in ENGINES
+            name: observer.wrap(manifest.specs[name], artifact.engine_file(name), folder, threads) for name in ENGINES
         }
         generator = Generator(manifest, Engines(**engines), "observed")
         while statistics.images < images:
-            together = range(statistics.images, min(statistics.images + _TOGETHER, images))
-            observer.begin()
-            labels = [number % manifest.model.class_num for number in together]
-            generator.generate(labels, seed=_SEED, index=together, **_settings(sampling))
-            statistics.images = together.stop
+            batch = range(statistics.images, min(statistics.images + _BATCH, images))
+            observer.begin_image()
+            labels = [number % manifest.model.class_num for number in batch]
+            generator.generate(labels, seed=STATISTICS_SEED, index=batch, sampling=sampling)
+            statistics.images = batch.stop
             statistics.save(file)
-            progress(len(together))
+            progress(len(batch))
     return statistics
 
 
-def _begun(artifact: Artifact, file: pathlib.Path, sampling: Sampling, plan: Plan) -> Statistics:
+def _load_or_start(artifact: Artifact, file: pathlib.Path, sampling: Sampling, plan: Plan) -> ActivationStatistics:
+    """Return the statistics in `file`, or empty ones if there is no such file."""
     longest = max((iteration.table for iteration in plan.iterations), key=lambda table: table.steps)
-    fresh = Statistics(identity(artifact), _settings(sampling), tuple(float(t) for t in longest.timesteps))
+    timesteps = tuple(float(timestep) for timestep in longest.timesteps)
+    empty = ActivationStatistics(artifact_identity(artifact), _settings(sampling), timesteps)
     if not file.exists():
-        return fresh
-    found = Statistics.load(file)
-    if found.artifact != fresh.artifact:
+        return empty
+    saved = ActivationStatistics.load(file)
+    if saved.artifact != empty.artifact:
         raise CalibrationError(f"{file} holds statistics of another artifact than {artifact.path}; give another file")
-    if dict(found.sampling) != dict(fresh.sampling):
-        raise CalibrationError(f"{file} holds statistics of another plan; give another file, or the same settings")
-    return found
+    if dict(saved.sampling) != dict(empty.sampling):
+        raise CalibrationError(
+            f"{file} holds statistics of another plan; give another file, or the sampling settings it was made with"
+        )
+    return saved
 
 
 def _settings(sampling: Sampling) -> dict[str, Any]:
+    """The settings that are not None, with lists in place of tuples, as JSON would give them back."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(sampling).items()

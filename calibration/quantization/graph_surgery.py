@@ -1,4 +1,4 @@
-"""Small changes to graphs that the quantized forms share."""
+"""Changes to an ONNX graph that all quantized variants share."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import pathlib
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.quantizable_layers import Product
+from calibration.quantization.quantizable_layers import LinearNode
 
 
 def save_graph(model: ir.Model, source: pathlib.Path, out: pathlib.Path) -> None:
-    """Write `model`, read from `source` and changed, without the weights that nothing uses any more."""
+    """Write a changed model to `out`, without the initializers that no node uses any more.
+
+    Args:
+        model: The changed model.
+        source: The file that it was loaded from. Unchanged weights are still read from its external data.
+        out: The new file. It gets external data, in `out`.data, if `source` has some.
+    """
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
-    beside = source.with_name(f"{source.name}.data").exists()  # what is left as it was is still read from there
-    ir.save(model, out, external_data=f"{out.name}.data" if beside else None)
+    has_external_data = source.with_name(f"{source.name}.data").exists()
+    ir.save(model, out, external_data=f"{out.name}.data" if has_external_data else None)
 
 
-def constant(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
-    """A new initializer of `graph`."""
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """Add an initializer to `graph` and return it."""
     tensor = ir.tensor(array, name=name)
     shape = ir.Shape(tensor.shape.numpy())
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape)
@@ -27,16 +33,15 @@ def constant(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) 
     return value
 
 
-def replace_product(graph: ir.Graph, product: Product, activation: ir.Value, weights: ir.Value) -> list[ir.Node]:
-    """Compute `product` by a `MatMul` of other factors, its bias added after it; the nodes before which more may go."""
-    node, name = product.node, product.name
-    made = [ir.node("MatMul", [activation, weights], name=f"{name}.MatMul")]
-    if product.bias is not None:
-        made.append(ir.node("Add", [made[-1].outputs[0], product.bias], name=f"{name}.Add"))
-    result, old = made[-1].outputs[0], node.outputs[0]
+def replace_linear(graph: ir.Graph, linear: LinearNode, activation: ir.Value, weights: ir.Value) -> None:
+    """Replace a linear node by a `MatMul` of `activation` and `weights` [C, M], and an `Add` if it had a bias."""
+    node, name = linear.node, linear.name
+    nodes = [ir.node("MatMul", [activation, weights], name=f"{name}.MatMul")]
+    if linear.bias is not None:
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], linear.bias], name=f"{name}.Add"))
+    result, old = nodes[-1].outputs[0], node.outputs[0]
     result.type, result.shape, result.name = old.type, old.shape, old.name
     old.name = f"{name}.replaced"
-    graph.insert_before(node, made)
+    graph.insert_before(node, nodes)
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-    return made

@@ -1,4 +1,4 @@
-"""Engines that tell what passes into their products while real images are drawn."""
+"""Engines that report the activation of every quantizable layer while they generate images."""
 
 from __future__ import annotations
 
@@ -9,42 +9,57 @@ from typing import Any
 import onnx_ir as ir
 import onnxruntime
 
-from calibration.quantization.quantizable_layers import layers
+from calibration.quantization.quantizable_layers import quantizable_layers
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, EngineSpec
 
-# (layer as "engine/layer", activation, iteration, steps of the diffusion chain that its rows are of)
-Watch = Callable[[str, Array, int, range], None]
+OnActivation = Callable[[str, Array, int, range], None]
+"""Called with a layer's name ("engine/layer"), its activation, the iteration and the diffusion steps.
+
+The steps are those that the rows of the activation belong to; the range is empty for the backbone.
+"""
 
 
-class Observer:
-    """Wraps the engines of a loop; knows from the order of calls which iteration and steps they are of."""
+class ActivationObserver:
+    """Wraps the engines of the sampling loop and reports what their layers multiply.
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    Engines do not know which iteration and diffusion step they run for. The observer counts their calls instead,
+    which always come in the same order.
+    """
+
+    def __init__(self, on_activation: OnActivation) -> None:
+        """`on_activation` is called for every layer at every call of an engine."""
+        self._on_activation = on_activation
         self._iteration, self._step = -1, 0
         self._steps = range(0)
 
-    def begin(self) -> None:
-        """An image begins."""
+    def begin_image(self) -> None:
+        """Count iterations from 0 again. Call this before each batch of images."""
         self._iteration = -1
 
-    def observed(self, spec: EngineSpec, graph: pathlib.Path, work: pathlib.Path, threads: int) -> Any:
-        """The engine of `graph` with all its layers watched; `work` is a folder for its copy."""
-        session, activations = _with_activations(graph, work / graph.name, threads)
+    def wrap(self, spec: EngineSpec, graph: pathlib.Path, work: pathlib.Path, threads: int) -> Any:
+        """Return an engine that runs `graph` on the CPU and reports its activations.
+
+        Args:
+            spec: The inputs and outputs of the engine.
+            graph: Its ONNX file.
+            work: An existing folder, for a copy of the graph that has the activations as outputs.
+            threads: Number of processor threads.
+        """
+        session, activations = _session_with_activations(graph, work / graph.name, threads)
         outputs = [tensor.name for tensor in spec.outputs]
 
         def engine(**inputs: Array) -> tuple[Array, ...]:
-            steps = self._place(spec.name, inputs)
-            asked = [name for name in dict.fromkeys([*outputs, *activations.values()]) if name not in inputs]
-            values = {**inputs, **dict(zip(asked, session.run(asked, inputs), strict=True))}
+            steps = self._advance(spec.name, inputs)
+            fetched = [name for name in dict.fromkeys([*outputs, *activations.values()]) if name not in inputs]
+            values = {**inputs, **dict(zip(fetched, session.run(fetched, inputs), strict=True))}
             for layer, activation in activations.items():
-                self._watch(f"{spec.name}/{layer}", values[activation], self._iteration, steps)
+                self._on_activation(f"{spec.name}/{layer}", values[activation], self._iteration, steps)
             return tuple(values[name] for name in outputs)
 
         return engine
 
-    def _place(self, engine: str, inputs: Mapping[str, Array]) -> range:
-        """Note where in the image this call is; the steps that it is of."""
+    def _advance(self, engine: str, inputs: Mapping[str, Array]) -> range:
+        """Count this call of an engine; return the diffusion steps that it is for."""
         if engine == BACKBONE:
             self._iteration, self._step, self._steps = self._iteration + 1, 0, range(0)
             return range(0)
@@ -57,13 +72,13 @@ class Observer:
         return range(self._step - 1, self._step)
 
 
-def _with_activations(graph: pathlib.Path, copy: pathlib.Path, threads: int) -> tuple[Any, dict[str, str]]:
-    """A session of the graph that also gives what its layers are fed, and the names of that by layer."""
+def _session_with_activations(graph: pathlib.Path, copy: pathlib.Path, threads: int) -> tuple[Any, dict[str, str]]:
+    """Return a session of `graph` that also outputs its layers' activations, and their names by layer."""
     model = ir.load(graph)
-    activations = {layer.name: layer.activation for layer in layers(model.graph)}
-    own = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    activations = {layer.name: layer.activation for layer in quantizable_layers(model.graph)}
+    existing = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     for value in activations.values():
-        if value.name not in own:
+        if value.name not in existing:
             model.graph.outputs.append(value)
     ir.save(model, copy, external_data=f"{copy.name}.data")
     options = onnxruntime.SessionOptions()

@@ -1,7 +1,8 @@
-"""Q/DQ pairs around the products of a graph: the one form that TensorRT 10 and 11 and ONNX Runtime all know.
+"""Adds pairs of QuantizeLinear and DequantizeLinear (Q/DQ) around the layers of a graph.
 
-A `Gemm` becomes a product and an addition. ONNX Runtime computes a product of int8 with a float bias only in
-that form, and TensorRT knows no bias in int32. Products that share an activation share its scale.
+TensorRT 10 and 11 and ONNX Runtime all read this form. A `Gemm` becomes a `MatMul` and an `Add`: ONNX Runtime
+computes an int8 product with a float bias only so, and TensorRT supports no int32 bias. Nodes that share an
+activation share its scale.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from calibration.quantization.graph_surgery import constant, replace_product, save_graph
-from calibration.quantization.quantizable_layers import Layer, Product, layers
-from calibration.quantization.scales import Scale, quantized, weight_scales
-from calibration.quantization.smoothing import divide_norm, divide_projection
+from calibration.quantization.graph_surgery import add_constant, replace_linear, save_graph
+from calibration.quantization.quantizable_layers import LinearNode, QuantizableLayer, quantizable_layers
+from calibration.quantization.scales import Scale, fake_quantize, weight_scales
+from calibration.quantization.smoothing import divide_normalization, divide_projection
 
 _TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 
@@ -25,59 +26,63 @@ def quantize_graph(
     out: pathlib.Path,
     precision: str,
     scales: Mapping[str, Scale],
-    projection: np.ndarray | None = None,
+    modulation_divisors: np.ndarray | None = None,
 ) -> None:
-    """Write `graph` to `out` with the layers in `scales` in `precision`.
+    """Write a copy of `graph` in which some layers compute in low precision.
 
-    `scales` are those of activations, by layer; weights have their own, one a column in int8, one in fp8.
-    What smoothing divides by goes into the normalisation before; where that is another engine's modulation,
-    `projection` [M] is what the columns of this one's last product are divided by.
+    Args:
+        graph: An ONNX file in float32.
+        out: The new file.
+        precision: "int8", with one weight scale for each output channel, or "fp8", with one for all.
+        scales: The scale of the activation of each layer to quantize, by the layer's name.
+        modulation_divisors: What the modulation that this graph computes is divided by, [M], because smoothed layers
+            of another engine multiply by it again. None for other graphs.
     """
     model = ir.load(graph)
-    if projection is not None:
-        divide_projection(model.graph, projection)
-    for layer in layers(model.graph):
+    if modulation_divisors is not None:
+        divide_projection(model.graph, modulation_divisors)
+    for layer in quantizable_layers(model.graph):
         if layer.name in scales:
-            _quantize(model.graph, layer, precision, scales[layer.name])
+            _quantize_layer(model.graph, layer, precision, scales[layer.name])
     save_graph(model, graph, out)
 
 
-def _quantize(graph: ir.Graph, layer: Layer, precision: str, scale: Scale) -> None:
+def _quantize_layer(graph: ir.Graph, layer: QuantizableLayer, precision: str, scale: Scale) -> None:
     factors, activation = scale.smoothing, layer.activation
     if factors is not None:
-        divide_norm(graph, layer, factors)
-    for product in layer.products:
-        # Each has a pair of its own: ONNX Runtime has no product of int8 for an activation that another shares.
-        pair, rounded = _rounded(graph, product, activation, scale.scale, precision)
-        weights = product.weights if factors is None else product.weights * factors[:, None]
-        replaced = _dequantized(graph, product.name, weights, precision)
-        graph.insert_before(product.node, [*pair, replaced])
-        replace_product(graph, product, rounded, replaced.outputs[0])
+        divide_normalization(graph, layer, factors)
+    for linear in layer.linears:
+        # Each node gets its own pair: ONNX Runtime fuses no int8 product whose quantized activation has other readers.
+        pair, quantized = _quantize_activation(graph, linear, activation, scale.scale, precision)
+        weights = linear.weights if factors is None else linear.weights * factors[:, None]
+        dequantize = _dequantize_weights(graph, linear.name, weights, precision)
+        graph.insert_before(linear.node, [*pair, dequantize])
+        replace_linear(graph, linear, quantized, dequantize.outputs[0])
 
 
-def _rounded(
-    graph: ir.Graph, product: Product, activation: ir.Value, scale: float, precision: str
+def _quantize_activation(
+    graph: ir.Graph, linear: LinearNode, activation: ir.Value, scale: float, precision: str
 ) -> tuple[list[ir.Node], ir.Value]:
-    """A pair of nodes that round `activation`, and what comes out of it."""
+    """Return a Q/DQ pair that reads `activation`, and its output."""
     inputs = [
-        constant(graph, f"{product.name}.activation_scale", np.array(scale, np.float32)),
-        constant(graph, f"{product.name}.activation_zero", np.zeros((), _TYPES[precision].numpy())),
+        add_constant(graph, f"{linear.name}.activation_scale", np.array(scale, np.float32)),
+        add_constant(graph, f"{linear.name}.activation_zero", np.zeros((), _TYPES[precision].numpy())),
     ]
-    q = ir.node("QuantizeLinear", [activation, *inputs], name=f"{product.name}.quantize")
-    dq = ir.node("DequantizeLinear", [q.outputs[0], *inputs], name=f"{product.name}.dequantize")
-    return [q, dq], dq.outputs[0]
+    quantize = ir.node("QuantizeLinear", [activation, *inputs], name=f"{linear.name}.quantize")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], *inputs], name=f"{linear.name}.dequantize")
+    return [quantize, dequantize], dequantize.outputs[0]
 
 
-def _dequantized(graph: ir.Graph, name: str, weights: np.ndarray, precision: str) -> ir.Node:
-    """A node that gives weights [C, M] from what they are stored as."""
-    dtype, per_column = _TYPES[precision], precision == "int8"
-    steps = weight_scales(weights, precision)
-    kept = steps if per_column else steps[:1].reshape(())
-    low = quantized(weights, steps, precision) / steps
-    stored = np.rint(low).astype(np.int8) if per_column else low.astype(dtype.numpy())
+def _dequantize_weights(graph: ir.Graph, name: str, weights: np.ndarray, precision: str) -> ir.Node:
+    """Store weights [C, M] in low precision; return the node that dequantizes them."""
+    dtype, per_channel = _TYPES[precision], precision == "int8"
+    scales = weight_scales(weights, precision)
+    stored_scale = scales if per_channel else scales[:1].reshape(())
+    steps = fake_quantize(weights, scales, precision) / scales
+    stored = np.rint(steps).astype(np.int8) if per_channel else steps.astype(dtype.numpy())
     inputs = [
-        constant(graph, f"{name}.weight_quantized", stored),
-        constant(graph, f"{name}.weight_scale", kept),
-        constant(graph, f"{name}.weight_zero", np.zeros(kept.shape, dtype.numpy())),
+        add_constant(graph, f"{name}.weight_quantized", stored),
+        add_constant(graph, f"{name}.weight_scale", stored_scale),
+        add_constant(graph, f"{name}.weight_zero", np.zeros(stored_scale.shape, dtype.numpy())),
     ]
-    return ir.node("DequantizeLinear", inputs, {"axis": 1} if per_column else {}, name=f"{name}.dequantize_weight")
+    return ir.node("DequantizeLinear", inputs, {"axis": 1} if per_channel else {}, name=f"{name}.dequantize_weight")

@@ -1,4 +1,4 @@
-"""The matrix products of a graph that quantization is about: those of an activation with weights."""
+"""The layers of an ONNX graph that can be quantized: products of an activation and constant weights."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from numpy.typing import NDArray
 
 
 @dataclasses.dataclass(frozen=True)
-class Product:
-    """An activation [..., C] times weights [C, M]; `name` is that of its layer, as the exporter named the node."""
+class LinearNode:
+    """A `MatMul` or `Gemm` node that multiplies an activation [..., C] by constant weights [C, M].
+
+    Attributes:
+        name: The layer's name in the model, such as "model.encoder_blocks.0.attn.q", from the exporter's node name.
+        node: The node of the graph.
+    """
 
     name: str
     node: ir.Node
 
     @property
     def bias(self) -> ir.Value | None:
-        """What the node itself adds, [M]; a `MatMul` leaves that to others."""
+        """The bias [M] of a `Gemm`. None for a `MatMul`, whose bias is added by another node."""
         return self.node.inputs[2] if len(self.node.inputs) > 2 else None
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """[C, M], whichever way the node holds them."""
+        """The weights, [C, M]. Those of a `Gemm`, which stores [M, C], are transposed."""
         value = self.node.inputs[1]
         assert value is not None
         assert value.const_value is not None
@@ -32,44 +37,49 @@ class Product:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """Products that share their activation [..., C], so its scale too: queries, keys and values."""
+class QuantizableLayer:
+    """Linear nodes that share one activation [..., C], and so its scale: the projections to q, k and v, for example.
 
-    products: tuple[Product, ...]
+    Attributes:
+        linears: The nodes, in the order of execution; usually one.
+    """
+
+    linears: tuple[LinearNode, ...]
 
     @property
     def name(self) -> str:
-        """Such as "model.encoder_blocks.0.attn.q+k+v"."""
-        first, *others = (product.name for product in self.products)
+        """The name of the first node with the last parts of the others: "model.encoder_blocks.0.attn.q+k+v"."""
+        first, *others = (linear.name for linear in self.linears)
         return "+".join([first, *(name.rpartition(".")[2] for name in others)])
 
     @property
     def activation(self) -> ir.Value:
-        value = self.products[0].node.inputs[0]
+        """The activation [..., C] that all nodes multiply."""
+        value = self.linears[0].node.inputs[0]
         assert value is not None
         return value
 
     @property
     def weights(self) -> NDArray[np.float32]:
-        """[C, M], those of all its products side by side."""
-        return np.concatenate([product.weights for product in self.products], axis=1)
+        """The weights of all nodes, side by side: [C, the sum of their M]."""
+        return np.concatenate([linear.weights for linear in self.linears], axis=1)
 
 
-def layers(graph: ir.Graph) -> list[Layer]:
-    """Every layer with weights, in the order of execution."""
-    by_activation: dict[ir.Value, list[Product]] = {}
+def quantizable_layers(graph: ir.Graph) -> list[QuantizableLayer]:
+    """Return every layer of `graph` with constant weights, in the order of execution."""
+    by_activation: dict[ir.Value, list[LinearNode]] = {}
     for node in graph:
         activation = node.inputs[0] if node.inputs else None
-        if activation is not None and _has_weights(node):
-            by_activation.setdefault(activation, []).append(Product(_name(node), node))
-    return [Layer(tuple(products)) for products in by_activation.values()]
+        if activation is not None and _has_constant_weights(node):
+            by_activation.setdefault(activation, []).append(LinearNode(_layer_name(node), node))
+    return [QuantizableLayer(tuple(linears)) for linears in by_activation.values()]
 
 
-def _name(node: ir.Node) -> str:
+def _layer_name(node: ir.Node) -> str:
     return (node.name or "").removesuffix(f".{node.op_type}").replace(f".{node.op_type}_", "_")
 
 
-def _has_weights(node: ir.Node) -> bool:
+def _has_constant_weights(node: ir.Node) -> bool:
     if node.op_type not in ("MatMul", "Gemm"):
         return False
     weights = node.inputs[1]
@@ -77,5 +87,5 @@ def _has_weights(node: ir.Node) -> bool:
         return False
     if node.op_type == "MatMul":
         return True
-    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
-    return all(node.attributes[name].value == value for name, value in plain.items() if name in node.attributes)
+    linear_layer = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+    return all(node.attributes[name].value == value for name, value in linear_layer.items() if name in node.attributes)

@@ -1,4 +1,4 @@
-"""An artifact in float32 in, the same engines in low precision out, judged by the images they draw."""
+"""Writes a copy of a float32 artifact with engines in low precision, within an error budget of its images."""
 
 from __future__ import annotations
 
@@ -6,177 +6,234 @@ import dataclasses
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from calibration.quantization.collect import identity
-from calibration.quantization.sensitivity import Sensitivity, most_sensitive, ranked_layers, together, too_sensitive
-from calibration.quantization.sqnr import Judge, judging
-from calibration.quantization.statistics import Statistics
-from calibration.quantization.variants import Form, QuantizedProducts, QuantizedWeights
+from calibration.quantization.collect import artifact_identity
+from calibration.quantization.sensitivity import (
+    LayerSensitivity,
+    combined_error,
+    layers_to_exclude,
+    most_sensitive,
+    rank_layers,
+)
+from calibration.quantization.sqnr import SqnrEvaluator
+from calibration.quantization.statistics import ActivationStatistics
+from calibration.quantization.variants import QdqVariant, QuantizedVariant, WeightOnlyVariant
 from calibration.quantization.weight_only import BITS
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
 from runtime.files import replacing_folder, sha256, write_json
+from runtime.sampling.settings import Sampling
 
-_ATTEMPTS = 8  # to meet a target, each leaving out more layers
+_MAX_ATTEMPTS = 8  # to reach the target SQNR; each attempt keeps more layers in float32
+
+Log = Callable[[str], None]
+Parity = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantization:
-    """What is asked for.
+class QuantizationConfig:
+    """What to quantize, and how exact the result must be.
 
-    `precision` is one of `runtime.artifact.manifest.QUANTIZED_PRECISIONS`; the latents of `images` images, drawn with
-    the settings `sampling`, must keep `target_sqnr` dB; `keep_share` of the layers, the most sensitive ones, stay
-    in float32, and more where the target asks for it. `rank` finds out how sensitive each is in any case.
+    Attributes:
+        precision: One of `runtime.artifact.manifest.QUANTIZED_PRECISIONS`.
+        engines: The names of the engines to quantize.
+        sampling: The sampling settings of the images that the SQNR is measured on.
+        target_sqnr: The least SQNR of the latents, in dB.
+        keep_share: The share of layers, 0 to 1, that stay in float32 in any case: the most sensitive ones.
+        rank: Measure the sensitivity of every layer even if neither `keep_share` nor the target needs it.
+        eval_images: The number of images that the SQNR is measured on.
+        threads: Number of processor threads.
     """
 
     precision: str
     engines: Sequence[str]
-    sampling: Mapping[str, Any]
+    sampling: Sampling
     target_sqnr: float
     keep_share: float = 0.0
     rank: bool = False
-    images: int = 8
+    eval_images: int = 8
     threads: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantized:
-    """The manifest that was written, and the layers by their sensitivity where that was found out."""
+class QuantizationResult:
+    """What `quantize` did.
+
+    Attributes:
+        manifest: The manifest of the new artifact.
+        ranking: The layers, most sensitive first; empty if their sensitivity was not measured.
+    """
 
     manifest: Manifest
-    ranking: Sequence[Sensitivity]
+    ranking: Sequence[LayerSensitivity]
 
 
-def check_apart(artifact: Artifact, out: pathlib.Path) -> None:
-    """Refuse to write a quantized artifact over `artifact` itself, or where no artifact can be. Raises `MarError`."""
+def check_output(artifact: Artifact, out: pathlib.Path) -> None:
+    """Raise `MarError` if `out` is `artifact` itself or no artifact can be written there."""
     check_artifact_target(out)
     if out.exists() and out.samefile(artifact.path):
         raise ArtifactError(
-            f"{out} is the artifact that is quantized, whose float32 engines stay; choose another --out"
+            f"--out {out} is the artifact to quantize, whose float32 engines must stay; choose another --out"
         )
-
-
-def quantize(
-    artifact: Artifact,
-    statistics: Statistics | None,
-    out: pathlib.Path,
-    asked: Quantization,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> Quantized:
-    """Write `artifact` with the layers of some engines in low precision, replacing an artifact at `out`.
-
-    `statistics` are needed where activations are quantized too. What every engine alone, and all together, do to
-    the latents goes into the manifest. Raises `CalibrationError` where the target is missed even so, and leaves
-    nothing then. `progress` is told of layers ranked, and their number.
-    """
-    check_apart(artifact, out)
-    check_float32(artifact)
-    form = _form(artifact, asked, statistics, say)
-    with (
-        replacing_folder(out) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch,
-        judging(artifact, asked.sampling, asked.images, asked.threads) as judge,
-    ):
-        work = pathlib.Path(scratch)
-        parity, kept, ranking = _within_target(form, judge, work, asked, say, progress)
-        _fill(folder, artifact, form, set(form.layers) - kept)
-        written = sorted(file for file in folder.rglob("*") if file.is_file())
-        made = dataclasses.replace(
-            artifact.manifest,
-            precision=asked.precision,
-            files={str(file.relative_to(folder)): FileEntry(file.stat().st_size, sha256(file)) for file in written},
-            provenance={
-                **artifact.manifest.provenance,
-                "quantized": f"{asked.precision} of {', '.join(asked.engines)}",
-                "kept_in_float32": ", ".join(sorted(kept)) or "none asked for",
-                "calibration_images": statistics.images if statistics else 0,
-            },
-            parity={**artifact.manifest.parity, **parity},
-            builds=(),
-        )
-        write_json(folder / MANIFEST, made.to_dict())
-        Artifact(folder).verify()
-    return Quantized(made, ranking)
 
 
 def check_float32(artifact: Artifact) -> None:
-    """Raise `CalibrationError` where weights are rounded already."""
+    """Raise `CalibrationError` unless the engines of `artifact` are in float32."""
     if artifact.manifest.precision != "fp32":
         raise CalibrationError(f"{artifact.path} is in {artifact.manifest.precision}; calibrate one in fp32")
 
 
-def _form(artifact: Artifact, asked: Quantization, statistics: Statistics | None, say: Callable[[str], None]) -> Form:
-    if asked.precision in BITS:
-        return QuantizedWeights(artifact, asked.engines, asked.precision)
-    if statistics is None or statistics.artifact != identity(artifact):
+def quantize(
+    artifact: Artifact,
+    statistics: ActivationStatistics | None,
+    out: pathlib.Path,
+    config: QuantizationConfig,
+    log: Log,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> QuantizationResult:
+    """Write a copy of `artifact` with some engines in low precision.
+
+    The manifest of the copy stores the distance of its latents from float32: with each quantized engine alone, and
+    with all of them.
+
+    Args:
+        artifact: The artifact in float32.
+        statistics: Statistics of its activations. None for weight-only quantization.
+        out: The new artifact. An artifact that exists there is replaced.
+        config: What to quantize.
+        log: Called with a line of text about each layer and each result.
+        progress: Called with the number of ranked layers and their total.
+
+    Raises:
+        CalibrationError: If the statistics do not fit the artifact, or the target SQNR cannot be reached. Nothing is
+            written then.
+    """
+    check_output(artifact, out)
+    check_float32(artifact)
+    variant = _variant(artifact, config, statistics, log)
+    with (
+        replacing_folder(out) as folder,
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch,
+        SqnrEvaluator(artifact, config.sampling, config.eval_images, config.threads) as evaluator,
+    ):
+        search = _TargetSearch(variant, evaluator, pathlib.Path(scratch), config, log, progress)
+        parity, kept, ranking = search.run()
+        _write_files(folder, artifact, variant, set(variant.layers) - kept)
+        manifest = _quantized_manifest(artifact, folder, config, statistics, parity, kept)
+        write_json(folder / MANIFEST, manifest.to_dict())
+        Artifact(folder).verify()
+    return QuantizationResult(manifest, ranking)
+
+
+def _variant(
+    artifact: Artifact, config: QuantizationConfig, statistics: ActivationStatistics | None, log: Log
+) -> QuantizedVariant:
+    if config.precision in BITS:
+        return WeightOnlyVariant(artifact, config.engines, config.precision)
+    if statistics is None or statistics.artifact != artifact_identity(artifact):
         raise CalibrationError(f"the statistics are of another artifact than {artifact.path}; calibrate again")
-    form = QuantizedProducts(artifact, asked.engines, asked.precision, statistics)
-    for layer, scale in form.scales.items():
-        say(f"{layer}: {scale.method}, error {scale.error:.2%}")
-    return form
+    variant = QdqVariant(artifact, config.engines, config.precision, statistics)
+    for layer, scale in variant.scales.items():
+        log(f"{layer}: {scale.method}, error {scale.error:.2%}")
+    return variant
 
 
-def _within_target(
-    form: Form,
-    judge: Judge,
-    work: pathlib.Path,
-    asked: Quantization,
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None],
-) -> tuple[dict[str, dict[str, Any]], set[str], Sequence[Sensitivity]]:
-    """What goes into the manifest, the layers that stay in float32 so that it does, and their ranking if any."""
-    target = 10 ** (-asked.target_sqnr / 20)
-    ranking: Sequence[Sensitivity] = []
+@dataclasses.dataclass
+class _TargetSearch:
+    """Keeps more and more layers in float32 until the target SQNR is reached."""
 
-    def rank() -> Sequence[Sensitivity]:
-        done = iter(range(1, len(form.layers) + 1))
-        return ranked_layers(form, judge, work, lambda _: progress(next(done), len(form.layers)))
+    variant: QuantizedVariant
+    evaluator: SqnrEvaluator
+    work: pathlib.Path
+    config: QuantizationConfig
+    log: Log
+    progress: Callable[[int, int], None]
 
-    if asked.rank or asked.keep_share:
-        ranking = rank()
-    kept = most_sensitive(ranking, asked.keep_share)
-    for _ in range(_ATTEMPTS):
-        parity = _judged(form, judge, work, asked, kept, say)
-        found = parity["generation"]["relative_l2"]
-        if found <= target:
-            parity["generation"] = {**parity["generation"], "tolerance": target}
-            return parity, kept, ranking
-        ranking = ranking or rank()
-        # Where layers do more together than each alone lets expect, so much less is allowed: at least one more stays.
-        kept |= too_sensitive(ranking, target * together(ranking, kept) / found)
-        if len(kept) == len(form.layers):
-            break
-        say(f"{len(kept)} of {len(form.layers)} layers stay in float32")
-    raise CalibrationError(
-        f"in {asked.precision} the latents keep {sqnr_db(found):.1f} dB, where --target-sqnr asks for "
-        f"{asked.target_sqnr:.1f}; nothing was written"
-    )
+    def run(self) -> tuple[Parity, set[str], Sequence[LayerSensitivity]]:
+        """Return the parity reports for the manifest, the layers kept in float32, and the ranking, maybe empty.
+
+        Raises `CalibrationError` if the target is not reached.
+        """
+        config, layers = self.config, self.variant.layers
+        target = 10 ** (-config.target_sqnr / 20)
+        ranking = self._rank() if config.rank or config.keep_share else []
+        kept = most_sensitive(ranking, config.keep_share)
+        for _ in range(_MAX_ATTEMPTS):
+            parity = self._measure(kept)
+            distance = parity["generation"]["relative_l2"]
+            if distance <= target:
+                parity["generation"] = {**parity["generation"], "tolerance": target}
+                return parity, kept, ranking
+            ranking = ranking or self._rank()
+            # If the measured error is larger than the combined one, allow that much less: at least one more layer
+            # stays in float32.
+            kept |= layers_to_exclude(ranking, target * combined_error(ranking, kept) / distance)
+            if len(kept) == len(layers):
+                break
+            self.log(f"{len(kept)} of {len(layers)} layers stay in float32")
+        raise CalibrationError(
+            f"in {config.precision} the SQNR of the latents is {sqnr_db(distance):.1f} dB, less than --target-sqnr "
+            f"{config.target_sqnr:.1f}; nothing was written, so give a lower target or another --precision"
+        )
+
+    def _rank(self) -> Sequence[LayerSensitivity]:
+        done = iter(range(1, len(self.variant.layers) + 1))
+        return rank_layers(
+            self.variant, self.evaluator, self.work, lambda _: self.progress(next(done), len(self.variant.layers))
+        )
+
+    def _measure(self, kept: set[str]) -> Parity:
+        """The distance of the latents from float32: for each quantized engine alone, and for all ("generation")."""
+        config, parity = self.config, {}
+        for name in [*config.engines, "generation"] if len(config.engines) > 1 else ["generation"]:
+            of_engine = {
+                layer for layer in self.variant.layers if name == "generation" or layer.startswith(f"{name}/")
+            } - kept
+            with tempfile.TemporaryDirectory(dir=self.work) as folder:
+                report = self.evaluator.report(self.variant.write(pathlib.Path(folder), of_engine))
+            parity[name] = report
+            subject = "all engines" if name == "generation" else name
+            if of_engine:
+                self.log(f"{subject} in {config.precision}: SQNR of the latents {report['sqnr_db']:.1f} dB")
+            else:
+                self.log(f"{subject}: float32")
+        return dict.fromkeys(config.engines, parity["generation"]) | parity
 
 
-def _judged(
-    form: Form, judge: Judge, work: pathlib.Path, asked: Quantization, kept: set[str], say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
-    """The distance of latents from float32's: each quantized engine alone, and all of them."""
-    parity = {}
-    for name in [*asked.engines, "generation"] if len(asked.engines) > 1 else ["generation"]:
-        chosen = {layer for layer in form.layers if name == "generation" or layer.startswith(f"{name}/")} - kept
-        with tempfile.TemporaryDirectory(dir=work) as folder:
-            parity[name] = told = judge.report(form.write(pathlib.Path(folder), chosen))
-        said = "all" if name == "generation" else name
-        say(f"{said} in {asked.precision}: the latents keep {told['sqnr_db']:.1f} dB" if chosen else f"{said}: float32")
-    return dict.fromkeys(asked.engines, parity["generation"]) | parity
-
-
-def _fill(folder: pathlib.Path, artifact: Artifact, form: Form, chosen: set[str]) -> None:
-    """Every file of an artifact but its manifest and builds: those that stay, and those in low precision."""
-    changed = form.write(folder, chosen)
-    replaced = {name for graph, _ in changed.values() for name in (graph.name, f"{graph.name}.data")}
+def _write_files(folder: pathlib.Path, artifact: Artifact, variant: QuantizedVariant, chosen: set[str]) -> None:
+    """Write every file of the new artifact except its manifest: quantized graphs, and copies of all others."""
+    graphs = variant.write(folder, chosen)
+    replaced = {name for graph, _ in graphs.values() for name in (graph.name, f"{graph.name}.data")}
     for name in artifact.manifest.files:
         if not name.startswith("engines/") and name not in replaced:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(artifact.path / name, folder / name)
+
+
+def _quantized_manifest(
+    artifact: Artifact,
+    folder: pathlib.Path,
+    config: QuantizationConfig,
+    statistics: ActivationStatistics | None,
+    parity: Parity,
+    kept: set[str],
+) -> Manifest:
+    """The manifest of the files in `folder`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return dataclasses.replace(
+        artifact.manifest,
+        precision=config.precision,
+        files={str(file.relative_to(folder)): FileEntry(file.stat().st_size, sha256(file)) for file in files},
+        provenance={
+            **artifact.manifest.provenance,
+            "quantized": f"{config.precision} of {', '.join(config.engines)}",
+            "kept_in_float32": ", ".join(sorted(kept)) or "none",
+            "calibration_images": statistics.images if statistics else 0,
+        },
+        parity={**artifact.manifest.parity, **parity},
+        builds=(),
+    )

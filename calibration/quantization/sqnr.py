@@ -1,80 +1,90 @@
-"""What quantized engines do to images: the distance of their latents from those in float32."""
+"""The signal-to-quantization-noise ratio (SQNR) of quantized engines, measured on the latents of whole images."""
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.seeds import SQNR_SEED
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.distance import sqnr_db, relative_l2
+from runtime.distance import distance_report, drift, relative_l2
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Engine
-from runtime.model.latents import patchify
+from runtime.sampling.plan import build_plan
 from runtime.sampling.rng import seeded_order
+from runtime.sampling.settings import Sampling
 
-_SEED = 2**30  # apart from those that statistics are of, and those that people draw
 
+class SqnrEvaluator:
+    """Compares quantized engines with float32 engines on the same few images.
 
-class Judge:
-    """Draws the same few images with the engines of `artifact`, some of them changed."""
+    Both start from the same noise and token order. Use it as a context manager: it frees the float32 engines.
+    """
 
-    def __init__(self, artifact: Artifact, sampling: Mapping[str, Any], images: int, threads: int) -> None:
-        self._artifact, self._sampling, self._threads = artifact, dict(sampling), threads
+    def __init__(self, artifact: Artifact, sampling: Sampling, images: int, threads: int) -> None:
+        """Load the engines of `artifact` and generate the reference latents.
+
+        Args:
+            artifact: The artifact in float32.
+            sampling: The sampling settings of the images.
+            images: Number of images. Classes are used in turn.
+            threads: Number of processor threads.
+        """
+        self._artifact, self._sampling, self._threads = artifact, sampling, threads
         manifest = artifact.manifest
         self._labels = [number % manifest.model.class_num for number in range(images)]
-        self._runner = OnnxRuntime("onnxruntime", threads)
-        self._exact = {name: self._runner.load(artifact, name) for name in ENGINES}  # none decodes: latents are judged
-        self._expected = self._drawn({})  # [B, C, H, W]
+        self._backend = OnnxRuntime("onnxruntime", threads)
+        # Without the decoder: latents are compared, not images.
+        self._float32 = {name: self._backend.load(artifact, name) for name in ENGINES}
+        self._expected = self._generate({})  # [B, C, H, W]
 
     def relative_l2(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> float:
-        """The distance where the engines in `changed` are graphs in a precision instead."""
+        """Return the relative L2 distance of the latents when the engines in `changed` run quantized graphs.
+
+        Args:
+            changed: A graph and its precision, by engine. All other engines stay in float32.
+        """
         return relative_l2(self._latents(changed), self._expected)
 
     def report(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> dict[str, Any]:
-        """The distance of the latents, and of those tokens that each iteration made."""
+        """Return the distance of the latents, and of the tokens of each iteration, as the manifest stores them."""
         latents = self._latents(changed)
-        distance = relative_l2(latents, self._expected)
-        manifest = self._artifact.manifest
-        config = manifest.model
-        with Generator(manifest, Engines(**self._exact), "") as generator:
-            plan = generator.plan(**self._sampling)
-        order = seeded_order(_SEED, range(len(self._labels)), config, plan.token_order)[..., None]  # [B, L, 1]
-        found, expected = (
-            np.take_along_axis(patchify(each, config.patch_size), order, axis=1) for each in (latents, self._expected)
-        )  # [B, L, D], in generation order
-        drift = []
-        for number, iteration in enumerate(plan.iterations):
-            made = slice(iteration.known, iteration.known + iteration.count)
-            of_iteration = relative_l2(found[:, made], expected[:, made])
-            drift.append({"iteration": number + 1, "relative_l2": of_iteration, "sqnr_db": sqnr_db(of_iteration)})
-        return {"relative_l2": distance, "sqnr_db": sqnr_db(distance), "of": "latents", "drift": drift}
+        model = self._artifact.manifest.model
+        plan = build_plan(model.tokens, self._sampling)
+        order = seeded_order(SQNR_SEED, range(len(self._labels)), model, plan.token_order)  # [B, L]
+        return {
+            **distance_report(relative_l2(latents, self._expected)),
+            "of": "latents",
+            "drift": drift(latents, self._expected, order, plan, model.patch_size),
+        }
 
-    def close(self) -> None:
-        self._runner.close()
+    def __enter__(self) -> SqnrEvaluator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._backend.close()
 
     def _latents(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> NDArray[np.float32]:
-        runner, specs = OnnxRuntime("onnxruntime", self._threads), self._artifact.manifest.specs
-        with contextlib.closing(runner):
-            return self._drawn(
-                {name: runner.load_graph(graph, specs[name], precision) for name, (graph, precision) in changed.items()}
+        """The latents [B, C, H, W] with some engines quantized."""
+        backend, specs = OnnxRuntime("onnxruntime", self._threads), self._artifact.manifest.specs
+        with contextlib.closing(backend):
+            return self._generate(
+                {
+                    name: backend.load_graph(graph, specs[name], precision)
+                    for name, (graph, precision) in changed.items()
+                }
             )
 
-    def _drawn(self, changed: Mapping[str, Engine]) -> NDArray[np.float32]:
-        generator = Generator(self._artifact.manifest, Engines(**{**self._exact, **changed}), "")
-        return generator.generate(self._labels, seed=_SEED, **self._sampling).latents
-
-
-@contextlib.contextmanager
-def judging(artifact: Artifact, sampling: Mapping[str, Any], images: int, threads: int) -> Iterator[Judge]:
-    judge = Judge(artifact, sampling, images, threads)
-    try:
-        yield judge
-    finally:
-        judge.close()
+    def _generate(self, changed: Mapping[str, Engine]) -> NDArray[np.float32]:
+        generator = Generator(self._artifact.manifest, Engines(**{**self._float32, **changed}), "")
+        return generator.generate(self._labels, seed=SQNR_SEED, sampling=self._sampling).latents

@@ -1,4 +1,4 @@
-"""What passes into each quantizable product: streaming, in bounded memory, and saved to be looked at again."""
+"""Statistics of activations: collected one call at a time in bounded memory, and saved to a file."""
 
 from __future__ import annotations
 
@@ -17,40 +17,62 @@ from runtime.files import replacing
 
 VERSION = 1
 BINS = 2048
-ROWS = 256  # of activations that are kept as they are, to measure errors on
-_ROWS_OF_A_CALL = 64  # that are counted into the histogram
+ROWS = 256
+"""The number of activation rows that are kept unchanged, to measure quantization errors on."""
+
+_HISTOGRAM_ROWS_PER_CALL = 64
 _FIRST_WIDTH = 1e-4
 _MAXIMA = ("channel_max", "iteration_max", "timestep_max")
 
 
 class LayerStatistics:
-    """Of one product's activation: absolute maxima by channel, iteration and timestep, a histogram, some rows."""
+    """Statistics of the activation [..., C] of one layer.
+
+    Attributes:
+        channel_max: The largest magnitude of each channel, float32 [C].
+        iteration_max: The largest magnitude in each iteration, float32 [K].
+        timestep_max: The largest magnitude in each diffusion step, float32 [T]. Zeros for layers of the backbone.
+        histogram: Counts of magnitudes in `BINS` bins, int64.
+        width: The width of a bin. It doubles when a value lies beyond the last bin.
+        rows: A random sample of the activation's rows, float32 [`ROWS`, C]; only the first `seen` are filled.
+        seen: The number of calls so far. Each call has the same chance to leave a row in `rows`.
+    """
 
     def __init__(self, channels: int, iterations: int, timesteps: int) -> None:
+        """Start without any activation, for C `channels`, K `iterations` and T `timesteps`."""
         self.channel_max = np.zeros(channels, np.float32)
         self.iteration_max = np.zeros(iterations, np.float32)
         self.timestep_max = np.zeros(timesteps, np.float32)
-        self.histogram = np.zeros(BINS, np.int64)  # of absolute values, in bins of `width`
+        self.histogram = np.zeros(BINS, np.int64)
         self.width = _FIRST_WIDTH
         self.rows = np.zeros((ROWS, channels), np.float32)
-        self.seen = 0  # calls, of which each may leave a row
+        self.seen = 0
 
     def update(
-        self, activation: NDArray[np.float32], iteration: int, timesteps: range, random: np.random.Generator
+        self, activation: NDArray[np.float32], iteration: int, steps: range, random: np.random.Generator
     ) -> None:
-        """Count activation [..., C] of an iteration, and of diffusion steps where its rows are of such."""
+        """Add one activation.
+
+        Args:
+            activation: The values of one call, [..., C].
+            iteration: The iteration of the call, from 0.
+            steps: The diffusion steps that the rows belong to; empty for the backbone.
+            random: Chooses the rows for the histogram and for the sample.
+        """
         rows = activation.reshape(-1, activation.shape[-1])
         if not len(rows):
             return
-        size = np.abs(rows)
-        of_channels = size.max(axis=0)
-        largest = float(of_channels.max())
-        np.maximum(self.channel_max, of_channels, out=self.channel_max)
+        magnitudes = np.abs(rows)
+        channel_max = magnitudes.max(axis=0)
+        largest = float(channel_max.max())
+        np.maximum(self.channel_max, channel_max, out=self.channel_max)
         self.iteration_max[iteration] = max(self.iteration_max[iteration], largest)
-        for step in timesteps:
+        for step in steps:
             self.timestep_max[step] = max(self.timestep_max[step], largest)
-        self._count(size[random.integers(len(size), size=_ROWS_OF_A_CALL)] if len(size) > _ROWS_OF_A_CALL else size)
-        # Every call is as likely to have left one of the rows (Vitter's algorithm R).
+        if len(magnitudes) > _HISTOGRAM_ROWS_PER_CALL:
+            magnitudes = magnitudes[random.integers(len(magnitudes), size=_HISTOGRAM_ROWS_PER_CALL)]
+        self._count(magnitudes)
+        # Reservoir sampling (Vitter's algorithm R): each call is equally likely to have left one of the rows.
         place = self.seen if self.seen < ROWS else int(random.integers(self.seen + 1))
         if place < ROWS:
             self.rows[place] = rows[random.integers(len(rows))]
@@ -58,45 +80,58 @@ class LayerStatistics:
 
     @property
     def largest(self) -> float:
+        """The largest magnitude of all."""
         return float(self.channel_max.max())
 
     @property
     def sample(self) -> NDArray[np.float32]:
-        """The rows that are kept, [n, C]."""
+        """The rows that were kept, float32 [n, C]."""
         return self.rows[: min(self.seen, ROWS)]
 
     def divided(self, factors: NDArray[np.float32]) -> LayerStatistics:
-        """Of the same activation divided by `factors` [C]: all that depends on single values by the rows alone."""
-        found = LayerStatistics(len(factors), len(self.iteration_max), len(self.timestep_max))
-        found.channel_max = self.channel_max / factors
-        found.rows, found.seen = self.rows / factors, self.seen
-        found._count(np.abs(found.sample))
-        found._widen(found.largest)
-        return found
+        """Return the statistics of the activation divided by `factors` [C].
 
-    def _count(self, size: NDArray[np.float32]) -> None:
-        self._widen(float(size.max()))
-        self.histogram += np.bincount((size / self.width).astype(np.int64).ravel(), minlength=BINS)
+        The histogram is computed again, from the sampled rows alone.
+        """
+        result = LayerStatistics(len(factors), len(self.iteration_max), len(self.timestep_max))
+        result.channel_max = self.channel_max / factors
+        result.rows, result.seen = self.rows / factors, self.seen
+        result._count(np.abs(result.sample))
+        result._widen(result.largest)
+        return result
+
+    def _count(self, magnitudes: NDArray[np.float32]) -> None:
+        """Add values to the histogram."""
+        self._widen(float(magnitudes.max()))
+        self.histogram += np.bincount((magnitudes / self.width).astype(np.int64).ravel(), minlength=BINS)
 
     def _widen(self, largest: float) -> None:
-        """Make bins so wide that `largest` falls into one."""
+        """Double the width of the bins until `largest` falls into one."""
         while largest >= self.width * BINS:
             self.histogram = np.concatenate([self.histogram.reshape(-1, 2).sum(axis=1), np.zeros(BINS // 2, np.int64)])
             self.width *= 2
 
 
 @dataclasses.dataclass
-class Statistics:
-    """Of every product of an artifact, by engine and layer, over `images` drawn with `sampling`."""
+class ActivationStatistics:
+    """Statistics of every layer of an artifact, collected while it generated images.
 
-    artifact: str  # what identifies its graphs
+    Attributes:
+        artifact: Identifies the artifact's graphs; see `calibration.quantization.collect.artifact_identity`.
+        sampling: The sampling settings that the images were generated with.
+        timesteps: Every timestep of the plan's diffusion chains, noisy to clean.
+        layers: The statistics of each layer, by "engine/layer".
+        images: The number of images so far.
+    """
+
+    artifact: str
     sampling: Mapping[str, Any]
-    timesteps: tuple[float, ...]  # every timestep of the plan's chains, noisy to clean
-    layers: dict[str, LayerStatistics] = dataclasses.field(default_factory=dict)  # by "engine/layer"
+    timesteps: tuple[float, ...]
+    layers: dict[str, LayerStatistics] = dataclasses.field(default_factory=dict)
     images: int = 0
 
     def save(self, path: pathlib.Path) -> None:
-        """Write everything to `path`, an .npz, all or nothing."""
+        """Write everything to `path`, an .npz file. An interrupted write leaves the old file."""
         arrays: dict[str, Any] = {}
         about: dict[str, Any] = {
             "version": VERSION,
@@ -114,22 +149,25 @@ class Statistics:
             np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
     @classmethod
-    def load(cls, path: pathlib.Path) -> Statistics:
-        """What `save` wrote. Raises `CalibrationError`."""
+    def load(cls, path: pathlib.Path) -> ActivationStatistics:
+        """Read a file that `save` wrote. Raises `CalibrationError` if it cannot be read or is not such a file."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 about = json.loads(str(arrays["about"]))
                 if about["version"] != VERSION:
-                    raise CalibrationError(f"{path}: statistics of version {about['version']}, this reads {VERSION}")
-                found = cls(about["artifact"], about["sampling"], tuple(about["timesteps"]), images=about["images"])
-                for name, told in about["layers"].items():
-                    parts = {part: arrays[f"{name}:{part}"] for part in _MAXIMA}
-                    layer = LayerStatistics(*(len(part) for part in parts.values()))
-                    vars(layer).update(parts, **told)
+                    raise CalibrationError(
+                        f"{path}: statistics of version {about['version']}, expected {VERSION}; remove the file to "
+                        "collect them again"
+                    )
+                result = cls(about["artifact"], about["sampling"], tuple(about["timesteps"]), images=about["images"])
+                for name, fields in about["layers"].items():
+                    maxima = {part: arrays[f"{name}:{part}"] for part in _MAXIMA}
+                    layer = LayerStatistics(*(len(part) for part in maxima.values()))
+                    vars(layer).update(maxima, **fields)
                     layer.histogram, layer.rows = arrays[f"{name}:histogram"], arrays[f"{name}:rows"]
-                    found.layers[name] = layer
+                    result.layers[name] = layer
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read ({error.strerror or error}); calibrate again") from None
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise CalibrationError(f"{path}: not a statistics file ({error}); calibrate again") from None
-        return found
+        return result

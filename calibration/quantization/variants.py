@@ -1,4 +1,4 @@
-"""The engines of an artifact with some of their layers in low precision, whichever those are."""
+"""The engines of an artifact with any choice of their layers in low precision."""
 
 from __future__ import annotations
 
@@ -10,94 +10,127 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.quantization.qdq_graph import quantize_graph
-from calibration.quantization.quantizable_layers import layers
+from calibration.quantization.quantizable_layers import quantizable_layers
 from calibration.quantization.scales import Scale, activation_scale
-from calibration.quantization.smoothing import divide_modulation, modulated_block, smooths
-from calibration.quantization.statistics import Statistics
+from calibration.quantization.smoothing import can_smooth, divide_modulation, modulated_block
+from calibration.quantization.statistics import ActivationStatistics
 from calibration.quantization.weight_only import quantize_weights
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.model.engine_spec import CONDITIONING, DENOISE
 from runtime.model.low_precision import stays_in_float32
 
-Written = dict[str, tuple[pathlib.Path, str]]  # engine -> graph and its precision
+ChangedGraphs = dict[str, tuple[pathlib.Path, str]]
+"""The quantized graphs, by engine: an ONNX file and its precision."""
 
 
-class Form(abc.ABC):
-    """`layers`, as "engine/layer", are those that can be quantized."""
+class QuantizedVariant(abc.ABC):
+    """One way to quantize the engines of an artifact.
+
+    Attributes:
+        artifact: The artifact in float32.
+        precision: One of `runtime.artifact.manifest.QUANTIZED_PRECISIONS`.
+        layers: Every layer that can be quantized, as "engine/layer".
+    """
 
     def __init__(self, artifact: Artifact, engines: Sequence[str], precision: str) -> None:
+        """`engines` are the names of the engines to quantize."""
         self.artifact, self.precision = artifact, precision
-        self.layers = [f"{engine}/{layer}" for engine in engines for layer in _quantizable(artifact, engine)]
+        self.layers = [f"{engine}/{layer}" for engine in engines for layer in _layers_to_quantize(artifact, engine)]
 
     @abc.abstractmethod
-    def write(self, folder: pathlib.Path, chosen: Collection[str]) -> Written:
-        """Write the engines that `chosen`, some of `layers`, change to `folder`, under their own names."""
+    def write(self, folder: pathlib.Path, chosen: Collection[str]) -> ChangedGraphs:
+        """Write the graphs of all engines that change when the layers `chosen` are quantized.
 
-    def _graph(self, engine: str, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-        """Where the graph of an engine is read, and where it goes."""
+        Args:
+            folder: An existing folder. Each graph gets the name that it has in the artifact.
+            chosen: Some of `layers`. All others stay in float32.
+
+        Returns:
+            The graphs that were written.
+        """
+
+    def _graph_files(self, engine: str, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+        """The graph of an engine in the artifact, and its quantized copy in `folder`."""
         return self.artifact.engine_file(engine), folder / self.artifact.manifest.engines[engine]
 
 
-class QuantizedProducts(Form):
-    """Activations and weights in int8 or fp8, by statistics of the activations."""
+class QdqVariant(QuantizedVariant):
+    """Activations and weights in int8 or fp8, with scales from statistics of the activations.
 
-    def __init__(self, artifact: Artifact, engines: Sequence[str], precision: str, statistics: Statistics) -> None:
+    Attributes:
+        scales: The scale of each layer's activation, by "engine/layer".
+    """
+
+    def __init__(
+        self, artifact: Artifact, engines: Sequence[str], precision: str, statistics: ActivationStatistics
+    ) -> None:
+        """Choose all scales. Raises `CalibrationError` if `statistics` lack a layer."""
         super().__init__(artifact, engines, precision)
         self.scales: dict[str, Scale] = {}
         for engine in engines:
-            for layer in layers(ir.load(artifact.engine_file(engine)).graph):
+            for layer in quantizable_layers(ir.load(artifact.engine_file(engine)).graph):
                 name = f"{engine}/{layer.name}"
                 if name not in self.layers:
                     continue
                 if name not in statistics.layers:
-                    raise CalibrationError(f"the statistics know nothing of {name}; calibrate again")
-                # fp8 has exponents of its own: there is little to even out.
-                smooth = precision == "int8" and smooths(engine, layer)
+                    raise CalibrationError(f"the statistics have no layer {name}; calibrate again")
+                # fp8 values have exponents of their own: smoothing gains little there.
+                smooth = precision == "int8" and can_smooth(engine, layer)
                 self.scales[name] = activation_scale(statistics.layers[name], layer.weights, precision, smooth=smooth)
 
-    def write(self, folder: pathlib.Path, chosen: Collection[str]) -> Written:
-        of_engines: dict[str, dict[str, Scale]] = {}
-        for name in chosen:
-            engine, _, layer = name.partition("/")
-            of_engines.setdefault(engine, {})[layer] = self.scales[name]
-        columns = self._modulation(of_engines.get(DENOISE, {}))
-        if columns is not None:
-            of_engines.setdefault(CONDITIONING, {})
-        written = {}
-        for engine, scales in of_engines.items():
-            source, out = self._graph(engine, folder)
-            quantize_graph(source, out, self.precision, scales, columns if engine == CONDITIONING else None)
-            written[engine] = out, self.precision
-        return written
+    def write(self, folder: pathlib.Path, chosen: Collection[str]) -> ChangedGraphs:
+        """Write the changed graphs; see `QuantizedVariant.write`.
 
-    def _modulation(self, scales: Mapping[str, Scale]) -> np.ndarray | None:
-        """What smoothing divides the modulation [M] by, or None where it divides nothing."""
+        A smoothed layer of the denoising engine also changes the conditioning engine, which computes its modulation.
+        """
+        by_engine = {
+            engine: {layer: self.scales[f"{engine}/{layer}"] for layer in layers}
+            for engine, layers in _by_engine(chosen).items()
+        }
+        divisors = self._modulation_divisors(by_engine.get(DENOISE, {}))
+        if divisors is not None:
+            by_engine.setdefault(CONDITIONING, {})
+        graphs = {}
+        for engine, scales in by_engine.items():
+            source, out = self._graph_files(engine, folder)
+            quantize_graph(source, out, self.precision, scales, divisors if engine == CONDITIONING else None)
+            graphs[engine] = out, self.precision
+        return graphs
+
+    def _modulation_divisors(self, scales: Mapping[str, Scale]) -> np.ndarray | None:
+        """What smoothing divides the modulation by, [M]; None if it changes nothing."""
         config = self.artifact.manifest.model
-        columns = np.ones(config.modulation_channels, np.float32)
+        divisors = np.ones(config.modulation_channels, np.float32)
         for layer, scale in scales.items():
             block = modulated_block(DENOISE, layer)
             if block is not None and scale.smoothing is not None:
-                divide_modulation(columns, config, block, scale.smoothing)
-        return columns if (columns != 1).any() else None
+                divide_modulation(divisors, config, block, scale.smoothing)
+        return divisors if (divisors != 1).any() else None
 
 
-class QuantizedWeights(Form):
-    """Weights alone, in blocks of 8 or 4 bits."""
+class WeightOnlyVariant(QuantizedVariant):
+    """Weights in blocks of 8 or 4 bits, activations in float32."""
 
-    def write(self, folder: pathlib.Path, chosen: Collection[str]) -> Written:
-        of_engines: dict[str, set[str]] = {}
-        for name in chosen:
-            engine, _, layer = name.partition("/")
-            of_engines.setdefault(engine, set()).add(layer)
-        written = {}
-        for engine, wanted in of_engines.items():
-            source, out = self._graph(engine, folder)
-            quantize_weights(source, out, self.precision, wanted)
-            written[engine] = out, self.precision
-        return written
+    def write(self, folder: pathlib.Path, chosen: Collection[str]) -> ChangedGraphs:
+        """Write the changed graphs; see `QuantizedVariant.write`."""
+        graphs = {}
+        for engine, layers in _by_engine(chosen).items():
+            source, out = self._graph_files(engine, folder)
+            quantize_weights(source, out, self.precision, layers)
+            graphs[engine] = out, self.precision
+        return graphs
 
 
-def _quantizable(artifact: Artifact, engine: str) -> list[str]:
+def _by_engine(names: Collection[str]) -> dict[str, list[str]]:
+    """Layers by engine, from names such as "engine/layer"."""
+    by_engine: dict[str, list[str]] = {}
+    for name in names:
+        engine, _, layer = name.partition("/")
+        by_engine.setdefault(engine, []).append(layer)
+    return by_engine
+
+
+def _layers_to_quantize(artifact: Artifact, engine: str) -> list[str]:
     graph = ir.load(artifact.engine_file(engine)).graph
-    return [layer.name for layer in layers(graph) if not stays_in_float32(layer.name)]
+    return [layer.name for layer in quantizable_layers(graph) if not stays_in_float32(layer.name)]

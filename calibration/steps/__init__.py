@@ -1,0 +1,1 @@
+"""The choice of a diffusion solver, and of its steps in each iteration, for one model and one time budget."""

@@ -1,4 +1,4 @@
-"""What is counted while images are drawn, and kept in a file."""
+"""Activation statistics: what is counted, how it is saved, and how collecting resumes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from calibration.quantization.collect import collect
-from calibration.quantization.statistics import BINS, ROWS, LayerStatistics, Statistics
+from calibration.quantization.statistics import BINS, ROWS, ActivationStatistics, LayerStatistics
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.sampling.settings import Sampling
-from tests.helpers.calibration_statistics import SAMPLING
+from tests.helpers.quantized_artifacts import SAMPLING
 
 PARTS = ("channel_max", "iteration_max", "timestep_max", "histogram", "rows")
 
@@ -28,7 +28,7 @@ def filled(batches: list[NDArray[np.float32]]) -> LayerStatistics:
 
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=6))
-def test_maxima_are_those_of_everything_that_was_seen(seed: int, sizes: list[float]) -> None:
+def test_maxima_cover_every_activation(seed: int, sizes: list[float]) -> None:
     random = np.random.default_rng(seed)
     batches = [(random.standard_normal((4, 3, 5)) * size).astype(np.float32) for size in sizes]
     layer = filled(batches)
@@ -43,16 +43,16 @@ def test_maxima_are_those_of_everything_that_was_seen(seed: int, sizes: list[flo
     assert layer.width * BINS > every.max()
 
 
-def test_a_histogram_that_had_to_grow_counts_what_one_that_was_large_enough_would() -> None:
+def test_a_histogram_whose_bins_were_widened_has_the_same_counts_as_a_wide_one() -> None:
     values = np.linspace(0, 1, 1000, dtype=np.float32).reshape(-1, 10)
     layer = filled([values[:2], values[2:40], values[40:]])
     expected = np.bincount((values / layer.width).astype(int).ravel(), minlength=BINS)
     assert layer.histogram.sum() == values.size
-    # what fell on the border of two narrow bins may lie a bin off
+    # a value on the border of two narrow bins may be counted one bin off
     assert np.abs(np.cumsum(layer.histogram) - np.cumsum(expected)).max() <= 2
 
 
-def test_the_rows_that_are_kept_are_rows_that_were_seen_and_not_only_the_first() -> None:
+def test_the_sample_of_rows_comes_from_all_calls() -> None:
     batches = [np.full((2, 3), number, np.float32) for number in range(1, 4 * ROWS)]
     layer = filled(batches)
     assert layer.sample.shape == (ROWS, 3)
@@ -61,26 +61,28 @@ def test_the_rows_that_are_kept_are_rows_that_were_seen_and_not_only_the_first()
     assert np.median(layer.sample) == pytest.approx(2 * ROWS, rel=0.2)
 
 
-def test_nothing_known_yet_is_no_activation() -> None:
+def test_an_activation_without_rows_is_ignored() -> None:
     layer = filled([np.zeros((0, 4), np.float32)])
     assert layer.seen == 0
     assert layer.sample.shape == (0, 4)
 
 
-def test_every_layer_is_watched_in_every_iteration_and_the_heads_at_every_step(statistics: Statistics) -> None:
+def test_every_layer_is_observed_in_every_iteration_and_those_of_the_head_in_every_step(
+    statistics: ActivationStatistics,
+) -> None:
     assert statistics.images == 10
     assert len(statistics.timesteps) == SAMPLING.diffusion_steps
     for name, layer in statistics.layers.items():
-        waiting = name == "backbone/model.z_proj"  # at first there are no tokens
-        assert (layer.iteration_max[waiting:] > 0).all(), name
+        empty_at_first = name == "backbone/model.z_proj"  # the first iteration has no known tokens
+        assert (layer.iteration_max[empty_at_first:] > 0).all(), name
         head = not name.startswith("backbone") and "cond_embed" not in name
         assert (layer.timestep_max > 0).all() or not head, name
         assert (layer.timestep_max == 0).all() or not name.startswith("backbone"), name
 
 
-def test_a_file_gives_back_what_was_saved(statistics: Statistics, tmp_path: pathlib.Path) -> None:
+def test_a_saved_file_is_read_back_unchanged(statistics: ActivationStatistics, tmp_path: pathlib.Path) -> None:
     statistics.save(tmp_path / "again.npz")
-    again = Statistics.load(tmp_path / "again.npz")
+    again = ActivationStatistics.load(tmp_path / "again.npz")
     assert again.layers.keys() == statistics.layers.keys()
     for name, layer in statistics.layers.items():
         other = again.layers[name]
@@ -91,18 +93,18 @@ def test_a_file_gives_back_what_was_saved(statistics: Statistics, tmp_path: path
         assert getattr(again, field) == getattr(statistics, field)
 
 
-def test_collecting_goes_on_where_it_was(
+def test_collecting_resumes_from_the_file(
     golden_artifacts: dict[str, pathlib.Path], statistics_file: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     file = tmp_path / "more.npz"
     file.write_bytes(statistics_file.read_bytes())
-    told: list[int] = []
-    found = collect(Artifact(golden_artifacts["small"]), 12, file, SAMPLING, 1, told.append)
-    assert (found.images, sum(told)) == (12, 2)
-    assert Statistics.load(file).images == 12
+    done: list[int] = []
+    found = collect(Artifact(golden_artifacts["small"]), 12, file, SAMPLING, 1, done.append)
+    assert (found.images, sum(done)) == (12, 2)
+    assert ActivationStatistics.load(file).images == 12
 
 
-def test_statistics_of_another_plan_or_artifact_are_not_gone_on_with(
+def test_statistics_of_another_plan_or_artifact_are_refused(
     golden_artifacts: dict[str, pathlib.Path], statistics_file: pathlib.Path
 ) -> None:
     small, patch2 = (Artifact(golden_artifacts[name]) for name in ("small", "patch2"))
@@ -113,10 +115,10 @@ def test_statistics_of_another_plan_or_artifact_are_not_gone_on_with(
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"nothing"])
-def test_a_file_that_is_none_is_refused_in_one_line(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_a_file_without_statistics_is_refused_in_one_line(tmp_path: pathlib.Path, content: bytes) -> None:
     file = tmp_path / "wrong.npz"
     file.write_bytes(content)
     with pytest.raises(CalibrationError) as caught:
-        Statistics.load(file)
+        ActivationStatistics.load(file)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
