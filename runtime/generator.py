@@ -1,4 +1,4 @@
-"""The Python surface: an artifact in, images out."""
+"""The Python interface of an artifact: `Generator` loads its engines and generates or edits images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,19 +16,20 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import open_backend
-from runtime.checks import check_int
+from runtime.checks import check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
+    Edit,
     EditMask,
     KnownImages,
     check_known,
     check_mask,
-    known_tokens,
     order_known_first,
     paste_known_pixels,
+    select_known_tokens,
 )
 from runtime.requests.validation import (
     MAX_BATCH,
@@ -43,12 +44,22 @@ from runtime.sampling.plan import Plan, PlanLoop, Progress, build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 
+if TYPE_CHECKING:  # a device does not need typing_extensions
+    from typing_extensions import Unpack
+
+    from runtime.sampling.settings import SamplingRequest
+
+_EDIT_FIELDS = {field.name for field in dataclasses.fields(Edit)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """`latents` float32 [B, C, H, W]; `images` uint8 [B, H, W, 3] or [B, H, W, 1], None without a decoder.
+    """The images of one batch.
 
-    `plan` is the schedule that was executed.
+    Attributes:
+        latents: The generated latents, float32 [B, C, h, w]. For a model of pixels these are the pixels, -1 to 1.
+        images: The decoded images, uint8 [B, H, W, 3] or [B, H, W, 1]. None if the artifact has no decoder.
+        plan: The plan that was executed.
     """
 
     latents: NDArray[np.float32]
@@ -57,20 +68,40 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Drawing:
-    """A request as the loop takes it, and what its images are put together from."""
+class _Randomness:
+    """The arguments of a request that decide its random numbers, as the caller gives them."""
+
+    seed: int
+    index: Sequence[int] | None
+    order: ArrayLike | None
+    noise: ArrayLike | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _PreparedRequest:
+    """A checked request: the arguments of the loop, and what an edit needs after it."""
 
     plan: Plan
     labels: NDArray[np.int64]  # [B]
-    order: NDArray[np.int64]  # [B, L]
+    order: NDArray[np.int64]  # [B, L], positions in generation order
     noise: NDArray[np.float32]  # [T + 1, L, B, D], in generation order
-    given: NDArray[np.float32]  # [V, B, D], the tokens that are known
-    hole: EditMask | None
-    known: KnownImages | None
+    known_tokens: NDArray[np.float32]  # [V, B, D], the first tokens of the order, which are not generated
+    edit_mask: EditMask | None
+    pasted: NDArray[np.uint8] | None  # known images [B, H, W, c] whose pixels outside the mask are copied back
 
 
 class Generator:
-    """Draws images with the engines of one artifact. Not for use by two threads at once."""
+    """Generates images with the engines of one artifact. Two threads must not use one generator at the same time.
+
+    Use it as a context manager, or call `close`, to free the engines.
+
+    Attributes:
+        manifest: The manifest of the artifact.
+        engines: The loaded engines, each a function of numpy arrays.
+        description: The backend, device and number of threads, for people.
+        on_host: Whether the loop of iterations runs on the host in numpy; otherwise a GPU runs all of it.
+        loop: The function that executes a plan.
+    """
 
     def __init__(
         self,
@@ -80,9 +111,14 @@ class Generator:
         close: Callable[[], None] = lambda: None,
         loop: PlanLoop | None = None,
     ) -> None:
-        """`description` names what runs the engines; `close` frees them; `loop` executes plans, on the host if None.
+        """Make a generator from engines that are already loaded; `load` is the usual way to get one.
 
-        `on_host` says which of these it is.
+        Args:
+            manifest: The manifest of the artifact.
+            engines: The loaded engines.
+            description: What runs the engines, for people.
+            close: Called by `close`; frees the engines.
+            loop: Executes plans. None: the loop on the host that suits the model's attention.
         """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
         self.on_host = loop is None
@@ -99,11 +135,20 @@ class Generator:
         threads: int | None = None,
         cuda_graphs: bool = True,
     ) -> Generator:
-        """Check every file of `artifact` against its manifest and load its engines.
+        """Compare every file of an artifact with its manifest, then load its engines.
 
-        `device` is the backend's usual one by default; `threads` are processor threads, all there are by
-        default; `cuda_graphs` is whether a GPU replays whole iterations, which gives the same images
-        sooner. Raises `ArtifactError`, `IntegrityError`, `BackendError` or `RequestError`.
+        Args:
+            artifact: The folder of the artifact.
+            backend: One of `runtime.backends.BACKENDS`.
+            device: The device of the backend, such as `cpu` or `cuda`. None: the backend's default.
+            threads: The number of processor threads. None: all.
+            cuda_graphs: Whether a GPU records each iteration once and replays it, which gives the same images faster.
+
+        Raises:
+            ArtifactError: The folder is not an artifact of this format version.
+            IntegrityError: A file is missing or was altered.
+            BackendError: The backend is not installed or cannot run this artifact.
+            RequestError: An argument has a wrong value.
         """
         opened = Artifact(artifact)
         opened.verify()
@@ -120,12 +165,30 @@ class Generator:
             unless_loaded.pop_all()
         return cls(manifest, Engines(**engines), runner.description, runner.close, loop)
 
-    def sampling(self, **settings: Any) -> Sampling:
-        """The settings that `generate` would draw with: the artifact's own, changed by `settings`."""
+    def sampling(self, **settings: Unpack[SamplingRequest]) -> Sampling:
+        """Return the sampling settings that `generate` uses for these arguments, which are those of `generate`.
+
+        Raises:
+            RequestError: A setting is unknown, or the model does not allow it.
+        """
+        misplaced = sorted(_EDIT_FIELDS & settings.keys())
+        if misplaced:
+            raise RequestError(
+                f"{', '.join(misplaced)} belong to an edit; write generate(labels, edit=Edit(known, mask)), with "
+                "Edit from runtime"
+            )
         return self.manifest.resolve_sampling(settings)
 
-    def plan(self, *, known_tokens: int = 0, **settings: Any) -> Plan:
-        """The schedule that `generate` would execute for these settings, `known_tokens` being there already."""
+    def plan(self, *, known_tokens: int = 0, **settings: Unpack[SamplingRequest]) -> Plan:
+        """Return the plan that `generate` executes for these settings.
+
+        Args:
+            known_tokens: The number of tokens that an edit keeps.
+            **settings: Sampling settings, as in `generate`.
+
+        Raises:
+            RequestError: A setting is unknown or has a wrong value.
+        """
         return build_plan(self.manifest.model.tokens, self.sampling(**settings), known_tokens)
 
     def generate(
@@ -136,37 +199,36 @@ class Generator:
         index: Sequence[int] | None = None,
         order: ArrayLike | None = None,
         noise: ArrayLike | None = None,
-        known: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        dilate: bool = False,
-        paste: bool = True,
+        edit: Edit | None = None,
         decode_batch: int = 1,
         progress: Progress | None = None,
-        **settings: Any,
+        **settings: Unpack[SamplingRequest],
     ) -> Result:
-        """Draw one image for each class in `labels`, or the part of it that `mask` marks.
+        """Generate one image for each class in `labels`, or regenerate a part of an image.
 
-        Image `index[i]` of `seed` is the same whatever it is drawn together with; `index` counts
-        from 0 by default. `settings` are `preset`, one of `runtime.sampling.presets.PRESETS` or of the artifact's,
-        and the fields of `runtime.sampling.settings.Sampling`; what is not named, or None, is the artifact's own. `order` [B, L]
-        (generation order, first generated first) and `noise` [T + 1, B, L, D] (by token position)
-        replace what the seed would give.
+        An image depends on its seed, index, class and sampling settings only, not on the batch it is generated in.
 
-        To edit, give `known`, an image uint8 [H, W, c] or latents [C, h, w], for all or with B in
-        front, and `mask`, bool [H, W] of pixels or [grid, grid] of tokens, true where to draw. A token
-        is drawn where any of its pixels is, with `dilate` its neighbours too. Latents of other tokens
-        are returned as they were; so are the pixels of a known image outside the mask, unless `paste`
-        is False.
+        Args:
+            labels: Class numbers, B of them.
+            seed: The seed of the random numbers, 0 to 2^64 - 1.
+            index: The number of each image in the sequence of its seed, B of them. None: 0, 1, 2, ...
+            order: The generation order, int [B, L]: token positions, first generated first. It replaces the order
+                that the seed gives.
+            noise: Standard normal noise by token position, float [T + 1, B, L, D]. It replaces the noise that the
+                seed gives.
+            edit: The image to edit and the part of it to regenerate. None: whole images are generated.
+            decode_batch: The number of images that are decoded together.
+            progress: Called after each iteration with the number of iterations done and their total.
+            **settings: Sampling settings: `preset` (a name) or `sampling` (a complete `Sampling`), and single fields
+                of `Sampling`, which override it. What is missing or None is the artifact's own setting.
 
-        `decode_batch` images are decoded together, and `progress` is called with the iterations done
-        and their number. Raises `RequestError` before anything runs, and `BackendError` if an engine
-        fails.
+        Raises:
+            RequestError: An argument is wrong. Nothing has run yet.
+            BackendError: An engine failed, or its numbers overflowed.
         """
         check_int("decode_batch", decode_batch, 1, MAX_BATCH)
-        drawing = self._drawing(
-            labels, settings, seed=seed, index=index, order=order, noise=noise, known=known, mask=mask, dilate=dilate
-        )
-        return self._drawn(drawing, paste, decode_batch, progress)
+        request = self._prepare(labels, self.sampling(**settings), _Randomness(seed, index, order, noise), edit)
+        return self._execute(request, decode_batch, progress)
 
     def generate_batches(
         self,
@@ -179,105 +241,107 @@ class Generator:
         noise: ArrayLike | None = None,
         decode_batch: int = 1,
         progress: Progress | None = None,
-        **settings: Any,
+        **settings: Unpack[SamplingRequest],
     ) -> Iterator[Result]:
-        """Draw one image for each class in `labels`, `batch_size` at a time, as `generate` would draw each batch.
+        """Generate one image for each class in `labels`, `batch_size` at a time.
 
-        While one batch is drawn, a thread makes the next one's noise: a GPU need not wait for it. The arguments
-        are those of `generate`, for all images; what is wrong with them is raised before anything runs.
+        While one batch is generated, a thread makes the noise of the next, so that a GPU does not wait for it. All
+        arguments are checked before the first batch; the other arguments are those of `generate`, for all images.
+
+        Args:
+            labels: Class numbers, N of them.
+            batch_size: The number of images in a batch; the last batch may have fewer.
+            seed: The seed of the random numbers.
+            index: The number of each image in the sequence of its seed, N of them. None: 0, 1, 2, ...
+            order: The generation order, int [N, L], in place of the one that the seed gives.
+            noise: Noise by token position, float [T + 1, N, L, D], in place of the one that the seed gives.
+            decode_batch: The number of images that are decoded together.
+            progress: Called after each iteration of each batch.
+            **settings: Sampling settings, as in `generate`.
+
+        Returns:
+            The results of the batches, in the order of `labels`.
+
+        Raises:
+            RequestError: An argument is wrong. Nothing has run yet.
         """
-        from concurrent.futures import ThreadPoolExecutor  # 7 ms that a single image need not wait for
-
         config = self.manifest.model
-        classes = check_labels(labels, config)
-        count, plan = len(classes), self.plan(**settings)
-        check_batch(batch_size, plan.diffusion_steps, config)
+        classes, sampling = check_labels(labels, config), self.sampling(**settings)
+        count, steps = len(classes), build_plan(config.tokens, sampling).diffusion_steps
+        check_batch(batch_size, steps, config)
         check_int("decode_batch", decode_batch, 1, MAX_BATCH)
         seed, indices = check_seed(seed), check_indices(index, count)
         orders = None if order is None else check_order(order, count, config)
-        noises = None if noise is None else check_noise(noise, count, plan.diffusion_steps, config)
+        noises = None if noise is None else check_noise(noise, count, steps, config)
 
-        def drawing(start: int) -> _Drawing:
-            of = slice(start, start + batch_size)
-            return self._drawing(
-                classes[of].tolist(),
-                settings,
-                seed=seed,
-                index=indices[of],
-                order=None if orders is None else orders[of],
-                noise=None if noises is None else noises[:, of],
-            )
+        def prepare(start: int) -> _PreparedRequest:
+            part = slice(start, start + batch_size)
+            part_order = None if orders is None else orders[part]
+            part_noise = None if noises is None else noises[:, part]
+            randomness = _Randomness(seed, indices[part], part_order, part_noise)
+            return self._prepare(classes[part].tolist(), sampling, randomness, None)
 
-        def results() -> Iterator[Result]:
-            with ThreadPoolExecutor(1) as ahead:
-                coming = ahead.submit(drawing, 0)
-                for start in range(0, count, batch_size):
-                    ready = coming.result()
-                    if (following := start + batch_size) < count:
-                        coming = ahead.submit(drawing, following)
-                    yield self._drawn(ready, False, decode_batch, progress)
+        execute = functools.partial(self._execute, decode_batch=decode_batch, progress=progress)
+        return _prepared_ahead(prepare, execute, range(0, count, batch_size))
 
-        return results()
-
-    def _drawing(
-        self,
-        labels: Sequence[int],
-        settings: Mapping[str, Any],
-        *,
-        seed: int,
-        index: Sequence[int] | None,
-        order: ArrayLike | None,
-        noise: ArrayLike | None,
-        known: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        dilate: bool = False,
-    ) -> _Drawing:
-        """A request, checked, with every number that the loop is given."""
+    def _prepare(
+        self, labels: Sequence[int], sampling: Sampling, randomness: _Randomness, edit: Edit | None
+    ) -> _PreparedRequest:
+        """Check a request and make all numbers that its loop takes."""
         config = self.manifest.model
         classes = check_labels(labels, config)
         batch = len(classes)
-        if (known is None) != (mask is None):
-            raise RequestError("to edit an image, give both known and mask")
-        if mask is not None and config.order == "raster":
-            raise RequestError("this model was trained to draw in raster order alone, so it cannot draw a part anew")
-        hole = None if mask is None else check_mask(mask, dilate, config)
-        before = None if known is None else check_known(known, batch, config)
-        plan = self.plan(known_tokens=hole.known if hole else 0, **settings)
+        mask, known = self._check_edit(edit, batch)
+        plan = build_plan(config.tokens, sampling, mask.known if mask else 0)
         steps = plan.diffusion_steps
         check_batch(batch, steps, config)
-        seed, indices = check_seed(seed), check_indices(index, batch)
-        if order is None:
-            ordered = seeded_order(seed, indices, config, plan.token_order)
+        seed, indices = check_seed(randomness.seed), check_indices(randomness.index, batch)
+        if randomness.order is None:
+            order = seeded_order(seed, indices, config, plan.token_order)
         else:
-            ordered = check_order(order, batch, config)
-        drawn = (
-            seeded_noise(seed, indices, steps, config) if noise is None else check_noise(noise, batch, steps, config)
-        )
-        given = np.empty((batch, 0, config.token_channels), np.float32)
-        if hole is not None and before is not None:
-            ordered = order_known_first(ordered, hole)
-            given = known_tokens(self._latents(before), ordered, hole.known, config.patch_size)
-        drawn = np.take_along_axis(drawn, ordered[None, :, :, None], axis=2)  # by position -> in generation order
-        return _Drawing(plan, classes, ordered, drawn.swapaxes(1, 2), given.swapaxes(0, 1), hole, before)
+            order = check_order(randomness.order, batch, config)
+        if randomness.noise is None:
+            noise = seeded_noise(seed, indices, steps, config)
+        else:
+            noise = check_noise(randomness.noise, batch, steps, config)
+        known_tokens, pasted = np.empty((batch, 0, config.token_channels), np.float32), None
+        if edit is not None and mask is not None and known is not None:
+            order = order_known_first(order, mask)
+            known_tokens = select_known_tokens(self._encode(known), order, mask.known, config.patch_size)
+            pasted = known.images if edit.paste else None
+        noise = np.take_along_axis(noise, order[None, :, :, None], axis=2)  # by position -> in generation order
+        return _PreparedRequest(plan, classes, order, noise.swapaxes(1, 2), known_tokens.swapaxes(0, 1), mask, pasted)
 
-    def _drawn(self, drawing: _Drawing, paste: bool, decode_batch: int, progress: Progress | None) -> Result:
-        """The images of a request."""
-        config, plan, ordered = self.manifest.model, drawing.plan, drawing.order
-        found = self.loop(plan, drawing.labels, ordered.T, drawing.noise, drawing.given, progress).swapaxes(
-            0, 1
-        )  # [B, L, D]
-        _check_finite(found, "the engines")
-        tokens = np.empty_like(found)
-        np.put_along_axis(tokens, ordered[..., None], found, axis=1)  # in generation order -> by position
+    def _check_edit(self, edit: object, batch: int) -> tuple[EditMask | None, KnownImages | None]:
+        config = self.manifest.model
+        if edit is None:
+            return None, None
+        if not isinstance(edit, Edit):
+            raise RequestError(f"edit must be a runtime.Edit with known and mask, found {truncate(edit)}")
+        if config.order == "raster":
+            raise RequestError(
+                "this model was trained to generate tokens in raster order only, so it cannot regenerate a part of an "
+                "image; use a model trained with order random"
+            )
+        return check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
+
+    def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
+        """Run the loop of a request and decode its images."""
+        config, order = self.manifest.model, request.order
+        generated = self.loop(
+            request.plan, request.labels, order.T, request.noise, request.known_tokens, progress
+        ).swapaxes(0, 1)  # [B, L, D]
+        _check_finite(generated, "the engines")
+        tokens = np.empty_like(generated)
+        np.put_along_axis(tokens, order[..., None], generated, axis=1)  # in generation order -> by position
         latents = unpatchify(tokens, config.grid, config.patch_size)
-        images = self._images(latents, decode_batch)
-        hole, before = drawing.hole, drawing.known
-        if images is not None and hole is not None and before is not None and before.images is not None and paste:
-            images = paste_known_pixels(images, before.images, hole)
-        return Result(latents, images, plan)
+        images = self._decode(latents, decode_batch)
+        if images is not None and request.pasted is not None and request.edit_mask is not None:
+            images = paste_known_pixels(images, request.pasted, request.edit_mask)
+        return Result(latents, images, request.plan)
 
-    def _latents(self, known: KnownImages) -> NDArray[np.float32]:
-        """What is known as latents [B, C, h, w]."""
+    def _encode(self, known: KnownImages) -> NDArray[np.float32]:
+        """Return the latents [B, C, h, w] of known images."""
         if known.latents is not None:
             return known.latents
         assert known.images is not None
@@ -286,24 +350,26 @@ class Generator:
             return pixels
         encoder = self.engines.encoder
         if encoder is None:
-            raise RequestError("this artifact cannot read images; export it with --encoder, or give known as latents")
+            raise RequestError(
+                "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
+            )
         return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
 
-    def _images(self, latents: NDArray[np.float32], together: int) -> NDArray[np.uint8] | None:
-        """Latents [B, C, h, w] as images uint8 [B, H, W, c], `together` at a time, or None without a decoder."""
+    def _decode(self, latents: NDArray[np.float32], batch_size: int) -> NDArray[np.uint8] | None:
+        """Return the images uint8 [B, H, W, c] of latents [B, C, h, w], or None without a decoder."""
         if self.manifest.tokenizer == "pixel":
             return to_uint8(latents)
         if self.engines.decoder is None:
             return None
         decoded = []
-        for start in range(0, len(latents), together):
-            (pixels,) = self.engines.decoder(latents=latents[start : start + together])
+        for start in range(0, len(latents), batch_size):
+            (pixels,) = self.engines.decoder(latents=latents[start : start + batch_size])
             _check_finite(pixels, "the decoder")
             decoded.append(to_uint8(pixels))
         return np.concatenate(decoded)
 
     def close(self) -> None:
-        """Free the engines."""
+        """Free the engines. The generator cannot be used afterwards."""
         self._close()
 
     def __enter__(self) -> Generator:
@@ -315,10 +381,25 @@ class Generator:
         self.close()
 
 
-def _check_finite(values: NDArray[np.float32], made_by: str) -> None:
-    """Raise `BackendError` where numbers overflowed, which an image would no longer show."""
+def _prepared_ahead(
+    prepare: Callable[[int], _PreparedRequest], execute: Callable[[_PreparedRequest], Result], starts: range
+) -> Iterator[Result]:
+    """Yield the results of the batches that begin at `starts`; a thread prepares one while another is executed."""
+    from concurrent.futures import ThreadPoolExecutor  # the import takes 7 ms, which a single image need not wait for
+
+    with ThreadPoolExecutor(1) as thread:
+        prepared = thread.submit(prepare, starts[0])
+        for next_start in starts[1:]:
+            request = prepared.result()
+            prepared = thread.submit(prepare, next_start)
+            yield execute(request)
+        yield execute(prepared.result())
+
+
+def _check_finite(values: NDArray[np.float32], source: str) -> None:
+    """Raise `BackendError` if numbers overflowed, because an image of 8-bit values does not show it."""
     if not np.isfinite(values).all():
         raise BackendError(
-            f"{made_by} produced values that are not finite; check the export's parity report, and if it is in fp16, "
+            f"{source} produced values that are not finite; check the export's parity report, and if it is in fp16, "
             "export with --precision bf16"
         )

@@ -67,7 +67,7 @@ class Manifest:
     def specs(self) -> dict[str, EngineSpec]:
         return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
 
-    def requested(self, settings: Mapping[str, Any]) -> Sampling:
+    def resolve_sampling(self, settings: Mapping[str, Any]) -> Sampling:
         """What a request for `settings` draws with, as `runtime.sampling.presets.resolve_sampling` has it."""
         return resolve_sampling(self.sampling, self.model, settings, self.presets)
 

@@ -23,7 +23,7 @@ from runtime.errors import RequestError
 from runtime.files import replacing
 from runtime.generator import Generator
 from runtime.image_grid import check_image_file, save_grid, save_image
-from runtime.requests.inpainting import check_mask
+from runtime.requests.inpainting import Edit, check_mask
 from runtime.requests.validation import check_labels, parse_class
 
 _GRID_COLUMNS = 8
@@ -89,10 +89,7 @@ def edit(
             result = generator.generate(
                 [label] * count,
                 seed=seed,
-                known=image[..., None] if gray else image,
-                mask=mask,
-                dilate=dilate,
-                paste=paste,
+                edit=Edit(image[..., None] if gray else image, mask, dilate=dilate, paste=paste),
                 progress=(lambda done, of: bar.update(1)) if bar_shown() else None,
                 **settings,
             )

@@ -1,4 +1,4 @@
-"""Drawing a part of an image anew: what is known stands first in generation order, the rest is drawn as ever."""
+"""Editing a part of an image: the known tokens come first in generation order, the masked ones are generated."""
 
 from __future__ import annotations
 
@@ -15,88 +15,122 @@ from runtime.requests.validation import as_array
 Bool = NDArray[np.bool_]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edit:
+    """An image and the part of it to regenerate, as an argument of `Generator.generate`.
+
+    Attributes:
+        known: The image to edit: pixels uint8 [H, W, c], or latents, floating point [C, h, w]. It is used for all
+            images of the request; or give one for each, with B in front of the shape.
+        mask: True where to regenerate: bool [H, W] of pixels, or bool [grid, grid] of tokens. A token is regenerated
+            if any of its pixels is. The latents of all other tokens are returned unchanged.
+        dilate: Whether the eight neighbours of each masked token are regenerated too. A latent beside the mask was
+            encoded with what is under the mask in view, so it can carry traces of it.
+        paste: Whether the pixels of a known image outside the mask are copied into the result. Otherwise they are
+            decoded from latents, like the others.
+    """
+
+    known: ArrayLike
+    mask: ArrayLike
+    dilate: bool = False
+    paste: bool = True
+
+
 @dataclasses.dataclass(frozen=True)
 class EditMask:
-    """Where an image is drawn anew: `pixels` bool [H, W] as asked for, `tokens` bool [L] in raster order."""
+    """A checked mask, true where an image is regenerated.
+
+    Attributes:
+        pixels: Bool [H, W], as the caller gave it.
+        tokens: Bool [L], in raster order.
+    """
 
     pixels: Bool
     tokens: Bool
 
     @property
     def known(self) -> int:
-        """V, the tokens that are not drawn."""
+        """V, the number of tokens that are not regenerated."""
         return int(len(self.tokens) - self.tokens.sum())
 
 
 def check_mask(mask: ArrayLike, dilate: bool, config: ModelConfig) -> EditMask:
-    """`mask`, true where to draw: of pixels [img_size, img_size], or of tokens [grid, grid].
+    """Return the checked mask of an edit; `mask` and `dilate` are those of `Edit`.
 
-    A token is drawn where any of its pixels is; with `dilate` its eight neighbours are too, since a
-    latent near the hole knows of what was in it. Raises `RequestError`.
+    Raises:
+        RequestError: The mask has another shape or dtype, or is false everywhere.
     """
-    given = as_array("mask", mask)
+    array = as_array("mask", mask)
     size, grid = config.img_size, config.grid
-    if given.dtype != np.bool_ or given.shape not in ((size, size), (grid, grid)):
+    if array.dtype != np.bool_ or array.shape not in ((size, size), (grid, grid)):
         raise RequestError(
-            f"mask must be bool [{size}, {size}] (pixels) or [{grid}, {grid}] (tokens), found {given.dtype} "
-            f"{list(given.shape)}"
+            f"mask must be bool [{size}, {size}] (pixels) or [{grid}, {grid}] (tokens), found {array.dtype} "
+            f"{list(array.shape)}"
         )
     step = size // grid
-    pixels = given if given.shape == (size, size) else given.repeat(step, 0).repeat(step, 1)  # [H, W]
+    pixels = array if array.shape == (size, size) else array.repeat(step, 0).repeat(step, 1)  # [H, W]
     tokens = pixels.reshape(grid, step, grid, step).any(axis=(1, 3))  # [grid, grid]
     if dilate:
         padded = np.pad(tokens, 1)
         tokens = np.any([padded[y : y + grid, x : x + grid] for y in range(3) for x in range(3)], axis=0)
     if not tokens.any():
-        raise RequestError("mask marks nothing to draw")
+        raise RequestError("mask is false everywhere; set it to true where the image is to be regenerated")
     return EditMask(pixels, tokens.reshape(-1))
 
 
 @dataclasses.dataclass(frozen=True)
 class KnownImages:
-    """What is known of B images: themselves, uint8 [B, H, W, c], or their latents, float32 [B, C, h, w]."""
+    """The checked images of an edit; one of the two fields is None.
+
+    Attributes:
+        images: Pixels, uint8 [B, H, W, c].
+        latents: Latents, float32 [B, C, h, w].
+    """
 
     images: NDArray[np.uint8] | None = None
     latents: NDArray[np.float32] | None = None
 
 
 def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> KnownImages:
-    """uint8 is an image [H, W, c], floats are latents [C, h, w]; for all images, or with B in front for each.
+    """Return the checked images of an edit of `batch` images; `known` is that of `Edit`.
 
-    Raises `RequestError`.
+    Raises:
+        RequestError: The array has another shape or dtype, or values that are not finite.
     """
-    given, side = as_array("known", known), config.img_size // config.vae_stride
-    pixels = given.dtype == np.uint8
+    array, side = as_array("known", known), config.img_size // config.vae_stride
+    pixels = array.dtype == np.uint8
     if pixels:
         shape = (config.img_size, config.img_size, config.vae_embed_dim if config.vae_stride == 1 else 3)
     else:
         shape = (config.vae_embed_dim, side, side)
-    if not (pixels or given.dtype.kind == "f") or given.shape not in (shape, (batch, *shape)):
+    if not (pixels or array.dtype.kind == "f") or array.shape not in (shape, (batch, *shape)):
         raise RequestError(
             f"known must be an image, uint8 of shape {[config.img_size] * 2 + ['channels']}, or latents, floating "
-            f"point of shape {[config.vae_embed_dim, side, side]}, alone or {batch} of them; found {given.dtype} "
-            f"{list(given.shape)}"
+            f"point of shape {[config.vae_embed_dim, side, side]}, alone or {batch} of them; found {array.dtype} "
+            f"{list(array.shape)}"
         )
     if pixels:
-        return KnownImages(images=np.broadcast_to(given, (batch, *shape)))
+        return KnownImages(images=np.broadcast_to(array, (batch, *shape)))
     with np.errstate(over="ignore"):
-        latents = given.astype(np.float32)
+        latents = array.astype(np.float32)
     if not np.isfinite(latents).all():
         raise RequestError("known holds values that are not finite in float32")
     return KnownImages(latents=np.broadcast_to(latents, (batch, *shape)))
 
 
-def order_known_first(order: NDArray[np.int64], hole: EditMask) -> NDArray[np.int64]:
-    """Orders [B, L] with the tokens outside the hole before those inside, each group as it was."""
-    drawn = hole.tokens[order]  # [B, L]
-    return np.take_along_axis(order, np.argsort(drawn, axis=1, kind="stable"), axis=1)
+def order_known_first(order: NDArray[np.int64], mask: EditMask) -> NDArray[np.int64]:
+    """Return orders [B, L] with the known tokens before the masked ones; each group keeps its own order."""
+    masked = mask.tokens[order]  # [B, L]
+    return np.take_along_axis(order, np.argsort(masked, axis=1, kind="stable"), axis=1)
 
 
-def known_tokens(latents: NDArray[np.float32], order: NDArray[np.int64], known: int, patch: int) -> NDArray[np.float32]:
-    """The first `known` tokens of each order [B, L], as [B, V, D], of latents [B, C, h, w]."""
-    return np.take_along_axis(patchify(latents, patch), order[:, :known, None], axis=1)
+def select_known_tokens(
+    latents: NDArray[np.float32], order: NDArray[np.int64], known: int, patch_size: int
+) -> NDArray[np.float32]:
+    """Return the first `known` tokens of each order [B, L] from latents [B, C, h, w], as [B, V, D]."""
+    return np.take_along_axis(patchify(latents, patch_size), order[:, :known, None], axis=1)
 
 
-def paste_known_pixels(drawn: NDArray[np.uint8], known: NDArray[np.uint8], hole: EditMask) -> NDArray[np.uint8]:
-    """Drawn images [B, H, W, c] with every pixel outside the hole as it was."""
-    return np.where(hole.pixels[None, :, :, None], drawn, known)
+def paste_known_pixels(generated: NDArray[np.uint8], known: NDArray[np.uint8], mask: EditMask) -> NDArray[np.uint8]:
+    """Return generated images [B, H, W, c] with all pixels outside the mask replaced by those of `known`."""
+    return np.where(mask.pixels[None, :, :, None], generated, known)

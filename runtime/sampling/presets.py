@@ -1,6 +1,6 @@
 """Named ways to draw, from the published one to the fastest: each a choice of sampling settings.
 
-What each costs and keeps is measured in docs/numbers.md. An artifact may have presets of its own, made for
+What each costs and keeps is measured in docs/benchmarks/presets.md. An artifact may have presets of its own, made for
 its model by `mar calibrate --steps`.
 """
 
@@ -54,31 +54,52 @@ def check_preset_name(name: object) -> None:
 def resolve_sampling(
     own: Sampling, model: ModelConfig, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
 ) -> Sampling:
-    """The settings of a request for images of `model`: `own`, then a preset, then what is named.
+    """Return the complete sampling settings of a request.
 
-    `settings` are fields of `Sampling`, and `preset`, one of `PRESETS` or of the artifact's own
-    `presets`; None stands for what is there already. A preset of `PRESETS` replaces all but the model's
-    guidance scale, temperature and, where it names none of its own, diffusion steps and their start, if
-    those are for any iteration; it has no more iterations than there are tokens. Its chain is one for the
-    head of the model. One of the artifact's own is of its model and replaces everything. What the form of
-    the model leaves no choice about stays as it is. Raises `RequestError`, also where what is named cannot be
-    had of this model.
+    The starting point is `own`, or complete settings, or a preset. Single settings then override it.
+
+    A built-in preset keeps the model's own guidance scale and temperature. If it does not name diffusion steps, it
+    keeps the model's own steps and their start too, unless those are one number for each iteration. Everything else
+    is replaced. It never has more iterations than there are tokens, and its sampler suits the head of the model. A
+    preset of the artifact replaces everything.
+
+    Args:
+        own: The artifact's own settings.
+        model: The model that the settings are for.
+        settings: The keys of `runtime.sampling.settings.SamplingRequest`. None stands for a missing key.
+        presets: The artifact's own presets by name.
+
+    Raises:
+        RequestError: A name is unknown, or the model does not allow a setting.
     """
-    settings, presets = dict(settings), presets or {}
-    name = settings.pop("preset", None)
-    if name is not None:
-        check_choice("preset", name, [*PRESETS, *presets])
+    overrides = dict(settings)
+    preset, sampling = overrides.pop("preset", None), overrides.pop("sampling", None)
+    if preset is not None and sampling is not None:
+        raise RequestError(f"give either preset or sampling, found preset {truncate(preset)} and sampling")
+    if sampling is not None:
+        if not isinstance(sampling, Sampling):
+            raise RequestError(f"sampling must be a runtime.Sampling, found {truncate(sampling)}")
+        start = apply_constraints(model, sampling, dataclasses.asdict(sampling))
+    elif preset is not None:
+        start = _preset_sampling(own, model, preset, presets or {})
+    else:
+        start = own
+    return apply_constraints(model, start.changed(overrides), overrides)
+
+
+def _preset_sampling(own: Sampling, model: ModelConfig, name: str, presets: Mapping[str, Sampling]) -> Sampling:
+    """Return the settings of the preset `name`, built-in or one of `presets`, for an artifact whose own are `own`."""
+    check_choice("preset", name, [*PRESETS, *presets])
     if name in presets:
-        own = presets[name]
-    elif name is not None:
-        changes = _changes(name, model)
-        of_iterations = isinstance(own.diffusion_steps, tuple)  # steps for its own iterations, not the preset's
-        fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or of_iterations else _CHAIN_OF_THE_MODEL)
-        kept = {field: getattr(own, field) for field in fields}
-        own = dataclasses.replace(default_sampling(model), **kept | changes)
-        if own.iterations is not None:
-            own = dataclasses.replace(own, iterations=min(own.iterations, model.tokens))
-    return apply_constraints(model, own.changed(settings), settings)
+        return presets[name]
+    changes = _changes(name, model)
+    per_iteration = isinstance(own.diffusion_steps, tuple)  # these steps belong to iterations that a preset changes
+    fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or per_iteration else _CHAIN_OF_THE_MODEL)
+    kept = {field: getattr(own, field) for field in fields}
+    sampling = dataclasses.replace(default_sampling(model), **kept | changes)
+    if sampling.iterations is None:
+        return sampling
+    return dataclasses.replace(sampling, iterations=min(sampling.iterations, model.tokens))
 
 
 def _changes(name: str, model: ModelConfig) -> dict[str, Any]:

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from runtime.errors import RequestError
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How to draw: what fills a plan. Checked where the plan is built.
+    """The sampling settings of one generation. Their values are checked when a plan is built from them.
 
-    The order and the number of tokens: `iterations` is K, min(64, tokens) where None;
-    `mask_schedule`, one of `MASK_SCHEDULES`, spreads the tokens over them; `token_order`, one of
-    `runtime.sampling.rng.TOKEN_ORDERS`, says which tokens come first.
-
-    Guidance: `cfg_scale` is the guidance scale, 1 for none, growing with the share of known tokens
-    under the `linear` `cfg_schedule`; outside `cfg_interval`, in shares of tokens known before the
-    iteration, there is none, and the unconditional half is not computed.
-
-    The diffusion chains: `sampler` is one of `runtime.sampling.samplers.SAMPLERS`; `diffusion_steps` a number,
-    `"ddimN"`, the published respacing, or a number for each iteration; `last_diffusion_steps`, where not
-    None, what the steps shrink to over the iterations, by `step_schedule`; `start_timestep` the first
-    timestep, where None the sampler's own; `temperature` scales the noise of each step; `eta` is how
-    much of it `ddim` and `flow-euler` have.
+    Attributes:
+        iterations: K, the number of iterations, in each of which the backbone runs once and several tokens are
+            predicted (the published `num_iter`). None stands for 64, or for the number of tokens if that is less.
+        mask_schedule: How many tokens each iteration predicts, one of `runtime.sampling.plan.MASK_SCHEDULES`.
+        token_order: Which tokens are generated first, one of `runtime.sampling.rng.TOKEN_ORDERS`.
+        cfg_scale: The scale of classifier-free guidance (the published `cfg`); 1 is no guidance.
+        cfg_schedule: `linear`: the scale grows from 1 with the share of tokens that are known. `constant`: every
+            iteration has the full scale.
+        cfg_interval: The lowest and highest share of known tokens, 0 to 1, between which iterations are guided.
+            Other iterations have no guidance and do not compute the unconditional half.
+        sampler: The sampler of the head, one of `runtime.sampling.samplers.SAMPLERS`, or `vq`.
+        diffusion_steps: The steps of the diffusion chain of a token (the published `num_sampling_steps`): a number;
+            or `"ddimN"`, the published spacing of N steps by an integer stride; or one number for each iteration.
+        last_diffusion_steps: The steps of the last iteration, if the number of steps shrinks over the iterations
+            (DiSA, arXiv 2505.20297). None: every iteration has the same number.
+        step_schedule: How the number of steps shrinks, one of `runtime.sampling.plan.STEP_SCHEDULES`.
+        start_timestep: The first timestep of a diffusion chain, at most 999. None: the default of the sampler.
+        temperature: The factor on the noise that each step adds.
+        eta: The share of noise that the samplers `ddim` and `flow-euler` add in a step: 0 is none, 1 is as much as
+            DDPM.
     """
 
     iterations: int | None = None
@@ -44,17 +51,53 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("cfg_interval", "diffusion_steps"):
-            if isinstance(getattr(self, name), list):  # as JSON has it
+            if isinstance(getattr(self, name), list):  # JSON has lists; a tuple can be compared and hashed
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
-    def changed(self, settings: Mapping[str, Any]) -> Sampling:
-        """These settings with those of `settings` that are not None. Raises `RequestError` on unknown names."""
-        unknown = sorted(settings.keys() - {field.name for field in dataclasses.fields(self)})
+    def changed(self, overrides: Mapping[str, Any]) -> Sampling:
+        """Return these settings with the values of `overrides` that are not None.
+
+        Raises:
+            RequestError: A name is not a field of this class.
+        """
+        fields = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(overrides.keys() - set(fields))
         if unknown:
-            known = ", ".join(field.name for field in dataclasses.fields(self))
-            raise RequestError(f"unknown sampling settings {', '.join(unknown)}; known: {known}")
-        return dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
+            raise RequestError(f"unknown sampling settings {', '.join(unknown)}; known: {', '.join(fields)}")
+        return dataclasses.replace(self, **{name: value for name, value in overrides.items() if value is not None})
 
     def describe(self) -> str:
-        """Every setting that is not None, for people."""
+        """Return all settings that are not None as text: `iterations 64, mask_schedule cosine, ...`."""
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items() if value is not None)
+
+
+class SamplingOverrides(TypedDict, total=False):
+    """Single sampling settings as keyword arguments: the fields of `Sampling`. None leaves a setting unchanged."""
+
+    iterations: int | None
+    mask_schedule: str | None
+    token_order: str | None
+    cfg_scale: float | None
+    cfg_schedule: str | None
+    cfg_interval: Sequence[float] | None
+    sampler: str | None
+    diffusion_steps: int | str | Sequence[int] | None
+    last_diffusion_steps: int | None
+    step_schedule: str | None
+    start_timestep: int | None
+    temperature: float | None
+    eta: float | None
+
+
+class SamplingRequest(SamplingOverrides, total=False):
+    """The sampling settings of a request, as keyword arguments: a starting point and single settings that override it.
+
+    Without `preset` and `sampling`, the artifact's own settings are the starting point. Give one of the two at most.
+
+    Attributes:
+        preset: The name of a preset: one of `runtime.sampling.presets.PRESETS`, or one that the artifact has.
+        sampling: Complete settings, which replace the artifact's own.
+    """
+
+    preset: str | None
+    sampling: Sampling | None

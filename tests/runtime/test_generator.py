@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
+from runtime.requests.inpainting import Edit
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
@@ -186,6 +187,8 @@ BAD_REQUESTS: list[tuple[str, object, str]] = [
     *(("start_timestep", value, "start_timestep") for value in (900, 3, 1000, "900")),
     *(("eta", value, f"{value!r}") for value in (0.5, -1.0, math.nan, "1", [1.0])),
     *(("preset", value, f"{value!r}") for value in ("nope", 1)),
+    *(("sampling", value, "sampling must be a runtime.Sampling") for value in ("fast", 1, {"iterations": 2})),
+    ("sampling", Sampling(sampler="flow-2m"), "found 'flow-2m'"),
     *(("decode_batch", value, "decode_batch") for value in (0, -1, 4097, 1.5, "1", True, None)),
     *(("diffusion_steps", value, f"{value!r}") for value in (1, 1001, 2.5, "ddim700", "x", math.inf)),
     ("order", [ORDER[:-1]], "[1, 15]"),
@@ -284,14 +287,16 @@ def test_wrong_batches_are_refused_before_anything_runs(generator: Generator, wr
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3)
 SOME = st.recursive(ANYTHING, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
-ASKED = ("labels", "seed", "index", "order", "noise", "known", "mask", "decode_batch")
-SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)))
+ARGUMENTS = ("labels", "seed", "index", "order", "noise", "edit", "known", "mask", "decode_batch")
+SETTINGS = ("preset", "sampling", *(field.name for field in dataclasses.fields(Sampling)))
 
 
 @settings(deadline=None)
-@given(request=st.dictionaries(st.sampled_from([*SETTINGS, *ASKED]), SOME, min_size=1))
+@given(request=st.dictionaries(st.sampled_from([*SETTINGS, *ARGUMENTS]), SOME, min_size=1))
 def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str, Any]) -> None:
     short: dict[str, Any] = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
+    if {"known", "mask"} <= request.keys():
+        request["edit"] = Edit(request.pop("known"), request.pop("mask"))
     try:
         result = generator.generate(**(short | request))
     except (RequestError, BackendError) as refusal:  # the latter where a huge guidance scale drives values to infinity

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.generator import Generator, Result
+from runtime.requests.inpainting import Edit
 from tests.helpers.command_line import Mar
+from tests.helpers.edits import edit_request
 
 QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
 
@@ -75,8 +77,7 @@ def drawn(artifact: pathlib.Path, labels: list[int], **request: object) -> NDArr
             labels,
             iterations=2,
             diffusion_steps="ddim2",
-            known=gray_image()[..., None],
-            **({"mask": mask()} | request),  # type: ignore[arg-type]
+            **edit_request(**({"known": gray_image()[..., None], "mask": mask()} | request)),
         )
     assert result.images is not None
     return result.images[..., 0]
@@ -153,7 +154,7 @@ def test_a_seed_and_the_sampling_options_are_those_of_generate(
     assert mar(f"{line} --seed 9 --preset turbo --cfg-scale 3 --out {files}/edited.png").code == 0
     with Generator.load(pixel_artifact, threads=1) as generator:
         known = gray_image()[..., None]
-        expected = generator.generate([1], seed=9, known=known, mask=mask(), preset="turbo", cfg_scale=3.0).images
+        expected = generator.generate([1], seed=9, edit=Edit(known, mask()), preset="turbo", cfg_scale=3.0).images
     assert expected is not None
     assert read(files / "edited.png").tolist() == expected[0, ..., 0].tolist()
 
@@ -174,7 +175,7 @@ WRONG = [
     (f"{ALL} --seed -1", "seed must be a whole number in 0..2^64-1, found -1"),
     (f"{ALL} --iterations 5", "iterations must lie in 1..4"),
     (f"{ALL} --preset nope", "'nope'"),
-    (f"{ALL} --mask {{files}}/black.png", "mask marks nothing to draw"),
+    (f"{ALL} --mask {{files}}/black.png", "mask is false everywhere"),
     *(
         (f"{ALL} --{option} {{files}}/{name}", f"{name}: expected 8x8 pixels, as the artifact draws, found {found}")
         for option in ("image", "mask")
