@@ -174,7 +174,7 @@ def _default_heads(values: Mapping[str, Any], where: str) -> dict[str, int]:
             return {name: size for name, size in sizes.items() if name.endswith("num_heads")}
     raise ConfigError(
         f"{where}: the tensors do not determine the number of attention heads, and no published model has their sizes; "
-        "set encoder_num_heads and decoder_num_heads with --model-config FILE.json"
+        "give it with --model-config FILE.json, encoder_num_heads and decoder_num_heads"
     )
 
 

@@ -268,7 +268,7 @@ def test_equal_numbers_of_another_kind_are_no_contradiction() -> None:
 
 
 def test_heads_that_nothing_tells_are_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"heads.*--config.*encoder_num_heads and decoder_num_heads") as caught:
+    with pytest.raises(ConfigError, match=r"heads.*--model-config.*encoder_num_heads and decoder_num_heads") as caught:
         _config(PartialConfig(_FILE, LAYOUT))
     assert "x.pth" in one_sentence(caught)
 

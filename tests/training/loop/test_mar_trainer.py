@@ -855,7 +855,7 @@ def test_a_disk_that_is_full_from_the_start_is_told_with_what_to_do_then(
 
     old = _copy(half_done, tmp_path / "old")
     monkeypatch.setattr("training.loop.training_loop.record_environment", fail)
-    with pytest.raises(MarError, match="free some space and begin again") as caught:
+    with pytest.raises(MarError, match="free some space and start again") as caught:
         start(tmp_path / "new", data, 8).train()
     one_sentence(caught)
     assert not (tmp_path / "new").exists()
