@@ -45,7 +45,7 @@ def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
     def export(folder: pathlib.Path) -> None:
         for model in ("small", "patch2"):
             checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
-            export_artifact(checkpoint, folder / model, say=lambda text: None)
+            export_artifact(checkpoint, folder / model, lambda text: None)
 
     folder = made_once(tmp_path_factory, "golden-artifacts", export)
     return {model: folder / model for model in ("small", "patch2")}
