@@ -1,30 +1,34 @@
-"""Every failure this project reports on purpose, as one small tree.
+"""The exceptions of this project, all subclasses of `MarError`.
 
-The command line turns a `MarError` into one line and an exit code; anything else is a bug and keeps
-its traceback. A message says what happened, where, what was expected and found, and what to do.
+The command line prints a `MarError` as one line and ends with its exit code. Any other exception is a bug and keeps its
+traceback. A message says what happened, where, what was expected and found, and what to do.
 """
 
 from __future__ import annotations
 
 
 class MarError(Exception):
-    """A failure with a message meant for the person who asked. Exit code 1."""
+    """An expected failure, with a message for the user.
+
+    Attributes:
+        exit_code: The exit code of the command line: 1, or 2 for a wrong request.
+    """
 
     exit_code = 1
 
 
 class RequestError(MarError):
-    """The caller asked for something that is not possible: a wrong value, shape or flag. Exit code 2."""
+    """An argument, option or shape that is wrong or not possible. The exit code is 2."""
 
     exit_code = 2
 
 
 class ConfigError(RequestError):
-    """A model or training configuration with an unknown key or an impossible value."""
+    """A model or training configuration with an unknown key or an impossible value. The exit code is 2."""
 
 
 class CheckpointError(MarError):
-    """A checkpoint that is missing, damaged, unsafe to read, or of another model."""
+    """A checkpoint that is missing, damaged, unsafe to read, or belongs to another model."""
 
 
 class DataError(MarError):
@@ -32,20 +36,20 @@ class DataError(MarError):
 
 
 class ArtifactError(MarError):
-    """A folder that is not an artifact, or one of a version this runtime does not know."""
+    """A folder that is not an artifact, or an artifact of another format version."""
 
 
 class IntegrityError(ArtifactError):
-    """A file of an artifact that is missing, resized, altered or outside its folder."""
+    """A file of an artifact that is missing, altered, of another size, or outside the artifact's folder."""
 
 
 class BackendError(MarError):
-    """A backend that is not installed, did not load, or failed while running."""
+    """A backend that is not installed, does not load, or fails while an engine runs."""
 
 
 class ParityError(MarError):
-    """An exported engine that does not compute what the eager model computes."""
+    """An exported engine whose outputs differ from those of the eager PyTorch model by more than the tolerance."""
 
 
 class CalibrationError(MarError):
-    """Statistics of another model or plan, or a quantization or diffusion steps that miss their target."""
+    """Calibration statistics of another model or plan, or a calibration that misses its target."""

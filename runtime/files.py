@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk never leaves a half-written one under its final name."""
+"""Files and folders that are written completely or not at all, even if the process is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.errors import MarError
 
 
 def sync(path: pathlib.Path) -> None:
-    """Wait until the file or folder at `path` is on the disk."""
+    """Wait until the file or folder at `path` is written to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,29 +25,29 @@ def sync(path: pathlib.Path) -> None:
 
 
 def check_writable(path: pathlib.Path) -> None:
-    """Raise `MarError` now where `replacing(path)` would later, so that no work is done in vain."""
-    _temporary_beside(_followed(path)).unlink()
+    """Raise `MarError` if `replacing(path)` cannot write there, so that long work does not start in vain."""
+    _temporary_file(_link_target(path)).unlink()
 
 
 def check_writable_folder(path: pathlib.Path) -> None:
-    """The same for `replacing_folder(path)`."""
-    _folder_beside(_followed(path)).rmdir()
+    """Raise `MarError` if `replacing_folder(path)` cannot write there."""
+    _temporary_folder(_link_target(path)).rmdir()
 
 
-def _followed(path: pathlib.Path) -> pathlib.Path:
-    """Where a link leads: it stays, as everybody else who writes to one expects."""
+def _link_target(path: pathlib.Path) -> pathlib.Path:
+    """Return the target of a symbolic link, so that the target is replaced and the link stays."""
     try:
         return pathlib.Path(os.path.realpath(path)) if path.is_symlink() else path
-    except OSError:  # of a name that is too long, say: told when it is written to
+    except OSError:  # for example a name that is too long; writing to it reports the error
         return path
 
 
-def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
+def _temporary_file(path: pathlib.Path) -> pathlib.Path:
     try:
         if path.is_dir():
             raise MarError(f"cannot write {path}: it is a folder")
         if path.exists() and not path.is_file():
-            raise MarError(f"cannot write {path}: it is no ordinary file, and would be replaced by one")
+            raise MarError(f"cannot write {path}: it is not a regular file; choose another name")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -56,7 +56,7 @@ def _temporary_beside(path: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(name)
 
 
-def _folder_beside(path: pathlib.Path) -> pathlib.Path:
+def _temporary_folder(path: pathlib.Path) -> pathlib.Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -66,13 +66,15 @@ def _folder_beside(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary name to write to, in the folder of `path`; renamed to `path` if the block succeeds.
+    """Give a temporary file to write to, which replaces `path` if the block succeeds and is removed otherwise.
 
-    The temporary name keeps the suffix, since some writers go by it. Raises `MarError` when the folder
-    cannot be written, the disk is full, or what is there is no ordinary file.
+    The file is in the folder of `path` and has its suffix, because some writers choose their format by it.
+
+    Raises:
+        MarError: The folder cannot be written, the disk is full, or `path` exists and is not a regular file.
     """
-    path = _followed(path)
-    temporary = _temporary_beside(path)
+    path = _link_target(path)
+    temporary = _temporary_file(path)
     try:
         yield temporary
         temporary.chmod(0o644)
@@ -87,12 +89,15 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `path`, renamed to `path` if the block succeeds, removed otherwise.
+    """Give a temporary folder to write to, which replaces `path` if the block succeeds and is removed otherwise.
 
-    An existing folder at `path` is replaced, and only once the new one is whole and on the disk.
+    An existing folder at `path` is removed only after the new one is complete and on the disk.
+
+    Raises:
+        MarError: The parent folder cannot be written, or the disk is full.
     """
-    path = _followed(path)
-    temporary = _folder_beside(path)
+    path = _link_target(path)
+    temporary = _temporary_folder(path)
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -118,11 +123,13 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
+    """Write a value as JSON, completely or not at all. Raises `MarError` if it cannot be written."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def sha256(path: pathlib.Path) -> str:
+    """Return the SHA-256 hash of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

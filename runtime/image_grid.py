@@ -1,4 +1,4 @@
-"""Images as PNG, one or a labelled grid. Apart from the rest, since Pillow is only needed for files."""
+"""Images written as PNG files: one image, or a grid of images with captions. Only this module needs Pillow."""
 
 from __future__ import annotations
 
@@ -16,18 +16,25 @@ from runtime.files import check_writable
 _SUFFIXES = ("", ".png")
 _MARGIN = 4
 _CAPTION = 14
-_SMALLEST_SIDE = 96  # small images are enlarged by whole factors, so that a person can see them
+_SMALLEST_SIDE = 96  # smaller images are enlarged by an integer factor
 
 
 def check_image_file(path: pathlib.Path) -> None:
-    """Refuse a name that says the image is anything but a PNG, and one that cannot be written. Raises `MarError`."""
+    """Raise `MarError` if a file has another suffix than .png or none, or cannot be written."""
     if path.suffix.lower() not in _SUFFIXES:
         raise RequestError(f"{path}: images are written as PNG; give a name that ends in .png")
     check_writable(path)
 
 
 def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> None:
-    """Write images [B, H, W, c] to `path` as one PNG, each with its caption below."""
+    """Write images as one PNG, in rows, each with its caption below.
+
+    Args:
+        path: The file to write.
+        images: The images, uint8 [B, H, W, c], with c = 1 or 3.
+        captions: B texts. A caption that is wider than its image is cut.
+        columns: The number of images in a row.
+    """
     enlarge = max(1, -(-_SMALLEST_SIDE // images.shape[1]))
     height, width = images.shape[1] * enlarge, images.shape[2] * enlarge
     rows = -(-len(images) // columns)
@@ -38,15 +45,15 @@ def save_grid(path: pathlib.Path, images: NDArray[np.uint8], captions: Sequence[
         left = _MARGIN + number % columns * cell_width
         top = _MARGIN + number // columns * cell_height
         sheet.paste(_image(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
-        told = _fitted(caption, lambda text: font.getlength(text) <= width)
-        draw.text((left + width // 2, top + height + _CAPTION // 2), told, fill="black", font=font, anchor="mm")
+        text = _fit_caption(caption, lambda line: font.getlength(line) <= width)
+        draw.text((left + width // 2, top + height + _CAPTION // 2), text, fill="black", font=font, anchor="mm")
     sheet.save(path, format="PNG")
 
 
-def _fitted(caption: str, fits: Callable[[str], bool]) -> str:
-    """`caption` on one line, cut off where it would run into the next one's.
+def _fit_caption(caption: str, fits: Callable[[str], bool]) -> str:
+    """Return `caption` on one line, cut where `fits` is no longer true.
 
-    Without accents: Pillow's own font has no letters that carry them.
+    Accents are removed, because the built-in font of Pillow has no accented letters.
     """
     line = " ".join("".join(letter for letter in normalize("NFKD", caption) if not combining(letter)).split())
     if fits(line):
@@ -55,7 +62,7 @@ def _fitted(caption: str, fits: Callable[[str], bool]) -> str:
 
 
 def save_image(path: pathlib.Path, image: NDArray[np.uint8]) -> None:
-    """Write an image [H, W, c] to `path` as PNG."""
+    """Write one image, uint8 [H, W, c] with c = 1 or 3, to `path` as PNG."""
     _image(image).save(path, format="PNG")
 
 

@@ -21,7 +21,7 @@ _Content = TypeVar("_Content")
 
 
 def is_artifact(path: pathlib.Path) -> bool:
-    """Whether the folder at `path` was written by an export, whatever has happened to it since."""
+    """Return whether the folder at `path` contains the manifest of an artifact, of any format version."""
     try:
         value = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -30,16 +30,32 @@ def is_artifact(path: pathlib.Path) -> bool:
 
 
 def check_artifact_target(out: pathlib.Path) -> None:
-    """Refuse to write an artifact over what is none, and where nothing can be written. Raises `MarError`."""
+    """Check that an artifact can be written to the folder `out`, which may contain an older artifact.
+
+    Raises:
+        ArtifactError: The folder exists and is not an artifact.
+        MarError: The folder cannot be written.
+    """
     if out.exists() and not is_artifact(out):
         raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
     check_writable_folder(out)
 
 
 class Artifact:
-    """An artifact on disk whose manifest is whole and whose files have the sizes it names."""
+    """An artifact on disk, whose manifest is parsed and whose files have the sizes that the manifest lists.
+
+    Attributes:
+        path: The folder of the artifact.
+        manifest: Its manifest.
+    """
 
     def __init__(self, path: str | pathlib.Path) -> None:
+        """Open the artifact in the folder `path`.
+
+        Raises:
+            ArtifactError: The folder has no readable manifest of this format version.
+            IntegrityError: A file is missing, has another size, or is outside the folder.
+        """
         self.path = pathlib.Path(path)
         manifest = self.path / MANIFEST
         try:
@@ -57,19 +73,32 @@ class Artifact:
             self._check_size(name, entry)
 
     def verify(self, *, builds: bool = False) -> None:
-        """Compare the hash of every file with the manifest, built engines only if asked. Raises `IntegrityError`."""
+        """Compare the hash of every file with the manifest.
+
+        Args:
+            builds: Whether engines built for devices are compared too. `verified_build` compares each of them anyway
+                before it is loaded.
+
+        Raises:
+            IntegrityError: A file cannot be read or was altered.
+        """
         built = {build.file for build in self.manifest.builds}
         for name in self.manifest.files:
             if builds or name not in built:
                 self._check_hash(name, self._read(name, sha256))
 
     def engine_file(self, name: str) -> pathlib.Path:
+        """Return the path of the ONNX file of the engine `name`."""
         return self.path / self.manifest.engines[name]
 
     def verified_build(self, build: Build) -> bytes:
-        """A built engine whose hash is the manifest's. Raises `IntegrityError`.
+        """Return the content of a built engine after comparing its hash with the manifest.
 
-        It is code, so its file is read once: what was hashed is what is run, whoever writes to the file meanwhile.
+        The file is read once, so that the bytes that run are the bytes that were compared: a built engine is machine
+        code.
+
+        Raises:
+            IntegrityError: The file cannot be read or was altered.
         """
         engine = self._read(build.file, pathlib.Path.read_bytes)
         self._check_hash(build.file, hashlib.sha256(engine).hexdigest())
@@ -81,29 +110,31 @@ class Artifact:
         except OSError as error:
             raise IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})") from None
 
-    def _check_hash(self, name: str, found: str) -> None:
+    def _check_hash(self, name: str, digest: str) -> None:
         expected = self.manifest.files[name].sha256
-        if found != expected:
+        if digest != expected:
             raise IntegrityError(
-                f"{self.path / name}: altered since export, sha256 {found[:12]}… where the manifest has "
+                f"{self.path / name}: altered since export, sha256 {digest[:12]}… where the manifest has "
                 f"{expected[:12]}…; copy the artifact again or export again"
             )
 
     def _check_size(self, name: str, entry: FileEntry) -> None:
         file = self.path / name
         try:
-            found = file.stat().st_size if file.is_file() else None
-        except OSError:  # such as a name longer than any file's
-            found = None
-        if found is None:
+            size = file.stat().st_size if file.is_file() else None
+        except OSError:  # for example a name that is too long for the file system
+            size = None
+        if size is None:
             raise IntegrityError(f"{file}: missing, the manifest lists it; copy the artifact again or export again")
         if not file.resolve().is_relative_to(self.path.resolve()):
-            raise IntegrityError(f"{file}: leads out of the artifact, to {file.resolve()}")
-        if found != entry.bytes:
             raise IntegrityError(
-                f"{file}: {found} bytes where the manifest has {entry.bytes}; copy the artifact again or export again"
+                f"{file}: is outside the artifact, at {file.resolve()}; copy the artifact again without links"
+            )
+        if size != entry.bytes:
+            raise IntegrityError(
+                f"{file}: {size} bytes where the manifest has {entry.bytes}; copy the artifact again or export again"
             )
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -1,7 +1,7 @@
-"""Engines built for a device: what each was built from, with and for, so that nothing else is ever loaded.
+"""Engines built for devices: the conditions under which each can run, and the choice of one.
 
-A built engine is machine code, and its loader detects neither tampering nor most mismatches. So every
-condition is in the manifest, is part of the file's name, and is compared before a deserializer sees it.
+A built engine is machine code, and its loader detects neither tampering nor most mismatches. So all conditions are in
+the manifest, are part of the file's name, and are compared before the engine is loaded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,26 @@ from typing import Any
 
 from runtime.errors import ArtifactError, BackendError
 
-Shapes = tuple[tuple[int, ...], ...]  # the least, usual and most of an input
+Shapes = tuple[tuple[int, ...], ...]
+"""The smallest, the optimal and the largest shape of an input."""
 
-TARGETS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # target -> Python module
+TARGETS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""The Python module of each library that engines can be built for, by the target of `mar build`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Build:
-    """One engine for one device.
+    """One engine that was built for one kind of device.
 
-    `library` is the version of TensorRT, `architectures` the GPUs (`sm_87`), `profile` the least, usual
-    and most of every input's shape, `flags` the builder's, by the name of the command's option.
+    Attributes:
+        engine: The name of the engine.
+        target: The library that runs it, one of `TARGETS`.
+        graph_sha256: The hash of the graph that it was built from, `Manifest.graph_sha256`.
+        library: The version of the library that built it.
+        architectures: The GPUs that it was built for, such as `sm_87`.
+        precision: The precision of weights and matrix products, as in the manifest.
+        profile: The smallest, optimal and largest shape of each input, by its name.
+        flags: The flags of the builder that are not the default, by the name of the option of `mar build`.
     """
 
     engine: str
@@ -38,29 +47,33 @@ class Build:
     flags: Mapping[str, Any]
 
     def replaced_by(self, other: Build) -> bool:
-        """Whether `other` is the same engine for the same library and GPUs."""
+        """Return whether `other` is the same engine for the same library and GPUs, and so replaces this build."""
         same = ("engine", "target", "library", "architectures", "precision")
         return all(getattr(self, name) == getattr(other, name) for name in same)
 
     @property
     def file(self) -> str:
-        """Where it lies in the artifact: a name that no other build can have."""
+        """The path of its file in the artifact, which contains a hash of all fields: no other build has the same."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
         return f"engines/{self.target}/{self.engine}-{digest[:16]}.plan"
 
     def to_dict(self) -> dict[str, Any]:
-        """What the manifest holds of it."""
+        """Return the build as the manifest stores it; the inverse of `from_dict`."""
         return {**dataclasses.asdict(self), "file": self.file}
 
     @classmethod
     def from_dict(cls, value: Any, where: str) -> Build:
-        """The build in parsed JSON. Raises `ArtifactError`."""
+        """Return the build that parsed JSON describes; `where` names the JSON in errors.
+
+        Raises:
+            ArtifactError: A value is missing, unknown or wrong.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(value, dict) or value.keys() != {*names, "file"}:
             raise ArtifactError(f"{where}: a build must have exactly the keys {', '.join(sorted(names))} and file")
         for name in ("engine", "target", "graph_sha256", "library", "precision"):
             if not isinstance(value[name], str):
-                raise ArtifactError(f"{where}: {name} of a build must be a text, found {value[name]!r}")
+                raise ArtifactError(f"{where}: {name} of a build must be text, found {value[name]!r}")
         if value["target"] not in TARGETS:
             raise ArtifactError(f"{where}: a build is for {value['target']!r}, not one of {', '.join(TARGETS)}")
         try:
@@ -82,7 +95,13 @@ class Build:
 
 
 def incompatibility(build: Build, library: str | None, architecture: str | None) -> str | None:
-    """Why `build` cannot run with this version of its library on this GPU; None if nothing is in its way."""
+    """Return why a build cannot run on a machine, or None if it can.
+
+    Args:
+        build: The build.
+        library: The version of its library on the machine; None if it is not installed.
+        architecture: The GPU of the machine, such as `sm_87`; None if there is none.
+    """
     if library is None:
         return f"needs {build.target} {build.library}, which is not installed"
     if library != build.library and not (
@@ -99,25 +118,35 @@ def incompatibility(build: Build, library: str | None, architecture: str | None)
 def usable_build(
     builds: Sequence[Build], engine: str, target: str, graph_sha256: str, library: str, architecture: str
 ) -> Build:
-    """The build of `engine` to run here: of those that can, one for this very library and GPU, then the newest.
+    """Return the build of an engine to run on this machine.
 
-    `builds` are in the order in which they were made. Raises `BackendError`, with what is there and how to get what
-    is not.
+    Builds for exactly this library version and GPU come first, then compatible ones; among equals, the newest.
+
+    Args:
+        builds: All builds of the artifact, oldest first.
+        engine: The name of the engine.
+        target: The library, one of `TARGETS`.
+        graph_sha256: The hash of the engine's graph.
+        library: The version of the library on this machine.
+        architecture: The GPU of this machine, such as `sm_87`.
+
+    Raises:
+        BackendError: No build can run here. The message lists the reason for each, and the command that makes one.
     """
     usable, reasons = [], []
     for build in (build for build in builds if (build.engine, build.target) == (engine, target)):
-        why = incompatibility(build, library, architecture)
+        reason = incompatibility(build, library, architecture)
         if build.graph_sha256 != graph_sha256:
-            why = "built from another graph"
-        if why is None:
+            reason = "built from another graph"
+        if reason is None:
             usable.append(build)
         else:
-            reasons.append(f"; {build.file}: {why}")
-    if usable:  # of equals `max` takes the first
+            reasons.append(f"; {build.file}: {reason}")
+    if usable:  # `max` returns the first of equals
         return max(reversed(usable), key=lambda build: (build.library == library, architecture in build.architectures))
     raise BackendError(
         f"no engine {engine} for {target} {library} on {architecture}{''.join(reasons)}; "
-        f"mar build ARTIFACT --target {target}"
+        f"build one with mar build ARTIFACT --target {target}"
     )
 
 
@@ -132,5 +161,5 @@ def _numbers(version: str) -> list[int]:
 
 
 def _compatible(build: Build, architecture: str) -> bool:
-    """Whether the builder was told to make it run on other GPUs, this one among them."""
+    """Whether the build also runs on all GPUs of Ampere and later, and this is one of them."""
     return build.flags.get("hardware_compatible") == "ampere+" and int(architecture.removeprefix("sm_")) >= 80

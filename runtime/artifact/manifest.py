@@ -1,8 +1,6 @@
-"""The artifact: a folder that is the whole contract between export and device, described by its manifest.
+"""The manifest of an artifact: `manifest.json`, which describes its model, its files and its engines.
 
-Nothing of a folder is believed before the manifest is whole and known, sizes are always compared, and
-hashes are before an engine is handed to a deserializer: a flipped bit in a weight or a swapped file
-loads silently everywhere below this layer.
+An artifact is everything that an export hands to a device. No value of a manifest is used before all of it is checked.
 """
 
 from __future__ import annotations
@@ -24,31 +22,53 @@ from runtime.sampling.presets import check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
 
 FORMAT_VERSION = 7
+"""The version of the format that this code writes and reads."""
+
 MANIFEST = "manifest.json"
+"""The name of the manifest's file in the folder of an artifact."""
+
 TOKENIZERS = ("pixel", "kl", "none")
-FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")  # as a checkpoint can be exported
-# As an artifact can be calibrated: products in int8 or fp8; or weights alone in 8 or 4 bits.
+"""How latents become an image: they are pixels, a KL autoencoder decodes them, or they do not."""
+
+FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")
+"""The precisions of an export."""
+
 QUANTIZED_PRECISIONS = ("int8", "fp8", "w8", "w4")
+"""The precisions of a quantized artifact: matrix products in int8 or fp8, or only the weights in 8 or 4 bits."""
+
 PRECISIONS = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class FileEntry:
+    """A file of an artifact, as the manifest lists it.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its SHA-256 hash, 64 hexadecimal digits.
+    """
+
     bytes: int
     sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says.
+    """The content of `manifest.json`.
 
-    `tokenizer` says how latents become an image: they are one (`pixel`), an engine decodes them (`kl`),
-    or they do not (`none`); `precision` is that of weights and matrix products; `sampling` holds the
-    settings that are used where a request names none, `presets` named ones that were made for this
-    model; `files` maps each relative path to its size and hash, `engines` each engine's name to its ONNX
-    file; `builds` are the engines built for devices; `provenance` and `parity` are for people. The reports
-    of `parity` tell how far each engine, and a whole generation, are from eager PyTorch; or, where they are
-    `is_latents_report`, from float32.
+    Attributes:
+        model: The config of the model.
+        tokenizer: How latents become an image, one of `TOKENIZERS`.
+        class_names: The names of the classes in order, or none.
+        sampling: The sampling settings that a request starts from if it has no preset and no settings of its own.
+        precision: The precision of weights and matrix products, one of `PRECISIONS`.
+        files: The size and hash of each file, by its path relative to the artifact.
+        engines: The ONNX file of each engine, by the engine's name.
+        provenance: How the artifact was made, for people: texts and whole numbers by name.
+        parity: Reports for people, by the engine's name and `generation`: the relative L2 distance to eager PyTorch
+            and its tolerance. Reports of quantized engines compare with float32, see `is_latents_report`.
+        builds: The engines that were built for devices.
+        presets: The artifact's own presets by name, each made for this model.
     """
 
     model: ModelConfig
@@ -65,19 +85,28 @@ class Manifest:
 
     @property
     def specs(self) -> dict[str, EngineSpec]:
+        """The inputs and outputs of each engine of this artifact, by the engine's name."""
         return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
 
     def resolve_sampling(self, settings: Mapping[str, Any]) -> Sampling:
-        """What a request for `settings` draws with, as `runtime.sampling.presets.resolve_sampling` has it."""
+        """Return the complete sampling settings of a request.
+
+        Args:
+            settings: The keys of `runtime.sampling.settings.SamplingRequest`.
+
+        Raises:
+            RequestError: A setting is unknown, or the model does not allow it.
+        """
         return resolve_sampling(self.sampling, self.model, settings, self.presets)
 
     def graph_sha256(self, engine: str) -> str:
-        """The hash of an engine's graph, its external data included."""
+        """Return the SHA-256 hash of the graph of an engine, including the file of its weights."""
         file = self.engines[engine]
         hashes = [entry.sha256 for name, entry in sorted(self.files.items()) if name in (file, f"{file}.data")]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as JSON values; the inverse of `from_dict`."""
         engines = {name: {"file": file, **self.specs[name].to_dict()} for name, file in self.engines.items()}
         return {
             "format_version": FORMAT_VERSION,
@@ -96,7 +125,16 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, value: object, where: str) -> Manifest:
-        """The manifest in parsed JSON; `where` names its file in errors. Raises `ArtifactError`."""
+        """Return the manifest that parsed JSON describes, after checking every value.
+
+        Args:
+            value: The parsed JSON.
+            where: The path of its file, for error messages.
+
+        Raises:
+            ArtifactError: The format version is another one, or a value is missing, unknown or wrong.
+            IntegrityError: A path leaves the folder of the artifact.
+        """
         value = _object(value, where)
         version = value.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
@@ -114,7 +152,7 @@ class Manifest:
         except ConfigError as error:
             raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
         sampling = _sampling(value["sampling"], model, f"{where}: sampling")
-        presets = {name: _preset(name, told, model, f"{where}: presets") for name, told in value["presets"].items()}
+        presets = {name: _preset(name, each, model, f"{where}: presets") for name, each in value["presets"].items()}
         for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
             if value[key] not in known:
                 raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
@@ -145,15 +183,16 @@ class Manifest:
 
 
 def is_latents_report(report: Mapping[str, Any]) -> bool:
-    """Whether a report of `Manifest.parity` is of what quantized engines do to finished latents.
+    """Return whether a report of `Manifest.parity` compares generated latents of quantized and float32 engines.
 
-    It has a tolerance where all of them are at work, `generation`, and none for an engine alone.
+    Other reports compare the outputs of one engine with eager PyTorch. A report of latents has a tolerance only under
+    `generation`, where all engines are quantized.
     """
     return report.get("of") == "latents"
 
 
 def _known_specs(model: ModelConfig) -> dict[str, EngineSpec]:
-    """Every engine that a model may have."""
+    """Return the specs of all engines that a model can have, by name."""
     return {**engine_specs(model), **tokenizer_specs(model)}
 
 
@@ -179,9 +218,9 @@ def _preset(name: str, value: object, model: ModelConfig, where: str) -> Samplin
 def _check_reports(
     provenance: Mapping[str, Any], parity: Mapping[str, Any], engines: Iterable[str], where: str
 ) -> None:
-    for key, told in provenance.items():
-        if not isinstance(told, (str, int)):
-            raise ArtifactError(f"{where}: provenance: {key} must be a text or a whole number, found {told!r}")
+    for key, entry in provenance.items():
+        if not isinstance(entry, (str, int)):
+            raise ArtifactError(f"{where}: provenance: {key} must be a text or a whole number, found {entry!r}")
     _keys(parity, {*engines, "generation"}, f"{where}: parity")
     for key, value in parity.items():
         report = _object(value, f"{where}: parity: {key}")
@@ -200,9 +239,9 @@ def _object(value: object, where: str) -> dict[str, Any]:
 def _keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
     if value.keys() != expected:
         unknown, missing = sorted(value.keys() - expected), sorted(expected - value.keys())
-        told = [f"unknown keys {', '.join(unknown)}"] if unknown else []
-        told += [f"missing keys {', '.join(missing)}"] if missing else []
-        raise ArtifactError(f"{where}: {' and '.join(told)}")
+        problems = [f"unknown keys {', '.join(unknown)}"] if unknown else []
+        problems += [f"missing keys {', '.join(missing)}"] if missing else []
+        raise ArtifactError(f"{where}: {' and '.join(problems)}")
 
 
 def _file_entry(path: str, value: object, where: str) -> FileEntry:
@@ -225,7 +264,9 @@ def _builds(value: object, engines: Iterable[str], files: Mapping[str, Any], whe
     builds = tuple(Build.from_dict(each, where) for each in value)
     for build in builds:
         if build.engine not in engines:
-            raise ArtifactError(f"{where}: the build {build.file} is of {build.engine!r}, which is no engine here")
+            raise ArtifactError(
+                f"{where}: the build {build.file} is of {build.engine!r}, which is not an engine of this artifact"
+            )
         if build.file not in files:
             raise ArtifactError(f"{where}: the build {build.file} is not listed under files")
     return builds

@@ -1,6 +1,6 @@
-"""The columns of a row of coefficients, which the `denoise` engine applies in a diffusion step.
+"""The coefficients that the `denoise` engine applies in one diffusion step.
 
-What each of them does stands in `runtime.sampling.samplers`.
+`runtime.sampling.samplers` gives the formulas in which they are used.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
-Columns = dict[str, Float64]  # [T] each
+Columns = dict[str, Float64]
+"""The coefficients of a chain by name, float64 [T] each."""
 
-# In the order the `denoise` engine reads them.
 COEFFICIENTS = (
     "x0_from_x",
     "x0_from_eps",
@@ -22,12 +22,24 @@ COEFFICIENTS = (
     "log_variance_low",
     "log_variance_high",
 )
+"""The names of the coefficients, in the order in which the `denoise` engine reads them."""
 
 
-def columns_of_own_noise(
+def columns_with_fixed_noise(
     signal: Float64, sigma: Float64, x: Float64, x0: Float64, previous_x0: Float64, noise: Float64
 ) -> Columns:
-    """Those of a sampler whose noise has a standard deviation of its own, `noise`; x = signal x0 + sigma eps."""
+    """Return the coefficients of a sampler that sets the standard deviation of its noise instead of learning it.
+
+    All arguments are float64 [T], one value for each step. The state of a step is x = signal * x0 + sigma * eps.
+
+    Args:
+        signal: The signal level of the state.
+        sigma: The noise level of the state.
+        x: The factor of x in the next state.
+        x0: The factor of the predicted x0 in the next state.
+        previous_x0: The factor of the x0 that the step before predicted.
+        noise: The standard deviation of the fresh noise.
+    """
     zeros = np.zeros_like(signal)
     return {
         "x0_from_x": 1 / signal,

@@ -1,4 +1,4 @@
-"""The shape of a model: one dataclass, under the argument names of the published constructor."""
+"""The config of a model: its sizes, under the argument names of the published constructor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from runtime.errors import ConfigError
 
-FREQUENCIES = 256  # channels of the sinusoidal embedding of a timestep, in every model
+FREQUENCIES = 256
+"""The channels of the sinusoidal embedding of a timestep, the same in every model."""
 
-# (field, smallest, largest): what a value must lie in for the arithmetic to make sense at all.
+# (field, smallest, largest): the range in which a value makes sense.
 _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("img_size", 1, 8192),
     ("vae_stride", 1, 64),
@@ -37,30 +38,54 @@ _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("codebook_size", 0, 65536),
 )
 
-# What a field of words may be; the first is the published form.
+# The values of text fields. The first is that of the published models.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("bidirectional", "causal"),
     "order": ("random", "raster"),
     "head": ("diffusion", "flow", "vq"),
 }
-# Fields that came after the others: descriptions of a model from before them have none, and mean the published form.
 LATER_FIELDS = frozenset({*_CHOICES, "codebook_size", "distilled_steps"})
+"""Fields that older manifests and checkpoints do not have; their defaults are the published architecture."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A MAR model, under the names of the published constructor (arXiv 2406.11838, section 4).
+    """The config of a MAR model, under the names of the published constructor (arXiv 2406.11838, section 4).
 
-    Sizes are in pixels (`img_size`), pixels a latent (`vae_stride`), latents a token side
-    (`patch_size`), channels (`*_embed_dim`, `diffloss_w`) and layers (`*_depth`, `diffloss_d`). Those from
-    `mask_ratio_min` to `diffusion_batch_mul` matter only while training.
+    The defaults are those of the published constructor. The fields from `mask_ratio_min` to `diffusion_batch_mul` matter
+    only during training. The last five fields select variants of the published architecture.
 
-    The last five choose a form other than the published one. `attention`: every token sees all others, or
-    those generated before it. `order`: the one that tokens are trained to come in (section 3.3 and table 1).
-    `head`: what makes a token of z, which is a diffusion chain, the chain of a rectified flow, or a choice
-    among the `codebook_size` vectors of a codebook (0 for other heads). `distilled_steps`, where not 0, is
-    the number of steps that a flow head was distilled to, guidance included. Raises `ConfigError` on
-    impossible values.
+    Raises:
+        ConfigError: A value is impossible, or two values do not go together.
+
+    Attributes:
+        img_size: The side of an image in pixels.
+        vae_stride: Pixels along the side of a latent value: the downsampling of the tokenizer, 1 for pixels.
+        patch_size: Latent values along the side of a token.
+        vae_embed_dim: C, the channels of the latents.
+        class_num: The number of classes.
+        buffer_size: The number of class tokens that precede the image tokens in the encoder.
+        encoder_embed_dim: The width of the encoder, in channels.
+        encoder_depth: The number of its blocks.
+        encoder_num_heads: The number of its attention heads.
+        decoder_embed_dim: The width of the decoder, in channels; also the size of z.
+        decoder_depth: The number of its blocks.
+        decoder_num_heads: The number of its attention heads.
+        mlp_ratio: The width of the hidden layer of an MLP relative to the width of its block.
+        diffloss_d: The number of residual blocks of the head.
+        diffloss_w: The width of the head, in channels.
+        mask_ratio_min: The least share of tokens that a training step masks.
+        label_drop_prob: The probability that training drops a label, for classifier-free guidance.
+        attn_dropout: The dropout rate of the attention.
+        proj_dropout: The dropout rate of the projections.
+        diffusion_batch_mul: How many timesteps of each masked token a training step uses.
+        attention: `bidirectional`: every token attends to all others. `causal`: to those generated before it.
+        order: The order in which tokens are trained to be generated (section 3.3 and table 1).
+        head: What turns z into a token: `diffusion`, a diffusion chain; `flow`, a rectified flow; or `vq`, a choice of
+            one vector of a codebook.
+        codebook_size: The number of vectors of the codebook of a vq head; 0 for other heads.
+        distilled_steps: The number of steps that a flow head was distilled to, which includes guidance; 0 if it was
+            not distilled.
     """
 
     img_size: int = 256
@@ -92,12 +117,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, smallest, largest in _LIMITS:
             value = getattr(self, name)
-            wanted = type(getattr(ModelConfig, name))
-            if wanted is float and type(value) is int:
+            expected = type(getattr(ModelConfig, name))
+            if expected is float and type(value) is int:
                 value = float(value)
                 object.__setattr__(self, name, value)
-            if type(value) is not wanted or not math.isfinite(value):
-                raise ConfigError(f"model config: {name} must be {wanted.__name__}, found {value!r}")
+            if type(value) is not expected or not math.isfinite(value):
+                raise ConfigError(f"model config: {name} must be {expected.__name__}, found {value!r}")
             if not smallest <= value <= largest:
                 raise ConfigError(f"model config: {name} must lie in {smallest}..{largest}, found {value!r}")
         for name, choices in _CHOICES.items():
@@ -111,7 +136,7 @@ class ModelConfig:
             )
         if self.codebook_size < 2 if self.head == "vq" else self.codebook_size:
             raise ConfigError(
-                "model config: codebook_size must be 2 or more where head is vq, and 0 elsewhere, found "
+                "model config: codebook_size must be 2 or more for the head vq, and 0 for other heads, found "
                 f"head {self.head!r} and codebook_size {self.codebook_size}"
             )
         if self.img_size % (self.vae_stride * self.patch_size):
@@ -126,7 +151,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Tokens along one side of the image."""
+        """The number of tokens along one side of the image."""
         return self.img_size // self.vae_stride // self.patch_size
 
     @property
@@ -141,39 +166,52 @@ class ModelConfig:
 
     @property
     def modulation_channels(self) -> int:
-        """M: shift, scale and gate of every block of the head, shift and scale of its last layer; or its codes."""
+        """M, the values of one row of `modulation`, which the conditioning engine computes for the denoise engine.
+
+        They are shift, scale and gate of every block of the head, and shift and scale of its last layer. For a vq head
+        they are the logits of the codebook.
+        """
         return self.codebook_size or (3 * self.diffloss_d + 2) * self.diffloss_w
 
     @property
     def cache_channels(self) -> int:
-        """What a slot of the sequence leaves to later ones under causal attention: keys and values of every block."""
+        """The keys and values of all blocks for one position, which causal attention caches for later positions."""
         return 2 * (self.encoder_depth * self.encoder_embed_dim + self.decoder_depth * self.decoder_embed_dim)
 
     @property
     def loss_repeats(self) -> int:
-        """R, how often a step trains the head on each masked token: a chain has many places to be at, a code one."""
+        """How many timesteps of each masked token a training step uses; a vq head has no timesteps, so 1."""
         return 1 if self.head == "vq" else self.diffusion_batch_mul
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> ModelConfig:
-        """The config named by `values`; `where` names their source in an error."""
+        """Return the config that `values` describes, with defaults for missing fields.
+
+        Args:
+            values: The fields by name, as parsed JSON.
+            where: The source of the values, for error messages.
+
+        Raises:
+            ConfigError: A field is unknown or has an impossible value.
+        """
         if not isinstance(values, Mapping):
             raise ConfigError(f"{where}: a model config must be a JSON object, found {type(values).__name__}")
         check_renamed_fields(values, where)
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            import difflib  # only a mistake needs it, and every start would pay for it
+            import difflib  # imported here, because only an error message needs it
 
             near = {match for key in unknown for match in difflib.get_close_matches(key, known, cutoff=0.4)}
-            known_told = f"nearest to them: {', '.join(sorted(near))}" if near else f"known: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}: unknown model config keys {', '.join(unknown)}; {known_told}")
+            hint = f"did you mean {', '.join(sorted(near))}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{where}: unknown model config keys {', '.join(unknown)}; {hint}")
         try:
             return cls(**values)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return all fields by name, as JSON values; the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
 

@@ -1,8 +1,9 @@
-"""What each engine takes and gives: one description that exporter, manifest, runtime and tests all read.
+"""The inputs and outputs of every engine: the one description that the exporter, the manifest and the runtime use.
 
-Axes: B images; V tokens known, K predicted now, R the rest; N rows of the head, one a token, K B of them;
-GB and GN as many labels and rows for each guidance half (2, or 1 without guidance), the conditional half
-first, so that GN = GB K; T diffusion steps. Other sizes are numbers of the model.
+Dynamic axes: B images; V known tokens, K tokens predicted in this iteration, R remaining tokens; N = K B rows of the
+head, one for each predicted token; T diffusion steps. With guidance, labels and rows are there twice, the conditional
+half first: GB = 2 B labels and GN = 2 N rows. Without guidance, GB = B and GN = N. All other sizes are fixed by the
+model.
 
 Under causal attention the backbone reads a sequence in parts, first the class buffer and then the tokens: S slots
 of the sequence in this call, P slots in earlier calls. `position_ids` are the positions of the S slots, and
@@ -10,10 +11,10 @@ of the sequence in this call, P slots in earlier calls. `position_ids` are the p
 end of the class buffer. `past_key_values` are the keys and values of the P earlier slots in every block, and
 `present_key_values` those of the S slots.
 
-Tokens and positions are sequence first: in generation order, what is known so far is then the beginning of
-a buffer, and what is predicted now a part of it without gaps.
+The sequence is the first axis of tokens and positions. In generation order, the known tokens are then the beginning of
+one buffer and the predicted tokens are a contiguous slice of it.
 
-Whatever precision an engine computes in, its inputs and outputs are float32.
+Inputs and outputs are float32 or int64, whatever precision an engine computes in.
 """
 
 from __future__ import annotations
@@ -29,26 +30,41 @@ from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.config import ModelConfig
 
 Axis = str | int
+"""A dynamic axis by its letter, a product of several (`K*GB`), or a fixed size."""
+
 Array = NDArray[Any]
 
-# An engine takes its spec's inputs by name and returns its outputs in the spec's order.
 Engine = Callable[..., tuple[Array, ...]]
+"""A loaded engine: takes the inputs of its spec by name, returns the outputs in the order of the spec."""
 
-BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")  # those of the loop
-DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")  # those of a KL tokenizer, the second on request
-DEVICE = "device"  # in times of an image: all of its loop, where that runs on a device in one piece
+BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")
+"""The engines of the sampling loop, which every artifact has."""
+
+DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")
+"""The engines of a KL tokenizer; the encoder is optional."""
+
+DEVICE = "device"
+"""In reports of times, the name of the complete sampling loop when one device runs all of it."""
+
+_FLOAT, _INT = "float32", "int64"
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One input or output: its name, numpy dtype, and shape, where text is a dynamic axis or a product of some."""
+    """One input or output of an engine.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: Its numpy dtype, `float32` or `int64`.
+        shape: Its axes; a text is a dynamic axis or a product of several.
+    """
 
     name: str
     dtype: str
     shape: tuple[Axis, ...]
 
     def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape where every dynamic axis has its size in `axes`."""
+        """Return the shape in numbers, for the sizes of the dynamic axes in `axes`."""
         return tuple(
             math.prod(axes[name] for name in axis.split("*")) if isinstance(axis, str) else axis for axis in self.shape
         )
@@ -56,14 +72,20 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSpec:
-    """One engine."""
+    """The inputs and outputs of one engine.
+
+    Attributes:
+        name: The name of the engine.
+        inputs: Its inputs, in the order of the graph.
+        outputs: Its outputs, in the order of the graph.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What the manifest holds of it."""
+        """Return the inputs and outputs as the manifest stores them."""
         return {
             "inputs": [_tensor_to_dict(tensor) for tensor in self.inputs],
             "outputs": [_tensor_to_dict(tensor) for tensor in self.outputs],
@@ -75,68 +97,84 @@ def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
 
 
 def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
-    """The specs of the engines of the loop, which every model of this config has, by name."""
-    channels, z_channels, modulation = config.token_channels, config.decoder_embed_dim, config.modulation_channels
-    float_, int_ = "float32", "int64"
-    backbone = EngineSpec(
+    """Return the specs of the engines of the sampling loop for a model, by name."""
+    backbone = _causal_backbone(config) if config.attention == "causal" else _backbone(config)
+    return {spec.name: spec for spec in (backbone, _conditioning(config), _denoise(config))}
+
+
+def _backbone(config: ModelConfig) -> EngineSpec:
+    """The bidirectional backbone: known tokens and positions to z of the predicted tokens."""
+    return EngineSpec(
         BACKBONE,
         inputs=(
-            TensorSpec("tokens", float_, ("V", "B", channels)),
-            TensorSpec("visible", int_, ("V", "B")),
-            TensorSpec("predict", int_, ("K", "B")),
-            TensorSpec("rest", int_, ("R", "B")),
-            TensorSpec("labels", int_, ("GB",)),
+            TensorSpec("tokens", _FLOAT, ("V", "B", config.token_channels)),
+            TensorSpec("visible", _INT, ("V", "B")),
+            TensorSpec("predict", _INT, ("K", "B")),
+            TensorSpec("rest", _INT, ("R", "B")),
+            TensorSpec("labels", _INT, ("GB",)),
         ),
-        outputs=(TensorSpec("z", float_, ("K*GB", z_channels)),),
+        outputs=(TensorSpec("z", _FLOAT, ("K*GB", config.decoder_embed_dim)),),
     )
-    causal = EngineSpec(
+
+
+def _causal_backbone(config: ModelConfig) -> EngineSpec:
+    """The causal backbone: new slots and the keys and values of earlier ones to z of the next token."""
+    return EngineSpec(
         BACKBONE,
         inputs=(
-            TensorSpec("tokens", float_, ("S", "B", channels)),
-            TensorSpec("position_ids", int_, ("S", "B")),
-            TensorSpec("next_position_ids", int_, ("S", "B")),
-            TensorSpec("labels", int_, ("GB",)),
-            TensorSpec("past_key_values", float_, ("P", "GB", config.cache_channels)),
+            TensorSpec("tokens", _FLOAT, ("S", "B", config.token_channels)),
+            TensorSpec("position_ids", _INT, ("S", "B")),
+            TensorSpec("next_position_ids", _INT, ("S", "B")),
+            TensorSpec("labels", _INT, ("GB",)),
+            TensorSpec("past_key_values", _FLOAT, ("P", "GB", config.cache_channels)),
         ),
         outputs=(
-            TensorSpec("z", float_, ("GB", z_channels)),
-            TensorSpec("present_key_values", float_, ("S", "GB", config.cache_channels)),
+            TensorSpec("z", _FLOAT, ("GB", config.decoder_embed_dim)),
+            TensorSpec("present_key_values", _FLOAT, ("S", "GB", config.cache_channels)),
         ),
     )
-    specs = (
-        causal if config.attention == "causal" else backbone,
-        EngineSpec(
-            CONDITIONING,
-            inputs=(
-                TensorSpec("z", float_, ("GN", z_channels)),
-                TensorSpec("timesteps", float_, ("T",)),
-            ),
-            outputs=(TensorSpec("modulation", float_, ("T", "GN", modulation)),),
+
+
+def _conditioning(config: ModelConfig) -> EngineSpec:
+    """The part of the head that does not depend on x: z and all timesteps to the modulation of every step."""
+    return EngineSpec(
+        CONDITIONING,
+        inputs=(
+            TensorSpec("z", _FLOAT, ("GN", config.decoder_embed_dim)),
+            TensorSpec("timesteps", _FLOAT, ("T",)),
         ),
-        EngineSpec(
-            DENOISE,
-            inputs=(
-                TensorSpec("x", float_, ("N", channels)),
-                TensorSpec("previous_x0", float_, ("N", channels)),
-                TensorSpec("noise", float_, ("N", channels)),
-                TensorSpec("modulation", float_, ("GN", modulation)),
-                TensorSpec("coefficients", float_, (len(COEFFICIENTS),)),
-                TensorSpec("guidance", float_, (1,)),
-            ),
-            outputs=(
-                TensorSpec("next_x", float_, ("N", channels)),
-                TensorSpec("x0", float_, ("N", channels)),
-            ),
+        outputs=(TensorSpec("modulation", _FLOAT, ("T", "GN", config.modulation_channels)),),
+    )
+
+
+def _denoise(config: ModelConfig) -> EngineSpec:
+    """One diffusion step: x and the modulation of the step to the next x."""
+    channels = config.token_channels
+    return EngineSpec(
+        DENOISE,
+        inputs=(
+            TensorSpec("x", _FLOAT, ("N", channels)),
+            TensorSpec("previous_x0", _FLOAT, ("N", channels)),
+            TensorSpec("noise", _FLOAT, ("N", channels)),
+            TensorSpec("modulation", _FLOAT, ("GN", config.modulation_channels)),
+            TensorSpec("coefficients", _FLOAT, (len(COEFFICIENTS),)),
+            TensorSpec("guidance", _FLOAT, (1,)),
+        ),
+        outputs=(
+            TensorSpec("next_x", _FLOAT, ("N", channels)),
+            TensorSpec("x0", _FLOAT, ("N", channels)),
         ),
     )
-    return {spec.name: spec for spec in specs}
 
 
 def tokenizer_specs(config: ModelConfig) -> dict[str, EngineSpec]:
-    """The specs of the engines of a KL tokenizer, by name: latents to pixels of -1..1, and back to their mean."""
+    """Return the specs of the engines of a KL tokenizer, by name.
+
+    The decoder turns latents into pixels of -1..1. The encoder turns pixels into the mean of their latents.
+    """
     side = config.img_size // config.vae_stride
-    latents = TensorSpec("latents", "float32", ("B", config.vae_embed_dim, side, side))
-    image = TensorSpec("image", "float32", ("B", 3, config.img_size, config.img_size))
+    latents = TensorSpec("latents", _FLOAT, ("B", config.vae_embed_dim, side, side))
+    image = TensorSpec("image", _FLOAT, ("B", 3, config.img_size, config.img_size))
     return {
         DECODER: EngineSpec(DECODER, inputs=(latents,), outputs=(image,)),
         ENCODER: EngineSpec(ENCODER, inputs=(image,), outputs=(latents,)),

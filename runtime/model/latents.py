@@ -1,4 +1,4 @@
-"""Latents and their tokens, pixels and 8-bit images."""
+"""Conversions between latents and tokens, and between pixels and 8-bit images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ from numpy.typing import NDArray
 
 
 def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArray[np.float32]:
-    """Tokens in raster order [B, L, D] -> latents [B, c, H, W], channels outermost within a token."""
+    """Return the latents of tokens.
+
+    Args:
+        tokens: Tokens in raster order, float32 [B, L, D]; within a token, channels are outermost.
+        grid: The number of tokens along one side.
+        patch_size: The number of latent values along one side of a token.
+
+    Returns:
+        Latents, float32 [B, c, H, W].
+    """
     batch = len(tokens)
     cells = tokens.reshape(batch, grid, grid, -1, patch_size, patch_size)  # [B, h, w, c, p, p]
     side = grid * patch_size
@@ -15,7 +24,7 @@ def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArr
 
 
 def patchify(latents: NDArray[np.float32], patch_size: int) -> NDArray[np.float32]:
-    """Latents [B, c, H, W] -> tokens in raster order [B, L, D]; `unpatchify` goes back."""
+    """Return latents [B, c, H, W] as tokens in raster order [B, L, D]; the inverse of `unpatchify`."""
     batch, channels, height, width = latents.shape
     cells = latents.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     tokens = cells.transpose(0, 2, 4, 1, 3, 5)  # [B, h, w, c, p, p]
@@ -23,14 +32,14 @@ def patchify(latents: NDArray[np.float32], patch_size: int) -> NDArray[np.float3
 
 
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Pixels in -1..1 [B, c, H, W] -> [B, H, W, c]."""
+    """Return pixels in -1..1, float32 [B, c, H, W], as images, uint8 [B, H, W, c]; other values are clipped."""
     scaled = np.clip(pixels.transpose(0, 2, 3, 1) * 127.5 + 127.5, 0, 255)
     images: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
     return images
 
 
 def from_uint8(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Images [B, H, W, c] -> pixels in -1..1, [B, c, H, W]; `to_uint8` gives the same images back."""
+    """Return images, uint8 [B, H, W, c], as pixels in -1..1, float32 [B, c, H, W]; the inverse of `to_uint8`."""
     pixels = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")
     scaled: NDArray[np.float32] = pixels / np.float32(127.5) - np.float32(1)
     return scaled

@@ -1,0 +1,1 @@
+"""The arguments of a request: checks of labels, seeds, orders and noise, and edits."""

@@ -1,4 +1,4 @@
-"""What a caller asks for, checked once: labels, order and noise as the loop wants them."""
+"""Checks of the arguments of a request, which return them as the arrays that the loop takes."""
 
 from __future__ import annotations
 
@@ -13,75 +13,112 @@ from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 
 MAX_BATCH = 4096
+"""The most images in a batch."""
+
 _NOISE_BYTES = 4 * 2**30
 _SEEDS = 2**64
-_NAMES_TOLD = 10
+_NAMES_LISTED = 10
 
 
 def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
-    """Class numbers as int64 [B]."""
-    given = _integers("labels", labels)
-    if given.ndim != 1 or not len(given):
-        raise RequestError(f"labels must be a list of classes, found shape {list(given.shape)}")
-    wrong = given[(given < 0) | (given >= config.class_num)]
+    """Return class numbers as int64 [B].
+
+    Raises:
+        RequestError: They are not a list of class numbers of this model.
+    """
+    array = _integers("labels", labels)
+    if array.ndim != 1 or not len(array):
+        raise RequestError(f"labels must be a list of classes, found shape {list(array.shape)}")
+    wrong = array[(array < 0) | (array >= config.class_num)]
     if len(wrong):
         raise RequestError(f"class {wrong[0]} is out of range; this model has classes 0..{config.class_num - 1}")
-    return given.astype(np.int64)
+    return array.astype(np.int64)
 
 
-def parse_class(given: str, names: Sequence[str]) -> int:
-    """A class as a command line gives it: its number, or its name, in any case. Raises `RequestError`."""
+def parse_class(text: str, names: Sequence[str]) -> int:
+    """Return the number of a class from its number or its name, in upper or lower case.
+
+    Args:
+        text: The number or the name, as on a command line.
+        names: The names of the classes in order, or none.
+
+    Raises:
+        RequestError: No class has this name, or several have.
+    """
     try:
-        return int(given)
+        return int(text)
     except ValueError:
-        found = [number for number, name in enumerate(names) if name.casefold() == given.casefold()]
-    if len(found) != 1:
-        known = ", ".join(names[:_NAMES_TOLD]) + (", ..." if len(names) > _NAMES_TOLD else "")
+        matches = [number for number, name in enumerate(names) if name.casefold() == text.casefold()]
+    if len(matches) != 1:
+        known = ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
         has = f"this model has {known}" if names else "this model has no names for its classes, only numbers"
-        raise RequestError(f"class {truncate(given)} is {'several' if found else 'unknown'}; {has}")
-    return found[0]
+        problem = "the name of several classes" if matches else "unknown"
+        raise RequestError(f"class {truncate(text)} is {problem}; {has}")
+    return matches[0]
 
 
 def check_batch(size: int, steps: int, config: ModelConfig) -> int:
-    """How many images are drawn together, each with the noise of `steps` diffusion steps."""
+    """Return the number of images in a batch, checked against the memory of its noise.
+
+    Args:
+        size: The number of images.
+        steps: T, the number of diffusion steps.
+        config: The config of the model.
+
+    Raises:
+        RequestError: The batch has more than 4096 images, or more than 4 GiB of noise.
+    """
     noise_bytes = 4 * (steps + 1) * config.tokens * config.token_channels
     largest = min(MAX_BATCH, _NOISE_BYTES // noise_bytes)
-    check_int(f"images drawn together at {steps} diffusion steps", size, 1, largest)
+    check_int(f"the batch size at {steps} diffusion steps", size, 1, largest)
     return size
 
 
 def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np.int64]:
-    """A given generation order as int64 [B, L]: each row a permutation of the positions."""
-    given = _integers("order", order)
-    if given.shape != (batch, config.tokens):
-        raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(given.shape)}")
-    if not (np.sort(given, axis=1) == np.arange(config.tokens)).all():
+    """Return a generation order as int64 [B, L], each row a permutation of the token positions.
+
+    Raises:
+        RequestError: It has another shape or dtype, or a row is not a permutation.
+    """
+    array = _integers("order", order)
+    if array.shape != (batch, config.tokens):
+        raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(array.shape)}")
+    if not (np.sort(array, axis=1) == np.arange(config.tokens)).all():
         raise RequestError(f"order: every row must be a permutation of 0..{config.tokens - 1}")
-    return given.astype(np.int64)
+    return array.astype(np.int64)
 
 
 def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -> NDArray[np.float32]:
-    """Given noise by token position as float32 [T + 1, B, L, D]."""
-    given = as_array("noise", noise)
-    wanted = (steps + 1, batch, config.tokens, config.token_channels)
-    if given.shape != wanted or given.dtype.kind != "f":
+    """Return noise by token position as float32 [T + 1, B, L, D], for T = `steps` and B = `batch`.
+
+    Raises:
+        RequestError: It has another shape or dtype, or values that are not finite.
+    """
+    array = as_array("noise", noise)
+    expected = (steps + 1, batch, config.tokens, config.token_channels)
+    if array.shape != expected or array.dtype.kind != "f":
         raise RequestError(
-            f"noise must be floating point of shape {list(wanted)} (diffusion steps + 1, images, tokens, channels), "
-            f"found {given.dtype} {list(given.shape)}"
+            f"noise must be floating point of shape {list(expected)} (diffusion steps + 1, images, tokens, channels), "
+            f"found {array.dtype} {list(array.shape)}"
         )
     with np.errstate(over="ignore"):
-        checked = given.astype(np.float32)
+        checked = array.astype(np.float32)
     if not np.isfinite(checked).all():
         raise RequestError("noise holds values that are not finite in float32")
     return checked
 
 
 def check_seed(seed: int) -> int:
+    """Return a seed, a whole number in 0..2^64-1. Raises `RequestError` otherwise."""
     return _counter("seed", seed)
 
 
 def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
-    """The number of each image in its seed's sequence; 0, 1, 2, ... if not given."""
+    """Return the number of each image in the sequence of its seed; 0, 1, 2, ... for None.
+
+    Raises:
+        RequestError: There are not `batch` numbers, or one is not a whole number in 0..2^64-1.
+    """
     if index is None:
         return list(range(batch))
     try:
@@ -100,15 +137,15 @@ def _counter(name: str, value: int) -> int:
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.integer]:
-    given = as_array(name, values)
-    if given.dtype.kind not in "iu":
-        raise RequestError(f"{name} must be whole numbers, found {given.dtype} of shape {list(given.shape)}")
-    return given
+    array = as_array(name, values)
+    if array.dtype.kind not in "iu":
+        raise RequestError(f"{name} must be whole numbers, found {array.dtype} of shape {list(array.shape)}")
+    return array
 
 
 def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
-    """What a caller gives under `name`, as an array. Raises `RequestError`."""
+    """Return the argument `name` as an array. Raises `RequestError` if it cannot be one."""
     try:
         return np.asarray(values)
-    except (ValueError, OverflowError) as error:  # such as rows of different lengths
+    except (ValueError, OverflowError) as error:  # for example rows of different lengths
         raise RequestError(f"{name}: {error}") from None

@@ -1,0 +1,1 @@
+"""Sampling settings, presets, plans, samplers and random numbers."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.model.coefficients import Columns, Float64, columns_of_own_noise
+from runtime.model.coefficients import Columns, Float64, columns_with_fixed_noise
 from runtime.sampling.noise_schedule import TRAIN_STEPS
 
 
@@ -28,7 +28,7 @@ def euler(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]
     kept = after / t * (1 - t) / (1 - after)  # of the noise of x, were x' drawn from the posterior
     noise = eta * after * np.sqrt(1 - np.square(kept))
     direction = np.sqrt(np.square(after) - np.square(noise)) / t
-    columns = columns_of_own_noise(
+    columns = columns_with_fixed_noise(
         np.ones(steps), t, direction, 1 - after - direction * (1 - t), np.zeros(steps), temperature * noise
     )
     return TRAIN_STEPS * t, columns
@@ -46,7 +46,7 @@ def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, C
     inner = slice(1, steps - 1)
     share, step_before = after[inner] / t[inner], t[: max(steps - 2, 0)] - t[inner]
     slope[inner] = after[inner] * (1 / share - 1 + np.log(share)) / step_before
-    columns = columns_of_own_noise(np.ones(steps), t, after / t, 1 - after / t + slope, -slope, np.zeros(steps))
+    columns = columns_with_fixed_noise(np.ones(steps), t, after / t, 1 - after / t + slope, -slope, np.zeros(steps))
     return TRAIN_STEPS * t, columns
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import check_choice, check_int, check_number, check_scale, truncate
 from runtime.errors import RequestError
-from runtime.model.coefficients import COEFFICIENTS, Columns, Float64, columns_of_own_noise
+from runtime.model.coefficients import COEFFICIENTS, Columns, Float64, columns_with_fixed_noise
 from runtime.sampling import flow_samplers as flow
 from runtime.sampling.noise_schedule import (
     TRAIN_STEPS,
@@ -151,7 +151,7 @@ def _ddim(steps: int | str, temperature: float, eta: float, start: int | None) -
     signal, sigma, next_signal, next_sigma = _levels(training_schedule().alphas_cumprod[kept])
     noise = eta * next_sigma / sigma * np.sqrt(1 - np.square(signal / next_signal))
     direction = np.sqrt(np.square(next_sigma) - np.square(noise)) / sigma
-    return kept.astype(np.float64), columns_of_own_noise(
+    return kept.astype(np.float64), columns_with_fixed_noise(
         signal, sigma, direction, next_signal - direction * signal, np.zeros_like(signal), temperature * noise
     )
 
@@ -162,7 +162,7 @@ def _dpm_solver(steps: int | str, temperature: float, eta: float, start: int | N
     shrink = next_sigma / sigma
     gain = next_signal - shrink * signal  # alpha' (1 - e^-h)
     slope = _second_order(signal, sigma)
-    return timesteps, columns_of_own_noise(
+    return timesteps, columns_with_fixed_noise(
         signal, sigma, shrink, gain * (1 + slope), -gain * slope, np.zeros_like(signal)
     )
 
@@ -174,7 +174,7 @@ def _sde_dpm_solver(steps: int | str, temperature: float, eta: float, start: int
     gain = next_signal * (1 - np.square(decay))
     slope = _second_order(signal, sigma)
     noise = temperature * next_sigma * np.sqrt(1 - np.square(decay))
-    return timesteps, columns_of_own_noise(
+    return timesteps, columns_with_fixed_noise(
         signal, sigma, next_sigma / sigma * decay, gain * (1 + slope), -gain * slope, noise
     )
 

@@ -123,7 +123,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: pathlib.Path) -> Non
     link.symlink_to(pipe)
     for path in (pipe, link):
         for write in (FILE.check, lambda path: FILE.write(path, NEW)):
-            with pytest.raises(MarError, match=r"it is no ordinary file, and would be replaced by one$"):
+            with pytest.raises(MarError, match=r"it is not a regular file; choose another name$"):
                 write(path)
     assert pipe.is_fifo()
     assert names(tmp_path) == ["link", "pipe"]

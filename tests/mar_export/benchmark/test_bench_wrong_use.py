@@ -48,7 +48,7 @@ WRONG = [
     ("{artifact} --iterations 17", "iterations must lie in 1..16", 2),
     (
         "{artifact} --batch-size 5000",
-        "images drawn together at 100 diffusion steps must be a whole number in 1..4096, found 5000",
+        "the batch size at 100 diffusion steps must be a whole number in 1..4096, found 5000",
         2,
     ),
     ("{artifact} --json {folder}", "it is a folder", 1),

@@ -237,7 +237,7 @@ def test_a_manifest_that_says_something_impossible_is_refused(
     refusal = refused(ArtifactError)
     assert str(artifact / MANIFEST) in refusal
     if isinstance(value, float) and not math.isfinite(value):
-        told = "is no JSON"
+        told = "is not JSON"
     assert told in refusal.removeprefix(str(artifact / MANIFEST))
 
 

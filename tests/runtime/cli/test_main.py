@@ -141,7 +141,7 @@ WRONG_OPTIONS = [
     ("--count -1", "found -1"),
     ("--count 100001", "found 100001"),
     ("--count x", "'x' is not a valid integer"),
-    ("--batch-size 0", "images drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
+    ("--batch-size 0", "the batch size at 100 diffusion steps must be a whole number in 1..4096, found 0"),
     ("--decode-batch 0", "--decode-batch must be a whole number in 1..4096, found 0"),
     ("--decode-batch x", "'x' is not a valid integer"),
     ("--seed -1", "seed must be a whole number in 0..2^64-1, found -1"),

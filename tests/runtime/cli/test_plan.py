@@ -163,7 +163,7 @@ def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
     ("line", "told"),
     [
         ("--iterations 17", "iterations must lie in 1..16"),
-        ("--batch-size 0", "images drawn together at 100 diffusion steps must be a whole number in 1..4096, found 0"),
+        ("--batch-size 0", "the batch size at 100 diffusion steps must be a whole number in 1..4096, found 0"),
         ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler"),
     ],
 )

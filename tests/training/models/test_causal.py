@@ -148,6 +148,6 @@ def test_a_form_that_there_is_not_is_refused(changes: dict[str, object]) -> None
     "changes", [{"codebook_size": 8}, {"codebook_size": 1}, {"head": "vq"}, {"head": "vq", "codebook_size": 1}]
 )
 def test_codes_belong_to_a_head_of_codes(changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="2 or more where head is vq") as caught:
+    with pytest.raises(ConfigError, match="2 or more for the head vq") as caught:
         ModelConfig.from_dict({**TINY.to_dict(), **changes}, "here")
     one_sentence(caught)
