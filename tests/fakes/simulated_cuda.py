@@ -45,7 +45,7 @@ class SimulatedCuda:
         self.current = threading.local()  # its `context`, where a thread has one
         self.failing: dict[str, tuple[int, int]] = {}
         self.lasting = True
-        self.told: list[str] = []
+        self.history: list[str] = []
         self._starts: list[int] = []  # of the memory, in order
         self._next = 0x1000
 
@@ -86,7 +86,7 @@ class SimulatedCuda:
         found = super().__getattribute__(name)
         if not name.startswith("cu") or not callable(found) or name == "cuGetErrorString":
             return found
-        self.told.append(name)
+        self.history.append(name)
         if not name.startswith(_WITHOUT_CONTEXT) and not (self.contexts and hasattr(self.current, "context")):
             return lambda *arguments: INVALID_CONTEXT
         left, status = self.failing.get(name, (1, 0))

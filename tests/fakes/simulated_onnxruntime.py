@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from tests.fakes.simulated_cuda import SimulatedCuda
-from tests.fakes.simulated_tensorrt import on_processor
+from tests.fakes.tensorrt.runtime import on_processor
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

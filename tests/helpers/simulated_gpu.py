@@ -8,24 +8,25 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
 from mar_export.tensorrt.engine_builder import BuilderFlags
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
+from runtime.errors import BackendError, MarError
 from tests.fakes.simulated_cuda import SimulatedCuda
-from tests.fakes.simulated_tensorrt import Simulation, simulated_tensorrt
+from tests.fakes.tensorrt import TensorRTScript, fake_tensorrt
 
 VERSION = "10.13.3"
 BATCH = (1, 2, 4)
 
 
 class PlanWriter:
-    """A builder whose plans name the graph that `simulated_tensorrt` is to run."""
+    """A builder whose plans name the graph that the fake TensorRT is to run."""
 
     def __init__(self, target: str = "tensorrt", version: str = VERSION, architecture: str = "sm_89") -> None:
         self.target, self.version, self.architectures = target, version, (architecture,)
@@ -37,9 +38,9 @@ class PlanWriter:
 def build(path: pathlib.Path, flags: BuilderFlags | None = None, **builder: str) -> None:
     """Build every engine of the artifact for its own plans, those of the presets, and those of a single iteration."""
     artifact = Artifact(path)
-    plans = [*wanted_plans(artifact, {}), *wanted_plans(artifact, {"iterations": 1, "diffusion_steps": 2})]
+    plans = [*plans_to_build(artifact, {}), *plans_to_build(artifact, {"iterations": 1, "diffusion_steps": 2})]
     written: Any = PlanWriter(**builder)
-    build_engines(artifact, written, plans, BATCH, flags or BuilderFlags(), None, True, lambda text: None, None)
+    build_engines(artifact, written, plans, BuildOptions(BATCH, flags or BuilderFlags(), force=True), lambda text: None)
 
 
 def install_cuda(patch: pytest.MonkeyPatch, library: Any) -> None:
@@ -47,10 +48,20 @@ def install_cuda(patch: pytest.MonkeyPatch, library: Any) -> None:
     patch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": library}[name])
 
 
-def install_tensorrt(patch: pytest.MonkeyPatch, cuda: SimulatedCuda) -> Simulation:
-    simulation = Simulation(cuda)
-    patch.setitem(sys.modules, "tensorrt", simulated_tensorrt(simulation, VERSION))
-    return simulation
+def install_tensorrt(patch: pytest.MonkeyPatch, cuda: SimulatedCuda) -> TensorRTScript:
+    script = TensorRTScript(cuda)
+    patch.setitem(sys.modules, "tensorrt", fake_tensorrt(script, VERSION))
+    return script
+
+
+def refusal(work: Callable[[], Any], kind: type[MarError] = BackendError) -> str:
+    """The error of `work`, in one line."""
+    with pytest.raises(MarError) as caught:
+        work()
+    assert type(caught.value) is kind
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 def left_on(cuda: SimulatedCuda) -> list[str]:
@@ -69,7 +80,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimulatedCuda:
 
 
 @pytest.fixture
-def tensorrt(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> Simulation:
+def tensorrt(cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch) -> TensorRTScript:
     """And TensorRT is installed."""
     return install_tensorrt(monkeypatch, cuda)
 
@@ -86,6 +97,12 @@ def built_artifacts(
         shutil.copytree(path, folder / name)
         build(folder / name)
     return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def unbuilt(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the smallest golden model's artifact without engines, to change."""
+    return pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
 
 
 @pytest.fixture

@@ -1,61 +1,13 @@
-"""TensorRT without a GPU: its names, and the ways in which its calls fail, for the tests of its builder.
-
-Nothing here that the real library has not: test_tensorrt_builder.py compares every name, parameter and default
-with `tensorrt_rtx`, which is installed wherever these tests run.
-"""
+"""The builder side of the fake TensorRT: it records its settings, and returns bytes in place of an engine."""
 
 from __future__ import annotations
 
-import dataclasses
 import enum
-import types
-from collections.abc import Collection
 from typing import Any, ClassVar
 
+from tests.fakes.tensorrt.script import ILogger, TensorRTScript
+
 Shape = tuple[int, ...]
-
-
-@dataclasses.dataclass
-class Script:
-    """What the library will do, and what it was told.
-
-    `failing` are calls that fail, each as it really does; `logged` is what it tells its logger whenever one
-    does, as pairs of severity and text; `parser_errors` are node, operator and text of what the parser
-    finds. `told` is every call that came, and `config` the last configuration.
-    """
-
-    failing: set[str] = dataclasses.field(default_factory=set)
-    logged: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    parser_errors: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
-    phases: list[tuple[str, int]] = dataclasses.field(default_factory=lambda: [("Building", 2), ("Tactics", 1)])
-    told: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
-    config: Any = None
-    logger: Any = None
-
-    def fails(self, call: str, *arguments: Any) -> bool:
-        """Whether this call fails; notes it, and logs what there is to log."""
-        self.told.append((call, *arguments))
-        if call not in self.failing:
-            return False
-        for severity, text in self.logged:
-            self.logger.log(Severity[severity], text)
-        return True
-
-    def calls(self, name: str) -> list[tuple[Any, ...]]:
-        """The arguments of every call of `name`."""
-        return [tuple(arguments) for call, *arguments in self.told if call == name]
-
-
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
-    INFO = 3
-    VERBOSE = 4
-
-
-class ILogger:
-    Severity: ClassVar[type[enum.IntEnum]] = Severity
 
 
 class IProgressMonitor:
@@ -81,16 +33,12 @@ class ComputeCapability(enum.Enum):
     SM121 = 121
 
 
-BUILDER_FLAGS = ("TF32", "VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL", "GPU_FALLBACK")
-HARDWARE_LEVELS = ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
-
-
 class IHostMemory(bytearray):
-    """A buffer, and nothing that the builder may use beside that."""
+    """A buffer. The builder may use nothing else of it."""
 
 
 class ITimingCache:
-    def __init__(self, script: Script, content: bytes) -> None:
+    def __init__(self, script: TensorRTScript, content: bytes) -> None:
         self._script, self._content = script, content
 
     def serialize(self) -> IHostMemory:
@@ -100,7 +48,7 @@ class ITimingCache:
 
 
 class IOptimizationProfile:
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: TensorRTScript) -> None:
         self._script = script
 
     def set_shape(self, input: str, min: Shape, opt: Shape, max: Shape) -> None:  # noqa: A002
@@ -126,7 +74,7 @@ class ParserError:
 
 
 class IBuilderConfig:
-    __slots__ = (  # as the real one has no others: a name that is mistyped is an AttributeError
+    __slots__ = (  # the real one has no others either: a mistyped name is an AttributeError
         "_flags",
         "_pools",
         "_script",
@@ -136,9 +84,9 @@ class IBuilderConfig:
         "progress_monitor",
     )
 
-    def __init__(self, script: Script, flags: type[enum.Enum]) -> None:
+    def __init__(self, script: TensorRTScript) -> None:
         self._script = script
-        self._flags: set[Any] = {flags["TF32"]}
+        self._flags: set[Any] = {script.builder_flags["TF32"]}
         self._pools: dict[Any, int] = {}
         self.builder_optimization_level: int | None = None
         self.hardware_compatibility_level: Any = None
@@ -172,7 +120,7 @@ class IBuilderConfig:
 
 
 class OnnxParser:
-    _script: ClassVar[Script]
+    _script: ClassVar[TensorRTScript]
 
     def __init__(self, network: Any, logger: Any) -> None:
         assert isinstance(network, INetworkDefinition)
@@ -190,14 +138,12 @@ class OnnxParser:
 
 
 class Builder:
-    _script: ClassVar[Script]
-    _flags: ClassVar[type[enum.Enum]]
+    _script: ClassVar[TensorRTScript]
 
     def __init__(self, logger: Any) -> None:
         assert isinstance(logger, ILogger)
         self._script.logger = logger
-        if self._script.fails("Builder"):
-            raise TypeError("pybind11::init(): factory function returned nullptr")
+        self._script.constructed("Builder")
 
     def create_network(self, flags: int = 0) -> Any:
         return None if self._script.fails("create_network", flags) else INetworkDefinition()
@@ -205,7 +151,7 @@ class Builder:
     def create_builder_config(self) -> Any:
         if self._script.fails("create_builder_config"):
             return None
-        self._script.config = IBuilderConfig(self._script, self._flags)
+        self._script.config = IBuilderConfig(self._script)
         return self._script.config
 
     def create_optimization_profile(self) -> Any:
@@ -219,7 +165,7 @@ class Builder:
         return None if self._script.fails("build_serialized_network") else IHostMemory(b"plan")
 
     def _reported(self, monitor: Any) -> bool:
-        """Tell the monitor of every phase, one inside the other. False where it asked to stop."""
+        """Report every phase to the monitor, one inside the other. False if the monitor asks to stop."""
         if monitor is None:
             return True
         assert isinstance(monitor, IProgressMonitor)
@@ -235,8 +181,7 @@ class Builder:
         return True
 
 
-_CLASSES = (
-    ILogger,
+CLASSES = (
     IProgressMonitor,
     NetworkDefinitionCreationFlag,
     MemoryPoolType,
@@ -248,23 +193,4 @@ _CLASSES = (
     ParserError,
     IBuilderConfig,
 )
-
-
-def fake_tensorrt(
-    script: Script, version: str = "10.13.3.9", without: Collection[str] = (), name: str = "tensorrt"
-) -> types.ModuleType:
-    """A module in place of `name` that follows `script`; `without` are flags and levels that it is too old for."""
-    module = types.ModuleType(name)
-    flags = enum.Enum("BuilderFlag", [flag for flag in BUILDER_FLAGS if flag not in without])  # type: ignore[misc]
-    levels = enum.Enum(  # type: ignore[misc]
-        "HardwareCompatibilityLevel", [level for level in HARDWARE_LEVELS if level not in without]
-    )
-    scripted = {
-        "Builder": type("Builder", (Builder,), {"_script": script, "_flags": flags}),
-        "OnnxParser": type("OnnxParser", (OnnxParser,), {"_script": script}),
-        "BuilderFlag": flags,
-        "HardwareCompatibilityLevel": levels,
-    }
-    for key, value in {**{part.__name__: part for part in _CLASSES}, **scripted, "__version__": version}.items():
-        setattr(module, key, value)
-    return module
+SCRIPTED_CLASSES = (Builder, OnnxParser)

@@ -1,7 +1,6 @@
-"""TensorRT's runtime over the simulated GPU: engines that really compute, with ONNX Runtime, where they are told to.
+"""The runtime side of the fake TensorRT: engines on the simulated GPU that compute with ONNX Runtime.
 
-A plan here is JSON that names its graph. Nothing has a name that the real library has not, as
-test_tensorrt_backend.py checks, and calls fail as the real ones do: with None, False and a line in the log.
+A serialized engine is JSON here, which names the file of its graph.
 """
 
 from __future__ import annotations
@@ -9,32 +8,25 @@ from __future__ import annotations
 import enum
 import functools
 import json
-import types
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
 
-from tests.fakes.simulated_cuda import SimulatedCuda
+from tests.fakes.tensorrt.script import TensorRTScript
 
 _DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 SCRATCH = 1000  # bytes
-ALIGNMENT = 256  # bytes, which set_tensor_address asks of an address
+ALIGNMENT = 256  # bytes, which every address must be a multiple of
 
 
 @functools.cache
 def on_processor(graph: str) -> Any:
-    """What computes a graph here, made once: no test changes one."""
+    """A session that computes a graph on the processor. Sessions are shared, because no test changes one."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-
-class Severity(enum.IntEnum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    WARNING = 2
 
 
 class DataType(enum.Enum):
@@ -55,77 +47,47 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
-class ILogger:
-    Severity = Severity
-
-
-class Simulation:
-    """What the library stands on, which calls of it fail, and what it was told."""
-
-    def __init__(self, cuda: SimulatedCuda) -> None:
-        self.cuda, self.logger = cuda, None
-        self.failing: set[str] = set()
-        self.told: list[tuple[Any, ...]] = []
-        self.infinite = False  # whether engines compute infinities
-
-    def calls(self, name: str) -> list[tuple[Any, ...]]:
-        """The arguments of every call of `name`."""
-        return [tuple(arguments) for call, *arguments in self.told if call == name]
-
-    def fails(self, call: str, *arguments: Any) -> bool:
-        self.told.append((call, *arguments))
-        if call in self.failing:
-            assert self.logger is not None
-            self.logger.log(Severity.WARNING, "which nobody needs to know")
-            self.logger.log(Severity.ERROR, f"{call} broke")
-        return call in self.failing
-
-    def constructed(self, name: str) -> None:
-        if self.fails(name):
-            raise TypeError("pybind11::init(): factory function returned nullptr")
-
-
 class IExecutionContext:
-    def __init__(self, simulation: Simulation, engine: ICudaEngine) -> None:
-        self._simulation, self._engine = simulation, engine
+    def __init__(self, script: TensorRTScript, engine: ICudaEngine) -> None:
+        self._script, self._engine = script, engine
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
-        self._settled = False
-        simulation.cuda.holds(self, "execution context")
+        self._ran_once = False
+        script.cuda.holds(self, "execution context")
 
     def set_device_memory(self, memory: int, size: int) -> None:
-        self._simulation.told.append(("set_device_memory", memory, size))
+        self._script.history.append(("set_device_memory", memory, size))
         assert memory % 256 == 0
         assert size >= self._engine.device_memory_size_v2
         self._scratch = memory, size
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self._engine.profile[name]
-        inside = all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
-        if self._simulation.fails("set_input_shape", name, shape) or not inside:
+        smallest, _, largest = self._engine.profile[name]
+        inside = all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True))
+        if self._script.fails("set_input_shape", name, shape) or not inside:
             return False
-        self._shapes[name], self._settled = shape, False
+        self._shapes[name], self._ran_once = shape, False
         return True
 
     def infer_shapes(self) -> list[str]:
-        if self._simulation.fails("infer_shapes"):
+        if self._script.fails("infer_shapes"):
             return ["x"]
-        if self._simulation.fails("infer_shapes raises"):
+        if self._script.fails("infer_shapes raises"):
             raise RuntimeError("Shape inference failed")
         return [name for name in self._engine.profile if name not in self._shapes]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
-        return not self._simulation.fails("set_tensor_address", name)
+        return not self._script.fails("set_tensor_address", name)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        cuda, engine = self._simulation.cuda, self._engine
-        if self._simulation.fails("execute_async_v3", engine.name, stream_handle):
+        cuda, engine = self._script.cuda, self._engine
+        if self._script.fails("execute_async_v3", engine.name, stream_handle):
             return False
         captured = cuda.capturing is not None
-        assert self._settled or not captured, "captured before a first call settled the sizes"
-        self._settled = True
+        assert self._ran_once or not captured, "captured before a first call with these sizes"
+        self._ran_once = True
         assert self._scratch is not None
         addresses, shapes, (scratch, size) = dict(self._addresses), dict(self._shapes), self._scratch
         context, name = weakref.ref(self), engine.name
@@ -140,9 +102,9 @@ class IExecutionContext:
                 dtype, shape = _DTYPES[tensor.type], shapes[tensor.name]
                 read = cuda.on_device(addresses[tensor.name], int(np.prod(shape)) * dtype.itemsize)
                 inputs[tensor.name] = read.copy().view(dtype).reshape(shape)
-            cuda.on_device(scratch, size)[...] = 0x5A  # it is everybody's, and nobody may count on it
+            cuda.on_device(scratch, size)[...] = 0x5A  # shared by all engines, so none may rely on its content
             for tensor, computed in zip(session.get_outputs(), session.run(None, inputs), strict=True):
-                output = np.full_like(computed, np.inf) if alive._simulation.infinite else computed
+                output = np.full_like(computed, np.inf) if alive._script.infinite else computed
                 place = cuda.on_device(addresses[tensor.name], output.nbytes)
                 place[...] = np.ascontiguousarray(output).reshape(-1).view(np.uint8)
 
@@ -151,11 +113,11 @@ class IExecutionContext:
 
 
 class ICudaEngine:
-    def __init__(self, simulation: Simulation, plan: dict[str, Any]) -> None:
+    def __init__(self, script: TensorRTScript, plan: dict[str, Any]) -> None:
         self.session = on_processor(plan["graph"])
         self.name, self.profile = plan["engine"], plan["profile"]
-        self._simulation, self._tensors = simulation, [*self.session.get_inputs(), *self.session.get_outputs()]
-        simulation.cuda.holds(self, "engine")
+        self._script, self._tensors = script, [*self.session.get_inputs(), *self.session.get_outputs()]
+        script.cuda.holds(self, "engine")
 
     @property
     def device_memory_size_v2(self) -> int:
@@ -186,55 +148,44 @@ class ICudaEngine:
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     ) -> IExecutionContext | None:
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        failed = self._simulation.fails("create_execution_context", self.name)
-        return None if failed else IExecutionContext(self._simulation, self)
+        failed = self._script.fails("create_execution_context", self.name)
+        return None if failed else IExecutionContext(self._script, self)
 
 
 class Runtime:
-    simulation: Simulation
+    _script: ClassVar[TensorRTScript]
     engine_host_code_allowed = False
 
     def __init__(self, logger: Any) -> None:
-        self.simulation.logger = logger
-        self.simulation.constructed("Runtime")
+        self._script.logger = logger
+        self._script.constructed("Runtime")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-        failed = self.simulation.fails("deserialize_cuda_engine", self.engine_host_code_allowed)
-        return None if failed else ICudaEngine(self.simulation, json.loads(serialized_engine))
+        failed = self._script.fails("deserialize_cuda_engine", self.engine_host_code_allowed)
+        return None if failed else ICudaEngine(self._script, json.loads(serialized_engine))
 
 
 class Refitter:
-    simulation: Simulation
+    _script: ClassVar[TensorRTScript]
 
     def __init__(self, engine: ICudaEngine, logger: Any) -> None:
         assert isinstance(engine, ICudaEngine)
-        self.simulation.constructed("Refitter")
+        self._script.constructed("Refitter")
 
     def refit_cuda_engine(self) -> bool:
-        return not self.simulation.fails("refit_cuda_engine")
+        return not self._script.fails("refit_cuda_engine")
 
 
 class OnnxParserRefitter:
-    simulation: Simulation
+    _script: ClassVar[TensorRTScript]
 
     def __init__(self, refitter: Refitter, logger: Any) -> None:
         assert isinstance(refitter, Refitter)
-        self.simulation.constructed("OnnxParserRefitter")
+        self._script.constructed("OnnxParserRefitter")
 
     def refit_from_file(self, model: str) -> bool:
-        return not self.simulation.fails("refit_from_file", model)
+        return not self._script.fails("refit_from_file", model)
 
 
-SCRIPTED = (Runtime, Refitter, OnnxParserRefitter)
-PLAIN = (ILogger, DataType, TensorIOMode, ExecutionContextAllocationStrategy)
-
-
-def simulated_tensorrt(simulation: Simulation, version: str, name: str = "tensorrt") -> types.ModuleType:
-    """A module in place of `name`."""
-    module = types.ModuleType(name)
-    for part in PLAIN:
-        setattr(module, part.__name__, part)
-    for part in SCRIPTED:
-        setattr(module, part.__name__, type(part.__name__, (part,), {"simulation": simulation}))
-    module.__dict__["__version__"] = version
-    return module
+CLASSES = (DataType, TensorIOMode, ExecutionContextAllocationStrategy, ICudaEngine, IExecutionContext)
+SCRIPTED_CLASSES = (Runtime, Refitter, OnnxParserRefitter)

@@ -1,29 +1,22 @@
-"""What the builder tells TensorRT, and what it tells of it where that fails; and that the fake is like the real one."""
+"""What the builder tells TensorRT, and what it tells of it where that fails."""
 
 from __future__ import annotations
 
-import ast
-import builtins
 import dataclasses
 import importlib
-import inspect
 import pathlib
-import platform
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mar_export.tensorrt import engine_builder as tensorrt_builder
 from mar_export.tensorrt.engine_builder import HARDWARE, BuilderFlags, TensorRTBuilder
-from runtime.backends import tensorrt_library
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.gpu.current_gpu import Gpu
-from tests.fakes import fake_tensorrt_builder as fake
-from tests.fakes.fake_tensorrt_builder import Script, fake_tensorrt
-from tests.fakes.real_library import assert_alike, documented, parameters, resolved, used_names, variables
+from tests.fakes.tensorrt import TensorRTScript, fake_tensorrt
+from tests.fakes.tensorrt.builder import MemoryPoolType
 
 PROFILE = {"x": ((1, 0), (2, 4), (8, 16)), "labels": ((1,), (2,), (8,))}
 GRAPH = pathlib.Path("models/backbone.onnx")
@@ -31,12 +24,12 @@ Builders = Callable[..., TensorRTBuilder]
 
 
 @pytest.fixture
-def script() -> Script:
-    return Script()
+def script() -> TensorRTScript:
+    return TensorRTScript()
 
 
 @pytest.fixture
-def builders(script: Script, monkeypatch: pytest.MonkeyPatch) -> Builders:
+def builders(script: TensorRTScript, monkeypatch: pytest.MonkeyPatch) -> Builders:
     """Makes a builder with the fake library in place of the target's, on a machine with an Orin."""
 
     def make(target: str = "tensorrt", *architectures: str, **module: Any) -> TensorRTBuilder:
@@ -67,17 +60,21 @@ def refusal(builder: TensorRTBuilder, kind: type[MarError] = BackendError, **arg
 # What the library is told.
 
 
-def test_a_graph_is_read_by_name_so_that_its_weights_are_found_beside_it(builders: Builders, script: Script) -> None:
+def test_a_graph_is_read_by_name_so_that_its_weights_are_found_beside_it(
+    builders: Builders, script: TensorRTScript
+) -> None:
     assert built(builders()) == b"plan"
     assert script.calls("parse_from_file") == [(str(GRAPH),)]
 
 
-def test_every_network_is_strongly_typed(builders: Builders, script: Script) -> None:
+def test_every_network_is_strongly_typed(builders: Builders, script: TensorRTScript) -> None:
     built(builders())
     assert script.calls("create_network") == [(1,)]  # the flag's number is that of a bit, and it is bit 0
 
 
-def test_every_input_has_its_three_shapes_in_a_profile_that_is_added(builders: Builders, script: Script) -> None:
+def test_every_input_has_its_three_shapes_in_a_profile_that_is_added(
+    builders: Builders, script: TensorRTScript
+) -> None:
     built(builders())
     assert script.calls("set_shape") == [(name, *shapes) for name, shapes in PROFILE.items()]
     assert script.calls("add_optimization_profile") == [("IOptimizationProfile",)]
@@ -98,7 +95,7 @@ def test_every_input_has_its_three_shapes_in_a_profile_that_is_added(builders: B
     ],
 )
 def test_flags_are_set_exactly_as_asked_and_tf32_is_off_otherwise(
-    builders: Builders, script: Script, flags: BuilderFlags, expected: set[str]
+    builders: Builders, script: TensorRTScript, flags: BuilderFlags, expected: set[str]
 ) -> None:
     built(builders(), flags)
     assert {flag.name for flag in script.config._flags} == expected
@@ -122,23 +119,27 @@ def test_what_an_old_version_does_not_have_is_told_and_missed_only_if_asked_for(
     assert built(old) == b"plan"
 
 
-def test_the_workspace_is_in_mebibytes_and_unlimited_unless_asked_for(builders: Builders, script: Script) -> None:
+def test_the_workspace_is_in_mebibytes_and_unlimited_unless_asked_for(
+    builders: Builders, script: TensorRTScript
+) -> None:
     built(builders(), BuilderFlags(workspace=3))
-    assert script.config._pools == {fake.MemoryPoolType.WORKSPACE: 3 * 1024 * 1024}
+    assert script.config._pools == {MemoryPoolType.WORKSPACE: 3 * 1024 * 1024}
     built(builders())
     assert script.config._pools == {}
 
 
 @pytest.mark.parametrize("level", [None, 0, 5])
 def test_the_level_of_the_search_is_the_librarys_own_unless_asked_for(
-    builders: Builders, script: Script, level: int | None
+    builders: Builders, script: TensorRTScript, level: int | None
 ) -> None:
     built(builders(), BuilderFlags(builder_level=level))
     assert script.config.builder_optimization_level == level
 
 
 @pytest.mark.parametrize("choice", HARDWARE)
-def test_hardware_compatibility_is_the_level_that_is_asked_for(builders: Builders, script: Script, choice: str) -> None:
+def test_hardware_compatibility_is_the_level_that_is_asked_for(
+    builders: Builders, script: TensorRTScript, choice: str
+) -> None:
     built(builders(), BuilderFlags(hardware_compatible=choice))
     assert script.config.hardware_compatibility_level.name == HARDWARE[choice]
     built(builders())
@@ -146,15 +147,17 @@ def test_hardware_compatibility_is_the_level_that_is_asked_for(builders: Builder
 
 
 def test_flags_that_are_as_usual_are_not_told() -> None:
-    assert BuilderFlags().told() == {}
+    assert BuilderFlags().changed() == {}
     every = BuilderFlags("same", True, True, True, True, 0, 0)
-    assert every.told() == dataclasses.asdict(every)
+    assert every.changed() == dataclasses.asdict(every)
 
 
 # Which GPUs.
 
 
-def test_architectures_are_told_one_by_one_each_once_and_in_one_order(builders: Builders, script: Script) -> None:
+def test_architectures_are_told_one_by_one_each_once_and_in_one_order(
+    builders: Builders, script: TensorRTScript
+) -> None:
     builder = builders("tensorrt-rtx", "sm_120", "sm_86", "sm_120")
     assert builder.architectures == ("sm_86", "sm_120")
     assert built(builder) == b"plan"  # the library refuses an index that was not announced
@@ -164,7 +167,7 @@ def test_architectures_are_told_one_by_one_each_once_and_in_one_order(builders: 
 
 @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
 def test_without_architectures_the_gpu_that_is_here_is_built_for(
-    builders: Builders, script: Script, target: str
+    builders: Builders, script: TensorRTScript, target: str
 ) -> None:
     builder = builders(target)
     assert builder.architectures == ("sm_87",)
@@ -187,7 +190,7 @@ def test_without_a_gpu_and_without_architectures_there_is_no_builder(
 def test_tensorrt_cannot_choose_its_gpu(builders: Builders) -> None:
     with pytest.raises(RequestError) as caught:
         builders("tensorrt", "sm_89")
-    assert str(caught.value) == "tensorrt builds for the GPU that is here; leave --architecture out"
+    assert str(caught.value) == "tensorrt builds only for the GPU of this machine; remove --architecture"
 
 
 @pytest.mark.parametrize("name", ["sm_87", "SM89", "89", "", "NONE", "CURRENT", "name", "__members__", "sm_89 "])
@@ -219,10 +222,12 @@ def test_a_library_that_is_missing_or_does_not_load_is_told(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("version", ["10.2.0", "10.2.0.19"])
-def test_the_version_that_builds_wrong_engines_is_refused(builders: Builders, script: Script, version: str) -> None:
+def test_the_version_that_builds_wrong_engines_is_refused(
+    builders: Builders, script: TensorRTScript, version: str
+) -> None:
     with pytest.raises(BackendError, match=rf"^TensorRT {version} is known to build wrong engines"):
         builders(version=version)
-    assert script.told == []
+    assert script.history == []
 
 
 @pytest.mark.parametrize(
@@ -255,7 +260,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("call", FAILURES)
 def test_every_failure_tells_the_call_and_what_the_library_logged(
-    builders: Builders, script: Script, call: str
+    builders: Builders, script: TensorRTScript, call: str
 ) -> None:
     builder = builders("tensorrt-rtx", "sm_86", version="1.7.1")
     script.failing, script.logged = {call}, LOGGED
@@ -264,7 +269,7 @@ def test_every_failure_tells_the_call_and_what_the_library_logged(
 
 @pytest.mark.parametrize("call", ["create_timing_cache", "set_timing_cache"])
 def test_a_timing_cache_that_is_not_accepted_is_named_with_what_was_logged(
-    builders: Builders, script: Script, tmp_path: pathlib.Path, call: str
+    builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path, call: str
 ) -> None:
     builder = builders(version="10.3.0")
     cache = tmp_path / "cache"
@@ -277,7 +282,9 @@ def test_a_timing_cache_that_is_not_accepted_is_named_with_what_was_logged(
     assert script.calls("build_serialized_network") == []
 
 
-def test_a_constructor_that_returns_nothing_is_told_with_what_was_logged(builders: Builders, script: Script) -> None:
+def test_a_constructor_that_returns_nothing_is_told_with_what_was_logged(
+    builders: Builders, script: TensorRTScript
+) -> None:
     """As TensorRT does where there is no GPU."""
     script.failing, script.logged = {"Builder"}, LOGGED
     with pytest.raises(BackendError) as caught:
@@ -287,7 +294,7 @@ def test_a_constructor_that_returns_nothing_is_told_with_what_was_logged(builder
     )
 
 
-def test_what_was_logged_before_a_build_is_no_part_of_its_error(builders: Builders, script: Script) -> None:
+def test_what_was_logged_before_a_build_is_no_part_of_its_error(builders: Builders, script: TensorRTScript) -> None:
     builder = builders(version="10.3.0")
     script.failing, script.logged = {"build_serialized_network"}, [("ERROR", "first")]
     refusal(builder)
@@ -295,7 +302,9 @@ def test_what_was_logged_before_a_build_is_no_part_of_its_error(builders: Builde
     assert refusal(builder) == "tensorrt 10.3.0: backbone.onnx was not built | second"
 
 
-def test_every_error_of_the_parser_is_told_with_its_node_and_operator(builders: Builders, script: Script) -> None:
+def test_every_error_of_the_parser_is_told_with_its_node_and_operator(
+    builders: Builders, script: TensorRTScript
+) -> None:
     builder = builders(version="10.3.0")
     script.failing, script.logged = {"parse_from_file"}, [("ERROR", "In node 3")]
     script.parser_errors = [("/head/Gelu_2", "Gelu", "no such operator"), ("", "", "truncated")]
@@ -309,7 +318,7 @@ def test_every_error_of_the_parser_is_told_with_its_node_and_operator(builders: 
 
 
 def test_a_timing_cache_is_read_used_and_written_back_with_what_was_measured(
-    builders: Builders, script: Script, tmp_path: pathlib.Path
+    builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path
 ) -> None:
     cache = tmp_path / "new" / "cache"
     built(builders(), timing_cache=cache)
@@ -324,7 +333,7 @@ def test_a_timing_cache_is_read_used_and_written_back_with_what_was_measured(
 
 @pytest.mark.parametrize("call", ["build_serialized_network", "serialize"])
 def test_a_failure_leaves_the_timing_cache_as_it_was(
-    builders: Builders, script: Script, tmp_path: pathlib.Path, call: str
+    builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path, call: str
 ) -> None:
     cache = tmp_path / "cache"
     cache.write_bytes(b"before")
@@ -336,23 +345,23 @@ def test_a_failure_leaves_the_timing_cache_as_it_was(
 
 
 def test_a_timing_cache_that_cannot_be_written_is_told_before_the_work(
-    builders: Builders, script: Script, tmp_path: pathlib.Path
+    builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path
 ) -> None:
     told = refusal(builders(), MarError, timing_cache=tmp_path)
     assert told == f"cannot write {tmp_path}: it is a folder"
     assert script.calls("build_serialized_network") == []
 
 
-def test_without_a_timing_cache_none_is_made(builders: Builders, script: Script) -> None:
+def test_without_a_timing_cache_none_is_made(builders: Builders, script: TensorRTScript) -> None:
     built(builders())
     assert script.calls("create_timing_cache") == script.calls("set_timing_cache") == []
 
 
 def test_a_timing_cache_is_refused_where_nothing_is_measured(
-    builders: Builders, script: Script, tmp_path: pathlib.Path
+    builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path
 ) -> None:
     told = refusal(builders("tensorrt-rtx", "sm_89"), RequestError, timing_cache=tmp_path / "cache")
-    assert told == "tensorrt-rtx measures nothing while it builds; leave --timing-cache out"
+    assert told == "tensorrt-rtx has no timing cache; remove --timing-cache"
     assert list(tmp_path.iterdir()) == []
     assert script.calls("create_timing_cache") == script.calls("build_serialized_network") == []
 
@@ -374,157 +383,6 @@ def test_progress_is_told_of_every_phase_from_its_start_to_its_end(builders: Bui
     ]
 
 
-def test_nobody_watches_where_nobody_asked(builders: Builders, script: Script) -> None:
+def test_nobody_watches_where_nobody_asked(builders: Builders, script: TensorRTScript) -> None:
     built(builders())
     assert script.config.progress_monitor is None
-
-
-# The fake against the real library.
-
-
-@pytest.fixture(scope="module")
-def real() -> Any:
-    """TensorRT-RTX, which has wheels for x86-64 and needs no GPU to build with."""
-    if not (sys.platform == "linux" and platform.machine() == "x86_64"):
-        pytest.importorskip("tensorrt_rtx")
-    return importlib.import_module("tensorrt_rtx")
-
-
-def classes() -> Iterator[tuple[str, type]]:
-    for name, value in vars(fake_tensorrt(Script())).items():
-        if inspect.isclass(value):
-            yield name, getattr(fake, name, value)
-    yield "ILogger.Severity", fake.Severity
-
-
-FAKE_CLASSES = dict(classes())
-
-
-def test_the_fake_is_compared_as_a_whole() -> None:
-    assert {"Builder", "IBuilderConfig", "OnnxParser", "BuilderFlag", "ILogger.Severity"} <= FAKE_CLASSES.keys()
-    assert len(FAKE_CLASSES) == len(fake._CLASSES) + 5
-
-
-@pytest.mark.parametrize("name", FAKE_CLASSES)
-def test_a_class_of_the_fake_has_no_name_that_the_real_one_has_not(real: Any, name: str) -> None:
-    assert_alike(FAKE_CLASSES[name], resolved(real, name))
-
-
-@pytest.mark.parametrize("name", ["Builder", "OnnxParser"])
-def test_what_the_builder_constructs_takes_what_the_real_one_takes(real: Any, name: str) -> None:
-    assert parameters(vars(FAKE_CLASSES[name])["__init__"]) == documented(getattr(real, name).__init__)
-
-
-def test_the_calls_that_only_the_library_makes_are_those_of_the_real_one(
-    real: Any, builders: Builders, script: Script
-) -> None:
-    """The methods of logger and progress monitor, which the builder writes and the library calls by position."""
-    built(builders(), progress=lambda *step: None)
-    ours = {"ILogger": script.logger, "IProgressMonitor": script.config.progress_monitor}
-    for name, instance in ours.items():
-        theirs = {key for key, value in vars(getattr(real, name)).items() if callable(value) and key[0] != "_"}
-        theirs -= {"Severity"}
-        assert theirs == {key for key, value in vars(type(instance)).items() if callable(value) and key[0] != "_"}
-        for key in theirs:
-            counted = len(inspect.signature(getattr(type(instance), key)).parameters)
-            assert counted == len(documented(getattr(getattr(real, name), key)))
-
-
-class RealLogger:
-    """Made where the real library is there: what it logs, as text."""
-
-    @staticmethod
-    def of(real: Any) -> Any:
-        class Log(real.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                real.ILogger.__init__(self)
-                self.lines: list[str] = []
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity <= real.ILogger.Severity.ERROR:
-                    self.lines.append(message)
-
-        return Log()
-
-
-def test_the_real_library_begins_as_the_fake_does(real: Any, script: Script, builders: Builders) -> None:
-    """What is on before anyone asks, and what fails how."""
-    logger = RealLogger.of(real)
-    config = real.Builder(logger).create_builder_config()
-    builders()._builder.create_builder_config()
-    for name in fake.BUILDER_FLAGS:
-        on = {flag.name for flag in script.config._flags}
-        assert config.get_flag(getattr(real.BuilderFlag, name)) is (name in on), name
-    assert config.num_compute_capabilities == script.config.num_compute_capabilities == 0
-    assert config.set_compute_capability(real.ComputeCapability.SM89, 0) is False
-    assert script.config.set_compute_capability(fake.ComputeCapability.SM89, 0) is False
-    assert logger.lines
-    for one in (config, script.config):
-        with pytest.raises(AttributeError):
-            one.no_such_setting = 1
-    assert int(real.NetworkDefinitionCreationFlag.STRONGLY_TYPED) == fake.NetworkDefinitionCreationFlag.STRONGLY_TYPED
-    severities = real.ILogger.Severity
-    for first in fake.Severity:
-        for second in fake.Severity:
-            assert (getattr(severities, first.name) <= getattr(severities, second.name)) is (first <= second)
-
-
-def test_the_real_parser_fails_as_the_fake_does(real: Any, tmp_path: pathlib.Path) -> None:
-    logger = RealLogger.of(real)
-    network = real.Builder(logger).create_network(1)
-    parser = real.OnnxParser(network, logger)
-    assert parser.parse_from_file(str(tmp_path / "nothing.onnx")) is False
-    assert parser.num_errors == 1
-    error = parser.get_error(0)
-    assert (error.node_name(), error.node_operator()) == ("", "")
-    assert "nothing.onnx" in error.desc()
-    assert any("nothing.onnx" in line for line in logger.lines)
-
-
-# Which names the builder uses, read from its source: what holds an object of the library, and which.
-HOLDERS = {
-    "library": "",
-    "_library": "",
-    "module": "",
-    "_builder": "Builder",
-    "network": "INetworkDefinition",
-    "config": "IBuilderConfig",
-    "parser": "OnnxParser",
-    "error": "ParserError",
-    "shapes": "IOptimizationProfile",
-    "cache": "ITimingCache",
-    "known": "BuilderFlag",
-    "members": "ComputeCapability.__members__",
-    "levels": "HardwareCompatibilityLevel",
-}
-
-
-def test_every_name_that_the_builder_uses_is_one_of_the_real_library(real: Any) -> None:
-    used = used_names(HOLDERS, tensorrt_builder, tensorrt_library)
-    found = {name.split(".")[0] for name in used}
-    ours = {name.split(".")[0] for name in FAKE_CLASSES} | {"__version__"}
-    # the rest of the fake is what its calls return, or what only they are given
-    assert ours - found <= {"IHostMemory", "INetworkDefinition"}
-    assert found <= ours
-    for name in used:
-        resolved(real, name)
-
-
-def test_every_name_in_capitals_that_the_builder_looks_up_is_one_of_the_real_library(real: Any) -> None:
-    texts = {
-        node.value
-        for node in ast.walk(ast.parse(inspect.getsource(tensorrt_builder)))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.fullmatch(r"[A-Z][A-Z0-9_]+", node.value)
-    }
-    texts.discard("SM")
-    assert texts >= {"TF32", "STRIP_PLAN", *HARDWARE.values()}
-    known = {*real.BuilderFlag.__members__, *real.HardwareCompatibilityLevel.__members__}
-    assert texts <= known
-
-
-def test_the_holders_of_library_objects_are_variables_of_the_builder() -> None:
-    """So that a renamed variable is not left out of the comparison unseen."""
-    assert HOLDERS.keys() <= variables(tensorrt_builder, tensorrt_library)
-    assert not HOLDERS.keys() & set(vars(builtins))

@@ -80,7 +80,7 @@ def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
                     expected = host.generate(labels, **asked).latents
                     assert generator.generate(labels, **asked).latents.tobytes() == expected.tobytes()
     assert left_on(cuda) == []
-    assert ("cuGraphLaunch" in cuda.told) is cuda_graphs
+    assert ("cuGraphLaunch" in cuda.history) is cuda_graphs
     assert {number == "-1" for _, number in provider.runs} == {not cuda_graphs}
 
 
@@ -89,11 +89,11 @@ def test_a_size_is_captured_once_and_replayed_after_that(
 ) -> None:
     with load(golden_artifacts["small"]) as generator:
         generator.generate([0], **QUICK)
-        captured = cuda.told.count("cuStreamBeginCapture_v2")
+        captured = cuda.history.count("cuStreamBeginCapture_v2")
         numbers = set(provider.runs)
         assert captured == len(numbers)  # an engine, a size and its graph
         generator.generate([1], seed=4, **{**QUICK, "cfg_scale": 3.0, "temperature": 0.7})
-        assert cuda.told.count("cuStreamBeginCapture_v2") == captured
+        assert cuda.history.count("cuStreamBeginCapture_v2") == captured
         assert set(provider.runs) == numbers
 
 
@@ -161,9 +161,9 @@ def test_nobody_waits_before_the_end(
 ) -> None:
     with load(golden_artifacts["small"]) as generator:
         generator.generate([0], **QUICK)
-        before = cuda.told.count("cuStreamSynchronize")
+        before = cuda.history.count("cuStreamSynchronize")
         generator.generate([0], **QUICK)
-        assert cuda.told.count("cuStreamSynchronize") == before + 1
+        assert cuda.history.count("cuStreamSynchronize") == before + 1
 
 
 def test_a_library_without_the_provider_is_refused(

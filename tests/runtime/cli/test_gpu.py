@@ -41,7 +41,7 @@ def test_tensorrt_writes_the_file_that_the_cpu_writes(
     assert (ended.code, ended.err) == (0, "")
     assert f"(tensorrt {VERSION}, Simulated)" in ended.out
     assert (tmp_path / "gpu.png").read_bytes() == expected
-    assert ("cuGraphLaunch" in cuda.told) is (option != "--no-cuda-graphs")
+    assert ("cuGraphLaunch" in cuda.history) is (option != "--no-cuda-graphs")
     assert cuda.leaks == []
 
 
@@ -59,7 +59,7 @@ def test_onnxruntime_writes_it_too(
     ended = mar(f"generate {artifact} --device cuda {option} --out {tmp_path / 'gpu.png'} {QUICK}")
     assert (ended.code, ended.err) == (0, "")
     assert (tmp_path / "gpu.png").read_bytes() == expected
-    assert ("cuGraphLaunch" in cuda.told) is (option == "")
+    assert ("cuGraphLaunch" in cuda.history) is (option == "")
     assert cuda.leaks == []
 
 
@@ -80,10 +80,10 @@ def test_only_a_bar_that_is_shown_makes_iterations_wait(
         Image.new("L", (8, 8), shade).save(tmp_path / f"{name}.png")
 
     def waits() -> int:
-        before = cuda.told.count("cuStreamSynchronize")
+        before = cuda.history.count("cuStreamSynchronize")
         asked = line.format(artifact=artifact, folder=tmp_path)
         assert mar(f"{asked} --backend tensorrt --no-cuda-graphs --out {tmp_path / 'gpu.png'}").code == 0
-        return cuda.told.count("cuStreamSynchronize") - before
+        return cuda.history.count("cuStreamSynchronize") - before
 
     unseen = waits()
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

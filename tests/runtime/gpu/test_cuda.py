@@ -117,9 +117,9 @@ def told(built_artifacts: dict[str, pathlib.Path]) -> dict[bool, dict[str, list[
         with pytest.MonkeyPatch.context() as patch:
             scenario, told[shared] = Scenario(built_artifacts["small"], patch, cuda), {}
             for phase in Scenario.phases:
-                before = len(cuda.told)
+                before = len(cuda.history)
                 getattr(scenario, phase)()
-                told[shared][phase] = cuda.told[before:]
+                told[shared][phase] = cuda.history[before:]
     return told
 
 
@@ -244,7 +244,7 @@ def test_nothing_has_a_place_too(opened: Cuda, cuda: SimulatedCuda) -> None:
         opened.copy(array.address, array.address, 0)
         opened.download(array)
         opened.synchronize()
-        assert not [name for name in cuda.told if name.startswith("cuMemcpy")]
+        assert not [name for name in cuda.history if name.startswith("cuMemcpy")]
     opened.close()
 
 

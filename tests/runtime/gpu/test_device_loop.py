@@ -18,7 +18,7 @@ from runtime.generator import Generator
 from runtime.model.engine_spec import DEVICE
 from runtime.sampling.rng import seeded_noise, seeded_order
 from tests.fakes.simulated_cuda import SimulatedCuda
-from tests.fakes.simulated_tensorrt import Simulation
+from tests.fakes.tensorrt import TensorRTScript
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 
@@ -37,7 +37,7 @@ def load(path: pathlib.Path, **arguments: Any) -> Generator:
 
 
 @pytest.fixture
-def gpu(built_artifacts: dict[str, pathlib.Path], tensorrt: Simulation) -> Iterator[Generator]:
+def gpu(built_artifacts: dict[str, pathlib.Path], tensorrt: TensorRTScript) -> Iterator[Generator]:
     with load(built_artifacts["small"]) as generator:
         yield generator
 
@@ -64,7 +64,7 @@ def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
     built_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
-    tensorrt: Simulation,
+    tensorrt: TensorRTScript,
     cuda_graphs: bool,
     integrated: bool,
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
                     expected = host.generate(labels, **asked).latents
                     assert generator.generate(labels, **asked).latents.tobytes() == expected.tobytes()
     assert cuda.leaks == []
-    assert ("cuGraphLaunch" in cuda.told) is cuda_graphs
+    assert ("cuGraphLaunch" in cuda.history) is cuda_graphs
 
 
 QUICK: dict[str, Any] = {"iterations": 2, "diffusion_steps": 2, "cfg_scale": 2.0}
@@ -92,7 +92,7 @@ def same(found: Generator, expected: Generator, labels: list[int], **request: An
 
 def test_numbers_of_a_request_are_no_part_of_a_graph(gpu: Generator, host: Generator, cuda: SimulatedCuda) -> None:
     gpu.generate([3], **QUICK)
-    captured = cuda.told.count("cuStreamBeginCapture_v2")
+    captured = cuda.history.count("cuStreamBeginCapture_v2")
     assert captured > 0
     for change in (
         {"seed": 5},
@@ -101,18 +101,18 @@ def test_numbers_of_a_request_are_no_part_of_a_graph(gpu: Generator, host: Gener
         {"sampler": "dpm++2m"},
         {"token_order": "raster"},
     ):
-        launched = cuda.told.count("cuGraphLaunch")
+        launched = cuda.history.count("cuGraphLaunch")
         assert same(gpu, host, [1], **{**QUICK, **change}), change
-        assert cuda.told.count("cuGraphLaunch") == launched + 4  # a pass and a chain in each iteration
-    assert cuda.told.count("cuStreamBeginCapture_v2") == captured
+        assert cuda.history.count("cuGraphLaunch") == launched + 4  # a pass and a chain in each iteration
+    assert cuda.history.count("cuStreamBeginCapture_v2") == captured
     assert same(gpu, host, [1], **{**QUICK, "cfg_scale": 1.0})  # half the rows: another form
-    assert cuda.told.count("cuStreamBeginCapture_v2") > captured
+    assert cuda.history.count("cuStreamBeginCapture_v2") > captured
 
 
 def test_chains_of_one_size_share_a_graph(gpu: Generator, cuda: SimulatedCuda) -> None:
     plan = gpu.generate([0], iterations=16, diffusion_steps=2, cfg_scale=2.0).plan
     assert {iteration.count for iteration in plan.iterations} == {1}
-    assert cuda.told.count("cuStreamBeginCapture_v2") == 16 + 1
+    assert cuda.history.count("cuStreamBeginCapture_v2") == 16 + 1
 
 
 def test_of_the_forms_drawn_the_one_not_drawn_for_longest_is_forgotten(gpu: Generator, cuda: SimulatedCuda) -> None:
@@ -128,9 +128,9 @@ def test_of_the_forms_drawn_the_one_not_drawn_for_longest_is_forgotten(gpu: Gene
 
     def drawn(iterations: int) -> bool:
         """Draw a form. Whether that took a new capture."""
-        before = cuda.told.count("cuStreamBeginCapture_v2")
+        before = cuda.history.count("cuStreamBeginCapture_v2")
         gpu.generate([0], iterations=iterations, diffusion_steps=2, cfg_scale=2.0)
-        return cuda.told.count("cuStreamBeginCapture_v2") > before
+        return cuda.history.count("cuStreamBeginCapture_v2") > before
 
     steps = [held()]
     for form in (1, 2, 3, 4):
@@ -184,9 +184,9 @@ def test_progress_is_told_of_every_iteration_once_it_is_done(gpu: Generator, cud
 
 def test_without_progress_nobody_waits_before_the_end(gpu: Generator, cuda: SimulatedCuda) -> None:
     gpu.generate([0], **QUICK)
-    before = cuda.told.count("cuStreamSynchronize")
+    before = cuda.history.count("cuStreamSynchronize")
     gpu.generate([0], **QUICK)
-    assert cuda.told.count("cuStreamSynchronize") == before + 1
+    assert cuda.history.count("cuStreamSynchronize") == before + 1
 
 
 def test_an_interrupt_between_iterations_spoils_no_later_image(gpu: Generator, host: Generator) -> None:
@@ -198,7 +198,7 @@ def test_an_interrupt_between_iterations_spoils_no_later_image(gpu: Generator, h
     assert same(gpu, host, [4], **QUICK)
 
 
-def test_latents_that_are_not_finite_are_an_error(gpu: Generator, host: Generator, tensorrt: Simulation) -> None:
+def test_latents_that_are_not_finite_are_an_error(gpu: Generator, host: Generator, tensorrt: TensorRTScript) -> None:
     tensorrt.infinite = True
     with pytest.raises(BackendError, match="values that are not finite"):
         gpu.generate([0], **QUICK)
@@ -210,7 +210,7 @@ CLOSED = "an engine was used after its generator was closed"
 
 
 def test_a_closed_generator_says_so_and_can_be_closed_again(
-    built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: Simulation
+    built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     generator = load(built_artifacts["small"])
     generator.generate([0], **QUICK)
@@ -225,13 +225,13 @@ def test_a_closed_generator_says_so_and_can_be_closed_again(
         with pytest.raises(BackendError) as caught:
             call()
         assert str(caught.value) == CLOSED
-    told = len(cuda.told)
+    told = len(cuda.history)
     generator.close()
-    assert cuda.told[told:] == []
+    assert cuda.history[told:] == []
 
 
 def test_a_generator_may_be_loaded_used_and_closed_by_different_threads(
-    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
+    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     def in_a_thread(work: Callable[[], Any]) -> Any:
         results: list[Any] = []
@@ -255,12 +255,12 @@ def test_a_generator_may_be_loaded_used_and_closed_by_different_threads(
 
 
 def test_every_generator_has_a_stream_of_its_own(
-    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
+    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     with load(built_artifacts["small"]) as first, load(built_artifacts["small"]) as second:
         streams = []
         for generator in (first, second):
-            tensorrt.told.clear()
+            tensorrt.history.clear()
             assert same(generator, host, [1], **QUICK)
             streams.append({stream for _, stream in tensorrt.calls("execute_async_v3")})
         assert all(len(each) == 1 for each in streams)
@@ -273,21 +273,21 @@ def test_every_generator_has_a_stream_of_its_own(
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_time_of_a_plan_is_that_of_the_loop_itself(
-    gpu: Generator, tensorrt: Simulation, cuda: SimulatedCuda, batch: int
+    gpu: Generator, tensorrt: TensorRTScript, cuda: SimulatedCuda, batch: int
 ) -> None:
     plan = gpu.plan(**QUICK)
     seconds = predicted_seconds(gpu, plan, batch)
     assert [list(each) for each in seconds] == [[DEVICE]] * 2
     assert all(each[DEVICE] > 0 for each in seconds)
     # What it drew stands ready for images: nothing was called in another way, or at other sizes.
-    captured, contexts = cuda.told.count("cuStreamBeginCapture_v2"), len(tensorrt.calls("create_execution_context"))
+    captured, contexts = cuda.history.count("cuStreamBeginCapture_v2"), len(tensorrt.calls("create_execution_context"))
     gpu.generate([0] * batch, **QUICK)
-    assert cuda.told.count("cuStreamBeginCapture_v2") == captured
+    assert cuda.history.count("cuStreamBeginCapture_v2") == captured
     assert len(tensorrt.calls("create_execution_context")) == contexts
 
 
 def test_an_engine_reads_modulation_at_aligned_places_whatever_the_rows(
-    built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: Simulation
+    built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     """A row of it is no multiple of 256 bytes in this model, and without guidance rows may be odd in number."""
     path = built_artifacts["pixel"]
@@ -300,7 +300,7 @@ def test_an_engine_reads_modulation_at_aligned_places_whatever_the_rows(
 
 @pytest.mark.parametrize("sizes", [8, 9])
 def test_an_engine_called_from_here_keeps_the_sizes_it_was_called_with_last(
-    gpu: Generator, host: Generator, tensorrt: Simulation, sizes: int
+    gpu: Generator, host: Generator, tensorrt: TensorRTScript, sizes: int
 ) -> None:
     rng = np.random.default_rng(0)
     contexts = []
@@ -323,13 +323,13 @@ def test_what_an_engine_returned_stays_when_it_is_called_again(gpu: Generator) -
 
 
 def test_memory_that_both_share_is_not_copied(
-    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: Simulation
+    built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     cuda.attributes[18] = 1
     with load(built_artifacts["small"]) as generator:
         assert same(generator, host, [1, 2], **QUICK)
         plan = generator.plan(**QUICK)
         predicted_seconds(generator, plan, 1)
-    assert not {name for name in cuda.told if name.startswith(("cuMemcpyHtoD", "cuMemcpyDtoH"))}
-    assert "cuMemHostGetDevicePointer_v2" in cuda.told
+    assert not {name for name in cuda.history if name.startswith(("cuMemcpyHtoD", "cuMemcpyDtoH"))}
+    assert "cuMemHostGetDevicePointer_v2" in cuda.history
     assert cuda.leaks == []

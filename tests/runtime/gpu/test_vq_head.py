@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mar_export.artifact.export import export_artifact
-from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
-from mar_export.tensorrt.engine_builder import BuilderFlags
+from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
 from runtime.artifact.artifact_folder import Artifact
 from runtime.generator import Generator
 from tests.fakes.simulated_cuda import SimulatedCuda
@@ -24,8 +23,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path, writer = tmp_path_factory.mktemp("codes") / "artifact", cast(Any, PlanWriter())
     export_artifact(variant_checkpoint("raster vq"), path, lambda told: None)
     artifact = Artifact(path)
-    plans = wanted_plans(artifact, {})
-    build_engines(artifact, writer, plans, BATCH, BuilderFlags(), None, True, lambda told: None, None)
+    plans = plans_to_build(artifact, {})
+    build_engines(artifact, writer, plans, BuildOptions(BATCH, force=True), lambda text: None)
     return path
 
 
@@ -36,5 +35,5 @@ def test_codes_are_those_of_the_host(built: pathlib.Path, cuda: SimulatedCuda) -
         for settings in ({"cfg_scale": 1.0}, {"preset": "fast", "cfg_scale": 3.0, "temperature": 0.8}):
             found, expected = (each.generate([0, 2], **settings).latents for each in (gpu, host))
             assert np.array_equal(found, expected)
-    assert "cuGraphLaunch" in cuda.told
+    assert "cuGraphLaunch" in cuda.history
     assert cuda.leaks == []
