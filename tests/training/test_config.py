@@ -39,7 +39,7 @@ _PATHS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 
 
 @given(_PATHS, _TRAINING)
-def test_a_config_comes_back_from_toml_and_from_json(
+def test_a_config_is_the_same_after_toml_and_json(
     tmp_path_factory: pytest.TempPathFactory, data: str, training: dict[str, Any]
 ) -> None:
     config = RunConfig(data, TINY, TrainConfig(**training))
@@ -49,12 +49,12 @@ def test_a_config_comes_back_from_toml_and_from_json(
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict())), "here") == config
 
 
-def test_a_whole_number_will_do_for_a_real_one() -> None:
+def test_an_integer_is_accepted_for_a_float() -> None:
     config = TrainConfig(steps=1, learning_rate=1)
     assert type(config.learning_rate) is float
 
 
-def test_a_config_that_is_no_text_is_refused_by_its_path(tmp_path: pathlib.Path) -> None:
+def test_the_error_about_a_config_that_is_no_text_names_the_path(tmp_path: pathlib.Path) -> None:
     from runtime.errors import ConfigError
 
     file = tmp_path / "run.toml"

@@ -91,7 +91,7 @@ _LOSS_TOLERANCE, _WEIGHT_TOLERANCE = 1e-6, 5e-6
 
 
 @pytest.mark.parametrize("name", ["ddp", "ddp-accumulated", "fsdp", "ddp-on-one"])
-def test_two_processes_train_as_one_with_all_of_the_batch(runs: pathlib.Path, name: str) -> None:
+def test_two_processes_train_like_one_with_the_complete_batch(runs: pathlib.Path, name: str) -> None:
     """Losses, weights, their average and the moments, to the end of five epochs."""
     for key in ("loss", "gradient_norm"):
         found, expected = (logged(runs / run, key) for run in (name, "one"))
@@ -104,14 +104,14 @@ def test_two_processes_train_as_one_with_all_of_the_batch(runs: pathlib.Path, na
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_resumed_in_the_middle_of_an_epoch_are_those_never_stopped(runs: pathlib.Path, kind: str) -> None:
+def test_two_processes_resumed_within_an_epoch_equal_the_uninterrupted_ones(runs: pathlib.Path, kind: str) -> None:
     """To the last bit."""
     whole, resumed = (read_safetensors(runs / run / _STATE) for run in (kind, f"{kind}-resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert logged(runs / kind, "loss") == logged(runs / f"{kind}-resumed", "loss")
 
 
-def test_runs_of_several_processes_leave_what_one_leaves(runs: pathlib.Path) -> None:
+def test_runs_of_several_processes_write_the_files_of_one(runs: pathlib.Path) -> None:
     left = [sorted(str(path.relative_to(runs / run)) for path in (runs / run).glob("*")) for run in ("one", "ddp")]
     assert left[0] == left[1]
     weights = [read_safetensors(runs / run / "model.safetensors") for run in ("one", "fsdp")]
@@ -139,7 +139,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(
         torch.testing.assert_close(states[0][parameter], states[1][parameter], rtol=0, atol=_WEIGHT_TOLERANCE)
 
 
-def test_bad_images_of_either_process_are_told_once_and_counted(runs: pathlib.Path) -> None:
+def test_unreadable_images_of_either_process_are_reported_once_and_counted(runs: pathlib.Path) -> None:
     entries = [json.loads(line) for line in (runs / "bad-data" / "log.jsonl").read_text().splitlines()]
     told = {entry["event"].split(": ")[0]: entry["bad_data"] for entry in entries if "bad_data" in entry}
     bad = ("bird", "cat/4.png", "dog/7.png", "dog/3.png")
@@ -156,7 +156,7 @@ def test_with_fsdp_each_of_two_processes_holds_half_of_the_weights(runs: pathlib
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 7))
-def test_a_batch_is_the_same_however_it_is_shared_out(
+def test_a_batch_is_the_same_however_it_is_split(
     source: LatentDataset, processes: int, accumulate: int, size: int, step: int
 ) -> None:
     """Its images, mirrored or not, its labels, masks, timesteps and noise."""
@@ -178,7 +178,7 @@ def test_a_batch_is_the_same_however_it_is_shared_out(
     assert all(torch.equal(a, b) for a, b in zip(shared, alone, strict=True))
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_batch_that_cannot_be_split_evenly_is_refused(tmp_path: pathlib.Path) -> None:
     data = write_idx_dataset(tmp_path / "data")
     config = RunConfig(str(data), TINY, tiny_training(1, batch_size=6, accumulate=2))
     with pytest.raises(ConfigError, match=r"batch_size 6.*2 processes in 2 micro-batches") as caught:
@@ -195,7 +195,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-def test_a_job_told_to_end_saves_and_goes_on_where_it_was(tmp_path: pathlib.Path, by: signal.Signals) -> None:
+def test_a_terminated_job_saves_and_resumes(tmp_path: pathlib.Path, by: signal.Signals) -> None:
     """torchrun hands a signal on to all processes, those that read ahead included."""
     data, run = write_idx_dataset(tmp_path / "data", images=12, side=8, classes=2), tmp_path / "run"
     options = ["--data", data, "--out", run, "--preset", "pixel_small", "--image-size", 8, "--batch-size", 4]

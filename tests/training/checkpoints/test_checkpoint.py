@@ -1,13 +1,10 @@
-"""Checkpoints: the right weights come out of a good one, one sentence and nothing else out of any other."""
+"""Checkpoints of runs: weights, classes, tokenizer, and the step they were saved at."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pathlib
-import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,10 +12,10 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError, ConfigError
-from runtime.model.config import ModelConfig
 from tests.helpers.golden_cases import GOLDEN
 from tests.helpers.published_forms import CONFIG, VAE, mar_weights, same_weights, vae_weights
-from tests.helpers.tiny_runs import TINY, one_sentence, one_thread, randomized
+from tests.helpers.published_models import write_tiny_run
+from tests.helpers.tiny_runs import TINY, one_sentence, randomized
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.tensor_files import read_safetensors
@@ -27,345 +24,8 @@ from training.models.mar import MAR
 _SMALL = GOLDEN / "small"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
-
-
-def _published_content() -> dict[str, Any]:
-    """All that the published code saved, read without the code under test."""
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content: dict[str, Any] = torch.load(_SMALL / "checkpoint-last.pth", weights_only=True)
-    return content
-
-
-def _write_config(folder: pathlib.Path, value: object) -> pathlib.Path:
-    file = folder / "shape.json"
-    file.write_text(json.dumps(value))
-    return file
-
-
-def _write_published(folder: pathlib.Path, weights: object, **others: object) -> pathlib.Path:
-    """A checkpoint as the published code saves it."""
-    file = folder / "checkpoint-last.pth"
-    torch.save({"model": {}, "model_ema": weights, "args": argparse.Namespace(model="mar_custom"), **others}, file)
-    return file
-
-
-def _write_run(folder: pathlib.Path, **changes: object) -> pathlib.Path:
-    """A run folder with a random tiny model in it."""
-    config = {"model": TINY.to_dict(), "tokenizer": "pixel", "class_names": ["a", "b", "c"]}
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config | changes))
-    checkpoint.save_weights(folder / "model.safetensors", randomized(MAR(**TINY.to_dict())).state_dict())
-    return folder
-
-
-# Published files
-
-
-@pytest.mark.parametrize("name", ["small", "patch2"])
-def test_the_averaged_weights_are_loaded_and_not_the_others(name: str) -> None:
-    file = GOLDEN / name / "checkpoint-last.pth"
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        content = torch.load(file, weights_only=True)
-    loaded = load_checkpoint(file, GOLDEN / name / "meta.json")
-    weights = loaded.model.state_dict()
-    assert weights.keys() == content["model_ema"].keys()
-    assert all(torch.equal(weights[key], content["model_ema"][key]) for key in weights)
-    assert not any(torch.equal(weights[key], content["model"][key]) for key in weights)
-
-
-def test_a_published_checkpoint_comes_ready_to_sample_and_says_what_it_is() -> None:
-    loaded = load_checkpoint(_SMALL / "checkpoint-last.pth", _SMALL / "meta.json")
-    assert loaded.model.config == ModelConfig(**json.loads((_SMALL / "meta.json").read_text())["config"])
-    assert not loaded.model.training
-    assert (loaded.tokenizer, loaded.class_names, loaded.source) == ("none", (), "checkpoint-last.pth")
-    assert {parameter.device.type for parameter in loaded.model.parameters()} == {"cpu"}
-    assert all(buffer.isfinite().all() and not buffer.is_meta for buffer in loaded.model.buffers())
-
-
-def test_the_hash_of_a_checkpoint_is_that_of_its_file(tmp_path: pathlib.Path) -> None:
-    run = _write_run(tmp_path / "run")
-    one = load_checkpoint(run).sha256
-    assert len(one) == 64
-    assert load_checkpoint(run).sha256 == one
-    checkpoint.save_weights(run / "model.safetensors", randomized(MAR(**TINY.to_dict()), seed=1).state_dict())
-    assert load_checkpoint(run).sha256 != one
-
-
-def test_the_shape_may_stand_alone_or_under_config(tmp_path: pathlib.Path) -> None:
-    model = randomized(MAR(**TINY.to_dict()))
-    file = _write_published(tmp_path, model.state_dict())
-    for shape in (TINY.to_dict(), {"config": TINY.to_dict(), "cases": []}):
-        loaded = load_checkpoint(file, _write_config(tmp_path, shape)).model
-        assert loaded.config == TINY
-        assert torch.equal(loaded.z_proj.weight, model.z_proj.weight)
-
-
-class _CreatesAFile:
-    """What an attacker puts into a checkpoint: unpickling it opens a file for writing."""
-
-    def __init__(self, file: pathlib.Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
-        return open, (str(self.file), "w")
-
-
-def _evil_weights(folder: pathlib.Path, evil: _CreatesAFile) -> pathlib.Path:
-    return _write_published(folder, {"z_proj.weight": evil})
-
-
-def _evil_arguments(folder: pathlib.Path, evil: _CreatesAFile) -> pathlib.Path:
-    return _write_published(folder, _published_content()["model_ema"], args=argparse.Namespace(callback=evil))
-
-
-def _evil_state_of_the_optimizer(folder: pathlib.Path, evil: _CreatesAFile) -> pathlib.Path:
-    return _write_published(folder, _published_content()["model_ema"], optimizer=[evil])
-
-
-def _evil_bare_pickle(folder: pathlib.Path, evil: _CreatesAFile) -> pathlib.Path:
-    file = folder / "checkpoint-last.pth"
-    file.write_bytes(pickle.dumps({"model_ema": evil}))
-    return file
-
-
-_EVIL = [_evil_weights, _evil_arguments, _evil_state_of_the_optimizer, _evil_bare_pickle]
-
-
-@pytest.mark.parametrize("write", _EVIL)
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: pathlib.Path, write: Any) -> None:
-    trace = tmp_path / "was-run"
-    file = write(tmp_path, _CreatesAFile(trace))
-    with pytest.raises(CheckpointError):
-        load_checkpoint(file, _SMALL / "meta.json")
-    assert not trace.exists()
-    # The file is indeed what it is said to be: reading it without protection runs the code.
-    if write is _evil_bare_pickle:
-        pickle.loads(file.read_bytes())
-    else:
-        torch.load(file, weights_only=False)
-    assert trace.exists()
-
-
-@pytest.mark.parametrize("write", _EVIL)
-def test_the_refusal_of_a_checkpoint_that_would_run_code_does_not_tell_how_to_run_it(
-    tmp_path: pathlib.Path, write: Any
-) -> None:
-    file = write(tmp_path, _CreatesAFile(tmp_path / "was-run"))
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(file, _SMALL / "meta.json")
-    message = one_sentence(caught)
-    assert str(file) in message
-    assert "can still be loaded" not in message
-
-
-@pytest.mark.parametrize("percent", [0, 1, 10, 50, 99])
-def test_a_truncated_published_checkpoint_is_refused(tmp_path: pathlib.Path, percent: int) -> None:
-    content = (_SMALL / "checkpoint-last.pth").read_bytes()
-    file = tmp_path / "cut.pth"
-    file.write_bytes(content[: len(content) * percent // 100])
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(file, _SMALL / "meta.json")
-    assert str(file) in one_sentence(caught)
-
-
-@pytest.mark.parametrize("content", [b"hello, world\n" * 100, b"PK\x03\x04" + bytes(1000), b"\x80\x02}q\x00."])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
-    file = tmp_path / "other.pth"
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(file, _SMALL / "meta.json")
-    assert str(file) in one_sentence(caught)
-
-
-def test_a_missing_published_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path / "nothing.pth", _SMALL / "meta.json")
-    assert str(tmp_path / "nothing.pth") in one_sentence(caught)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"model": {"w": torch.zeros(1)}},
-        {"model_ema": None},
-        {"model_ema": [torch.zeros(1)]},
-        {"model_ema": {"w": 1.0}},
-        [torch.zeros(1)],
-        torch.zeros(1),
-    ],
-    ids=["none", "null", "list", "numbers", "content-list", "content-tensor"],
-)
-def test_a_checkpoint_without_averaged_weights_is_refused(tmp_path: pathlib.Path, content: object) -> None:
-    file = tmp_path / "odd.pth"
-    torch.save(content, file)
-    with pytest.raises(CheckpointError, match="model_ema") as caught:
-        load_checkpoint(file, _SMALL / "meta.json")
-    assert str(file) in one_sentence(caught)
-
-
-_SPOILED = "encoder_blocks.0.attn.qkv.weight"
-
-
-def _reshaped(weights: dict[str, Tensor]) -> None:
-    weights[_SPOILED] = weights[_SPOILED].T.contiguous()
-
-
-def _without(weights: dict[str, Tensor]) -> None:
-    del weights[_SPOILED]
-
-
-def _renamed(weights: dict[str, Tensor]) -> None:
-    weights["module." + _SPOILED] = weights.pop(_SPOILED)
-
-
-def _with_more(weights: dict[str, Tensor]) -> None:
-    weights[f"{_SPOILED}.more"] = torch.zeros(3)
-
-
-def _with_nan(weights: dict[str, Tensor]) -> None:
-    weights[_SPOILED][3, 5] = float("nan")
-
-
-def _with_infinity(weights: dict[str, Tensor]) -> None:
-    weights[_SPOILED][3, 5] = float("-inf")
-
-
-_DEFECTS = [_reshaped, _without, _renamed, _with_more, _with_nan, _with_infinity]
-
-
-@pytest.mark.parametrize("spoil", _DEFECTS)
-def test_published_weights_of_another_model_are_refused_by_name(tmp_path: pathlib.Path, spoil: Any) -> None:
-    weights = _published_content()["model_ema"]
-    spoil(weights)
-    file = _write_published(tmp_path, weights)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(file, _SMALL / "meta.json")
-    message = one_sentence(caught)
-    assert _SPOILED in message
-    assert str(file) in message
-
-
-@pytest.mark.parametrize("spoil", _DEFECTS)
-def test_weights_of_a_run_that_are_of_another_model_are_refused_by_name(tmp_path: pathlib.Path, spoil: Any) -> None:
-    run = _write_run(tmp_path / "run")
-    weights = read_safetensors(run / "model.safetensors")
-    spoil(weights)
-    checkpoint.save_weights(run / "model.safetensors", weights)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(run)
-    message = one_sentence(caught)
-    assert _SPOILED in message
-    assert str(run / "model.safetensors") in message
-
-
-def test_a_wrong_shape_is_told_with_what_was_found_and_what_was_expected(tmp_path: pathlib.Path) -> None:
-    weights = _published_content()["model_ema"]
-    _reshaped(weights)
-    with pytest.raises(CheckpointError, match=r"\(48, 144\).*\(144, 48\)"):
-        load_checkpoint(_write_published(tmp_path, weights), _SMALL / "meta.json")
-
-
-# The config beside a published file
-
-
-def test_a_published_checkpoint_whose_heads_nothing_tells_asks_for_them() -> None:
-    with pytest.raises(ConfigError, match=r"heads.*--config") as caught:
-        load_checkpoint(_SMALL / "checkpoint-last.pth")
-    assert "checkpoint-last.pth" in one_sentence(caught)
-
-
-@pytest.mark.parametrize("name", ["small", "patch2"])
-def test_the_heads_are_all_that_has_to_be_told_of_a_published_checkpoint(tmp_path: pathlib.Path, name: str) -> None:
-    heads = _write_config(tmp_path, {"encoder_num_heads": 4, "decoder_num_heads": 4})
-    loaded = load_checkpoint(GOLDEN / name / "checkpoint-last.pth", heads)
-    assert loaded.model.config == ModelConfig(**json.loads((GOLDEN / name / "meta.json").read_text())["config"])
-
-
-def test_the_name_a_checkpoint_was_trained_under_must_fit_its_tensors(tmp_path: pathlib.Path) -> None:
-    weights, arguments = _published_content()["model_ema"], argparse.Namespace(model="mar_base")
-    file = _write_published(tmp_path, weights, args=arguments)
-    with pytest.raises(ConfigError, match=r"48 by its tensors, but 768 by the name mar_base it was") as caught:
-        load_checkpoint(file, _SMALL / "meta.json")
-    assert str(file) in one_sentence(caught)
-
-
-def test_the_name_that_is_given_must_fit_the_tensors_too() -> None:
-    file = _SMALL / "checkpoint-last.pth"
-    with pytest.raises(ConfigError, match=r"48 by its tensors, but 1024 by --model mar_large") as caught:
-        load_checkpoint(file, name="mar_large")
-    assert str(file) in one_sentence(caught)
-
-
-def test_a_given_name_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'mar_tiny'.*mar_base") as caught:
-        load_checkpoint(_SMALL / "checkpoint-last.pth", name="mar_tiny")
-    one_sentence(caught)
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ('{"img_size": 64, "vae_strid": 16}', ConfigError),
-        ('{"config": {"img_size": 64, "depth": 2}}', ConfigError),
-        ('{"img_size": "64"}', ConfigError),
-        ('{"img_size": NaN}', ConfigError),
-        ('{"encoder_num_heads": 4, "decoder_num_heads": 4, "mask_ratio_min": "much"}', ConfigError),
-        ('{"encoder_num_heads": "4", "decoder_num_heads": 4}', ConfigError),
-        ('{"encoder_num_heads": 5, "decoder_num_heads": 4}', ConfigError),
-        ('{"vae_embed_dim": [8]}', ConfigError),
-        ('{"config": []}', (ConfigError, CheckpointError)),
-        ('{"config": [["img_size", 64]]}', (ConfigError, CheckpointError)),
-        ('{"config": 64}', (ConfigError, CheckpointError)),
-        ('{"config": null}', (ConfigError, CheckpointError)),
-        ('{"config": "mar_base"}', (ConfigError, CheckpointError)),
-        ("[]", CheckpointError),
-        ("64", CheckpointError),
-        ("null", CheckpointError),
-        ('{"img_size": 64', CheckpointError),
-        ("", CheckpointError),
-        ("[" * 100_000, CheckpointError),
-        ("\xff\xfe", CheckpointError),
-    ],
-)
-def test_a_bad_config_file_is_refused_by_its_name(
-    tmp_path: pathlib.Path, text: str, error: type[Exception] | tuple[type[Exception], ...]
-) -> None:
-    file = tmp_path / "shape.json"
-    file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(error) as caught:
-        load_checkpoint(_SMALL / "checkpoint-last.pth", file)
-    assert str(file) in one_sentence(caught)
-
-
-def test_an_unknown_key_of_a_config_file_is_named(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match=r"keys vae_strid;"):
-        load_checkpoint(_SMALL / "checkpoint-last.pth", _write_config(tmp_path, {"vae_strid": 16}))
-
-
-def test_a_missing_config_file_is_refused(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(_SMALL / "checkpoint-last.pth", tmp_path / "shape.json")
-    assert str(tmp_path / "shape.json") in one_sentence(caught)
-
-
-def test_the_config_of_another_model_is_refused_with_both_sides_of_what_differs() -> None:
-    other = GOLDEN / "patch2" / "meta.json"
-    with pytest.raises(ConfigError, match="vae_stride is 16 by the arguments it was trained with, but 8 by") as caught:
-        load_checkpoint(_SMALL / "checkpoint-last.pth", other)
-    message = one_sentence(caught)
-    assert str(_SMALL / "checkpoint-last.pth") in message
-    assert f"--config {other}" in message
-
-
-# Runs
-
-
 def test_a_run_folder_gives_its_weights_classes_and_tokenizer(tmp_path: pathlib.Path) -> None:
-    loaded = load_checkpoint(_write_run(tmp_path / "run"))
+    loaded = load_checkpoint(write_tiny_run(tmp_path / "run"))
     expected = randomized(MAR(**TINY.to_dict())).state_dict()
     assert loaded.model.config == TINY
     assert all(torch.equal(expected[name], value) for name, value in loaded.model.state_dict().items())
@@ -374,12 +34,12 @@ def test_a_run_folder_gives_its_weights_classes_and_tokenizer(tmp_path: pathlib.
 
 def test_a_run_folder_takes_no_config(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigError, match="--config") as caught:
-        load_checkpoint(_write_run(tmp_path / "run"), _SMALL / "meta.json")
+        load_checkpoint(write_tiny_run(tmp_path / "run"), _SMALL / "meta.json")
     one_sentence(caught)
 
 
 def test_a_run_folder_takes_no_name(tmp_path: pathlib.Path) -> None:
-    run = _write_run(tmp_path / "run")
+    run = write_tiny_run(tmp_path / "run")
     with pytest.raises(ConfigError, match="--model") as caught:
         load_checkpoint(run, name="mar_base")
     assert str(run) in one_sentence(caught)
@@ -392,7 +52,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_without_weights_is_refused(tmp_path: pathlib.Path) -> None:
-    run = _write_run(tmp_path / "run")
+    run = write_tiny_run(tmp_path / "run")
     (run / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors") as caught:
         load_checkpoint(run)
@@ -401,7 +61,7 @@ def test_a_run_without_weights_is_refused(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("percent", [0, 1, 10, 50, 99])
 def test_truncated_weights_of_a_run_are_refused(tmp_path: pathlib.Path, percent: int) -> None:
-    run = _write_run(tmp_path / "run")
+    run = write_tiny_run(tmp_path / "run")
     content = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(content[: len(content) * percent // 100])
     with pytest.raises(CheckpointError, match=r"copy it again$") as caught:  # it has no state to go on from
@@ -410,8 +70,8 @@ def test_truncated_weights_of_a_run_are_refused(tmp_path: pathlib.Path, percent:
 
 
 @pytest.mark.parametrize("key", ["model", "tokenizer", "class_names"])
-def test_a_run_config_without_one_of_its_keys_is_refused_by_the_key(tmp_path: pathlib.Path, key: str) -> None:
-    run = _write_run(tmp_path / "run")
+def test_the_error_about_a_run_config_names_the_missing_key(tmp_path: pathlib.Path, key: str) -> None:
+    run = write_tiny_run(tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     del config[key]
     (run / "config.json").write_text(json.dumps(config))
@@ -434,8 +94,8 @@ def test_a_run_config_without_one_of_its_keys_is_refused_by_the_key(tmp_path: pa
         ("class_names", None),
     ],
 )
-def test_a_run_config_with_a_value_of_another_kind_is_refused(tmp_path: pathlib.Path, key: str, value: object) -> None:
-    run = _write_run(tmp_path / "run", **{key: value})
+def test_a_run_config_with_a_value_of_a_wrong_type_is_refused(tmp_path: pathlib.Path, key: str, value: object) -> None:
+    run = write_tiny_run(tmp_path / "run", **{key: value})
     with pytest.raises((CheckpointError, ConfigError)) as caught:
         load_checkpoint(run)
     assert str(run / "config.json") in one_sentence(caught)
@@ -443,14 +103,11 @@ def test_a_run_config_with_a_value_of_another_kind_is_refused(tmp_path: pathlib.
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_a_run_config_that_is_no_object_is_refused(tmp_path: pathlib.Path, text: str) -> None:
-    run = _write_run(tmp_path / "run")
+    run = write_tiny_run(tmp_path / "run")
     (run / "config.json").write_text(text)
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(run)
     assert str(run / "config.json") in one_sentence(caught)
-
-
-# Tokenizers
 
 
 def _write_vae(file: pathlib.Path, weights: dict[str, Tensor]) -> pathlib.Path:
@@ -459,12 +116,12 @@ def _write_vae(file: pathlib.Path, weights: dict[str, Tensor]) -> pathlib.Path:
 
 
 def _write_run_of_latents(folder: pathlib.Path, tokenizer: str) -> pathlib.Path:
-    run = _write_run(folder, model=CONFIG.to_dict(), tokenizer=tokenizer, class_names=[])
+    run = write_tiny_run(folder, model=CONFIG.to_dict(), tokenizer=tokenizer, class_names=[])
     checkpoint.save_weights(run / "model.safetensors", mar_weights())
     return run
 
 
-def test_a_run_without_a_tokenizer_takes_one(tmp_path: pathlib.Path) -> None:
+def test_a_run_without_a_tokenizer_accepts_one(tmp_path: pathlib.Path) -> None:
     vae = _write_vae(tmp_path / "vae.ckpt", vae_weights())
     loaded = load_checkpoint(_write_run_of_latents(tmp_path / "run", "none"), tokenizer=vae)
     assert loaded.tokenizer == "kl"
@@ -474,7 +131,7 @@ def test_a_run_without_a_tokenizer_takes_one(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["pixel", "kl"])
-def test_a_run_with_a_tokenizer_takes_no_other(tmp_path: pathlib.Path, tokenizer: str) -> None:
+def test_a_run_with_a_tokenizer_refuses_another(tmp_path: pathlib.Path, tokenizer: str) -> None:
     vae = _write_vae(tmp_path / "vae.ckpt", vae_weights())
     run = _write_run_of_latents(tmp_path / "run", tokenizer)
     with pytest.raises(ConfigError, match=rf"--tokenizer.*its own, {tokenizer}") as caught:
@@ -482,7 +139,7 @@ def test_a_run_with_a_tokenizer_takes_no_other(tmp_path: pathlib.Path, tokenizer
     assert str(run) in one_sentence(caught)
 
 
-def test_a_run_gives_the_autoencoder_it_holds(tmp_path: pathlib.Path) -> None:
+def test_a_run_loads_with_its_autoencoder(tmp_path: pathlib.Path) -> None:
     run = _write_run_of_latents(tmp_path / "run", "kl")
     checkpoint.save_weights(run / "tokenizer.safetensors", vae_weights())
     loaded = load_checkpoint(run)
@@ -492,7 +149,7 @@ def test_a_run_gives_the_autoencoder_it_holds(tmp_path: pathlib.Path) -> None:
     assert same_weights(loaded.vae, vae_weights())
 
 
-def test_a_run_that_lost_its_autoencoder_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_run_without_its_autoencoder_file_is_refused(tmp_path: pathlib.Path) -> None:
     run = _write_run_of_latents(tmp_path / "run", "kl")
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(run)
@@ -508,7 +165,7 @@ def test_a_run_that_lost_its_autoencoder_is_refused(tmp_path: pathlib.Path) -> N
     ids=["channels", "stride"],
 )
 @pytest.mark.parametrize("held", [True, False])
-def test_the_autoencoder_of_another_model_is_refused_with_both_sides(
+def test_the_error_about_the_autoencoder_of_another_model_names_both_values(
     tmp_path: pathlib.Path, change: dict[str, Any], told: str, held: bool
 ) -> None:
     weights = vae_weights(dataclasses.replace(VAE, attention_levels=(), **change))
@@ -525,10 +182,7 @@ def test_the_autoencoder_of_another_model_is_refused_with_both_sides(
     assert str(vae) in message
 
 
-# Weight files
-
-
-def test_weights_come_back_bit_for_bit_with_their_step(tmp_path: pathlib.Path) -> None:
+def test_weights_are_saved_and_read_bit_for_bit_with_their_step(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "new" / "weights.safetensors"  # the folder is made
     tensors = {"turned": torch.randn(4, 6).T, "bits": torch.randn(5).bfloat16(), "empty": torch.zeros(0, 3)}
     checkpoint.save_weights(file, tensors, {"step": "12"})

@@ -77,13 +77,13 @@ def _configs(draw: st.DrawFn, ratios: st.SearchStrategy[float], width: int) -> M
 
 @given(_configs(st.floats(1, 16), width=1))
 @settings(max_examples=30, deadline=None)
-def test_whoever_tells_all_of_a_config_is_told_the_same_again(config: ModelConfig) -> None:
+def test_a_complete_config_is_returned_unchanged(config: ModelConfig) -> None:
     assert _config(PartialConfig(_FILE, config.to_dict()), shapes=mar_shapes(config)) == config
 
 
 @given(_configs(st.sampled_from([0.25, 0.5, 1.0, 2.75, 4.0]), width=4))
 @settings(max_examples=30, deadline=None)
-def test_tensors_tell_all_but_heads_patches_and_what_matters_only_in_training(config: ModelConfig) -> None:
+def test_tensors_determine_all_fields_but_heads_patches_and_those_of_training(config: ModelConfig) -> None:
     untold = ("encoder_num_heads", "decoder_num_heads", "vae_stride", "patch_size")
     in_training = ("mask_ratio_min", "attn_dropout", "diffusion_batch_mul")
     claim = PartialConfig(_FILE, {name: getattr(config, name) for name in (*untold, *in_training)})
@@ -92,49 +92,49 @@ def test_tensors_tell_all_but_heads_patches_and_what_matters_only_in_training(co
 
 @given(st.integers(1, 400), st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_width_of_feed_forward_layers_comes_back_whatever_its_ratio_rounds_to(width: int, data: Any) -> None:
+def test_the_inferred_mlp_ratio_gives_the_width_of_the_tensors(width: int, data: Any) -> None:
     hidden = data.draw(st.integers(-(-width // 4), 16 * width))  # what a config allows
     shapes = {**_SHAPES, "z_proj.weight": (width, 16), "encoder_blocks.0.mlp.fc1.weight": (hidden, width)}
     config = _config(PartialConfig(_FILE, {"encoder_num_heads": 1, "decoder_num_heads": 1}), shapes=shapes)
     assert int(config.encoder_embed_dim * config.mlp_ratio) == hidden  # as training.models.mar has it
 
 
-def test_the_published_parameters_alone_tell_the_published_model() -> None:
+def test_the_published_parameters_alone_determine_the_published_model() -> None:
     assert _config(shapes=_BASE) == model_config("mar_base")
 
 
 @pytest.mark.parametrize("name", ["mar_base", "mar_large", "mar_huge"])
-def test_a_published_size_needs_nobody_to_tell_its_heads(name: str) -> None:
+def test_a_published_size_has_its_published_heads(name: str) -> None:
     shapes = mar_shapes(model_config(name))
     assert _config(shapes=shapes) == model_config(name)
     assert _config(config_from_size_name(name, f"--model {name}"), shapes=shapes) == model_config(name)
 
 
 @pytest.mark.parametrize("changed", [{"diffloss_d": 3, "diffloss_w": 1024}, {"class_num": 10}, {"img_size": 512}])
-def test_a_published_name_leaves_the_head_the_classes_and_the_image_to_the_others(changed: dict[str, int]) -> None:
+def test_a_size_name_gives_neither_the_head_nor_the_classes_nor_the_image_size(changed: dict[str, int]) -> None:
     config = model_config("mar_base", **changed)
     assert _config(config_from_size_name("mar_base", "--model mar_base"), shapes=mar_shapes(config)) == config
 
 
-def test_the_tokenizer_tells_how_latents_make_tokens() -> None:
+def test_the_autoencoder_determines_the_layout_of_tokens() -> None:
     """Its 4 channels and the 16 values of a token make patches of 2x2, and its stride the size of the image."""
     tokenizer = config_from_vae(AutoencoderKL(VAE), pathlib.Path("vae.ckpt"))
     assert _config(PartialConfig(_FILE, HEADS), tokenizer) == CONFIG
     assert (CONFIG.token_channels, CONFIG.patch_size) == (16, 2)
 
 
-def test_where_nothing_tells_the_layout_it_is_the_published_one() -> None:
+def test_without_another_source_the_layout_is_the_published_one() -> None:
     config = _config(PartialConfig(_FILE, HEADS))
     assert (config.patch_size, config.vae_stride, config.vae_embed_dim, config.img_size) == (1, 16, 16, 32)
 
 
-def test_arguments_that_are_not_of_the_model_tell_nothing() -> None:
+def test_arguments_that_are_not_of_the_model_are_ignored() -> None:
     arguments = {"lr": 1e-4, "batch_size": 64, "output_dir": "/x", "model": "mar_of_mine", "num_sampling_steps": "100"}
     assert _config(*configs_from_arguments({**arguments, **HEADS, **LAYOUT})) == CONFIG
 
 
 @pytest.mark.parametrize("name", [["mar_base"], {"mar_base": 1}, None, 5, "mar", ""])
-def test_a_model_argument_that_is_no_published_name_tells_nothing(name: object) -> None:
+def test_a_model_argument_that_is_no_size_name_is_ignored(name: object) -> None:
     assert _config(*configs_from_arguments({"model": name, **HEADS, **LAYOUT})) == CONFIG
 
 
@@ -173,7 +173,7 @@ _PAIRS: dict[str, tuple[list[PartialConfig], list[str]]] = {
 
 
 @pytest.mark.parametrize("pair", _PAIRS)
-def test_two_that_contradict_each_other_are_both_named_with_what_they_say(pair: str) -> None:
+def test_a_contradiction_names_both_sources_and_both_values(pair: str) -> None:
     claims, told = _PAIRS[pair]
     with pytest.raises(ConfigError) as caught:
         _config(*claims)
@@ -204,7 +204,7 @@ _PAIRS_OF_BASE: dict[str, tuple[list[PartialConfig], list[str]]] = {
 
 
 @pytest.mark.parametrize("pair", _PAIRS_OF_BASE)
-def test_two_that_contradict_each_other_in_heads_are_both_named_with_what_they_say(pair: str) -> None:
+def test_a_contradiction_in_heads_names_both_sources_and_both_values(pair: str) -> None:
     claims, told = _PAIRS_OF_BASE[pair]
     with pytest.raises(ConfigError) as caught:
         _config(*claims, shapes=_BASE)
@@ -213,7 +213,7 @@ def test_two_that_contradict_each_other_in_heads_are_both_named_with_what_they_s
         assert part in message
 
 
-def test_two_names_that_contradict_each_other_are_both_named() -> None:
+def test_a_contradiction_of_two_size_names_names_both() -> None:
     with pytest.raises(ConfigError) as caught:
         merge_configs(
             [*configs_from_arguments({"model": "mar_base"}), config_from_size_name("mar_huge", "--model mar_huge")],
@@ -225,7 +225,7 @@ def test_two_names_that_contradict_each_other_are_both_named() -> None:
 
 
 @pytest.mark.parametrize("field", _TOLD_BY_TENSORS)
-def test_nobody_contradicts_the_tensors_in_a_field_they_tell(field: str) -> None:
+def test_no_source_may_contradict_a_field_of_the_tensors(field: str) -> None:
     told = getattr(CONFIG, field)
     with pytest.raises(ConfigError) as caught:
         _config(_said(**{field: told + 1}))
@@ -242,7 +242,7 @@ def test_nobody_contradicts_the_tensors_in_a_field_they_tell(field: str) -> None
         ("mlp_ratio", 3, "feed-forward layers of 48 values", 72),
     ],
 )
-def test_a_layout_that_the_tensors_do_not_have_is_told_with_both_numbers_and_its_source(
+def test_the_error_about_a_layout_that_the_tensors_do_not_have_names_both_sizes_and_the_source(
     field: str, value: int, found: str, makes: int
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -253,28 +253,28 @@ def test_a_layout_that_the_tensors_do_not_have_is_told_with_both_numbers_and_its
     assert re.search(rf"{field} {value}(\.0)? \(by {_FILE}\)", message)
 
 
-def test_a_number_of_tokens_that_makes_no_square_image_is_refused() -> None:
+def test_a_number_of_tokens_that_is_no_square_is_refused() -> None:
     shapes = {**_SHAPES, "diffusion_pos_embed_learned": (1, 5, 32), "encoder_pos_embed_learned": (1, 8, 24)}
     with pytest.raises(ConfigError, match="embeddings of 5 tokens") as caught:
         _config(PartialConfig(_FILE, HEADS), shapes=shapes)
     one_sentence(caught)
 
 
-def test_equal_numbers_of_another_kind_are_no_contradiction() -> None:
+def test_equal_numbers_of_different_types_are_no_contradiction() -> None:
     assert _config(_said(mlp_ratio=2, class_num=5.0)) == CONFIG
 
 
 # What is missing or impossible
 
 
-def test_heads_that_nothing_tells_are_asked_for() -> None:
+def test_missing_heads_are_requested() -> None:
     with pytest.raises(ConfigError, match=r"heads.*--model-config.*encoder_num_heads and decoder_num_heads") as caught:
         _config(PartialConfig(_FILE, LAYOUT))
     assert "x.pth" in one_sentence(caught)
 
 
 @pytest.mark.parametrize("field", HEADS)
-def test_heads_of_one_half_do_not_tell_those_of_the_other(field: str) -> None:
+def test_heads_of_the_encoder_do_not_determine_those_of_the_decoder(field: str) -> None:
     with pytest.raises(ConfigError, match="heads"):
         _config(PartialConfig(_FILE, {field: HEADS[field]}))
 
@@ -304,7 +304,7 @@ def test_heads_of_one_half_do_not_tell_those_of_the_other(field: str) -> None:
     ],
     ids=str,
 )
-def test_an_impossible_value_is_refused_by_its_name_and_source(values: dict[str, Any]) -> None:
+def test_the_error_about_an_impossible_value_names_field_and_source(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         _config(_said(**values))
     message = one_sentence(caught)
@@ -320,13 +320,13 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     assert _FILE in message
 
 
-def test_unknown_keys_are_named_with_their_source_before_anything_is_asked_for() -> None:
+def test_unknown_keys_are_reported_with_their_source_before_missing_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         _config(*configs_from_arguments(LAYOUT), PartialConfig(_FILE, {"depth": 2, "vae_strid": 16}))
     assert f"x.pth, {_FILE}: unknown model config keys depth, vae_strid;" in one_sentence(caught)
 
 
-def test_an_unknown_name_is_refused_with_those_that_are_known() -> None:
+def test_the_error_about_an_unknown_size_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'mar_tiny'.*mar_base, mar_large, mar_huge") as caught:
         config_from_size_name("mar_tiny", "--model mar_tiny")
     one_sentence(caught)
@@ -345,7 +345,7 @@ _NEEDED = (
         *((name, (7,)) for name in _NEEDED[1:4]),  # of which the second number counts
     ],
 )
-def test_parameters_that_are_not_those_of_a_mar_model_are_refused_by_one_of_them(
+def test_the_error_about_parameters_of_another_model_names_one_of_them(
     name: str, shape: tuple[int, ...] | None
 ) -> None:
     shapes = {key: value for key, value in _SHAPES.items() if key != name}
@@ -365,7 +365,7 @@ def test_parameters_of_no_model_at_all_are_refused() -> None:
 
 @given(st.lists(st.integers(0, 40), max_size=4), st.sampled_from(sorted(_SHAPES)))
 @settings(max_examples=80, deadline=None)
-def test_another_shape_of_any_parameter_is_a_config_or_one_line(shape: list[int], name: str) -> None:
+def test_any_changed_shape_gives_a_config_or_a_one_line_error(shape: list[int], name: str) -> None:
     """Whether the parameter fits is for `fill` to say; here nothing may break."""
     try:
         _config(_said(), shapes={**_SHAPES, name: tuple(shape)})

@@ -60,7 +60,7 @@ def _weights_of_one_axis(size: int, wanted: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 4, 6, 8, 11])
 @pytest.mark.parametrize("name", _POSITIONS)
-def test_places_are_interpolated_between_the_centres_of_the_tokens(model: MAR, name: str, grid: int) -> None:
+def test_position_embeddings_are_interpolated_between_the_centers_of_tokens(model: MAR, name: str, grid: int) -> None:
     axis = _weights_of_one_axis(5, grid)
     expected = np.einsum("ip,jq,pqe->ije", axis, axis, _places(model, name).double().numpy())
     found = _places(resize_model(model, 8 * grid), name)
@@ -81,7 +81,7 @@ def test_rows_stay_rows_and_columns_stay_columns(model: MAR) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 24, 40, 64])
-def test_all_that_is_no_place_stays_bit_for_bit(model: MAR, size: int) -> None:
+def test_all_other_parameters_stay_bit_for_bit(model: MAR, size: int) -> None:
     before, after = model.state_dict(), resize_model(model, size).state_dict()
     assert after.keys() == before.keys()
     for name in before.keys() - _POSITIONS.keys():
@@ -90,7 +90,7 @@ def test_all_that_is_no_place_stays_bit_for_bit(model: MAR, size: int) -> None:
         assert torch.equal(after[name][:, :buffer], before[name][:, :buffer]), name
 
 
-def test_the_same_size_is_the_same_model(model: MAR) -> None:
+def test_resizing_to_the_same_size_gives_the_same_model(model: MAR) -> None:
     same = resize_model(model, 40)
     assert same.config == model.config
     for name, tensor in model.state_dict().items():
@@ -101,7 +101,7 @@ def test_the_config_differs_in_the_size_of_the_image_only(model: MAR) -> None:
     assert resize_model(model, 64).config == dataclasses.replace(_LARGE, img_size=64)
 
 
-def test_the_model_it_is_made_of_is_left_as_it_was(model: MAR) -> None:
+def test_the_original_model_stays_unchanged(model: MAR) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     other = resize_model(model, 64)
@@ -113,7 +113,7 @@ def test_the_model_it_is_made_of_is_left_as_it_was(model: MAR) -> None:
 
 
 @pytest.mark.parametrize("size", [16, 64])
-def test_it_predicts_every_token_of_the_new_size(model: MAR, size: int) -> None:
+def test_a_resized_model_predicts_every_token_of_the_new_size(model: MAR, size: int) -> None:
     other = resize_model(model, size)
     tokens = other.config.tokens
     positions = torch.arange(tokens)[None]
@@ -124,7 +124,7 @@ def test_it_predicts_every_token_of_the_new_size(model: MAR, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -8, 12, 41, 100_000])
-def test_a_size_that_makes_no_whole_tokens_is_refused(model: MAR, size: int) -> None:
+def test_a_size_that_is_no_multiple_of_a_token_is_refused(model: MAR, size: int) -> None:
     with pytest.raises(ConfigError, match=rf"img_size.*{size}") as caught:
         resize_model(model, size)
     one_sentence(caught)

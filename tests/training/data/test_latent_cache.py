@@ -89,7 +89,7 @@ def test_a_cache_is_a_few_files_and_an_index(cached: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_latents_are_samples_of_what_the_autoencoder_says_of_the_image_or_its_mirror(
+def test_latents_are_samples_of_the_distribution_of_the_image_or_its_mirror(
     cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path, flip: bool
 ) -> None:
     source, vae = CachedLatents(cached, _SIZE), load_vae(tokenizer)
@@ -119,7 +119,7 @@ def test_a_model_trains_on_a_cache_and_its_run_has_all_that_an_export_needs(
     assert (loaded.class_names, loaded.model.config) == (("a", "b", "c"), MODEL)
 
 
-def test_a_cache_that_was_stopped_goes_on_and_is_then_the_same(
+def test_an_interrupted_cache_resumes_to_the_same_files(
     cached: pathlib.Path,
     data: pathlib.Path,
     tokenizer: pathlib.Path,
@@ -150,7 +150,7 @@ def test_a_cache_that_was_stopped_goes_on_and_is_then_the_same(
         assert (out / file.name).read_bytes() == file.read_bytes()
 
 
-def test_a_cache_of_something_else_is_not_gone_on_with(
+def test_a_cache_of_other_latents_is_not_resumed(
     cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path
 ) -> None:
     with pytest.raises(RequestError, match="other latents"):
@@ -169,7 +169,7 @@ def test_a_cache_of_something_else_is_not_gone_on_with(
         ("latents-00001.safetensors", None),
     ],
 )
-def test_a_damaged_cache_is_refused_by_the_path_of_the_file(
+def test_the_error_about_a_damaged_cache_names_the_file(
     cached: pathlib.Path, tmp_path: pathlib.Path, file: str, content: bytes | None
 ) -> None:
     copy = pathlib.Path(shutil.copytree(cached, tmp_path / "cache"))

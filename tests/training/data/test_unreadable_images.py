@@ -57,7 +57,7 @@ def _start(data: pathlib.Path, steps: int = 10, **settings: Any) -> MarTrainer:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_images_are_told_once_by_their_paths_and_counted_and_the_run_goes_on(
+def test_unreadable_images_are_reported_once_by_their_paths_and_counted_and_the_run_continues(
     data: pathlib.Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     _start(data, workers=workers).train()
@@ -69,14 +69,14 @@ def test_bad_images_are_told_once_by_their_paths_and_counted_and_the_run_goes_on
     assert sorted(logged(data.parent / "run", "loss")) == list(range(1, 11))
 
 
-def test_a_run_that_goes_on_does_not_count_again_what_it_has_told(data: pathlib.Path) -> None:
+def test_a_resumed_run_does_not_count_reported_images_again(data: pathlib.Path) -> None:
     _start(data, steps=5).train()
     MarTrainer.resume(data.parent / "run", changes={"steps": 10}).train()
     entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
 
 
-def test_a_run_asked_to_stop_stops_at_the_first_bad_image(data: pathlib.Path) -> None:
+def test_with_bad_data_stop_a_run_stops_at_the_first_unreadable_image(data: pathlib.Path) -> None:
     (data / "bird").rmdir()
     trainer = _start(data, bad_data="stop")
     with pytest.raises(DataError, match=r"(4|7|3)\.png.*--bad-data report") as caught:
@@ -84,7 +84,7 @@ def test_a_run_asked_to_stop_stops_at_the_first_bad_image(data: pathlib.Path) ->
     one_sentence(caught)
 
 
-def test_a_run_that_stops_before_its_first_step_leaves_nothing(data: pathlib.Path) -> None:
+def test_a_run_that_stops_before_its_first_step_leaves_no_folder(data: pathlib.Path) -> None:
     """So that the same command can be given again; what else is in the folder stays."""
     for _ in range(2):
         trainer = _start(data, bad_data="stop")  # a class is empty
@@ -99,7 +99,7 @@ def test_a_run_that_stops_before_its_first_step_leaves_nothing(data: pathlib.Pat
     assert (trainer.run / "notes").read_text() == "kept"
 
 
-def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Path) -> None:
+def test_a_run_that_stops_later_is_kept_and_resumes_as_advised(data: pathlib.Path) -> None:
     (data / "bird").rmdir()
     trainer = _start(data, bad_data="stop", batch_size=1, seed=5)
     with pytest.raises(DataError, match="--bad-data report"):
@@ -113,7 +113,7 @@ def test_a_run_that_stops_later_is_kept_and_goes_on_as_advised(data: pathlib.Pat
     assert trainer.step == 10
 
 
-def test_another_example_stands_in_for_a_bad_one_and_has_its_own_label(data: pathlib.Path) -> None:
+def test_another_example_replaces_an_unreadable_one_with_its_own_label(data: pathlib.Path) -> None:
     source = open_latents(data, 12)
     names = [pathlib.Path(source.name(index)).name for index in range(10)]
     config = tiny_training(3, batch_size=10, flip=False)
@@ -128,7 +128,7 @@ def test_another_example_stands_in_for_a_bad_one_and_has_its_own_label(data: pat
         assert np.array_equal(latent, source.latent(example, False, stream))
 
 
-def test_a_disk_that_is_gone_ends_the_run(data: pathlib.Path) -> None:
+def test_a_disk_that_disappears_ends_the_run(data: pathlib.Path) -> None:
     trainer = _start(data)
     for file in data.rglob("*.png"):
         file.unlink()
@@ -150,7 +150,7 @@ def _told(data: pathlib.Path, warnings: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 64])
-def test_batches_are_of_all_images_that_can_be_read(data: pathlib.Path, size: int) -> None:
+def test_batches_contain_all_readable_images(data: pathlib.Path, size: int) -> None:
     dataset = open_dataset(data, 12)
     batches = list(readable_batches(dataset, ALL, size))
     indices = np.concatenate([of for _, of in batches])
@@ -161,7 +161,7 @@ def test_batches_are_of_all_images_that_can_be_read(data: pathlib.Path, size: in
     assert _told(data, dataset.warnings) == BAD
 
 
-def test_a_disk_that_is_gone_is_no_bad_image(data: pathlib.Path) -> None:
+def test_a_disk_that_disappears_is_not_reported_as_a_bad_image(data: pathlib.Path) -> None:
     dataset = open_dataset(data, 12)
     for file in data.rglob("*.png"):
         file.unlink()
@@ -170,7 +170,7 @@ def test_a_disk_that_is_gone_is_no_bad_image(data: pathlib.Path) -> None:
     one_sentence(caught)
 
 
-def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
+def test_a_tokenizer_is_trained_and_evaluated_without_unreadable_images(
     data: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its scale and its reconstructions are measured by fixed images, bad ones among them."""
@@ -182,7 +182,7 @@ def test_a_tokenizer_is_trained_and_judged_without_the_bad_ones(
     assert all(str(data / name) in told for name in BAD)
 
 
-def test_real_images_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_statistics_of_real_images_leave_out_unreadable_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     dataset = open_dataset(data, 12)
     classifier, weights = Classifier(dataset.channels, len(dataset.classes)).eval(), tmp_path / "weights.safetensors"
     save_weights(weights, classifier.state_dict())
@@ -196,7 +196,7 @@ def test_real_images_are_looked_at_without_the_bad_ones(data: pathlib.Path, tmp_
     assert again.images == 8
 
 
-def test_contexts_of_a_head_are_of_images_that_can_be_read(data: pathlib.Path) -> None:
+def test_the_dataset_of_a_head_leaves_out_unreadable_images(data: pathlib.Path) -> None:
     source = open_latents(data, 12)
     model = MAR(**COLOURED.to_dict()).eval()
     assert len(collect_head_dataset(model, source, 10, seed=0)) > 0
@@ -204,7 +204,7 @@ def test_contexts_of_a_head_are_of_images_that_can_be_read(data: pathlib.Path) -
 
 
 @pytest.mark.parametrize("asked", ["report", "stop"])
-def test_a_cache_tells_of_all_that_is_wrong_or_stops_at_it(data: pathlib.Path, asked: str) -> None:
+def test_caching_latents_reports_every_defect_or_stops_at_the_first(data: pathlib.Path, asked: str) -> None:
     tokenizer = write_safetensors(data.parent / "kl.safetensors", vae_weights(VAE))
     line = ["--data", data, "--tokenizer", tokenizer, "--out", data.parent / "cache", "--image-size", 12]
     done = CliRunner().invoke(cache_command, [*map(str, line), "--bad-data", asked, "--batch-size", "2"])

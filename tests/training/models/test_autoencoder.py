@@ -79,7 +79,7 @@ def test_latents_are_scaled_between_the_model_and_the_autoencoder(small: Autoenc
     torch.testing.assert_close(small.decode(latents), small.decoder(small.post_quant_conv(mean)))
 
 
-def test_a_image_need_not_be_square_and_each_is_computed_for_itself(small: AutoencoderKL) -> None:
+def test_images_need_not_be_square_and_do_not_influence_each_other(small: AutoencoderKL) -> None:
     images = torch.rand(2, 3, 16, 24) * 2 - 1
     latents = small.encode(images)
     assert latents.shape == (2, 4, 4, 6)
@@ -90,7 +90,7 @@ def test_a_image_need_not_be_square_and_each_is_computed_for_itself(small: Autoe
         torch.testing.assert_close(small.decode(latents[number : number + 1])[0], decoded[number])
 
 
-def test_every_parameter_matters(small: AutoencoderKL) -> None:
+def test_every_parameter_influences_the_output(small: AutoencoderKL) -> None:
     """One that is never read would be lost on the way to an engine, and nobody would see it."""
     vae = AutoencoderKL(VAE)
     vae.load_state_dict(vae_weights())
@@ -113,7 +113,7 @@ def test_kl16_has_a_stride_of_16_and_kl8_one_of_8() -> None:
     assert (VAEConfig().stride, _KL8.stride) == (16, 8)
 
 
-def test_the_config_of_kl8_is_read_off_its_parameters() -> None:
+def test_the_config_of_kl8_is_inferred_from_its_parameters() -> None:
     shapes = vae_shapes(_KL8)
     assert vae_config(shapes, "kl8.ckpt") == _KL8
     # Known of the published one: its size, and that attention stands in the middle only.
@@ -138,7 +138,7 @@ def _configs(draw: st.DrawFn) -> VAEConfig:
 
 @given(_configs())
 @settings(max_examples=12, deadline=None)
-def test_any_config_is_read_off_its_parameters(config: VAEConfig) -> None:
+def test_any_config_is_inferred_from_its_parameters(config: VAEConfig) -> None:
     assert vae_config(vae_shapes(config), "vae.ckpt") == config
 
 
@@ -148,7 +148,7 @@ def test_any_config_is_read_off_its_parameters(config: VAEConfig) -> None:
 @pytest.mark.parametrize(
     "name", ["encoder.conv_in.weight", "encoder.down.1.block.0.conv2.weight", "post_quant_conv.weight"]
 )
-def test_parameters_without_one_that_tells_the_config_are_refused_by_it(name: str) -> None:
+def test_the_error_about_missing_parameters_names_one_that_determines_the_config(name: str) -> None:
     shapes = vae_shapes(VAE)
     del shapes[name]
     with pytest.raises(CheckpointError, match=rf"^vae\.ckpt: not a KL autoencoder.*{name}") as caught:
@@ -157,14 +157,14 @@ def test_parameters_without_one_that_tells_the_config_are_refused_by_it(name: st
 
 
 @pytest.mark.parametrize("shape", [(), (32,), (0, 3, 3, 3), (48, 3, 3, 3), (32, 1, 3, 3), (32, 4, 3, 3)], ids=str)
-def test_a_first_layer_of_another_kind_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_first_layer_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(CheckpointError, match=r"^vae\.ckpt: ") as caught:
         vae_config({**vae_shapes(VAE), "encoder.conv_in.weight": shape}, "vae.ckpt")
     one_sentence(caught)
 
 
 @pytest.mark.parametrize("width", [16, 48])
-def test_a_width_that_makes_no_whole_groups_is_told_with_what_is_expected(width: int) -> None:
+def test_the_error_about_a_width_that_is_no_multiple_of_the_groups_says_so(width: int) -> None:
     shapes = {**vae_shapes(VAE), "encoder.conv_in.weight": (width, 3, 3, 3)}
     with pytest.raises(CheckpointError, match=rf"a multiple of 32, found 3 and {width}") as caught:
         vae_config(shapes, "vae.ckpt")
@@ -182,13 +182,13 @@ def test_the_names_of_diffusers_own_autoencoder_are_refused() -> None:
     one_sentence(caught)
 
 
-def test_a_level_that_is_left_out_is_refused() -> None:
+def test_a_missing_level_is_refused() -> None:
     shapes = {name: shape for name, shape in vae_shapes(VAE).items() if not name.startswith("encoder.down.1.")}
     with pytest.raises(CheckpointError, match=r"encoder\.down\.1\.block\.0\.conv2\.weight"):
         vae_config(shapes, "vae.ckpt")
 
 
-def test_a_config_that_differs_makes_other_parameters() -> None:
+def test_different_configs_have_different_parameters() -> None:
     """Or reading it off them would prove nothing."""
     changes: list[dict[str, Any]] = [
         {"latent_channels": 5},

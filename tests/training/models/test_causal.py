@@ -50,7 +50,7 @@ def _inputs(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def test_a_token_is_seen_by_those_after_it_and_by_no_other() -> None:
+def test_only_later_tokens_attend_to_a_token() -> None:
     model, (tokens, order, labels) = _causal(), _inputs()
     before = model.predict_next(tokens, order, labels)
     for place in range(TINY.tokens):
@@ -82,7 +82,7 @@ def test_the_class_reaches_every_token() -> None:
 
 
 @pytest.mark.parametrize("attention", ["fp32", "bf16"])
-def test_what_trains_on_a_cpu_computes_the_same(attention: str) -> None:
+def test_the_operators_for_cpus_compute_the_same(attention: str) -> None:
     """The train_step writes attention out; its mask must be the same."""
     tokens, order, labels = _inputs()
     train_step = MarTrainStep(CAUSAL, tiny_training(1, attention_precision=attention), Processes())
@@ -93,7 +93,7 @@ def test_what_trains_on_a_cpu_computes_the_same(attention: str) -> None:
         torch.testing.assert_close(found, model.predict_next(tokens, order, labels), rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_is_that_of_every_token_given_those_before_it() -> None:
+def test_the_loss_predicts_every_token_from_those_before_it() -> None:
     model, (_, order, labels) = _causal(), _inputs()
     latents = torch.randn(2, 1, 12, 12, generator=torch.Generator().manual_seed(2))
     timesteps = torch.full((1, 2, TINY.tokens), 400)
@@ -114,7 +114,7 @@ def test_under_causal_attention_every_token_is_predicted_in_its_order() -> None:
     assert drawn.order.tolist() == list(range(TINY.tokens))
 
 
-def test_in_raster_order_a_prefix_is_known_and_every_length_of_it_comes() -> None:
+def test_in_raster_order_a_prefix_is_known_and_every_length_occurs() -> None:
     config = FORMS["raster"]
     masked = [masked_tokens(config, 0, step) for step in range(900)]
     counts = np.bincount(masked, minlength=config.tokens + 1)
@@ -125,7 +125,7 @@ def test_in_raster_order_a_prefix_is_known_and_every_length_of_it_comes() -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_stopped_run_goes_on_to_the_same_weights(form: str, tmp_path: pathlib.Path) -> None:
+def test_a_stopped_run_resumes_to_the_same_weights(form: str, tmp_path: pathlib.Path) -> None:
     config = RunConfig(str(write_idx_dataset(tmp_path / "data")), FORMS[form], tiny_training(4, checkpoint_every=2))
     MarTrainer.start(tmp_path / "whole", config).train()
     half = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=2))
@@ -138,7 +138,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(form: str, tmp_path: pathlib.
 
 
 @pytest.mark.parametrize("changes", [{"attention": "none"}, {"order": "spiral"}, {"head": "gan"}, {"attention": 1}])
-def test_a_form_that_there_is_not_is_refused(changes: dict[str, object]) -> None:
+def test_an_unknown_attention_order_or_head_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
         ModelConfig.from_dict({**TINY.to_dict(), **changes}, "here")
     assert "must be one of" in one_sentence(caught)
@@ -147,7 +147,7 @@ def test_a_form_that_there_is_not_is_refused(changes: dict[str, object]) -> None
 @pytest.mark.parametrize(
     "changes", [{"codebook_size": 8}, {"codebook_size": 1}, {"head": "vq"}, {"head": "vq", "codebook_size": 1}]
 )
-def test_codes_belong_to_a_head_of_codes(changes: dict[str, object]) -> None:
+def test_a_codebook_size_requires_a_vq_head(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="2 or more for the head vq") as caught:
         ModelConfig.from_dict({**TINY.to_dict(), **changes}, "here")
     one_sentence(caught)

@@ -41,7 +41,7 @@ def test_the_loss_is_that_of_the_velocity_on_the_straight_path() -> None:
     torch.testing.assert_close(seen[0], (1 - t) * target + t * noise)
 
 
-def test_the_head_is_told_the_time_and_z_of_each_row() -> None:
+def test_the_head_receives_time_and_z_of_each_row() -> None:
     target, noise, timesteps = rows(2 * 1500)  # more rows than there are whole timesteps
     z = torch.randn(1500, 24, generator=torch.Generator().manual_seed(1))
     loss = FlowLoss(16, 24, 32, 1)
@@ -52,12 +52,12 @@ def test_the_head_is_told_the_time_and_z_of_each_row() -> None:
     torch.testing.assert_close(found, (velocity - (noise - target)).square().mean(dim=-1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_flow_head_can_begin_with_the_weights_of_a_diffusion_head() -> None:
+def test_a_flow_head_can_start_from_the_weights_of_a_diffusion_head() -> None:
     diffusion, flow = DiffusionLoss(16, 24, 32, 2), FlowLoss(16, 24, 32, 2)
     flow.load_state_dict(diffusion.state_dict())  # exactly the same names and shapes
 
 
-def test_times_of_a_flow_are_of_a_logistic_normal() -> None:
+def test_times_of_a_flow_head_are_logit_normal() -> None:
     found = draw_timesteps("flow", (40_000,), np.random.default_rng(0))
     assert found.dtype == np.float32
     assert (found > 0).all()
@@ -66,12 +66,12 @@ def test_times_of_a_flow_are_of_a_logistic_normal() -> None:
     np.testing.assert_allclose(np.quantile(found, [0.25, 0.5, 0.75]), quartiles, atol=6)
 
 
-def test_times_of_a_diffusion_are_whole_and_drawn_as_ever() -> None:
+def test_timesteps_of_a_diffusion_head_are_integers_drawn_uniformly() -> None:
     found = draw_timesteps("diffusion", (2, 5), example_stream(0, 0, 0))
     np.testing.assert_array_equal(found, example_stream(0, 0, 0).integers(0, 1000, (2, 5)))
 
 
-def test_a_run_of_a_flow_model_trains_draws_and_resumes(tmp_path: pathlib.Path) -> None:
+def test_a_run_of_a_flow_model_trains_samples_and_resumes(tmp_path: pathlib.Path) -> None:
     with one_thread():
         data = write_idx_dataset(tmp_path / "data")
         for run, steps in (("whole", 8), ("halves", 4)):
@@ -82,7 +82,7 @@ def test_a_run_of_a_flow_model_trains_draws_and_resumes(tmp_path: pathlib.Path) 
     assert '"head": "flow"' in (tmp_path / "whole" / "config.json").read_text()
 
 
-def test_training_does_not_distil() -> None:
+def test_mar_train_refuses_distilled_steps() -> None:
     model = {"head": "flow", "distilled_steps": 2}
     with pytest.raises(
         ConfigError, match="distilled_steps is what mar distill makes of a trained model; leave it away"
@@ -92,7 +92,7 @@ def test_training_does_not_distil() -> None:
         )
 
 
-def test_a_step_moves_the_velocity_and_leaves_the_other_half_of_the_output() -> None:
+def test_a_step_trains_the_velocity_and_not_the_other_half_of_the_output() -> None:
     model = randomized(MAR(**FLOW.to_dict())).train()
     generator = torch.Generator().manual_seed(0)
     order = torch.stack([torch.randperm(9, generator=generator) for _ in range(2)])

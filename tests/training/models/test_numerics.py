@@ -75,7 +75,7 @@ _BF16, _FP32 = {torch.bfloat16}, {torch.float32}
         ({"precision": "fp32"}, _FP32, _FP32),
     ],
 )
-def test_products_are_as_asked_and_attention_and_loss_float32(
+def test_matrix_products_have_the_configured_precision_and_attention_and_loss_float32(
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, str],
     attention: set[torch.dtype],
@@ -85,13 +85,13 @@ def test_products_are_as_asked_and_attention_and_loss_float32(
     assert seen == {"attention": attention, "products": products, "bound": _FP32}
 
 
-def test_bf16_with_attention_and_loss_in_fp32_is_what_one_gets() -> None:
+def test_the_default_is_bf16_with_attention_and_loss_in_fp32() -> None:
     config = TrainConfig(steps=1)
     assert (config.precision, config.attention) == ("bf16", "fp32")
 
 
 @pytest.mark.parametrize("attend", [MatmulAttention(dropout=0.0), ScaledDotProduct(dropout=0.0)])
-def test_attention_in_float32_tells_apart_what_bfloat16_cannot(attend: nn.Module) -> None:
+def test_attention_in_float32_distinguishes_logits_that_are_equal_in_bfloat16(attend: nn.Module) -> None:
     """Logits of 300 and 301 are the same number in bfloat16, and differ by e in float32."""
     q, k = torch.tensor([[[[300.0]]]]), torch.tensor([[[[1.0], [301 / 300]]]])
     v = torch.tensor([[[[0.0], [1.0]]]])
@@ -104,7 +104,7 @@ def test_attention_in_float32_tells_apart_what_bfloat16_cannot(attend: nn.Module
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 8))
-def test_plain_attention_is_attention_and_its_gradient_too(
+def test_matmul_attention_has_the_output_and_gradient_of_attention(
     batch: int, heads: int, rows: int, keys: int, width: int
 ) -> None:
     generator = torch.Generator().manual_seed(batch + 7 * rows + 13 * keys)
@@ -121,9 +121,7 @@ def test_plain_attention_is_attention_and_its_gradient_too(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rate", "size"), [(0.1, 400_003), (0.5, 400_000), (0.99, 400_001)])
-def test_packed_dropout_drops_as_often_as_asked_keeps_the_mean_and_the_gradient_with_it(
-    rate: float, size: int, dtype: torch.dtype
-) -> None:
+def test_packed_dropout_has_its_rate_and_keeps_mean_and_gradient(rate: float, size: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = torch.ones(size, dtype=dtype, requires_grad=True)
     y = PackedDropout(rate)(x)
@@ -139,7 +137,7 @@ def test_packed_dropout_drops_as_often_as_asked_keeps_the_mean_and_the_gradient_
         assert abs(both - rate**2) < 5 * (rate**2 * (1 - rate**2) / size) ** 0.5 * 1.5 + 2**-16
 
 
-def test_packed_dropout_is_drawn_from_the_global_generator_and_off_in_evaluation() -> None:
+def test_packed_dropout_uses_the_global_generator_and_is_off_in_evaluation() -> None:
     x, drop = torch.ones(1001), PackedDropout(0.3)
     drawn = []
     for _ in range(2):
@@ -151,7 +149,7 @@ def test_packed_dropout_is_drawn_from_the_global_generator_and_off_in_evaluation
     assert torch.equal(PackedDropout(0.0)(x), x)
 
 
-def test_a_learner_trains_a_cpu_with_them_and_changes_no_parameter_name() -> None:
+def test_a_train_step_on_a_cpu_uses_them_and_keeps_parameter_names() -> None:
     train_step = MarTrainStep(TINY, tiny_training(1), Processes())
     assert not any(isinstance(module, nn.Dropout | ScaledDotProduct) for module in train_step.model.modules())
     assert train_step.model.state_dict().keys() == MAR(**TINY.to_dict()).state_dict().keys()
@@ -160,7 +158,7 @@ def test_a_learner_trains_a_cpu_with_them_and_changes_no_parameter_name() -> Non
 # The published form
 
 
-def test_the_published_form_of_the_loss_is_the_same_number_and_has_the_same_gradients() -> None:
+def test_the_loss_and_its_gradients_equal_those_of_the_published_formulation() -> None:
     """The head on masked tokens alone is exact: the others are multiplied by zero."""
     model = randomized(MAR(**{**TINY.to_dict(), "attn_dropout": 0.0, "proj_dropout": 0.0})).double()
     latents, labels, order, timesteps, noise = _batch().batch

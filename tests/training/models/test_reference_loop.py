@@ -59,7 +59,7 @@ def test_float64_sampling_gives_the_published_float64_latents(golden_case: Golde
     assert relative_l2(latents, golden_case.latents) < _FLOAT64_TOLERANCE
 
 
-def test_under_autocast_the_baseline_draws_the_same_within_bfloat16() -> None:
+def test_under_autocast_the_baseline_generates_the_same_within_bfloat16() -> None:
     model = _golden_model("small", torch.float32)
     plan = build_plan(model.config.tokens, Sampling(iterations=4, diffusion_steps=10, cfg_scale=2.0))
     order, noise = seeded_order(0, [0, 1], model.config), seeded_noise(0, [0, 1], 10, model.config)
@@ -71,7 +71,7 @@ def test_under_autocast_the_baseline_draws_the_same_within_bfloat16() -> None:
     assert 1e-4 < relative_l2(rounded, exact) < 0.05
 
 
-def test_the_plan_predicts_as_many_tokens_a_pass_as_the_published_code(golden_case: GoldenCase) -> None:
+def test_the_plan_predicts_as_many_tokens_per_pass_as_the_published_code(golden_case: GoldenCase) -> None:
     assert [iteration.count for iteration in _plan(golden_case).iterations] == golden_case.tokens_per_step
 
 
@@ -100,7 +100,7 @@ def _raster_z(model: MAR, tokens: Tensor, order: Tensor, known: int, labels: Ten
 
 @pytest.mark.parametrize(("known", "count"), _random_splits(16, count=8))
 @pytest.mark.parametrize("name", ["small", "patch2"])
-def test_generation_order_gives_the_z_of_the_raster_form(name: str, known: int, count: int) -> None:
+def test_lists_of_positions_give_the_z_of_boolean_masks(name: str, known: int, count: int) -> None:
     model = _golden_model(name, torch.float64)
     generator = torch.Generator().manual_seed(known * 100 + count)
     channels = model.config.token_channels

@@ -31,7 +31,7 @@ def _evenly(count: int) -> torch.Tensor:
 
 
 @given(st.lists(st.floats(-4, 4), min_size=2, max_size=6), st.sampled_from([0.5, 1.0, 2.0]))
-def test_codes_are_drawn_as_often_as_they_are_likely(logits: list[float], temperature: float) -> None:
+def test_codes_are_sampled_by_their_probability(logits: list[float], temperature: float) -> None:
     count = 2000
     drawn = sample_codes(torch.tensor(logits).expand(count, -1), 1.0, temperature, _evenly(count))
     shares = torch.bincount(drawn, minlength=len(logits)) / count
@@ -48,13 +48,13 @@ def test_guidance_moves_logits_away_from_those_without_a_class() -> None:
     assert not torch.equal(drawn, sample_codes(with_class.expand(count, -1), 1.0, 1.0, _evenly(count)))
 
 
-def test_without_temperature_the_likeliest_code_is_drawn() -> None:
+def test_with_temperature_0_the_likeliest_code_is_chosen() -> None:
     drawn = sample_codes(torch.tensor([[0.1, 0.3, 0.2]]).expand(50, -1), 1.0, 0.0, _evenly(50))
     assert set(drawn.tolist()) == {1}
 
 
 @pytest.mark.parametrize("normal", [-40.0, 40.0])
-def test_no_normal_draws_a_code_that_there_is_not(normal: float) -> None:
+def test_extreme_normals_give_the_first_and_the_last_code(normal: float) -> None:
     drawn = sample_codes(torch.zeros(1, 5), 1.0, 1.0, torch.tensor([normal]))
     assert drawn.tolist() == [0 if normal < 0 else 4]
 
@@ -72,7 +72,7 @@ def test_the_loss_is_the_cross_entropy_of_the_nearest_code() -> None:
     assert nearest_codes(target, head.codebook).tolist() == codes
 
 
-def test_an_untrained_head_thinks_every_code_as_likely() -> None:
+def test_an_untrained_head_gives_all_codes_the_same_probability() -> None:
     head = VQLoss(3, 4, 8, 2, 5)
     found = head(torch.randn(4, 3), torch.randn(4, 4), torch.zeros(4), torch.zeros(4, 3))
     torch.testing.assert_close(found, torch.full((4,), math.log(5)))
