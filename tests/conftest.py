@@ -14,4 +14,6 @@ pytest_plugins = [
     "tests.helpers.command_line",
     "tests.helpers.exported_artifacts",
     "tests.helpers.simulated_gpu",
+    "tests.helpers.step_search",
+    "tests.helpers.train_command",
 ]

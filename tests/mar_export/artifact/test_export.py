@@ -186,7 +186,7 @@ def silently(checkpoint: Checkpoint, out: pathlib.Path) -> Manifest:
 def test_the_command_exports_a_published_checkpoint(tmp_path: pathlib.Path) -> None:
     out = tmp_path / "new" / "artifact"
     own = ["--iterations=5", "--cfg-scale=2.5", "--diffusion-steps=ddim20"]
-    ended = CliRunner().invoke(export_command, [str(CHECKPOINT), f"--config={CONFIG}", f"--out={out}", *own])
+    ended = CliRunner().invoke(export_command, [str(CHECKPOINT), f"--model-config={CONFIG}", f"--out={out}", *own])
     assert ended.exit_code == 0, ended.output
     assert f"artifact written to {out}" in ended.output
     for engine in ENGINES:

@@ -22,7 +22,7 @@ from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import ENGINE_TOLERANCES
 from mar_export.cli.export import export as export_command
 from mar_export.onnx_export.fp16_ranges import FP16_MAX, check_fp16, largest_values
-from mar_export.onnx_export.mixed_precision import lowered
+from mar_export.onnx_export.mixed_precision import to_precision
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import ParityError
 from runtime.generator import Generator
@@ -134,7 +134,7 @@ def test_the_largest_magnitude_of_factors_and_products_is_noted_while_it_is_watc
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[-3.0, 2.0]]))
         layer.bias.fill_(1000)  # added in float32
-    watched = lowered(nn.Sequential(nn.Identity(), layer), torch.float32)
+    watched = to_precision(nn.Sequential(nn.Identity(), layer), torch.float32)
     with largest_values({"engine": watched}) as largest:
         assert largest == {}
         watched(torch.zeros(0, 2))
@@ -150,7 +150,7 @@ def test_the_largest_magnitude_of_factors_and_products_is_noted_while_it_is_watc
 
 @pytest.mark.parametrize("place", [0, 1])
 def test_what_is_no_number_is_noted_wherever_it_stands(place: int) -> None:
-    watched = lowered(nn.Sequential(nn.Linear(2, 1)), torch.float32)
+    watched = to_precision(nn.Sequential(nn.Linear(2, 1)), torch.float32)
     values = torch.ones(2, 2)
     values[place, place] = math.nan
     with largest_values({"engine": watched}) as largest:
@@ -173,7 +173,7 @@ def test_the_command_exports_in_the_precision_that_is_asked_for(
 ) -> None:
     out = tmp_path / "artifact"
     checkpoint, config = GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json"
-    line: list[str] = [str(checkpoint), f"--config={config}", f"--out={out}", f"--precision={precision}"]
+    line: list[str] = [str(checkpoint), f"--model-config={config}", f"--out={out}", f"--precision={precision}"]
     with tracing_no_graph_of(lowered_artifacts[precision]):
         ended = CliRunner().invoke(export_command, line)
     assert ended.exit_code == 0, ended.output

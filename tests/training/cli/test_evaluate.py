@@ -60,10 +60,13 @@ def test_generated_images_are_compared_with_real_ones(
     assert f"{figures['generated']['frechet']:.3f}" in output
     assert value["sampling"]["diffusion_steps"] == "3"
     (tmp_path / "figures.json").unlink()
-    monkeypatch.setattr("training.evaluation.classifier.train_classifier", None)
-    monkeypatch.setattr("training.evaluation.feature_networks.labelled_batches", None)
-    monkeypatch.setattr("training.evaluation.generate_images._generate_file", None)
-    monkeypatch.setattr("training.evaluation.real_statistics.extract_features", None)
+    for function in (
+        "classifier.train_classifier",
+        "feature_networks.labelled_batches",
+        "generate_images._generate_file",
+        "real_statistics.extract_features",
+    ):
+        monkeypatch.setattr(f"training.evaluation.{function}", pytest.fail)
     assert _evaluate(pixel_artifact, data, tmp_path) == output  # generates and computes nothing again
     assert json.loads((tmp_path / "figures.json").read_text()) == value
 

@@ -1,4 +1,4 @@
-"""`mar import` as a person uses it: the same weights in a run of ours, or one line and nothing left behind."""
+"""`mar import`: a run folder with the same weights, or one line and no files."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tests.helpers.published_forms import (
     write_safetensors,
 )
 from tests.helpers.tiny_runs import one_thread
+from tests.helpers.train_command import error_line
 from training.checkpoints.checkpoint import load_checkpoint
 
 
@@ -48,25 +49,18 @@ def import_(mar: Mar) -> Command:
     return functools.partial(mar, "import")
 
 
-def _the_line(err: str) -> str:
-    """The one line of an error: no traceback, nothing before and nothing after it."""
-    [line] = err.splitlines()
-    assert line.startswith("mar: ")
-    return line
-
-
 def _sha256(file: pathlib.Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _pth(folder: pathlib.Path) -> tuple[pathlib.Path, list[Any], pathlib.Path]:
     file = write_pth(folder / "checkpoint-last.pth", mar_weights())
-    return file, ["--config", write_json(folder / "heads.json", HEADS)], file
+    return file, ["--model-config", write_json(folder / "heads.json", HEADS)], file
 
 
 def _safetensors(folder: pathlib.Path) -> tuple[pathlib.Path, list[Any], pathlib.Path]:
     file = write_safetensors(folder / "mar.safetensors", mar_weights())
-    return file, ["--config", write_json(folder / "shape.json", {**HEADS, **LAYOUT})], file
+    return file, ["--model-config", write_json(folder / "shape.json", {**HEADS, **LAYOUT})], file
 
 
 def _component(folder: pathlib.Path) -> tuple[pathlib.Path, list[Any], pathlib.Path]:
@@ -74,7 +68,7 @@ def _component(folder: pathlib.Path) -> tuple[pathlib.Path, list[Any], pathlib.P
     return path, [], path / "diffusion_pytorch_model.safetensors"
 
 
-_FORMS = [_pth, _safetensors, _component]
+_LAYOUTS = [_pth, _safetensors, _component]
 
 
 def _write_vae(folder: pathlib.Path) -> pathlib.Path:
@@ -83,15 +77,15 @@ def _write_vae(folder: pathlib.Path) -> pathlib.Path:
     return file
 
 
-def _nothing_but(folder: pathlib.Path, *names: str) -> bool:
-    """Hidden files, as temporary ones are, count too."""
+def _contains_only(folder: pathlib.Path, *names: str) -> bool:
+    """Hidden files count too, because temporary files are hidden."""
     return sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
-# What it makes
+# The run folder.
 
 
-@pytest.mark.parametrize("write", _FORMS)
+@pytest.mark.parametrize("write", _LAYOUTS)
 @pytest.mark.parametrize("with_tokenizer", [False, True])
 def test_an_imported_run_has_the_weights_bit_for_bit_and_keeps_their_hash_and_source(
     import_: Command, tmp_path: pathlib.Path, write: Callable[..., Any], with_tokenizer: bool
@@ -99,14 +93,14 @@ def test_an_imported_run_has_the_weights_bit_for_bit_and_keeps_their_hash_and_so
     path, options, file = write(tmp_path)
     if with_tokenizer:
         options = [*options, "--tokenizer", _write_vae(tmp_path)]
-    run = tmp_path / "runs" / "mar"  # whose folder is made
+    run = tmp_path / "runs" / "mar"  # in a folder that does not exist yet
     code, out, err = import_(path, "--out", run, *options)
     assert (code, err) == (0, "")
     tokenizer = "kl" if with_tokenizer else "none"
-    for told in ("0.1 M parameters", "4 tokens of 16 values", "16x16 pixels", f"tokenizer {tokenizer}", str(run)):
-        assert told in out
-    assert _nothing_but(run, "config.json", "model.safetensors", *(["tokenizer.safetensors"] * with_tokenizer))
-    assert _nothing_but(run.parent, "mar")
+    for text in ("0.1 M parameters", "4 tokens of 16 values", "16x16 pixels", f"tokenizer {tokenizer}", str(run)):
+        assert text in out
+    assert _contains_only(run, "config.json", "model.safetensors", *(["tokenizer.safetensors"] * with_tokenizer))
+    assert _contains_only(run.parent, "mar")
     loaded = load_checkpoint(run)
     assert same_weights(loaded.model, mar_weights())
     assert loaded.model.config == CONFIG
@@ -127,7 +121,7 @@ def test_a_pipeline_folder_is_imported_with_its_autoencoder(import_: Command, tm
     assert same_weights(loaded.vae, vae_weights())
 
 
-def test_an_imported_run_needs_its_source_no_more(import_: Command, tmp_path: pathlib.Path) -> None:
+def test_an_imported_run_does_not_need_its_source(import_: Command, tmp_path: pathlib.Path) -> None:
     path, options, _ = _pth(tmp_path)
     assert import_(path, "--out", tmp_path / "run", *options)[0] == 0
     path.unlink()
@@ -143,11 +137,11 @@ def test_an_imported_run_can_be_imported_again_with_a_tokenizer(import_: Command
     assert (loaded.tokenizer, loaded.model.config) == ("kl", CONFIG)
 
 
-# What it refuses
+# Wrong use.
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "run"])
-def test_what_is_there_already_is_left_alone(import_: Command, tmp_path: pathlib.Path, kind: str) -> None:
+def test_an_existing_path_is_not_overwritten(import_: Command, tmp_path: pathlib.Path, kind: str) -> None:
     path, options, _ = _pth(tmp_path)
     out = tmp_path / "out"
     if kind == "file":
@@ -159,45 +153,49 @@ def test_what_is_there_already_is_left_alone(import_: Command, tmp_path: pathlib
     before = {file: file.read_bytes() for file in [out, *out.rglob("*")] if file.is_file()}
     code, stdout, err = import_(path, "--out", out, *options)
     assert (code, stdout) == (2, "")
-    assert f"{out} exists; choose another --out" in _the_line(err)
+    assert f"{out} exists; choose another --out" in error_line(err)
     assert {file: file.read_bytes() for file in [out, *out.rglob("*")] if file.is_file()} == before
     assert out.is_file() == (kind == "file")
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "parts"),
     [
-        ([], 2, ["heads", "--config"]),
+        ([], 2, ["heads", "--model-config"]),
         (["--model", "mar_base"], 2, ["24 by its tensors", "768 by --model mar_base"]),
         (["--model", "mar_tiny"], 2, ["--model", "mar_tiny", "mar_base"]),
-        (["--config", "{folder}/nowhere.json"], 1, ["nowhere.json"]),
-        (["--config", "{folder}/other.json"], 2, ["vae_stride is 4 by", "but 8 by --config", "other.json"]),
-        (["--config", "{folder}/list.json"], 1, ["list.json", "expected a JSON object, found list"]),
-        (["--config", "{folder}/heads.json", "--tokenizer", "{folder}/nowhere.ckpt"], 1, ["nowhere.ckpt"]),
-        (["--config", "{folder}/heads.json", "--tokenizer", "{folder}/x.pth"], 1, ["x.pth", "not a KL autoencoder"]),
+        (["--model-config", "{folder}/nowhere.json"], 1, ["nowhere.json"]),
+        (["--model-config", "{folder}/other.json"], 2, ["vae_stride is 4 by", "but 8 by --model-config", "other.json"]),
+        (["--model-config", "{folder}/list.json"], 1, ["list.json", "expected a JSON object, found list"]),
+        (["--model-config", "{folder}/heads.json", "--tokenizer", "{folder}/nowhere.ckpt"], 1, ["nowhere.ckpt"]),
+        (
+            ["--model-config", "{folder}/heads.json", "--tokenizer", "{folder}/x.pth"],
+            1,
+            ["x.pth", "not a KL autoencoder"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_both_sides_and_leaves_nothing_behind(
-    import_: Command, tmp_path: pathlib.Path, options: list[str], code: int, told: list[str]
+    import_: Command, tmp_path: pathlib.Path, options: list[str], code: int, parts: list[str]
 ) -> None:
     files = tmp_path / "files"
     write_json(files / "heads.json", HEADS)
     write_json(files / "other.json", {**HEADS, "vae_stride": 8})
     write_json(files / "list.json", [HEADS])
     file = write_pth(files / "x.pth", mar_weights(), model=mar_weights())
-    given = [option.format(folder=files) for option in options]
-    found, out, err = import_(file, "--out", tmp_path / "runs" / "run", *given)
-    assert (found, out) == (code, "")
-    for part in told:
-        assert part in _the_line(err)
-    assert _nothing_but(tmp_path, "files")
+    arguments = [option.format(folder=files) for option in options]
+    exit_code, out, err = import_(file, "--out", tmp_path / "runs" / "run", *arguments)
+    assert (exit_code, out) == (code, "")
+    for part in parts:
+        assert part in error_line(err)
+    assert _contains_only(tmp_path, "files")
 
 
-@pytest.mark.parametrize(("arguments", "told"), [(["x.pth"], "--out"), (["--out", "run"], "CHECKPOINT")])
-def test_what_has_to_be_given_is_asked_for(import_: Command, arguments: list[str], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), [(["x.pth"], "--out"), (["--out", "run"], "CHECKPOINT")])
+def test_a_missing_argument_is_named(import_: Command, arguments: list[str], message: str) -> None:
     code, out, err = import_(*arguments)
     assert (code, out) == (2, "")
-    assert told in _the_line(err)
+    assert message in error_line(err)
 
 
 @pytest.mark.parametrize("percent", [0, 10, 99])
@@ -208,11 +206,11 @@ def test_a_truncated_checkpoint_leaves_nothing_behind(import_: Command, tmp_path
     file.write_bytes(content[: len(content) * percent // 100])
     code, out, err = import_(path, "--out", tmp_path / "run", *options)
     assert (code, out) == (1, "")
-    assert str(file) in _the_line(err)
-    assert _nothing_but(tmp_path, "files")
+    assert str(file) in error_line(err)
+    assert _contains_only(tmp_path, "files")
 
 
-# What fails while writing
+# Failures while writing.
 
 
 @pytest.fixture
@@ -248,18 +246,18 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     monkeypatch.setattr("training.checkpoints.checkpoint.save_file", fail)
     code, out, err = import_(*source, "--out", tmp_path / "run")
     assert (code, out) == (1, "")
-    assert "No space left on device" in _the_line(err)
-    assert _nothing_but(tmp_path, "files")
+    assert "No space left on device" in error_line(err)
+    assert _contains_only(tmp_path, "files")
 
 
 @pytest.mark.parametrize("failing", ["model", "tokenizer"])
-def test_a_write_that_the_system_refuses_halfway_leaves_nothing_behind(
+def test_a_write_that_fails_halfway_leaves_nothing_behind(
     import_: Command, tmp_path: pathlib.Path, source: list[Any], failing: str
 ) -> None:
-    """No file grows beyond a limit: the nearest to a full disk that needs no privileges."""
+    """A limit of the file size is like a full disk, and needs no privileges."""
     model, tokenizer = (sum(tensor.nbytes for tensor in weights.values()) for weights in (mar_weights(), vae_weights()))
     limit = model // 2 if failing == "model" else tokenizer // 2
-    assert model + 20_000 < tokenizer // 2  # so that it is the one named that does not fit
+    assert model + 20_000 < tokenizer // 2  # so that the limit stops the file named by `failing`
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -267,15 +265,17 @@ def test_a_write_that_the_system_refuses_halfway_leaves_nothing_behind(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (code, out) == (1, "")
-    assert "File too large" in _the_line(err)
+    assert "File too large" in error_line(err)
     assert f"{failing}.safetensors" in err
-    assert _nothing_but(tmp_path, "files")
-    assert import_(*source, "--out", tmp_path / "run")[0] == 0  # and the same call works once there is room
+    assert _contains_only(tmp_path, "files")
+    assert import_(*source, "--out", tmp_path / "run")[0] == 0  # the same command works when there is space
 
 
-def test_a_file_in_the_way_of_the_folder_is_told(import_: Command, tmp_path: pathlib.Path, source: list[Any]) -> None:
+def test_a_file_in_place_of_the_parent_folder_is_one_line(
+    import_: Command, tmp_path: pathlib.Path, source: list[Any]
+) -> None:
     (tmp_path / "file").write_text("in the way")
     code, out, err = import_(*source, "--out", tmp_path / "file" / "run")
     assert (code, out) == (1, "")
-    assert str(tmp_path / "file" / "run") in _the_line(err)
-    assert _nothing_but(tmp_path, "file", "files")
+    assert str(tmp_path / "file" / "run") in error_line(err)
+    assert _contains_only(tmp_path, "file", "files")

@@ -146,7 +146,7 @@ def test_a_damaged_file_is_one_line(pixel_artifact: pathlib.Path, tmp_path: path
     _images(job, 4, tmp_path)
     file = next(tmp_path.rglob("*.npz"))
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="remove it") as caught:
+    with pytest.raises(DataError, match="remove the file") as caught:
         _images(job, 4, tmp_path)
     assert file.name in one_sentence(caught)
 

@@ -1,0 +1,57 @@
+"""Fixtures for the tests of `mar train`: the command, a small dataset, and a run of two steps."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.command_line import Command, Mar
+from tests.helpers.tiny_runs import write_idx_dataset
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_mar_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `mar` in a process of its own."""
+    command = [sys.executable, "-m", "runtime.cli.main", *(str(argument) for argument in arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def error_line(err: str) -> str:
+    """The one line of an error: no traceback, nothing before and nothing after it."""
+    [line] = err.splitlines()
+    assert line.startswith("mar: ")
+    assert len(line) < 400
+    return line
+
+
+@pytest.fixture
+def train(mar: Mar) -> Command:
+    """`mar train` in this process, because importing torch in another takes seconds."""
+    return functools.partial(mar, "train")
+
+
+@pytest.fixture(scope="session")
+def two_class_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Ten images of 8x8 pixels in two classes. Read only."""
+    return write_idx_dataset(tmp_path_factory.mktemp("data"), images=10, side=8, classes=2)
+
+
+@pytest.fixture(scope="session")
+def two_step_run(tmp_path_factory: pytest.TempPathFactory, two_class_data: pathlib.Path) -> pathlib.Path:
+    """A run of two steps, made by the command in a process of its own. Read only."""
+    run = tmp_path_factory.mktemp("runs") / "new" / "run"
+    done = run_mar_process(
+        *("train", "--model", "pixel_small", "--data", two_class_data, "--out", run, "--image-size", 8, "--steps", 2),
+        *("--batch-size", 4, "--sample-every", 2, "--checkpoint-every", 2, "--warmup-steps", 0, "--threads", 1),
+        *("--no-flip", "--seed", 3, "--learning-rate", 1e-3, "--ema-rate", 0.5),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return run
