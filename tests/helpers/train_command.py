@@ -1,4 +1,4 @@
-"""Fixtures for the tests of `mar train`: the command, a small dataset, and a run of two steps."""
+"""Fixtures for the tests of training commands: `mar train`, a small dataset, and finished runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.helpers.command_line import Command, Mar
-from tests.helpers.tiny_runs import write_idx_dataset
+from tests.helpers.tiny_runs import one_thread, resume, start, write_idx_dataset
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -55,3 +55,16 @@ def two_step_run(tmp_path_factory: pytest.TempPathFactory, two_class_data: pathl
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with the run `fast`, the run `slow` of two sessions, and a folder that is no run. Read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    data = write_idx_dataset(tmp_path_factory.mktemp("data"))
+    with one_thread():
+        start(folder / "fast", data, 4, learning_rate=0.01).train()
+        start(folder / "slow", data, 2).train()
+        resume(folder / "slow", steps=5).train()
+    (folder / "notes").mkdir()
+    return folder
