@@ -1,0 +1,91 @@
+"""The training step of a tokenizer: its losses, the discriminator and micro-batches."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.helpers.tiny_runs import (
+    one_thread,
+    tiny_tokenizer,
+    write_idx_dataset,
+)
+from training.data.datasets import open_dataset, to_rgb
+from training.data.latent_dataset import PixelLatents
+from training.data.loader import ImageBatches, MicroBatch
+from training.distributed import Processes
+from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
+from training.tokenizer.step import TokenizerTrainStep
+
+_SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return write_idx_dataset(tmp_path_factory.mktemp("noise") / "data", side=_SIZE)
+
+
+def _part(config: TokenizerConfig, number: int = 0) -> MicroBatch:
+    source = PixelLatents(to_rgb(open_dataset(pathlib.Path(config.data), _SIZE)))
+    return ImageBatches(source, (2, _SIZE // 2), config.training, 0, 1)[number]
+
+
+def test_the_discriminator_is_trained_from_its_first_step_on(data: pathlib.Path) -> None:
+    config = tiny_tokenizer(data, 4)
+    train_step = TokenizerTrainStep(config, Processes())
+    before = {name: weight.clone() for name, weight in train_step.model.discriminator.named_parameters()}
+    autoencoder = train_step.model.vae.decoder.conv_out.weight.clone()
+    first = train_step.update(0, [_part(config)])
+    assert all(torch.equal(before[name], weight) for name, weight in train_step.model.discriminator.named_parameters())
+    assert not torch.equal(autoencoder, train_step.model.vae.decoder.conv_out.weight)
+    assert set(first.parts) == {"l1", "kl"}
+    later = train_step.update(2, [_part(config)])
+    moved = {n: not torch.equal(before[n], weight) for n, weight in train_step.model.discriminator.named_parameters()}
+    assert all(moved[name] for name in moved if name.endswith("weight"))
+    assert set(later.parts) == {"l1", "kl", "adaptive_weight", "discriminator"}
+
+
+def test_the_loss_is_that_of_the_paper(data: pathlib.Path) -> None:
+    """The mean absolute error and the closed form of the KL divergence, both per pixel value."""
+    config = tiny_tokenizer(data, 4, kl_weight=0.5)
+    train_step, part = TokenizerTrainStep(config, Processes()), _part(config)
+    with torch.no_grad():
+        mean, log_variance = train_step.model.vae.moments(part.batch[0]).double().chunk(2, dim=1)
+        latents = mean + (0.5 * log_variance).exp() * part.batch[1]
+        reconstruction = train_step.model.vae.decoder(train_step.model.vae.post_quant_conv(latents.float()))
+        posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+        divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum()
+        expected = (reconstruction - part.batch[0]).abs().mean() + 0.5 * divergence / part.batch[0].numel()
+    assert train_step.update(0, [part]).loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_micro_batches_give_the_same_step_as_one_batch(data: pathlib.Path) -> None:
+    whole, halves = (tiny_tokenizer(data, 4, batch_size=4, accumulate=accumulate) for accumulate in (1, 2))
+    outcomes = [
+        TokenizerTrainStep(config, Processes()).update(0, [_part(config, number) for number in range(parts)])
+        for config, parts in ((whole, 1), (halves, 2))
+    ]
+    assert outcomes[0].loss == pytest.approx(outcomes[1].loss, rel=1e-5)
+    assert outcomes[0].gradient_norm == pytest.approx(outcomes[1].gradient_norm, rel=1e-4)
+
+
+def test_the_adaptive_weight_the_hinge_loss_and_the_scores_of_patches() -> None:
+    gradient = torch.full((3, 4), 2.0)
+    assert adaptive_weight(gradient, gradient / 10).item() == pytest.approx(10, rel=1e-3)
+    assert adaptive_weight(gradient, torch.zeros(3)).item() == 1e4
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+    assert hinge_loss(real, fake).item() == pytest.approx(0.5 * (0.25 + 0.5))
+    network = PatchDiscriminator(8, 2).eval()
+    images = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(network(images)[:1], network(images[:1]))  # a score depends on one image only
+    assert network(images).shape == (3, 1, 6, 6)
