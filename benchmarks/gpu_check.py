@@ -95,12 +95,12 @@ class Backends:
     def _tensorrt(
         self, checkpoint: Checkpoint, precision: str, graphs: bool, plans: Sequence[Plan], batch: int
     ) -> Generator:
-        from mar_export.tensorrt.artifact_builds import build_engines
-        from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
+        from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines
+        from mar_export.tensorrt.engine_builder import TensorRTBuilder
 
         path = self._artifact(checkpoint, precision)
         builder = TensorRTBuilder("tensorrt", ())
-        build_engines(Artifact(path), builder, plans, (1, 1, batch), BuilderFlags(), None, False, print, None)
+        build_engines(Artifact(path), builder, plans, BuildOptions((1, 1, batch)), print)
         return Generator.load(path, backend="tensorrt", cuda_graphs=graphs)
 
     def _artifact(self, checkpoint: Checkpoint, precision: str) -> pathlib.Path:

@@ -240,7 +240,7 @@ def steps_table(value: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, one in value.items():
-        for row in one["judged"]:
+        for row in one["evaluations"]:
             if row["relative_l2"] is not None:
                 lines.append(
                     f"| {name} | {row['name']} | {row['head_evaluations']} | {row['milliseconds']:.0f} | "

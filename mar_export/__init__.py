@@ -1,1 +1,1 @@
-"""Checkpoint to artifact: engines as ONNX, their parity with eager PyTorch, and benchmarks against it."""
+"""Export of checkpoints to artifacts of ONNX engines, builds of TensorRT engines, and benchmarks."""

@@ -1,4 +1,4 @@
-"""A checkpoint in, an artifact out: engines, parity report and manifest, all or nothing."""
+"""Export of a checkpoint to an artifact: engines, parity with eager PyTorch, and the manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.exporter import OPSET, export_graph
 from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
-from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, lowered
+from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
@@ -31,7 +31,6 @@ from runtime.errors import RequestError
 from runtime.files import replacing_folder, sha256, write_json
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.plan import build_plan
@@ -44,93 +43,125 @@ _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 def export_artifact(
     checkpoint: Checkpoint,
     out: pathlib.Path,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     sampling: Sampling | None = None,
     *,
     precision: str = "fp32",
     encoder: bool = False,
 ) -> Manifest:
-    """Write `checkpoint` as an artifact at `out`, replacing one that is there.
+    """Export a checkpoint as an artifact, and compare every engine and a complete generation with eager PyTorch.
 
-    `sampling` are the settings that the artifact is drawn with where a request names none, those of its
-    head by default. `precision`, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`, is that of weights and matrix
-    products; `encoder` adds the engine that reads images, for editing.
+    Returns the manifest. An existing artifact at `out` is replaced; after a failure it is as before. Weights are released as soon as their
+    engine is written, if the caller keeps no reference to `checkpoint`.
 
-    Every engine and a whole generation are compared with eager PyTorch in float32. Raises `ParityError`
-    when one differs by more than the tolerance of its precision, or where fp16 cannot hold what a layer
-    makes, and leaves nothing behind then.
+    Args:
+        checkpoint: The model, and its tokenizer if it has one.
+        out: The artifact folder to write.
+        report: Called with a line of text for each step.
+        sampling: The sampling settings of the artifact, used where a request names none; None for the default.
+        precision: The precision of weights and matrix products, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`.
+        encoder: Whether the artifact contains the encoder of the tokenizer, for editing images.
 
-    Weights are let go once their engine is written: where the caller keeps no `checkpoint` either, the
-    comparison of whole images does without them.
+    Raises:
+        ParityError: An engine or the generation differs by more than the tolerance, or fp16 cannot hold a value.
+        RequestError: The sampling settings are invalid, or there is no encoder to export.
+        ArtifactError: `out` is something else than an artifact folder.
     """
     check_artifact_target(out)
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
-    base = _manifest(checkpoint, sampling or default_sampling(checkpoint.model.config), precision)
-    build_plan(base.model.tokens, base.sampling)  # wrong settings are told before the work
-    say("drawing an image in eager PyTorch, to compare with")
+    base = _manifest(checkpoint, sampling, precision)
+    report("generating an image in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)
     modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
     del checkpoint
     if precision == "fp16":
         _check_ranges(modules, trajectory, base)
-    specs = {**engine_specs(base.model), **tokenizer_specs(base.model)}
-    files = {name: f"{name}.onnx" for name in modules}
     with (
         replacing_folder(out) as folder,
         tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as emulations,
     ):
-        parity: dict[str, dict[str, Any]] = {}
-        runnable = {}  # by ONNX Runtime on a CPU, as devices compute
-        for name, written in files.items():
-            say(f"{name}: exporting")
-            expected = eager_outputs(modules[name], specs[name], base.model)
-            runnable[name] = file = folder / written
-            _export(modules.pop(name), specs[name], base.model, precision, file)
-            if precision != "fp32":
-                runnable[name] = pathlib.Path(emulations) / file.name
-                save_emulation(file, runnable[name], DTYPES[precision])
-                gc.collect()  # a graph refers to itself, and to the file of its weights
-            with contextlib.closing(_runner()) as runner:  # what it takes to run a decoder is let go with it
-                engine = runner.load_graph(runnable[name], specs[name])
-                parity[name] = engine_parity(engine, expected, specs[name], base.model, precision)
-            say(f"{name}: {_told(parity[name])}")
-        entries = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
-        manifest = dataclasses.replace(base, files=entries, engines=files, parity=parity)
-        runner = _runner()
-        engines = Engines(**{name: runner.load_graph(runnable[name], specs[name]) for name in ENGINES})
-        with Generator(manifest, engines, runner.description, runner.close) as generator:
-            parity["generation"] = generation_parity(generator, trajectory, precision)
-        say(f"whole generation: {_told(parity['generation'])}")
+        engines, parity, runnable = _export_engines(modules, base, folder, pathlib.Path(emulations), report)
+        files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
+        manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
+        parity["generation"] = _compare_generation(manifest, runnable, trajectory)
+        report(f"complete generation: {_describe(parity['generation'])}")
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
     return manifest
 
 
-def _runner() -> OnnxRuntime:
+def _export_engines(
+    modules: dict[str, nn.Module],
+    manifest: Manifest,
+    folder: pathlib.Path,
+    emulations: pathlib.Path,
+    report: Callable[[str], None],
+) -> tuple[dict[str, str], dict[str, dict[str, Any]], dict[str, pathlib.Path]]:
+    """Export every module to `folder`, remove it from `modules`, and compare its engine with it.
+
+    Returns:
+        By the name of the engine: the name of its file, its parity, and a file that ONNX Runtime runs on a CPU with the
+        results of a device. The latter is an emulation in `emulations` for low precision.
+    """
+    specs, precision = {**engine_specs(manifest.model), **tokenizer_specs(manifest.model)}, manifest.precision
+    engines = {name: f"{name}.onnx" for name in modules}
+    parity: dict[str, dict[str, Any]] = {}
+    runnable: dict[str, pathlib.Path] = {}
+    for name, file_name in engines.items():
+        report(f"{name}: exporting")
+        expected = eager_outputs(modules[name], specs[name], manifest.model)
+        runnable[name] = file = folder / file_name
+        _export_module(modules.pop(name), specs[name], manifest, file)
+        if precision != "fp32":
+            runnable[name] = emulations / file_name
+            save_emulation(file, runnable[name], DTYPES[precision])
+            gc.collect()  # a graph has reference cycles, also to the file of its weights
+        with contextlib.closing(_cpu_backend()) as backend:  # one backend for each engine, to release its memory
+            engine = backend.load_graph(runnable[name], specs[name])
+            parity[name] = engine_parity(engine, expected, specs[name], manifest.model, precision)
+        report(f"{name}: {_describe(parity[name])}")
+    return engines, parity, runnable
+
+
+def _compare_generation(
+    manifest: Manifest, runnable: Mapping[str, pathlib.Path], trajectory: Trajectory
+) -> dict[str, Any]:
+    """Generate the image of `trajectory` with the engines in the files `runnable`; return its parity."""
+    backend, specs = _cpu_backend(), engine_specs(manifest.model)
+    engines = Engines(**{name: backend.load_graph(runnable[name], specs[name]) for name in ENGINES})
+    with Generator(manifest, engines, backend.description, backend.close) as generator:
+        return generation_parity(generator, trajectory, manifest.precision)
+
+
+def _cpu_backend() -> OnnxRuntime:
     return OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
 
 
-def _export(module: nn.Module, spec: EngineSpec, config: ModelConfig, precision: str, file: pathlib.Path) -> None:
-    """Write `module` in `precision`, and keep nothing of what that took: the next step needs the memory."""
-    form = attention_in_products(module) if precision == "fp32" else lowered(module, DTYPES[precision])
-    export_graph(form, spec, config, file)
-    gc.collect()  # what tracing leaves refers to itself, and to every weight
+def _export_module(module: nn.Module, spec: EngineSpec, manifest: Manifest, file: pathlib.Path) -> None:
+    """Write a module in the precision of the manifest, and release the memory of the export."""
+    precision = manifest.precision
+    converted = attention_in_products(module) if precision == "fp32" else to_precision(module, DTYPES[precision])
+    export_graph(converted, spec, manifest.model, file)
+    gc.collect()  # tracing leaves reference cycles that contain every weight
 
 
 def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, manifest: Manifest) -> None:
-    """Draw `trajectory` in float32 at the places where fp16 would be, and refuse what it could not hold."""
-    watched = {name: lowered(module, DTYPES["fp32"]) for name, module in modules.items()}
-    engines = {name: torch_engine(module) for name, module in watched.items()}
-    with largest_values(watched) as largest:
-        trajectory.drawn_by(Generator(manifest, Engines(**engines), "torch"))
+    """Generate the image of `trajectory` in float32, and check that fp16 can hold the values of all products."""
+    observed = {name: to_precision(module, DTYPES["fp32"]) for name, module in modules.items()}
+    engines = {name: torch_engine(module) for name, module in observed.items()}
+    with largest_values(observed) as largest:
+        trajectory.generate_with(Generator(manifest, Engines(**engines), "torch"))
     check_fp16(largest)
 
 
-def _manifest(checkpoint: Checkpoint, sampling: Sampling, precision: str) -> Manifest:
-    """What is known before anything is written."""
+def _manifest(checkpoint: Checkpoint, sampling: Sampling | None, precision: str) -> Manifest:
+    """Return a manifest that lists no files, engines or parity yet. Raises `RequestError` for invalid settings."""
+    config = checkpoint.model.config
+    sampling = sampling or default_sampling(config)
+    build_plan(config.tokens, sampling)
     return Manifest(
-        model=checkpoint.model.config,
+        model=config,
         tokenizer=checkpoint.tokenizer,
         class_names=checkpoint.class_names,
         sampling=sampling,
@@ -142,7 +173,7 @@ def _manifest(checkpoint: Checkpoint, sampling: Sampling, precision: str) -> Man
     )
 
 
-def _told(parity: Mapping[str, Any]) -> str:
+def _describe(parity: Mapping[str, Any]) -> str:
     return (
         f"relative L2 from eager {parity['relative_l2']:.1e} ({parity['sqnr_db']:.0f} dB), "
         f"allowed {parity['tolerance']:.0e}"

@@ -1,4 +1,4 @@
-"""Whether exported engines compute what the eager model computes, as numbers that go into the manifest."""
+"""Parity: the distance of exported engines from eager PyTorch, as the manifest stores it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ from runtime.sampling.rng import seeded_noise, seeded_order
 from training.models.mar import MAR
 from training.models.reference_loop import sample
 
-# The largest relative L2 distance from eager float32 that an export may have, by its precision. In
-# float32, round-off alone is 3e-7 to 3e-6. What lower precisions come to is in docs/benchmarks/exports.md.
 ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
-GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
+"""The largest relative L2 distance of an engine from eager float32, by precision.
 
-_ITERATIONS = {"fp32": 4, "fp16": 16, "bf16": 16}  # errors of low precision need some to show how they grow
+Round-off alone is 3e-7 to 3e-6 in float32. docs/benchmarks/exports.md has the distances of lower precisions.
+"""
+
+GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
+"""The same for the latents of a complete generation."""
+
+_ITERATIONS = {"fp32": 4, "fp16": 16, "bf16": 16}  # more in low precision, to show how its errors grow
 _DRIFT_EVERY = 8  # iterations
 
 Arrays = tuple[NDArray[Any], ...]
@@ -37,7 +41,16 @@ Arrays = tuple[NDArray[Any], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """A whole image: how it is to be drawn, and what the eager loop of the published code drew."""
+    """A generation of one image by the reference loop in eager PyTorch, with all its inputs.
+
+    Attributes:
+        labels: The class, [1].
+        settings: The sampling settings of the request.
+        plan: The plan of these settings.
+        order: The generation order [1, L].
+        noise: The noise [T + 1, 1, L, D] by raster position.
+        latents: The latents [1, c, H, W] that the reference loop generated.
+    """
 
     labels: NDArray[np.int64]
     settings: dict[str, Any]
@@ -46,68 +59,96 @@ class Trajectory:
     noise: NDArray[np.float32]
     latents: NDArray[np.float32]
 
-    def drawn_by(self, generator: Generator) -> NDArray[np.float32]:
-        """The latents of the same image by `generator`."""
+    def generate_with(self, generator: Generator) -> NDArray[np.float32]:
+        """Generate the same image with another generator; returns its latents [1, c, H, W]."""
         return generator.generate(list(self.labels), order=self.order, noise=self.noise, **self.settings).latents
 
 
 def eager_outputs(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[Arrays]:
-    """What `module` makes of random inputs of every size."""
+    """Return the outputs of a module for random inputs, at each of the sizes of `parity_sizes`."""
     outputs = []
     for inputs in _cases(spec, config):
         with torch.inference_mode():
-            made = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-        outputs.append(tuple(output.numpy() for output in (made if isinstance(made, tuple) else (made,))))
+            result = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        outputs.append(tuple(output.numpy() for output in (result if isinstance(result, tuple) else (result,))))
     return outputs
 
 
 def engine_parity(
     engine: Engine, expected: list[Arrays], spec: EngineSpec, config: ModelConfig, precision: str
 ) -> dict[str, Any]:
-    """The worst distance of an engine from `expected`, the outputs of `eager_outputs`. Raises `ParityError`."""
+    """Compare an engine with eager PyTorch at every size.
+
+    Args:
+        engine: The loaded engine.
+        expected: What `eager_outputs` returned for its module.
+        spec: The engine's inputs and outputs.
+        config: The model.
+        precision: The precision of the export, which decides the tolerance.
+
+    Returns:
+        The largest distance of all outputs as a manifest stores it, with the tolerance and the number of sizes.
+
+    Raises:
+        ParityError: An output has another shape, or differs by more than the tolerance.
+    """
     worst = 0.0
     for inputs, references in zip(_cases(spec, config), expected, strict=True):
-        for tensor, found, reference in zip(spec.outputs, engine(**inputs), references, strict=True):
-            if found.shape != reference.shape:
+        for tensor, output, reference in zip(spec.outputs, engine(**inputs), references, strict=True):
+            if output.shape != reference.shape:
                 shapes = {name: list(array.shape) for name, array in inputs.items()}
                 raise ParityError(
-                    f"engine {spec.name}: output {tensor.name} has shape {found.shape} where eager PyTorch has "
+                    f"engine {spec.name}: output {tensor.name} has shape {output.shape} where eager PyTorch has "
                     f"{reference.shape}, for inputs of {shapes}"
                 )
-            worst = max(worst, relative_l2(found, reference))
-    return _judged(f"engine {spec.name}", worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
+            worst = max(worst, relative_l2(output, reference))
+    return _checked_distance(f"engine {spec.name}", worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
 
 
 def eager_trajectory(model: MAR, precision: str) -> Trajectory:
-    """An image drawn by the eager loop, long enough to judge an export in `precision` by."""
+    """Generate an image with the reference loop in eager PyTorch, to compare an export with.
+
+    Args:
+        model: The model, in float32.
+        precision: The precision of the export, which decides the number of iterations.
+    """
     config = model.config
     labels = np.array([config.class_num - 1], dtype=np.int64)
-    usual: dict[str, Any] = {
+    request: dict[str, Any] = {
         "preset": "exact",
         "iterations": min(_ITERATIONS[precision], config.tokens),
         "cfg_scale": 2.0,
         **short_chain_settings(config, 10),
     }
-    settings = {name: value for name, value in usual.items() if name not in fixed_settings(config)}
+    settings = {name: value for name, value in request.items() if name not in fixed_settings(config)}
     plan = build_plan(config.tokens, resolve_sampling(default_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
     return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
 
 
 def generation_parity(generator: Generator, trajectory: Trajectory, precision: str) -> dict[str, Any]:
-    """The distance of a whole image from the eager loop's, same order and noise. Raises `ParityError`."""
-    found = trajectory.drawn_by(generator)
-    told = _judged("whole generation", relative_l2(found, trajectory.latents), GENERATION_TOLERANCES[precision])
+    """Compare a generator with the reference loop, for the same image.
+
+    Returns:
+        The distance of the latents as a manifest stores it, with the tolerance, the sampling settings, and how the
+        distance grows over the iterations, `drift`.
+
+    Raises:
+        ParityError: The latents differ by more than the tolerance of the precision.
+    """
+    latents = trajectory.generate_with(generator)
+    distance = relative_l2(latents, trajectory.latents)
+    parity = _checked_distance("complete generation", distance, GENERATION_TOLERANCES[precision])
     patch_size = generator.manifest.model.patch_size
-    of_iterations = drift(found, trajectory.latents, trajectory.order, trajectory.plan, patch_size, _DRIFT_EVERY)
-    return told | {"drift": of_iterations} | trajectory.settings
+    growth = drift(latents, trajectory.latents, trajectory.order, trajectory.plan, patch_size, _DRIFT_EVERY)
+    return parity | {"drift": growth} | trajectory.settings
 
 
 def _cases(spec: EngineSpec, config: ModelConfig) -> list[Mapping[str, NDArray[Any]]]:
     return [example_inputs(spec, config, sizes, seed) for seed, sizes in enumerate(parity_sizes(spec, config))]
 
 
-def _judged(what: str, distance: float, tolerance: float) -> dict[str, Any]:
+def _checked_distance(what: str, distance: float, tolerance: float) -> dict[str, Any]:
     if not distance <= tolerance:
         raise ParityError(
             f"{what}: relative L2 distance {distance:.2e} from eager PyTorch, where at most {tolerance:.0e} is "

@@ -1,0 +1,1 @@
+"""Benchmarks of runners, and the study of quality against time."""

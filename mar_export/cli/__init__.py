@@ -1,0 +1,1 @@
+"""The commands `mar export`, `mar build`, `mar bench` and `mar study`."""

@@ -1,4 +1,4 @@
-"""`mar build`."""
+"""The command `mar build`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
 from mar_export.tensorrt.engine_builder import HARDWARE, BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.optimization_profiles import Range
 from runtime.artifact.artifact_folder import Artifact
@@ -24,22 +24,45 @@ _FLAGS = tuple(field.name for field in dataclasses.fields(BuilderFlags))
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--target", type=click.Choice(list(TARGETS)), required=True, help="The library to build with.")
+@click.option("--target", type=click.Choice(list(TARGETS)), required=True, help="The library to build engines for.")
 @click.option(
-    "--architecture", "architectures", multiple=True, help="A GPU for tensorrt-rtx, as sm_89; again for more."
+    "--architecture",
+    "architectures",
+    multiple=True,
+    help="A GPU that tensorrt-rtx builds for, such as sm_89. Repeat it for more. Default: the GPU of this machine.",
 )
-@click.option("--batch", default="1:1:8", show_default=True, metavar="LEAST:USUAL:MOST", help="Images together.")
+@click.option(
+    "--batch",
+    default="1:1:8",
+    show_default=True,
+    metavar="MIN:OPT:MAX",
+    help="How many images are generated together: the minimum, the number to optimize for, and the maximum.",
+)
 @preset_option
 @sampling_options
-@click.option("--hardware-compatible", type=click.Choice(list(HARDWARE)), help="For other GPUs too; slower.")
-@click.option("--version-compatible", is_flag=True, help="For newer TensorRT too.")
-@click.option("--refit", is_flag=True, help="Weights can be replaced later.")
-@click.option("--strip-weights", is_flag=True, help="Leave the weights out; they come from the graph on loading.")
-@click.option("--tf32", is_flag=True, help="Let float32 products round to TF32: faster, but other images.")
-@click.option("--workspace", type=click.IntRange(1, 2**20), help="MiB that a layer may use beside its tensors.")
-@click.option("--builder-level", type=click.IntRange(0, 5), help="How hard to search for fast kernels.")
-@click.option("--timing-cache", type=PATH, help="A file to keep what building measures in; not for tensorrt-rtx.")
-@click.option("--force", is_flag=True, help="Build what is built already, too.")
+@click.option(
+    "--hardware-compatible",
+    type=click.Choice(list(HARDWARE)),
+    help="Build engines that run on other GPUs too, but slower.",
+)
+@click.option("--version-compatible", is_flag=True, help="Build engines that newer versions of TensorRT can load.")
+@click.option("--refit", is_flag=True, help="Build engines whose weights can be replaced later.")
+@click.option("--strip-weights", is_flag=True, help="Build engines without weights, which are loaded from the graph.")
+@click.option("--tf32", is_flag=True, help="Round float32 products to TF32, which is faster but changes the images.")
+@click.option(
+    "--workspace", type=click.IntRange(1, 2**20), help="The memory in MiB that a layer may use for temporary data."
+)
+@click.option(
+    "--builder-level",
+    type=click.IntRange(0, 5),
+    help="The optimization level of the builder. A higher level searches longer for fast kernels.",
+)
+@click.option(
+    "--timing-cache",
+    type=PATH,
+    help="A file that keeps the kernel timings of builds for later builds. tensorrt-rtx has none.",
+)
+@click.option("--force", is_flag=True, help="Build engines again that are built already.")
 def build(
     artifact: pathlib.Path,
     target: str,
@@ -49,22 +72,19 @@ def build(
     force: bool,
     **options: Any,
 ) -> None:
-    """Turn the graphs of ARTIFACT into engines for an NVIDIA GPU.
+    """Build TensorRT engines for an NVIDIA GPU from the graphs of ARTIFACT.
 
-    They serve the plan of the sampling options and --preset; where none is given, the artifact's own and
-    those of all presets. Precision is the artifact's.
+    The engines run the plan of the sampling options and of --preset. Without these options, they run the artifact's own
+    plan and those of all presets. The precision is that of the artifact.
     """
     opened = Artifact(artifact)
     flags = BuilderFlags(**{name: options.pop(name) for name in _FLAGS})
-    plans = wanted_plans(opened, options)
+    plans = plans_to_build(opened, options)
     build_engines(
         opened,
         TensorRTBuilder(target, architectures),
         plans,
-        _range(batch),
-        flags,
-        timing_cache,
-        force,
+        BuildOptions(_range(batch), flags, timing_cache, force),
         click.echo,
         _show if sys.stderr.isatty() else None,
     )
@@ -72,14 +92,14 @@ def build(
 
 def _range(text: str) -> Range:
     try:
-        least, usual, most = (int(part) for part in text.split(":"))
+        minimum, optimum, maximum = (int(part) for part in text.split(":"))
     except ValueError:
-        raise RequestError(f"--batch must be LEAST:USUAL:MOST, such as 1:1:8, found {truncate(text)}") from None
-    if not 1 <= least <= usual <= most <= MAX_BATCH:
-        raise RequestError(f"--batch must grow from 1 to at most {MAX_BATCH}, found {truncate(text)}")
-    return least, usual, most
+        raise RequestError(f"--batch must be MIN:OPT:MAX, such as 1:1:8, found {truncate(text)}") from None
+    if not 1 <= minimum <= optimum <= maximum <= MAX_BATCH:
+        raise RequestError(f"--batch must be 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}, found {truncate(text)}")
+    return minimum, optimum, maximum
 
 
-def _show(phase: str, done: int, of: int) -> None:
-    """The phase TensorRT is in, on one line that is written over."""
-    click.echo(f"\r{phase[:60]:60} {done}/{of}\033[K", nl=False, err=True)
+def _show(phase: str, done: int, total: int) -> None:
+    """Show the progress of the current phase of TensorRT, on one line that is overwritten."""
+    click.echo(f"\r{phase[:60]:60} {done}/{total}\033[K", nl=False, err=True)

@@ -1,4 +1,4 @@
-"""`mar export`."""
+"""The command `mar export`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from training.cli.options import checkpoint_options
 
 @click.command()
 @click.argument("checkpoint", type=PATH)
-@click.option("--out", type=PATH, required=True, help="The artifact folder to make.")
+@click.option("--out", type=PATH, required=True, help="The artifact folder to write.")
 @checkpoint_options
-@click.option("--encoder", is_flag=True, help="Add the engine that reads images, for mar edit.")
+@click.option("--encoder", is_flag=True, help="Export the encoder of the tokenizer too, for mar edit.")
 @click.option(
     "--precision",
     type=click.Choice(FLOAT_PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Of the weights.",
+    help="The precision of weights and matrix products.",
 )
-@click.option("--image-size", type=int, help="Pixels along a side, other than the checkpoint's.")
+@click.option("--image-size", type=int, help="The side of the images in pixels, if it differs from the checkpoint's.")
 @preset_option
 @sampling_options
 def export(
@@ -43,22 +43,22 @@ def export(
     image_size: int | None,
     **settings: object,
 ) -> None:
-    """Turn CHECKPOINT into an artifact, checked against eager PyTorch.
+    """Export CHECKPOINT as an artifact, and compare it with eager PyTorch.
 
-    CHECKPOINT is a run folder, or a published model: a .pth, a .safetensors, a folder in the form of
-    diffusers. Its shape is read from its tensors; --model or --config tell what these do not. The
-    sampling options become the artifact's own, used where a request names none.
+    CHECKPOINT is a run folder or a published model: a .pth file, a .safetensors file, or a folder in the format of
+    diffusers. The size of the model is inferred from the weights; --model and --model-config say what they do not.
+    --preset and the sampling options become the artifact's own settings, for requests that name none.
     """
-    loaded = _loaded(checkpoint, model, tokenizer, config_file, image_size)
+    loaded = _load(checkpoint, model, tokenizer, config_file, image_size)
     config = loaded.model.config
     sampling = resolve_sampling(default_sampling(config), config, settings)
-    held = [loaded]
-    del loaded  # the export lets weights go when it is done with them, and nobody else must hold them
-    export_artifact(held.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
+    references = [loaded]
+    del loaded  # the export releases weights as it proceeds, so this function must keep no reference to them
+    export_artifact(references.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
     click.echo(f"artifact written to {out}")
 
 
-def _loaded(
+def _load(
     checkpoint: pathlib.Path,
     model: str | None,
     tokenizer: pathlib.Path | None,

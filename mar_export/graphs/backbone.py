@@ -1,6 +1,6 @@
-"""The backbone as engines run it: `MAR.predict`, sequence first, with a product for each of queries, keys and values.
+"""The backbone as an engine: `MAR.predict`, sequence first, with separate products for queries, keys and values.
 
-Attention then reads what the products wrote where it lies, and nothing is split or copied on the way.
+Attention then reads the results of the products in place, without splitting or copying them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mar_export.graphs.channel_padding import linear, with_spare_channels
+from mar_export.graphs.channel_padding import linear, pad_layers
 from training.models.mar import MAR
 from training.models.transformer import Attention, Block
 
 
 class Backbone(nn.Module):
-    """Known tokens and three lists of positions to the vectors z of those predicted now.
+    """The engine `backbone` of a model with bidirectional attention, over guidance halves of the same tokens.
 
-    Tokens and positions come once; there is a label for every image and guidance half.
+    Tokens and positions are inputs once, while there is a label for every image and guidance half: G halves of B
+    images.
     """
 
     def __init__(self, model: MAR) -> None:
@@ -28,6 +29,15 @@ class Backbone(nn.Module):
         self.model = with_blocks(model, SequenceBlock)
 
     def forward(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
+        """Compute the vectors z [G K B, C] of the tokens that are predicted now, one row of the head each.
+
+        Args:
+            tokens: Known tokens [V, B, D].
+            visible: Their positions [V, B].
+            predict: Positions [K, B] that are predicted now.
+            rest: Positions [R, B] that are predicted later.
+            labels: Classes [GB].
+        """
         halves = labels.shape[0] // predict.shape[1]
         known = tokens.shape[0]
         # [V, B, D] -> [V, GB, D], [V, B] -> [V, GB], and so on
@@ -51,10 +61,10 @@ class Backbone(nn.Module):
     def _decode(self, memory: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, known: int) -> Tensor:
         model, buffer = self.model, self.model.config.buffer_size
         positions = model.decoder_pos_embed_learned[0]  # [buffer + L, C]
-        of_buffer = positions[:buffer, None].expand(-1, memory.shape[1], -1)  # [buffer, GB, C]
-        of_memory = torch.cat([of_buffer, positions[buffer:][visible]])
+        buffer_positions = positions[:buffer, None].expand(-1, memory.shape[1], -1)  # [buffer, GB, C]
+        memory_positions = torch.cat([buffer_positions, positions[buffer:][visible]])
         masked = model.mask_token[0] + positions[buffer:][torch.cat([predict, rest])]  # [K + R, GB, C]
-        x = torch.cat([memory + of_memory, masked])  # [buffer + L, GB, C]
+        x = torch.cat([memory + memory_positions, masked])  # [buffer + L, GB, C]
         for block in model.decoder_blocks[:-1]:
             x = block(x)
         last = cast(SequenceBlock, model.decoder_blocks[-1])
@@ -65,60 +75,61 @@ class Backbone(nn.Module):
 class _SequenceAttention(nn.Module):
     """`Attention` over x [S, B, E].
 
-    A bias of the keys adds the same to every score of a query, which softmax does not see. One of the
-    values goes through the mixture as it is, so it is part of the output's bias.
+    The bias of the keys adds the same number to every score of a query, which softmax cancels, so it is left out. The
+    bias of the values passes the weighted sum unchanged, so it becomes part of the output's bias.
     """
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         queries, keys, values = attention.qkv.weight.detach().chunk(3)
-        of_queries, _, of_values = attention.qkv.bias.detach().chunk(3)
+        query_bias, _, value_bias = attention.qkv.bias.detach().chunk(3)
         output = attention.proj.weight.detach()
         self.heads, self.attend = attention.heads, attention.attend
-        self.q, self.k, self.v = linear(queries, of_queries), linear(keys), linear(values)
-        self.proj = linear(output, attention.proj.bias.detach() + output @ of_values)
+        self.q, self.k, self.v = linear(queries, query_bias), linear(keys), linear(values)
+        self.proj = linear(output, attention.proj.bias.detach() + output @ value_bias)
 
     def forward(self, x: Tensor, queries: Tensor) -> Tensor:
-        """x [S, B, E], and those of its rows that are answered, [K, B, E] -> [K, B, E]."""
-        return self.mixed(self.q(queries), self.k(x), self.v(x))
+        """Attend from `queries` [K, B, E] to x [S, B, E]: [K, B, E]."""
+        return self.attend_projected(self.q(queries), self.k(x), self.v(x))
 
-    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries [K, B, E], keys and values [S, B, E] -> [K, B, E]."""
+    def attend_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from projected queries [K, B, E] to projected keys and values [S, B, E]: [K, B, E]."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).permute(1, 2, 0, 3) for part in (q, k, v))  # [B, H, S, E/H]
         return self.proj(self.attend(q, k, v).permute(2, 0, 1, 3).flatten(2))
 
 
 class SequenceBlock(nn.Module):
-    """`Block` over x [S, B, E]."""
+    """A transformer block, `training.models.transformer.Block`, over sequence-first inputs [S, B, E]."""
 
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.mlp = copy.copy(block.mlp)
-        fc1, fc2 = with_spare_channels(block.mlp.fc1, block.mlp.fc2)
+        fc1, fc2 = pad_layers(block.mlp.fc1, block.mlp.fc2)
         self.mlp._modules = {**block.mlp._modules, "fc1": fc1, "fc2": fc2}
         self.attn = _SequenceAttention(block.attn)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the block for all rows of x [S, B, E]."""
         normed = self.norm1(x)
         x = x + self.attn(normed, normed)
         return x + self.mlp(self.norm2(x))
 
     def rows(self, x: Tensor, start: int, count: int) -> Tensor:
-        """The output for rows start..start+count only: [count, B, E]."""
+        """Compute the block for the rows start to start + count - 1 of x [S, B, E] only: [count, B, E]."""
         normed = self.norm1(x)
-        wanted = x.narrow(0, start, count) + self.attn(normed, normed.narrow(0, start, count))
-        return wanted + self.mlp(self.norm2(wanted))
+        output = x.narrow(0, start, count) + self.attn(normed, normed.narrow(0, start, count))
+        return output + self.mlp(self.norm2(output))
 
 
 def with_blocks(model: MAR, kind: Callable[[Block], nn.Module]) -> MAR:
-    """A copy of `model` without its head, every block as `kind` makes it; weights stay those of `model`."""
-    changed = copy.copy(model)
-    changed._modules = {
+    """Return a copy of a model without its head, and with `kind(block)` in place of each block; weights are shared."""
+    replaced = copy.copy(model)
+    replaced._modules = {
         name: nn.ModuleList(kind(cast(Block, block)) for block in cast(nn.ModuleList, child))
         if name.endswith("_blocks")
         else child
         for name, child in model._modules.items()
         if name != "diffloss"
     }
-    return changed
+    return replaced

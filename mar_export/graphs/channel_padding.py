@@ -1,10 +1,10 @@
-"""Channels between two layers, as many as a processor's cache takes.
+"""Padding of inner channels with zeros, so that their number suits the cache of a processor.
 
-A product reads a dozen rows of its input together. Where they lie a multiple of 4096 bytes apart, all of them fall
-into one set of the first cache, which holds eight or twelve lines, and every read misses: ONNX Runtime's float32
+A matrix product reads a dozen rows of its input together. If the distance of two rows is a multiple of 4096 bytes, all
+of them map to one set of the L1 cache, which holds eight or twelve lines, and every read misses. ONNX Runtime's float32
 product then reaches two thirds of its speed (docs/benchmarks/history/cpu-notes.md). Inner widths of 1,024, 3,072 or
-4,096 channels are such multiples; a few more channels, whose weights are zero on both sides, are not, and change no
-number.
+4,096 channels are such multiples. A few more channels, whose weights are zero on both sides, avoid this and change no
+result.
 """
 
 from __future__ import annotations
@@ -12,31 +12,38 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PERIOD = 1024  # floats from one line of a set to the next
-_MORE = 64  # so that weights still divide into the blocks of 64 that TensorRT has fast products for
+PERIOD = 1024
+"""Floats between two addresses of the same cache set."""
+
+_PADDING = 64  # keeps the width divisible by 64, for which TensorRT has fast kernels
 
 
-def spare_channels(width: int) -> int:
-    """How many channels of zeros an inner width is given."""
-    return 0 if width % PERIOD else _MORE
+def padding_channels(width: int) -> int:
+    """Return the number of zero channels to add to an inner width: 0 where the width needs none."""
+    return 0 if width % PERIOD else _PADDING
 
 
-def with_spare_channels(first: nn.Linear, second: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
-    """Two layers with an activation between them that leaves zero as it is. Those given are not changed."""
-    spare = spare_channels(first.out_features)
-    return more_outputs(first, spare), more_inputs(second, spare)
+def pad_layers(first: nn.Linear, second: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
+    """Return copies of two layers with padded channels between them; the originals are not changed.
+
+    Their activation must map zero to zero, so that the added channels stay zero.
+    """
+    padding = padding_channels(first.out_features)
+    return pad_outputs(first, padding), pad_inputs(second, padding)
 
 
-def more_outputs(layer: nn.Linear, spare: int) -> nn.Linear:
-    return linear(F.pad(layer.weight, (0, 0, 0, spare)), F.pad(layer.bias, (0, spare))) if spare else layer
+def pad_outputs(layer: nn.Linear, padding: int) -> nn.Linear:
+    """Return a layer with `padding` more outputs, which are always zero; the layer itself for no padding."""
+    return linear(F.pad(layer.weight, (0, 0, 0, padding)), F.pad(layer.bias, (0, padding))) if padding else layer
 
 
-def more_inputs(layer: nn.Linear, spare: int) -> nn.Linear:
-    return linear(F.pad(layer.weight, (0, spare)), layer.bias) if spare else layer
+def pad_inputs(layer: nn.Linear, padding: int) -> nn.Linear:
+    """Return a layer with `padding` more inputs, which it ignores; the layer itself for no padding."""
+    return linear(F.pad(layer.weight, (0, padding)), layer.bias) if padding else layer
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A layer of weights [outputs, inputs] that lie somewhere else already."""
+    """Return a linear layer that shares its weights [outputs, inputs], and its bias if there is one, without a copy."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:

@@ -1,0 +1,1 @@
+"""Export of modules to ONNX graphs, also in lower precision."""

@@ -1,4 +1,4 @@
-"""Random inputs for an engine, at given sizes of its dynamic axes."""
+"""Random inputs of engines, for tracing and for comparisons."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
 
 Sizes = Mapping[str, int]
+"""The size of each dynamic axis, by the axis name in `runtime.model.engine_spec`."""
 
-# What the exporter traces with: no two axes alike, so that none is mistaken for another.
+# The exporter traces with these sizes. All differ, so that it cannot mistake one axis for another.
 EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8, "S": 9, "P": 11}
 
 
 def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
-    """Sizes of every dynamic axis to compare an export at: the empty, the single and the odd ones too."""
-    if spec.name in TOKENIZER_ENGINES:  # whose images take seconds each
+    """Return the sizes at which an exported engine is compared with PyTorch, also empty axes and sizes of one.
+
+    Args:
+        spec: The engine.
+        config: The model, for the number of its tokens.
+    """
+    if spec.name in TOKENIZER_ENGINES:  # few cases, because each image takes seconds
         return [{"B": 1}, {"B": 2}]
     if config.attention == "causal" and spec.name == BACKBONE:
         buffer, end = config.buffer_size, config.buffer_size + config.tokens - 1
@@ -43,7 +49,16 @@ def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
 
 
 def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:
-    """Normal floats, and integers that are positions of tokens, or classes with none among them."""
+    """Return random inputs of an engine, by name.
+
+    Floats are standard normal. Integers are positions of tokens or classes, including the class of no guidance.
+
+    Args:
+        spec: The engine.
+        config: The model, for the bounds of the integers.
+        sizes: The size of each dynamic axis.
+        seed: The seed of the random numbers.
+    """
     random = np.random.default_rng(seed)
     inputs: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:
@@ -56,11 +71,11 @@ def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: in
 
 
 def _bounds(name: str, config: ModelConfig) -> tuple[int, int]:
-    """The least value of an input of integers, and the one after the largest."""
-    slots = config.buffer_size + config.tokens
-    known = {
+    """Return the bounds of an integer input: the least value, and one more than the largest."""
+    positions = config.buffer_size + config.tokens
+    bounds = {
         "labels": (0, config.class_num + 1),
-        "position_ids": (0, slots),
-        "next_position_ids": (config.buffer_size, slots),
+        "position_ids": (0, positions),
+        "next_position_ids": (config.buffer_size, positions),
     }
-    return known.get(name, (0, config.tokens))
+    return bounds.get(name, (0, config.tokens))

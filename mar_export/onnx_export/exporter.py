@@ -1,4 +1,4 @@
-"""From an engine's module and its spec to an ONNX file."""
+"""Export of a PyTorch module to an ONNX file with the inputs and outputs of an engine."""
 
 from __future__ import annotations
 
@@ -19,16 +19,27 @@ from mar_export.onnx_export.example_inputs import EXPORT_SIZES, example_inputs
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import EngineSpec
 
-# TensorRT 10.3, the oldest release supported (JetPack 6), reads opsets up to 20.
 OPSET = 20
-# Weights inside the graph are held twice while it loads; those beside it are mapped.
+"""The ONNX opset: the newest that TensorRT 10.3, the oldest supported release (JetPack 6), reads."""
+
+# While a graph loads, weights inside its file are in memory twice. External weights are mapped.
 _EXTERNAL_DATA_BYTES = 16 * 2**20
 _ANY = 2**62  # bytes
-_SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter notes the modules that a node lies in
+_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's metadata key for the modules that contain a node
 
 
 def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path: pathlib.Path) -> None:
-    """Write `module` to `path`, its weights beside it in `<path>.data` where they are large."""
+    """Write a module to an ONNX file, with large weights in `<path>.data` beside it.
+
+    The module's weights are released from the exporter's caches, so that the caller decides how long they stay in
+    memory.
+
+    Args:
+        module: The module, in evaluation mode.
+        spec: The engine, whose inputs and outputs the module has.
+        config: The model, for example inputs.
+        path: The file to write.
+    """
     inputs = {
         name: torch.from_numpy(array) for name, array in example_inputs(spec, config, EXPORT_SIZES, seed=0).items()
     }
@@ -52,33 +63,33 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path:
         model = program.model
         weights = [*model.graph.initializers.values()]
         program.optimize()
-    # What the last block of the decoder takes of its weights is made of them here, not at every call.
+    # The last block of the decoder uses slices of its weights: they are computed here, not at every call.
     optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_ANY, output_size_limit=_ANY)
     optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph, spec.name)
-    written = [*model.graph.initializers.values()]
-    large = sum(value.const_value.nbytes for value in written if value.const_value is not None) > _EXTERNAL_DATA_BYTES
+    folded = [*model.graph.initializers.values()]
+    large = sum(value.const_value.nbytes for value in folded if value.const_value is not None) > _EXTERNAL_DATA_BYTES
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
-    # Each rule of the optimizer keeps the last graph that it saw; it need not keep the weights.
-    for value in (*weights, *written):
+    # Each rule of the optimizer keeps a reference to the last graph; without this, it would keep the weights too.
+    for value in (*weights, *folded):
         value.const_value = None
 
 
 def _name_nodes(graph: onnx_ir.Graph, engine: str) -> None:
-    """Name every node for its module and operator: it is what people read of a graph when it fails, or is too slow."""
-    taken: Counter[str] = Counter()
+    """Name every node after its module and operator, so that errors and profiles of the graph are readable."""
+    counts: Counter[str] = Counter()
     for node in graph.all_nodes():
         modules = [scope for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if scope]
         layer = modules[-1].removesuffix(".product") if modules else engine
         name = f"{layer}.{node.op_type}"
-        node.name = f"{name}_{taken[name]}" if taken[name] else name
-        taken[name] += 1
-        node.metadata_props.clear()  # the rest is where in this machine's files it came from
+        node.name = f"{name}_{counts[name]}" if counts[name] else name
+        counts[name] += 1
+        node.metadata_props.clear()  # the rest names source files of this machine
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what the exporter says of libraries that this project does not use."""
+    """Hide the exporter's messages about libraries that this project does not use."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
-"""A graph in a low precision as one in float32 that rounds wherever the other would.
+"""Emulation of a low-precision graph: a graph in float32 that rounds its values as the other graph does.
 
-On a CPU, ONNX Runtime has no bfloat16 products, and runs a chain of fp16 operators in float32 without
-rounding between them, which is closer to float32 than any device. Products of numbers in low precision
-are summed in float32 by every device that matters, so rounding their results is what such a device computes.
+On a CPU, ONNX Runtime has no bfloat16 products, and it runs chains of fp16 operators in float32 without rounding in
+between, so its results would be more exact than those of a device. Devices sum products of low-precision numbers in
+float32 and round the sum, which is what the emulation computes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ _TYPES = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT
 
 
 def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype) -> None:
-    """Write the graph at `path`, some of it in `precision`, to `out` with every operator in float32.
+    """Write the emulation of a graph in float32.
 
-    One weight is in memory at a time, however large the graph is.
+    Only one weight is in memory at a time.
+
+    Args:
+        path: The ONNX file to emulate.
+        out: The ONNX file to write; its weights go to `<out>.data`.
+        precision: The low precision in the graph: `torch.float16` or `torch.bfloat16`.
     """
     dtype = _TYPES[precision]
     model = ir.load(path)
@@ -42,7 +47,7 @@ def _in_float32(tensor: ir.TensorProtocol) -> ir.LazyTensor:
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> None:
-    """Give the users of `output`, of `node`, its value rounded to `dtype` but held in float32."""
+    """Replace an output of a node, for all its users, with its value rounded to `dtype` and stored in float32."""
     is_cast = node.op_type == "Cast"
     users = list(output.uses())
     if not is_cast:

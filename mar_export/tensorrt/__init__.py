@@ -1,0 +1,1 @@
+"""Builds of TensorRT engines from the ONNX graphs of an artifact."""

@@ -1,7 +1,7 @@
-"""ONNX graphs to TensorRT plans: one builder for TensorRT 10, TensorRT 11 and TensorRT-RTX.
+"""The builder of TensorRT engines from ONNX graphs, for TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
-Networks are always strongly typed: precision is in the graph, and version 11 knows nothing else. TF32 is
-off unless asked for, since float32 artifacts promise the same images.
+Networks are strongly typed: the graph has the precision, and TensorRT 11 supports nothing else. TF32 is off by default,
+because a float32 artifact must generate the same images on every device.
 """
 
 from __future__ import annotations
@@ -17,39 +17,67 @@ from runtime.errors import RequestError
 from runtime.files import check_writable, replacing
 from runtime.gpu.current_gpu import current_gpu
 
-HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}  # choice -> HardwareCompatibilityLevel
+HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
+"""The choices of hardware compatibility, and the `HardwareCompatibilityLevel` of each."""
 
-Progress = Callable[[str, int, int], None]  # (phase, steps done, steps in all)
+Progress = Callable[[str, int, int], None]
+"""Is called with the name of a phase, its completed steps, and its number of steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BuilderFlags:
-    """What a builder is told beside graph and shapes; the names are those of `mar build`'s options."""
+    """The flags of a builder, under the names of the options of `mar build`.
 
-    hardware_compatible: str | None = None  # one of HARDWARE
+    Attributes:
+        hardware_compatible: A key of `HARDWARE`, for engines that run on other GPUs too; None for this GPU only.
+        version_compatible: Whether newer versions of TensorRT can load the engine.
+        refit: Whether the weights can be replaced later.
+        strip_weights: Whether the engine has no weights; they are then loaded from the graph.
+        tf32: Whether float32 products may be rounded to TF32.
+        workspace: The memory for the temporary data of a layer, in MiB; None for no limit.
+        builder_level: The optimization level, 0 to 5; None for the library's default.
+    """
+
+    hardware_compatible: str | None = None
     version_compatible: bool = False
     refit: bool = False
     strip_weights: bool = False
     tf32: bool = False
-    workspace: int | None = None  # MiB
+    workspace: int | None = None
     builder_level: int | None = None
 
-    def told(self) -> dict[str, Any]:
-        """Those that are not as usual."""
-        usual = dataclasses.asdict(BuilderFlags())
-        return {name: value for name, value in dataclasses.asdict(self).items() if value != usual[name]}
+    def changed(self) -> dict[str, Any]:
+        """Return the flags that differ from their defaults, by name."""
+        defaults = dataclasses.asdict(BuilderFlags())
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != defaults[name]}
 
 
 class TensorRTBuilder:
-    """Builds engines with the library of one target. Raises `BackendError` where that is missing or known bad."""
+    """A builder of engines with the library of one target.
+
+    Attributes:
+        target: `tensorrt` or `tensorrt-rtx`.
+        version: The version of the library.
+        architectures: The GPUs that engines are built for, such as `sm_89`.
+    """
 
     def __init__(self, target: str, architectures: Sequence[str]) -> None:
-        """`architectures` are the GPUs to build for, such as `sm_89`; only `tensorrt-rtx` can choose them."""
-        self._told = TensorRTLibrary(target)
-        self._library, self.target, self.version = self._told.module, target, self._told.version
-        self._builder = self._told.new(self._library.Builder)
-        self._chosen = self._known(architectures)
-        self.architectures = self._chosen or (current_gpu().architecture,)
+        """Load the library.
+
+        Args:
+            target: A key of `runtime.artifact.engine_builds.TARGETS`.
+            architectures: The GPUs to build for, such as `sm_89`; empty for the GPU of this machine. Only
+                `tensorrt-rtx` can build for other GPUs.
+
+        Raises:
+            BackendError: The library is missing or builds wrong engines, or there is no GPU to build for.
+            RequestError: An architecture is unknown, or the library builds only for the GPU of this machine.
+        """
+        self._tensorrt = TensorRTLibrary(target)
+        self._library, self.target, self.version = self._tensorrt.module, target, self._tensorrt.version
+        self._builder = self._tensorrt.new(self._library.Builder)
+        self._selected = self._checked_architectures(architectures)
+        self.architectures = self._selected or (current_gpu().architecture,)
 
     def build(
         self,
@@ -59,27 +87,38 @@ class TensorRTBuilder:
         timing_cache: pathlib.Path | None,
         progress: Progress | None,
     ) -> Any:
-        """The serialized engine of the ONNX file `graph`, as a buffer of bytes. Raises `BackendError`."""
+        """Build an engine.
+
+        Args:
+            graph: The ONNX file; external weights lie beside it.
+            profile: The minimum, optimum and maximum shape of each input.
+            flags: The flags of the build.
+            timing_cache: A file with kernel timings of earlier builds, which is updated; None for no cache.
+            progress: Called with the progress of the build; None for no progress.
+
+        Returns:
+            The serialized engine, as a buffer of bytes.
+
+        Raises:
+            BackendError: The library cannot read the graph or build the engine; the message has its log.
+            RequestError: This version of the library does not have one of the flags.
+        """
         library = self._library
-        self._told.log.lines.clear()
+        self._tensorrt.log.lines.clear()
         typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = self._told.created(self._builder.create_network(typed), "no network")
+        network = self._tensorrt.created(self._builder.create_network(typed), "no network")
         self._parse(network, graph)
-        config = self._told.created(self._builder.create_builder_config(), "no builder config")
+        config = self._tensorrt.created(self._builder.create_builder_config(), "no builder config")
         self._configure(config, flags)
-        for number, name in enumerate(self._chosen):
-            config.num_compute_capabilities = len(self._chosen)
+        for number, name in enumerate(self._selected):
+            config.num_compute_capabilities = len(self._selected)
             capability = getattr(library.ComputeCapability, name.replace("sm_", "SM"))
-            self._told.check(config.set_compute_capability(capability, number), f"cannot build for {name}")
-        shapes = self._told.created(self._builder.create_optimization_profile(), "no optimization profile")
-        for name, (least, usual, most) in profile.items():
-            shapes.set_shape(name, least, usual, most)
-        if config.add_optimization_profile(shapes) < 0:
-            raise self._told.failure(f"{graph.name}: refused the shapes {dict(profile)}")
+            self._tensorrt.check(config.set_compute_capability(capability, number), f"cannot build for {name}")
+        self._add_profile(config, graph.name, profile)
         cache = self._timing_cache(config, timing_cache)
         if progress is not None:
             config.progress_monitor = _monitor(library, progress)
-        plan = self._told.created(
+        plan = self._tensorrt.created(
             self._builder.build_serialized_network(network, config), f"{graph.name} was not built"
         )
         if cache is not None and timing_cache is not None:
@@ -88,26 +127,33 @@ class TensorRTBuilder:
         return plan
 
     def _parse(self, network: Any, graph: pathlib.Path) -> None:
-        parser = self._library.OnnxParser(network, self._told.log)
-        if parser.parse_from_file(str(graph)):  # by name: external data lies beside it
+        parser = self._library.OnnxParser(network, self._tensorrt.log)
+        if parser.parse_from_file(str(graph)):  # by path, so that the parser finds external weights beside it
             return
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
-        told = "; ".join(
+        messages = "; ".join(
             f"{error.node_name() or 'graph'} ({error.node_operator()}): {error.desc()}" for error in errors
         )
-        raise self._told.failure(f"{graph.name}: {self.target} {self.version} cannot read it: {told}")
+        raise self._tensorrt.failure(f"{graph.name}: {self.target} {self.version} cannot read it: {messages}")
+
+    def _add_profile(self, config: Any, graph: str, profile: Mapping[str, Shapes]) -> None:
+        shapes = self._tensorrt.created(self._builder.create_optimization_profile(), "no optimization profile")
+        for name, (minimum, optimum, maximum) in profile.items():
+            shapes.set_shape(name, minimum, optimum, maximum)
+        if config.add_optimization_profile(shapes) < 0:
+            raise self._tensorrt.failure(f"{graph}: refused the shapes {dict(profile)}")
 
     def _configure(self, config: Any, flags: BuilderFlags) -> None:
         known = self._library.BuilderFlag
         config.clear_flag(known.TF32)
-        wanted = {
+        requested = {
             "TF32": flags.tf32,
             "VERSION_COMPATIBLE": flags.version_compatible,
             "REFIT": flags.refit,
             "STRIP_PLAN": flags.strip_weights,
-            "REFIT_IDENTICAL": flags.strip_weights,  # the weights that come back are those of the graph
+            "REFIT_IDENTICAL": flags.strip_weights,  # the weights of the graph are loaded later
         }
-        for name in (name for name, on in wanted.items() if on):
+        for name in (name for name, on in requested.items() if on):
             if not hasattr(known, name):
                 raise RequestError(f"{self.target} {self.version} has no {name.lower().replace('_', ' ')}")
             config.set_flag(getattr(known, name))
@@ -122,24 +168,26 @@ class TensorRTBuilder:
             config.hardware_compatibility_level = getattr(levels, level)
 
     def _timing_cache(self, config: Any, file: pathlib.Path | None) -> Any:
-        """What earlier builds measured; not for tensorrt-rtx, which measures nothing before it runs."""
+        """Load the timing cache; tensorrt-rtx has none, because it measures kernels when an engine runs."""
         if file is None:
             return None
         if self.target == "tensorrt-rtx":
-            raise RequestError("tensorrt-rtx measures nothing while it builds; leave --timing-cache out")
+            raise RequestError("tensorrt-rtx has no timing cache; remove --timing-cache")
         check_writable(file)
-        cache = self._told.created(
+        cache = self._tensorrt.created(
             config.create_timing_cache(file.read_bytes() if file.exists() else b""), f"{file} is no timing cache"
         )
-        self._told.check(config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it")
+        self._tensorrt.check(
+            config.set_timing_cache(cache, False), f"{file} is not of this TensorRT and GPU; delete it"
+        )
         return cache
 
-    def _known(self, architectures: Sequence[str]) -> tuple[str, ...]:
-        """`architectures`, each once and in the library's order, so that the same GPUs are always told alike."""
+    def _checked_architectures(self, architectures: Sequence[str]) -> tuple[str, ...]:
+        """Return the architectures once each, in the library's order, so that equal sets are equal tuples."""
         if not architectures:
             return ()
         if self.target != "tensorrt-rtx":
-            raise RequestError(f"{self.target} builds for the GPU that is here; leave --architecture out")
+            raise RequestError(f"{self.target} builds only for the GPU of this machine; remove --architecture")
         members = self._library.ComputeCapability.__members__
         known = [member.replace("SM", "sm_") for member in members if member.startswith("SM")]
         for name in architectures:
@@ -149,6 +197,8 @@ class TensorRTBuilder:
 
 
 def _monitor(library: Any, progress: Progress) -> Any:
+    """Return a progress monitor of the library that calls `progress`."""
+
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)

@@ -1,4 +1,4 @@
-"""The sizes that an engine is built for: what the plans it will run make of its dynamic axes."""
+"""Optimization profiles: the sizes of the dynamic axes for which an engine is built, derived from plans."""
 
 from __future__ import annotations
 
@@ -11,29 +11,39 @@ from runtime.loops.host_loop import MOST_STEPS_AT_ONCE
 from runtime.model.engine_spec import TOKENIZER_ENGINES, EngineSpec
 from runtime.sampling.plan import Plan
 
-Range = tuple[int, int, int]  # least, usual, most
+Range = tuple[int, int, int]
+"""The minimum, the optimum and the maximum of a size, as TensorRT names them."""
 
 
 def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
-    """Every dynamic axis of `runtime.model.engine_spec` with the sizes that `plans` give it, for `batch` images together.
+    """Return the range of every dynamic axis of `runtime.model.engine_spec`.
 
-    Plans of edits, which begin with known tokens, widen what is built for; usual is what whole images have.
+    Plans of edits start with known tokens. They widen the ranges, but the optimum is that of complete images.
+
+    Args:
+        plans: The plans that the engines must be able to run.
+        batch: The range of the number of images that are generated together.
     """
-    every, of_whole = _sizes(plans), _sizes([plan for plan in plans if not plan.iterations[0].known])
-    ranges = {axis: (min(sizes), int(np.median(of_whole[axis])), max(sizes)) for axis, sizes in every.items()}
-    # Each of the three must be a size that can be: the rows of all halves are those of one, so many times.
-    (fewest, often, both), (one, some, all_) = ranges.pop("G"), ranges["K"]
-    least, usual, most = batch
+    all_sizes = _sizes(plans)
+    image_sizes = _sizes([plan for plan in plans if not plan.iterations[0].known])
+    ranges = {axis: (min(sizes), int(np.median(image_sizes[axis])), max(sizes)) for axis, sizes in all_sizes.items()}
+    # Each of the three sizes must be possible: the rows of all halves are a multiple of those of one half.
+    (min_halves, opt_halves, max_halves), (min_rows, opt_rows, max_rows) = ranges.pop("G"), ranges["K"]
+    min_batch, opt_batch, max_batch = batch
     return ranges | {
         "B": batch,
-        "GB": (least * fewest, usual * often, most * both),
-        "N": (least * one, usual * some, most * all_),
-        "GN": (least * fewest * one, usual * often * some, most * both * all_),
+        "GB": (min_batch * min_halves, opt_batch * opt_halves, max_batch * max_halves),
+        "N": (min_batch * min_rows, opt_batch * opt_rows, max_batch * max_rows),
+        "GN": (
+            min_batch * min_halves * min_rows,
+            opt_batch * opt_halves * opt_rows,
+            max_batch * max_halves * max_rows,
+        ),
     }
 
 
 def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
-    """What the iterations of `plans` make of each axis that the batch does not change, and the guidance halves G."""
+    """Return the sizes in all iterations of each axis that the batch does not change, and of the guidance halves G."""
     iterations = [iteration for plan in plans for iteration in plan.iterations]
     return {
         "V": [iteration.known for iteration in iterations],
@@ -44,9 +54,15 @@ def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
     }
 
 
-def profile(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict[str, Shapes]:
-    """The least, usual and most of every input's shape."""
-    if spec.name in TOKENIZER_ENGINES:  # nothing is guided there, and images come one by one as well
+def input_shapes(spec: EngineSpec, ranges: Mapping[str, Range], batch: Range) -> dict[str, Shapes]:
+    """Return the minimum, optimum and maximum shape of every input of an engine, by the input's name.
+
+    Args:
+        spec: The engine.
+        ranges: The range of each axis, from `axis_ranges`.
+        batch: The range of the number of images; engines of the tokenizer also accept a single image.
+    """
+    if spec.name in TOKENIZER_ENGINES:  # they have no guidance, and the runtime may decode images one by one
         ranges = {**ranges, "B": (1, *batch[1:])}
     return {
         tensor.name: tuple(tensor.sized({axis: sizes[which] for axis, sizes in ranges.items()}) for which in range(3))

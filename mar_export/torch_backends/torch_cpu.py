@@ -1,7 +1,7 @@
-"""The engines in PyTorch itself: the modules that are exported, called by the runtime's own loop.
+"""The exported modules in PyTorch on a CPU, called by the runtime's own sampling loop.
 
-It is what is left to gain without exporting anything: the benchmark's stronger baseline, alone or
-under `torch.compile`, and a fast way to draw many images of a checkpoint in bfloat16.
+They are a baseline of the benchmark that has all optimizations except the export, in eager mode or under
+`torch.compile`, and they generate many images of a checkpoint quickly in bfloat16.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mar_export.graphs.engine_modules import Denoise, loop_modules
+from mar_export.graphs.diffusion_head import Denoise
+from mar_export.graphs.engine_modules import loop_modules
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
@@ -22,10 +23,13 @@ from training.models.mar import MAR
 
 
 def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, compiled: bool = False) -> Generator:
-    """A generator that draws with `model`, in evaluation mode on a CPU, instead of exported engines.
+    """Return a generator that runs a model in PyTorch in place of exported engines.
 
-    With `bfloat16` the matrix products are rounded to it, all but the head's last; `compiled` runs each
-    engine under `torch.compile`.
+    Args:
+        manifest: The manifest with the model's sampling settings; its engines are not used.
+        model: The model, on the CPU in evaluation mode.
+        bfloat16: Whether matrix products are computed in bfloat16, all but the last of the head.
+        compiled: Whether each engine runs under `torch.compile`.
     """
     engines = {}
     for name, module in loop_modules(model).items():
@@ -33,13 +37,13 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
             module.final_layer = copy.deepcopy(module.final_layer)
             module.final_layer.linear = _Float32(module.final_layer.linear)
         engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
-    form = "bfloat16" if bfloat16 else "float32"
-    description = f"torch {torch.__version__}, {form}{', compiled' if compiled else ''}"
+    dtype = "bfloat16" if bfloat16 else "float32"
+    description = f"torch {torch.__version__}, {dtype}{', compiled' if compiled else ''}"
     return Generator(manifest, Engines(**engines), description)
 
 
 def torch_engine(module: Callable[..., Any], bfloat16: bool = False) -> Engine:
-    """`module` called as an engine: with arrays, by name."""
+    """Return an engine that calls a module: named arrays to a tuple of arrays."""
 
     def call(**inputs: Array) -> tuple[Array, ...]:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -50,7 +54,7 @@ def torch_engine(module: Callable[..., Any], bfloat16: bool = False) -> Engine:
 
 
 class _Float32(nn.Module):
-    """A layer kept in float32: at the first timesteps an error of eps is amplified many times."""
+    """A layer that stays in float32, because the first timesteps amplify an error of eps many times."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

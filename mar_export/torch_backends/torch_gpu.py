@@ -1,6 +1,6 @@
-"""The modules that are exported, in PyTorch, as engines of the loop on a GPU: what CUDA graphs alone gain.
+"""The exported modules in PyTorch as engines of the sampling loop on a GPU, with CUDA graphs or without.
 
-It takes nothing but PyTorch, so it also shows on any machine with a GPU whether the loop there is right.
+Only PyTorch is needed, so this also tests that loop on any machine with a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mar_export.graphs.engine_modules import loop_modules
-from mar_export.onnx_export.mixed_precision import DTYPES, lowered
+from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend
@@ -25,31 +25,43 @@ from training.models.mar import MAR
 
 
 def torch_gpu_generator(manifest: Manifest, model: MAR, precision: str, *, cuda_graphs: bool) -> Generator:
-    """A generator that draws with `model`, which stays where it is, by copies on the GPU in `precision`."""
+    """Return a generator that runs copies of a model's modules on the GPU.
+
+    Args:
+        manifest: The manifest with the model's sampling settings; its engines are not used.
+        model: The model, on any device; it is not changed.
+        precision: The precision of weights and matrix products, a key of `mixed_precision.DTYPES`.
+        cuda_graphs: Whether whole iterations are captured as CUDA graphs and replayed.
+    """
     backend = TorchGpu(cuda_graphs)
-    with contextlib.ExitStack() as unless_whole:
-        unless_whole.callback(backend.close)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(backend.close)
         specs = engine_specs(manifest.model)
-        modules = {name: lowered(module, DTYPES[precision]) for name, module in loop_modules(model).items()}
+        modules = {name: to_precision(module, DTYPES[precision]) for name, module in loop_modules(model).items()}
         engines = {name: backend.engine(module, specs[name]) for name, module in modules.items()}
-        torch.cuda.synchronize()  # weights are copied on the default stream, for which the engines' does not wait
+        torch.cuda.synchronize()  # weights are copied on the default stream; the engines' stream does not wait for it
         loop = backend.loop(manifest.model)
-        unless_whole.pop_all()
+        on_failure.pop_all()
     return Generator(manifest, Engines(**engines), backend.description, backend.close, loop)
 
 
 class TorchGpu(GpuBackend):
+    """The backend of the GPU loop whose engines are PyTorch modules."""
+
     def __init__(self, cuda_graphs: bool) -> None:
         super().__init__(f"torch {torch.__version__}", captures=cuda_graphs)
         self._stream = torch.cuda.ExternalStream(self._cuda.stream)
-        # Graphs hold the addresses of what is computed on the way: nobody else may be given that memory.
+        # CUDA graphs contain the addresses of intermediate results, so that memory must not be used for anything else.
         self._pool = torch.cuda.MemPool()
 
     def engine(self, module: nn.Module, spec: EngineSpec) -> Any:
+        """Return an engine that calls a copy of a module on the GPU."""
         return self._host_engine(_Module(copy.deepcopy(module).cuda(), spec, self._stream, self._pool))
 
 
 class _Module:
+    """A module on the GPU as an engine that the GPU loop can capture."""
+
     def __init__(self, module: nn.Module, spec: EngineSpec, stream: Any, pool: Any) -> None:
         self.spec = spec
         self._module: nn.Module | None = module
@@ -64,13 +76,13 @@ class _Module:
     def run(self, inputs: Mapping[str, Tensor], outputs: list[Tensor]) -> None:
         with torch.inference_mode(), torch.cuda.stream(self._stream), torch.cuda.use_mem_pool(self._pool):
             assert self._module is not None
-            made = self._module(**inputs)
-            for place, output in zip(outputs, made if isinstance(made, tuple) else (made,), strict=True):
-                place.copy_(output)
+            result = self._module(**inputs)
+            for output, value in zip(outputs, result if isinstance(result, tuple) else (result,), strict=True):
+                output.copy_(value)
 
 
 class _Sized:
-    """A module at one size."""
+    """A module at fixed sizes of its dynamic axes."""
 
     def __init__(self, module: _Module, axes: Mapping[str, int]) -> None:
         self._module, self._axes = module, axes
@@ -85,7 +97,7 @@ class _Sized:
 
 
 class _Memory:
-    """Memory of the GPU as numba, PyTorch and others exchange it."""
+    """Memory of the GPU in the CUDA array interface, which PyTorch and others read."""
 
     def __init__(self, tensor: TensorSpec, shape: tuple[int, ...], address: int) -> None:
         code = {"float32": "<f4", "int64": "<i8"}[tensor.dtype]

@@ -297,6 +297,6 @@ def test_training_table_has_the_speedup_of_each_round() -> None:
 def test_steps_table_leaves_out_samplers_with_random_noise() -> None:
     found = {"name": "calibrated", "head_evaluations": 98, "milliseconds": 99.6, "relative_l2": 0.05, "worst": 0.1}
     noisy = {"name": "exact", "head_evaluations": 6400, "milliseconds": 999.9, "relative_l2": None, "worst": None}
-    assert steps_table({"fast": {"judged": [found, noisy]}}).splitlines()[2:] == [
+    assert steps_table({"fast": {"evaluations": [found, noisy]}}).splitlines()[2:] == [
         "| fast | calibrated | 98 | 100 | 0.0500 | 0.1000 |"
     ]

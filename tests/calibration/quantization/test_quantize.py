@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from calibration.quantization.quantizable_layers import quantizable_layers
 from calibration.quantization.quantize import quantize
 from calibration.quantization.statistics import ActivationStatistics
-from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
-from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
+from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
+from mar_export.tensorrt.engine_builder import TensorRTBuilder
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, QUANTIZED_PRECISIONS
 from runtime.cli.inspect import inspect
@@ -154,10 +154,10 @@ def test_tensorrt_builds_every_precision_that_the_gpu_supports(
     path = pathlib.Path(shutil.copytree(quantized_artifacts[precision], tmp_path / "artifact"))
     artifact = Artifact(path)
     builder = TensorRTBuilder("tensorrt-rtx", [architecture])
-    plans = wanted_plans(artifact, {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0})
+    plans = plans_to_build(artifact, {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 2.0})
 
     def build() -> None:
-        build_engines(artifact, builder, plans, (1, 1, 2), BuilderFlags(), None, False, lambda _: None, None)
+        build_engines(artifact, builder, plans, BuildOptions((1, 1, 2)), lambda _: None)
 
     if (precision, architecture) == ("fp8", "sm_86"):
         with pytest.raises(

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from mar_export.graphs.engine_modules import Backbone, Conditioning, Denoise
+from mar_export.graphs.backbone import Backbone
+from mar_export.graphs.diffusion_head import Conditioning, Denoise
 from runtime.cost.operations import (
     Cost,
     Machine,

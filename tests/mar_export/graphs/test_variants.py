@@ -220,7 +220,7 @@ def test_a_head_of_codes_is_not_the_published_form_either() -> None:
 def test_engines_for_a_gpu_are_not_built_where_its_loop_would_not_run_them(artifact: pathlib.Path) -> None:
     untouched: Any = None
     with pytest.raises(RequestError, match="does not carry the cache of causal attention; draw on a CPU"):
-        build_engines(Artifact(artifact), untouched, [], untouched, untouched, None, False, print, None)
+        build_engines(Artifact(artifact), untouched, [], untouched, print)
 
 
 def test_a_gpu_backend_refuses_a_cache(artifact: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
 from mar_export.onnx_export.float32_emulation import save_emulation
-from mar_export.onnx_export.mixed_precision import DTYPES, lowered
+from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.model.engine_spec import ENGINES, engine_specs
 from tests.helpers.distance import relative_l2
@@ -123,7 +123,7 @@ def test_an_engine_emulated_computes_what_pytorch_computes_in_its_precision(
         inputs = example_inputs(spec, config, sizes, seed)
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         with torch.inference_mode():
-            low, exact = (part(**tensors) for part in (lowered(module, DTYPES[precision]), module))
+            low, exact = (part(**tensors) for part in (to_precision(module, DTYPES[precision]), module))
         low, exact = (made if isinstance(made, tuple) else (made,) for made in (low, exact))
         for found, expected, unrounded in zip(emulated(**inputs), low, exact, strict=True):
             errors.append(relative_l2(found, unrounded.numpy()))

@@ -19,7 +19,7 @@ from mar_export.artifact.parity import ENGINE_TOLERANCES, GENERATION_TOLERANCES
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
 from mar_export.onnx_export.exporter import export_graph
-from mar_export.onnx_export.mixed_precision import DTYPES, Product, lowered, products
+from mar_export.onnx_export.mixed_precision import DTYPES, Product, products, to_precision
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.errors import BackendError
@@ -118,7 +118,7 @@ def test_every_model_keeps_the_same_layers_in_float32(name: str) -> None:
     for engine, module in modules.items():
         kept = [
             layer
-            for layer, part in lowered(module, torch.bfloat16).named_modules()
+            for layer, part in to_precision(module, torch.bfloat16).named_modules()
             if isinstance(part, (nn.Linear, nn.Conv2d))
         ]
         assert kept == expected[engine]
@@ -138,7 +138,7 @@ def test_lowered_to_float32_an_engine_computes_what_it_did(
     modules: dict[str, nn.Module], specs: dict[str, tuple[EngineSpec, ModelConfig]], engine: str
 ) -> None:
     expected = answers(modules[engine], *specs[engine])
-    found = answers(lowered(modules[engine], torch.float32), *specs[engine])
+    found = answers(to_precision(modules[engine], torch.float32), *specs[engine])
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == np.float32
         assert relative_l2(one, other) <= 2e-6
@@ -151,7 +151,7 @@ def test_lower_precision_is_another_answer_within_its_tolerance(
     expected = answers(modules[engine], *specs[engine])
     distances = []
     for precision in ("fp16", "bf16"):
-        found = answers(lowered(modules[engine], DTYPES[precision]), *specs[engine])
+        found = answers(to_precision(modules[engine], DTYPES[precision]), *specs[engine])
         assert all(output.dtype == np.float32 for output in found)
         distance = max(relative_l2(one, other) for one, other in zip(found, expected, strict=True))
         assert 1e-6 < distance <= ENGINE_TOLERANCES[precision]
@@ -167,7 +167,7 @@ def test_the_module_that_is_lowered_is_left_as_it_was(
     before = {name: (tensor, tensor.clone()) for name, tensor in module.state_dict().items()}
     parts = [(name, part, type(part)) for name, part in module.named_modules()]
     answered = answers(module, *specs[engine])
-    low = lowered(module, torch.float16)
+    low = to_precision(module, torch.float16)
     assert [(name, part, type(part)) for name, part in module.named_modules()] == parts
     assert not list(products(module))
     after = module.state_dict()
@@ -186,14 +186,14 @@ def test_the_module_that_is_lowered_is_left_as_it_was(
 def test_weights_in_float32_are_not_held_twice(modules: dict[str, nn.Module]) -> None:
     for module in modules.values():
         own = {tensor.data_ptr() for tensor in module.state_dict().values()}
-        assert {tensor.data_ptr() for tensor in lowered(module, torch.float32).state_dict().values()} <= own
+        assert {tensor.data_ptr() for tensor in to_precision(module, torch.float32).state_dict().values()} <= own
 
 
 @pytest.mark.parametrize("engine", [*ENGINES, DECODER])
 def test_products_are_told_by_the_name_of_their_layer(
     modules: dict[str, nn.Module], specs: dict[str, tuple[EngineSpec, ModelConfig]], engine: str
 ) -> None:
-    low = lowered(modules[engine], torch.float16)
+    low = to_precision(modules[engine], torch.float16)
     ran: list[str] = []
     for name, product in products(low):
         product.register_forward_hook(lambda *told, name=name: ran.append(name))
@@ -226,7 +226,7 @@ def low_decoder(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> pathlib.Path:
     file = tmp_path_factory.mktemp("low") / "decoder.onnx"
-    export_graph(lowered(modules[DECODER], torch.float16), *specs[DECODER], file)
+    export_graph(to_precision(modules[DECODER], torch.float16), *specs[DECODER], file)
     return file
 
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mar_export.cli import build as build_cli
-from mar_export.tensorrt.artifact_builds import build_engines, wanted_plans
+from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
 from mar_export.tensorrt.engine_builder import BuilderFlags, Progress, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, profile
+from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build, Shapes
 from runtime.artifact.manifest import FLOAT_PRECISIONS, MANIFEST, FileEntry, Manifest
@@ -113,8 +113,8 @@ def build_with(
 ) -> list[str]:
     """What was said while every engine of the artifact was built."""
     artifact, said = Artifact(path), list[str]()
-    plans = wanted_plans(artifact, {}) if plans is None else plans
-    build_engines(artifact, builder, plans, batch, flags or BuilderFlags(), None, force, said.append, None)
+    plans = plans_to_build(artifact, {}) if plans is None else plans
+    build_engines(artifact, builder, plans, BuildOptions(batch, flags or BuilderFlags(), force=force), said.append)
     return said
 
 
@@ -188,13 +188,13 @@ def test_every_graph_of_a_golden_model_builds_and_is_listed_with_file_hash_and_p
     artifact.verify(builds=True)
     manifest = artifact.manifest
     assert [build.engine for build in manifest.builds] == list(ENGINES)
-    ranges = axis_ranges(wanted_plans(artifact, {}), BATCH)
+    ranges = axis_ranges(plans_to_build(artifact, {}), BATCH)
     for build in manifest.builds:
         assert (build.target, build.architectures, build.precision) == ("tensorrt-rtx", RTX_GPUS, "fp32")
         assert build.library == sys.modules["tensorrt_rtx"].__version__
         assert build.flags == {}
         assert build.graph_sha256 == manifest.graph_sha256(build.engine)
-        assert build.profile == profile(manifest.specs[build.engine], ranges, BATCH)
+        assert build.profile == input_shapes(manifest.specs[build.engine], ranges, BATCH)
         content = path / build.file
         assert manifest.files[build.file] == FileEntry(content.stat().st_size, sha256(content))
         assert content.stat().st_size > 100_000
@@ -213,7 +213,7 @@ def test_a_graph_in_lower_precision_builds(engine: str, precision: str, tmp_path
     ranges = axis_ranges([build_plan(TINY_KL.tokens, Sampling(cfg_scale=2.0))], BATCH)
     builder = TensorRTBuilder("tensorrt-rtx", RTX_GPUS)
     plan = builder.build(
-        tmp_path / f"{engine}.onnx", profile(spec, ranges, BATCH), BuilderFlags(), timing_cache=None, progress=None
+        tmp_path / f"{engine}.onnx", input_shapes(spec, ranges, BATCH), BuilderFlags(), timing_cache=None, progress=None
     )
     assert len(bytes(plan)) > 10_000
 
@@ -261,11 +261,11 @@ def export_golden(folder: pathlib.Path, model: str, precision: str) -> ModelConf
 
 def export_modules(folder: pathlib.Path, config: ModelConfig, precision: str, modules: Mapping[str, Any]) -> None:
     from mar_export.onnx_export.exporter import export_graph
-    from mar_export.onnx_export.mixed_precision import DTYPES, lowered
+    from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
 
     specs = {**engine_specs(config), **tokenizer_specs(config)}
     for name, module in modules.items():
-        part = module if precision == "fp32" else lowered(module, DTYPES[precision])
+        part = module if precision == "fp32" else to_precision(module, DTYPES[precision])
         export_graph(part, specs[name], config, folder / f"{name}.onnx")
 
 
@@ -341,7 +341,7 @@ def test_a_build_of_another_graph_profile_or_flag_is_another_file_but_replaces(o
 def test_the_real_library_tells_its_progress(golden_artifacts: dict[str, pathlib.Path]) -> None:
     seen: list[tuple[str, int, int]] = []
     artifact = Artifact(golden_artifacts["small"])
-    sizes = profile(artifact.manifest.specs[DENOISE], axis_ranges(wanted_plans(artifact, {}), BATCH), BATCH)
+    sizes = input_shapes(artifact.manifest.specs[DENOISE], axis_ranges(plans_to_build(artifact, {}), BATCH), BATCH)
     TensorRTBuilder("tensorrt-rtx", ["sm_89"]).build(
         artifact.engine_file(DENOISE), sizes, BuilderFlags(), None, lambda *step: seen.append(step)
     )
@@ -650,7 +650,7 @@ def test_what_is_built_for_a_preset_draws_every_edit_with_it(preset: str, tmp_pa
     artifact = Artifact(hollow(tmp_path / "artifact", config=dataclasses.replace(TINY_KL, img_size=32)))
     manifest = artifact.manifest
     assert manifest.model.tokens == 256
-    ranges = axis_ranges(wanted_plans(artifact, {"preset": preset}), BATCH)
+    ranges = axis_ranges(plans_to_build(artifact, {"preset": preset}), BATCH)
     sampling = manifest.resolve_sampling({"preset": preset})
     for known in range(1, 256):
         for iteration in build_plan(256, sampling, known).iterations:
@@ -679,16 +679,16 @@ def test_where_no_plan_is_asked_for_the_artifacts_own_and_every_preset_are_built
     )
     artifact = Artifact(path)
     nothing = {"preset": None, "iterations": None, "cfg_scale": None}
-    plans = whole(wanted_plans(artifact, nothing))
+    plans = whole(plans_to_build(artifact, nothing))
     assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10]
     assert [plan.diffusion_steps for plan in plans] == [7, 7, 25, 14, 10]
     assert len(plans) == 1 + len(PRESETS)
     own = dataclasses.replace(manifest_of(path), presets={"mine": Sampling(iterations=2, diffusion_steps=(5, 4))})
     write_json(path / MANIFEST, own.to_dict())
-    assert [len(plan.iterations) for plan in whole(wanted_plans(Artifact(path), nothing))] == [3, 16, 16, 14, 10, 2]
-    (named,) = whole(wanted_plans(artifact, {**nothing, "preset": "fast"}))
+    assert [len(plan.iterations) for plan in whole(plans_to_build(Artifact(path), nothing))] == [3, 16, 16, 14, 10, 2]
+    (named,) = whole(plans_to_build(artifact, {**nothing, "preset": "fast"}))
     assert (len(named.iterations), named.diffusion_steps) == (14, 14)
-    (changed,) = whole(wanted_plans(artifact, {**nothing, "iterations": 2}))
+    (changed,) = whole(plans_to_build(artifact, {**nothing, "iterations": 2}))
     assert (len(changed.iterations), changed.diffusion_steps) == (2, 7)
 
 
@@ -779,7 +779,7 @@ def test_an_engine_is_built_for_every_size_that_the_loop_calls_it_with(
         patched.setattr(loop, "_MODULATION_BYTES", modulation_bytes)
         for images in {least, data.draw(st.integers(least, most)), most}:
             for name, calls in shapes_of(plans, images).items():
-                built_for = profile(engine_specs(TINY_KL)[name], ranges, (least, usual, most))
+                built_for = input_shapes(engine_specs(TINY_KL)[name], ranges, (least, usual, most))
                 assert calls
                 for call in calls:
                     assert call.keys() == built_for.keys()
