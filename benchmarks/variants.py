@@ -30,7 +30,7 @@ from runtime.image_grid import save_grid
 from runtime.model.latents import from_uint8, patchify, to_uint8, unpatchify
 from training.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
 from training.config import RunConfig
-from training.data.datasets import Dataset, open_dataset
+from training.data.datasets import ImageDataset, open_dataset
 from training.evaluation.feature_networks import (
     DatasetClassifier,
     FeatureStatistics,
@@ -184,7 +184,7 @@ def _evaluated(
     with Generator.load(run / "artifact", threads=torch.get_num_threads()) as generator:
         config = generator.manifest.model
         iterations = iterations or config.tokens
-        settings = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
+        settings: dict[str, Any] = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
         labels = np.arange(count, dtype=np.int64) % config.class_num
         batches = list(generated_batches(generator, labels, settings))
         found = _figures(extract_features(network, batches), real)
@@ -203,7 +203,7 @@ def _figures(statistics: FeatureStatistics, real: FeatureStatistics) -> dict[str
     return {"top1_accuracy": statistics.top1_accuracy, "frechet": distance}
 
 
-def _through_codebook(model: MAR, dataset: Dataset, count: int) -> Iterator[LabelledBatch]:
+def _through_codebook(model: MAR, dataset: ImageDataset, count: int) -> Iterator[LabelledBatch]:
     """Real images, every token of which is the nearest code: the best that a head of codes could draw."""
     patch, grid = model.config.patch_size, model.config.grid
     codebook = model.diffloss.codebook
