@@ -1,7 +1,7 @@
-"""What each process of a job does in test_distribution: torchrun starts it with a folder and the runs to make there.
+"""The script of each process of a job in test_distributed: torchrun starts it with a folder and the runs to make there.
 
 Standard input would be shared, so the runs come as JSON: a list of {"run": name, "settings": {...}, "from": name}, the
-last for a run that goes on from a copy of another one; other data than folder/data are named with their colours;
+last for a run that resumes a copy of another one; other data than folder/data are named with their colours;
 "poisoned" is an example that is not a number.
 """
 
@@ -28,25 +28,25 @@ WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
 SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 images, so four steps an epoch
 
 
-def make(folder: pathlib.Path, wanted: dict[str, Any], processes: Processes) -> None:
-    """The run that `wanted` describes, of the images in folder/data."""
-    run, settings = folder / wanted["run"], SETTINGS | wanted["settings"]
-    if "from" in wanted:
+def make(folder: pathlib.Path, request: dict[str, Any], processes: Processes) -> None:
+    """The run that `request` describes, of the images in folder/data."""
+    run, settings = folder / request["run"], SETTINGS | request["settings"]
+    if "from" in request:
         if processes.is_main:
-            shutil.copytree(folder / wanted["from"], run)
+            shutil.copytree(folder / request["from"], run)
         processes.barrier()
         MarTrainer.resume(run, processes, settings).train()
     else:
-        model = dataclasses.replace(WITHOUT_DROPOUT, vae_embed_dim=wanted.get("colours", 1))
-        config = RunConfig(str(folder / wanted.get("data", "data")), model, tiny_training(**settings))
+        model = dataclasses.replace(WITHOUT_DROPOUT, vae_embed_dim=request.get("colours", 1))
+        config = RunConfig(str(folder / request.get("data", "data")), model, tiny_training(**settings))
         trainer = MarTrainer.start(run, config, processes)
-        if "poisoned" in wanted:
-            trainer.dataset = cast(LatentDataset, Poisoned(trainer.dataset, wanted["poisoned"]))
+        if "poisoned" in request:
+            trainer.dataset = cast(LatentDataset, Poisoned(trainer.dataset, request["poisoned"]))
         parameters = list(trainer.train_step.model.parameters())
         held, whole = (
             sum(size(one) for one in parameters) for size in (lambda one: local_shard(one).numel(), torch.numel)
         )
-        (folder / f"{wanted['run']}-held-by-{processes.rank}").write_text(str(held / whole))
+        (folder / f"{request['run']}-held-by-{processes.rank}").write_text(str(held / whole))
         trainer.train()
 
 

@@ -115,9 +115,9 @@ def logged(run: pathlib.Path, key: str) -> dict[int, float]:
 def skipped_steps(run: pathlib.Path) -> dict[int, dict[str, Any]]:
     """Step -> what a run's log tells of it, of the steps that were not taken."""
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    told = [entry for entry in entries if "skipped" in entry]
-    assert len({entry["step"] for entry in told}) == len(told)
-    return {entry["step"]: entry["skipped"] for entry in told}
+    skipped = [entry for entry in entries if "skipped" in entry]
+    assert len({entry["step"] for entry in skipped}) == len(skipped)
+    return {entry["step"]: entry["skipped"] for entry in skipped}
 
 
 class Poisoned:

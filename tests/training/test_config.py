@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers.tiny_runs import TINY
-from training.config import RunConfig, TrainConfig, read_toml
+from runtime.errors import ConfigError
+from tests.helpers.tiny_runs import TINY, one_sentence
+from training.config import RunConfig, TrainConfig, merge_flags, read_toml
+from training.models.model_sizes import model_config
 
 
 def _values(field: dataclasses.Field[Any], kind: type) -> st.SearchStrategy[Any]:
@@ -55,9 +57,43 @@ def test_an_integer_is_accepted_for_a_float() -> None:
 
 
 def test_the_error_about_a_config_that_is_no_text_names_the_path(tmp_path: pathlib.Path) -> None:
-    from runtime.errors import ConfigError
-
     file = tmp_path / "run.toml"
     file.write_bytes(b'data = "\xff"')
     with pytest.raises(ConfigError, match="not TOML"):
         read_toml(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"preset": "mar_base"}, "here: the key preset is now model, or name within the table model"),
+        ({"training": {"steps": 1, "attention": "bf16"}}, "here, training: the key attention is now attention_preci"),
+        ({"model": {**TINY.to_dict(), "codes": 512}}, "here, model: the key codes is now codebook_size"),
+        ({"model": {**TINY.to_dict(), "head": "codes"}}, 'here, model: head = "codes" is now head = "vq"'),
+    ],
+)
+def test_the_error_about_an_old_key_names_the_new_one(changes: dict[str, Any], line: str) -> None:
+    config = RunConfig("somewhere", TINY, TrainConfig(steps=1)).to_dict() | changes
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_dict(config, "here")
+    assert one_sentence(caught).startswith(line)
+
+
+def test_a_model_is_the_name_of_a_size_or_a_table_that_may_change_one() -> None:
+    training = {"steps": 1}
+    named = RunConfig.from_dict({"data": "d", "model": "mar_large", "training": training}, "here")
+    assert named.model == model_config("mar_large")
+    table = {"name": "mar_large", "img_size": 128}
+    changed = RunConfig.from_dict({"data": "d", "model": table, "training": training}, "here")
+    assert changed.model == model_config("mar_large", img_size=128)
+
+
+def test_flags_replace_the_values_of_a_file(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('data = "a"\nmodel = "mar_base"\n[training]\nsteps = 3\nseed = 4\n')
+    assert merge_flags(file, "b", None, {"img_size": 128}, {"steps": 5}) == {
+        "data": "b",
+        "model": {"name": "mar_base", "img_size": 128},
+        "training": {"steps": 5, "seed": 4},
+    }
+    assert merge_flags(file, None, "mar_large", {}, {})["model"] == {"name": "mar_large"}

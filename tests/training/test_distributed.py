@@ -94,13 +94,13 @@ _LOSS_TOLERANCE, _WEIGHT_TOLERANCE = 1e-6, 5e-6
 def test_two_processes_train_like_one_with_the_complete_batch(runs: pathlib.Path, name: str) -> None:
     """Losses, weights, their average and the moments, to the end of five epochs."""
     for key in ("loss", "gradient_norm"):
-        found, expected = (logged(runs / run, key) for run in (name, "one"))
-        assert sorted(found) == list(range(1, 21))
-        assert found == pytest.approx(expected, rel=_LOSS_TOLERANCE)
-    found, expected = (read_safetensors(runs / run / _STATE) for run in (name, "one"))
-    assert found.keys() == expected.keys()
+        actual, expected = (logged(runs / run, key) for run in (name, "one"))
+        assert sorted(actual) == list(range(1, 21))
+        assert actual == pytest.approx(expected, rel=_LOSS_TOLERANCE)
+    actual, expected = (read_safetensors(runs / run / _STATE) for run in (name, "one"))
+    assert actual.keys() == expected.keys()
     for parameter in expected:
-        torch.testing.assert_close(found[parameter], expected[parameter], rtol=0, atol=_WEIGHT_TOLERANCE)
+        torch.testing.assert_close(actual[parameter], expected[parameter], rtol=0, atol=_WEIGHT_TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -124,13 +124,13 @@ def test_runs_of_several_processes_write_the_files_of_one(runs: pathlib.Path) ->
 def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(
     runs: pathlib.Path, kind: str, suspected: int
 ) -> None:
-    """And told once, with the examples of the micro-batch it was in; the others go on as on one process."""
+    """It is reported once, with the examples of its micro-batch; other steps are as in one process."""
     together, alone = (skipped_steps(runs / f"{name}-poisoned") for name in (kind, "one"))
     assert together.keys() == alone.keys() != set()
-    for step, told in together.items():
-        assert 5 in told["examples"]
-        assert len(told["examples"]) == suspected
-        assert set(told["examples"]) < set(alone[step]["examples"])
+    for step, entry in together.items():
+        assert 5 in entry["examples"]
+        assert len(entry["examples"]) == suspected
+        assert set(entry["examples"]) < set(alone[step]["examples"])
     losses = [logged(runs / f"{name}-poisoned", "loss") for name in (kind, "one")]
     assert losses[0].keys() | together.keys() == set(range(1, 11))
     assert losses[0] == pytest.approx(losses[1], rel=_LOSS_TOLERANCE)
@@ -141,10 +141,10 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_both(
 
 def test_unreadable_images_of_either_process_are_reported_once_and_counted(runs: pathlib.Path) -> None:
     entries = [json.loads(line) for line in (runs / "bad-data" / "log.jsonl").read_text().splitlines()]
-    told = {entry["event"].split(": ")[0]: entry["bad_data"] for entry in entries if "bad_data" in entry}
+    counts = {entry["event"].split(": ")[0]: entry["bad_data"] for entry in entries if "bad_data" in entry}
     bad = ("bird", "cat/4.png", "dog/7.png", "dog/3.png")
-    assert sorted(told) == sorted(str(runs / "images" / name) for name in bad)
-    assert sorted(told.values()) == [1, 2, 3, 4]
+    assert sorted(counts) == sorted(str(runs / "images" / name) for name in bad)
+    assert sorted(counts.values()) == [1, 2, 3, 4]
     assert len(logged(runs / "bad-data", "loss")) == 10
 
 
@@ -170,7 +170,7 @@ def test_a_batch_is_the_same_however_it_is_split(
         ]
         examples = torch.cat([part.examples for part in parts])
         of_parts = zip(*(part.batch for part in parts), strict=True)
-        dimensions = (0, 0, 0, 1, 1)  # along which latents, labels, orders, timesteps and noise are told apart
+        dimensions = (0, 0, 0, 1, 1)  # along which latents, labels, orders, timesteps and noise differ
         return [examples, *(torch.cat(field, dim) for field, dim in zip(of_parts, dimensions, strict=True))]
 
     whole = processes * accumulate * size
@@ -204,10 +204,10 @@ def test_a_terminated_job_saves_and_resumes(tmp_path: pathlib.Path, by: signal.S
         log = run / "log.jsonl"
         _wait_for(lambda: log.exists() and log.stat().st_size > 0, job)
         job.send_signal(by)
-        _, told = job.communicate(timeout=60)
+        _, output = job.communicate(timeout=60)
     assert job.returncode != 0
-    assert f"stopped by {by.name} after step" in told
-    assert "DataLoader worker" not in told
+    assert f"stopped by {by.name} after step" in output
+    assert "DataLoader worker" not in output
     step = checkpoint.saved_step(run / _STATE)
     assert step is not None
     assert sorted(logged(run, "loss")) == list(range(1, step + 1))

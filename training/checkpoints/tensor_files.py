@@ -93,7 +93,7 @@ def tensors_under(content: Any, key: str, path: pathlib.Path, what: str) -> dict
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Assign weights to a module, as float32 and without a copy, and put it in evaluation mode.
+    """Assign weights to a module, as float32, and put it in evaluation mode; float32 tensors are not copied.
 
     Args:
         module: A module on the meta device.
@@ -104,12 +104,12 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str
         CheckpointError: A tensor is missing, unknown, of another shape, or not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     converted = {}
-    for name in [*expected, *sorted(found.keys() - expected.keys())]:
-        if expected.get(name) != found.get(name):
+    for name in [*expected, *sorted(actual.keys() - expected.keys())]:
+        if expected.get(name) != actual.get(name):
             raise CheckpointError(
-                f"{source}: {name} is {found.get(name, 'missing')} but the config asks for "
+                f"{source}: {name} is {actual.get(name, 'missing')} but the config requires "
                 f"{expected.get(name, 'no such parameter')}"
             )
         converted[name] = weights[name].float()

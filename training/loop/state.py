@@ -67,8 +67,8 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
     def saved(key: str, name: str, parameter: Tensor) -> Tensor:
         tensor = state.get(f"{key}.{name}")
         if tensor is None or tensor.shape != parameter.shape:
-            found = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
-            raise CheckpointError(f"{path}: {key}.{name} is {found}, expected shape {list(parameter.shape)}")
+            actual = "missing" if tensor is None else f"of shape {list(tensor.shape)}"
+            raise CheckpointError(f"{path}: {key}.{name} is {actual}, expected shape {list(parameter.shape)}")
         return distribute_like(tensor, parameter)
 
     with torch.no_grad():

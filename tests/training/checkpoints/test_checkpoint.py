@@ -33,7 +33,7 @@ def test_a_run_folder_gives_its_weights_classes_and_tokenizer(tmp_path: pathlib.
 
 
 def test_a_run_folder_takes_no_config(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ConfigError, match="--config") as caught:
+    with pytest.raises(ConfigError, match="--model-config") as caught:
         load_checkpoint(write_tiny_run(tmp_path / "run"), _SMALL / "meta.json")
     one_sentence(caught)
 
@@ -157,7 +157,7 @@ def test_a_run_without_its_autoencoder_file_is_refused(tmp_path: pathlib.Path) -
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"latent_channels": 5}, "vae_embed_dim is 4 by"),
         ({"multipliers": (1, 2)}, "vae_stride is 4 by"),
@@ -166,7 +166,7 @@ def test_a_run_without_its_autoencoder_file_is_refused(tmp_path: pathlib.Path) -
 )
 @pytest.mark.parametrize("held", [True, False])
 def test_the_error_about_the_autoencoder_of_another_model_names_both_values(
-    tmp_path: pathlib.Path, change: dict[str, Any], told: str, held: bool
+    tmp_path: pathlib.Path, change: dict[str, Any], message: str, held: bool
 ) -> None:
     weights = vae_weights(dataclasses.replace(VAE, attention_levels=(), **change))
     run = _write_run_of_latents(tmp_path / "run", "kl" if held else "none")
@@ -175,7 +175,7 @@ def test_the_error_about_the_autoencoder_of_another_model_names_both_values(
         checkpoint.save_weights(vae, weights)
     else:
         vae = _write_vae(tmp_path / "vae.ckpt", weights)
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_checkpoint(run, tokenizer=None if held else vae)
     message = one_sentence(caught)
     assert str(run / "config.json") in message

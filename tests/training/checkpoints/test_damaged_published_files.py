@@ -150,7 +150,7 @@ def test_an_autoencoder_that_would_run_code_is_refused_and_runs_none(tmp_path: p
         load_vae(file)
     assert str(file) in one_sentence(caught)
     assert not trace.exists()
-    torch.load(file, weights_only=False)  # it is indeed what it is said to be
+    torch.load(file, weights_only=False)  # without protection, reading runs the code
     assert trace.exists()
 
 
@@ -160,7 +160,7 @@ def test_an_autoencoder_that_would_run_code_is_refused_and_runs_none(tmp_path: p
 def test_a_file_that_is_no_checkpoint_is_not_called_dangerous(
     tmp_path: pathlib.Path, recwarn: pytest.WarningsRecorder, content: bytes
 ) -> None:
-    """And nothing but that is told: PyTorch warns of formats that it may not know."""
+    """No other warning appears: PyTorch warns about unknown formats."""
     file = tmp_path / "x.pth"
     file.write_bytes(content)
     assert refusal(file) == f"{file}: not a PyTorch checkpoint, or not one of tensors alone"

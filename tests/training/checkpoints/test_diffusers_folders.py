@@ -88,7 +88,7 @@ def test_a_parameter_that_no_shard_holds_is_named(tmp_path: pathlib.Path) -> Non
     index = json.loads((folder / _INDEX).read_text())
     index["weight_map"]["decoder_norm.bias"] = next(iter(index["weight_map"].values()))
     write_json(folder / _INDEX, index)
-    assert f"decoder_norm.bias is missing but the config asks for {tuple(missing.shape)}" in refusal(folder)
+    assert f"decoder_norm.bias is missing but the config requires {tuple(missing.shape)}" in refusal(folder)
 
 
 @pytest.mark.parametrize("way", ["../outside.safetensors", "{absolute}"])

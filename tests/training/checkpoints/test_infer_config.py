@@ -1,4 +1,4 @@
-"""The shape of a published model: told by its tensors, completed by the others, never against any of them."""
+"""The config of a published model: inferred from its tensors, completed by other sources, never against the tensors."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _TOLD_BY_TENSORS = (
 )
 
 
-def _config(*claims: PartialConfig, shapes: dict[str, tuple[int, ...]] = _SHAPES) -> ModelConfig:
-    return infer_config(list(claims), shapes, "x.pth")
+def _config(*configs: PartialConfig, shapes: dict[str, tuple[int, ...]] = _SHAPES) -> ModelConfig:
+    return infer_config(list(configs), shapes, "x.pth")
 
 
-def _said(**values: Any) -> PartialConfig:
+def _from_file(**values: Any) -> PartialConfig:
     return PartialConfig(_FILE, {**HEADS, **LAYOUT, **values})
 
 
@@ -86,8 +86,8 @@ def test_a_complete_config_is_returned_unchanged(config: ModelConfig) -> None:
 def test_tensors_determine_all_fields_but_heads_patches_and_those_of_training(config: ModelConfig) -> None:
     untold = ("encoder_num_heads", "decoder_num_heads", "vae_stride", "patch_size")
     in_training = ("mask_ratio_min", "attn_dropout", "diffusion_batch_mul")
-    claim = PartialConfig(_FILE, {name: getattr(config, name) for name in (*untold, *in_training)})
-    assert _config(claim, shapes=mar_shapes(config)) == config
+    complete = PartialConfig(_FILE, {name: getattr(config, name) for name in (*untold, *in_training)})
+    assert _config(complete, shapes=mar_shapes(config)) == config
 
 
 @given(st.integers(1, 400), st.data())
@@ -152,13 +152,13 @@ _PAIRS: dict[str, tuple[list[PartialConfig], list[str]]] = {
         [config_from_size_name("mar_base", "--model mar_base")],
         ["24 by its tensors", "768", "--model mar_base"],
     ),
-    "tensors-config": ([_said(diffloss_w=41)], ["40 by its tensors", "41", _FILE]),
+    "tensors-config": ([_from_file(diffloss_w=41)], ["40 by its tensors", "41", _FILE]),
     "tensors-tokenizer": (
         [PartialConfig(_FILE, HEADS), PartialConfig("the tokenizer vae.ckpt", {"vae_embed_dim": 5, "vae_stride": 4})],
         ["tokens of 16 values", "its tensors", "vae_embed_dim 5", "the tokenizer vae.ckpt"],
     ),
     "arguments-config": (
-        [*configs_from_arguments(LAYOUT), _said(vae_stride=8)],
+        [*configs_from_arguments(LAYOUT), _from_file(vae_stride=8)],
         ["vae_stride is 4", _ARGUMENTS, "8", _FILE],
     ),
     "arguments-tokenizer": (
@@ -166,7 +166,7 @@ _PAIRS: dict[str, tuple[list[PartialConfig], list[str]]] = {
         ["vae_stride is 4", _ARGUMENTS, "8", "the tokenizer vae.ckpt"],
     ),
     "config-tokenizer": (
-        [_said(), PartialConfig("the tokenizer vae.ckpt", {"vae_embed_dim": 16})],
+        [_from_file(), PartialConfig("the tokenizer vae.ckpt", {"vae_embed_dim": 16})],
         ["vae_embed_dim is 4", _FILE, "16", "the tokenizer vae.ckpt"],
     ),
 }
@@ -174,11 +174,11 @@ _PAIRS: dict[str, tuple[list[PartialConfig], list[str]]] = {
 
 @pytest.mark.parametrize("pair", _PAIRS)
 def test_a_contradiction_names_both_sources_and_both_values(pair: str) -> None:
-    claims, told = _PAIRS[pair]
+    configs, parts = _PAIRS[pair]
     with pytest.raises(ConfigError) as caught:
-        _config(*claims)
+        _config(*configs)
     message = one_sentence(caught)
-    for part in ("x.pth", *told):
+    for part in ("x.pth", *parts):
         assert part in message
 
 
@@ -205,11 +205,11 @@ _PAIRS_OF_BASE: dict[str, tuple[list[PartialConfig], list[str]]] = {
 
 @pytest.mark.parametrize("pair", _PAIRS_OF_BASE)
 def test_a_contradiction_in_heads_names_both_sources_and_both_values(pair: str) -> None:
-    claims, told = _PAIRS_OF_BASE[pair]
+    configs, parts = _PAIRS_OF_BASE[pair]
     with pytest.raises(ConfigError) as caught:
-        _config(*claims, shapes=_BASE)
+        _config(*configs, shapes=_BASE)
     message = one_sentence(caught)
-    for part in ("x.pth", *told):
+    for part in ("x.pth", *parts):
         assert part in message
 
 
@@ -226,14 +226,14 @@ def test_a_contradiction_of_two_size_names_names_both() -> None:
 
 @pytest.mark.parametrize("field", _TOLD_BY_TENSORS)
 def test_no_source_may_contradict_a_field_of_the_tensors(field: str) -> None:
-    told = getattr(CONFIG, field)
+    value = getattr(CONFIG, field)
     with pytest.raises(ConfigError) as caught:
-        _config(_said(**{field: told + 1}))
-    assert f"{field} is {told} by its tensors, but {told + 1} by {_FILE}" in one_sentence(caught)
+        _config(_from_file(**{field: value + 1}))
+    assert f"{field} is {value} by its tensors, but {value + 1} by {_FILE}" in one_sentence(caught)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "found", "makes"),
+    ("field", "value", "actual", "makes"),
     [
         ("img_size", 24, "position embeddings of 4 tokens", 9),
         ("vae_stride", 8, "position embeddings of 4 tokens", 1),
@@ -243,12 +243,12 @@ def test_no_source_may_contradict_a_field_of_the_tensors(field: str) -> None:
     ],
 )
 def test_the_error_about_a_layout_that_the_tensors_do_not_have_names_both_sizes_and_the_source(
-    field: str, value: int, found: str, makes: int
+    field: str, value: int, actual: str, makes: int
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        _config(_said(**{field: value}))
+        _config(_from_file(**{field: value}))
     message = one_sentence(caught)
-    assert found in message
+    assert actual in message
     assert message.endswith(f"makes {makes}")
     assert re.search(rf"{field} {value}(\.0)? \(by {_FILE}\)", message)
 
@@ -261,7 +261,7 @@ def test_a_number_of_tokens_that_is_no_square_is_refused() -> None:
 
 
 def test_equal_numbers_of_different_types_are_no_contradiction() -> None:
-    assert _config(_said(mlp_ratio=2, class_num=5.0)) == CONFIG
+    assert _config(_from_file(mlp_ratio=2, class_num=5.0)) == CONFIG
 
 
 # What is missing or impossible
@@ -306,7 +306,7 @@ def test_heads_of_the_encoder_do_not_determine_those_of_the_decoder(field: str) 
 )
 def test_the_error_about_an_impossible_value_names_field_and_source(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        _config(_said(**values))
+        _config(_from_file(**values))
     message = one_sentence(caught)
     for part in ("x.pth", *values, _FILE):
         assert part in message
@@ -314,7 +314,7 @@ def test_the_error_about_an_impossible_value_names_field_and_source(values: dict
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="24 is not a multiple of its 5 heads") as caught:
-        _config(_said(encoder_num_heads=5))
+        _config(_from_file(encoder_num_heads=5))
     message = one_sentence(caught)
     assert "x.pth" in message
     assert _FILE in message
@@ -352,7 +352,7 @@ def test_the_error_about_parameters_of_another_model_names_one_of_them(
     if shape is not None:
         shapes[name] = shape
     with pytest.raises(CheckpointError, match=r"x\.pth: not the parameters of a MAR model") as caught:
-        _config(_said(), shapes=shapes)
+        _config(_from_file(), shapes=shapes)
     assert f"{name} is {'missing' if shape is None else f'of shape {shape}'}" in one_sentence(caught)
 
 
@@ -368,7 +368,7 @@ def test_parameters_of_no_model_at_all_are_refused() -> None:
 def test_any_changed_shape_gives_a_config_or_a_one_line_error(shape: list[int], name: str) -> None:
     """Whether the parameter fits is for `fill` to say; here nothing may break."""
     try:
-        _config(_said(), shapes={**_SHAPES, name: tuple(shape)})
+        _config(_from_file(), shapes={**_SHAPES, name: tuple(shape)})
     except (CheckpointError, ConfigError) as error:
         assert str(error).isprintable()
         assert "x.pth" in str(error)

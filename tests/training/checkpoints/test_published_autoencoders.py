@@ -69,37 +69,37 @@ def test_other_content_beside_the_weights_of_an_autoencoder_is_ignored(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"latent_channels": 16}, ["tokens of 16 values", "vae_embed_dim 16", "makes 64"]),
         ({"latent_channels": 3}, ["tokens of 16 values", "vae_embed_dim 3"]),
     ],
 )
 def test_an_autoencoder_with_other_latents_contradicts_the_tensors_of_the_model(
-    tmp_path: pathlib.Path, change: dict[str, Any], told: list[str]
+    tmp_path: pathlib.Path, change: dict[str, Any], expected: list[str]
 ) -> None:
     vae = write_vae_checkpoint(tmp_path, vae_weights(dataclasses.replace(VAE, **change)))
     file = write_safetensors(tmp_path / "mar.safetensors", mar_weights())
     config = write_json(tmp_path / "shape.json", {**HEADS, "patch_size": 2, "vae_stride": 4, "img_size": 16})
     message = refusal(file, ConfigError, config_file=config, tokenizer=vae)
-    for part in (str(file), "its tensors", f"the tokenizer {vae}", *told):
+    for part in (str(file), "its tensors", f"the tokenizer {vae}", *expected):
         assert part in message
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ({"latent_channels": 16}, "vae_embed_dim is 4 by the arguments it was trained with, but 16 by the tokenizer"),
         ({"multipliers": (1, 2)}, "vae_stride is 4 by the arguments it was trained with, but 2 by the tokenizer"),
     ],
 )
 def test_an_autoencoder_of_another_model_contradicts_the_arguments_of_training(
-    tmp_path: pathlib.Path, heads_file: pathlib.Path, change: dict[str, Any], told: str
+    tmp_path: pathlib.Path, heads_file: pathlib.Path, change: dict[str, Any], expected: str
 ) -> None:
     vae = write_vae_checkpoint(tmp_path, vae_weights(dataclasses.replace(VAE, attention_levels=(), **change)))
     file = write_pth(tmp_path / "x.pth", mar_weights())
     message = refusal(file, ConfigError, config_file=heads_file, tokenizer=vae)
-    for part in (str(file), f"{told} {vae}"):
+    for part in (str(file), f"{expected} {vae}"):
         assert part in message
 
 

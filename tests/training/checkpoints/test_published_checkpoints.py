@@ -122,7 +122,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: pat
     with pytest.raises(CheckpointError):
         load_checkpoint(file, _SMALL / "meta.json")
     assert not trace.exists()
-    # The file is indeed what it is said to be: reading it without protection runs the code.
+    # Without protection, reading the file runs the code.
     if write is _evil_bare_pickle:
         pickle.loads(file.read_bytes())
     else:
@@ -254,7 +254,7 @@ def test_the_error_about_a_wrong_shape_names_both_shapes(tmp_path: pathlib.Path)
 
 
 def test_a_published_checkpoint_without_known_heads_requests_them() -> None:
-    with pytest.raises(ConfigError, match=r"heads.*--config") as caught:
+    with pytest.raises(ConfigError, match=r"heads.*--model-config") as caught:
         load_checkpoint(_SMALL / "checkpoint-last.pth")
     assert "checkpoint-last.pth" in one_sentence(caught)
 
@@ -339,4 +339,4 @@ def test_the_error_about_the_config_of_another_model_names_both_values() -> None
         load_checkpoint(_SMALL / "checkpoint-last.pth", other)
     message = one_sentence(caught)
     assert str(_SMALL / "checkpoint-last.pth") in message
-    assert f"--config {other}" in message
+    assert f"--model-config {other}" in message

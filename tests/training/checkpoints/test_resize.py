@@ -41,8 +41,8 @@ def _places(model: MAR, name: str) -> Tensor:
     return embedding[0, _POSITIONS[name] :].reshape(model.config.grid, model.config.grid, -1)
 
 
-def _weights_of_one_axis(size: int, wanted: int) -> NDArray[np.float64]:
-    """Bicubic interpolation (a = -0.75) between centres, the border repeated: [wanted, size]."""
+def _weights_of_one_axis(size: int, new_size: int) -> NDArray[np.float64]:
+    """Bicubic interpolation (a = -0.75) between centers, the border repeated: [new_size, size]."""
 
     def kernel(x: float) -> float:
         x, a = abs(x), -0.75
@@ -50,9 +50,9 @@ def _weights_of_one_axis(size: int, wanted: int) -> NDArray[np.float64]:
             return (a + 2) * x**3 - (a + 3) * x**2 + 1
         return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
 
-    matrix = np.zeros((wanted, size))
-    for row in range(wanted):
-        place = (row + 0.5) * size / wanted - 0.5
+    matrix = np.zeros((new_size, size))
+    for row in range(new_size):
+        place = (row + 0.5) * size / new_size - 0.5
         for tap in range(math.floor(place) - 1, math.floor(place) + 3):
             matrix[row, min(max(tap, 0), size - 1)] += kernel(place - tap)
     return matrix
@@ -63,9 +63,9 @@ def _weights_of_one_axis(size: int, wanted: int) -> NDArray[np.float64]:
 def test_position_embeddings_are_interpolated_between_the_centers_of_tokens(model: MAR, name: str, grid: int) -> None:
     axis = _weights_of_one_axis(5, grid)
     expected = np.einsum("ip,jq,pqe->ije", axis, axis, _places(model, name).double().numpy())
-    found = _places(resize_model(model, 8 * grid), name)
-    assert found.shape == (grid, grid, _places(model, name).shape[-1])
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
+    actual = _places(resize_model(model, 8 * grid), name)
+    assert actual.shape == (grid, grid, _places(model, name).shape[-1])
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_stay_rows_and_columns_stay_columns(model: MAR) -> None:

@@ -89,10 +89,10 @@ def test_the_middle_square_of_an_oblong_image_is_kept(tmp_path: pathlib.Path, tu
 @pytest.mark.parametrize("size", [(7, 7), (64, 64), (100, 31), (31, 100), (33, 32), (1, 1), (3, 200)])
 def test_images_of_any_size_are_scaled_to_the_size_of_the_model(tmp_path: pathlib.Path, size: tuple[int, int]) -> None:
     save_image(tmp_path / "class" / "0.png", Image.new("RGB", size, (10, 120, 230)))
-    found = _all_images(tmp_path, 16)
-    assert found.shape == (1, 16, 16, 3)
-    assert found.dtype == np.uint8
-    assert (found == (10, 120, 230)).all()
+    actual = _all_images(tmp_path, 16)
+    assert actual.shape == (1, 16, 16, 3)
+    assert actual.dtype == np.uint8
+    assert (actual == (10, 120, 230)).all()
 
 
 def _sixteen_bits() -> Image.Image:
@@ -116,9 +116,9 @@ def test_every_mode_of_png_is_converted_to_rgb(
     tmp_path: pathlib.Path, image: Image.Image, expected: tuple[int, int, int]
 ) -> None:
     save_image(tmp_path / "class" / "0.png", image)
-    found = _all_images(tmp_path, 8)
-    assert found.shape == (1, 8, 8, 3)
-    assert (found == expected).all(), found[0, 0, 0]
+    actual = _all_images(tmp_path, 8)
+    assert actual.shape == (1, 8, 8, 3)
+    assert (actual == expected).all(), actual[0, 0, 0]
 
 
 def _png() -> bytes:

@@ -25,9 +25,9 @@ def test_idx_files_are_read_as_they_were_written(tmp_path: pathlib.Path, suffix:
     write_idx(tmp_path / (LABELS_FILE + suffix), labels)
     dataset = open_dataset(tmp_path, image_size=6)
     indices = np.array([4, 0, 0, 2])
-    found = dataset.images(indices)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, pixels[indices][..., None])
+    actual = dataset.images(indices)
+    assert actual.dtype == np.uint8
+    assert np.array_equal(actual, pixels[indices][..., None])
     assert dataset.labels.tolist() == labels.tolist()
     assert dataset.labels.dtype == np.int64
     assert dataset.classes == ("0", "1", "2", "3")
@@ -43,10 +43,10 @@ def test_small_images_are_centered_on_black(
     pixels = noise_images(2, height, width)
     write_idx(tmp_path / IMAGES_FILE, pixels)
     write_idx(tmp_path / LABELS_FILE, np.array([0, 1], np.uint8))
-    found = open_dataset(tmp_path, size).images(np.arange(2))[..., 0]
+    actual = open_dataset(tmp_path, size).images(np.arange(2))[..., 0]
     expected = np.zeros((2, size, size), np.uint8)
     expected[:, top : top + height, left : left + width] = pixels
-    assert np.array_equal(found, expected)
+    assert np.array_equal(actual, expected)
 
 
 def test_the_test_split_is_another_pair_of_files(tmp_path: pathlib.Path) -> None:

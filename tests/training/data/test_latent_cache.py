@@ -70,9 +70,9 @@ def cached(data: pathlib.Path, tokenizer: pathlib.Path, tmp_path_factory: pytest
     out = tmp_path_factory.mktemp("made") / "cache"
     with one_thread(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(latent_cache, "_FILE_BYTES", 3 * 2 * 2 * _CHANNELS * (_SIZE // _STRIDE) ** 2 * 4)
-        told = _make(data, tokenizer, out)
-    assert f"{data / 'b' / '4.png'}: not a readable image" in told
-    assert "the latents of 7 images of 3 classes and of their mirror images, 1 left out" in told
+        output = _make(data, tokenizer, out)
+    assert f"{data / 'b' / '4.png'}: not a readable image" in output
+    assert "the latents of 7 images of 3 classes and of their mirror images, 1 left out" in output
     return out
 
 
@@ -100,9 +100,9 @@ def test_latents_are_samples_of_the_distribution_of_the_image_or_its_mirror(
         mean, log_variance = (part.numpy()[0] for part in vae.moments(pixels).chunk(2, dim=1))
         drawn = np.random.default_rng(index).standard_normal(mean.shape, np.float32)
         expected = (mean + np.exp(0.5 * log_variance) * drawn) * LATENT_SCALE
-        found = source.latent(index, flip, np.random.default_rng(index))
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)  # other batches, other sums
+        actual = source.latent(index, flip, np.random.default_rng(index))
+        assert actual.dtype == np.float32
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)  # other batches, other sums
         assert source.classes[source.labels[index]] == name.parent.name
 
 

@@ -1,4 +1,4 @@
-"""A run over a folder with bad images: it tells of each once, goes on without it, and stops only if asked to."""
+"""Unreadable images: each is reported once and skipped, and the run stops only if it is configured to."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_unreadable_images_are_reported_once_by_their_paths_and_counted_and_the_
     data: pathlib.Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
     _start(data, workers=workers).train()
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     bad = ("bird", "cat/4.png", "dog/7.png", "dog/3.png")
-    assert [told.count(f"{data / name}: ") for name in bad] == [1] * 4
+    assert [output.count(f"{data / name}: ") for name in bad] == [1] * 4
     entries = [json.loads(line) for line in (data.parent / "run" / "log.jsonl").read_text().splitlines()]
     assert [entry["bad_data"] for entry in entries if "bad_data" in entry] == [1, 2, 3, 4]
     assert sorted(logged(data.parent / "run", "loss")) == list(range(1, 11))
@@ -143,7 +143,7 @@ BAD = {"cat/4.png", "dog/7.png"}
 ALL = np.arange(10)
 
 
-def _told(data: pathlib.Path, warnings: list[str]) -> set[str]:
+def _paths(data: pathlib.Path, warnings: list[str]) -> set[str]:
     """The unreadable images that warnings are of."""
     unreadable = [complaint for complaint in warnings if "not a readable image" in complaint]
     return {str(pathlib.Path(complaint.split(": ")[0]).relative_to(data)) for complaint in unreadable}
@@ -158,7 +158,7 @@ def test_batches_contain_all_readable_images(data: pathlib.Path, size: int) -> N
     assert [names[index] for index in indices] == [name for name in names if name not in BAD]
     for images, of in batches:
         assert (images == dataset.images(of)).all()
-    assert _told(data, dataset.warnings) == BAD
+    assert _paths(data, dataset.warnings) == BAD
 
 
 def test_a_disk_that_disappears_is_not_reported_as_a_bad_image(data: pathlib.Path) -> None:
@@ -178,8 +178,8 @@ def test_a_tokenizer_is_trained_and_evaluated_without_unreadable_images(
     TokenizerTrainer.start(data.parent / "tokenizer", config).train()
     assert (data.parent / "tokenizer" / "samples" / "step-000002.png").is_file()
     assert load_vae(data.parent / "tokenizer" / "tokenizer.safetensors").latent_scale > 0
-    told = capsys.readouterr().err
-    assert all(str(data / name) in told for name in BAD)
+    output = capsys.readouterr().err
+    assert all(str(data / name) in output for name in BAD)
 
 
 def test_statistics_of_real_images_leave_out_unreadable_ones(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -190,7 +190,7 @@ def test_statistics_of_real_images_leave_out_unreadable_ones(data: pathlib.Path,
     seen = load_or_compute_statistics(network, dataset, 10, tmp_path, lambda done: None)
     assert seen.moments.mean.shape == (64,)
     assert len(seen.sample) == seen.images == 8
-    assert _told(data, dataset.warnings) == BAD
+    assert _paths(data, dataset.warnings) == BAD
     again = load_or_compute_statistics(network, open_dataset(data, 12), 10, tmp_path, lambda done: None)
     assert np.array_equal(again.sample, seen.sample)
     assert again.images == 8
@@ -200,19 +200,19 @@ def test_the_dataset_of_a_head_leaves_out_unreadable_images(data: pathlib.Path) 
     source = open_latents(data, 12)
     model = MAR(**COLOURED.to_dict()).eval()
     assert len(collect_head_dataset(model, source, 10, seed=0)) > 0
-    assert _told(data, source.warnings) == BAD
+    assert _paths(data, source.warnings) == BAD
 
 
-@pytest.mark.parametrize("asked", ["report", "stop"])
-def test_caching_latents_reports_every_defect_or_stops_at_the_first(data: pathlib.Path, asked: str) -> None:
+@pytest.mark.parametrize("bad_data", ["report", "stop"])
+def test_caching_latents_reports_every_defect_or_stops_at_the_first(data: pathlib.Path, bad_data: str) -> None:
     tokenizer = write_safetensors(data.parent / "kl.safetensors", vae_weights(VAE))
     line = ["--data", data, "--tokenizer", tokenizer, "--out", data.parent / "cache", "--image-size", 12]
-    done = CliRunner().invoke(cache_command, [*map(str, line), "--bad-data", asked, "--batch-size", "2"])
-    told = done.output + str(done.exception or "")
-    if asked == "stop":
+    done = CliRunner().invoke(cache_command, [*map(str, line), "--bad-data", bad_data, "--batch-size", "2"])
+    output = done.output + str(done.exception or "")
+    if bad_data == "stop":
         assert isinstance(done.exception, DataError)
-        assert "--bad-data stop" in told
+        assert "--bad-data stop" in output
         return
-    assert done.exit_code == 0, told
-    assert [told.count(f"{data / name}: ") for name in ("bird", "cat/4.png", "dog/7.png", "dog/3.png")] == [1] * 4
-    assert "2 left out" in told
+    assert done.exit_code == 0, output
+    assert [output.count(f"{data / name}: ") for name in ("bird", "cat/4.png", "dog/7.png", "dog/3.png")] == [1] * 4
+    assert "2 left out" in output

@@ -91,7 +91,7 @@ def _weights_after_each_step(trainer: MarTrainer) -> Iterator[dict[str, Tensor]]
         }
 
 
-# The rate grows as (1 + n) / (10 + n) up to the one asked for, which these three reach never, at once and on the way.
+# The rate grows as (1 + n) / (10 + n) up to the configured rate, which these reach never, at once, and on the way.
 @pytest.mark.parametrize(
     ("rate", "rates"),
     [(0.9999, (1 / 10, 2 / 11, 3 / 12)), (0.05, (0.05, 0.05, 0.05)), (0.2, (1 / 10, 2 / 11, 0.2)), (0.0, (0, 0, 0))],

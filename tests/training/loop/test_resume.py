@@ -213,3 +213,15 @@ def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(
     resume(run).train()
     resume(run, steps=9).train()
     assert sorted(logged(run, "loss")) == [9]
+
+
+def test_a_run_with_an_old_key_in_its_config_is_refused_with_the_new_one(
+    half_done_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    run = copy_run(half_done_run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["training"]["attention"] = config["training"].pop("attention_precision")
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="the key attention is now attention_precision") as caught:
+        resume(run)
+    assert str(run / "config.json") in one_sentence(caught)

@@ -42,12 +42,12 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_counted_and_reported_with_it
     trainer.train()
     bad = {step: part for step, parts in enumerate(taken, start=1) for part in parts if 5 in part}
     assert len(bad) == 2
-    assert {step: told["examples"] for step, told in skipped_steps(run).items()} == bad
-    assert [told["so_far"] for told in skipped_steps(run).values()] == [1, 2]
+    assert {step: entry["examples"] for step, entry in skipped_steps(run).items()} == bad
+    assert [entry["so_far"] for entry in skipped_steps(run).values()] == [1, 2]
     assert sorted(logged(run, "loss")) == sorted({1, 2, 3, 4, 5, 6} - bad.keys())
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     for step in bad:
-        assert f"step {step}: skipped" in told
+        assert f"step {step}: skipped" in output
     assert all(tensor.isfinite().all() for tensor in read_safetensors(run / STATE).values())
 
 

@@ -105,8 +105,8 @@ def test_every_parameter_influences_the_output(small: AutoencoderKL) -> None:
 
 def test_the_parameters_are_the_published_ones(kl16: AutoencoderKL) -> None:
     assert kl16.config == VAEConfig()
-    found = {name: tuple(tensor.shape) for name, tensor in kl16.state_dict().items()}
-    assert found == _KL16
+    actual = {name: tuple(tensor.shape) for name, tensor in kl16.state_dict().items()}
+    assert actual == _KL16
 
 
 def test_kl16_has_a_stride_of_16_and_kl8_one_of_8() -> None:

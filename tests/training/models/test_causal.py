@@ -70,8 +70,8 @@ def test_a_token_is_predicted_for_the_position_it_will_have() -> None:
     here, there = (model.predict_next(tokens, each, labels) for each in (order, other))
     shift = model.diffusion_pos_embed_learned[0]
     assert torch.equal(here[:, :-2], there[:, :-2])
-    told = (here[:, -2] - shift[order[:, -2]]) - (there[:, -2] - shift[other[:, -2]])
-    assert told.abs().amax() > 1e-3  # and not by what is added at the very end alone
+    difference = (here[:, -2] - shift[order[:, -2]]) - (there[:, -2] - shift[other[:, -2]])
+    assert difference.abs().amax() > 1e-3  # and not by what is added at the very end alone
 
 
 @torch.inference_mode()
@@ -89,8 +89,8 @@ def test_the_operators_for_cpus_compute_the_same(attention: str) -> None:
     model = MAR(**CAUSAL.to_dict()).eval()
     model.load_state_dict(train_step.model.state_dict())
     with torch.inference_mode():
-        found = train_step.model.eval().predict_next(tokens, order, labels)
-        torch.testing.assert_close(found, model.predict_next(tokens, order, labels), rtol=1e-5, atol=1e-5)
+        actual = train_step.model.eval().predict_next(tokens, order, labels)
+        torch.testing.assert_close(actual, model.predict_next(tokens, order, labels), rtol=1e-5, atol=1e-5)
 
 
 def test_the_loss_predicts_every_token_from_those_before_it() -> None:

@@ -93,10 +93,10 @@ def _literal_losses(head: DiffusionLoss, target: Tensor, z: Tensor, noise: Tenso
 def test_the_loss_of_the_head_is_the_papers_formula_at_every_timestep() -> None:
     head, target, z, noise = _head_and_tokens()
     with torch.no_grad():
-        found = head(target, z, torch.tensor(_TIMESTEPS), noise)
+        actual = head(target, z, torch.tensor(_TIMESTEPS), noise)
         expected = _literal_losses(copy.deepcopy(head).double(), target, z, noise)
-    assert found.shape == (len(_TIMESTEPS),)
-    torch.testing.assert_close(found.double(), expected, rtol=_LOSS_TOLERANCE, atol=0)
+    assert actual.shape == (len(_TIMESTEPS),)
+    torch.testing.assert_close(actual.double(), expected, rtol=_LOSS_TOLERANCE, atol=0)
 
 
 @pytest.mark.parametrize("rows", [12, 1200])
@@ -125,7 +125,7 @@ def test_the_gradient_of_the_loss_is_that_of_the_papers_formula(row: int) -> Non
     exact_of_eps, exact_of_v = _gradients(_literal_losses(exact, target, z, noise)[row], exact)
     assert relative_l2(of_eps.numpy(), exact_of_eps.numpy()) < _LOSS_TOLERANCE
     if 37 < _TIMESTEPS[row] < 999:
-        # The two variances that v interpolates differ by less than one percent here, and so does what it is told.
+        # The two variances that v interpolates differ by less than one percent here, and so does its gradient.
         assert of_v.abs().max() < 1e-4 * of_eps.abs().max()
         assert exact_of_v.abs().max() < 1e-4 * exact_of_eps.abs().max()
     else:  # a difference of two distribution functions, or of two means: float32 leaves four digits of it

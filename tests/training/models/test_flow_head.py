@@ -46,10 +46,10 @@ def test_the_head_receives_time_and_z_of_each_row() -> None:
     z = torch.randn(1500, 24, generator=torch.Generator().manual_seed(1))
     loss = FlowLoss(16, 24, 32, 1)
     randomized(loss)  # type: ignore[arg-type]
-    found = loss(target, z, timesteps, noise)
+    actual = loss(target, z, timesteps, noise)
     t = timesteps[:, None] / 1000
     velocity = loss.net((1 - t) * target + t * noise, timesteps, z.repeat(2, 1))[:, :16]
-    torch.testing.assert_close(found, (velocity - (noise - target)).square().mean(dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, (velocity - (noise - target)).square().mean(dim=-1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_flow_head_can_start_from_the_weights_of_a_diffusion_head() -> None:
@@ -58,17 +58,17 @@ def test_a_flow_head_can_start_from_the_weights_of_a_diffusion_head() -> None:
 
 
 def test_times_of_a_flow_head_are_logit_normal() -> None:
-    found = draw_timesteps("flow", (40_000,), np.random.default_rng(0))
-    assert found.dtype == np.float32
-    assert (found > 0).all()
-    assert (found < 1000).all()
+    actual = draw_timesteps("flow", (40_000,), np.random.default_rng(0))
+    assert actual.dtype == np.float32
+    assert (actual > 0).all()
+    assert (actual < 1000).all()
     quartiles = 1000 / (1 + np.exp(-np.array([-0.6745, 0.0, 0.6745])))
-    np.testing.assert_allclose(np.quantile(found, [0.25, 0.5, 0.75]), quartiles, atol=6)
+    np.testing.assert_allclose(np.quantile(actual, [0.25, 0.5, 0.75]), quartiles, atol=6)
 
 
 def test_timesteps_of_a_diffusion_head_are_integers_drawn_uniformly() -> None:
-    found = draw_timesteps("diffusion", (2, 5), example_stream(0, 0, 0))
-    np.testing.assert_array_equal(found, example_stream(0, 0, 0).integers(0, 1000, (2, 5)))
+    actual = draw_timesteps("diffusion", (2, 5), example_stream(0, 0, 0))
+    np.testing.assert_array_equal(actual, example_stream(0, 0, 0).integers(0, 1000, (2, 5)))
 
 
 def test_a_run_of_a_flow_model_trains_samples_and_resumes(tmp_path: pathlib.Path) -> None:

@@ -96,8 +96,8 @@ def test_attention_in_float32_distinguishes_logits_that_are_equal_in_bfloat16(at
     q, k = torch.tensor([[[[300.0]]]]), torch.tensor([[[[1.0], [301 / 300]]]])
     v = torch.tensor([[[[0.0], [1.0]]]])
     with torch.autocast("cpu", torch.bfloat16):
-        found = AttentionInFloat32(attend)(q, k, v).item()
-    assert found == pytest.approx(1 / (1 + 2.718281828**-1), abs=1e-4)
+        actual = AttentionInFloat32(attend)(q, k, v).item()
+    assert actual == pytest.approx(1 / (1 + 2.718281828**-1), abs=1e-4)
 
 
 # What is written out for CPUs
@@ -112,10 +112,10 @@ def test_matmul_attention_has_the_output_and_gradient_of_attention(
         torch.randn(batch, heads, length, width, generator=generator, dtype=torch.float64, requires_grad=True)
         for length in (rows, keys, keys)
     )
-    found, expected = MatmulAttention(dropout=0.0)(q, k, v), F.scaled_dot_product_attention(q, k, v)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    actual, expected = MatmulAttention(dropout=0.0)(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    for one, other in zip(*(torch.autograd.grad(out, (q, k, v), upstream) for out in (found, expected)), strict=True):
+    for one, other in zip(*(torch.autograd.grad(out, (q, k, v), upstream) for out in (actual, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 

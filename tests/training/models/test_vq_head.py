@@ -74,18 +74,18 @@ def test_the_loss_is_the_cross_entropy_of_the_nearest_code() -> None:
 
 def test_an_untrained_head_gives_all_codes_the_same_probability() -> None:
     head = VQLoss(3, 4, 8, 2, 5)
-    found = head(torch.randn(4, 3), torch.randn(4, 4), torch.zeros(4), torch.zeros(4, 3))
-    torch.testing.assert_close(found, torch.full((4,), math.log(5)))
+    actual = head(torch.randn(4, 3), torch.randn(4, 4), torch.zeros(4), torch.zeros(4, 3))
+    torch.testing.assert_close(actual, torch.full((4,), math.log(5)))
 
 
 def test_kmeans_finds_the_means_of_separate_clusters() -> None:
     random = np.random.default_rng(1)
     middles = np.array([[0, 0], [20, 0], [0, 20], [20, 20]], np.float32)
     points = (middles[np.arange(400) % 4] + random.standard_normal((400, 2))).astype(np.float32)
-    found = kmeans_centers(points, 4, 0)
+    actual = kmeans_centers(points, 4, 0)
     expected = np.stack([points[number::4].mean(axis=0) for number in range(4)])
-    order = [int(np.square(found - middle).sum(axis=1).argmin()) for middle in expected]
-    np.testing.assert_allclose(found[order], expected, atol=1e-4)
+    order = [int(np.square(actual - middle).sum(axis=1).argmin()) for middle in expected]
+    np.testing.assert_allclose(actual[order], expected, atol=1e-4)
 
 
 def test_each_iteration_of_kmeans_reduces_the_distances_of_points_to_their_centers() -> None:
@@ -112,8 +112,8 @@ def test_a_run_has_the_codebook_of_its_data_and_never_changes_it(tmp_path: pathl
     config = RunConfig(str(data), VQ, tiny_training(3))
     MarTrainer.start(tmp_path / "run", config).train()
     expected = fit_codebook(open_latents(data, TINY.img_size), VQ, config.training.seed)
-    found = load_checkpoint(tmp_path / "run").model.diffloss.codebook
-    assert np.array_equal(found.numpy(), expected)
+    actual = load_checkpoint(tmp_path / "run").model.diffloss.codebook
+    assert np.array_equal(actual.numpy(), expected)
     assert len(np.unique(expected, axis=0)) == VQ.codebook_size
 
 
