@@ -52,8 +52,8 @@ LATER_FIELDS = frozenset({*_CHOICES, "codebook_size", "distilled_steps"})
 class ModelConfig:
     """The config of a MAR model, under the names of the published constructor (arXiv 2406.11838, section 4).
 
-    The defaults are those of the published constructor. The fields from `mask_ratio_min` to `diffusion_batch_mul` matter
-    only during training. The last five fields select variants of the published architecture.
+    The defaults are those of the published constructor. The fields from `mask_ratio_min` to `diffusion_batch_mul` are
+    used only in training. The last five fields select variants of the published architecture.
 
     Raises:
         ConfigError: A value is impossible, or two values do not go together.

@@ -1,4 +1,4 @@
-"""The form of a model: what it can be drawn with, what it leaves no choice about, and who knows some forms only."""
+"""The constraints that a model puts on sampling settings, and the checks of code that supports some models only."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ _FLOW_SAMPLING = Sampling(sampler="flow-2m", diffusion_steps=25)
 
 
 def supported_samplers(model: ModelConfig) -> tuple[str, ...]:
-    """Those that `model` can be drawn with; the one that its head was distilled for, if it was."""
+    """Return the samplers that a model can use: those of its head, or the one that a distilled head was trained for."""
     return FLOW_SAMPLERS[:1] if model.distilled_steps else _SAMPLERS[model.head]
 
 
 def default_sampling(model: ModelConfig) -> Sampling:
-    """How `model` is drawn with where nobody says: as published, or as its form wants it."""
+    """Return the sampling settings of a model that has no settings of its own: the published ones, where they apply."""
     return apply_constraints(model, _FLOW_SAMPLING if model.head == "flow" else Sampling(), {})
 
 
 def fixed_settings(model: ModelConfig) -> dict[str, tuple[Any, str]]:
-    """The settings that a model of this form is always drawn with, each with the reason."""
-    found: dict[str, tuple[Any, str]] = {}
+    """Return the settings that a model does not allow to change: the value of each, and the reason for messages."""
+    fixed: dict[str, tuple[Any, str]] = {}
     if model.attention == "causal":
-        found["iterations"] = model.tokens, "under causal attention one token is drawn at a time"
+        fixed["iterations"] = model.tokens, "causal attention generates one token in each iteration"
     if model.order == "raster":
-        found["token_order"] = "raster", "it was trained in that order alone"
+        fixed["token_order"] = "raster", "the model was trained in this order only"
     if model.head == "vq":
-        found |= _chain_of(model, 1, "its head draws a code of a codebook, in one step")
-        found["start_timestep"] = None, "its head has no timesteps"
+        fixed |= _fixed_chain(model, 1, "a vq head chooses a vector of the codebook in one step")
+        fixed["start_timestep"] = None, "a vq head has no timesteps"
     if model.distilled_steps:
-        found |= _chain_of(model, model.distilled_steps, "its head was distilled to these steps")
-        found["cfg_scale"] = 1.0, "guidance is part of what its head was distilled from"
-    return found
+        fixed |= _fixed_chain(model, model.distilled_steps, "the head was distilled to these steps")
+        fixed["cfg_scale"] = 1.0, "guidance is already part of the distilled head"
+    return fixed
 
 
-def _chain_of(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple[Any, str]]:
-    """A chain that cannot be another."""
+def _fixed_chain(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple[Any, str]]:
+    """Return the fixed settings of a chain of `steps` steps, each with the reason."""
     chain = {
         "sampler": supported_samplers(model)[0],
         "diffusion_steps": steps,
@@ -53,44 +53,64 @@ def _chain_of(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple[An
     return {name: (value, reason) for name, value in chain.items()}
 
 
-def apply_constraints(model: ModelConfig, sampling: Sampling, named: Mapping[str, Any]) -> Sampling:
-    """`sampling` as a model of this form can be drawn with.
+def apply_constraints(model: ModelConfig, sampling: Sampling, explicit: Mapping[str, Any]) -> Sampling:
+    """Return sampling settings with the values that the model fixes.
 
-    Raises `RequestError` where `named` settings cannot be, or the sampler is one of other heads.
+    Args:
+        model: The config of the model.
+        sampling: The settings.
+        explicit: The settings that the caller chose, by name. They are not changed silently.
+
+    Raises:
+        RequestError: A chosen setting has another value than the model allows, or the sampler is not for its head.
     """
     fixed = fixed_settings(model)
     for name, (value, reason) in fixed.items():
-        if named.get(name) not in (None, value, str(value)):  # the command line has numbers of steps as text
-            found = truncate(named[name])
-            raise RequestError(f"{name} of this model must be {value}, found {found}; leave it away: {reason}")
+        if explicit.get(name) not in (None, value, str(value)):  # the command line passes numbers of steps as text
+            raise RequestError(
+                f"{name} of this model must be {value}, found {truncate(explicit[name])}; leave it out: {reason}"
+            )
     sampling = dataclasses.replace(sampling, **{name: value for name, (value, _) in fixed.items()})
     if sampling.sampler not in supported_samplers(model):
         check_choice("sampler", sampling.sampler, (*SAMPLERS, VQ))
         known = " or ".join(supported_samplers(model))
-        raise RequestError(f"a {model.head} head is drawn with the sampler {known}, found {sampling.sampler!r}")
+        raise RequestError(f"the sampler of a {model.head} head must be {known}, found {sampling.sampler!r}")
     return sampling
 
 
 def short_chain_settings(model: ModelConfig, steps: int) -> dict[str, int]:
-    """Settings of a chain of few steps that amplifies no error much, where there is a choice."""
+    """Return settings of a chain of few steps that amplifies errors little, for quick checks; none that are fixed."""
     chain = {"diffusion_steps": steps} | ({"start_timestep": 900} if model.head == "diffusion" else {})
     return {name: value for name, value in chain.items() if name not in fixed_settings(model)}
 
 
-def check_masked_diffusion(model: ModelConfig, what: str) -> None:
-    """Refuse a model without chains of steps over masked tokens, where `what` knows only these.
+def check_masked_diffusion(model: ModelConfig, command: str) -> None:
+    """Check that a model has bidirectional attention and a diffusion or flow head.
 
-    `what` is such as "mar bench". Raises `RequestError`.
+    Args:
+        model: The config of the model.
+        command: What needs such a model, for example `mar bench`.
+
+    Raises:
+        RequestError: The model has causal attention or a vq head.
     """
     if model.attention != "bidirectional":
-        raise RequestError(f"{what} does not know models with {model.attention} attention; mar generate draws with it")
+        raise RequestError(f"{command} does not support models with {model.attention} attention; mar generate does")
     if model.head == "vq":
-        raise RequestError(f"{what} does not know models with a head of {model.head}; mar generate draws with it")
+        raise RequestError(f"{command} does not support models with a {model.head} head; mar generate does")
 
 
-def check_no_kv_cache(model: ModelConfig, what: str) -> None:
-    """Refuse a model whose backbone carries a cache, for loops that do not. Raises `RequestError`."""
+def check_no_kv_cache(model: ModelConfig, loop: str) -> None:
+    """Check that a model needs no cache of keys and values.
+
+    Args:
+        model: The config of the model.
+        loop: The loop that has no such cache, for example `the loop on a GPU`.
+
+    Raises:
+        RequestError: The model has causal attention.
+    """
     if model.attention == "causal":
         raise RequestError(
-            f"{what} does not carry the cache of causal attention; draw on a CPU: --backend onnxruntime or openvino"
+            f"{loop} has no cache for causal attention; generate on a CPU with --backend onnxruntime or openvino"
         )

@@ -1,9 +1,9 @@
-"""Samplers of a rectified flow head, which predicts the velocity of a straight path from a token to noise.
+"""Samplers of a rectified flow head, which predicts the velocity on a straight path from a token to noise.
 
-On that path x = (1 - t) x0 + t noise, t from 0 to 1 (arXiv 2209.03003), and the head's first output is
-v = noise - x0, so that x0 = x - t v, as if v were the eps of a signal of 1 and a sigma of t. Its second
-output is for the variance of DDPM and not used here. The head is told 1000 t. A chain runs from t = 1 in
-even steps, and its last step gives x0 itself.
+On this path x = (1 - t) x0 + t noise, for t from 0 to 1 (arXiv 2209.03003). The first output of the head is the
+velocity v = noise - x0, so x0 = x - t v: the same formula as for eps with a signal of 1 and a sigma of t. The second
+output is the variance of DDPM, which a flow does not use. The timestep of the head is 1000 t. A chain runs from t = 1
+in steps of equal size, and its last step returns x0.
 """
 
 from __future__ import annotations
@@ -15,17 +15,25 @@ from runtime.sampling.noise_schedule import TRAIN_STEPS
 
 
 def flow_times(steps: int) -> Float64:
-    """t of every step, from 1 down: [T]."""
+    """Return the time t of every step, from 1 downwards: float64 [T]."""
     return np.arange(steps, 0, -1) / steps
 
 
 def euler(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]:
-    """Euler steps, with `eta` of the fresh noise of the posterior q(x' | x, x0), as DDIM has it (arXiv 2010.02502).
+    """Return the timesteps and coefficients of Euler steps, with fresh noise as in DDIM (arXiv 2010.02502).
 
-    Without noise x' = x + (t' - t) v.
+    Args:
+        steps: T, the number of steps.
+        temperature: The factor on the noise.
+        eta: The share of the noise of the posterior q(x' | x, x0). Without noise x' = x + (t' - t) v.
+
+    Returns:
+        Timesteps, float64 [T], and the coefficients by name.
     """
     t, after = _times(steps)
-    kept = after / t * (1 - t) / (1 - after)  # of the noise of x, were x' drawn from the posterior
+    kept = (
+        after / t * (1 - t) / (1 - after)
+    )  # the share of the noise of x that x' would keep if it were sampled from the posterior
     noise = eta * after * np.sqrt(1 - np.square(kept))
     direction = np.sqrt(np.square(after) - np.square(noise)) / t
     columns = columns_with_fixed_noise(
@@ -35,14 +43,23 @@ def euler(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]
 
 
 def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]:
-    """x0 extended along the line, in t, through the step before, and x integrated exactly along it.
+    """Return the timesteps and coefficients of a multistep solver of second order.
 
-    This is DEIS of second order (arXiv 2204.13902) for x0 in place of the noise: of dx/dt = (x - x0) / t,
-    and finite at both ends, where the logarithm of signal over noise of DPM-Solver++ is not. The first
-    step has no step before it, and the last would carry its errors into the token: both are of first order.
+    x0 is extrapolated linearly in t from the step before, and dx/dt = (x - x0) / t is integrated exactly. This is DEIS
+    of second order (arXiv 2204.13902) with x0 in place of the noise. It is finite at both ends, where the logarithm of
+    signal over noise of DPM-Solver++ is not. The first step has no step before it, and in the last one the errors of
+    an extrapolation would end up in the token, so both are of first order.
+
+    Args:
+        steps: T, the number of steps.
+        temperature: Not used: the solver adds no noise.
+        eta: Not used.
+
+    Returns:
+        Timesteps, float64 [T], and the coefficients by name.
     """
     t, after = _times(steps)
-    slope = np.zeros(steps)  # of x' by x0 - previous x0
+    slope = np.zeros(steps)  # of x' as a function of x0 - previous x0
     inner = slice(1, steps - 1)
     share, step_before = after[inner] / t[inner], t[: max(steps - 2, 0)] - t[inner]
     slope[inner] = after[inner] * (1 / share - 1 + np.log(share)) / step_before
@@ -51,6 +68,6 @@ def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, C
 
 
 def _times(steps: int) -> tuple[Float64, Float64]:
-    """t of every step and of the one after it, where the last is 0."""
+    """Return the time t of every step, and of the step after each, which is 0 for the last."""
     t = flow_times(steps)
     return t, np.append(t[1:], 0.0)

@@ -1,4 +1,4 @@
-"""The diffusion process that the head is trained on: its noise schedule and its respacing, in float64."""
+"""The noise schedule of the diffusion process that the head is trained on, and its respacing, in float64."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from runtime.checks import truncate
 from runtime.errors import RequestError
 
 TRAIN_STEPS = 1000
+"""The number of timesteps of the training process, 0 to 999."""
 
 
 def cosine_betas() -> NDArray[np.float64]:
-    """The cosine schedule of Improved DDPM (arXiv 2102.09672, eq. 17), 1000 betas capped at 0.999."""
+    """Return the cosine schedule of Improved DDPM (arXiv 2102.09672, eq. 17): 1000 betas, at most 0.999."""
     edges = np.arange(TRAIN_STEPS + 1) / TRAIN_STEPS
     alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
     betas: NDArray[np.float64] = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -23,17 +24,27 @@ def cosine_betas() -> NDArray[np.float64]:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
-    """A discrete diffusion process q (arXiv 2006.11239), every array float64 [T] in ascending time."""
+    """A discrete diffusion process q (arXiv 2006.11239). All arrays are float64 [T], from clean to noisy.
 
-    timesteps: NDArray[np.float64]  # what the network is told
+    Attributes:
+        timesteps: The timesteps that the network receives.
+        betas: The variance of the noise that each step adds.
+        alphas_cumprod: alpha_bar, the product of 1 - beta up to each step.
+        posterior_mean_x0: The factor of x0 in the mean of q(x_{t-1} | x_t, x0), eq. 7.
+        posterior_mean_x: The factor of x_t in it.
+        posterior_log_variance: The logarithm of its variance. The first entry, -inf, is replaced by the second.
+    """
+
+    timesteps: NDArray[np.float64]
     betas: NDArray[np.float64]
     alphas_cumprod: NDArray[np.float64]
-    posterior_mean_x0: NDArray[np.float64]  # factors of x0 and x_t in the mean of q(x_{t-1} | x_t, x0), eq. 7
+    posterior_mean_x0: NDArray[np.float64]
     posterior_mean_x: NDArray[np.float64]
-    posterior_log_variance: NDArray[np.float64]  # its first entry, -inf, replaced by the second
+    posterior_log_variance: NDArray[np.float64]
 
     @classmethod
     def from_alphas_cumprod(cls, timesteps: NDArray[np.int64], alphas_cumprod: NDArray[np.float64]) -> NoiseSchedule:
+        """Return the process that visits only these timesteps, ascending [T], with their alpha_bar [T]."""
         before = np.append(1.0, alphas_cumprod[:-1])  # [T]
         betas = 1 - alphas_cumprod / before
         variance = betas * (1 - before) / (1 - alphas_cumprod)
@@ -48,13 +59,16 @@ class NoiseSchedule:
 
 
 def training_schedule() -> NoiseSchedule:
-    """The full process of 1000 steps that the head is trained on."""
+    """Return the complete process of 1000 timesteps that the head is trained on."""
     alphas_cumprod = np.cumprod(1 - cosine_betas(), dtype=np.float64)
     return NoiseSchedule.from_alphas_cumprod(np.arange(TRAIN_STEPS), alphas_cumprod)
 
 
 def continuous_alphas_cumprod(timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The cosine curve at any time in 0..998: between the training steps, and equal to their table at them."""
+    """Return alpha_bar of the cosine schedule at times in 0..998, which may be fractions.
+
+    At whole timesteps it equals the table of `training_schedule`.
+    """
 
     def curve(edge: NDArray[np.float64] | float) -> NDArray[np.float64]:
         squared: NDArray[np.float64] = np.cos((edge / TRAIN_STEPS + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -64,18 +78,26 @@ def continuous_alphas_cumprod(timesteps: NDArray[np.float64]) -> NDArray[np.floa
 
 
 def continuous_timestep(alpha_cumprod: float) -> float:
-    """The time at which `continuous_alphas_cumprod` has this value."""
+    """Return the time at which alpha_bar has this value; the inverse of `continuous_alphas_cumprod`."""
     first = np.cos(0.008 / 1.008 * np.pi / 2)
     angle = np.arccos(np.sqrt(alpha_cumprod) * first)
     return float((angle * 2 / np.pi * 1.008 - 0.008) * TRAIN_STEPS - 1)
 
 
 def step_count(steps: int | str, least: int = 2) -> int:
-    """How many steps `diffusion_steps` asks for, a number or `"ddimN"`. Raises `RequestError`."""
+    """Return the number of steps that a value of `diffusion_steps` stands for.
+
+    Args:
+        steps: A number, also as text, or `"ddimN"`.
+        least: The least number that is allowed.
+
+    Raises:
+        RequestError: The value is neither, or not in `least`..1000.
+    """
     digits = str(steps).removeprefix("ddim")
     try:
         count = int(digits) if digits.isdecimal() else None
-    except ValueError:  # more digits than Python reads
+    except ValueError:  # more digits than Python converts
         count = None
     if count is None:
         raise RequestError(f"diffusion_steps must be a whole number or 'ddimN', found {truncate(steps)}")
@@ -85,11 +107,15 @@ def step_count(steps: int | str, least: int = 2) -> int:
 
 
 def respaced_timesteps(steps: int | str, start: int = TRAIN_STEPS - 1) -> NDArray[np.int64]:
-    """The timesteps kept by the published respacing, ascending: int64 [T].
+    """Return the timesteps of a chain as the published code chooses them, ascending: int64 [T].
 
-    An integer n gives n steps evenly spread from 0 to `start`, which the published code has at 999;
-    `"ddimN"` gives the N steps of an integer stride from 0 (arXiv 2010.02502), whatever `start`.
-    Raises `RequestError` when there is no such stride.
+    Args:
+        steps: A number of steps, spread evenly from 0 to `start`; or `"ddimN"`, the N steps of an integer stride from
+            0 (arXiv 2010.02502), which does not use `start`.
+        start: The highest timestep; the published code has 999.
+
+    Raises:
+        RequestError: No integer stride gives N steps.
     """
     count = step_count(steps)
     if isinstance(steps, str) and steps.startswith("ddim"):
@@ -99,7 +125,7 @@ def respaced_timesteps(steps: int | str, start: int = TRAIN_STEPS - 1) -> NDArra
                 return kept
         raise RequestError(f"diffusion_steps {steps!r}: no integer stride over {TRAIN_STEPS} gives {count} steps")
     spacing, position, evenly = start / (count - 1), 0.0, []
-    for _ in range(count):  # accumulated as the published code does: the rounding of ties depends on it
+    for _ in range(count):  # summed up as in the published code, because the rounding of ties depends on it
         evenly.append(round(position))
         position += spacing
     return np.array(evenly, dtype=np.int64)

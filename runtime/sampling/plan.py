@@ -1,7 +1,7 @@
-"""The whole schedule of an image as one value, made once from the request and then only executed.
+"""The plan of an image: every iteration of its generation, made from the sampling settings before anything runs.
 
-Generation order: the tokens known so far are a prefix of the order, those predicted by an iteration
-are the next slice, the rest is the tail. So every length is known before the first pass.
+In generation order, the known tokens are a prefix, the tokens that an iteration predicts are the next slice, and the
+others are the tail. So the sizes of all arrays are known before the first iteration.
 """
 
 from __future__ import annotations
@@ -24,75 +24,105 @@ from runtime.sampling.settings import Sampling
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
-Progress = Callable[[int, int], None]  # (iterations done, iterations in all)
+Progress = Callable[[int, int], None]
+"""Called with the number of iterations done and their total."""
 
 CFG_SCHEDULES = ("linear", "constant")
-DEFAULT_ITERATIONS = 64
+"""The values of `Sampling.cfg_schedule`."""
 
-# The share of tokens that stays masked once a share s of the iterations is done.
+DEFAULT_ITERATIONS = 64
+"""The number of iterations if `Sampling.iterations` is None and the image has that many tokens."""
+
+# The share of tokens that is still masked after a share s of the iterations.
 _MASKED_SHARE: dict[str, Callable[[float], float]] = {
     "cosine": lambda s: math.cos(math.pi / 2 * s),  # MaskGIT, arXiv 2202.04200
     "exponential": lambda s: (1 - math.exp(-5 * (1 - s))) / (1 - math.exp(-5)),  # eMIGM, arXiv 2503.07197
     "linear": lambda s: 1 - s,
 }
 MASK_SCHEDULES = tuple(_MASKED_SHARE)
+"""The values of `Sampling.mask_schedule`."""
 
-# How much of the shrinking of chains is left in iteration k of 0..last, from 1 to 0 (DiSA, arXiv 2505.20297).
-_LEFT_SHARE: dict[str, Callable[[int, int], float]] = {
+# DiSA (arXiv 2505.20297): the share of the difference between the first and the last number of steps that iteration
+# k of 0..last still has, from 1 to 0.
+_EXTRA_SHARE: dict[str, Callable[[int, int], float]] = {
     "linear": lambda k, last: (last - k) / last,
     "cosine": lambda k, last: (math.cos(math.pi * k / last) + 1) / 2,
     "two-stage": lambda k, last: float(2 * k < last),
 }
-STEP_SCHEDULES = tuple(_LEFT_SHARE)
+STEP_SCHEDULES = tuple(_EXTRA_SHARE)
+"""The values of `Sampling.step_schedule`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-    """One pass of the backbone and the diffusion chain of the tokens it predicts."""
+    """One iteration: a run of the backbone, and the diffusion chain of the tokens it predicts.
 
-    known: int  # V, tokens visible to the backbone
-    count: int  # K, tokens predicted now
+    Attributes:
+        known: V, the number of known tokens, which the backbone reads.
+        count: K, the number of tokens that are predicted.
+        guidance_scale: The scale of classifier-free guidance; 1 is none.
+        table: The diffusion chain.
+    """
+
+    known: int
+    count: int
     guidance_scale: float
     table: CoefficientTable
 
     @property
     def guided(self) -> bool:
-        """Whether the unconditional half is computed at all."""
+        """Whether the unconditional half is computed."""
         return self.guidance_scale != 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    length: int  # L
+    """All iterations of the generation of an image.
+
+    Attributes:
+        length: L, the number of tokens of the image.
+        iterations: The iterations in order.
+        token_order: The kind of generation order, one of `runtime.sampling.rng.TOKEN_ORDERS`.
+    """
+
+    length: int
     iterations: tuple[Iteration, ...]
     token_order: str
 
     @property
     def diffusion_steps(self) -> int:
-        """T, the longest chain: the noise of an image has T + 1 rows."""
+        """T, the steps of the longest diffusion chain. The noise of an image has T + 1 rows."""
         return max(iteration.table.steps for iteration in self.iterations)
 
     @property
     def guidance_scale(self) -> float:
-        """The largest of any iteration."""
+        """The largest guidance scale of all iterations."""
         return max(iteration.guidance_scale for iteration in self.iterations)
 
     @property
     def head_evaluations(self) -> int:
+        """The number of diffusion steps of all iterations together."""
         return sum(iteration.table.steps for iteration in self.iterations)
 
 
-# Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens known before the first
-# iteration [V, B, D], all in generation order. Returns all tokens, [L, B, D].
 PlanLoop = Callable[[Plan, Int, Int, Float, Float, "Progress | None"], Float]
+"""Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens [V, B, D] that are known before
+the first iteration, and calls the progress function after each iteration. All arrays are in generation order. Returns
+all tokens, [L, B, D]."""
 
 
 def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
-    """The plan of an image of `length` tokens. Raises `RequestError` on settings that make no sense.
+    """Return the plan of an image.
 
-    Where `known` of them are there before the first iteration, the others are spread over as many
-    iterations as ever, but no more than one a token. Diffusion steps that are named for each iteration
-    belong to what is known: each takes those of the iteration in which a whole image has come as far.
+    Args:
+        length: L, the number of tokens.
+        sampling: The sampling settings.
+        known: The number of tokens that an edit keeps. The others are spread over the same number of iterations, but
+            at least one in each. If the settings have one number of diffusion steps for each iteration, an iteration
+            of an edit takes the number of the iteration in which a complete image has as many known tokens.
+
+    Raises:
+        RequestError: A setting has a wrong value.
     """
     check_choice("token_order", sampling.token_order, TOKEN_ORDERS)
     check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
@@ -100,49 +130,54 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
     _check_interval(sampling.cfg_interval)
     check_int("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
-    whole = counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
+    complete = counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
     if known:
         counts = tokens_per_iteration(length - known, min(iterations, length - known), sampling.mask_schedule)
     before = [known + done for done in _running_totals(counts)]
     planned = []
-    for start, count, steps in zip(before, counts, _steps_per_iteration(sampling, whole, before), strict=True):
+    for start, count, steps in zip(before, counts, _steps_per_iteration(sampling, complete, before), strict=True):
         table = coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)
         planned.append(Iteration(start, count, _guidance_scale(sampling, start, count, length), table))
     return Plan(length, tuple(planned), sampling.token_order)
 
 
 def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cosine") -> list[int]:
-    """How many of `length` tokens each of K iterations predicts.
+    """Return how many of `length` tokens each of K iterations predicts.
 
-    After iteration k, floor(L share((k + 1)/K)) tokens stay masked, but every iteration predicts at
-    least one and leaves at least one to each of those after it.
+    After iteration k, floor(L share((k + 1) / K)) tokens are still masked, where the share is that of the mask schedule
+    (MaskGIT, arXiv 2202.04200). Every iteration predicts at least one token and leaves at least one for each later one.
+
+    Raises:
+        RequestError: There are more iterations than tokens, or none, or the schedule is unknown.
     """
     check_choice("mask_schedule", mask_schedule, MASK_SCHEDULES)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or not 1 <= iterations <= length:
         raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {truncate(iterations)}")
     share, counts, masked = _MASKED_SHARE[mask_schedule], [], length
     for k in range(iterations - 1):
-        stay = max(iterations - 1 - k, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
-        counts.append(masked - stay)
-        masked = stay
+        still_masked = max(iterations - 1 - k, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
+        counts.append(masked - still_masked)
+        masked = still_masked
     return [*counts, masked]
 
 
 def _running_totals(counts: Sequence[int]) -> list[int]:
-    """The sum of all counts before each."""
+    """Return, for each count, the sum of all counts before it."""
     return list(itertools.accumulate(counts[:-1], initial=0))
 
 
-def _steps_per_iteration(sampling: Sampling, whole: Sequence[int], before: Sequence[int]) -> Sequence[int | str]:
-    """The diffusion steps of each iteration's chain: all alike, shrinking towards the last, or one by one.
+def _steps_per_iteration(sampling: Sampling, complete: Sequence[int], before: Sequence[int]) -> Sequence[int | str]:
+    """Return the diffusion steps of each planned iteration: the same for all, shrinking, or listed one by one.
 
-    `whole` are the tokens that each iteration of a whole image predicts, `before` those known before
-    each iteration that is planned.
+    Args:
+        sampling: The sampling settings.
+        complete: The number of tokens that each iteration of a complete image predicts.
+        before: The number of tokens that are known before each planned iteration.
     """
     check_choice("step_schedule", sampling.step_schedule, STEP_SCHEDULES)
     first, last, iterations = sampling.diffusion_steps, sampling.last_diffusion_steps, len(before)
     if not isinstance(first, (int, str)):
-        return _named_steps(sampling, whole, before)
+        return _listed_steps(sampling, complete, before)
     if last is None:
         return [first] * iterations
     if isinstance(first, str) and first.startswith("ddim"):
@@ -150,38 +185,38 @@ def _steps_per_iteration(sampling: Sampling, whole: Sequence[int], before: Seque
     least = least_steps(sampling.sampler)
     most = step_count(first, least)
     check_int("last_diffusion_steps", last, least, most)
-    left, final = _LEFT_SHARE[sampling.step_schedule], max(1, iterations - 1)
-    return [last + int(left(k, final) * (most - last)) for k in range(iterations)]
+    extra, final = _EXTRA_SHARE[sampling.step_schedule], max(1, iterations - 1)
+    return [last + int(extra(k, final) * (most - last)) for k in range(iterations)]
 
 
-def _named_steps(sampling: Sampling, whole: Sequence[int], before: Sequence[int]) -> list[int]:
-    """Diffusion steps named for each iteration of a whole image, for iterations that begin at `before`."""
-    named, last = sampling.diffusion_steps, sampling.last_diffusion_steps
-    if not isinstance(named, tuple):
+def _listed_steps(sampling: Sampling, complete: Sequence[int], before: Sequence[int]) -> list[int]:
+    """Return the diffusion steps of each planned iteration from a list with one number for each of a complete image."""
+    listed, last = sampling.diffusion_steps, sampling.last_diffusion_steps
+    if not isinstance(listed, tuple):
         raise RequestError(
-            f"diffusion_steps must be a whole number, 'ddimN' or a list of them, found {truncate(named)}"
+            f"diffusion_steps must be a whole number, 'ddimN' or a list of them, found {truncate(listed)}"
         )
-    if len(named) != len(whole):
+    if len(listed) != len(complete):
         raise RequestError(
-            f"diffusion_steps names the steps of {len(named)} iterations, found {len(whole)} iterations and "
-            f"{truncate(list(named))}; name as many, or one number for all"
+            f"diffusion_steps lists the steps of {len(listed)} iterations, found {len(complete)} iterations and "
+            f"{truncate(list(listed))}; list one number for each iteration, or give one for all"
         )
     if last is not None:
-        raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {truncate(list(named))}")
-    for steps in named:
+        raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {truncate(list(listed))}")
+    for steps in listed:
         check_int("diffusion_steps of an iteration", steps, least_steps(sampling.sampler), TRAIN_STEPS)
-    begins = _running_totals(whole)
-    return [named[bisect.bisect_right(begins, known) - 1] for known in before]
+    begins = _running_totals(complete)
+    return [listed[bisect.bisect_right(begins, known) - 1] for known in before]
 
 
 def _guidance_scale(sampling: Sampling, known: int, count: int, length: int) -> float:
-    """The guidance scale of the iteration that predicts `count` tokens where `known` are known."""
+    """Return the guidance scale of the iteration that predicts `count` tokens after `known` of `length`."""
     low, high = sampling.cfg_interval
     if not low <= known / length <= high:
         return 1.0
     if sampling.cfg_schedule == "constant":
         return float(sampling.cfg_scale)
-    # The published linear schedule never counts all tokens, not even after the last iteration.
+    # The published linear schedule counts at most all tokens but one, even in the last iteration.
     return 1 + (sampling.cfg_scale - 1) * min(known + count, length - 1) / length
 
 

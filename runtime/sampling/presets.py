@@ -1,7 +1,6 @@
-"""Named ways to draw, from the published one to the fastest: each a choice of sampling settings.
+"""Presets: named sampling settings, from the published ones to the fastest.
 
-What each costs and keeps is measured in docs/benchmarks/presets.md. An artifact may have presets of its own, made for
-its model by `mar calibrate --steps`.
+An artifact can have presets of its own, which `mar optimize-steps` finds for its model.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"iterations": 14, "sampler": "ddim", "diffusion_steps": 14, "cfg_interval": (0.1, 1.0)},
     "turbo": {"iterations": 10, "sampler": "ddim", "diffusion_steps": 10, "cfg_interval": (0.15, 1.0)},
 }
-# The same for a flow head: fewer steps go as far along a straighter path.
+"""The built-in presets of a diffusion head, slowest first: the settings that each has, by the name of the preset."""
+
+# The samplers and steps of a flow head: its paths are straighter, so fewer steps are enough.
 _FLOW_CHAINS: dict[str, dict[str, Any]] = {
     "exact": {},
     "balanced": {"sampler": "flow-2m", "diffusion_steps": 12},
@@ -31,21 +32,27 @@ _FLOW_CHAINS: dict[str, dict[str, Any]] = {
     "turbo": {"sampler": "flow-2m", "diffusion_steps": 6},
 }
 
-OWN = "own"  # what the artifact's own settings are called where presets are named beside them
+OWN = "own"
+"""The name of the artifact's own settings where presets are listed beside them; no preset can have it."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
-# What belongs to a model rather than to a way of drawing with it, as in the published constructor and
-# scripts: no preset changes the first two, and the others only one that names its own diffusion steps.
+# These settings belong to the model, as in the published constructor and scripts. No preset changes the first two. Only
+# a preset with diffusion steps of its own changes the others.
 _OF_THE_MODEL = ("cfg_scale", "temperature")
 _CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
-_CHAIN = ("sampler", "diffusion_steps")  # what a preset says of it
+_CHAIN = ("sampler", "diffusion_steps")  # the settings of the chain that a preset has
 
 
 def check_preset_name(name: object) -> None:
-    """Refuse what cannot be the name of an artifact's own preset. Raises `RequestError`."""
+    """Check the name of a preset of an artifact.
+
+    Raises:
+        RequestError: It has other characters than allowed, or is the name of a built-in preset.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise RequestError(
-            f"the name of a preset must be of 1 to 40 letters, digits, '-', '_' and '.', found {truncate(name)}"
+            f"the name of a preset must have 1 to 40 letters, digits, '-', '_' and '.', found {truncate(name)}"
         )
     if name in (OWN, *PRESETS):
         raise RequestError(f"the names {', '.join((OWN, *PRESETS))} are taken, found {name!r}; choose another")
@@ -103,7 +110,7 @@ def _preset_sampling(own: Sampling, model: ModelConfig, name: str, presets: Mapp
 
 
 def _changes(name: str, model: ModelConfig) -> dict[str, Any]:
-    """What the built-in preset called `name` changes for `model`."""
+    """Return the settings that the built-in preset `name` has for a model."""
     if model.head != "flow":
         return PRESETS[name]
     return {field: value for field, value in PRESETS[name].items() if field not in _CHAIN} | _FLOW_CHAINS[name]

@@ -1,8 +1,8 @@
-"""Every random number of an image, as a function of the image: (seed, index, stream).
+"""The random numbers of an image, which depend only on its seed, its index and the stream.
 
-Philox is counter-based (Salmon et al., SC11): the key names the image, the counter's last word the
-stream. So image 7 of seed 3 draws the same numbers in any batch, on any backend, and can be replayed.
-Stream 0 is the order, 1 the first noise, 2 + s the noise of diffusion step s.
+Philox is a counter-based generator (Salmon et al., SC11). Its key is (seed, index), and the last word of its counter is
+the stream. So image 7 of seed 3 has the same random numbers in any batch and on any backend. Stream 0 is the token
+order, stream 1 the first noise, and stream 2 + s the noise of diffusion step s.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from runtime.model.config import ModelConfig
 
 TOKEN_ORDERS = ("random", "raster", "checkerboard")
+"""The kinds of generation order, see `image_order`."""
 
 _ORDER_STREAM = 0
 _NOISE_STREAM = 1
@@ -25,11 +26,16 @@ def _philox(seed: int, index: int, stream: int) -> np.random.Philox:
 
 
 def image_order(seed: int, index: int, grid: int, kind: str = "random") -> NDArray[np.int64]:
-    """The generation order of an image, first generated first: a permutation of its grid x grid positions.
+    """Return the generation order of one image: int64 [L], token positions, first generated first.
 
-    `kind` is one of `TOKEN_ORDERS`. `checkerboard` goes from coarse to fine (GtR, arXiv 2510.17171): the
-    squares of one colour are halved by their diagonals, then come all those of the other colour, which
-    by then have four known neighbours each; random within each of the three sets.
+    Args:
+        seed: The seed, 0 to 2^64 - 1.
+        index: The number of the image in the sequence of the seed, 0 to 2^64 - 1.
+        grid: The number of tokens along one side of the image; L is its square.
+        kind: `random`; `raster`, row by row; or `checkerboard`, from coarse to fine (GtR, arXiv 2510.17171): first one
+            half of the squares of one colour, chosen by their diagonals, then the other half, then all squares of the
+            other colour, each of which has four known neighbours by then. Within each of these sets the order is
+            random.
     """
     if kind == "raster":
         return np.arange(grid * grid, dtype=np.int64)
@@ -41,7 +47,17 @@ def image_order(seed: int, index: int, grid: int, kind: str = "random") -> NDArr
 
 
 def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -> NDArray[np.float32]:
-    """Standard normal noise by token position, float32 [T + 1, L, D]: row 0 starts the chain."""
+    """Return the noise of one image: standard normal, by token position, float32 [T + 1, L, D].
+
+    Row 0 is the start of the diffusion chain, row 1 + s the noise of step s.
+
+    Args:
+        seed: The seed, 0 to 2^64 - 1.
+        index: The number of the image in the sequence of the seed.
+        steps: T, the number of diffusion steps.
+        length: L, the number of tokens.
+        channels: D, the number of values of a token.
+    """
     return np.stack(
         [
             np.random.Generator(_philox(seed, index, _NOISE_STREAM + row)).standard_normal(
@@ -53,12 +69,12 @@ def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -
 
 
 def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig, kind: str = "random") -> NDArray[np.int64]:
-    """The generation orders of several images of a model, [B, L]; `kind` is one of `TOKEN_ORDERS`."""
+    """Return the generation orders of the images `indices` of a seed, int64 [B, L]; see `image_order`."""
     return np.stack([image_order(seed, index, config.grid, kind) for index in indices])
 
 
 def seeded_noise(seed: int, indices: Sequence[int], steps: int, config: ModelConfig) -> NDArray[np.float32]:
-    """The noise of several images of a model by token position, float32 [T + 1, B, L, D]."""
+    """Return the noise of the images `indices` of a seed, by token position, float32 [T + 1, B, L, D]."""
     noise = np.empty((steps + 1, len(indices), config.tokens, config.token_channels), np.float32)
     for image, index in enumerate(indices):
         noise[:, image] = image_noise(seed, index, steps, config.tokens, config.token_channels)

@@ -1,19 +1,19 @@
-"""Samplers of the head, each one row of coefficients a step.
+"""The samplers of the head. Each is a table of coefficients with one row for each step of the chain.
 
-The `denoise` engine applies a row, whatever sampler it is of:
+The `denoise` engine applies one row, in the same way for every sampler:
 
     x0 = x0_from_x * x + x0_from_eps * eps
     x' = x_from_x * x + x_from_x0 * x0 + x_from_previous_x0 * x0 of the step before + noise_scale * sigma * noise
     log sigma^2 = log_variance_low + (log_variance_high - log_variance_low) * (v + 1) / 2
 
-where eps and v are the head's two outputs; eps of a flow head is a velocity (`runtime.sampling.flow_samplers`). Everything is
-computed in float64 and rounded once.
+where eps and v are the two outputs of the head; eps of a flow head is a velocity (`runtime.sampling.flow_samplers`).
+Coefficients are computed in float64 and rounded to float32 once.
 
-Where a chain starts matters as much as its sampler. Under the cosine schedule 1/sqrt(alpha_bar) is 20,000
-at t = 999, so an error of eps in the first of 100 steps is amplified 316 times, and thousands of times in
-the first of 10. DDPM with 100 steps and more washes that out with fresh noise; every other chain starts
-lower, where DDPM and DDIM of ten steps and more have gains of 1 to 6, and multistep solvers, which converge
-faster, of 10 to 30.
+The start of a chain matters as much as its sampler. With the cosine schedule, 1/sqrt(alpha_bar) is 20,000 at t = 999.
+An error of eps in the first of 100 steps is therefore amplified 316 times, and in the first of 10 steps thousands of
+times. DDPM with 100 steps or more covers this error with fresh noise. All other chains start at a lower timestep: DDPM
+and DDIM with ten steps or more then amplify errors 1 to 6 times, and multistep solvers, which converge faster, 10 to 30
+times.
 """
 
 from __future__ import annotations
@@ -38,23 +38,31 @@ from runtime.sampling.noise_schedule import (
     training_schedule,
 )
 
-VQ = "vq"  # where there is no chain: what draws a token of a codebook, and the only thing that does
-_FULL_CHAIN = 100  # steps from which DDPM stands a start at t = 999
-_START = {"ddpm": 950, "ddim": 980}
-# Multistep solvers start at log(alpha / sigma) = -5.1 (eMIGM, arXiv 2503.07197), which is this time.
+VQ = "vq"
+"""The sampler of a vq head, which samples one vector of the codebook and has no chain."""
+
+_FULL_CHAIN = 100  # the least number of steps with which DDPM can start at t = 999
+_START = {"ddpm": 950, "ddim": 980}  # the first timestep of shorter chains
+# The time at which log(alpha / sigma) = -5.1, where multistep solvers start (eMIGM, arXiv 2503.07197).
 _MULTISTEP_START = 995.1
-_LARGEST_SLOPE = 0.75  # of the extrapolation of a step: half as long again as the one before it
+_LARGEST_SLOPE = 0.75  # the slope of an extrapolation over a step that is 1.5 times as long as the one before it
 
 
 @dataclasses.dataclass(frozen=True)
 class CoefficientTable:
-    """One diffusion chain, a row a step in the order of execution (noisy to clean)."""
+    """One diffusion chain, with one row for each step in the order of execution, from noisy to clean.
 
-    timesteps: NDArray[np.float32]  # [T], what the conditioning engine is told
-    coefficients: NDArray[np.float32]  # [T, len(COEFFICIENTS)]
+    Attributes:
+        timesteps: The timesteps that the conditioning engine receives, float32 [T].
+        coefficients: The columns of `runtime.model.coefficients.COEFFICIENTS`, float32 [T, 8].
+    """
+
+    timesteps: NDArray[np.float32]
+    coefficients: NDArray[np.float32]
 
     @property
     def steps(self) -> int:
+        """T, the number of steps."""
         return len(self.timesteps)
 
 
@@ -65,21 +73,27 @@ def coefficient_table(
     eta: float = 0.0,
     start: int | None = None,
 ) -> CoefficientTable:
-    """The rows of `sampler`, one of `SAMPLERS`.
+    """Return the coefficients of a diffusion chain.
 
-    `steps` is a number, or `"ddimN"` for the published respacing by an integer stride; `temperature`
-    scales the noise of each step; `eta` is how much noise `ddim` and `flow-euler` add (0 none, 1 as much
-    as DDPM); `start` is the first timestep, by default 999 for `ddpm` with 100 steps and more, and lower
-    for every other sampler of a diffusion head; a flow starts at 1000. Raises `RequestError`.
+    Args:
+        sampler: One of `SAMPLERS`, or `VQ`.
+        steps: The number of steps; or `"ddimN"`, the published respacing by an integer stride, for ddpm and ddim.
+        temperature: The factor on the noise of each step.
+        eta: The share of noise that `ddim` and `flow-euler` add: 0 is none, 1 is as much as DDPM.
+        start: The first timestep. None: 999 for `ddpm` with 100 steps or more, lower for the other samplers of a
+            diffusion head, and 1000 for a flow, which has no other.
+
+    Raises:
+        RequestError: A value is wrong, or does not go with the sampler.
     """
     check_scale("temperature", temperature)
     if sampler == VQ:
         if (steps, eta, start) != (1, 0, None):
             raise RequestError(
-                f"a token of codes is drawn in one step, without eta or start_timestep; found {truncate(steps)} "
+                f"the sampler vq has one step, and no eta or start_timestep; found {truncate(steps)} "
                 f"diffusion_steps, eta {truncate(eta)} and start_timestep {truncate(start)}"
             )
-        return _one_draw(float(temperature))
+        return _vq_table(float(temperature))
     check_choice("sampler", sampler, SAMPLERS)
     check_number("eta", eta, 0, 1)
     if eta and sampler not in _WITH_ETA:
@@ -100,7 +114,7 @@ def coefficient_table(
 
 
 def least_steps(sampler: str) -> int:
-    """Of a chain: a flow can be followed in one."""
+    """Return the least number of steps of a sampler: 1 for a flow, 2 for a diffusion chain."""
     return 1 if sampler in FLOW_SAMPLERS else 2
 
 
@@ -116,8 +130,8 @@ def _table(sampler: str, steps: int | str, temperature: float, eta: float, start
     )
 
 
-def _one_draw(temperature: float) -> CoefficientTable:
-    """One row for a head of codes, which reads of it what scales the noise."""
+def _vq_table(temperature: float) -> CoefficientTable:
+    """Return the only row of a vq head, which reads the temperature from `noise_scale`."""
     row = np.zeros((1, len(COEFFICIENTS)), np.float32)
     row[0, COEFFICIENTS.index("noise_scale")] = temperature
     return CoefficientTable(np.zeros(1, np.float32), row)
@@ -127,7 +141,7 @@ _Chain = tuple[Float64, Columns]  # timesteps [T] and columns [T], noisy to clea
 
 
 def _ddpm(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
-    """Ancestral sampling with the learned variance (arXiv 2102.09672, eq. 15), as published."""
+    """DDPM: ancestral sampling with the learned variance (arXiv 2102.09672, eq. 15), as published."""
     full = TRAIN_STEPS - 1 if step_count(steps) >= _FULL_CHAIN else _START["ddpm"]
     kept = respaced_timesteps(steps, full if start is None else start)
     schedule = NoiseSchedule.from_alphas_cumprod(kept, training_schedule().alphas_cumprod[kept])
@@ -145,7 +159,7 @@ def _ddpm(steps: int | str, temperature: float, eta: float, start: int | None) -
 
 
 def _ddim(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
-    """DDIM (arXiv 2010.02502, eq. 12 and 16) with noise of its own variance, not the learned one."""
+    """DDIM (arXiv 2010.02502, eq. 12 and 16), whose variance is not the learned one."""
     lowest = max(_START["ddim"], step_count(steps) - 1)
     kept = respaced_timesteps(steps, lowest if start is None else start)[::-1]
     signal, sigma, next_signal, next_sigma = _levels(training_schedule().alphas_cumprod[kept])
@@ -157,7 +171,7 @@ def _ddim(steps: int | str, temperature: float, eta: float, start: int | None) -
 
 
 def _dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): the first and the last step are of first order."""
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), whose first and last step are of first order."""
     timesteps, signal, sigma, next_signal, next_sigma = _multistep_levels(steps, start)
     shrink = next_sigma / sigma
     gain = next_signal - shrink * signal  # alpha' (1 - e^-h)
@@ -168,7 +182,7 @@ def _dpm_solver(steps: int | str, temperature: float, eta: float, start: int | N
 
 
 def _sde_dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
-    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, section 6): the same with fresh noise in every step."""
+    """SDE-DPM-Solver++(2M) (arXiv 2211.01095, section 6): DPM-Solver++(2M) with fresh noise in every step."""
     timesteps, signal, sigma, next_signal, next_sigma = _multistep_levels(steps, start)
     decay = next_sigma * signal / (next_signal * sigma)  # e^-h
     gain = next_signal * (1 - np.square(decay))
@@ -187,28 +201,33 @@ _CHAINS: dict[str, Callable[[int | str, float, float, int | None], _Chain]] = {
 }
 _FLOWS = {"flow-euler": flow.euler, "flow-2m": flow.second_order}
 DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_CHAINS), tuple(_FLOWS)
+"""The samplers of a diffusion head, and those of a flow head."""
+
 SAMPLERS = (*DIFFUSION_SAMPLERS, *FLOW_SAMPLERS)
+"""All samplers that run a chain of steps."""
+
 _MULTISTEP = ("dpm++2m", "dpm++2m-sde")
 _WITH_ETA = ("ddim", "flow-euler")
 
 
 def _levels(alphas_cumprod: Float64) -> tuple[Float64, Float64, Float64, Float64]:
-    """Signal and noise levels of every step, noisy to clean, and of the one after it, where the last is clean."""
+    """Return signal and noise levels of every step, and of the step after it; after the last step there is no noise."""
     signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
     return signal, sigma, np.append(signal[1:], 1.0), np.append(sigma[1:], 0.0)
 
 
 def _multistep_levels(steps: int | str, start: int | None) -> tuple[Float64, Float64, Float64, Float64, Float64]:
-    """Times evenly spread from the start to 0, fractions included, and their `_levels`."""
+    """Return evenly spread times from the start to 0, which may be fractions, and their `_levels`."""
     timesteps = np.linspace(_MULTISTEP_START if start is None else start, 0, int(steps))
     return timesteps, *_levels(continuous_alphas_cumprod(timesteps))
 
 
 def _second_order(signal: Float64, sigma: Float64) -> Float64:
-    """1 / (2 r), r = the step before over this one in log(alpha / sigma); 0 for the first and the last step.
+    """Return 1 / (2 r) for every step, and 0 for the first and the last.
 
-    Limited, because a step much longer than its predecessor, as the one to t = 0 is where steps are few,
-    would extrapolate further than it knows: without the limit ten steps are worse than ten of DDIM.
+    r is the size of the step before divided by the size of this step, in log(alpha / sigma). The value is limited,
+    because with few steps the one towards t = 0 is much longer than the step before it and would extrapolate too far.
+    Without the limit, ten steps are worse than ten steps of DDIM.
     """
     step = np.diff(np.log(signal / sigma))  # [T - 1]
     return np.concatenate([[0.0], np.minimum(step[1:] / step[:-1] / 2, _LARGEST_SLOPE), [0.0]])

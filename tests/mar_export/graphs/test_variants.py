@@ -172,8 +172,8 @@ def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes:
 @pytest.mark.parametrize(
     ("form", "settings", "told"),
     [
-        ("causal", {"iterations": 8}, "iterations of this model must be 16, found 8; .*one token .* at a time"),
-        ("causal", {"sampler": "vq"}, "a diffusion head is drawn with the sampler"),
+        ("causal", {"iterations": 8}, "iterations of this model must be 16, found 8; .*one token in each iteration"),
+        ("causal", {"sampler": "vq"}, "the sampler of a diffusion head must be"),
         ("raster vq", {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
         ("raster vq", {"diffusion_steps": 10}, "diffusion_steps of this model must be 1, found 10"),
         ("raster vq", {"diffusion_steps": "10"}, "diffusion_steps of this model must be 1, found '10'"),
@@ -207,25 +207,25 @@ def test_commands_that_know_the_published_form_alone_say_so(
 ) -> None:
     told = CliRunner().invoke(command, line.replace("ARTIFACT", str(artifact)).replace("OUT", str(tmp_path / "out")))
     assert isinstance(told.exception, RequestError)
-    assert "does not know models with causal attention; mar generate draws with it" in str(told.exception)
+    assert "does not support models with causal attention; mar generate does" in str(told.exception)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_head_of_codes_is_not_the_published_form_either() -> None:
-    with pytest.raises(RequestError, match="mar plan does not know models with a head of codes"):
+    with pytest.raises(RequestError, match="mar plan does not support models with a vq head"):
         check_masked_diffusion(variant_checkpoint("raster vq").model.config, "mar plan")
     check_masked_diffusion(ModelConfig(), "mar plan")
 
 
 def test_engines_for_a_gpu_are_not_built_where_its_loop_would_not_run_them(artifact: pathlib.Path) -> None:
     untouched: Any = None
-    with pytest.raises(RequestError, match="does not carry the cache of causal attention; draw on a CPU"):
+    with pytest.raises(RequestError, match="has no cache for causal attention; generate on a CPU"):
         build_engines(Artifact(artifact), untouched, [], untouched, print)
 
 
 def test_a_gpu_backend_refuses_a_cache(artifact: pathlib.Path) -> None:
     backend = object.__new__(GpuBackend)  # no GPU is needed to refuse
-    with pytest.raises(RequestError, match="does not carry the cache of causal attention"):
+    with pytest.raises(RequestError, match="has no cache for causal attention"):
         backend.loop(Artifact(artifact).manifest.model)
 
 

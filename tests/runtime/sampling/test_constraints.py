@@ -71,8 +71,8 @@ def test_presets_of_a_flow_head_differ() -> None:
 @pytest.mark.parametrize(
     ("model", "other", "told"),
     [
-        (DIFFUSION, FLOW_SAMPLERS, "a diffusion head is drawn with the sampler ddpm or ddim or dpm++2m or dpm++2m-sde"),
-        (FLOW, DIFFUSION_SAMPLERS, "a flow head is drawn with the sampler flow-euler or flow-2m"),
+        (DIFFUSION, FLOW_SAMPLERS, "the sampler of a diffusion head must be ddpm or ddim or dpm++2m or dpm++2m-sde"),
+        (FLOW, DIFFUSION_SAMPLERS, "the sampler of a flow head must be flow-euler or flow-2m"),
     ],
     ids=["diffusion", "flow"],
 )
@@ -92,12 +92,12 @@ def test_a_sampler_of_another_head_is_refused_in_one_line(
         (DISTILLED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 2, found 4"),
         (DISTILLED, {"diffusion_steps": (2,) * 64}, "diffusion_steps of this model must be 2, found (2, 2,"),
         (DISTILLED, {"last_diffusion_steps": 1}, "last_diffusion_steps of this model must be None, found 1"),
-        (DISTILLED, {"cfg_scale": 3.0}, "cfg_scale of this model must be 1.0, found 3.0; leave it away: guidance"),
+        (DISTILLED, {"cfg_scale": 3.0}, "cfg_scale of this model must be 1.0, found 3.0; leave it out: guidance"),
         (DISTILLED, {"eta": 0.5}, "eta of this model must be 0.0, found 0.5"),
         (DISTILLED, {"sampler": "flow-2m"}, "sampler of this model must be flow-euler, found 'flow-2m'"),
         (CODED, {"sampler": "ddim"}, "sampler of this model must be vq, found 'ddim'"),
-        (CODED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it away: its head"),
-        (CAUSAL, {"iterations": 64}, "iterations of this model must be 256, found 64; leave it away: under causal"),
+        (CODED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it out: a vq head"),
+        (CAUSAL, {"iterations": 64}, "iterations of this model must be 256, found 64; leave it out: causal"),
         (CAUSAL, {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
     ],
     ids=str,
@@ -153,5 +153,5 @@ def test_a_manifest_whose_sampler_is_of_another_head_is_refused(
     value = json.loads((path / MANIFEST).read_text())
     value["sampling"]["sampler"] = "flow-2m"
     (path / MANIFEST).write_text(json.dumps(value))
-    with pytest.raises(ArtifactError, match=r"sampling: a diffusion head is drawn with .*, found 'flow-2m'"):
+    with pytest.raises(ArtifactError, match=r"sampling: the sampler of a diffusion head must be .*, found 'flow-2m'"):
         Artifact(path)

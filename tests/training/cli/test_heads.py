@@ -125,6 +125,6 @@ def test_a_model_without_masked_diffusion_is_refused(
     save_run(run, Checkpoint(randomized(model), "pixel", ("a", "b", "c"), "tiny", "0" * 64))
     with pytest.raises(RequestError) as caught:
         run_command([*command, str(run), f"--data={data}", f"--out={out}", *SHORT])
-    assert one_sentence(caught).startswith("training a head on a frozen backbone does not know models with")
+    assert one_sentence(caught).startswith("training a head on a frozen backbone does not support models with")
     assert named in str(caught.value)
     assert not out.exists()
