@@ -12,8 +12,10 @@ pytest_plugins = [
     "tests.helpers.benchmarks",
     "tests.helpers.quantized_artifacts",
     "tests.helpers.command_line",
+    "tests.helpers.damaged_artifacts",
     "tests.helpers.exported_artifacts",
     "tests.helpers.simulated_gpu",
+    "tests.helpers.tensorrt_builds",
     "tests.helpers.step_search",
     "tests.helpers.train_command",
 ]

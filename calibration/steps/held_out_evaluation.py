@@ -1,4 +1,4 @@
-"""How a plan does on images it was not found by, beside other ways to draw: error and time."""
+"""Compares sampling settings on held-out images: error and time."""
 
 from __future__ import annotations
 
@@ -10,99 +10,117 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, deterministic
-from calibration.steps.timing import with_presets
-from runtime.distance import relative_l2
+from calibration.seeds import STEP_EVALUATION_SEED
+from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, is_deterministic
+from runtime.distance import relative_l2, sqnr_db
 from runtime.generator import Generator
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 
-IMAGES = 8
-_SEED = 2**29 + 1  # apart from those that plans are found by
+EVAL_COUNT = 8
+"""The number of held-out images."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
-    """One way to draw. Errors are None where its chains have noise of their own, so that nothing is right.
+class SettingsEvaluation:
+    """Error and time of one set of sampling settings.
 
-    `relative_l2` is the distance of a typical image, the geometric mean over them; `worst` the largest.
+    Errors are None if the diffusion chains add noise: then no image is the right one.
+
+    Attributes:
+        name: A name for people, such as that of a preset.
+        head_evaluations: How often the head runs for a token, in all iterations together.
+        milliseconds: The median time of an image that is generated alone.
+        relative_l2: The relative L2 distance of latents from long chains, the geometric mean over images.
+        worst: The largest distance of an image.
     """
 
     name: str
     head_evaluations: int
-    milliseconds: float  # median, an image drawn alone
+    milliseconds: float
     relative_l2: float | None
     worst: float | None
 
     @property
-    def decibels(self) -> float | None:
-        return None if self.relative_l2 is None else 20 * float(np.log10(self.relative_l2))
+    def sqnr_db(self) -> float | None:
+        """The mean distance as SQNR, in dB; larger is better."""
+        return None if self.relative_l2 is None else sqnr_db(self.relative_l2)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "db": self.decibels}
+        """Return the fields and `sqnr_db`, for JSON."""
+        return {**dataclasses.asdict(self), "sqnr_db": self.sqnr_db}
 
 
-def judged(generator: Generator, ways: Mapping[str, Sampling], advance: Callable[[int], None]) -> list[Judged]:
-    """Draw some images in every one of `ways`, in turn; each is compared with long chains in its own iterations.
+def evaluate_settings(
+    generator: Generator, settings: Mapping[str, Sampling], advance: Callable[[int], None]
+) -> list[SettingsEvaluation]:
+    """Generate `EVAL_COUNT` images with each of `settings` and compare them with long chains.
 
-    `advance` is told of every image, `judgements(ways)` in all.
+    The reference of each has the same iterations and guidance. Settings take turns, so that other load on the
+    machine affects the times of all alike.
+
+    Args:
+        generator: Generates the images.
+        settings: The settings, by name.
+        advance: Called with the number of images done: `image_count(settings)` in all.
+
+    Returns:
+        One evaluation for each of `settings`, in their order.
     """
     tokens = generator.manifest.model.tokens
-    plans = {name: build_plan(tokens, sampling) for name, sampling in ways.items()}
+    reference_settings = {name: _reference_settings(sampling, tokens) for name, sampling in settings.items()}
     references = {
-        reference: _reference(generator, reference, advance)
-        for reference in dict.fromkeys(_reference_of(sampling, tokens) for sampling in ways.values())
-        if reference is not None
+        sampling: _reference_latents(generator, sampling, advance)
+        for sampling in dict.fromkeys(reference_settings.values())
+        if sampling is not None
     }
-    drawing = with_presets(generator, ways)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    distances: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(IMAGES):
-        for name, sampling in ways.items():
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    distances: dict[str, list[float]] = {name: [] for name in settings}
+    for number in range(EVAL_COUNT):
+        for name, sampling in settings.items():
             started = time.perf_counter()
-            found = drawing.generate(
-                _labels(generator, range(number, number + 1)), seed=_SEED, index=[number], preset=name
-            )
+            latents = _latents(generator, sampling, range(number, number + 1))
             seconds[name].append(time.perf_counter() - started)
-            reference = _reference_of(sampling, tokens)
+            reference = reference_settings[name]
             if reference is not None:
-                right = references[reference][number]
-                distances[name].append(relative_l2(found.latents[0], right))
+                distances[name].append(relative_l2(latents[0], references[reference][number]))
             advance(1)
     return [
-        Judged(
+        SettingsEvaluation(
             name=name,
-            head_evaluations=plans[name].head_evaluations,
+            head_evaluations=build_plan(tokens, sampling).head_evaluations,
             milliseconds=1e3 * float(np.median(seconds[name])),
-            relative_l2=float(np.exp(np.mean(np.log(np.maximum(distances[name], 1e-15))))) if distances[name] else None,
+            relative_l2=_geometric_mean(distances[name]) if distances[name] else None,
             worst=max(distances[name], default=None),
         )
-        for name in ways
+        for name, sampling in settings.items()
     ]
 
 
-def judgements(ways: Mapping[str, Sampling], tokens: int) -> int:
-    """The images that `judged` draws."""
-    references = {_reference_of(sampling, tokens) for sampling in ways.values()} - {None}
-    return IMAGES * (len(ways) + len(references))
+def image_count(settings: Mapping[str, Sampling], tokens: int) -> int:
+    """Return how many images `evaluate_settings` generates, for a model with so many tokens."""
+    references = {_reference_settings(sampling, tokens) for sampling in settings.values()} - {None}
+    return EVAL_COUNT * (len(settings) + len(references))
 
 
-def _reference_of(sampling: Sampling, tokens: int) -> Sampling | None:
-    """The same iterations with long chains, for chains that have no noise of their own."""
-    if not deterministic(build_plan(tokens, sampling)):
+def _reference_settings(sampling: Sampling, tokens: int) -> Sampling | None:
+    """The same iterations with long chains; None if the chains of `sampling` add noise."""
+    if not is_deterministic(build_plan(tokens, sampling)):
         return None
     return REFERENCE.sampling(sampling, REFERENCE_STEPS)
 
 
-def _reference(generator: Generator, sampling: Sampling, advance: Callable[[int], None]) -> NDArray[np.float32]:
-    """Latents [B, C, h, w]."""
-    drawing = with_presets(generator, {"reference": sampling})
-    numbers = range(IMAGES)
-    found = drawing.generate(_labels(generator, numbers), seed=_SEED, index=numbers, preset="reference")
-    advance(IMAGES)
-    return found.latents
+def _reference_latents(generator: Generator, sampling: Sampling, advance: Callable[[int], None]) -> NDArray[np.float32]:
+    latents = _latents(generator, sampling, range(EVAL_COUNT))
+    advance(EVAL_COUNT)
+    return latents
 
 
-def _labels(generator: Generator, numbers: range) -> list[int]:
-    """Classes in turn."""
-    return [number % generator.manifest.model.class_num for number in numbers]
+def _latents(generator: Generator, sampling: Sampling, numbers: range) -> NDArray[np.float32]:
+    """The latents [B, C, h, w] of held-out images, classes in turn."""
+    labels = [number % generator.manifest.model.class_num for number in numbers]
+    return generator.generate(labels, seed=STEP_EVALUATION_SEED, index=numbers, sampling=sampling).latents
+
+
+def _geometric_mean(distances: list[float]) -> float:
+    return float(np.exp(np.mean(np.log(np.maximum(distances, 1e-15)))))

@@ -1,6 +1,6 @@
-"""Images drawn to be measured: by chains without noise, with what the backbone said on the way.
+"""Sampling trajectories: images generated without fresh noise, with the backbone's output in every iteration.
 
-Everything is in generation order, sequence first, as `runtime.loops.host_loop` has it.
+All tokens are in generation order with the sequence first, [L, B, D], as in `runtime.loops.host_loop`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from runtime.sampling.rng import seeded_noise, seeded_order
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryInputs:
-    """What images are drawn from: labels [B], order [L, B] and first noise [L, B, D]."""
+    """The inputs of B images.
+
+    Attributes:
+        labels: Classes, [B].
+        order: Token positions, first generated first, [L, B].
+        noise: The noise that each token's diffusion chain starts from, [L, B, D].
+    """
 
     labels: Int
     order: Int
@@ -28,7 +34,7 @@ class TrajectoryInputs:
 
     @classmethod
     def seeded(cls, seed: int, numbers: range, config: ModelConfig, token_order: str) -> TrajectoryInputs:
-        """Those of `numbers` of a seed, classes in turn."""
+        """Return the inputs of the images `numbers` of a seed, as `Generator.generate` uses them; classes in turn."""
         order = seeded_order(seed, numbers, config, token_order)  # [B, L]
         noise = seeded_noise(seed, numbers, 0, config)[0]  # [B, L, D] by position
         noise = np.take_along_axis(noise, order[..., None], axis=1)
@@ -37,63 +43,73 @@ class TrajectoryInputs:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """Images that were drawn: z of every iteration, each [G K B, C], and the tokens [L, B, D]."""
+    """B images and how they were generated.
 
-    images: TrajectoryInputs
+    Attributes:
+        inputs: What they were generated from.
+        vectors: The backbone's output z in every iteration, each [G K B, C].
+        tokens: All tokens, [L, B, D].
+    """
+
+    inputs: TrajectoryInputs
     vectors: tuple[Float, ...]
     tokens: Float
 
 
 class TrajectorySampler:
-    """Draws with some engines."""
+    """Generates images, from the start or from known tokens, with the same first noise each time."""
 
     def __init__(self, engines: Engines, config: ModelConfig) -> None:
+        """Use the engines of a model."""
         self._engines, self._config = engines, config
 
-    def follow(self, plan: Plan, images: TrajectoryInputs, advance: Callable[[int], None]) -> Trajectory:
-        """Draw and note everything; `advance` is told of every iteration."""
+    def record(self, plan: Plan, inputs: TrajectoryInputs, advance: Callable[[int], None]) -> Trajectory:
+        """Generate images and keep the backbone's outputs. `advance` is called with 1 in every iteration."""
         vectors: list[Float] = []
 
-        def backbone(**inputs: Array) -> tuple[Array, ...]:
-            outputs = self._engines.backbone(**inputs)
+        def backbone(**arrays: Array) -> tuple[Array, ...]:
+            outputs = self._engines.backbone(**arrays)
             vectors.append(outputs[0])
             advance(1)
             return outputs
 
-        watched = dataclasses.replace(self._engines, backbone=backbone)
-        tokens = self._run(watched, plan, images, np.empty((0, *images.noise.shape[1:]), np.float32))
-        return Trajectory(images, tuple(vectors), tokens)
+        recording = dataclasses.replace(self._engines, backbone=backbone)
+        tokens = self._run(recording, plan, inputs, np.empty((0, *inputs.noise.shape[1:]), np.float32))
+        return Trajectory(inputs, tuple(vectors), tokens)
 
-    def draw(self, plan: Plan, images: TrajectoryInputs) -> Float:
-        """All tokens [L, B, D]."""
-        return self.go_on(plan, 0, images, np.empty((0, *images.noise.shape[1:]), np.float32))
+    def sample(self, plan: Plan, inputs: TrajectoryInputs) -> Float:
+        """Generate images; return all tokens, [L, B, D]."""
+        return self.complete(plan, 0, inputs, np.empty((0, *inputs.noise.shape[1:]), np.float32))
 
-    def go_on(self, plan: Plan, done: int, images: TrajectoryInputs, known: Float) -> Float:
-        """All tokens [L, B, D], where the tokens `known` [V, B, D] of the first `done` iterations are there."""
+    def complete(self, plan: Plan, done: int, inputs: TrajectoryInputs, known: Float) -> Float:
+        """Run the iterations of `plan` after the first `done`; return all tokens, [L, B, D].
+
+        `known` are the tokens of the first `done` iterations, [V, B, D].
+        """
         rest = plan.iterations[done:]
         if not rest:
             return known
-        return self._run(self._engines, dataclasses.replace(plan, iterations=rest), images, known)
+        return self._run(self._engines, dataclasses.replace(plan, iterations=rest), inputs, known)
 
-    def predict(self, iteration: Iteration, images: TrajectoryInputs, z: Float) -> Float:
-        """The tokens [K, B, D] of one iteration, by z [G K B, C]: the head alone runs."""
-        first = images.noise[iteration.known : iteration.known + iteration.count]  # [K, B, D]
+    def predict(self, iteration: Iteration, inputs: TrajectoryInputs, z: Float) -> Float:
+        """Run the head alone: return the tokens [K, B, D] of one iteration from the backbone's output z [G K B, C]."""
+        first = inputs.noise[iteration.known : iteration.known + iteration.count]  # [K, B, D]
         rows = first.reshape(-1, first.shape[-1])
         table, guidance = iteration.table, iteration.guidance_scale
-        return diffuse(self._engines, self._config, z, _every_step(rows, table.steps), table, guidance).reshape(
+        return diffuse(self._engines, self._config, z, _noise_of_steps(rows, table.steps), table, guidance).reshape(
             first.shape
         )
 
-    def _run(self, engines: Engines, plan: Plan, images: TrajectoryInputs, known: Float) -> Float:
-        noise = _every_step(images.noise, plan.diffusion_steps)
-        return run_plan(engines, self._config, plan, images.labels, images.order, noise, known, None)
+    def _run(self, engines: Engines, plan: Plan, inputs: TrajectoryInputs, known: Float) -> Float:
+        noise = _noise_of_steps(inputs.noise, plan.diffusion_steps)
+        return run_plan(engines, self._config, plan, inputs.labels, inputs.order, noise, known, None)
 
 
-def _every_step(first: Float, steps: int) -> Float:
-    """The first noise for every step too, [T + 1, ...]: that takes no memory, and is ignored without noise."""
+def _noise_of_steps(first: Float, steps: int) -> Float:
+    """Noise for T = `steps` steps, [T + 1, ...]: views of the first, since deterministic chains use no other."""
     return np.broadcast_to(first, (steps + 1, *first.shape))
 
 
 def energies(tokens: Float) -> NDArray[np.float64]:
-    """The sum of squares of every image, [B], of tokens [V, B, D]."""
+    """Return the sum of squares of every image's tokens, [B], from [V, B, D]."""
     return np.square(tokens, dtype=np.float64).sum(axis=(0, 2))

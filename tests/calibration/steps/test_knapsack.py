@@ -1,4 +1,4 @@
-"""The choice of steps against every choice there is."""
+"""The knapsack solver against a search of all choices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from calibration.steps.knapsack import least_error
+from calibration.steps.knapsack import minimize_error
 
 Matrix = NDArray[np.float64]
 
@@ -21,7 +21,7 @@ def problems(draw: st.DrawFn) -> tuple[Matrix, Matrix, float]:
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     errors, seconds = random.uniform(0, 1, (rows, columns)), random.uniform(0.1, 1, (rows, columns))
-    if draw(st.booleans()):  # as they are in earnest: more time, less error
+    if draw(st.booleans()):  # as in practice: more time, less error
         errors, seconds = -np.sort(-errors, axis=1), np.sort(seconds, axis=1)
     least, most = seconds.min(axis=1).sum(), seconds.max(axis=1).sum()
     return errors, seconds, float(least + draw(st.floats(0, 1.2)) * (most - least))
@@ -39,7 +39,7 @@ def best(errors: Matrix, seconds: Matrix, budget: float) -> float:
 @given(problems())
 def test_no_choice_within_the_budget_is_better(problem: tuple[Matrix, Matrix, float]) -> None:
     errors, seconds, budget = problem
-    found, rows = least_error(errors, seconds, budget), range(len(errors))
+    found, rows = minimize_error(errors, seconds, budget), range(len(errors))
     assert len(found) == len(errors)
     assert seconds[rows, found].sum() <= budget + 1e-12
     least = seconds.min(axis=1).sum()
@@ -49,25 +49,25 @@ def test_no_choice_within_the_budget_is_better(problem: tuple[Matrix, Matrix, fl
     assert error >= best(errors, seconds, budget + 1e-12) - 1e-12
 
 
-def test_with_nothing_to_spare_every_row_takes_its_least_time() -> None:
+def test_every_row_takes_its_least_time_if_the_budget_allows_no_more() -> None:
     errors, seconds = np.array([[9.0, 1.0], [9.0, 1.0]]), np.array([[0.25, 0.5], [0.5, 0.75]])
-    assert least_error(errors, seconds, 0.75) == [0, 0]
-    assert least_error(errors, seconds, 1.0) in ([1, 0], [0, 1])
-    assert least_error(errors, seconds, 1.25) == [1, 1]
+    assert minimize_error(errors, seconds, 0.75) == [0, 0]
+    assert minimize_error(errors, seconds, 1.0) in ([1, 0], [0, 1])
+    assert minimize_error(errors, seconds, 1.25) == [1, 1]
 
 
-def test_a_budget_that_is_missed_by_a_little_is_missed() -> None:
+def test_a_choice_slightly_beyond_the_budget_is_not_taken() -> None:
     errors, seconds = np.array([[9.0, 1.0], [9.0, 1.0]]), np.array([[0.0, 0.5 + 1e-6], [0.0, 0.5 + 1e-6]])
-    assert sum(least_error(errors, seconds, 1.0)) == 1
+    assert sum(minimize_error(errors, seconds, 1.0)) == 1
 
 
-def test_a_choice_that_takes_no_longer_is_free() -> None:
-    assert least_error(np.array([[5.0, 1.0, 3.0]]), np.array([[1.0, 1.0, 2.0]]), 1.0) == [1]
+def test_a_better_choice_of_the_same_time_is_taken() -> None:
+    assert minimize_error(np.array([[5.0, 1.0, 3.0]]), np.array([[1.0, 1.0, 2.0]]), 1.0) == [1]
 
 
-def test_many_iterations_share_what_there_is_as_they_gain() -> None:
+def test_iterations_get_steps_in_proportion_to_the_cube_root_of_their_weights() -> None:
     """Errors w / n^2 at equal times: by Lagrange, steps in proportion to the cube root of w."""
     steps = np.arange(2, 200, dtype=np.float64)
     weights = np.repeat([27.0, 8.0, 1.0], 8)
-    found = least_error(weights[:, None] / steps**2, np.tile(steps, (24, 1)), 24 * 60.0)
+    found = minimize_error(weights[:, None] / steps**2, np.tile(steps, (24, 1)), 24 * 60.0)
     assert steps[found].reshape(3, 8).mean(axis=1) == pytest.approx([90, 60, 30], rel=0.02)
