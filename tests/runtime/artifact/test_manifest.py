@@ -1,4 +1,4 @@
-"""Every way in which an artifact can be damaged, and that each is told before an engine is loaded."""
+"""Manifests: which are refused before an engine is loaded, and that a valid one survives JSON."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
-from runtime.errors import ArtifactError, BackendError, IntegrityError, MarError
-from runtime.files import sha256
-from runtime.generator import Generator
+from runtime.errors import ArtifactError, MarError
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES
 from runtime.sampling.settings import Sampling
-
-Json = Any
-Refused = Callable[[type[MarError]], str]  # see the fixture `refused`
+from tests.helpers.damaged_artifacts import MISSING, Json, Refused, change_manifest, load, read_manifest
 
 TOP_LEVEL = (
     "format_version",
@@ -43,111 +37,33 @@ TOP_LEVEL = (
 )
 
 
-class _Missing:
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING = _Missing()
-
-
-@pytest.fixture
-def artifact(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy to damage. Its parent holds nothing else."""
-    return pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
-
-
-def read_manifest(artifact: pathlib.Path) -> dict[str, Json]:
-    value: dict[str, Json] = json.loads((artifact / MANIFEST).read_text())
-    return value
-
-
-def change_manifest(artifact: pathlib.Path, where: str, value: object) -> None:
-    """Set, or with MISSING remove, the entry at `where`: keys and positions in lists, joined by `/`."""
-    manifest = read_manifest(artifact)
-    *parents, last = where.split("/")
-    inner: Json = manifest
-    for key in parents:
-        inner = inner[int(key) if isinstance(inner, list) else key]
-    position: Json = int(last) if isinstance(inner, list) else last
-    if value is MISSING:
-        del inner[position]
-    else:
-        inner[position] = value
-    (artifact / MANIFEST).write_text(json.dumps(manifest))
-
-
-def load(artifact: pathlib.Path) -> None:
-    Generator.load(artifact, threads=1).close()
-
-
-@pytest.fixture
-def refused(artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """Loads the damaged artifact, and returns why that was refused; no backend may be opened for it."""
-
-    def opened(*told: object) -> NoReturn:
-        raise AssertionError(f"a backend was opened for a damaged artifact: {told}")
-
-    def check(kind: type[MarError]) -> str:
-        monkeypatch.setattr(generator, "open_backend", opened)
-        with pytest.raises(MarError) as refusal:
-            load(artifact)
-        assert type(refusal.value) is kind
-        return str(refusal.value)
-
-    return check
-
-
-def test_an_undamaged_copy_loads(artifact: pathlib.Path) -> None:
-    load(artifact)
-
-
-# The manifest as a text.
-
 TEXTS: dict[str, Callable[[bytes], bytes]] = {
-    "not an object": lambda whole: b"[" + whole + b"]",
-    "a number": lambda whole: b"1",
-    "null": lambda whole: b"null",
-    "no text": lambda whole: b"\xff\xfe" + whole,
-    "more behind it": lambda whole: whole + whole,
-    "brackets without end": lambda whole: b"[" * 200_000,
-    "a number without end": lambda whole: b'{"format_version": ' + b"1" * 5000 + b"}",
+    "not an object": lambda text: b"[" + text + b"]",
+    "a number": lambda text: b"1",
+    "null": lambda text: b"null",
+    "not text": lambda text: b"\xff\xfe" + text,
+    "two values": lambda text: text + text,
+    "too many brackets": lambda text: b"[" * 200_000,
+    "a number of too many digits": lambda text: b'{"format_version": ' + b"1" * 5000 + b"}",
 }
 
 
 @pytest.mark.parametrize("share", [0, 10, 50, 99])
-def test_a_manifest_that_is_cut_off_is_refused(artifact: pathlib.Path, refused: Refused, share: int) -> None:
-    manifest = artifact / MANIFEST
-    whole = manifest.read_bytes()
-    manifest.write_bytes(whole[: len(whole) * share // 100])
+def test_a_truncated_manifest_is_refused(artifact_copy: pathlib.Path, refused: Refused, share: int) -> None:
+    manifest = artifact_copy / MANIFEST
+    text = manifest.read_bytes()
+    manifest.write_bytes(text[: len(text) * share // 100])
     assert str(manifest) in refused(ArtifactError)
 
 
 @pytest.mark.parametrize("damage", TEXTS)
-def test_a_manifest_that_is_no_whole_json_object_is_refused(
-    artifact: pathlib.Path, refused: Refused, damage: str
+def test_a_manifest_that_is_not_one_json_object_is_refused(
+    artifact_copy: pathlib.Path, refused: Refused, damage: str
 ) -> None:
-    manifest = artifact / MANIFEST
+    manifest = artifact_copy / MANIFEST
     manifest.write_bytes(TEXTS[damage](manifest.read_bytes()))
     assert str(manifest) in refused(ArtifactError)
 
-
-@pytest.mark.parametrize(
-    "path", ["", "artifact/nothing", "artifact/backbone.onnx", "n" * 300], ids=lambda path: path[:9]
-)
-def test_what_has_no_manifest_is_no_artifact(artifact: pathlib.Path, path: str) -> None:
-    with pytest.raises(ArtifactError) as refusal:
-        load(artifact.parent / path)
-    assert str(artifact.parent / path) in str(refusal.value)
-    assert MANIFEST in str(refusal.value)
-
-
-def test_a_folder_that_lost_its_manifest_is_no_artifact(artifact: pathlib.Path, refused: Refused) -> None:
-    (artifact / MANIFEST).unlink()
-    assert f"{artifact}: not an artifact" in refused(ArtifactError)
-
-
-# What the manifest says.
 
 SECTIONS = ("model", "sampling", "presets", "files", "engines", "provenance", "parity")
 NO_OBJECT: list[Json] = [[], None, "text", 1]
@@ -155,7 +71,7 @@ NO_NUMBER: list[Json] = [MISSING, "1e-5", None, True, [], math.nan, math.inf]
 DIGEST = "0123456789abcdef" * 4
 SETTINGS = dataclasses.asdict(Sampling())
 
-# Where the manifest is changed, to each of which values, and what must be told besides its path.
+# The changed entry, the values it is changed to, and what the message contains besides the path of the manifest.
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
@@ -168,14 +84,14 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("model/img_size", ["64", 64.5, None, True, -64, 0, 10**9, 65, math.nan, math.inf], "img_size"),
     ("model/mlp_ratio", ["4", None, True, math.nan, -math.inf, 1e9], "mlp_ratio"),
     ("model/encoder_num_heads", [5], "heads"),
-    # Names of things
+    # Names
     ("tokenizer", ["vae", None, ["none"], {"none": 1}], "tokenizer {value!r}"),
-    ("tokenizer", ["pixel"], "pixel"),  # a token of this model has eight channels, and no image has
+    ("tokenizer", ["pixel"], "pixel"),  # a token of this model has eight channels, which no image has
     ("tokenizer", ["kl"], "engines: missing keys decoder"),
     ("precision", ["int4", "FP16", None, ["fp32"], 32], "precision {value!r}"),
     ("class_names", ["abcdef", None, {}, [1] * 6, ["a"] * 5 + [None]], "class_names"),
     ("class_names", [["a"], ["a"] * 5, ["a"] * 7], "class names for 6 classes"),
-    # How it is drawn where a request does not say
+    # Sampling settings
     ("sampling/surprise", [1], "surprise"),
     ("sampling/iterations", [MISSING, 0, 17, 2.5, "4", True], "iterations"),
     ("sampling/cfg_scale", [MISSING, None, -1.0, "2", True, [], math.nan, math.inf], "cfg_scale"),
@@ -222,188 +138,24 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("parity/generation", [{"relative_l2": 0.0, "of": "latents"}], "parity: generation: tolerance"),
     ("parity/backbone/tolerance", NO_NUMBER, "parity: backbone: tolerance"),
     ("parity/backbone", [{"of": "latents"}], "parity: backbone: relative_l2"),
-    # What was built from it
+    # Engines built for devices
     ("builds", [None, {}, "denoise", 1], "builds must be a list"),
     ("builds", [[None], [{}], [[]]], "a build must have exactly the keys"),
 ]
-CASES = [(where, value, told.format(value=value)) for where, values, told in CHANGES for value in values]
+CASES = [(where, value, message.format(value=value)) for where, values, message in CHANGES for value in values]
 
 
-@pytest.mark.parametrize(("where", "value", "told"), CASES, ids=lambda part: repr(part)[:32])
-def test_a_manifest_that_says_something_impossible_is_refused(
-    artifact: pathlib.Path, refused: Refused, where: str, value: object, told: str
+@pytest.mark.parametrize(("where", "value", "message"), CASES, ids=lambda part: repr(part)[:32])
+def test_a_manifest_with_an_impossible_value_is_refused(
+    artifact_copy: pathlib.Path, refused: Refused, where: str, value: object, message: str
 ) -> None:
-    change_manifest(artifact, where, value)
+    change_manifest(artifact_copy, where, value)
     refusal = refused(ArtifactError)
-    assert str(artifact / MANIFEST) in refusal
+    assert str(artifact_copy / MANIFEST) in refusal
     if isinstance(value, float) and not math.isfinite(value):
-        told = "is not JSON"
-    assert told in refusal.removeprefix(str(artifact / MANIFEST))
+        message = "is not JSON"
+    assert message in refusal.removeprefix(str(artifact_copy / MANIFEST))
 
-
-def test_a_precision_that_the_backend_has_no_products_for_is_told_with_those_it_has(artifact: pathlib.Path) -> None:
-    change_manifest(artifact, "precision", "bf16")
-    with pytest.raises(BackendError) as refusal:
-        load(artifact)
-    assert str(refusal.value).startswith(f"{artifact} is in bf16, but onnxruntime ")
-    assert "has fp32, fp16, " in str(refusal.value)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_whose_file_is_that_of_another_engine_is_refused(artifact: pathlib.Path, engine: str) -> None:
-    """Both files are listed and whole; only the graph itself shows that it is the wrong one."""
-    other = next(name for name in ENGINES if name != engine)
-    change_manifest(artifact, f"engines/{engine}/file", f"{other}.onnx")
-    with pytest.raises(BackendError) as refusal:
-        load(artifact)
-    assert str(artifact / f"{other}.onnx") in str(refusal.value)
-
-
-# Where the manifest points.
-
-ESCAPES = ("../outside.onnx", "sub/../../outside.onnx", "/etc/hostname", "..", "", "c:\\a", "..\\a", "c:a", "a\0b")
-
-
-@pytest.mark.parametrize("name", ESCAPES)
-def test_a_file_outside_the_artifact_is_refused_by_its_name(
-    artifact: pathlib.Path, refused: Refused, name: str
-) -> None:
-    shutil.copyfile(artifact / "backbone.onnx", artifact.parent / "outside.onnx")
-    list_as(artifact, name)
-    refusal = refused(IntegrityError)
-    assert str(artifact / MANIFEST) in refusal
-    assert repr(name) in refusal
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["sub", "sub/../backbone.onnx", "nothing.onnx", "n" * 300, "\ud800"],
-    ids=lambda name: ascii(name)[:30],
-)
-def test_a_name_that_is_no_file_of_the_artifact_is_refused(artifact: pathlib.Path, refused: Refused, name: str) -> None:
-    (artifact / "sub").mkdir()
-    list_as(artifact, name)
-    assert name in refused(IntegrityError)
-
-
-def list_as(artifact: pathlib.Path, name: str) -> None:
-    """List the backbone's file under another name, with the size and hash it has."""
-    files = read_manifest(artifact)["files"]
-    change_manifest(artifact, "files", {**files, name: files["backbone.onnx"]})
-
-
-def test_a_link_to_a_file_outside_is_refused(artifact: pathlib.Path, refused: Refused) -> None:
-    file, outside = artifact / "backbone.onnx", artifact.parent / "outside.onnx"
-    file.rename(outside)
-    file.symlink_to(outside)
-    refusal = refused(IntegrityError)
-    assert str(file) in refusal
-    assert str(outside) in refusal
-
-
-def test_a_link_to_a_folder_outside_is_refused(artifact: pathlib.Path, refused: Refused) -> None:
-    outside = artifact.parent / "outside"
-    outside.mkdir()
-    shutil.copyfile(artifact / "backbone.onnx", outside / "backbone.onnx")
-    (artifact / "sub").symlink_to(outside)
-    list_as(artifact, "sub/backbone.onnx")
-    assert str(artifact / "sub" / "backbone.onnx") in refused(IntegrityError)
-
-
-def test_an_artifact_may_itself_be_reached_through_a_link(artifact: pathlib.Path) -> None:
-    link = artifact.parent / "link"
-    link.symlink_to(artifact)
-    load(link)
-
-
-# The files.
-
-
-def cut_off(file: pathlib.Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def extended(file: pathlib.Path) -> None:
-    file.write_bytes(file.read_bytes() + b"\0")
-
-
-def emptied(file: pathlib.Path) -> None:
-    file.write_bytes(b"")
-
-
-def with_one_bit_flipped(file: pathlib.Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1  # in the middle of a weight
-    file.write_bytes(content)
-
-
-def replaced_by_a_folder(file: pathlib.Path) -> None:
-    file.unlink()
-    file.mkdir()
-
-
-def replaced_by_a_link_to_itself(file: pathlib.Path) -> None:
-    file.unlink()
-    file.symlink_to(file)
-
-
-def swapped_with_another(file: pathlib.Path) -> None:
-    other = next(path for path in file.parent.glob("*.onnx") if path != file)
-    aside = file.with_name("aside")
-    file.rename(aside)
-    other.rename(file)
-    aside.rename(other)
-
-
-FAULTS = (
-    pathlib.Path.unlink,
-    cut_off,
-    extended,
-    emptied,
-    with_one_bit_flipped,
-    replaced_by_a_folder,
-    replaced_by_a_link_to_itself,
-    swapped_with_another,
-)
-
-
-@pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_damaged_file_is_refused_before_it_is_loaded(
-    artifact: pathlib.Path, refused: Refused, engine: str, damage: Callable[[pathlib.Path], None]
-) -> None:
-    damage(artifact / f"{engine}.onnx")
-    refusal = refused(IntegrityError)
-    # Of two swapped files either may be told first.
-    told = ENGINES if damage is swapped_with_another else [engine]
-    assert any(str(artifact / f"{name}.onnx") in refusal for name in told)
-
-
-@pytest.mark.parametrize(("key", "value"), [("bytes", 1), ("sha256", DIGEST)])
-def test_a_file_of_another_size_or_hash_than_listed_is_refused(
-    artifact: pathlib.Path, refused: Refused, key: str, value: object
-) -> None:
-    change_manifest(artifact, f"files/denoise.onnx/{key}", value)
-    assert str(artifact / "denoise.onnx") in refused(IntegrityError)
-
-
-def test_two_files_of_one_size_that_changed_names_are_refused(artifact: pathlib.Path, refused: Refused) -> None:
-    """Sizes alone do not tell them apart."""
-    one, other = artifact / "one.bin", artifact / "other.bin"
-    for file, content in ((one, b"1"), (other, b"2")):
-        file.write_bytes(content)
-    files = read_manifest(artifact)["files"]
-    for file in (one, other):
-        files[file.name] = {"bytes": 1, "sha256": sha256(file)}
-    change_manifest(artifact, "files", files)
-    load(artifact)
-    swapped_content = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(swapped_content)
-    assert str(one) in refused(IntegrityError)
-
-
-# Anything else.
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 KNOWN_TEXTS = st.sampled_from([*TOP_LEVEL, *ENGINES, "generation", "file", "backbone.onnx", "pixel", "B", "float32"])
@@ -415,7 +167,7 @@ VALUES = st.recursive(
 
 
 def mutate(value: Json, data: st.DataObject) -> Json:
-    """`value` with one entry, at any depth, replaced, removed, or added."""
+    """A value with one entry, at any depth, replaced, removed or added."""
     if not value or not isinstance(value, (dict, list)) or data.draw(st.integers(0, 5)) == 0:
         return data.draw(VALUES)
     changed: Json = copy.copy(value)
@@ -435,7 +187,7 @@ def mutate(value: Json, data: st.DataObject) -> Json:
 
 @pytest.fixture(scope="module")
 def mutable(golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """One copy for all mutations, each of which writes the whole manifest anew."""
+    """One copy for all mutations, each of which writes a complete manifest."""
     return pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path_factory.mktemp("mutable") / "artifact"))
 
 
@@ -450,9 +202,6 @@ def test_a_mutated_manifest_loads_or_is_refused(
         load(mutable)
     except MarError as refusal:
         assert str(mutable) in str(refusal)
-
-
-# Round trips.
 
 
 @pytest.mark.parametrize("model", ["small", "patch2"])
