@@ -52,4 +52,4 @@ def write_head_run(
     settings = {"images": count, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     origin = {"file": loaded.source, "sha256": loaded.sha256, **origin_settings, **settings, "seed": seed}
     save_run(out, trained, {origin_key: origin})
-    click.echo(f"wrote {out}; make an artifact from it with mar export {out} --out ARTIFACT")
+    click.echo(f"wrote {out}; export it with mar export {out} --out ARTIFACT")
