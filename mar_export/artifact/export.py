@@ -51,8 +51,8 @@ def export_artifact(
 ) -> Manifest:
     """Export a checkpoint as an artifact, and compare every engine and a complete generation with eager PyTorch.
 
-    Returns the manifest. An existing artifact at `out` is replaced; after a failure it is as before. Weights are released as soon as their
-    engine is written, if the caller keeps no reference to `checkpoint`.
+    Returns the manifest. An existing artifact at `out` is replaced; after a failure it is as before. Weights are
+    released as soon as their engine is written, if the caller keeps no reference to `checkpoint`.
 
     Args:
         checkpoint: The model, and its tokenizer if it has one.
