@@ -60,3 +60,18 @@ def test_a_decision_has_a_number_a_date_and_three_parts(record: pathlib.Path) ->
     assert re.search(r"^Date: \d{4}-\d\d-\d\d$", text, re.MULTILINE)
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Measurement"]
     assert f"({record.name})" in (record.parent / "index.md").read_text()
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
+    rooms = [
+        path for room in ("runtime", "training", "mar_export", "calibration") for path in (ROOT / room).rglob("*.py")
+    ]
+    source = "\n".join(path.read_text() for path in rooms)
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # one text over several lines
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    messages = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
+    assert len(messages) >= 30
+    for message in messages:
+        fragments = [re.escape(fragment) for fragment in message.split("...")]
+        pattern = r"(?:\{[^\n]*?\}|[^\n{}])*?".join(fragments)
+        assert re.search(pattern, source), message
