@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
-from runtime.sampling.plan import MASK_SCHEDULES, STEP_SCHEDULES, Plan, build_plan, tokens_per_iteration
+from runtime.sampling.plan import MASK_SCHEDULES, Plan, build_plan, tokens_per_iteration
 from runtime.sampling.rng import TOKEN_ORDERS
-from runtime.sampling.samplers import coefficient_table
 from runtime.sampling.settings import Sampling
 from tests.helpers.golden_cases import GoldenCase
 
@@ -41,14 +39,14 @@ def scales(length: int, **changed: object) -> list[float]:
     return [iteration.guidance_scale for iteration in plan(length, **changed).iterations]
 
 
-def test_a_golden_case_predicts_as_many_tokens_an_iteration_as_the_published_code(golden_case: GoldenCase) -> None:
+def test_a_golden_case_predicts_as_many_tokens_in_each_iteration_as_the_published_code(golden_case: GoldenCase) -> None:
     planned = plan(golden_case.order.shape[1], **golden_case.settings)
     assert [iteration.count for iteration in planned.iterations] == golden_case.tokens_per_step
 
 
 @untimed
 @given(LENGTHS_AND_ITERATIONS, st.sampled_from(MASK_SCHEDULES))
-def test_every_iteration_predicts_something_and_together_they_predict_everything(
+def test_every_iteration_predicts_some_tokens_and_together_they_predict_all(
     sizes: tuple[int, int], schedule: str
 ) -> None:
     length, iterations = sizes
@@ -71,7 +69,7 @@ def test_an_impossible_number_of_iterations_is_refused(length: int, data: st.Dat
     assert str(iterations) in str(refusal.value)
 
 
-# How tokens spread over the iterations.
+# The number of tokens of each iteration.
 
 BY_HAND = {
     "cosine": [2, 3, 5, 6],  # 16 cos(22.5, 45 and 67.5 degrees) = 14.8, 11.3, 6.1 stay masked
@@ -81,7 +79,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
-def test_sixteen_tokens_spread_over_four_iterations_as_counted_by_hand(schedule: str) -> None:
+def test_four_iterations_predict_the_numbers_of_tokens_calculated_by_hand(schedule: str) -> None:
     assert tokens_per_iteration(16, 4, schedule) == BY_HAND[schedule]
     assert [iteration.count for iteration in plan(16, iterations=4, mask_schedule=schedule).iterations] == (
         BY_HAND[schedule]
@@ -107,16 +105,16 @@ def test_a_linear_schedule_spreads_tokens_evenly(sizes: tuple[int, int]) -> None
 
 @pytest.mark.parametrize("schedule", MASK_SCHEDULES)
 @pytest.mark.parametrize("length", [1, 16, 300])
-def test_as_many_iterations_as_tokens_predict_one_each(schedule: str, length: int) -> None:
+def test_as_many_iterations_as_tokens_predict_one_token_each(schedule: str, length: int) -> None:
     assert tokens_per_iteration(length, length, schedule) == [1] * length
 
 
 @pytest.mark.parametrize("order", TOKEN_ORDERS)
-def test_a_plan_tells_the_order_of_its_tokens(order: str) -> None:
+def test_a_plan_has_the_token_order_of_its_settings(order: str) -> None:
     assert plan(16, token_order=order).token_order == order
 
 
-# How much guidance.
+# Guidance.
 
 
 def test_linear_guidance_grows_with_the_tokens_known_after_the_iteration() -> None:
@@ -171,14 +169,16 @@ def test_any_other_scale_guides_every_iteration(schedule: str, scale: float) -> 
     ids=str,
 )
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
-def test_outside_its_interval_there_is_no_guidance_at_all(schedule: str, interval: Any, guided: list[bool]) -> None:
+def test_iterations_outside_the_guidance_interval_have_no_guidance(
+    schedule: str, interval: Any, guided: list[bool]
+) -> None:
     """A quarter of the tokens is known before each iteration after the first."""
-    asked: dict[str, Any] = {"iterations": 4, "mask_schedule": "linear", "cfg_schedule": schedule, "cfg_scale": 3.0}
-    inside = scales(16, **asked)
+    chosen: dict[str, Any] = {"iterations": 4, "mask_schedule": "linear", "cfg_schedule": schedule, "cfg_scale": 3.0}
+    inside = scales(16, **chosen)
     assert min(inside) > 1
-    planned = plan(16, **asked, cfg_interval=interval)
+    planned = plan(16, **chosen, cfg_interval=interval)
     assert [iteration.guided for iteration in planned.iterations] == guided
-    assert scales(16, **asked, cfg_interval=interval) == [
+    assert scales(16, **chosen, cfg_interval=interval) == [
         scale if on else 1.0 for scale, on in zip(inside, guided, strict=True)
     ]
 
@@ -204,159 +204,16 @@ def test_guidance_depends_on_the_share_of_tokens_known_before_the_iteration(
         assert iteration.guided == inside
 
 
-def test_an_interval_reads_the_same_from_json() -> None:
+def test_an_interval_from_json_equals_a_tuple() -> None:
     assert Sampling(cfg_interval=[0.1, 0.9]) == Sampling(cfg_interval=(0.1, 0.9))
 
 
-# How long the chains are.
-
-
-@pytest.mark.parametrize(("steps", "chain"), [(10, 10), ("ddim20", 20)])
-def test_a_plan_counts_the_steps_of_its_chains(steps: int | str, chain: int) -> None:
-    planned = plan(16, iterations=6, diffusion_steps=steps)
-    assert planned.diffusion_steps == chain
-    assert planned.head_evaluations == 6 * chain
-
-
-# DiSA (arXiv 2505.20297): T_k for iteration k of K, from `up` steps to `lo`, as its authors' code has them.
-SHRUNK: dict[str, Callable[[int, int, int, int], int]] = {
-    "linear": lambda k, count, up, lo: lo + int((count - 1 - k) / (count - 1) * (up - lo)),
-    "cosine": lambda k, count, up, lo: lo + int((math.cos(math.pi * k / (count - 1)) + 1) / 2 * (up - lo)),
-    "two-stage": lambda k, count, up, lo: up if 2 * k < count - 1 else lo,
-}
-ANNEALED = [(2, 50, 5), (4, 50, 10), (6, 100, 10), (7, 50, 5), (16, 50, 5), (32, 50, 10), (64, 100, 5), (64, 50, 50)]
-
-
-def chains(**changed: object) -> list[int]:
-    return [iteration.table.steps for iteration in plan(64, **changed).iterations]
-
-
-@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
-@pytest.mark.parametrize(("iterations", "up", "lo"), ANNEALED)
-def test_chains_shrink_as_published(schedule: str, iterations: int, up: int, lo: int) -> None:
-    found = chains(iterations=iterations, diffusion_steps=up, last_diffusion_steps=lo, step_schedule=schedule)
-    assert found == [SHRUNK[schedule](k, iterations, up, lo) for k in range(iterations)]
-
-
-@untimed
-@given(
-    st.integers(2, 64),
-    st.integers(2, 60).flatmap(lambda up: st.tuples(st.just(up), st.integers(2, up))),
-    st.sampled_from(STEP_SCHEDULES),
-)
-def test_chains_shrink_from_the_first_to_the_last_and_never_grow(
-    iterations: int, bounds: tuple[int, int], schedule: str
-) -> None:
-    up, lo = bounds
-    found = chains(iterations=iterations, diffusion_steps=up, last_diffusion_steps=lo, step_schedule=schedule)
-    assert found[0] == up
-    assert found[-1] == lo
-    assert found == sorted(found, reverse=True)
-
-
-@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
-def test_a_single_iteration_has_all_its_steps(schedule: str) -> None:
-    assert chains(iterations=1, diffusion_steps=20, last_diffusion_steps=5, step_schedule=schedule) == [20]
-
-
-def test_a_plan_with_shrinking_chains_counts_its_longest_and_all_of_them() -> None:
-    planned = plan(16, iterations=3, diffusion_steps="20", last_diffusion_steps=4)
-    assert [iteration.table.steps for iteration in planned.iterations] == [20, 12, 4]
-    assert planned.diffusion_steps == 20
-    assert planned.head_evaluations == 36
-
-
-@pytest.mark.parametrize("schedule", STEP_SCHEDULES)
-def test_chains_do_not_shrink_unless_that_is_asked_for(schedule: str) -> None:
-    assert chains(iterations=4, diffusion_steps=20, step_schedule=schedule) == [20] * 4
-
-
-def test_every_chain_is_of_the_sampler_and_the_start_that_are_asked_for() -> None:
-    asked: dict[str, Any] = {"diffusion_steps": 20, "last_diffusion_steps": 10, "start_timestep": 900}
-    planned = plan(16, iterations=3, sampler="ddim", eta=0.5, temperature=0.9, **asked)
-    for iteration, steps in zip(planned.iterations, [20, 15, 10], strict=True):
-        expected = coefficient_table("ddim", steps, 0.9, 0.5, 900)
-        assert iteration.table.timesteps.tolist() == expected.timesteps.tolist()
-        assert iteration.table.coefficients.tolist() == expected.coefficients.tolist()
-
-
-NAMED = LENGTHS_AND_ITERATIONS.flatmap(
-    lambda sizes: st.tuples(st.just(sizes), st.lists(st.integers(2, 90), min_size=sizes[1], max_size=sizes[1]))
-)
-
-
-@untimed
-@given(NAMED)
-def test_steps_named_one_by_one_are_those_of_the_iterations(given: tuple[tuple[int, int], list[int]]) -> None:
-    (length, iterations), steps = given
-    planned = plan(length, iterations=iterations, diffusion_steps=steps)
-    assert [iteration.table.steps for iteration in planned.iterations] == steps
-
-
-@untimed
-@given(NAMED, st.data())
-def test_an_edit_takes_named_steps_by_how_many_tokens_are_known(
-    given: tuple[tuple[int, int], list[int]], data: st.DataObject
-) -> None:
-    (length, iterations), steps = given
-    known = data.draw(st.integers(0, length - 1))
-    sampling = Sampling(iterations=iterations, diffusion_steps=steps)
-    whole, edit = build_plan(length, sampling).iterations, build_plan(length, sampling, known).iterations
-    for iteration in edit:
-        as_far = [other.table.steps for other in whole if other.known <= iteration.known][-1]
-        assert iteration.table.steps == as_far
-
-
-def test_an_edit_with_fewer_iterations_has_the_steps_of_the_last_ones() -> None:
-    # Four tokens are left: one an iteration, of which a whole image knows 12 and more only in its last two.
-    sampling = Sampling(iterations=8, mask_schedule="linear", diffusion_steps=[9, 8, 7, 6, 5, 4, 3, 2])
-    found = build_plan(16, sampling, known=12).iterations
-    assert [iteration.table.steps for iteration in found] == [3, 3, 2, 2]
-
-
-def test_named_steps_read_the_same_from_json() -> None:
-    assert Sampling(diffusion_steps=[3, 4]) == Sampling(diffusion_steps=(3, 4))
-
-
-@pytest.mark.parametrize(
-    ("steps", "changed", "told"),
-    [
-        ([5, 5], {}, "diffusion_steps names the steps of 2 iterations, found 6 iterations and [5, 5]"),
-        ([], {}, "found 6 iterations and []"),
-        ([5] * 7, {}, "diffusion_steps names the steps of 7 iterations, found 6"),
-        ([5] * 5 + [1], {}, "diffusion_steps of an iteration must be a whole number in 2..1000, found 1"),
-        ([5] * 5 + ["5"], {}, "found '5'"),
-        ([5] * 5 + [True], {}, "found True"),
-        ([5] * 5 + [1001], {}, "found 1001"),
-        ([5] * 6, {"last_diffusion_steps": 3}, "last_diffusion_steps needs one number of diffusion_steps"),
-        ({"5": 6}, {}, "diffusion_steps must be a whole number, 'ddimN' or a list of them"),
-    ],
-    ids=str,
-)
-def test_named_steps_that_make_no_chain_are_refused(steps: Any, changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(RequestError) as refusal:
-        plan(16, **({"diffusion_steps": steps} | changed))
-    assert told in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-# What is asked for.
-
-
 @pytest.mark.parametrize(("length", "iterations"), [(1, 1), (16, 16), (64, 64), (256, 64)])
-def test_an_image_takes_64_iterations_or_one_a_token_where_nothing_else_is_asked(length: int, iterations: int) -> None:
+def test_the_default_is_64_iterations_or_one_for_each_token(length: int, iterations: int) -> None:
     planned = build_plan(length, Sampling())
     assert len(planned.iterations) == iterations
     assert planned.diffusion_steps == 100
     assert planned.guidance_scale == 1
-
-
-def test_settings_change_by_name_and_none_keeps_what_is() -> None:
-    own = Sampling(iterations=5, cfg_scale=2.0)
-    assert own.changed({}) == own
-    assert own.changed({"iterations": None, "cfg_scale": 3.0}) == Sampling(iterations=5, cfg_scale=3.0)
-    with pytest.raises(RequestError, match=r"unknown sampling settings .*cfg_scal;"):
-        own.changed({"cfg_scal": 3.0})
 
 
 NO_NUMBERS = (math.nan, math.inf, -math.inf, "hot", None, [1.0])
@@ -379,7 +236,7 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=str)
-def test_a_bad_setting_is_refused_by_name_and_value(name: str, value: object) -> None:
+def test_a_wrong_setting_is_refused_with_its_name_and_value(name: str, value: object) -> None:
     with pytest.raises(RequestError) as refusal:
         plan(16, **({"diffusion_steps": 20} | {name: value}))
     assert name in str(refusal.value)
@@ -388,7 +245,7 @@ def test_a_bad_setting_is_refused_by_name_and_value(name: str, value: object) ->
 
 
 @pytest.mark.parametrize(
-    ("interval", "told"),
+    ("interval", "message"),
     [
         ((-0.1, 1.0), "a number in 0..1, found -0.1"),
         ((0.0, 1.1), "found 1.1"),
@@ -401,17 +258,9 @@ def test_a_bad_setting_is_refused_by_name_and_value(name: str, value: object) ->
     ],
     ids=str,
 )
-def test_an_interval_that_is_none_is_refused_by_the_share_that_is_wrong(interval: Any, told: str) -> None:
+def test_a_wrong_interval_is_refused_with_the_wrong_share(interval: Any, message: str) -> None:
     with pytest.raises(RequestError) as refusal:
         plan(16, cfg_interval=interval)
     assert "cfg_interval" in str(refusal.value)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("name", ["last_diffusion_steps", "start_timestep"])
-def test_chains_by_an_integer_stride_neither_shrink_nor_start_elsewhere(name: str) -> None:
-    with pytest.raises(RequestError) as refusal:
-        plan(16, diffusion_steps="ddim20", **{name: 19})
-    assert name in str(refusal.value)
-    assert "'ddim20'" in str(refusal.value)

@@ -75,3 +75,11 @@ def test_images_of_complete_settings_are_those_of_the_same_single_settings(gener
     assert batch.latents.tobytes() == expected.latents.tobytes()
     assert generator.sampling(sampling=OTHER) == OTHER
     assert [iteration.table.steps for iteration in generator.plan(sampling=OTHER).iterations] == [9, 5, 4]
+
+
+def test_settings_change_by_name_and_none_keeps_a_setting() -> None:
+    own = Sampling(iterations=5, cfg_scale=2.0)
+    assert own.changed({}) == own
+    assert own.changed({"iterations": None, "cfg_scale": 3.0}) == Sampling(iterations=5, cfg_scale=3.0)
+    with pytest.raises(RequestError, match=r"unknown sampling settings .*cfg_scal;"):
+        own.changed({"cfg_scal": 3.0})
