@@ -83,13 +83,11 @@ def test_a_run_of_a_flow_model_trains_samples_and_resumes(tmp_path: pathlib.Path
 
 
 def test_mar_train_refuses_distilled_steps() -> None:
-    model = {"head": "flow", "distilled_steps": 2}
+    model = {"name": "pixel_small", "head": "flow", "distilled_steps": 2}
     with pytest.raises(
-        ConfigError, match="distilled_steps is what mar distill makes of a trained model; leave it away"
+        ConfigError, match="distilled_steps 2 is set by mar distill, which trains from a finished model; remove it"
     ):
-        RunConfig.from_dict(
-            {"data": "x", "preset": "pixel_small", "model": model, "training": {"steps": 1}}, "the flags"
-        )
+        RunConfig.from_dict({"data": "x", "model": model, "training": {"steps": 1}}, "the flags")
 
 
 def test_a_step_trains_the_velocity_and_not_the_other_half_of_the_output() -> None:

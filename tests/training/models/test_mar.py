@@ -98,7 +98,7 @@ def test_the_error_about_an_unknown_size_names_the_known_ones() -> None:
 
 
 def test_an_impossible_change_of_a_size_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"preset pixel_small: .*img_size"):
+    with pytest.raises(ConfigError, match=r"model pixel_small: .*img_size"):
         model_config("pixel_small", img_size=30)
 
 

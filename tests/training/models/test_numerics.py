@@ -87,7 +87,7 @@ def test_matrix_products_have_the_configured_precision_and_attention_and_loss_fl
 
 def test_the_default_is_bf16_with_attention_and_loss_in_fp32() -> None:
     config = TrainConfig(steps=1)
-    assert (config.precision, config.attention) == ("bf16", "fp32")
+    assert (config.precision, config.attention_precision) == ("bf16", "fp32")
 
 
 @pytest.mark.parametrize("attend", [MatmulAttention(dropout=0.0), ScaledDotProduct(dropout=0.0)])
