@@ -1,4 +1,4 @@
-"""What is under a name after its writing failed: what was there before, whole, and nothing beside it."""
+"""Files and folders after a failed write: the old content is complete, and no other file is left."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 from runtime.errors import MarError
 from runtime.files import check_writable, check_writable_folder, replacing, replacing_folder, sha256, write_json
 
-OLD, NEW = "old and whole", "new and whole"
+OLD, NEW = "old and complete", "new and complete"
 
 
-class Way(NamedTuple):
-    """One of the two ways to replace, and where in what it yields the tests' content goes."""
+class Kind(NamedTuple):
+    """A file or a folder: how it is replaced and checked, and where in it the content of the tests is."""
 
     replace: Callable[[pathlib.Path], AbstractContextManager[pathlib.Path]]
     check: Callable[[pathlib.Path], None]
@@ -38,20 +38,20 @@ class Way(NamedTuple):
         return (path / self.inside).read_text()
 
 
-FILE, FOLDER = Way(replacing, check_writable, ""), Way(replacing_folder, check_writable_folder, "content.txt")
+FILE, FOLDER = Kind(replacing, check_writable, ""), Kind(replacing_folder, check_writable_folder, "content.txt")
 
 
 @pytest.fixture(params=[FILE, FOLDER], ids=["file", "folder"])
-def way(request: pytest.FixtureRequest) -> Way:
-    found: Way = request.param
-    return found
+def kind(request: pytest.FixtureRequest) -> Kind:
+    param: Kind = request.param
+    return param
 
 
 @pytest.fixture
-def path(way: Way, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Something old, alone in its folder."""
+def path(kind: Kind, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A target with old content, alone in its folder."""
     target = tmp_path / "target.bin"
-    way.write(target, OLD)
+    kind.write(target, OLD)
     return target
 
 
@@ -59,30 +59,30 @@ def names(folder: pathlib.Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_check_leaves_nothing(way: Way, path: pathlib.Path) -> None:
-    way.check(path)
-    way.check(path.with_name("new"))
+def test_a_check_leaves_no_file(kind: Kind, path: pathlib.Path) -> None:
+    kind.check(path)
+    kind.check(path.with_name("new"))
     assert names(path.parent) == ["target.bin"]
-    assert way.read(path) == OLD
+    assert kind.read(path) == OLD
 
 
-def test_what_was_written_is_there_and_nothing_else(way: Way, tmp_path: pathlib.Path) -> None:
-    target = tmp_path / "made" / "on the way" / "target.bin"
-    way.write(target, NEW)
-    assert way.read(target) == NEW
+def test_only_the_written_file_remains(kind: Kind, tmp_path: pathlib.Path) -> None:
+    target = tmp_path / "made" / "intermediate" / "target.bin"
+    kind.write(target, NEW)
+    assert kind.read(target) == NEW
     assert names(target.parent) == ["target.bin"]
 
 
-def test_what_was_there_is_replaced_wholly(way: Way, path: pathlib.Path) -> None:
+def test_an_existing_target_is_replaced_completely(kind: Kind, path: pathlib.Path) -> None:
     if path.is_dir():
         (path / "left over from before").write_text(OLD)
-    way.write(path, NEW)
-    assert way.read(path) == NEW
+    kind.write(path, NEW)
+    assert kind.read(path) == NEW
     assert names(path.parent) == ["target.bin"]
     assert not (path / "left over from before").exists()
 
 
-def test_a_folder_is_replaced_with_all_that_lies_below_it(tmp_path: pathlib.Path) -> None:
+def test_a_folder_is_replaced_with_its_content(tmp_path: pathlib.Path) -> None:
     target = tmp_path / "target"
     for text in (OLD, NEW):
         with replacing_folder(target) as temporary:
@@ -91,11 +91,11 @@ def test_a_folder_is_replaced_with_all_that_lies_below_it(tmp_path: pathlib.Path
         assert (target / "a" / "b" / "deep.txt").read_text() == text
 
 
-def test_others_may_read_what_was_written(way: Way, path: pathlib.Path) -> None:
+def test_other_users_can_read_the_result(kind: Kind, path: pathlib.Path) -> None:
     assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
 
 
-def test_the_temporary_name_lies_beside_the_final_one_and_keeps_the_suffix(tmp_path: pathlib.Path) -> None:
+def test_the_temporary_file_is_in_the_same_folder_and_has_the_same_suffix(tmp_path: pathlib.Path) -> None:
     with replacing(tmp_path / "grid.png") as temporary:
         assert temporary.parent == tmp_path
         assert temporary.suffix == ".png"
@@ -103,20 +103,20 @@ def test_the_temporary_name_lies_beside_the_final_one_and_keeps_the_suffix(tmp_p
 
 
 @pytest.mark.parametrize("existing", [True, False], ids=["there", "missing"])
-def test_a_link_stays_and_leads_to_what_was_written(way: Way, tmp_path: pathlib.Path, existing: bool) -> None:
+def test_a_link_is_kept_and_its_target_is_written(kind: Kind, tmp_path: pathlib.Path, existing: bool) -> None:
     target, link = tmp_path / "elsewhere" / "target.bin", tmp_path / "link.bin"
     target.parent.mkdir()
     if existing:
-        way.write(target, OLD)
+        kind.write(target, OLD)
     link.symlink_to(target)
-    way.write(link, NEW)
+    kind.write(link, NEW)
     assert link.readlink() == target
-    assert way.read(target) == NEW
+    assert kind.read(target) == NEW
     assert names(target.parent) == [target.name]
     assert names(tmp_path) == ["elsewhere", "link.bin"]
 
 
-def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: pathlib.Path) -> None:
+def test_a_target_that_is_not_a_regular_file_is_not_replaced(tmp_path: pathlib.Path) -> None:
     """Such as /dev/null, which everybody on the machine would miss."""
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
@@ -129,48 +129,48 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path: pathlib.Path) -> Non
     assert names(tmp_path) == ["link", "pipe"]
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("bug"), MarError("told"), KeyboardInterrupt()], ids=repr)
-def test_an_exception_passes_through_and_leaves_what_was_there(
-    way: Way, path: pathlib.Path, failure: BaseException
+@pytest.mark.parametrize("failure", [RuntimeError("bug"), MarError("failure"), KeyboardInterrupt()], ids=repr)
+def test_an_exception_passes_through_and_keeps_the_old_content(
+    kind: Kind, path: pathlib.Path, failure: BaseException
 ) -> None:
     with pytest.raises(type(failure)) as seen:
-        way.write(path, NEW, failure)
+        kind.write(path, NEW, failure)
     assert seen.value is failure
-    assert way.read(path) == OLD
+    assert kind.read(path) == OLD
     assert names(path.parent) == ["target.bin"]
 
 
-def test_an_exception_leaves_nothing_where_nothing_was(way: Way, tmp_path: pathlib.Path) -> None:
+def test_an_exception_creates_no_file(kind: Kind, tmp_path: pathlib.Path) -> None:
     with pytest.raises(RuntimeError):
-        way.write(tmp_path / "target.bin", NEW, RuntimeError("bug"))
+        kind.write(tmp_path / "target.bin", NEW, RuntimeError("bug"))
     assert names(tmp_path) == []
 
 
-def assert_told_and_unchanged(way: Way, path: pathlib.Path, failure: pytest.ExceptionInfo[MarError]) -> None:
+def assert_reported_and_unchanged(kind: Kind, path: pathlib.Path, failure: pytest.ExceptionInfo[MarError]) -> None:
     assert str(path) in str(failure.value)
-    assert way.read(path) == OLD
+    assert kind.read(path) == OLD
     assert names(path.parent) == ["target.bin"]
 
 
-def test_a_full_disk_is_told_and_leaves_what_was_there(way: Way, path: pathlib.Path) -> None:
+def test_a_full_disk_is_reported_and_keeps_the_old_content(kind: Kind, path: pathlib.Path) -> None:
     with pytest.raises(MarError, match="No space left on device") as failure:
-        way.write(path, NEW, OSError(errno.ENOSPC, "No space left on device"))
-    assert_told_and_unchanged(way, path, failure)
+        kind.write(path, NEW, OSError(errno.ENOSPC, "No space left on device"))
+    assert_reported_and_unchanged(kind, path, failure)
 
 
-def test_a_write_that_the_kernel_refuses_for_want_of_space_is_told(way: Way, path: pathlib.Path) -> None:
-    with pytest.raises(MarError, match="No space left on device") as failure, way.replace(path) as temporary:
-        (temporary / way.inside).write_text(NEW)
+def test_a_write_without_disk_space_is_reported(kind: Kind, path: pathlib.Path) -> None:
+    with pytest.raises(MarError, match="No space left on device") as failure, kind.replace(path) as temporary:
+        (temporary / kind.inside).write_text(NEW)
         pathlib.Path("/dev/full").write_text("this device is always full")
-    assert_told_and_unchanged(way, path, failure)
+    assert_reported_and_unchanged(kind, path, failure)
 
 
-# Each ends its process inside the block, with half of the content on the disk. argv: which way, path.
+# Each ends its process inside the block, with half of the content on the disk. argv: kind, path.
 DYING = """
 import os, pathlib, resource, signal, sys
 from runtime.files import replacing, replacing_folder
-way, inside = {"file": (replacing, ""), "folder": (replacing_folder, "content.txt")}[sys.argv[1]]
-with way(pathlib.Path(sys.argv[2])) as temporary:
+kind, inside = {"file": (replacing, ""), "folder": (replacing_folder, "content.txt")}[sys.argv[1]]
+with kind(pathlib.Path(sys.argv[2])) as temporary:
 """
 KILLED = (
     DYING
@@ -189,34 +189,34 @@ CUT_OFF = (
 )
 
 
-def run(script: str, way: Way, path: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script, "folder" if way is FOLDER else "file", str(path)]
+def run(script: str, kind: Kind, path: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", script, "folder" if kind is FOLDER else "file", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_kill_in_the_middle_leaves_what_was_there(way: Way, path: pathlib.Path) -> None:
-    assert run(KILLED, way, path).returncode == -signal.SIGKILL
-    assert way.read(path) == OLD
+def test_a_kill_during_the_write_keeps_the_old_content(kind: Kind, path: pathlib.Path) -> None:
+    assert run(KILLED, kind, path).returncode == -signal.SIGKILL
+    assert kind.read(path) == OLD
 
 
-def test_a_kill_in_the_middle_puts_nothing_under_a_new_name(way: Way, path: pathlib.Path) -> None:
+def test_a_kill_during_the_write_creates_no_file(kind: Kind, path: pathlib.Path) -> None:
     new = path.with_name("new")
-    assert run(KILLED, way, new).returncode == -signal.SIGKILL
+    assert run(KILLED, kind, new).returncode == -signal.SIGKILL
     assert not new.exists()
 
 
-def test_a_file_that_is_cut_off_is_told_and_leaves_what_was_there(way: Way, path: pathlib.Path) -> None:
-    ended = run(CUT_OFF, way, path)
+def test_a_truncated_write_is_reported_and_keeps_the_old_content(kind: Kind, path: pathlib.Path) -> None:
+    ended = run(CUT_OFF, kind, path)
     assert ended.returncode == 1
     assert f"MarError: cannot write {path}: File too large" in ended.stderr
-    assert way.read(path) == OLD
+    assert kind.read(path) == OLD
     assert names(path.parent) == ["target.bin"]
 
 
 @pytest.mark.parametrize("unusable", ["file/target.bin", "file/deeper/target.bin", "n" * 300, f"{'n' * 300}/target"])
-def test_a_name_that_cannot_be_written_is_told(way: Way, tmp_path: pathlib.Path, unusable: str) -> None:
+def test_a_name_that_cannot_be_written_is_reported(kind: Kind, tmp_path: pathlib.Path, unusable: str) -> None:
     (tmp_path / "file").write_text(OLD)
-    for attempt in (way.check, lambda path: way.write(path, NEW)):
+    for attempt in (kind.check, lambda path: kind.write(path, NEW)):
         with pytest.raises(MarError) as failure:
             attempt(tmp_path / unusable)
         assert f"cannot write {tmp_path / unusable}" in str(failure.value)
@@ -229,14 +229,15 @@ def test_a_file_does_not_replace_a_folder(tmp_path: pathlib.Path) -> None:
     FOLDER.write(target, OLD)
     with pytest.raises(MarError) as failure:
         FILE.write(target, NEW)
-    assert_told_and_unchanged(FOLDER, target, failure)
+    assert_reported_and_unchanged(FOLDER, target, failure)
 
 
 @pytest.mark.parametrize(
-    ("cause", "told"), [(OSError(errno.EIO, "Input/output error"), MarError), (KeyboardInterrupt(), KeyboardInterrupt)]
+    ("cause", "message"),
+    [(OSError(errno.EIO, "Input/output error"), MarError), (KeyboardInterrupt(), KeyboardInterrupt)],
 )
-def test_a_folder_whose_last_rename_fails_leaves_what_was_there(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, told: type[BaseException]
+def test_a_folder_whose_last_rename_fails_keeps_the_old_content(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, message: type[BaseException]
 ) -> None:
     """The old folder steps aside first; when the new one does not take its name, it must come back."""
     target = tmp_path / "target.bin"
@@ -249,19 +250,19 @@ def test_a_folder_whose_last_rename_fails_leaves_what_was_there(
         return rename(source, name)
 
     monkeypatch.setattr(pathlib.Path, "replace", failing_once)
-    with pytest.raises(told):
+    with pytest.raises(message):
         FOLDER.write(target, NEW)
     assert FOLDER.read(target) == OLD
     assert names(tmp_path) == ["target.bin"]
 
 
-def test_a_hash_is_of_every_byte(tmp_path: pathlib.Path) -> None:
+def test_a_hash_depends_on_every_byte(tmp_path: pathlib.Path) -> None:
     content = bytes(range(256)) * 10_000  # more than two of the blocks that it is read in
     (tmp_path / "file").write_bytes(content)
     assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
-def test_json_that_others_cannot_read_is_not_written(tmp_path: pathlib.Path) -> None:
+def test_invalid_json_is_not_written(tmp_path: pathlib.Path) -> None:
     target = tmp_path / "value.json"
     write_json(target, {"a": [1, 2.5, None, "é"]})
     before = target.read_bytes()

@@ -1,4 +1,4 @@
-"""The Python surface: the published numbers, what an image depends on, and what is refused."""
+"""The Python interface: published numbers are reproduced, images are reproducible, wrong requests are refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def draw(generator: Generator, labels: list[int], **request: object) -> NDArray[
     return generator.generate(labels, **(FAST | request)).latents
 
 
-def test_a_golden_case_comes_out_as_the_published_code_has_it(
+def test_a_golden_case_gives_the_latents_of_the_published_code(
     generators: dict[str, Generator], golden_case: GoldenCase
 ) -> None:
     result = generators[golden_case.model].generate(
@@ -76,37 +76,37 @@ def test_a_golden_case_comes_out_as_the_published_code_has_it(
     assert [iteration.count for iteration in result.plan.iterations] == golden_case.tokens_per_step
 
 
-def test_an_artifact_without_a_tokenizer_makes_latents_and_no_images(generator: Generator) -> None:
+def test_an_artifact_without_a_tokenizer_returns_latents_and_no_images(generator: Generator) -> None:
     result = generator.generate([1], **FAST)
     assert result.latents.shape == (1, 8, 4, 4)
     assert result.images is None
 
 
-def test_a_seed_draws_the_same_bits_twice(generator: Generator) -> None:
+def test_a_seed_gives_the_same_bits_twice(generator: Generator) -> None:
     assert draw(generator, LABELS, seed=3).tobytes() == draw(generator, LABELS, seed=3).tobytes()
 
 
-def test_another_seed_index_or_class_draws_another_image(generator: Generator) -> None:
+def test_another_seed_index_or_class_gives_another_image(generator: Generator) -> None:
     requests: list[dict[str, Any]] = [{}, {"seed": 1}, {"index": [1]}, {"index": [2**64 - 1]}, {"seed": 2**64 - 1}]
     images = [draw(generator, [2], **request) for request in requests] + [draw(generator, [4])]
     assert len({image.tobytes() for image in images}) == len(images)
 
 
 @pytest.mark.parametrize("request_", [FAST, FAST | {"cfg_scale": 1.0}, FAST | {"cfg_schedule": "constant"}], ids=str)
-def test_a_image_is_the_same_alone_as_in_a_batch(generator: Generator, request_: dict[str, Any]) -> None:
+def test_an_image_is_the_same_alone_and_in_a_batch(generator: Generator, request_: dict[str, Any]) -> None:
     together = draw(generator, LABELS, seed=3, **request_)
     for index, label in enumerate(LABELS):
         alone = draw(generator, [label], seed=3, index=[index], **request_)
         assert relative_l2(together[index], alone[0]) <= 1e-5
 
 
-def test_a_image_is_the_same_wherever_in_a_batch_it_stands(generator: Generator) -> None:
+def test_an_image_does_not_depend_on_its_place_in_a_batch(generator: Generator) -> None:
     forward = draw(generator, [0, 5, 2], seed=3, index=[10, 2**64 - 1, 12])
     backward = draw(generator, [2, 5, 0], seed=3, index=[12, 2**64 - 1, 10])
     assert relative_l2(forward, backward[::-1]) <= 1e-5
 
 
-def test_the_order_and_noise_of_a_seed_may_be_given_instead_of_it(generator: Generator) -> None:
+def test_the_order_and_noise_of_a_seed_give_the_same_image_as_the_seed(generator: Generator) -> None:
     config, indices = generator.manifest.model, [4, 0]
     order, noise = seeded_order(3, indices, config), seeded_noise(3, indices, 5, config)
     seeded = draw(generator, [1, 2], seed=3, index=indices)
@@ -117,20 +117,20 @@ def test_the_order_and_noise_of_a_seed_may_be_given_instead_of_it(generator: Gen
 
 
 @pytest.mark.parametrize("kind", ["random", "raster", "checkerboard"])
-def test_the_order_of_a_seed_is_of_the_kind_that_is_asked_for(generator: Generator, kind: str) -> None:
+def test_the_order_of_a_seed_has_the_requested_kind(generator: Generator, kind: str) -> None:
     order = seeded_order(3, [0, 1], generator.manifest.model, kind)
     seeded = draw(generator, [1, 2], seed=3, token_order=kind)
     assert seeded.tobytes() == draw(generator, [1, 2], seed=3, order=order).tobytes()
     assert seeded.tobytes() != draw(generator, [1, 2], seed=3, order=order[:, ::-1]).tobytes()
 
 
-def test_progress_is_told_once_an_iteration(generator: Generator) -> None:
-    told: list[tuple[int, int]] = []
-    draw(generator, [1], iterations=7, progress=lambda done, of: told.append((done, of)))
-    assert told == [(done, 7) for done in range(1, 8)]
+def test_progress_is_called_after_each_iteration(generator: Generator) -> None:
+    calls: list[tuple[int, int]] = []
+    draw(generator, [1], iterations=7, progress=lambda done, of: calls.append((done, of)))
+    assert calls == [(done, 7) for done in range(1, 8)]
 
 
-def test_settings_that_a_request_does_not_name_are_the_artifacts_own(
+def test_settings_that_a_request_does_not_give_are_the_artifacts_own(
     golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     artifact = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
@@ -145,7 +145,7 @@ def test_settings_that_a_request_does_not_name_are_the_artifacts_own(
     assert other.plan.guidance_scale == own.plan.guidance_scale == FAST["cfg_scale"]
 
 
-def test_a_setting_that_does_not_exist_is_refused_by_name(generator: Generator) -> None:
+def test_an_unknown_setting_is_refused_with_its_name(generator: Generator) -> None:
     with pytest.raises(RequestError, match="cfg_scal;"):
         generator.plan(cfg_scal=2.0)
 
@@ -156,7 +156,7 @@ def test_the_description_names_backend_device_and_threads(generator: Generator) 
     assert "1 thread" in generator.description
 
 
-# Requests for one image that must not be drawn: what is asked, and what the refusal must tell.
+# Wrong requests for one image: an argument, its value, and a part of the message.
 ORDER = list(range(16))
 NOISE_SHAPE = (6, 1, 16, 8)
 NOT_FINITE = np.full(NOISE_SHAPE, math.nan)
@@ -214,21 +214,21 @@ BAD_REQUESTS: list[tuple[str, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "told"), BAD_REQUESTS, ids=lambda part: " ".join(str(part).split())[:24])
+@pytest.mark.parametrize(("name", "value", "message"), BAD_REQUESTS, ids=lambda part: " ".join(str(part).split())[:24])
 def test_a_bad_request_is_refused_before_anything_runs(
-    generator: Generator, name: str, value: object, told: str
+    generator: Generator, name: str, value: object, message: str
 ) -> None:
     ran: list[int] = []
     request: dict[str, Any] = {"labels": [0], **FAST, "progress": lambda done, of: ran.append(done), name: value}
     with pytest.raises(RequestError) as refusal:
         generator.generate(**request)
     assert refusal.value.exit_code == 2
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert ran == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 64])
-def test_batches_are_what_drawing_each_of_them_gives(generator: Generator, batch_size: int) -> None:
+def test_batches_give_the_same_images_as_generating_each_of_them(generator: Generator, batch_size: int) -> None:
     labels, numbers = [0, 5, 3, 3, 1], [7, 0, 2, 9, 4]
     results = list(generator.generate_batches(labels, batch_size, seed=5, index=numbers, **FAST))
     assert [len(result.latents) for result in results] == [
@@ -249,8 +249,10 @@ def test_batches_take_their_part_of_a_given_order_and_noise(generator: Generator
         np.testing.assert_array_equal(result.latents, alone)
 
 
-def test_the_next_batch_is_made_ready_while_one_is_drawn(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were its noise drawn afterwards, the wait here would not end."""
+def test_the_next_batch_is_prepared_while_one_is_generated(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test waits for the noise of the next batch, which would never come if it were made afterwards."""
     drawn = [threading.Event() for _ in range(2)]
 
     def counted(seed: int, indices: Sequence[int], *rest: Any) -> NDArray[np.float32]:
@@ -293,7 +295,7 @@ SETTINGS = ("preset", "sampling", *(field.name for field in dataclasses.fields(S
 
 @settings(deadline=None)
 @given(request=st.dictionaries(st.sampled_from([*SETTINGS, *ARGUMENTS]), SOME, min_size=1))
-def test_any_request_is_drawn_or_refused(generator: Generator, request: dict[str, Any]) -> None:
+def test_any_request_is_generated_or_refused(generator: Generator, request: dict[str, Any]) -> None:
     short: dict[str, Any] = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}
     if {"known", "mask"} <= request.keys():
         request["edit"] = Edit(request.pop("known"), request.pop("mask"))
@@ -323,7 +325,7 @@ def test_a_bad_backend_device_or_thread_count_is_refused(
     assert repr(value) in str(refusal.value)
 
 
-def test_a_closed_generator_says_so(golden_artifacts: dict[str, pathlib.Path]) -> None:
+def test_a_closed_generator_is_refused(golden_artifacts: dict[str, pathlib.Path]) -> None:
     with Generator.load(golden_artifacts["small"], threads=1) as generator:
         draw(generator, [0])
     with pytest.raises(BackendError, match="closed"):
@@ -354,7 +356,7 @@ def test_importing_the_runtime_imports_no_backend_and_no_other_room() -> None:
     }
 
 
-def test_a_image_can_be_drawn_where_torch_and_onnx_are_not_installed(
+def test_an_image_can_be_generated_without_torch_and_onnx(
     golden_artifacts: dict[str, pathlib.Path],
 ) -> None:
     script = """

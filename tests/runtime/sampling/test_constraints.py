@@ -1,4 +1,4 @@
-"""What a model of each form is drawn with: its own by default, and nothing of another form."""
+"""The constraints of each kind of model: its default settings are valid, and settings of other models are refused."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from runtime.sampling.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLER
 from runtime.sampling.settings import Sampling
 
 DIFFUSION, FLOW, DISTILLED = ModelConfig(), ModelConfig(head="flow"), ModelConfig(head="flow", distilled_steps=2)
-CODED, CAUSAL = ModelConfig(head="vq", codebook_size=16), ModelConfig(attention="causal", order="raster")
-MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED, "codes": CODED, "causal": CAUSAL}
+VQ_MODEL, CAUSAL = ModelConfig(head="vq", codebook_size=16), ModelConfig(attention="causal", order="raster")
+MODELS = {"diffusion": DIFFUSION, "flow": FLOW, "distilled": DISTILLED, "vq": VQ_MODEL, "causal": CAUSAL}
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_what_is_usual_for_a_head_can_be_drawn(model: ModelConfig) -> None:
-    usual = default_sampling(model)
-    assert apply_constraints(model, usual, dataclasses.asdict(usual)) == usual
-    build_plan(model.tokens, usual)
-    assert usual.sampler in supported_samplers(model)
+def test_the_default_settings_of_a_model_are_valid(model: ModelConfig) -> None:
+    default = default_sampling(model)
+    assert apply_constraints(model, default, dataclasses.asdict(default)) == default
+    build_plan(model.tokens, default)
+    assert default.sampler in supported_samplers(model)
 
 
-def test_a_diffusion_head_is_drawn_as_published() -> None:
+def test_the_default_settings_of_a_diffusion_head_are_the_published_ones() -> None:
     assert default_sampling(DIFFUSION) == Sampling()
 
 
-def test_a_distilled_head_is_drawn_as_it_was_distilled_for() -> None:
-    usual = default_sampling(DISTILLED)
-    assert (usual.sampler, usual.diffusion_steps, usual.cfg_scale) == ("flow-euler", 2, 1.0)
-    plan = build_plan(DISTILLED.tokens, usual)
+def test_the_default_settings_of_a_distilled_head_are_those_of_its_distillation() -> None:
+    default = default_sampling(DISTILLED)
+    assert (default.sampler, default.diffusion_steps, default.cfg_scale) == ("flow-euler", 2, 1.0)
+    plan = build_plan(DISTILLED.tokens, default)
     assert plan.head_evaluations == 2 * len(plan.iterations)
     assert not any(iteration.guided for iteration in plan.iterations)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_drawn_by_the_samplers_of_the_head(model: ModelConfig, preset: str) -> None:
+def test_every_preset_uses_a_sampler_of_the_head(model: ModelConfig, preset: str) -> None:
     found = resolve_sampling(default_sampling(model), model, {"preset": preset})
     assert found.sampler in supported_samplers(model)
     assert found.iterations == (model.tokens if model is CAUSAL else PRESETS[preset]["iterations"])
@@ -69,7 +69,7 @@ def test_presets_of_a_flow_head_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "other", "told"),
+    ("model", "other", "message"),
     [
         (DIFFUSION, FLOW_SAMPLERS, "the sampler of a diffusion head must be ddpm or ddim or dpm++2m or dpm++2m-sde"),
         (FLOW, DIFFUSION_SAMPLERS, "the sampler of a flow head must be flow-euler or flow-2m"),
@@ -77,17 +77,17 @@ def test_presets_of_a_flow_head_differ() -> None:
     ids=["diffusion", "flow"],
 )
 def test_a_sampler_of_another_head_is_refused_in_one_line(
-    model: ModelConfig, other: tuple[str, ...], told: str
+    model: ModelConfig, other: tuple[str, ...], message: str
 ) -> None:
     assert {*other, *supported_samplers(model)} == {*SAMPLERS}
     for sampler in (*other, VQ):
         with pytest.raises(RequestError) as refusal:
             resolve_sampling(default_sampling(model), model, {"sampler": sampler})
-        assert str(refusal.value) == f"{told}, found {sampler!r}"
+        assert str(refusal.value) == f"{message}, found {sampler!r}"
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "told"),
+    ("model", "settings", "message"),
     [
         (DISTILLED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 2, found 4"),
         (DISTILLED, {"diffusion_steps": (2,) * 64}, "diffusion_steps of this model must be 2, found (2, 2,"),
@@ -95,23 +95,23 @@ def test_a_sampler_of_another_head_is_refused_in_one_line(
         (DISTILLED, {"cfg_scale": 3.0}, "cfg_scale of this model must be 1.0, found 3.0; leave it out: guidance"),
         (DISTILLED, {"eta": 0.5}, "eta of this model must be 0.0, found 0.5"),
         (DISTILLED, {"sampler": "flow-2m"}, "sampler of this model must be flow-euler, found 'flow-2m'"),
-        (CODED, {"sampler": "ddim"}, "sampler of this model must be vq, found 'ddim'"),
-        (CODED, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it out: a vq head"),
+        (VQ_MODEL, {"sampler": "ddim"}, "sampler of this model must be vq, found 'ddim'"),
+        (VQ_MODEL, {"diffusion_steps": 4}, "diffusion_steps of this model must be 1, found 4; leave it out: a vq head"),
         (CAUSAL, {"iterations": 64}, "iterations of this model must be 256, found 64; leave it out: causal"),
         (CAUSAL, {"token_order": "random"}, "token_order of this model must be raster, found 'random'"),
     ],
     ids=str,
 )
-def test_what_a_form_leaves_no_choice_about_cannot_be_named_otherwise(
-    model: ModelConfig, settings: dict[str, Any], told: str
+def test_a_setting_that_the_model_fixes_cannot_be_changed(
+    model: ModelConfig, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError) as refusal:
         resolve_sampling(default_sampling(model), model, settings)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_short_chain_is_one_that_the_head_has() -> None:
+def test_a_short_chain_is_valid_for_every_model() -> None:
     for model in MODELS.values():
         chain = short_chain_settings(model, 3)
         sampling = apply_constraints(model, dataclasses.replace(default_sampling(model), **chain), chain)
@@ -120,7 +120,7 @@ def test_a_short_chain_is_one_that_the_head_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"head": "gan"}, "head must be one of diffusion, flow, vq, found 'gan'"),
         ({"head": None}, "head must be one of diffusion, flow, vq, found None"),
@@ -130,12 +130,12 @@ def test_a_short_chain_is_one_that_the_head_has() -> None:
     ],
     ids=str,
 )
-def test_a_head_that_does_not_exist_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_head_that_does_not_exist_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         ModelConfig(**changes)
 
 
-def test_a_manifest_from_before_there_were_other_heads_still_loads(
+def test_a_manifest_without_the_later_fields_of_a_model_loads(
     golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
@@ -146,7 +146,7 @@ def test_a_manifest_from_before_there_were_other_heads_still_loads(
     assert Artifact(path).manifest.model.head == "diffusion"
 
 
-def test_a_manifest_whose_sampler_is_of_another_head_is_refused(
+def test_a_manifest_whose_sampler_belongs_to_another_head_is_refused(
     golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))

@@ -27,7 +27,7 @@ def rows_of(table: CoefficientTable) -> list[dict[str, float]]:
 
 
 def times(table: CoefficientTable) -> tuple[Floats, Floats]:
-    """t of every row and of the one after it, as the head is told."""
+    """The time of every row and of the row after it."""
     t = table.timesteps.astype(np.float64) / TRAIN_STEPS
     return t, np.append(t[1:], 0.0)
 
@@ -72,7 +72,7 @@ def test_rows_are_finite_and_run_from_pure_noise_in_even_steps(sampler: str, eta
 
 @pytest.mark.parametrize(("sampler", "eta"), KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
-def test_every_row_takes_a_known_token_to_the_next_place_on_its_path(sampler: str, eta: float, steps: int) -> None:
+def test_every_row_moves_a_known_token_to_the_next_point_of_its_path(sampler: str, eta: float, steps: int) -> None:
     """Of x = (1 - t) x0 + t noise, with x0 found both times, a row makes (1 - t') x0 + t' noise'."""
     table = coefficient_table(sampler, steps, 1.0, eta)
     (t, after), columns = (
@@ -91,7 +91,7 @@ def test_every_row_takes_a_known_token_to_the_next_place_on_its_path(sampler: st
 
 @pytest.mark.parametrize(("sampler", "eta"), KINDS)
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_the_last_row_gives_x0_itself(sampler: str, eta: float, steps: int) -> None:
+def test_the_last_row_returns_x0(sampler: str, eta: float, steps: int) -> None:
     last = rows_of(coefficient_table(sampler, steps, 1.0, eta))[-1]
     assert last["x_from_x0"] == 1
     assert last["x_from_x"] == last["x_from_previous_x0"] == last["noise_scale"] == 0
@@ -105,7 +105,7 @@ def test_an_euler_step_adds_the_velocity_times_the_step() -> None:
         np.testing.assert_allclose(found, x + (after - t) * v, rtol=1e-6)
 
 
-def test_second_order_steps_are_exact_where_x0_moves_along_a_line() -> None:
+def test_second_order_steps_are_exact_if_x0_is_linear_in_time() -> None:
     """dx/dt = (x - x0) / t with x0 = a + b t is solved by x = c t + a - b t log t."""
     a, b = 0.4, -0.9
     table = coefficient_table("flow-2m", 5)
@@ -132,7 +132,7 @@ def test_the_moments_of_a_gaussian_converge_at_the_order_of_the_sampler(sampler:
 
 
 @pytest.mark.parametrize("sampler", FLOW_SAMPLERS)
-def test_a_chain_without_noise_ends_where_the_flow_leads(sampler: str) -> None:
+def test_a_chain_without_noise_ends_at_the_solution_of_the_flow(sampler: str) -> None:
     """A Gaussian's quantiles stay what they are: x at t = 1 is the deviation from the mean."""
     x = np.linspace(-2, 2, 9)
     found = followed(coefficient_table(sampler, 400), x)
@@ -159,9 +159,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "told"), BAD, ids=str)
-def test_what_a_flow_does_not_know_is_refused_in_one_line(asked: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=str)
+def test_settings_that_a_flow_does_not_support_are_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError) as refusal:
-        coefficient_table(**({"steps": 10} | asked))
-    assert told in str(refusal.value)
+        coefficient_table(**({"steps": 10} | arguments))
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -74,13 +74,13 @@ def test_n_steps_are_spread_evenly_from_the_first_timestep_to_0(steps_and_start:
 
 
 @pytest.mark.parametrize("steps", [2, 10, 100, TRAIN_STEPS])
-def test_n_steps_start_at_the_noisiest_one_as_published_where_nothing_else_is_said(steps: int) -> None:
+def test_n_steps_start_at_999_by_default_as_published(steps: int) -> None:
     assert respaced_timesteps(steps).tolist() == respaced_timesteps(steps, LAST).tolist()
 
 
 @untimed
 @given(st.sampled_from(sorted(STRIDES)).filter(lambda steps: steps > 1), st.integers(0, LAST))
-def test_ddim_steps_are_the_smallest_integer_stride_from_zero_whatever_the_start(steps: int, start: int) -> None:
+def test_ddim_steps_have_the_smallest_integer_stride_from_zero_for_any_start(steps: int, start: int) -> None:
     kept = respaced_timesteps(f"ddim{steps}", start)
     assert kept.tolist() == list(range(0, TRAIN_STEPS, STRIDES[steps]))
     assert len(kept) == steps
@@ -98,7 +98,7 @@ TEXTS = ["abc", "", "2.5", "-3", "1001", "ddim", "ddim0", "ddim1", "ddim1001", "
 
 
 @pytest.mark.parametrize("steps", [*NUMBERS, *TEXTS, None, [20]], ids=lambda steps: repr(steps)[:20])
-def test_impossible_diffusion_steps_are_refused_by_value(steps: int | str) -> None:
+def test_impossible_diffusion_steps_are_refused_with_their_value(steps: int | str) -> None:
     with pytest.raises(RequestError) as refusal:
         respaced_timesteps(steps)
     assert "diffusion_steps" in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Named ways to draw: what they replace, what they leave to the model, and what is told of a wrong one."""
+"""Presets: the settings they replace, the settings of the model they keep, and wrong names."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def model_of(length: int, **changes: Any) -> ModelConfig:
 MODEL, SMALL = model_of(256), model_of(16)
 
 
-def test_the_settings_of_these_tests_leave_none_as_it_is_by_default() -> None:
+def test_the_settings_of_these_tests_differ_from_every_default() -> None:
     own, default = dataclasses.asdict(OWN), dataclasses.asdict(Sampling())
     assert [name for name in own if own[name] == default[name]] == []
     build_plan(256, OWN)
 
 
-def test_a_request_without_a_preset_changes_only_what_it_names() -> None:
+def test_a_request_without_a_preset_changes_only_the_given_settings() -> None:
     assert resolve_sampling(OWN, MODEL, {}) == OWN
     assert resolve_sampling(OWN, MODEL, {"preset": None, "eta": None}) == OWN
     assert resolve_sampling(OWN, MODEL, {"temperature": 0.9}) == dataclasses.replace(OWN, temperature=0.9)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_leaves_a_model_its_guidance_temperature_and_steps_where_it_names_none(preset: str) -> None:
+def test_a_preset_keeps_guidance_temperature_and_steps_that_it_does_not_have(preset: str) -> None:
     found = resolve_sampling(OWN, MODEL, {"preset": preset})
     named = PRESETS[preset]
     assert found.cfg_scale == named.get("cfg_scale", 3.5)
@@ -73,13 +73,13 @@ def test_a_preset_leaves_a_model_its_guidance_temperature_and_steps_where_it_nam
     assert found.diffusion_steps == named.get("diffusion_steps", 33)
 
 
-def test_some_preset_names_its_diffusion_steps_and_some_leaves_them_to_the_model() -> None:
+def test_some_presets_have_diffusion_steps_and_some_do_not() -> None:
     assert {"diffusion_steps" in named for named in PRESETS.values()} == {True, False}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_replaces_everything_else_the_model_has(preset: str) -> None:
-    """So one preset is one way of drawing, with whichever model."""
+    """So a preset means the same for every model."""
     found = resolve_sampling(OWN, MODEL, {"preset": preset})
     of_the_model = Sampling(cfg_scale=3.5, temperature=0.8, diffusion_steps=33, start_timestep=900)
     plain = resolve_sampling(of_the_model, MODEL, {"preset": preset})
@@ -90,7 +90,7 @@ def test_a_preset_replaces_everything_else_the_model_has(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Sampling)])
-def test_what_a_request_names_wins_over_its_preset(preset: str, name: str) -> None:
+def test_single_settings_override_a_preset(preset: str, name: str) -> None:
     named = resolve_sampling(Sampling(), MODEL, {"preset": preset, name: getattr(OWN, name)})
     without = resolve_sampling(Sampling(), MODEL, {"preset": preset})
     assert named == dataclasses.replace(without, **{name: getattr(OWN, name)})
@@ -110,7 +110,7 @@ def test_what_a_request_names_wins_over_its_preset(preset: str, name: str) -> No
     ],
     ids=str,
 )
-def test_every_preset_makes_a_plan_of_any_image_with_any_model(preset: str, length: int, own: Sampling) -> None:
+def test_every_preset_gives_a_plan_for_any_size_and_model(preset: str, length: int, own: Sampling) -> None:
     plan = build_plan(length, resolve_sampling(own, model_of(length), {"preset": preset}))
     assert len(plan.iterations) <= length
     assert sum(iteration.count for iteration in plan.iterations) == length
@@ -138,20 +138,20 @@ def test_presets_differ() -> None:
 TUNED = dataclasses.replace(OWN, iterations=3, diffusion_steps=(9, 5, 4), last_diffusion_steps=None, cfg_scale=1.25)
 
 
-def test_a_preset_of_the_artifact_replaces_everything_and_what_a_request_names_wins() -> None:
+def test_a_preset_of_the_artifact_replaces_everything_except_overrides() -> None:
     presets = {"tuned": TUNED}
     assert resolve_sampling(Sampling(temperature=0.5), SMALL, {"preset": "tuned"}, presets) == TUNED
     named = resolve_sampling(OWN, SMALL, {"preset": "tuned", "cfg_scale": 4.0}, presets)
     assert named == dataclasses.replace(TUNED, cfg_scale=4.0)
 
 
-def test_built_in_presets_are_the_same_beside_those_of_an_artifact() -> None:
+def test_presets_of_an_artifact_do_not_change_the_built_in_ones() -> None:
     for preset in PRESETS:
         settings = {"preset": preset}
         assert resolve_sampling(OWN, MODEL, settings, {"tuned": TUNED}) == resolve_sampling(OWN, MODEL, settings)
 
 
-def test_a_refusal_names_the_presets_of_the_artifact_too() -> None:
+def test_the_error_for_an_unknown_preset_lists_the_presets_of_the_artifact() -> None:
     with pytest.raises(RequestError, match=r"preset must be one of exact, .*, turbo, tuned, found 'nope'"):
         resolve_sampling(OWN, SMALL, {"preset": "nope"}, {"tuned": TUNED})
 
@@ -159,14 +159,14 @@ def test_a_refusal_names_the_presets_of_the_artifact_too() -> None:
 @pytest.mark.parametrize(
     "name", [*PRESETS, "own", "", "a b", "-a", "../a", "a/b", "a\n", "é", "a" * 41, 3, None], ids=repr
 )
-def test_names_that_are_taken_or_could_not_be_typed_are_refused(name: object) -> None:
+def test_a_preset_name_that_is_built_in_or_has_other_characters_is_refused(name: object) -> None:
     with pytest.raises(RequestError) as refusal:
         check_preset_name(name)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["calibrated", "a", "40ms", "low_error-2.1", "a" * 40])
-def test_other_names_are_not(name: str) -> None:
+def test_other_preset_names_are_accepted(name: str) -> None:
     check_preset_name(name)
 
 
@@ -179,7 +179,7 @@ def tuned(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> 
     return path
 
 
-def test_a_manifest_keeps_a_preset_and_every_command_draws_with_it(tuned: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_every_command_uses_a_preset_of_the_manifest(tuned: pathlib.Path, tmp_path: pathlib.Path) -> None:
     assert Artifact(tuned).manifest.presets == {"tuned": TUNED}
     file = tmp_path / "latents.npy"
     line = [str(tuned), "--class=1", "--seed=3", "--preset=tuned", f"--save-latents={file}", "--threads=1"]
@@ -196,7 +196,7 @@ def test_a_manifest_keeps_a_preset_and_every_command_draws_with_it(tuned: pathli
     assert f"preset      tuned: {TUNED.describe()}\n" in CliRunner().invoke(inspect, [str(tuned)]).output
 
 
-def test_steps_can_be_named_one_by_one_on_the_command_line(artifact: pathlib.Path) -> None:
+def test_steps_can_be_listed_one_by_one_on_the_command_line(artifact: pathlib.Path) -> None:
     line = [str(artifact), "--no-time", "--iterations=3"]
     planned = CliRunner().invoke(plan, [*line, "--diffusion-steps=9,5,4"])
     assert "18 head evaluations" in planned.output
@@ -215,7 +215,7 @@ def artifact(golden_artifacts: dict[str, pathlib.Path]) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_generator_draws_with_a_preset(artifact: pathlib.Path, preset: str) -> None:
+def test_a_generator_generates_with_a_preset(artifact: pathlib.Path, preset: str) -> None:
     with Generator.load(artifact, threads=1) as generator:
         settings = dataclasses.asdict(resolve_sampling(Sampling(), SMALL, {"preset": preset, **NAMED}))
         assert dataclasses.asdict(generator.sampling(preset=preset, **NAMED)) == settings
@@ -228,7 +228,7 @@ def test_a_generator_draws_with_a_preset(artifact: pathlib.Path, preset: str) ->
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_command_draws_with_a_preset(artifact: pathlib.Path, tmp_path: pathlib.Path, preset: str) -> None:
+def test_the_command_generates_with_a_preset(artifact: pathlib.Path, tmp_path: pathlib.Path, preset: str) -> None:
     file = tmp_path / "latents.npy"
     options = [f"--preset={preset}", "--start-timestep=900", "--cfg-scale=2.0", "--iterations=3", "--threads=1"]
     line = [str(artifact), "--class=1", "--class=2", "--seed=3", f"--save-latents={file}", *options]

@@ -27,7 +27,7 @@ NOISE = [
 
 @untimed
 @given(IMAGES)
-def test_a_image_draws_the_same_bits_every_time(image: tuple[int, int]) -> None:
+def test_an_image_has_the_same_random_bits_every_time(image: tuple[int, int]) -> None:
     first, second = image_noise(*image, steps=2, length=5, channels=3), image_noise(*image, 2, 5, 3)
     assert first.shape == (3, 5, 3)
     assert first.dtype == np.float32
@@ -46,7 +46,7 @@ def test_the_noise_of_a_step_does_not_depend_on_the_length_of_the_chain(
 
 @untimed
 @given(TWO_IMAGES)
-def test_two_images_draw_different_numbers(images: list[tuple[int, int]]) -> None:
+def test_two_images_have_different_random_numbers(images: list[tuple[int, int]]) -> None:
     first, second = (image_noise(*image, 1, 4, 2) for image in images)
     assert first.tobytes() != second.tobytes()
     for kind in ("random", "checkerboard"):
@@ -56,7 +56,7 @@ def test_two_images_draw_different_numbers(images: list[tuple[int, int]]) -> Non
 
 @untimed
 @given(IMAGES)
-def test_no_two_streams_of_a_image_are_alike(image: tuple[int, int]) -> None:
+def test_no_two_streams_of_an_image_are_equal(image: tuple[int, int]) -> None:
     rows = image_noise(*image, 5, 4, 2)
     assert len({row.tobytes() for row in rows}) == len(rows)
 
@@ -69,14 +69,14 @@ def test_an_order_is_a_permutation(image: tuple[int, int], grid: int, kind: str)
     assert sorted(order.tolist()) == list(range(grid * grid))
 
 
-def test_every_seed_and_index_of_64_bits_is_a_image_of_its_own() -> None:
+def test_every_seed_and_index_of_64_bits_gives_another_image() -> None:
     corners = [(0, 0), (LAST, 0), (0, LAST), (LAST, LAST), (2**63, 0), (2**63 - 1, 0)]
     assert len({image_noise(*corner, 1, 4, 2).tobytes() for corner in corners}) == len(corners)
     assert len({image_order(*corner, 8).tobytes() for corner in corners}) == len(corners)
 
 
-def test_the_numbers_of_a_known_image_have_not_changed() -> None:
-    """Written down once: a numpy that draws others would change every image that users can replay."""
+def test_the_random_numbers_of_a_fixed_image_have_not_changed() -> None:
+    """A version of numpy with other numbers would change every image that users can reproduce."""
     assert image_order(3, 7, 4).tolist() == image_order(3, 7, 4, "random").tolist() == ORDER
     assert image_noise(3, 7, 1, 2, 2).tolist() == NOISE
 
@@ -98,7 +98,7 @@ def test_noise_has_the_moments_of_a_standard_normal(
     assert abs((million**moment).mean() - expected) < 5 * np.sqrt(variance / million.size)
 
 
-def test_the_streams_of_a_image_are_uncorrelated(million: NDArray[np.float64]) -> None:
+def test_the_streams_of_an_image_are_uncorrelated(million: NDArray[np.float64]) -> None:
     products = million @ million.T / million.shape[1]  # [streams, streams]
     apart = products[~np.eye(len(products), dtype=bool)]
     assert np.abs(apart).max() < 5 / np.sqrt(million.shape[1])
@@ -136,7 +136,7 @@ def checkerboard_stages(grid: int) -> list[list[int]]:
 
 @untimed
 @given(IMAGES, st.integers(1, 16))
-def test_a_checkerboard_goes_by_stages(image: tuple[int, int], grid: int) -> None:
+def test_a_checkerboard_order_has_three_stages(image: tuple[int, int], grid: int) -> None:
     order = image_order(*image, grid, "checkerboard").tolist()
     for stage in checkerboard_stages(grid):
         assert sorted(order[: len(stage)]) == stage
@@ -144,7 +144,7 @@ def test_a_checkerboard_goes_by_stages(image: tuple[int, int], grid: int) -> Non
     assert order == []
 
 
-def test_a_checkerboard_of_sixteen_has_these_stages() -> None:
+def test_the_stages_of_a_checkerboard_of_sixteen_tokens() -> None:
     assert checkerboard_stages(4) == [[0, 7, 10, 13], [2, 5, 8, 15], [1, 3, 4, 6, 9, 11, 12, 14]]
 
 

@@ -1,4 +1,4 @@
-"""What every sampler draws where the truth is known: a few Gaussians, whose exact eps stands in for a network.
+"""The accuracy of every sampler for a few Gaussians, whose exact eps takes the place of a network.
 
 Rows are applied as the docstring of `runtime.sampling.samplers` has it, in float64.
 """
@@ -30,7 +30,7 @@ VARIANCE = 0.09
 MEAN = WEIGHTS @ MEANS
 COVARIANCE = (MEANS - MEAN).T @ (WEIGHTS[:, None] * (MEANS - MEAN)) + VARIANCE * np.eye(3)
 
-# One Gaussian in one dimension, for which whatever a linear sampler does is known in closed form.
+# One Gaussian in one dimension, for which the result of a linear sampler has a closed form.
 ONE_MEAN, ONE_VARIANCE = 0.7, 0.25
 
 
@@ -57,7 +57,7 @@ def level(row: dict[str, float]) -> tuple[float, float]:
 
 
 def scale_of_noise(row: dict[str, float]) -> float:
-    """Half-way between the bounds of the variance, as if the head said v = 0."""
+    """The middle between the bounds of the variance, as if the output v of the head were 0."""
     return row["noise_scale"] * float(np.exp((row["log_variance_low"] + row["log_variance_high"]) / 4))
 
 
@@ -75,7 +75,7 @@ def run_chain(table: CoefficientTable, eps: Eps, x: Floats, random: np.random.Ge
     return x
 
 
-def drawn(table: CoefficientTable, error: float = 0.0) -> Floats:
+def samples(table: CoefficientTable, error: float = 0.0) -> Floats:
     """Draws of the mixture."""
     random = np.random.default_rng(1)
     return run_chain(table, mixture_eps, random.standard_normal((DRAWS, 3)), random, error)
@@ -89,14 +89,14 @@ def distances(one: Floats, other: Floats) -> Floats:
 
 @functools.cache
 def truth() -> tuple[Floats, float]:
-    """True draws of the mixture, and their mean distance from each other."""
+    """Exact samples of the mixture, and their mean distance from each other."""
     random = np.random.default_rng(9)
     draws = MEANS[random.choice(3, size=DRAWS, p=WEIGHTS)] + VARIANCE**0.5 * random.standard_normal((DRAWS, 3))
     return draws, float(distances(draws, draws).sum() / (DRAWS * (DRAWS - 1)))
 
 
 def energy_distance(draws: Floats) -> float:
-    """From the truth, unbiased: 0 within 0.002 for draws that are true themselves."""
+    """The unbiased energy distance to the true distribution: 0 within 0.002 for exact samples."""
     true, own = truth()
     among = distances(draws, draws).sum() / (DRAWS * (DRAWS - 1))
     return float(2 * distances(draws, true).mean() - among - own)
@@ -106,12 +106,12 @@ def energy_distance(draws: Floats) -> float:
 
 
 @pytest.mark.parametrize(("sampler", "eta"), KINDS)
-def test_draws_become_true_as_steps_grow(sampler: str, eta: float) -> None:
-    few, some, many = (drawn(coefficient_table(sampler, steps, 1.0, eta)) for steps in (4, 10, 80))
+def test_samples_approach_the_true_distribution_with_more_steps(sampler: str, eta: float) -> None:
+    few, some, many = (samples(coefficient_table(sampler, steps, 1.0, eta)) for steps in (4, 10, 80))
     assert energy_distance(few) > 2 * energy_distance(some)
     assert energy_distance(some) > 0.001
     assert abs(energy_distance(many)) < 0.002
-    # Five standard deviations of the mean, and of an entry of the covariance, of so many true draws.
+    # Five standard deviations of the mean, and of an entry of the covariance, of as many exact samples.
     assert np.abs(many.mean(axis=0) - MEAN).max() < 5 * (COVARIANCE.max() / DRAWS) ** 0.5
     assert np.abs(np.cov(many.T) - COVARIANCE).max() < 5 * COVARIANCE.max() * (2 / DRAWS) ** 0.5
     spread = [np.abs(np.cov(draws.T) - COVARIANCE).max() for draws in (few, many)]
@@ -149,7 +149,7 @@ def test_the_moments_of_a_gaussian_converge_at_the_order_of_the_sampler(sampler:
 
 
 def single_flow(table: CoefficientTable, x: Floats) -> Floats:
-    """Where the flow leads by the last row, in closed form: a Gaussian's quantiles stay what they are."""
+    """The exact solution of the flow at the last row: the quantiles of a Gaussian do not change."""
     (signal, sigma), (end_signal, end_sigma) = level(rows_of(table)[0]), level(rows_of(table)[-1])
     deviation = (x - signal * ONE_MEAN) / (signal**2 * ONE_VARIANCE + sigma**2) ** 0.5
     return end_signal * ONE_MEAN + (end_signal**2 * ONE_VARIANCE + end_sigma**2) ** 0.5 * deviation
@@ -203,14 +203,14 @@ def test_a_sampler_without_noise_follows_the_probability_flow_at_its_order(
 
 
 @pytest.mark.parametrize(("steps", "off"), [(10, 0.1), (25, 0.005)])
-def test_a_slightly_wrong_network_needs_ddpm_to_start_lower_than_published(steps: int, off: float) -> None:
+def test_a_network_with_small_errors_needs_a_lower_start_of_ddpm_than_published(steps: int, off: float) -> None:
     default, published = (
-        energy_distance(drawn(coefficient_table("ddpm", steps, start=start), error=0.01)) for start in (None, 999)
+        energy_distance(samples(coefficient_table("ddpm", steps, start=start), error=0.01)) for start in (None, 999)
     )
     assert default < 0.002
     assert published > off
 
 
 @pytest.mark.parametrize(("sampler", "eta"), KINDS)
-def test_every_sampler_stands_a_slightly_wrong_network_from_its_own_start(sampler: str, eta: float) -> None:
-    assert energy_distance(drawn(coefficient_table(sampler, 25, 1.0, eta), error=0.01)) < 0.02
+def test_every_sampler_tolerates_a_network_with_small_errors_from_its_own_start(sampler: str, eta: float) -> None:
+    assert energy_distance(samples(coefficient_table(sampler, 25, 1.0, eta), error=0.01)) < 0.02

@@ -106,7 +106,7 @@ def test_every_row_takes_a_known_image_to_the_next_noise_level(sampler: str, eta
 
 @pytest.mark.parametrize(("sampler", "eta"), KINDS)
 @pytest.mark.parametrize("steps", STEPS)
-def test_the_last_row_gives_x0_itself_without_noise(sampler: str, eta: float, steps: int) -> None:
+def test_the_last_row_returns_x0_without_noise(sampler: str, eta: float, steps: int) -> None:
     last = dict(zip(COEFFICIENTS, coefficient_table(sampler, steps, 1.0, eta).coefficients[-1], strict=True))
     assert last["x_from_x0"] == 1
     assert last["x_from_x"] == last["x_from_previous_x0"] == last["noise_scale"] == 0
@@ -146,7 +146,7 @@ def test_samplers_without_noise_add_none(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["ddim", *MULTISTEP])
-def test_the_learned_variance_is_for_ddpm_alone(sampler: str) -> None:
+def test_only_ddpm_uses_the_learned_variance(sampler: str) -> None:
     """Both bounds zero: sigma(v) is 1 whatever the head says."""
     table = coefficient_table(sampler, 10)
     assert (column(table, "log_variance_low") == 0).all()
@@ -158,7 +158,7 @@ def test_the_learned_variance_is_for_ddpm_alone(sampler: str) -> None:
 
 @untimed
 @given(st.integers(2, 1000))
-def test_ddpm_starts_at_the_noisiest_step_from_100_steps_on_and_lower_below(steps: int) -> None:
+def test_ddpm_starts_at_999_with_100_steps_or_more_and_lower_with_fewer(steps: int) -> None:
     table = coefficient_table("ddpm", steps)
     assert table.timesteps[0] == (999 if steps >= 100 else 950)
     assert table.timesteps.tolist() == respaced_timesteps(steps, int(table.timesteps[0]))[::-1].tolist()
@@ -181,14 +181,14 @@ def test_ddim_starts_at_980(steps: int) -> None:
 
 @pytest.mark.parametrize("sampler", MULTISTEP)
 @pytest.mark.parametrize("steps", [2, 10, 100])
-def test_multistep_solvers_start_where_the_log_of_signal_over_noise_is_minus_5_1(sampler: str, steps: int) -> None:
+def test_multistep_solvers_start_at_a_log_signal_to_noise_of_minus_5_1(sampler: str, steps: int) -> None:
     signal, sigma, _, _ = levels(coefficient_table(sampler, steps))
     assert abs(math.log(signal[0] / sigma[0]) + 5.1) < 0.01
 
 
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 @pytest.mark.parametrize("start", [9, 10, 500, 950, 998])
-def test_a_chain_starts_at_the_timestep_that_is_asked_for(sampler: str, start: int) -> None:
+def test_a_chain_starts_at_the_requested_timestep(sampler: str, start: int) -> None:
     table = coefficient_table(sampler, 10, start=start)
     assert table.timesteps[0] == start
     assert table.timesteps[-1] == 0
@@ -218,7 +218,7 @@ def test_no_start_is_noisier_than_the_training_steps(sampler: str) -> None:
 
 
 @pytest.mark.parametrize("steps", SPACINGS)
-def test_x0_is_what_the_noise_was_added_to(steps: int | str) -> None:
+def test_x0_of_the_true_noise_is_the_clean_value(steps: int | str) -> None:
     """x = sqrt(a) x0 + sqrt(1 - a) eps, solved for x0."""
     table = coefficient_table("ddpm", steps, 1.0)
     kept = kept_alphas_cumprod(table)
@@ -233,7 +233,7 @@ def test_a_ddpm_row_is_the_posterior_of_two_gaussians(steps: int | str) -> None:
     here = kept_alphas_cumprod(table)[:-1]
     before = kept_alphas_cumprod(table)[1:]
     kept_share = here / before  # x = sqrt(share) x' + sqrt(1 - share) noise
-    from_x0, from_x = 1 / (1 - before), kept_share / (1 - kept_share)  # precisions of x' told by x0, and by x
+    from_x0, from_x = 1 / (1 - before), kept_share / (1 - kept_share)  # precisions of x' given x0, and given x
     variance = 1 / (from_x0 + from_x)
     mean_x0, mean_x = variance * np.sqrt(before) * from_x0, variance / np.sqrt(kept_share) * from_x
 
@@ -246,7 +246,7 @@ def test_a_ddpm_row_is_the_posterior_of_two_gaussians(steps: int | str) -> None:
 
 
 @pytest.mark.parametrize("steps", SPACINGS)
-def test_the_last_variance_of_ddpm_is_that_of_the_row_before(steps: int | str) -> None:
+def test_the_last_variance_of_ddpm_equals_that_of_the_row_before(steps: int | str) -> None:
     """Its true variance is zero, whose logarithm an engine could not multiply."""
     table = coefficient_table("ddpm", steps, 1.0)
     assert column(table, "log_variance_low")[-1] == column(table, "log_variance_low")[-2]
@@ -269,7 +269,7 @@ def test_ddim_without_noise_keeps_eps_and_lowers_its_share(steps: int | str) -> 
 
 
 @pytest.mark.parametrize(("steps", "start"), [(2, 900), (10, 950), (100, 999), ("ddim50", None)])
-def test_ddim_with_all_its_noise_is_the_posterior_of_ddpm(steps: int | str, start: int | None) -> None:
+def test_ddim_with_eta_1_is_the_posterior_of_ddpm(steps: int | str, start: int | None) -> None:
     ddim, ddpm = (coefficient_table(sampler, steps, 1.0, eta, start) for sampler, eta in (("ddim", 1.0), ("ddpm", 0.0)))
     assert ddim.timesteps.tolist() == ddpm.timesteps.tolist()
     for name in ("x0_from_x", "x0_from_eps", "x_from_x", "x_from_x0"):
@@ -277,9 +277,9 @@ def test_ddim_with_all_its_noise_is_the_posterior_of_ddpm(steps: int | str, star
     np.testing.assert_allclose(own_variance(ddim), own_variance(ddpm), rtol=2e-6)
 
 
-def test_eta_is_the_share_of_that_noise() -> None:
-    half, whole = (column(coefficient_table("ddim", 10, 1.0, eta), "noise_scale") for eta in (0.5, 1.0))
-    np.testing.assert_allclose(half, whole / 2, rtol=1e-6)
+def test_eta_is_the_share_of_the_noise_of_the_posterior() -> None:
+    half, full = (column(coefficient_table("ddim", 10, 1.0, eta), "noise_scale") for eta in (0.5, 1.0))
+    np.testing.assert_allclose(half, full / 2, rtol=1e-6)
 
 
 # DPM-Solver++.
@@ -293,7 +293,7 @@ def test_the_first_and_the_last_step_of_a_multistep_solver_are_those_of_ddim(sol
 
 
 @pytest.mark.parametrize(("solver", "eta"), [("dpm++2m", 0.0), ("dpm++2m-sde", 1.0)])
-def test_a_multistep_solver_is_ddim_where_x0_does_not_change(solver: str, eta: float) -> None:
+def test_a_multistep_solver_is_ddim_if_x0_does_not_change(solver: str, eta: float) -> None:
     found, expected = coefficient_table(solver, **SHARED), coefficient_table("ddim", **SHARED, eta=eta)
     both = column(found, "x_from_x0") + column(found, "x_from_previous_x0")
     np.testing.assert_allclose(both, column(expected, "x_from_x0"), rtol=1e-6)
@@ -303,7 +303,7 @@ def test_a_multistep_solver_is_ddim_where_x0_does_not_change(solver: str, eta: f
 
 @pytest.mark.parametrize("solver", MULTISTEP)
 @pytest.mark.parametrize("steps", [5, 10, 50])
-def test_a_multistep_solver_extends_x0_along_the_line_through_the_step_before(solver: str, steps: int) -> None:
+def test_a_multistep_solver_extrapolates_x0_linearly_from_the_step_before(solver: str, steps: int) -> None:
     """x0 in the middle of a step, from its values at the start of this step and of the one before."""
     table = coefficient_table(solver, steps)
     log_ratio = -np.log(-column(table, "x0_from_eps"))  # of signal over noise, what the solver calls time
@@ -346,11 +346,13 @@ BAD_TABLES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "told"), BAD_TABLES, ids=str)
-def test_a_table_that_makes_no_sense_is_refused_by_value_in_one_line(asked: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), BAD_TABLES, ids=str)
+def test_wrong_arguments_of_a_table_are_refused_in_one_line_with_the_value(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RequestError) as refusal:
-        coefficient_table(**({"sampler": "ddpm", "steps": 10} | asked))
-    assert told in str(refusal.value)
+        coefficient_table(**({"sampler": "ddpm", "steps": 10} | arguments))
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -363,9 +365,7 @@ ALIKE: list[tuple[dict[str, Any], str, object]] = [
 
 
 @pytest.mark.parametrize(("good", "name", "alike"), ALIKE, ids=str)
-def test_what_is_refused_does_not_depend_on_what_was_asked_for_before(
-    good: dict[str, Any], name: str, alike: object
-) -> None:
+def test_a_refusal_does_not_depend_on_earlier_calls(good: dict[str, Any], name: str, alike: object) -> None:
     """True equals 1, and 10.0 equals 10, but neither is what the setting takes."""
     coefficient_table(**good)
     with pytest.raises(RequestError):
