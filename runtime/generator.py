@@ -216,7 +216,7 @@ class Generator:
                 that the seed gives.
             noise: Standard normal noise by token position, float [T + 1, B, L, D]. It replaces the noise that the
                 seed gives.
-            edit: The image to edit and the part of it to regenerate. None: whole images are generated.
+            edit: The image to edit and the part of it to regenerate. None: complete images are generated.
             decode_batch: The number of images that are decoded together.
             progress: Called after each iteration with the number of iterations done and their total.
             **settings: Sampling settings: `preset` (a name) or `sampling` (a complete `Sampling`), and single fields

@@ -145,32 +145,15 @@ class Manifest:
         _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
         for key in ("model", "presets", "files", "engines", "provenance", "parity"):
             _object(value[key], f"{where}: {key}")
-        fields = {field.name for field in dataclasses.fields(ModelConfig)}
-        _keys(value["model"], fields - (LATER_FIELDS - value["model"].keys()), f"{where}: model")
-        try:
-            model = ModelConfig.from_dict(value["model"], where)
-        except ConfigError as error:
-            raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
+        model = _model(value["model"], where)
         sampling = _sampling(value["sampling"], model, f"{where}: sampling")
         presets = {name: _preset(name, each, model, f"{where}: presets") for name, each in value["presets"].items()}
-        for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
-            if value[key] not in known:
-                raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
-        if value["tokenizer"] == "pixel" and (model.vae_stride != 1 or model.vae_embed_dim not in (1, 3)):
-            raise ArtifactError(
-                f"{where}: tokenizer pixel needs vae_stride 1 and 1 or 3 channels, found vae_stride "
-                f"{model.vae_stride} and vae_embed_dim {model.vae_embed_dim}"
-            )
-        names = value["class_names"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ArtifactError(f"{where}: class_names must be a list of texts")
-        if len(names) not in (0, model.class_num):
-            raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
+        _check_names(value, model, where)
         _check_reports(value["provenance"], value["parity"], value["engines"].keys(), where)
         return cls(
             model=model,
             tokenizer=value["tokenizer"],
-            class_names=tuple(names),
+            class_names=tuple(value["class_names"]),
             sampling=sampling,
             presets=presets,
             precision=value["precision"],
@@ -194,6 +177,32 @@ def is_latents_report(report: Mapping[str, Any]) -> bool:
 def _known_specs(model: ModelConfig) -> dict[str, EngineSpec]:
     """Return the specs of all engines that a model can have, by name."""
     return {**engine_specs(model), **tokenizer_specs(model)}
+
+
+def _model(value: Mapping[str, Any], where: str) -> ModelConfig:
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    _keys(value, fields - (LATER_FIELDS - value.keys()), f"{where}: model")
+    try:
+        return ModelConfig.from_dict(value, where)
+    except ConfigError as error:
+        raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
+
+
+def _check_names(value: Mapping[str, Any], model: ModelConfig, where: str) -> None:
+    """Check the tokenizer, the precision and the names of the classes."""
+    for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
+        if value[key] not in known:
+            raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
+    if value["tokenizer"] == "pixel" and (model.vae_stride != 1 or model.vae_embed_dim not in (1, 3)):
+        raise ArtifactError(
+            f"{where}: tokenizer pixel needs vae_stride 1 and 1 or 3 channels, found vae_stride "
+            f"{model.vae_stride} and vae_embed_dim {model.vae_embed_dim}"
+        )
+    names = value["class_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(f"{where}: class_names must be a list of texts")
+    if len(names) not in (0, model.class_num):
+        raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
 
 
 def _sampling(value: object, model: ModelConfig, where: str) -> Sampling:

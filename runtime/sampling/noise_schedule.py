@@ -67,7 +67,7 @@ def training_schedule() -> NoiseSchedule:
 def continuous_alphas_cumprod(timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return alpha_bar of the cosine schedule at times in 0..998, which may be fractions.
 
-    At whole timesteps it equals the table of `training_schedule`.
+    At integer timesteps it equals the table of `training_schedule`.
     """
 
     def curve(edge: NDArray[np.float64] | float) -> NDArray[np.float64]:
