@@ -1,4 +1,4 @@
-"""`mar doctor`."""
+"""The command `mar doctor`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from runtime.gpu.current_gpu import Gpu, current_gpu
 @click.command()
 @click.argument("artifact", type=PATH, required=False)
 def doctor(artifact: pathlib.Path | None) -> None:
-    """Tell what this machine can run, and what of ARTIFACT it can load."""
+    """Show which libraries and GPU this machine has, and which built engines of ARTIFACT it can load."""
     _line("mar", __version__)
     _line("python", f"{platform.python_version()}, {platform.machine()}, {platform.system()}")
-    _line("processor", f"{available_threads()} threads of {os.cpu_count()}")
+    _line("processor", f"{available_threads()} of {os.cpu_count()} threads available")
     _line("numpy", np.__version__)
     _line("onnxruntime", _onnxruntime())
     _line("openvino", _openvino())
     versions: dict[str, str | None] = {}
     for target, module in TARGETS.items():
-        versions[target], missing = _version(module, f"not installed; no engines of {target} can be built or run")
+        versions[target], missing = _version(
+            module, f"not installed; it is needed to build and run engines of {target}"
+        )
         _line(target, versions[target] or missing)
     gpu = _gpu()
     if artifact is not None:
@@ -59,15 +61,15 @@ def _openvino() -> str:
 
     try:
         library, core = open_openvino("openvino")
-        able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except (BackendError, RuntimeError) as error:
         return f"{version}; {error}"
-    products = [name.lower() for name in ("FP32", "BF16", "INT8") if name in able]
-    return f"{openvino_version(library)}, products of this processor: {', '.join(products)}"
+    precisions = [name.lower() for name in ("FP32", "BF16", "INT8") if name in capabilities]
+    return f"{openvino_version(library)}, precisions of this processor: {', '.join(precisions)}"
 
 
 def _version(module: str, missing: str) -> tuple[str | None, str]:
-    """The version of a library, and what to tell where there is none: a broken one is none, but says why."""
+    """Return the version of a library and "", or None and why there is none. A library that does not load has none."""
     try:
         return str(importlib.import_module(module).__version__), ""
     except (ImportError, OSError) as error:
@@ -82,7 +84,7 @@ def _gpu() -> Gpu | None:
         _line("gpu", str(error))
         return None
     memory = f"{gpu.memory_bytes / 2**30:.1f} GiB" + (", shared with the processor" if gpu.shared_memory else "")
-    _line("gpu", f"{gpu.name}, {gpu.architecture}, {memory}; its driver serves CUDA up to {gpu.cuda}")
+    _line("gpu", f"{gpu.name}, {gpu.architecture}, {memory}; its driver supports CUDA up to {gpu.cuda}")
     _line("precisions", f"{', '.join(gpu.precisions)} on this GPU")
     return gpu
 
@@ -97,10 +99,10 @@ def _artifact(path: pathlib.Path, gpu: Gpu | None, versions: dict[str, str | Non
         damage = str(error)
     click.echo(f"\n{path}: {manifest.precision}, {damage or 'every hash matches'}")
     if not manifest.builds:
-        click.echo("  no engines built; mar build makes some for a GPU")
+        click.echo("  no TensorRT engines; mar build builds them for a GPU")
     for build in manifest.builds:
-        why = incompatibility(build, versions[build.target], gpu.architecture if gpu else None)
-        click.echo(f"  {build.engine:13} {_built_for(build)}: {why or 'loads here'}")
+        problem = incompatibility(build, versions[build.target], gpu.architecture if gpu else None)
+        click.echo(f"  {build.engine:13} {_built_for(build)}: {problem or 'loads here'}")
     if damage:
         click.get_current_context().exit(1)
 
@@ -109,5 +111,5 @@ def _built_for(build: Build) -> str:
     return f"{build.target} {build.library}, {', '.join(build.architectures)}"
 
 
-def _line(what: str, told: str) -> None:
-    click.echo(f"{what:13} {told}")
+def _line(subject: str, text: str) -> None:
+    click.echo(f"{subject:13} {text}")

@@ -1,4 +1,4 @@
-"""`mar inspect`."""
+"""The command `mar inspect`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import is_latents_report
 from runtime.cli.options import PATH
 
+_HEAD_AXES = "G guidance halves, N rows of the head (one for each predicted token), T diffusion steps"
+_AXES = f"B images, V known tokens, K predicted tokens, R remaining tokens, {_HEAD_AXES}"
+_CAUSAL_AXES = f"B images, S new slots of the sequence, P earlier slots, {_HEAD_AXES}"
+
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--verify", is_flag=True, help="Compare the hash of every file too.")
+@click.option("--verify", is_flag=True, help="Check the SHA-256 hash of every file too.")
 def inspect(artifact: pathlib.Path, verify: bool) -> None:
-    """Show what ARTIFACT holds: model, engines, shapes, sizes, precision, origin, parity."""
+    """Show what ARTIFACT contains: model, sampling settings, engines, shapes, sizes, parity and provenance."""
     opened = Artifact(artifact)
     if verify:
         opened.verify(builds=True)
@@ -28,12 +32,12 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
     click.echo(
         f"\nmodel       {config.tokens} tokens of {config.token_channels} values, "
         f"{config.img_size}x{config.img_size} pixels, {config.class_num} classes, tokenizer {manifest.tokenizer}\n"
-        f"            encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
-        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}\n"
-        f"            {config.attention} attention, {config.order} order, head of {config.head}"
-        + (f" ({config.codebook_size})" if config.codebook_size else "")
+        f"            {config.attention} attention, {config.order} order, {config.head} head"
+        + (f" (codebook of {config.codebook_size})" if config.codebook_size else "")
+        + f"\n            blocks x width: encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
+        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
     )
-    click.echo(f"drawn with  {manifest.sampling.describe()}, where a request names nothing else")
+    click.echo(f"sampling    {manifest.sampling.describe()} (the default settings)")
     for name, preset in manifest.presets.items():
         click.echo(f"preset      {name}: {preset.describe()}")
     if manifest.class_names:
@@ -46,11 +50,12 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
             for tensor in tensors:
                 click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{', '.join(map(str, tensor.shape))}]")
         report = manifest.parity[name]
-        # What a quantized engine alone does to latents is held to nothing, though older manifests name a tolerance.
+        # The effect of one quantized engine on latents has no tolerance, though some manifests name one.
         click.echo(f"  {_distance(report)}" + ("" if is_latents_report(report) else _allowed(report)))
     generation = manifest.parity["generation"]
-    click.echo(f"\nwhole generation: {_distance(generation)}{_allowed(generation)}")
-    click.echo("\nmade from   " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
+    click.echo(f"\ncomplete generation: {_distance(generation)}{_allowed(generation)}")
+    click.echo(f"shapes: {_CAUSAL_AXES if config.attention == 'causal' else _AXES}")
+    click.echo("\nprovenance  " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
 
 
 def _distance(report: Mapping[str, Any]) -> str:

@@ -22,92 +22,116 @@ PATH = click.Path(path_type=pathlib.Path)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="Processor threads. Default: all.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Number of processor threads. Default: all of this process."
+)
 
 _BACKEND = (
     click.option(
         "--backend",
         default="onnxruntime",
         show_default=True,
-        help=f"What runs the engines: {', '.join(BACKENDS)}.",
+        help=f"The library that runs the engines: {', '.join(BACKENDS)}.",
     ),
-    click.option("--device", help="Where it runs them: cpu or cuda. Default: the backend's usual one."),
+    click.option(
+        "--device", help="The device that runs the engines: cpu or cuda. Default: the first that the backend supports."
+    ),
     click.option(
         "--cuda-graphs/--no-cuda-graphs",
         default=True,
         show_default=True,
-        help="Whether a GPU replays whole iterations.",
+        help="Replay whole iterations on a GPU as CUDA graphs, for the same images in less time.",
     ),
 )
 
 preset_option = click.option(
     "--preset",
     metavar="NAME",
-    help=f"A named way to draw: {', '.join(PRESETS)}, or one of the artifact's own. Other options change it.",
+    help=f"A sampling preset: {', '.join(PRESETS)}, or one of the artifact. Other sampling options override it.",
 )
 
 
-def _steps(context: click.Context, option: click.Parameter, given: str | None) -> str | tuple[int, ...] | None:
-    """What --diffusion-steps says: one number or ddimN, as text, or a number for each iteration."""
-    if given is None or "," not in given:
-        return given
+def _parse_steps(context: click.Context, option: click.Parameter, text: str | None) -> str | tuple[int, ...] | None:
+    """Return the value of --diffusion-steps: one number or ddimN as text, or a number for each iteration."""
+    if text is None or "," not in text:
+        return text
     try:
-        return tuple(int(part) for part in given.split(","))
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise RequestError(f"--diffusion-steps must be N, ddimN or N,N,..., found {truncate(given)}") from None
+        raise RequestError(f"--diffusion-steps must be N, ddimN or N,N,..., found {truncate(text)}") from None
 
 
 _SCHEDULE = (
-    click.option("--iterations", type=int, help="Passes of the backbone."),
-    click.option("--mask-schedule", type=click.Choice(MASK_SCHEDULES), help="How tokens spread over iterations."),
-    click.option("--token-order", type=click.Choice(TOKEN_ORDERS), help="Which tokens come first."),
-    click.option("--cfg-scale", type=float, help="Guidance scale; 1 is none."),
-    click.option("--cfg-schedule", type=click.Choice(CFG_SCHEDULES), help="How guidance grows over the iterations."),
+    click.option("--iterations", type=int, help="Number of iterations, each one pass of the backbone."),
     click.option(
-        "--cfg-interval", type=(float, float), metavar="LOW HIGH", help="Shares of known tokens with guidance."
+        "--mask-schedule", type=click.Choice(MASK_SCHEDULES), help="How the tokens are distributed over the iterations."
+    ),
+    click.option("--token-order", type=click.Choice(TOKEN_ORDERS), help="The order in which tokens are generated."),
+    click.option("--cfg-scale", type=float, help="Scale of classifier-free guidance; 1 means no guidance."),
+    click.option(
+        "--cfg-schedule", type=click.Choice(CFG_SCHEDULES), help="How the guidance scale grows over the iterations."
+    ),
+    click.option(
+        "--cfg-interval",
+        type=(float, float),
+        metavar="LOW HIGH",
+        help="Use guidance only while the share of known tokens is between LOW and HIGH.",
     ),
 )
 _CHAIN = (
-    click.option("--sampler", type=click.Choice(SAMPLERS), help="How a diffusion chain is run."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="The sampler of the diffusion chains."),
     click.option(
         "--diffusion-steps",
         metavar="N|ddimN|N,N,...",
-        callback=_steps,
-        help="Steps of each diffusion chain, or of each iteration's.",
+        callback=_parse_steps,
+        help="Number of diffusion steps in every iteration, or one number for each iteration.",
     ),
-    click.option("--last-diffusion-steps", type=int, help="What the steps shrink to over the iterations."),
-    click.option("--step-schedule", type=click.Choice(STEP_SCHEDULES), help="How they shrink."),
-    click.option("--start-timestep", type=int, help="First timestep of a chain. Default: the sampler's own."),
-    click.option("--temperature", type=float, help="Scale of the noise of each diffusion step."),
-    click.option("--eta", type=float, help="Noise of the sampler ddim, 0 to 1."),
+    click.option(
+        "--last-diffusion-steps",
+        type=int,
+        help="Number of diffusion steps in the last iteration, if the number shrinks.",
+    ),
+    click.option(
+        "--step-schedule",
+        type=click.Choice(STEP_SCHEDULES),
+        help="How the number of diffusion steps shrinks over the iterations.",
+    ),
+    click.option(
+        "--start-timestep", type=int, help="First timestep of a diffusion chain. Default: that of the sampler."
+    ),
+    click.option("--temperature", type=float, help="Factor on the noise of every diffusion step."),
+    click.option("--eta", type=float, help="Amount of noise in the sampler ddim or flow-euler, 0 to 1."),
 )
 
 
 def bar_shown() -> bool:
-    """Whether anybody would see a bar: standard error is a terminal.
+    """Return whether a progress bar is visible, because standard error is a terminal.
 
-    Where nobody would, a drawing is to have no `progress` either: a GPU waits for each iteration that it tells of.
+    If it is not, pass no `progress` to a generator either: with it, the host waits for the GPU after every iteration.
     """
     return sys.stderr.isatty()
 
 
 def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
-    """A bar with the time left on standard error, for people only: nothing unless `bar_shown`."""
+    """Return a progress bar with the remaining time on standard error. It shows nothing unless `bar_shown()`."""
     return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not bar_shown())
 
 
 def sampling_options(command: _Command) -> _Command:
-    """The fields of `runtime.sampling.settings.Sampling`; what is not given is None, for the artifact's own."""
+    """Add an option for every field of `runtime.sampling.settings.Sampling`.
+
+    An option that is not given is None, which stands for the artifact's setting.
+    """
     return schedule_options(_all(_CHAIN, command))
 
 
 def schedule_options(command: _Command) -> _Command:
-    """Those of them that say which tokens are predicted when, under how much guidance."""
+    """Add only the sampling options about iterations, the order of tokens, and guidance."""
     return _all(_SCHEDULE, command)
 
 
 def backend_options(command: _Command) -> _Command:
-    """`backend`, `device` and `cuda_graphs`, as `Generator.load` takes them."""
+    """Add options for the arguments `backend`, `device` and `cuda_graphs` of `Generator.load`."""
     return _all(_BACKEND, command)
 
 

@@ -1,4 +1,4 @@
-"""`mar plan`."""
+"""The command `mar plan`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from runtime.cli.options import PATH, backend_options, preset_option, sampling_o
 from runtime.cost.operations import iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
 from runtime.generator import Generator
+from runtime.model.config import ModelConfig
 from runtime.requests.validation import check_batch
 from runtime.sampling.constraints import check_masked_diffusion
-from runtime.sampling.plan import build_plan
+from runtime.sampling.plan import Plan, build_plan
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
 @preset_option
 @sampling_options
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Images drawn together.")
-@click.option("--time/--no-time", "timed", default=True, help="Load the engines and predict the time here.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Number of images generated together.")
+@click.option("--time/--no-time", "timed", default=True, help="Load the engines, and predict the time on this machine.")
 @backend_options
 @threads_option
 def plan(
@@ -35,7 +36,7 @@ def plan(
     threads: int | None,
     **settings: object,
 ) -> None:
-    """Show how ARTIFACT would draw: every iteration, what it costs and how long it takes."""
+    """Show the iterations of a generation with ARTIFACT: their settings, their cost and their predicted time."""
     manifest = Artifact(artifact).manifest
     config = manifest.model
     check_masked_diffusion(config, "mar plan")
@@ -50,14 +51,24 @@ def plan(
             seconds = predicted_seconds(generator, planned, batch_size)
             where = generator.description
     click.echo(sampling.describe() + "\n")
+    _print_iterations(config, planned, batch_size, seconds)
+    _print_totals(config, planned, batch_size)
+    if seconds:
+        totals = {name: sum(iteration[name] for iteration in seconds) for name in seconds[0]}
+        parts = ", ".join(f"{name} {value:.2f}" for name, value in totals.items())
+        click.echo(f"predicted time {sum(totals.values()):.2f} s ({parts}) on {where}")
+
+
+def _print_iterations(config: ModelConfig, plan: Plan, batch: int, seconds: list[dict[str, float]] | None) -> None:
+    """Print one line for each iteration, with its time if that was predicted."""
     click.echo(
         f"{'iteration':>9}{'known':>7}{'tokens':>8}{'guidance':>10}{'steps':>7}"
         f"{'head evaluations so far':>25}{'GFLOP':>9}" + (f"{'ms':>9}" if seconds else "")
     )
     evaluations = 0
-    for number, iteration in enumerate(planned.iterations):
+    for number, iteration in enumerate(plan.iterations):
         evaluations += iteration.table.steps
-        costs = iteration_costs(config, iteration, batch_size).values()
+        costs = iteration_costs(config, iteration, batch).values()
         operations = sum(calls * cost.operations for calls, cost in costs)
         guidance = f"{iteration.guidance_scale:.2f}" if iteration.guided else "none"
         click.echo(
@@ -65,18 +76,14 @@ def plan(
             f"{evaluations:25}{operations / 1e9:9.1f}"
             + (f"{1e3 * sum(seconds[number].values()):9.1f}" if seconds else "")
         )
-    total = plan_costs(config, planned, batch_size)
+
+
+def _print_totals(config: ModelConfig, plan: Plan, batch: int) -> None:
+    """Print the cost of the whole plan, in all and by engine."""
+    costs = plan_costs(config, plan, batch)
+    parts = ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in costs.items())
     click.echo(
-        f"\n{pluralize(batch_size, 'image')}: {len(planned.iterations)} backbone passes, "
-        f"{planned.head_evaluations} head evaluations, "
-        f"{sum(cost.operations for cost in total.values()) / 1e12:.3f} TFLOP ("
-        + ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in total.items())
-        + ")"
+        f"\n{pluralize(batch, 'image')}: {len(plan.iterations)} backbone passes, "
+        f"{plan.head_evaluations} head evaluations, "
+        f"{sum(cost.operations for cost in costs.values()) / 1e12:.3f} TFLOP ({parts})"
     )
-    if seconds:
-        of_engine = {name: sum(one[name] for one in seconds) for name in seconds[0]}
-        click.echo(
-            f"predicted time {sum(of_engine.values()):.2f} s ("
-            + ", ".join(f"{name} {value:.2f}" for name, value in of_engine.items())
-            + f") on {where}"
-        )

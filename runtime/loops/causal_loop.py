@@ -28,18 +28,7 @@ def run_causal_plan(
     If any iteration is guided, every pass of the backbone computes both guidance halves, because the guided iteration
     needs the keys and values of all earlier slots in both.
 
-    Args:
-        engines: The engines to call.
-        config: The model's sizes.
-        plan: The iterations, each of one token.
-        labels: Classes, int64 [B].
-        order: Generation order, int64 [L, B]: token positions, first generated first.
-        noise: Noise of the diffusion chains, float32 [T + 1, L, B, D], in generation order.
-        known: The first V tokens in generation order, float32 [V, B, D], which stay as they are.
-        progress: Called after each iteration with the number of iterations done and their total.
-
-    Returns:
-        All tokens in generation order, float32 [L, B, D].
+    Arguments and result are those of `runtime.loops.host_loop.run_plan`. Every iteration must have one token.
 
     Raises:
         BackendError: An engine failed.

@@ -79,7 +79,7 @@ def test_inspect_prints_what_was_compared_and_a_tolerance_only_if_one_applies(
         else f"relative L2 from eager PyTorch {parity[name]['relative_l2']:.1e}, allowed 1e-05"
         for name in ENGINES
     ] + [
-        f"whole generation: relative L2 of latents from those in float32 {parity['generation']['relative_l2']:.1e}, "
+        f"complete generation: relative L2 of latents from those in float32 {parity['generation']['relative_l2']:.1e}, "
         "allowed 3e-01"
     ]
     for name in engines:  # as in manifests of an earlier format

@@ -354,7 +354,7 @@ def test_edit_takes_and_makes_images_in_colour(
     assert not (tmp_path / "edited.png").exists()
     code, out, err = mar(f"edit {kl_artifact} {line}")
     assert (code, err) == (0, "")
-    assert out.startswith("2 of 16 tokens drawn anew (12%)")
+    assert out.startswith("2 of 16 tokens regenerated (12%)")
     with Image.open(tmp_path / "edited.png") as image:
         found = np.asarray(image)
     assert found[~hole()].tobytes() == known[~hole()].tobytes()

@@ -231,7 +231,7 @@ def test_a_gpu_backend_refuses_a_cache(artifact: pathlib.Path) -> None:
 
 def test_inspect_tells_the_form(artifact: pathlib.Path) -> None:
     told = CliRunner().invoke(inspect, str(artifact), catch_exceptions=False).output
-    assert "causal attention, random order, head of codes (40)" in told
+    assert "causal attention, random order, vq head (codebook of 40)" in told
 
 
 @pytest.mark.parametrize("missing", [LATER_FIELDS, {"order"}])

@@ -105,9 +105,9 @@ def test_a_machine_without_gpu_and_tensorrt_is_told_as_it_is(doctor: Doctor) -> 
     assert ended.told("onnxruntime").startswith(importlib.import_module("onnxruntime").__version__)
     assert "CPU" in ended.told("onnxruntime")
     version = importlib.import_module("openvino").__version__.split("-")[0]
-    assert ended.told("openvino").startswith(f"{version}, products of this processor: fp32")
-    assert ended.told("tensorrt") == "not installed; no engines of tensorrt can be built or run"
-    assert ended.told("tensorrt-rtx") == "not installed; no engines of tensorrt-rtx can be built or run"
+    assert ended.told("openvino").startswith(f"{version}, precisions of this processor: fp32")
+    assert ended.told("tensorrt") == "not installed; it is needed to build and run engines of tensorrt"
+    assert ended.told("tensorrt-rtx") == "not installed; it is needed to build and run engines of tensorrt-rtx"
     assert ended.told("gpu") == "no NVIDIA GPU here: none at all"
     assert "precisions" not in ended.out
 
@@ -123,15 +123,15 @@ def test_versions_of_tensorrt_are_told_by_target(doctor: Doctor) -> None:
     [
         (
             ORIN,
-            "Orin, sm_87, 8.0 GiB, shared with the processor; its driver serves CUDA up to 12.6",
+            "Orin, sm_87, 8.0 GiB, shared with the processor; its driver supports CUDA up to 12.6",
             "fp32 fp16 int8 bf16 w8 w4",
         ),
         (
             HOPPER,
-            "NVIDIA H100 80GB HBM3, sm_90, 80.0 GiB; its driver serves CUDA up to 13.0",
+            "NVIDIA H100 80GB HBM3, sm_90, 80.0 GiB; its driver supports CUDA up to 13.0",
             "fp32 fp16 int8 bf16 w8 w4 fp8",
         ),
-        (TURING, "Tesla T4, sm_75, 15.0 GiB; its driver serves CUDA up to 12.4", "fp32 fp16 int8"),
+        (TURING, "Tesla T4, sm_75, 15.0 GiB; its driver supports CUDA up to 12.4", "fp32 fp16 int8"),
         (dataclasses.replace(ORIN, architecture="sm_120"), "Orin, sm_120, ", "fp32 fp16 int8 bf16 w8 w4 fp8"),
         (dataclasses.replace(ORIN, architecture="sm_53"), "Orin, sm_53, ", "fp32 fp16"),
     ],
@@ -187,7 +187,9 @@ def test_onnxruntime_that_is_missing_is_told_with_what_installs_it(
 def test_an_artifact_without_builds_is_told(doctor: Doctor, artifact: pathlib.Path) -> None:
     ended = doctor(str(artifact))
     assert ended.code == 0
-    assert f"{artifact}: fp32, every hash matches\n  no engines built; mar build makes some for a GPU\n" in ended.out
+    assert (
+        f"{artifact}: fp32, every hash matches\n  no TensorRT engines; mar build builds them for a GPU\n" in ended.out
+    )
 
 
 def test_every_build_is_told_with_what_stands_in_its_way(doctor: Doctor, artifact: pathlib.Path) -> None:

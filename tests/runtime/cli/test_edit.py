@@ -91,7 +91,7 @@ def test_any_kind_of_png_is_edited_where_the_mask_is_white(
     line = f"edit {pixel_artifact} --image {files / image} --mask {files / marks} --class 1 {QUICK}"
     ended = mar(f"{line} --out {files / 'new' / 'edited.png'}")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == f"2 of 4 tokens drawn anew (50%); written to {files / 'new' / 'edited.png'}\n"
+    assert ended.out == f"2 of 4 tokens regenerated (50%); image written to {files / 'new' / 'edited.png'}\n"
     found = read(files / "new" / "edited.png")
     assert found.tolist() == drawn(pixel_artifact, [1])[0].tolist()
     assert found[~mask()].tolist() == gray_image()[~mask()].tolist()
@@ -119,7 +119,7 @@ def test_without_pasting_whole_tokens_are_new(mar: Mar, pixel_artifact: pathlib.
 def test_dilating_draws_the_neighbours_too(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png --class 1 {QUICK}"
     ended = mar(f"{line} --dilate --no-paste --out {files}/edited.png")
-    assert ended.out.startswith("4 of 4 tokens drawn anew (100%)")
+    assert ended.out.startswith("4 of 4 tokens regenerated (100%)")
     assert read(files / "edited.png").tolist() == drawn(pixel_artifact, [1], dilate=True, paste=False)[0].tolist()
 
 
@@ -165,7 +165,7 @@ WRONG = [
     ("--mask {files}/mask.png --class 1", "Missing option '--image'"),
     ("--image {files}/gray.png --class 1", "Missing option '--mask'"),
     ("--image {files}/gray.png --mask {files}/mask.png", "Missing option '--class'"),
-    (f"{ALL} --class 0", "an edit draws one class, found --class 2 times; leave one"),
+    (f"{ALL} --class 0", "an edit draws one class, found --class 2 times; remove the others"),
     (f"{FILES} --class dragon", "class 'dragon' is unknown; this model has cat, dog"),
     (f"{FILES} --class 2", "class 2 is out of range; this model has classes 0..1"),
     (f"{FILES} --class -1", "class -1 is out of range"),
@@ -177,7 +177,7 @@ WRONG = [
     (f"{ALL} --preset nope", "'nope'"),
     (f"{ALL} --mask {{files}}/black.png", "mask is false everywhere"),
     *(
-        (f"{ALL} --{option} {{files}}/{name}", f"{name}: expected 8x8 pixels, as the artifact draws, found {found}")
+        (f"{ALL} --{option} {{files}}/{name}", f"{name}: expected 8x8 pixels, as the artifact generates, found {found}")
         for option in ("image", "mask")
         for name, found in (("wide.png", "9x8"), ("large.png", "16x16"))
     ),
