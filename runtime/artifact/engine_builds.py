@@ -82,7 +82,7 @@ class Build:
                 for name, shapes in value["profile"].items()
             }
             architectures = tuple(str(name) for name in value["architectures"])
-            flags = {str(name): _flag(flag) for name, flag in value["flags"].items()}
+            flags = {str(name): _check_flag(flag) for name, flag in value["flags"].items()}
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ArtifactError(f"{where}: a build of {value['engine']} is not readable ({error})") from None
         texts = {name: value[name] for name in ("engine", "target", "graph_sha256", "library", "precision")}
@@ -105,12 +105,12 @@ def incompatibility(build: Build, library: str | None, architecture: str | None)
     if library is None:
         return f"needs {build.target} {build.library}, which is not installed"
     if library != build.library and not (
-        build.flags.get("version_compatible") and _numbers(library) > _numbers(build.library)
+        build.flags.get("version_compatible") and _version_numbers(library) > _version_numbers(build.library)
     ):
         return f"built with {build.target} {build.library}, here is {library}"
     if architecture is None:
         return f"needs a GPU, {' or '.join(build.architectures)}"
-    if architecture not in build.architectures and not _compatible(build, architecture):
+    if architecture not in build.architectures and not _runs_on_newer_gpus(build, architecture):
         return f"built for {', '.join(build.architectures)}, here is {architecture}"
     return None
 
@@ -150,16 +150,16 @@ def usable_build(
     )
 
 
-def _flag(value: Any) -> Any:
+def _check_flag(value: Any) -> Any:
     if not isinstance(value, (bool, int, str)):
         raise TypeError(f"a flag is {type(value).__name__}")
     return value
 
 
-def _numbers(version: str) -> list[int]:
+def _version_numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
-def _compatible(build: Build, architecture: str) -> bool:
+def _runs_on_newer_gpus(build: Build, architecture: str) -> bool:
     """Whether the build also runs on all GPUs of Ampere and later, and this is one of them."""
     return build.flags.get("hardware_compatible") == "ampere+" and int(architecture.removeprefix("sm_")) >= 80

@@ -86,7 +86,7 @@ class Manifest:
     @property
     def specs(self) -> dict[str, EngineSpec]:
         """The inputs and outputs of each engine of this artifact, by the engine's name."""
-        return {name: spec for name, spec in _known_specs(self.model).items() if name in self.engines}
+        return {name: spec for name, spec in _possible_specs(self.model).items() if name in self.engines}
 
     def resolve_sampling(self, settings: Mapping[str, Any]) -> Sampling:
         """Return the complete sampling settings of a request.
@@ -135,19 +135,21 @@ class Manifest:
             ArtifactError: The format version is another one, or a value is missing, unknown or wrong.
             IntegrityError: A path leaves the folder of the artifact.
         """
-        value = _object(value, where)
+        value = _as_object(value, where)
         version = value.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             raise ArtifactError(
-                f"{where}: format version {version!r}, but this runtime reads version {FORMAT_VERSION}; "
-                "export again with this version of mar, or install the one that made it"
+                f"{where}: format version {version!r}, but this version of mar reads {FORMAT_VERSION}; "
+                "export the model again with this version, or install the version of mar that wrote the artifact"
             )
-        _keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
+        _check_keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
         for key in ("model", "presets", "files", "engines", "provenance", "parity"):
-            _object(value[key], f"{where}: {key}")
-        model = _model(value["model"], where)
-        sampling = _sampling(value["sampling"], model, f"{where}: sampling")
-        presets = {name: _preset(name, each, model, f"{where}: presets") for name, each in value["presets"].items()}
+            _as_object(value[key], f"{where}: {key}")
+        model = _parse_model(value["model"], where)
+        sampling = _parse_sampling(value["sampling"], model, f"{where}: sampling")
+        presets = {
+            name: _parse_preset(name, each, model, f"{where}: presets") for name, each in value["presets"].items()
+        }
         _check_names(value, model, where)
         _check_reports(value["provenance"], value["parity"], value["engines"].keys(), where)
         return cls(
@@ -157,11 +159,11 @@ class Manifest:
             sampling=sampling,
             presets=presets,
             precision=value["precision"],
-            files={path: _file_entry(path, entry, where) for path, entry in value["files"].items()},
-            engines=_engine_files(value["engines"], value["tokenizer"], model, value["files"], where),
+            files={path: _parse_file_entry(path, entry, where) for path, entry in value["files"].items()},
+            engines=_parse_engines(value["engines"], value["tokenizer"], model, value["files"], where),
             provenance=value["provenance"],
             parity=value["parity"],
-            builds=_builds(value["builds"], value["engines"].keys(), value["files"], where),
+            builds=_parse_builds(value["builds"], value["engines"].keys(), value["files"], where),
         )
 
 
@@ -174,14 +176,14 @@ def is_latents_report(report: Mapping[str, Any]) -> bool:
     return report.get("of") == "latents"
 
 
-def _known_specs(model: ModelConfig) -> dict[str, EngineSpec]:
+def _possible_specs(model: ModelConfig) -> dict[str, EngineSpec]:
     """Return the specs of all engines that a model can have, by name."""
     return {**engine_specs(model), **tokenizer_specs(model)}
 
 
-def _model(value: Mapping[str, Any], where: str) -> ModelConfig:
+def _parse_model(value: Mapping[str, Any], where: str) -> ModelConfig:
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    _keys(value, fields - (LATER_FIELDS - value.keys()), f"{where}: model")
+    _check_keys(value, fields - (LATER_FIELDS - value.keys()), f"{where}: model")
     try:
         return ModelConfig.from_dict(value, where)
     except ConfigError as error:
@@ -205,9 +207,9 @@ def _check_names(value: Mapping[str, Any], model: ModelConfig, where: str) -> No
         raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
 
 
-def _sampling(value: object, model: ModelConfig, where: str) -> Sampling:
-    settings = _object(value, where)
-    _keys(settings, {field.name for field in dataclasses.fields(Sampling)}, where)
+def _parse_sampling(value: object, model: ModelConfig, where: str) -> Sampling:
+    settings = _as_object(value, where)
+    _check_keys(settings, {field.name for field in dataclasses.fields(Sampling)}, where)
     try:
         sampling = apply_constraints(model, Sampling(**settings), settings)
         build_plan(model.tokens, sampling)
@@ -216,12 +218,12 @@ def _sampling(value: object, model: ModelConfig, where: str) -> Sampling:
     return sampling
 
 
-def _preset(name: str, value: object, model: ModelConfig, where: str) -> Sampling:
+def _parse_preset(name: str, value: object, model: ModelConfig, where: str) -> Sampling:
     try:
         check_preset_name(name)
     except RequestError as error:
         raise ArtifactError(f"{where}: {error}") from None
-    return _sampling(value, model, f"{where}: {truncate(name)}")
+    return _parse_sampling(value, model, f"{where}: {truncate(name)}")
 
 
 def _check_reports(
@@ -230,22 +232,22 @@ def _check_reports(
     for key, entry in provenance.items():
         if not isinstance(entry, (str, int)):
             raise ArtifactError(f"{where}: provenance: {key} must be a text or a whole number, found {entry!r}")
-    _keys(parity, {*engines, "generation"}, f"{where}: parity")
+    _check_keys(parity, {*engines, "generation"}, f"{where}: parity")
     for key, value in parity.items():
-        report = _object(value, f"{where}: parity: {key}")
+        report = _as_object(value, f"{where}: parity: {key}")
         alone = is_latents_report(report) and key != "generation"
         for number in ("relative_l2",) if alone else ("relative_l2", "tolerance"):
             if type(report.get(number)) is not float:
                 raise ArtifactError(f"{where}: parity: {key}: {number} must be a number, found {report.get(number)!r}")
 
 
-def _object(value: object, where: str) -> dict[str, Any]:
+def _as_object(value: object, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ArtifactError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
-def _keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
+def _check_keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
     if value.keys() != expected:
         unknown, missing = sorted(value.keys() - expected), sorted(expected - value.keys())
         problems = [f"unknown keys {', '.join(unknown)}"] if unknown else []
@@ -253,12 +255,12 @@ def _keys(value: Mapping[str, Any], expected: set[str], where: str) -> None:
         raise ArtifactError(f"{where}: {' and '.join(problems)}")
 
 
-def _file_entry(path: str, value: object, where: str) -> FileEntry:
+def _parse_file_entry(path: str, value: object, where: str) -> FileEntry:
     pure = pathlib.PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
         raise IntegrityError(f"{where}: file {path!r} must be a relative path inside the artifact")
-    entry = _object(value, f"{where}: {path}")
-    _keys(entry, {"bytes", "sha256"}, f"{where}: {path}")
+    entry = _as_object(value, f"{where}: {path}")
+    _check_keys(entry, {"bytes", "sha256"}, f"{where}: {path}")
     size, digest = entry["bytes"], entry["sha256"]
     if type(size) is not int or size < 0:
         raise ArtifactError(f"{where}: {path}: bytes must be a whole number, found {size!r}")
@@ -267,7 +269,7 @@ def _file_entry(path: str, value: object, where: str) -> FileEntry:
     return FileEntry(size, digest)
 
 
-def _builds(value: object, engines: Iterable[str], files: Mapping[str, Any], where: str) -> tuple[Build, ...]:
+def _parse_builds(value: object, engines: Iterable[str], files: Mapping[str, Any], where: str) -> tuple[Build, ...]:
     if not isinstance(value, list):
         raise ArtifactError(f"{where}: builds must be a list, found {type(value).__name__}")
     builds = tuple(Build.from_dict(each, where) for each in value)
@@ -281,15 +283,15 @@ def _builds(value: object, engines: Iterable[str], files: Mapping[str, Any], whe
     return builds
 
 
-def _engine_files(
+def _parse_engines(
     value: Mapping[str, Any], tokenizer: str, model: ModelConfig, files: Mapping[str, Any], where: str
 ) -> dict[str, str]:
     required = {*ENGINES, *([DECODER] if tokenizer == "kl" else [])}
     allowed = {*required, *([ENCODER] if tokenizer == "kl" else [])}
-    _keys(value, required | (allowed & value.keys()), f"{where}: engines")
+    _check_keys(value, required | (allowed & value.keys()), f"{where}: engines")
     paths = {}
-    for name, spec in ((name, spec) for name, spec in _known_specs(model).items() if name in value):
-        entry = _object(value[name], f"{where}: engine {name}")
+    for name, spec in ((name, spec) for name, spec in _possible_specs(model).items() if name in value):
+        entry = _as_object(value[name], f"{where}: engine {name}")
         if not isinstance(entry.get("file"), str) or entry["file"] not in files:
             raise ArtifactError(f"{where}: engine {name}: its file {entry.get('file')!r} is not listed under files")
         if {**entry, "file": None} != {"file": None, **spec.to_dict()}:

@@ -26,7 +26,7 @@ def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
     Raises:
         RequestError: They are not a list of class numbers of this model.
     """
-    array = _integers("labels", labels)
+    array = _integer_array("labels", labels)
     if array.ndim != 1 or not len(array):
         raise RequestError(f"labels must be a list of classes, found shape {list(array.shape)}")
     wrong = array[(array < 0) | (array >= config.class_num)]
@@ -80,7 +80,7 @@ def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np
     Raises:
         RequestError: It has another shape or dtype, or a row is not a permutation.
     """
-    array = _integers("order", order)
+    array = _integer_array("order", order)
     if array.shape != (batch, config.tokens):
         raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(array.shape)}")
     if not (np.sort(array, axis=1) == np.arange(config.tokens)).all():
@@ -110,7 +110,7 @@ def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -
 
 def check_seed(seed: int) -> int:
     """Return a seed, a whole number in 0..2^64-1. Raises `RequestError` otherwise."""
-    return _counter("seed", seed)
+    return _check_uint64("seed", seed)
 
 
 def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
@@ -127,16 +127,16 @@ def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
         raise RequestError(f"index must be a list with one number a label, found {index!r}") from None
     if len(numbers) != batch:
         raise RequestError(f"index must have one number a label, {batch}; found {len(numbers)}")
-    return [_counter("index", number) for number in numbers]
+    return [_check_uint64("index", number) for number in numbers]
 
 
-def _counter(name: str, value: int) -> int:
+def _check_uint64(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < _SEEDS:
         raise RequestError(f"{name} must be a whole number in 0..2^64-1, found {value!r}")
     return int(value)
 
 
-def _integers(name: str, values: ArrayLike) -> NDArray[np.integer]:
+def _integer_array(name: str, values: ArrayLike) -> NDArray[np.integer]:
     array = as_array(name, values)
     if array.dtype.kind not in "iu":
         raise RequestError(f"{name} must be whole numbers, found {array.dtype} of shape {list(array.shape)}")

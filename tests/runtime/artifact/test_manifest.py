@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from runtime.artifact.manifest import FORMAT_VERSION, MANIFEST, FileEntry, Manifest
 from runtime.errors import ArtifactError, MarError
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES
 from runtime.sampling.settings import Sampling
@@ -155,6 +155,17 @@ def test_a_manifest_with_an_impossible_value_is_refused(
     if isinstance(value, float) and not math.isfinite(value):
         message = "is not JSON"
     assert message in refusal.removeprefix(str(artifact_copy / MANIFEST))
+
+
+@pytest.mark.parametrize("version", [1, 6, 8])
+def test_the_error_for_another_format_version_says_what_to_do_in_one_line(
+    artifact_copy: pathlib.Path, refused: Refused, version: int
+) -> None:
+    change_manifest(artifact_copy, "format_version", version)
+    assert refused(ArtifactError) == (
+        f"{artifact_copy / MANIFEST}: format version {version}, but this version of mar reads {FORMAT_VERSION}; "
+        "export the model again with this version, or install the version of mar that wrote the artifact"
+    )
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
