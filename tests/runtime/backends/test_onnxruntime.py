@@ -18,7 +18,7 @@ from runtime.backends.onnxruntime import brief_spinning
         ("2.0", "session.intra_op.spin_duration_us"),
     ],
 )
-def test_threads_that_wait_spin_for_a_moment_in_every_version(version: str, key: str) -> None:
+def test_waiting_threads_spin_for_a_short_time_in_every_version(version: str, key: str) -> None:
     name, value = brief_spinning(version)
     assert name == key
     assert 1 <= int(value) < 1000  # microseconds, or 1 for yes

@@ -62,7 +62,7 @@ def refusal(work: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize("integrated", [False, True], ids=["own memory", "shared memory"])
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
-def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
+def test_an_image_is_the_one_of_the_host_whatever_was_generated_before(
     golden_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
@@ -84,7 +84,7 @@ def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
     assert {number == "-1" for _, number in provider.runs} == {not cuda_graphs}
 
 
-def test_a_size_is_captured_once_and_replayed_after_that(
+def test_a_size_is_captured_once_and_replayed_afterwards(
     golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation
 ) -> None:
     with load(golden_artifacts["small"]) as generator:
@@ -101,7 +101,7 @@ def executables(cuda: SimulatedCuda) -> int:
     return list(cuda.handles.values()).count("executable")
 
 
-def test_graphs_stay_with_their_sizes_when_forms_come_and_go(
+def test_graphs_are_kept_by_size_when_plan_shapes_are_dropped(
     golden_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, provider: Simulation
 ) -> None:
     """More forms in turn than the loop keeps: a session never lets a graph go, so no size may have two."""
@@ -117,7 +117,7 @@ def test_graphs_stay_with_their_sizes_when_forms_come_and_go(
     assert left_on(cuda) == []
 
 
-def test_past_so_many_graphs_sizes_that_are_new_run_without(
+def test_beyond_the_largest_number_of_graphs_new_sizes_run_without_one(
     golden_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
@@ -136,7 +136,7 @@ def test_past_so_many_graphs_sizes_that_are_new_run_without(
     assert left_on(cuda) == []
 
 
-def test_sessions_run_on_the_stream_of_the_generator_alone(
+def test_sessions_run_only_on_the_stream_of_the_generator(
     golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation
 ) -> None:
     with load(golden_artifacts["small"]):
@@ -156,7 +156,7 @@ def test_sessions_run_on_the_stream_of_the_generator_alone(
     assert left_on(cuda) == []
 
 
-def test_nobody_waits_before_the_end(
+def test_the_host_waits_only_at_the_end(
     golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation
 ) -> None:
     with load(golden_artifacts["small"]) as generator:
@@ -188,7 +188,7 @@ def test_a_provider_that_does_not_load_is_refused(
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
-def test_a_graph_that_does_not_load_is_told_and_that_cuda_graphs_may_be_why(
+def test_the_error_of_a_graph_that_does_not_load_mentions_cuda_graphs(
     golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation, cuda_graphs: bool
 ) -> None:
     provider.failing = {"InferenceSession"}
@@ -219,7 +219,7 @@ def test_a_graph_with_other_tensors_is_refused(
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_a_run_that_fails_is_told_and_the_next_image_is_drawn(
+def test_a_run_that_fails_is_an_error_and_the_next_image_is_generated(
     golden_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
@@ -238,7 +238,7 @@ def test_a_run_that_fails_is_told_and_the_next_image_is_drawn(
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_a_closed_generator_holds_nothing_and_says_so(
+def test_a_closed_generator_has_freed_everything_and_refuses_calls(
     golden_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, provider: Simulation, cuda_graphs: bool
 ) -> None:
     generator = load(golden_artifacts["small"], cuda_graphs=cuda_graphs)
@@ -255,7 +255,7 @@ def test_a_closed_generator_holds_nothing_and_says_so(
 
 
 @pytest.mark.parametrize("name", ["InferenceSession", "IOBinding"])
-def test_a_class_of_the_simulation_takes_what_the_real_one_takes(name: str) -> None:
+def test_a_class_of_the_fake_has_the_parameters_of_the_real_class(name: str) -> None:
     ours, theirs = getattr(simulated, name), getattr(onnxruntime, name)
     for attribute in (each for each, value in vars(ours).items() if inspect.isfunction(value) and each[0] != "_"):
         assert parameters(getattr(ours, attribute)) == parameters(getattr(theirs, attribute)), attribute
@@ -263,13 +263,13 @@ def test_a_class_of_the_simulation_takes_what_the_real_one_takes(name: str) -> N
         assert parameters(ours.__init__) == parameters(theirs.__init__)
 
 
-def test_what_the_module_offers_is_there_in_the_real_one(provider: Simulation) -> None:
+def test_every_name_of_the_fake_module_exists_in_the_real_one(provider: Simulation) -> None:
     offered = {name for name in vars(sys.modules["onnxruntime"]) if not name.startswith("__")}
     assert {"InferenceSession", "RunOptions", "SessionOptions", "get_available_providers"} == offered
     assert all(hasattr(onnxruntime, name) for name in offered)
 
 
-def test_what_the_backend_calls_is_there_in_the_real_one() -> None:
+def test_every_name_that_the_backend_calls_exists_in_the_real_library() -> None:
     """Options are those of the library itself; this is what their text values name."""
     options = onnxruntime.RunOptions()
     for name in ("gpu_graph_id", "disable_synchronize_execution_providers"):

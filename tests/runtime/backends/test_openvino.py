@@ -43,7 +43,7 @@ def generators(golden_artifacts: dict[str, pathlib.Path]) -> Iterator[dict[str, 
         generator.close()
 
 
-def test_a_golden_case_comes_out_as_the_published_code_has_it(
+def test_a_golden_case_has_the_latents_of_the_published_code(
     generators: dict[str, Generator], golden_case: GoldenCase
 ) -> None:
     """Which it does not where OpenVINO computes in bf16, as it would by itself on processors that can."""
@@ -53,7 +53,7 @@ def test_a_golden_case_comes_out_as_the_published_code_has_it(
     assert relative_l2(found.latents, golden_case.latents) <= GOLDEN_TOLERANCE
 
 
-def test_many_images_at_once_and_again_are_the_same(generators: dict[str, Generator]) -> None:
+def test_images_are_the_same_in_a_batch_and_when_repeated(generators: dict[str, Generator]) -> None:
     """Orders of many images are no contiguous array, which an engine is given a copy of."""
     labels = [0, 5, 2, 3, 1]
     together = generators["small"].generate(labels, **REQUEST).latents
@@ -64,7 +64,7 @@ def test_many_images_at_once_and_again_are_the_same(generators: dict[str, Genera
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_model_of_another_form_is_drawn_as_in_onnx_runtime(
+def test_a_model_of_another_variant_gives_the_images_of_onnx_runtime(
     form: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     def export(folder: pathlib.Path) -> None:
@@ -78,7 +78,7 @@ def test_a_model_of_another_form_is_drawn_as_in_onnx_runtime(
     assert relative_l2(drawn[1], drawn[0]) <= GOLDEN_TOLERANCE
 
 
-def test_an_answer_is_not_overwritten_by_the_next(generators: dict[str, Generator]) -> None:
+def test_an_output_is_not_overwritten_by_the_next_call(generators: dict[str, Generator]) -> None:
     engines, config = generators["small"].engines, generators["small"].manifest.model
     z = np.ones((2, config.decoder_embed_dim), np.float32)
     (first,) = engines.conditioning(z=z, timesteps=np.array([10.0, 500.0], np.float32))
@@ -125,7 +125,7 @@ signal.raise_signal(signal.SIGUSR1)
 # What goes wrong.
 
 
-def test_a_closed_generator_says_so(golden_artifacts: dict[str, pathlib.Path]) -> None:
+def test_a_closed_generator_refuses_calls(golden_artifacts: dict[str, pathlib.Path]) -> None:
     with load(golden_artifacts["small"]) as generator:
         pass
     with pytest.raises(BackendError, match="closed"):
@@ -133,7 +133,7 @@ def test_a_closed_generator_says_so(golden_artifacts: dict[str, pathlib.Path]) -
     generator.close()  # twice is once
 
 
-def test_a_machine_without_openvino_is_told_what_to_install(
+def test_the_error_without_openvino_names_what_to_install(
     golden_artifacts: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -168,7 +168,7 @@ def test_an_operator_that_openvino_does_not_know_is_named(
     assert "\n" not in str(refusal.value)
 
 
-def test_more_threads_than_processors_are_not_promised(golden_artifacts: dict[str, pathlib.Path]) -> None:
+def test_the_description_names_no_more_threads_than_processors(golden_artifacts: dict[str, pathlib.Path]) -> None:
     with Generator.load(golden_artifacts["small"], backend="openvino", threads=1024) as generator:
         assert generator.description.endswith(f"cpu, {os.cpu_count()} thread{'s' * (os.cpu_count() != 1)}")
 
@@ -190,7 +190,7 @@ def _wider(spec: EngineSpec) -> EngineSpec:
 
 @pytest.mark.parametrize("engine", [BACKBONE, CONDITIONING, DENOISE])
 @pytest.mark.parametrize("change", [_renamed, _of_integers, _wider])
-def test_a_graph_that_is_not_what_its_spec_says_is_refused(
+def test_a_graph_that_differs_from_its_spec_is_refused(
     golden_artifacts: dict[str, pathlib.Path], engine: str, change: Any
 ) -> None:
     artifact = Artifact(golden_artifacts["small"])
@@ -201,7 +201,7 @@ def test_a_graph_that_is_not_what_its_spec_says_is_refused(
         runner.load_graph(path, change(spec))
 
 
-def test_an_engine_that_fails_says_which_and_why(generators: dict[str, Generator]) -> None:
+def test_the_error_of_an_engine_that_fails_names_engine_and_reason(generators: dict[str, Generator]) -> None:
     engines, config = generators["small"].engines, generators["small"].manifest.model
     with pytest.raises(BackendError) as refusal:
         engines.conditioning(

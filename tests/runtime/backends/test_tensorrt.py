@@ -54,13 +54,13 @@ DRAWING = {
 }
 
 
-def test_every_call_that_can_fail_is_tried() -> None:
+def test_every_call_that_can_fail_is_tested() -> None:
     source = inspect.getsource(fake_runtime)
     assert set(re.findall(r'(?:fails|constructed)\("([\w ]+)"', source)) == LOADING.keys() | DRAWING.keys()
 
 
 @pytest.mark.parametrize("call", LOADING)
-def test_what_fails_while_loading_is_told_with_what_the_library_logged(
+def test_a_failure_while_loading_is_an_error_with_the_lines_of_the_log(
     unbuilt: pathlib.Path, cuda: SimulatedCuda, tensorrt: TensorRTScript, call: str
 ) -> None:
     build(unbuilt, BuilderFlags(strip_weights=True))
@@ -71,7 +71,7 @@ def test_what_fails_while_loading_is_told_with_what_the_library_logged(
 
 
 @pytest.mark.parametrize("call", DRAWING)
-def test_what_fails_while_drawing_is_told_and_the_next_image_is_drawn(
+def test_a_failure_while_generating_is_an_error_and_the_next_image_is_generated(
     built: pathlib.Path, cuda: SimulatedCuda, tensorrt: TensorRTScript, call: str
 ) -> None:
     with load(built) as generator:
@@ -86,7 +86,7 @@ def test_what_fails_while_drawing_is_told_and_the_next_image_is_drawn(
     assert left_on(cuda) == []
 
 
-def test_an_engine_that_fails_when_its_graph_is_made_leaves_the_stream_usable(
+def test_an_engine_that_fails_in_a_capture_leaves_the_stream_usable(
     built: pathlib.Path, cuda: SimulatedCuda, tensorrt: TensorRTScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = tensorrt.fails
@@ -112,7 +112,7 @@ def test_an_engine_that_fails_when_its_graph_is_made_leaves_the_stream_usable(
 
 
 @pytest.mark.parametrize("case", ["images", "tokens", "steps"])
-def test_a_request_that_engines_were_not_built_for_is_told_with_what_they_were(
+def test_the_error_of_a_request_outside_the_built_sizes_names_both(
     unbuilt: pathlib.Path, cuda: SimulatedCuda, tensorrt: TensorRTScript, case: str
 ) -> None:
     artifact = Artifact(unbuilt)
@@ -147,7 +147,7 @@ def test_a_request_that_engines_were_not_built_for_is_told_with_what_they_were(
     assert left_on(cuda) == []
 
 
-def test_all_engines_share_memory_as_large_as_the_largest_needs(
+def test_all_engines_share_scratch_memory_of_the_largest_size(
     built: pathlib.Path, cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     with load(built) as generator:
@@ -164,7 +164,7 @@ def test_all_engines_share_memory_as_large_as_the_largest_needs(
     assert left_on(cuda) == []
 
 
-def test_every_size_has_a_context_of_its_own(built: pathlib.Path, tensorrt: TensorRTScript) -> None:
+def test_every_set_of_sizes_has_its_own_context(built: pathlib.Path, tensorrt: TensorRTScript) -> None:
     with load(built) as generator:
         plan = generator.generate([0, 1], **REQUEST).plan
         iterations = plan.iterations
@@ -186,7 +186,7 @@ def in_precision(path: pathlib.Path, precision: str) -> None:
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_a_precision_that_the_gpu_has_no_products_for_is_refused(unbuilt: pathlib.Path, cuda: SimulatedCuda) -> None:
+def test_a_precision_that_the_gpu_does_not_support_is_refused(unbuilt: pathlib.Path, cuda: SimulatedCuda) -> None:
     in_precision(unbuilt, "bf16")
     cuda.attributes |= {75: 7, 76: 5}
     assert refusal(lambda: load(unbuilt)) == (
@@ -200,7 +200,7 @@ def test_a_precision_that_the_gpu_has_no_products_for_is_refused(unbuilt: pathli
         generator.generate([0], **REQUEST)
 
 
-def test_tensorrt_rtx_runs_what_was_built_for_it(
+def test_tensorrt_rtx_runs_the_engines_that_were_built_for_it(
     unbuilt: pathlib.Path, cuda: SimulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = fake_tensorrt(TensorRTScript(cuda), "1.7.1", "tensorrt_rtx")

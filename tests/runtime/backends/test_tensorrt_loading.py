@@ -45,7 +45,7 @@ def test_an_altered_engine_is_never_deserialized(built: pathlib.Path, tensorrt: 
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_what_is_deserialized_is_what_was_hashed(built: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deserialized_bytes_are_the_hashed_ones(built: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every engine's file is replaced by another once it has been opened."""
     opens = pathlib.Path.open
 
@@ -67,7 +67,9 @@ def test_what_is_deserialized_is_what_was_hashed(built: pathlib.Path, monkeypatc
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_without_an_engine_the_command_that_builds_it_is_told(unbuilt: pathlib.Path, cuda: SimulatedCuda) -> None:
+def test_the_error_without_an_engine_names_the_command_that_builds_it(
+    unbuilt: pathlib.Path, cuda: SimulatedCuda
+) -> None:
     assert refusal(lambda: load(unbuilt)) == f"no engine backbone for tensorrt {VERSION} on sm_89; {COMMAND}"
     assert cuda.leaks == []
 
@@ -83,7 +85,7 @@ def test_without_an_engine_the_command_that_builds_it_is_told(unbuilt: pathlib.P
     ],
     ids=str,
 )
-def test_an_engine_for_something_else_is_told_with_what_is_here(
+def test_the_error_of_an_engine_for_another_machine_names_this_machine(
     unbuilt: pathlib.Path, cuda: SimulatedCuda, builder: dict[str, str], reason: str | None
 ) -> None:
     build(unbuilt, **builder)
@@ -108,14 +110,14 @@ def test_an_engine_of_another_graph_is_not_loaded(built: pathlib.Path, tensorrt:
     assert tensorrt.calls("deserialize_cuda_engine") == []
 
 
-def test_only_an_engine_for_later_versions_may_bring_code(unbuilt: pathlib.Path, tensorrt: TensorRTScript) -> None:
+def test_a_version_compatible_engine_may_contain_host_code(unbuilt: pathlib.Path, tensorrt: TensorRTScript) -> None:
     build(unbuilt, BuilderFlags(version_compatible=True), version="10.3.0")
     with load(unbuilt) as generator:
         assert tensorrt.calls("deserialize_cuda_engine") == [(True,)] * len(ENGINES)
         generator.generate([0], **REQUEST)
 
 
-def test_an_engine_of_this_version_may_not(built: pathlib.Path, tensorrt: TensorRTScript) -> None:
+def test_another_engine_may_not_contain_host_code(built: pathlib.Path, tensorrt: TensorRTScript) -> None:
     with load(built):
         assert tensorrt.calls("deserialize_cuda_engine") == [(False,)] * len(ENGINES)
 
@@ -136,7 +138,7 @@ _ANY_VERSION, _ANY_GPU = BuilderFlags(version_compatible=True), BuilderFlags(har
     ],
     ids=["version, then exact", "exact, then version", "GPU, then exact", "exact, then GPU", "versions", "GPUs"],
 )
-def test_of_engines_that_run_here_the_exact_one_is_loaded_then_the_newest(
+def test_an_engine_for_exactly_this_machine_is_preferred_then_the_newest(
     unbuilt: pathlib.Path,
     tensorrt: TensorRTScript,
     monkeypatch: pytest.MonkeyPatch,
@@ -154,7 +156,9 @@ def test_of_engines_that_run_here_the_exact_one_is_loaded_then_the_newest(
     assert opened == [each.file for each in expected]
 
 
-def test_what_one_engine_may_the_next_may_not(unbuilt: pathlib.Path, tensorrt: TensorRTScript) -> None:
+def test_the_permission_for_host_code_does_not_pass_to_the_next_engine(
+    unbuilt: pathlib.Path, tensorrt: TensorRTScript
+) -> None:
     build(unbuilt, BuilderFlags(version_compatible=True))
     mixed = json.loads((unbuilt / MANIFEST).read_text())
     build(unbuilt)
@@ -171,7 +175,7 @@ def test_what_one_engine_may_the_next_may_not(unbuilt: pathlib.Path, tensorrt: T
         assert tensorrt.calls("deserialize_cuda_engine") == [(False,), (True,), (False,)]
 
 
-def test_engines_without_weights_get_those_of_their_graph(
+def test_engines_without_weights_get_the_weights_of_their_graph(
     unbuilt: pathlib.Path, golden_artifacts: dict[str, pathlib.Path], tensorrt: TensorRTScript
 ) -> None:
     build(unbuilt, BuilderFlags(strip_weights=True))
@@ -185,7 +189,7 @@ def test_engines_without_weights_get_those_of_their_graph(
         assert found.tobytes() == host.generate([1], **REQUEST).latents.tobytes()
 
 
-def test_engines_with_weights_keep_them(built: pathlib.Path, tensorrt: TensorRTScript) -> None:
+def test_engines_with_weights_are_not_refitted(built: pathlib.Path, tensorrt: TensorRTScript) -> None:
     with load(built):
         assert tensorrt.calls("Refitter") == tensorrt.calls("refit_from_file") == []
 

@@ -96,7 +96,7 @@ def with_builds(path: pathlib.Path, *builds: Build) -> pathlib.Path:
 # The machine.
 
 
-def test_a_machine_without_gpu_and_tensorrt_is_told_as_it_is(doctor: Doctor) -> None:
+def test_a_machine_without_gpu_and_tensorrt_is_described(doctor: Doctor) -> None:
     ended = doctor()
     assert (ended.code, ended.err) == (0, "")
     assert ended.told("mar") == __version__
@@ -112,7 +112,7 @@ def test_a_machine_without_gpu_and_tensorrt_is_told_as_it_is(doctor: Doctor) -> 
     assert "precisions" not in ended.out
 
 
-def test_versions_of_tensorrt_are_told_by_target(doctor: Doctor) -> None:
+def test_versions_of_tensorrt_are_shown_by_target(doctor: Doctor) -> None:
     ended = doctor(tensorrt="10.3.0", tensorrt_rtx="1.7.1.116")
     assert ended.told("tensorrt") == "10.3.0"
     assert ended.told("tensorrt-rtx") == "1.7.1.116"
@@ -137,7 +137,7 @@ def test_versions_of_tensorrt_are_told_by_target(doctor: Doctor) -> None:
     ],
     ids=lambda value: value.architecture if isinstance(value, Gpu) else "",
 )
-def test_a_gpu_is_told_with_its_memory_and_precisions(doctor: Doctor, gpu: Gpu, told: str, precisions: str) -> None:
+def test_a_gpu_is_shown_with_its_memory_and_precisions(doctor: Doctor, gpu: Gpu, told: str, precisions: str) -> None:
     ended = doctor(gpu=gpu)
     assert ended.told("gpu").startswith(told)
     assert ended.told("precisions") == f"{', '.join(precisions.split())} on this GPU"
@@ -153,7 +153,7 @@ def test_a_gpu_is_told_with_its_memory_and_precisions(doctor: Doctor, gpu: Gpu, 
     ids=str,
 )
 @pytest.mark.parametrize("name", ["onnxruntime", "tensorrt"])
-def test_a_library_that_is_broken_says_why_and_counts_as_none(
+def test_a_library_that_does_not_load_is_shown_with_the_reason(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch, artifact: pathlib.Path, name: str, error: Exception
 ) -> None:
     """Its number must not pass for a version: an engine for 10.13 that may run on newer ones does not run on it."""
@@ -174,9 +174,7 @@ def test_a_library_that_is_broken_says_why_and_counts_as_none(
     assert ended.told("backbone").endswith(f": {wanted}")
 
 
-def test_onnxruntime_that_is_missing_is_told_with_what_installs_it(
-    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_onnxruntime_is_shown_with_what_installs_it(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert doctor().told("onnxruntime") == "not installed; pip install 'mar-runtime[cpu]'"
 
@@ -184,7 +182,7 @@ def test_onnxruntime_that_is_missing_is_told_with_what_installs_it(
 # An artifact.
 
 
-def test_an_artifact_without_builds_is_told(doctor: Doctor, artifact: pathlib.Path) -> None:
+def test_an_artifact_without_builds_is_shown(doctor: Doctor, artifact: pathlib.Path) -> None:
     ended = doctor(str(artifact))
     assert ended.code == 0
     assert (
@@ -192,7 +190,7 @@ def test_an_artifact_without_builds_is_told(doctor: Doctor, artifact: pathlib.Pa
     )
 
 
-def test_every_build_is_told_with_what_stands_in_its_way(doctor: Doctor, artifact: pathlib.Path) -> None:
+def test_every_build_is_shown_with_the_reason_why_it_does_not_load(doctor: Doctor, artifact: pathlib.Path) -> None:
     with_builds(
         artifact,
         a_build(),
@@ -210,7 +208,7 @@ def test_every_build_is_told_with_what_stands_in_its_way(doctor: Doctor, artifac
 
 
 @pytest.mark.parametrize("built", [False, True])
-def test_a_damaged_file_is_told_whether_graph_or_plan(doctor: Doctor, artifact: pathlib.Path, built: bool) -> None:
+def test_a_damaged_graph_or_engine_is_reported(doctor: Doctor, artifact: pathlib.Path, built: bool) -> None:
     build = a_build()
     with_builds(artifact, build)
     file = artifact / (build.file if built else "denoise.onnx")
@@ -223,7 +221,7 @@ def test_a_damaged_file_is_told_whether_graph_or_plan(doctor: Doctor, artifact: 
     assert "every hash matches" not in ended.out
 
 
-def test_what_is_no_artifact_is_one_line(doctor: Doctor, tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_is_not_an_artifact_is_one_line(doctor: Doctor, tmp_path: pathlib.Path) -> None:
     ended = doctor(str(tmp_path))
     assert ended.code == 1
     assert ended.err.startswith(f"mar: {tmp_path}: not an artifact")
@@ -265,7 +263,7 @@ OLDER, NEWER = "10.3.0", "11.4.0"
         ({"flags": {"hardware_compatible": "same"}}, "10.13.3", "sm_90", "built for sm_87, here is sm_90"),
     ],
 )
-def test_a_build_loads_or_the_reason_why_not_is_told(
+def test_a_build_loads_or_the_reason_is_shown(
     changes: dict[str, Any], library: str | None, architecture: str | None, why: str | None
 ) -> None:
     assert incompatibility(a_build(**changes), library, architecture) == why

@@ -107,7 +107,9 @@ def test_the_image_may_be_edited_in_its_own_file(mar: Mar, pixel_artifact: pathl
     assert read(image).tolist() == drawn(pixel_artifact, [1])[0].tolist()
 
 
-def test_without_pasting_whole_tokens_are_new(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
+def test_without_pasting_all_pixels_of_a_token_are_new(
+    mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
+) -> None:
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png --class 1 {QUICK}"
     assert mar(f"{line} --no-paste --out {files}/edited.png").code == 0
     found = read(files / "edited.png")
@@ -116,14 +118,14 @@ def test_without_pasting_whole_tokens_are_new(mar: Mar, pixel_artifact: pathlib.
     assert found[:4, 4:].tolist() == gray_image()[:4, 4:].tolist()
 
 
-def test_dilating_draws_the_neighbours_too(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
+def test_dilating_regenerates_the_neighbours_too(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png --class 1 {QUICK}"
     ended = mar(f"{line} --dilate --no-paste --out {files}/edited.png")
     assert ended.out.startswith("4 of 4 tokens regenerated (100%)")
     assert read(files / "edited.png").tolist() == drawn(pixel_artifact, [1], dilate=True, paste=False)[0].tolist()
 
 
-def test_several_ways_to_draw_it_make_a_grid_with_the_class_below(
+def test_several_results_are_a_grid_with_the_class_below(
     mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
 ) -> None:
     """Eight in a row, each pixel enlarged by 12, as in the grid of mar generate."""
@@ -194,7 +196,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("line", "told"), WRONG, ids=lambda part: part.replace("{files}/", "")[-48:])
-def test_what_cannot_be_edited_is_told_in_one_line_and_writes_nothing(
+def test_wrong_use_of_edit_is_one_line_and_writes_nothing(
     mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path, line: str, told: str
 ) -> None:
     before = sorted(files.iterdir())
@@ -207,7 +209,7 @@ def test_what_cannot_be_edited_is_told_in_one_line_and_writes_nothing(
     assert sorted(files.iterdir()) == before
 
 
-def test_an_artifact_that_makes_latents_only_is_refused(
+def test_an_artifact_that_only_generates_latents_is_refused(
     mar: Mar, latents_only: pathlib.Path, files: pathlib.Path
 ) -> None:
     ended = mar(f"edit {latents_only} {ALL.format(files=files)} --out {files}/edited.png --threads 1")
@@ -216,7 +218,7 @@ def test_an_artifact_that_makes_latents_only_is_refused(
     assert not (files / "edited.png").exists()
 
 
-def test_where_nothing_can_be_written_is_told_before_the_work(
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
 ) -> None:
     ended = mar(f"edit {pixel_artifact} {ALL.format(files=files)} --out {files}/folder.png --threads 1")

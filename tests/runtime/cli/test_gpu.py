@@ -34,7 +34,7 @@ def expected(mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path) -> bytes:
 
 @pytest.mark.usefixtures("tensorrt")
 @pytest.mark.parametrize("option", ["", "--no-cuda-graphs", "--device cuda"])
-def test_tensorrt_writes_the_file_that_the_cpu_writes(
+def test_tensorrt_writes_the_same_file_as_the_cpu(
     mar: Mar, artifact: pathlib.Path, expected: bytes, tmp_path: pathlib.Path, cuda: SimulatedCuda, option: str
 ) -> None:
     ended = mar(f"generate {artifact} --backend tensorrt {option} --out {tmp_path / 'gpu.png'} {QUICK}")
@@ -46,7 +46,7 @@ def test_tensorrt_writes_the_file_that_the_cpu_writes(
 
 
 @pytest.mark.parametrize("option", ["", "--no-cuda-graphs"])
-def test_onnxruntime_writes_it_too(
+def test_onnxruntime_on_a_gpu_writes_the_same_file_too(
     mar: Mar,
     artifact: pathlib.Path,
     expected: bytes,
@@ -67,7 +67,7 @@ def test_onnxruntime_writes_it_too(
 @pytest.mark.parametrize(
     ("line", "iterations"), [(f"generate {{artifact}} {QUICK}", 2 * 4), (f"edit {{artifact}} {EDIT}", 3)]
 )
-def test_only_a_bar_that_is_shown_makes_iterations_wait(
+def test_iterations_wait_only_if_a_progress_bar_is_shown(
     mar: Mar,
     artifact: pathlib.Path,
     tmp_path: pathlib.Path,
@@ -105,7 +105,7 @@ def test_tensorrt_does_not_run_on_a_cpu(mar: Mar, artifact: pathlib.Path, tmp_pa
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime"])
-def test_without_a_driver_that_is_told(
+def test_without_a_driver_the_error_says_so(
     mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     def missing(name: str) -> NoReturn:

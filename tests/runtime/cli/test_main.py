@@ -70,7 +70,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("case", [case for case in golden_cases() if case.file == "case0.npz"], ids=str)
-def test_generate_draws_a_golden_case(
+def test_generate_reproduces_a_golden_case(
     golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path, case: GoldenCase
 ) -> None:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in case.settings.items()]
@@ -86,7 +86,9 @@ def test_generate_draws_a_golden_case(
     assert relative_l2(found, case.latents) <= GOLDEN_TOLERANCE
 
 
-def test_generate_draws_what_the_python_surface_draws(mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_generate_gives_the_images_of_the_python_interface(
+    mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """Classes in turn, images counted from 0 across batches."""
     file = tmp_path / "latents.npy"
     ended = mar(
@@ -98,7 +100,9 @@ def test_generate_draws_what_the_python_surface_draws(mar: Mar, artifact: pathli
     assert relative_l2(np.load(file), expected) <= 1e-5
 
 
-def test_generate_draws_one_image_a_class_by_default(mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_generate_gives_one_image_of_each_class_by_default(
+    mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     file = tmp_path / "latents.npy"
     assert mar(f"generate {artifact} {QUICK} --save-latents {file}").code == 0
     with Generator.load(artifact, threads=1) as generator:
@@ -106,7 +110,7 @@ def test_generate_draws_one_image_a_class_by_default(mar: Mar, artifact: pathlib
     assert np.load(file).tobytes() == expected.tobytes()
 
 
-def test_generate_draws_more_images_than_fit_into_one_batch(
+def test_generate_gives_more_images_than_fit_into_one_batch(
     mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """4097 is one more than a single request may hold, and far below what --count allows."""
@@ -210,7 +214,7 @@ LINES = [
 
 
 @pytest.mark.parametrize(("line", "told", "code"), LINES, ids=lambda part: str(part).split("latents.npy ")[-1][:48])
-def test_what_cannot_be_done_is_told_in_one_line_and_writes_nothing(
+def test_wrong_use_is_one_line_and_writes_nothing(
     mar: Mar,
     artifact: pathlib.Path,
     damaged: pathlib.Path,
@@ -229,7 +233,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_command_at_all_is_told_without_the_whole_help(mar: Mar) -> None:
+def test_without_a_command_the_error_is_one_line_without_the_help(mar: Mar) -> None:
     ended = mar("")
     assert ended.code == 2
     assert ended.err.startswith("mar: ")
@@ -242,7 +246,7 @@ def test_no_command_at_all_is_told_without_the_whole_help(mar: Mar) -> None:
     ("arguments", "code", "told"),
     [(["generate"], 2, "Missing argument 'ARTIFACT'"), (["inspect", "nothing"], 1, "not an artifact")],
 )
-def test_the_command_itself_fails_in_one_line(
+def test_the_installed_command_fails_in_one_line(
     tmp_path: pathlib.Path, arguments: list[str], code: int, told: str
 ) -> None:
     ended = start(*arguments, folder=tmp_path)
@@ -271,7 +275,7 @@ main()
 @pytest.mark.parametrize(
     ("stop", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_while_drawing_is_told_and_writes_nothing(
+def test_a_signal_while_generating_is_one_line_and_writes_nothing(
     artifact: pathlib.Path, tmp_path: pathlib.Path, stop: signal.Signals, code: int, told: str
 ) -> None:
     file, long = tmp_path / "latents.npy", ["--count", "1000", "--diffusion-steps", "1000", "--threads", "1"]

@@ -103,7 +103,7 @@ LINES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("line", "settings"), LINES, ids=[line[:20] or "own" for line, _ in LINES])
-def test_a_row_an_iteration_and_totals_without_time(
+def test_without_time_there_is_a_row_for_each_iteration_and_totals(
     artifact: pathlib.Path, manifest: Manifest, line: str, settings: dict[str, Any]
 ) -> None:
     sampling = resolve_sampling(manifest.sampling, manifest.model, settings)
@@ -167,12 +167,12 @@ def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
         ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler"),
     ],
 )
-def test_what_cannot_be_drawn_cannot_be_planned(artifact: pathlib.Path, line: str, told: str) -> None:
+def test_settings_that_are_not_valid_are_refused(artifact: pathlib.Path, line: str, told: str) -> None:
     with pytest.raises(RequestError, match=told):
         run(artifact, f"{line} --no-time")
 
 
-def test_a_folder_that_is_no_artifact_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_is_not_an_artifact_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ArtifactError, match="not an artifact"):
         run(tmp_path, "--no-time")
 
@@ -240,7 +240,7 @@ def by_rows(manifest: Manifest, clock: Clock) -> tuple[Generator, dict[str, Fake
     )
 
 
-def test_engines_are_timed_on_inputs_of_the_plans_own_sizes(manifest: Manifest, clock: Clock) -> None:
+def test_engines_are_timed_on_inputs_of_the_sizes_of_the_plan(manifest: Manifest, clock: Clock) -> None:
     plan = build_plan(16, Sampling(iterations=4, diffusion_steps=9, cfg_scale=2.0, cfg_interval=(0.2, 1.0)))
     assert [iteration.guided for iteration in plan.iterations] == [False, False, True, True]
     generator, engines = by_rows(manifest, clock)
@@ -277,7 +277,7 @@ def test_engines_are_timed_on_inputs_of_the_plans_own_sizes(manifest: Manifest, 
         {"iterations": 4, "diffusion_steps": 5, "cfg_scale": 3.0, "cfg_interval": (0.3, 1.0)},
     ],
 )
-def test_an_iteration_that_is_timed_is_predicted_as_it_was(
+def test_the_prediction_of_a_timed_iteration_is_its_time(
     manifest: Manifest, clock: Clock, settings: dict[str, Any]
 ) -> None:
     """Steps that were not run are added, and what a first call takes is not."""
@@ -294,7 +294,7 @@ def test_an_iteration_that_is_timed_is_predicted_as_it_was(
         assert seconds[DENOISE] == pytest.approx(2.0 * rows * steps)
 
 
-def test_what_is_not_timed_lies_between_by_its_operations(manifest: Manifest, clock: Clock) -> None:
+def test_the_time_of_other_iterations_is_interpolated_by_operations(manifest: Manifest, clock: Clock) -> None:
     """At a constant time an operation, every iteration is predicted exactly, whatever its size and guidance."""
     plan = build_plan(16, Sampling(iterations=11, diffusion_steps=8, cfg_scale=2.0, cfg_interval=(0.25, 0.8)))
     config = manifest.model
@@ -316,7 +316,7 @@ def test_what_is_not_timed_lies_between_by_its_operations(manifest: Manifest, cl
         assert seconds[DENOISE] == pytest.approx(1e-6 * rows * 8, rel=0.03)
 
 
-def test_the_time_an_operation_takes_changes_evenly_between_what_is_timed(manifest: Manifest, clock: Clock) -> None:
+def test_the_time_of_an_operation_is_interpolated_linearly(manifest: Manifest, clock: Clock) -> None:
     plan = build_plan(16, Sampling(iterations=7, diffusion_steps=8))
     costs = [iteration_costs(manifest.model, iteration, 1)[BACKBONE][1].operations for iteration in plan.iterations]
     known = [iteration.known for iteration in plan.iterations]

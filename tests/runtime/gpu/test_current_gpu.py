@@ -78,7 +78,7 @@ def opened(**changes: Any) -> Driver:
     return Driver(Library(**changes))
 
 
-def test_the_gpu_is_told_as_its_driver_tells_it() -> None:
+def test_the_gpu_is_described_by_its_driver() -> None:
     assert current_gpu(opened()) == Gpu("Orin", "sm_87", 7 * 2**30 + 5, "12.6", shared_memory=True)
 
 
@@ -100,7 +100,7 @@ def test_memory_is_shared_only_where_the_gpu_is_integrated(integrated: int) -> N
     assert gpu.shared_memory is bool(integrated)
 
 
-def test_memory_of_more_than_four_gigabytes_is_counted_whole() -> None:
+def test_memory_of_more_than_four_gigabytes_is_counted_completely() -> None:
     assert current_gpu(opened(memory=141 * 2**30)).memory_bytes == 141 * 2**30
 
 
@@ -111,12 +111,12 @@ def test_the_status_of_every_call_is_checked(call: str) -> None:
     assert str(caught.value) == f"{call.removesuffix('_v2')} failed: no CUDA-capable device is detected (100)"
 
 
-def test_a_status_that_the_driver_has_no_words_for_is_told_by_its_number() -> None:
+def test_a_status_without_a_text_is_reported_by_its_number() -> None:
     with pytest.raises(BackendError, match=r"^cuInit failed: unknown error \(-7\)$"):
         current_gpu(opened(failing={"cuInit": -7}, message=None))
 
 
-def test_a_driver_without_a_gpu_is_told() -> None:
+def test_a_driver_without_a_gpu_is_an_error() -> None:
     with pytest.raises(BackendError, match="no NVIDIA GPU here: its driver is installed, but finds none"):
         current_gpu(opened(count=0))
 
@@ -129,12 +129,12 @@ def cdll(answer: Callable[[], Any]) -> Callable[[str], Any]:
     return load
 
 
-def test_the_library_of_the_driver_is_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_of_the_driver_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", cdll(Library))
     assert current_gpu().name == "Orin"
 
 
-def test_where_there_is_no_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> NoReturn:
         raise OSError("libcuda.so.1: cannot open shared object file")
 

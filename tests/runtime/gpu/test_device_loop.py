@@ -48,7 +48,7 @@ def host(golden_artifacts: dict[str, pathlib.Path]) -> Generator:
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_a_golden_case_comes_out_as_the_published_code_has_it(
+def test_a_golden_case_has_the_latents_of_the_published_code(
     built_artifacts: dict[str, pathlib.Path], golden_case: GoldenCase
 ) -> None:
     with load(built_artifacts[golden_case.model]) as generator:
@@ -60,7 +60,7 @@ def test_a_golden_case_comes_out_as_the_published_code_has_it(
 
 @pytest.mark.parametrize("integrated", [False, True], ids=["own memory", "shared memory"])
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
-def test_a_image_is_that_of_the_host_whatever_was_drawn_before(
+def test_an_image_is_the_one_of_the_host_whatever_was_generated_before(
     built_artifacts: dict[str, pathlib.Path],
     host: Generator,
     cuda: SimulatedCuda,
@@ -90,7 +90,7 @@ def same(found: Generator, expected: Generator, labels: list[int], **request: An
     return found.generate(labels, **request).latents.tobytes() == expected.generate(labels, **request).latents.tobytes()
 
 
-def test_numbers_of_a_request_are_no_part_of_a_graph(gpu: Generator, host: Generator, cuda: SimulatedCuda) -> None:
+def test_the_values_of_a_request_are_not_part_of_a_graph(gpu: Generator, host: Generator, cuda: SimulatedCuda) -> None:
     gpu.generate([3], **QUICK)
     captured = cuda.history.count("cuStreamBeginCapture_v2")
     assert captured > 0
@@ -115,7 +115,7 @@ def test_chains_of_one_size_share_a_graph(gpu: Generator, cuda: SimulatedCuda) -
     assert cuda.history.count("cuStreamBeginCapture_v2") == 16 + 1
 
 
-def test_of_the_forms_drawn_the_one_not_drawn_for_longest_is_forgotten(gpu: Generator, cuda: SimulatedCuda) -> None:
+def test_the_least_recently_used_plan_shape_is_dropped(gpu: Generator, cuda: SimulatedCuda) -> None:
     gpu.engines.conditioning(
         z=np.zeros((1, gpu.manifest.model.decoder_embed_dim), np.float32), timesteps=np.ones(1, "f4")
     )
@@ -149,7 +149,7 @@ def test_of_the_forms_drawn_the_one_not_drawn_for_longest_is_forgotten(gpu: Gene
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_an_edit_is_that_of_the_host(gpu: Generator, host: Generator, batch: int) -> None:
+def test_an_edit_is_the_one_of_the_host(gpu: Generator, host: Generator, batch: int) -> None:
     config = host.manifest.model
     side = config.img_size // config.vae_stride
     known = np.random.default_rng(4).normal(size=(config.vae_embed_dim, side, side))
@@ -171,7 +171,7 @@ def test_a_given_order_and_noise_are_used(gpu: Generator, host: Generator) -> No
     assert by_order.tobytes() != gpu.generate([0, 1], **QUICK).latents.tobytes()
 
 
-def test_progress_is_told_of_every_iteration_once_it_is_done(gpu: Generator, cuda: SimulatedCuda) -> None:
+def test_progress_is_called_after_every_iteration(gpu: Generator, cuda: SimulatedCuda) -> None:
     seen = []
 
     def progress(done: int, of: int) -> None:
@@ -182,14 +182,14 @@ def test_progress_is_told_of_every_iteration_once_it_is_done(gpu: Generator, cud
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_without_progress_nobody_waits_before_the_end(gpu: Generator, cuda: SimulatedCuda) -> None:
+def test_without_progress_the_host_waits_only_at_the_end(gpu: Generator, cuda: SimulatedCuda) -> None:
     gpu.generate([0], **QUICK)
     before = cuda.history.count("cuStreamSynchronize")
     gpu.generate([0], **QUICK)
     assert cuda.history.count("cuStreamSynchronize") == before + 1
 
 
-def test_an_interrupt_between_iterations_spoils_no_later_image(gpu: Generator, host: Generator) -> None:
+def test_an_interrupt_between_iterations_does_not_change_later_images(gpu: Generator, host: Generator) -> None:
     def interrupt(done: int, of: int) -> None:
         raise KeyboardInterrupt
 
@@ -209,7 +209,7 @@ def test_latents_that_are_not_finite_are_an_error(gpu: Generator, host: Generato
 CLOSED = "an engine was used after its generator was closed"
 
 
-def test_a_closed_generator_says_so_and_can_be_closed_again(
+def test_a_closed_generator_refuses_calls_and_can_be_closed_again(
     built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     generator = load(built_artifacts["small"])
@@ -254,7 +254,7 @@ def test_a_generator_may_be_loaded_used_and_closed_by_different_threads(
     assert cuda.leaks == []
 
 
-def test_every_generator_has_a_stream_of_its_own(
+def test_every_generator_has_its_own_stream(
     built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     with load(built_artifacts["small"]) as first, load(built_artifacts["small"]) as second:
@@ -272,7 +272,7 @@ def test_every_generator_has_a_stream_of_its_own(
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_time_of_a_plan_is_that_of_the_loop_itself(
+def test_the_predicted_time_of_a_plan_is_measured_with_the_loop(
     gpu: Generator, tensorrt: TensorRTScript, cuda: SimulatedCuda, batch: int
 ) -> None:
     plan = gpu.plan(**QUICK)
@@ -286,7 +286,7 @@ def test_the_time_of_a_plan_is_that_of_the_loop_itself(
     assert len(tensorrt.calls("create_execution_context")) == contexts
 
 
-def test_an_engine_reads_modulation_at_aligned_places_whatever_the_rows(
+def test_an_engine_reads_modulation_at_aligned_addresses_for_any_number_of_rows(
     built_artifacts: dict[str, pathlib.Path], cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     """A row of it is no multiple of 256 bytes in this model, and without guidance rows may be odd in number."""
@@ -299,7 +299,7 @@ def test_an_engine_reads_modulation_at_aligned_places_whatever_the_rows(
 
 
 @pytest.mark.parametrize("sizes", [8, 9])
-def test_an_engine_called_from_here_keeps_the_sizes_it_was_called_with_last(
+def test_an_engine_called_from_the_host_keeps_the_sizes_used_last(
     gpu: Generator, host: Generator, tensorrt: TensorRTScript, sizes: int
 ) -> None:
     rng = np.random.default_rng(0)
@@ -313,7 +313,7 @@ def test_an_engine_called_from_here_keeps_the_sizes_it_was_called_with_last(
     assert contexts[-1] - contexts[-2] == (0 if sizes == 8 else 1)
 
 
-def test_what_an_engine_returned_stays_when_it_is_called_again(gpu: Generator) -> None:
+def test_an_output_stays_when_the_engine_is_called_again(gpu: Generator) -> None:
     z = np.ones((1, gpu.manifest.model.decoder_embed_dim), np.float32)
     first = gpu.engines.conditioning(z=z, timesteps=np.ones(1, np.float32))[0]
     kept = first.copy()
@@ -322,7 +322,7 @@ def test_what_an_engine_returned_stays_when_it_is_called_again(gpu: Generator) -
     assert not (first == second).all()
 
 
-def test_memory_that_both_share_is_not_copied(
+def test_shared_memory_is_not_copied(
     built_artifacts: dict[str, pathlib.Path], host: Generator, cuda: SimulatedCuda, tensorrt: TensorRTScript
 ) -> None:
     cuda.attributes[18] = 1

@@ -29,7 +29,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.usefixtures("tensorrt")
-def test_codes_are_those_of_the_host(built: pathlib.Path, cuda: SimulatedCuda) -> None:
+def test_a_vq_head_gives_the_tokens_of_the_host(built: pathlib.Path, cuda: SimulatedCuda) -> None:
     host = Generator.load(built, threads=1)
     with Generator.load(built, backend="tensorrt") as gpu:
         for settings in ({"cfg_scale": 1.0}, {"preset": "fast", "cfg_scale": 3.0, "temperature": 0.8}):
