@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 		--json $(DEMO)/bench.json --chart $(DEMO)/bench.png
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
-test: lint
+test: lint docs
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.

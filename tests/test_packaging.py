@@ -1,6 +1,6 @@
-"""The runtime as a device has it: an environment of its own, with neither torch nor onnx.
+"""The distributions, and the runtime installed from them as on a device: with neither torch nor onnx.
 
-`MAR_TEST_PYTHONS`, a list of interpreters separated by colons, repeats it for each of them.
+`MAR_TEST_PYTHONS`, a list of interpreters separated by colons, repeats the installation for each of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -18,25 +20,60 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 
 ROOT = pathlib.Path(__file__).parent.parent
+ROOMS = {"runtime", "training", "mar_export", "calibration"}
 PYTHONS = os.environ.get("MAR_TEST_PYTHONS", sys.executable).split(":")
 
 
-def _pinned(python: str) -> list[str]:
-    """The constraints of development, where they exist for this version of Python."""
+def constraint_options(python: str) -> list[str]:
+    """The pinned versions, which exist only for the Python of development."""
     return ["--constraint", str(ROOT / "constraints.txt")] if python == sys.executable else []
 
 
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+    """An sdist, and a wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("distributions")
+    # From a copy: a build in the checkout would leave its own folder there, and package what lies in it.
+    ignored = shutil.ignore_patterns(".*", "out", "runs", "build", "examples", "*.egg-info")
+    project = shutil.copytree(ROOT, folder / "project", ignore=ignored)
+    command = [sys.executable, "-m", "build", "--outdir", folder / "dist", project]
+    subprocess.run(command, check=True, capture_output=True)
+    return {
+        "sdist": next((folder / "dist").glob("mar_runtime-*.tar.gz")),
+        "wheel": next((folder / "dist").glob("mar_runtime-*.whl")),
+    }
+
+
 @pytest.fixture(scope="module", params=PYTHONS)
-def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def device(
+    request: pytest.FixtureRequest, distributions: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
     """The `bin` folder of a new environment with the runtime and its CPU backend."""
     folder = tmp_path_factory.mktemp("device")
     subprocess.run([request.param, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    # From a copy: a build in the checkout would leave its folder there, and take up what it holds.
-    project = shutil.copytree(ROOT, folder / "project", ignore=shutil.ignore_patterns(".*", "out", "runs", "examples"))
-    options = ["--quiet", "--disable-pip-version-check", "--no-cache-dir", *_pinned(request.param)]
-    subprocess.run([python, "-m", "pip", "install", *options, f"{project}[cpu]"], check=True, capture_output=True)
+    options = ["--quiet", "--disable-pip-version-check", "--no-cache-dir", *constraint_options(request.param)]
+    command = [python, "-m", "pip", "install", *options, f"{distributions['wheel']}[cpu]"]
+    subprocess.run(command, check=True, capture_output=True)
     return folder / "venv" / "bin"
+
+
+def test_the_wheel_has_the_four_rooms_with_their_types_and_nothing_else(
+    distributions: dict[str, pathlib.Path],
+) -> None:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        names = wheel.namelist()
+    folders = {name.split("/")[0] for name in names}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == ROOMS
+    assert {f"{room}/py.typed" for room in ROOMS} <= set(names)
+    modules = {str(file.relative_to(ROOT)) for room in ROOMS for file in (ROOT / room).rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+
+
+def test_the_sdist_has_what_a_build_needs(distributions: dict[str, pathlib.Path]) -> None:
+    with tarfile.open(distributions["sdist"]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", *(f"{room}/py.typed" for room in ROOMS)} <= names
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx", "safetensors"])
@@ -45,7 +82,7 @@ def test_a_device_has_no_training_package(device: pathlib.Path, package: str) ->
     assert b"ModuleNotFoundError" in done.stderr
 
 
-def test_a_device_draws_a_golden_case(
+def test_a_device_generates_a_golden_case(
     device: pathlib.Path, golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     case = golden_cases()[0]
@@ -61,7 +98,7 @@ def test_a_device_draws_a_golden_case(
     assert relative_l2(np.load(tmp_path / "latents.npy"), case.latents) < GOLDEN_TOLERANCE
 
 
-def test_what_a_device_lacks_is_one_clear_line(device: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_command_without_its_packages_prints_one_clear_line(device: pathlib.Path, tmp_path: pathlib.Path) -> None:
     done = subprocess.run(
         [device / "mar", "export", "x", "--out", "y"], capture_output=True, text=True, check=False, cwd=tmp_path
     )
