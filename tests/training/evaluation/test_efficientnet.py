@@ -1,4 +1,4 @@
-"""The network whose weights a package brings: that it sees what it was trained to see."""
+"""EfficientNet-Lite0 with its ImageNet weights: a known image and the sizes of its feature maps."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from training.evaluation.feature_networks import EfficientNet
 _UNIFORM = 652  # "military uniform" among ImageNet's classes
 
 
-def _admiral() -> np.ndarray:
-    """Grace Hopper in uniform, the image that matplotlib brings: uint8 [1, 512, 512, 3]."""
+def _photograph() -> np.ndarray:
+    """Grace Hopper in uniform, an image of the package matplotlib: uint8 [1, 512, 512, 3]."""
     file = pathlib.Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     with Image.open(file) as image:
         return np.asarray(image.convert("RGB"))[None, :512]
 
 
-def test_it_knows_a_uniform_when_it_sees_one() -> None:
+def test_a_uniform_is_classified_as_a_uniform() -> None:
     network = EfficientNet()
-    features = network.features(_admiral())
+    features = network.features(_photograph())
     chances = torch.from_numpy(network.scores(features)).softmax(dim=1)[0]
     assert features.shape == (1, FEATURES)
     assert chances.argmax() == _UNIFORM
     assert chances[_UNIFORM] > 4 * chances[chances.argsort()[-2]]
-    gray = _admiral().mean(axis=-1, keepdims=True).astype(np.uint8)
+    gray = _photograph().mean(axis=-1, keepdims=True).astype(np.uint8)
     assert network.scores(network.features(gray)).argmax() == _UNIFORM
 
 
-def test_maps_of_every_stage_halve_where_the_paper_says() -> None:
+def test_the_feature_maps_of_all_stages_have_the_published_sizes() -> None:
     network = load_efficientnet()
     with torch.inference_mode():
         maps = network.stages(torch.zeros(1, 3, 96, 64))
