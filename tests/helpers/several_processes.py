@@ -16,13 +16,11 @@ from typing import Any, cast
 
 import torch
 
-from runtime.sampling.settings import Sampling
 from tests.helpers.tiny_runs import TINY, Poisoned, tiny_training
 from training.config import RunConfig
 from training.data.latent_dataset import LatentDataset
 from training.distributed import Processes, local_shard, process_group
 from training.loop.mar_trainer import MarTrainer
-from training.reporting import sample_grid
 
 WITHOUT_DROPOUT = dataclasses.replace(TINY, attn_dropout=0.0, proj_dropout=0.0)
 SETTINGS = {"batch_size": 8, "checkpoint_every": 1000}  # 36 images, so four steps an epoch
@@ -43,16 +41,16 @@ def make(folder: pathlib.Path, request: dict[str, Any], processes: Processes) ->
         if "poisoned" in request:
             trainer.dataset = cast(LatentDataset, Poisoned(trainer.dataset, request["poisoned"]))
         parameters = list(trainer.train_step.model.parameters())
-        held, whole = (
-            sum(size(one) for one in parameters) for size in (lambda one: local_shard(one).numel(), torch.numel)
+        held, total = (
+            sum(size(tensor) for tensor in parameters)
+            for size in (lambda tensor: local_shard(tensor).numel(), torch.numel)
         )
-        (folder / f"{request['run']}-held-by-{processes.rank}").write_text(str(held / whole))
+        (folder / f"{request['run']}-held-by-{processes.rank}").write_text(str(held / total))
         trainer.train()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sample_grid._SAMPLING = Sampling(diffusion_steps=2)  # nobody looks at them
-    with process_group("cpu") as here:
-        for one in json.loads(sys.argv[2]):
-            make(pathlib.Path(sys.argv[1]), one, here)
+    with process_group("cpu") as group:
+        for run_request in json.loads(sys.argv[2]):
+            make(pathlib.Path(sys.argv[1]), run_request, group)

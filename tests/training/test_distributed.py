@@ -1,4 +1,4 @@
-"""Several processes: that they train as one does, wherever its batch is, and stop and go on together."""
+"""Several processes: they train like one process, and they stop and resume together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 import pytest
-import several_processes
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.errors import ConfigError
+from tests.helpers import several_processes
 from tests.helpers.tiny_runs import (
     TINY,
     logged,
