@@ -1,0 +1,46 @@
+"""The structure of the project: short functions, short test files, and tests in the folders of what they test."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).parent.parent
+ROOMS = ("runtime", "training", "mar_export", "calibration", "benchmarks")
+OTHER_FOLDERS = ("docs", "fakes")  # tests of the documentation, and of the fakes themselves
+MAX_FUNCTION_LINES = 50
+MAX_TEST_FILE_LINES = 400
+
+
+def python_files(*folders: str) -> Iterator[pathlib.Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_no_function_is_longer_than_fifty_lines() -> None:
+    too_long = []
+    for file in python_files(*ROOMS):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno is not None
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    too_long.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
+    assert not too_long, "\n".join(too_long)
+
+
+def test_no_test_file_has_more_than_four_hundred_lines() -> None:
+    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in python_files("tests")}
+    too_long = [f"{file}: {lines} lines" for file, lines in lengths.items() if lines > MAX_TEST_FILE_LINES]
+    assert not too_long, "\n".join(too_long)
+
+
+def test_every_test_lies_in_the_folder_of_what_it_tests() -> None:
+    misplaced = []
+    for file in python_files("tests"):
+        folder = file.parent.relative_to(ROOT / "tests")
+        mirrored = folder.parts and (folder.parts[0] in OTHER_FOLDERS or (ROOT / folder).is_dir())
+        if file.name.startswith("test_") and folder.parts and not mirrored:
+            misplaced.append(str(file.relative_to(ROOT)))
+    assert not misplaced, "\n".join(misplaced)
