@@ -1,9 +1,9 @@
-"""Time, memory and parity of exporting the published sizes, weights by formula, KL-16 included.
+"""Time, memory and parity of exports of the published sizes with the KL-16 tokenizer, with weights from a formula.
 
     python -m benchmarks.exports docs/benchmarks/data/exports.json mar_base:fp32 mar_base:fp16 mar_huge:fp32
 
-Each export is a process of its own, whose peak of memory is the kernel's figure. What was measured before
-stays in the file unless it is measured again.
+Each export runs in a process of its own, whose peak of memory the kernel reports. Results in the file stay there unless
+they are measured again.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ import torch
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.files import write_json
+from runtime.provenance import commit
 from tests.helpers.formula_weights import write_published_mar, write_published_vae
 
 
-def main(out: pathlib.Path, wanted: list[str]) -> None:
-    told = json.loads(out.read_text()) if out.exists() else {"exports": {}}
+def main(out: pathlib.Path, names: list[str]) -> None:
+    """Measure the exports `names`, each `MODEL:PRECISION`, and update the JSON file `out`."""
+    report = json.loads(out.read_text()) if out.exists() else {"exports": {}}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         root = pathlib.Path(folder)
         write_published_vae(root / "kl16.ckpt")
-        for name in wanted:
+        for name in names:
             model, precision = name.split(":")
             checkpoint = root / f"{model}.pth"
             if not checkpoint.exists():
                 write_published_mar(checkpoint, model)
-            commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-            figures = measured(checkpoint, root / "kl16.ckpt", precision, root / "artifact")
-            told["exports"][name] = {"commit": commit.stdout.strip(), **figures}
-            told["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
-            write_json(out, told)
-            print(name, json.dumps(told["exports"][name]))
+            figures = measure(checkpoint, root / "kl16.ckpt", precision, root / "artifact")
+            report["exports"][name] = {"commit": commit(), **figures}
+            report["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
+            write_json(out, report)
+            print(name, json.dumps(report["exports"][name]))
 
 
-def measured(checkpoint: pathlib.Path, vae: pathlib.Path, precision: str, artifact: pathlib.Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "runtime.cli.main", "export", str(checkpoint), "--tokenizer", str(vae)]
+def measure(checkpoint: pathlib.Path, vae: pathlib.Path, precision: str, artifact: pathlib.Path) -> dict[str, Any]:
+    """Export a checkpoint in a new process; returns its time, memory, size and parity."""
+    command = [sys.executable, "-m", "runtime.cli", "export", str(checkpoint), "--tokenizer", str(vae)]
     started = time.perf_counter()
     process = subprocess.Popen([*command, "--precision", precision, "--out", str(artifact)])
     _, status, usage = os.wait4(process.pid, 0)

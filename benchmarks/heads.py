@@ -1,8 +1,8 @@
-"""Heads of the example other than its own: trained, judged and timed beside it.
+"""Distilled heads and a flow head for the example model: trained, evaluated and timed beside its own head.
 
     python -m benchmarks.heads docs/benchmarks/data/heads.json docs/benchmarks/data/heads.png
 
-takes half an hour of one core. What is in `out/heads` already, heads, artifacts and judgements, stays.
+takes half an hour of one core. Heads, artifacts and results that are in `out/heads` already are used again.
 """
 
 from __future__ import annotations
@@ -29,70 +29,75 @@ ROUNDS, REPEATS = 3, 3
 
 
 def main(
-    json_file: pathlib.Path, image: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path, images: int
+    json_file: pathlib.Path, image: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path, count: int
 ) -> None:
-    make("example", EXAMPLE, [GUIDANCE, "--diffusion-steps=ddim100"])
+    """Train and evaluate all heads; write the figures and a grid of their images."""
+    export("example", EXAMPLE, [GUIDANCE, "--diffusion-steps=ddim100"])
     for name, steps in TRAINED.items():
-        kind = ["flow-head"] if name == "flow" else ["distill", f"--to={name.removeprefix('distilled-')}", GUIDANCE]
-        train(run_of(name), [*kind, str(EXAMPLE), f"--steps={steps}"], data)
-        make(name, run_of(name), [GUIDANCE] if name == "flow" else [])
-    judged = judge(data, classifier, images)
-    draw(image, judged)
-    write_json(json_file, {"images": images, "settings": seconds_and_figures(judged)})
+        command = ["flow-head"] if name == "flow" else ["distill", f"--to={name.removeprefix('distilled-')}", GUIDANCE]
+        train(run_folder(name), [*command, str(EXAMPLE), f"--steps={steps}"], data)
+        export(name, run_folder(name), [GUIDANCE] if name == "flow" else [])
+    evaluated = evaluate(data, classifier, count)
+    save_images(image, evaluated)
+    write_json(json_file, {"images": count, "settings": summarize(evaluated)})
 
 
-def run_of(name: str) -> pathlib.Path:
+def run_folder(name: str) -> pathlib.Path:
+    """Return the run folder of a head."""
     return EXAMPLE if name == "example" else HEADS / f"{name}-run"
 
 
 def train(run: pathlib.Path, command: list[str], data: pathlib.Path) -> None:
+    """Train a head with a command of `mar`, unless its run folder exists."""
     if not run.exists():
         run.parent.mkdir(parents=True, exist_ok=True)
         mar([*command, "--data", str(data), "--out", str(run), "--threads=1"])
 
 
-def make(name: str, run: pathlib.Path, settings: list[str]) -> None:
+def export(name: str, run: pathlib.Path, settings: list[str]) -> None:
+    """Export a head, unless its artifact exists."""
     artifact = HEADS / name
     if not artifact.exists():
         artifact.parent.mkdir(parents=True, exist_ok=True)
         mar(["export", str(run), "--out", str(artifact), *settings])
 
 
-def mar(line: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "runtime.cli.main", *line], check=True)
+def mar(arguments: list[str]) -> None:
+    """Run the command `mar` in a new process."""
+    subprocess.run([sys.executable, "-m", "runtime.cli", *arguments], check=True)
 
 
-def judge(data: pathlib.Path, classifier: pathlib.Path, images: int) -> list[tuple[Study, list[Setting]]]:
-    """Every artifact with the settings in which it is drawn, all of them judged."""
-    found = []
+def evaluate(data: pathlib.Path, classifier: pathlib.Path, count: int) -> list[tuple[Study, list[Setting]]]:
+    """Evaluate every artifact, and return the settings of each."""
+    evaluated = []
     for name in ("example", *TRAINED):
-        study = Study(HEADS / name, run_of(name), classifier, data, images)
+        study = Study(HEADS / name, run_folder(name), classifier, data, count)
         settings = [Setting({"example": "fast", "flow": "flow-8"}.get(name, name), {"preset": "fast"})]
         if name == "example":
             settings.insert(0, Setting("exact", {"preset": "exact"}))
-        run_study(study, settings, HEADS / "judged", 1, print)
-        found.append((study, settings))
-    return found
+        run_study(study, settings, HEADS / "results", 1, print)
+        evaluated.append((study, settings))
+    return evaluated
 
 
-def seconds_and_figures(judged: list[tuple[Study, list[Setting]]]) -> list[dict[str, Any]]:
-    """The figures of all settings with seconds an image, artifacts timed in turn."""
+def summarize(evaluated: list[tuple[Study, list[Setting]]]) -> list[dict[str, Any]]:
+    """Time all artifacts in turn, and return the figures of every setting."""
     seconds: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        for study, settings in judged:
-            for name, found in time_settings(study, settings, available_threads(), REPEATS).items():
-                seconds.setdefault(name, []).extend(found)
+        for study, settings in evaluated:
+            for name, times in time_settings(study, settings, available_threads(), REPEATS).items():
+                seconds.setdefault(name, []).extend(times)
     return [
         setting
-        for study, settings in judged
-        for setting in summarize_study(study, settings, HEADS / "judged", seconds)["settings"]
+        for study, settings in evaluated
+        for setting in summarize_study(study, settings, HEADS / "results", seconds)["settings"]
     ]
 
 
-def draw(image: pathlib.Path, judged: list[tuple[Study, list[Setting]]]) -> None:
-    """The same ten images, a class each, in every setting, a row each."""
+def save_images(image: pathlib.Path, evaluated: list[tuple[Study, list[Setting]]]) -> None:
+    """Write a grid of the same ten images, one of each class, with a row for every setting."""
     rows, captions = [], []
-    for study, settings in judged:
+    for study, settings in evaluated:
         with Generator.load(study.artifact, threads=1) as generator:
             for setting in settings:
                 images = generator.generate(range(10), seed=1, **setting.sampling).images
@@ -109,5 +114,5 @@ if __name__ == "__main__":
     parser.add_argument("image", type=pathlib.Path)
     parser.add_argument("--data", type=pathlib.Path, default="/usr/share/datasets/fashion-mnist")
     parser.add_argument("--classifier", type=pathlib.Path, default="out/classifier.safetensors")
-    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--count", type=int, default=5000)
     main(**vars(parser.parse_args()))

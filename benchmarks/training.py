@@ -1,10 +1,10 @@
-"""Training steps of this trainer and of the published one, at equal batch, taken in turns.
+"""The time of training steps of this trainer and of the published one, with equal batches, in turns.
 
-    python -m benchmarks.training OUT.json --preset mar_base --batch 4 --rounds 5
+    python -m benchmarks.training OUT.json --model mar_base --batch 4 --rounds 5
 
-The published trainer here is written from its description: boolean masks, the head on all tokens with the mask
-applied to the loss, dropout and attention of PyTorch, AdamW and the moving average one tensor after another. Both
-train on latents that are at hand, with the same precision, dropout and number of masked tokens.
+The published trainer is written here from its description: boolean masks, the head on all tokens with a masked loss,
+PyTorch's dropout and attention, AdamW and the moving average one tensor after another. Both train on random latents,
+with the same precision, dropout and number of masked tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import pathlib
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -23,6 +22,7 @@ import torch
 
 from runtime.files import write_json
 from runtime.model.config import ModelConfig
+from runtime.provenance import commit
 from training.config import TrainConfig
 from training.data.draws import draw_example, example_stream, masked_tokens
 from training.data.loader import Batch, MicroBatch
@@ -37,7 +37,7 @@ _RATE, _CLIP, _EMA = 1e-4, 3.0, 0.9999
 
 
 def ours(config: ModelConfig, batch: int, precision: str, compiled: bool) -> Callable[[int], float]:
-    """A step of this trainer, by its number; its loss."""
+    """Return a function that makes the step of a given number with this trainer, and returns its loss."""
     training = TrainConfig(steps=1000, batch_size=batch, precision=precision, compile=compiled)
     train_step = MarTrainStep(config, training, Processes())
 
@@ -48,16 +48,16 @@ def ours(config: ModelConfig, batch: int, precision: str, compiled: bool) -> Cal
 
 
 def as_published(config: ModelConfig, batch: int, precision: str) -> Callable[[int], float]:
-    """A step of the published trainer."""
+    """Return the same function for the published trainer."""
     torch.manual_seed(0)
     model = MAR(**config.to_dict()).train()
     average = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(_parameter_groups(model, 0.02), lr=_RATE, betas=(0.9, 0.95))
 
     def step(number: int) -> float:
-        drawn = _batch(config, batch, number).batch
-        assert isinstance(drawn, Batch)
-        masked = drawn.timesteps.shape[-1]
+        batch_data = _batch(config, batch, number).batch
+        assert isinstance(batch_data, Batch)
+        masked = batch_data.timesteps.shape[-1]
         orders = np.stack([np.random.permutation(config.tokens) for _ in range(batch)])
         mask = torch.zeros(batch, config.tokens, dtype=torch.bool)
         mask.scatter_(1, torch.from_numpy(orders[:, :masked]), True)
@@ -65,7 +65,7 @@ def as_published(config: ModelConfig, batch: int, precision: str) -> Callable[[i
         timesteps, noise = torch.randint(0, 1000, (rows,)), torch.randn(rows, config.token_channels)
         optimizer.zero_grad()
         with autocast(precision, torch.device("cpu")):
-            loss = published.training_loss(model, drawn.latents, drawn.labels, mask, timesteps, noise)
+            loss = published.training_loss(model, batch_data.latents, batch_data.labels, mask, timesteps, noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         optimizer.step()
@@ -78,7 +78,7 @@ def as_published(config: ModelConfig, batch: int, precision: str) -> Callable[[i
 
 
 def _batch(config: ModelConfig, batch: int, number: int) -> MicroBatch:
-    """Random latents with what is drawn for them, of a number of masked tokens that step `number` has for both."""
+    """Return random latents with random orders, timesteps and noise; both trainers mask the same number of tokens."""
     masked = masked_tokens(config, 0, number)
     draws = [draw_example(config, masked, example_stream(0, number, place)) for place in range(batch)]
     side = config.grid * config.patch_size
@@ -96,9 +96,10 @@ def _batch(config: ModelConfig, batch: int, number: int) -> MicroBatch:
 
 
 def main() -> None:
+    """Measure both trainers and write the times as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--preset", default="mar_base")
+    parser.add_argument("--model", default="mar_base")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="bf16")
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = model_config(arguments.preset)
+    config = model_config(arguments.model)
     steps = {
         "published": as_published(config, arguments.batch, arguments.precision),
         "ours": ours(config, arguments.batch, arguments.precision, arguments.compile),
@@ -121,24 +122,24 @@ def main() -> None:
             for kind, value in spent.items() if number >= 0 else ():
                 times[name][kind].append(value)
     figures = {
-        **{name: getattr(arguments, name) for name in ("preset", "batch", "rounds", "precision", "compile", "threads")},
+        **{name: getattr(arguments, name) for name in ("model", "batch", "rounds", "precision", "compile", "threads")},
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": commit(),
         "images_per_second": {
-            name: arguments.batch / statistics.median(taken["seconds"]) for name, taken in times.items()
+            name: arguments.batch / statistics.median(measured["seconds"]) for name, measured in times.items()
         },
-        "gain": {kind: _ratios(times["published"][kind], times["ours"][kind]) for kind in ("seconds", "cpu_seconds")},
+        "speedup": {
+            kind: _ratios(times["published"][kind], times["ours"][kind]) for kind in ("seconds", "cpu_seconds")
+        },
         "times": times,
     }
     write_json(arguments.out, figures)
-    print(json.dumps({name: figures[name] for name in ("images_per_second", "gain")}, indent=2))
+    print(json.dumps({name: figures[name] for name in ("images_per_second", "speedup")}, indent=2))
 
 
 def _ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    """How many times as long theirs took, over the rounds."""
+    """Return the ratio of both times, round by round."""
     ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 

@@ -1,9 +1,9 @@
-"""The variants of the paper (arXiv 2406.11838, table 1) trained alike, exported, and judged: order, attention, loss.
+"""The variants of the paper (arXiv 2406.11838, table 1): order, attention and head, trained and evaluated alike.
 
     python -m benchmarks.variants --data FOLDER --out out/variants --json variants.json --chart variants.png
 
-Each is a run of `mar train` and an artifact under --out. What is there already is not made again, and a run
-that was stopped goes on.
+Each variant is a training run and an artifact under --out. Existing artifacts are used again, and a run that was
+stopped is resumed.
 """
 
 from __future__ import annotations
@@ -63,12 +63,18 @@ _TRAINING = {
 }
 _CODES = 512
 _MAR_ITERATIONS = 16
-_CHAIN = {"sampler": "ddim", "diffusion_steps": 25}  # of heads that have one
+_CHAIN = {"sampler": "ddim", "diffusion_steps": 25}  # for diffusion heads
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A model that is trained."""
+    """A variant of the model.
+
+    Attributes:
+        attention: `causal` or `bidirectional`.
+        order: The order in which tokens are generated: `raster` or `random`.
+        head: `vq` or `diffusion`.
+    """
 
     attention: str
     order: str
@@ -76,17 +82,18 @@ class Variant:
 
     @property
     def name(self) -> str:
+        """The name of the variant, and of its folder."""
         return f"{self.order}-{self.attention}-{self.head}"
 
     @property
     def model(self) -> dict[str, Any]:
-        """Its model, as changes to the preset."""
+        """The fields of the model that differ from the size `pixel_small`."""
         codes = _CODES if self.head == "vq" else 0
         return {**_MODEL, "attention": self.attention, "order": self.order, "head": self.head, "codebook_size": codes}
 
     @property
     def iteration_counts(self) -> tuple[int | None, ...]:
-        """The iterations that it is drawn with, None for one a token."""
+        """The numbers of iterations that it is evaluated with; None for as many as tokens."""
         return (None,) if self.attention == "causal" else (None, _MAR_ITERATIONS)
 
 
@@ -98,13 +105,15 @@ VARIANTS = tuple(
 
 
 @click.command()
-@click.option("--data", type=PATH, required=True, help="The dataset: its training and its test images.")
-@click.option("--out", type=PATH, required=True, help="Where runs and artifacts are kept.")
-@click.option("--json", "json_file", type=PATH, required=True, help="Where to write what was found.")
-@click.option("--chart", type=PATH, required=True, help="Where to write an image of each class by each variant.")
+@click.option("--data", type=PATH, required=True, help="The dataset, with training and test images.")
+@click.option("--out", type=PATH, required=True, help="The folder of the runs and artifacts.")
+@click.option("--json", "json_file", type=PATH, required=True, help="Write the report to this file as JSON.")
+@click.option(
+    "--chart", type=PATH, required=True, help="Write an image of each class by each variant to this file as PNG."
+)
 @click.option("--classifier", type=PATH, default="out/classifier.safetensors", show_default=True)
-@click.option("--steps", type=int, default=500, show_default=True, help="Training steps of each.")
-@click.option("--images", "count", type=int, default=1000, show_default=True, help="Images judged of each.")
+@click.option("--steps", type=int, default=500, show_default=True, help="Training steps of each variant.")
+@click.option("--count", type=int, default=1000, show_default=True, help="Images that each variant generates.")
 def variants(
     data: pathlib.Path,
     out: pathlib.Path,
@@ -114,7 +123,7 @@ def variants(
     steps: int,
     count: int,
 ) -> None:
-    """Train every variant of the paper for as many steps, and judge as many images of each."""
+    """Train every variant of the paper for the same number of steps, and evaluate its images."""
     for file in (json_file, chart):
         check_writable(file)
     for variant in VARIANTS:
@@ -128,19 +137,21 @@ def variants(
     rows, shown = [], []
     for variant in VARIANTS:
         for iterations in variant.iteration_counts:
-            row, images = _evaluated(variant, out / variant.name, iterations, network, real, count)
-            click.echo(f"{row['name']}: recognised {row['top1_accuracy']:.1%}, Fréchet distance {row['frechet']:.2f}")
+            row, images = _evaluate(variant, out / variant.name, iterations, network, real, count)
+            click.echo(
+                f"{row['name']}: top-1 accuracy {row['top1_accuracy']:.1%}, Fréchet distance {row['frechet']:.2f}"
+            )
             rows.append(row)
             shown.append(images)
-    coded = load_checkpoint(next(out / variant.name for variant in VARIANTS if variant.head == "vq")).model
-    by_codes = extract_features(network, _through_codebook(coded, training, count))
+    vq_model = load_checkpoint(next(out / variant.name for variant in VARIANTS if variant.head == "vq")).model
+    quantized = extract_features(network, _through_codebook(vq_model, training, count))
     value = {
         "images": count,
         "steps": steps,
         "model": _MODEL | {"codebook_size": _CODES},
         "training": _TRAINING,
         "real": _figures(extract_features(network, labelled_batches(training, np.arange(count))), real),
-        "real_through_codebook": _figures(by_codes, real),
+        "real_through_codebook": _figures(quantized, real),
         "rows": rows,
     }
     write_json(json_file, value)
@@ -154,25 +165,25 @@ def variants(
 
 
 def train(variant: Variant, data: pathlib.Path, run: pathlib.Path, steps: int) -> None:
-    """A run of `steps` steps at `run`, gone on with where there is one."""
+    """Train a variant for `steps` steps, or resume its run."""
     if (run / CONFIG_FILE).exists():
         trainer = MarTrainer.resume(run, changes={"steps": steps})
     else:
         training = {**_TRAINING, "steps": steps, "checkpoint_every": 500, "sample_every": steps}
-        told = {"data": str(data), "preset": "pixel_small", "model": variant.model, "training": training}
-        trainer = MarTrainer.start(run, RunConfig.from_dict(told, variant.name))
+        config = {"data": str(data), "model": {"name": "pixel_small", **variant.model}, "training": training}
+        trainer = MarTrainer.start(run, RunConfig.from_dict(config, variant.name))
     if trainer.step < steps:
         trainer.train()
 
 
 def export(run: pathlib.Path, artifact: pathlib.Path) -> None:
-    """The artifact of a run, unless it is there already."""
-    made_from = Artifact(artifact).manifest.provenance["checkpoint_sha256"] if is_artifact(artifact) else None
-    if made_from != sha256(run / WEIGHTS_FILE):
-        export_artifact(load_checkpoint(run), artifact, lambda told: None)
+    """Export a run, unless its artifact exists."""
+    exported = Artifact(artifact).manifest.provenance["checkpoint_sha256"] if is_artifact(artifact) else None
+    if exported != sha256(run / WEIGHTS_FILE):
+        export_artifact(load_checkpoint(run), artifact, lambda text: None)
 
 
-def _evaluated(
+def _evaluate(
     variant: Variant,
     run: pathlib.Path,
     iterations: int | None,
@@ -180,14 +191,14 @@ def _evaluated(
     real: FeatureStatistics,
     count: int,
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """What is found of `count` images drawn in `iterations`, and one of each class [classes, H, W, c]."""
+    """Generate `count` images in `iterations`; returns their figures, and an image of each class [classes, H, W, c]."""
     with Generator.load(run / "artifact", threads=torch.get_num_threads()) as generator:
         config = generator.manifest.model
         iterations = iterations or config.tokens
         settings: dict[str, Any] = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
         labels = np.arange(count, dtype=np.int64) % config.class_num
         batches = list(generated_batches(generator, labels, settings))
-        found = _figures(extract_features(network, batches), real)
+        figures = _figures(extract_features(network, batches), real)
     about = {
         "name": f"{variant.name}-{iterations}",
         **dataclasses.asdict(variant),
@@ -195,7 +206,7 @@ def _evaluated(
         "sampling": dataclasses.asdict(generator.sampling(**settings)),
         "loss": summarize(run).loss,
     }
-    return about | found, batches[0][0][: config.class_num]
+    return about | figures, batches[0][0][: config.class_num]
 
 
 def _figures(statistics: FeatureStatistics, real: FeatureStatistics) -> dict[str, float | None]:
@@ -204,7 +215,7 @@ def _figures(statistics: FeatureStatistics, real: FeatureStatistics) -> dict[str
 
 
 def _through_codebook(model: MAR, dataset: ImageDataset, count: int) -> Iterator[LabelledBatch]:
-    """Real images, every token of which is the nearest code: the best that a head of codes could draw."""
+    """Yield real images with every token replaced by its nearest code: the best possible images of a VQ head."""
     patch, grid = model.config.patch_size, model.config.grid
     codebook = model.diffloss.codebook
     for images, labels in labelled_batches(dataset, np.arange(count)):
