@@ -144,8 +144,8 @@ def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.size != (size, size):
-                found = f"{image.width}x{image.height}"
-                raise RequestError(f"{path}: expected {size}x{size} pixels, as the artifact generates, found {found}")
+                size_found = f"{image.width}x{image.height}"
+                raise RequestError(f"{path}: expected {size}x{size} pixels, as the artifact generates, found {size_found}")
             if image.mode.startswith(("I", "F")):  # Pillow would clip nearly all pixels to white
                 raise RequestError(f"{path}: expected 8 bits a channel, found an image of mode {image.mode}")
             return np.asarray(image.convert(mode))

@@ -18,7 +18,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "calibrate": {"--samples": "--count", "--judged": "--eval-count", "--steps": "mar optimize-steps"},
     "optimize-steps": {"--images": "--count", "--pictures": "--count"},
     "bench": {"--plan": "--preset", "--contestant": "--runner", "--config": "--model-config"},
-    "study": {"--images": "--count", "--config": "--model-config"},
+    "study": {"--images": "--count"},
     "evaluate": {
         "--images": "--count",
         "--real": "--real-count",
