@@ -30,7 +30,7 @@ from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
 
 # A stride from 0 starts its chains below t = 999, where these briefly trained heads would let values explode.
 FAST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
-# What the fast settings leave open, and not as it is by default.
+# The settings that FAST does not have, with values that differ from the defaults.
 OWN: dict[str, Any] = {
     "mask_schedule": "linear",
     "token_order": "checkerboard",
@@ -60,7 +60,7 @@ def generator(generators: dict[str, Generator]) -> Generator:
     return generators["small"]
 
 
-def draw(generator: Generator, labels: list[int], **request: object) -> NDArray[np.float32]:
+def latents_of(generator: Generator, labels: list[int], **request: object) -> NDArray[np.float32]:
     return generator.generate(labels, **(FAST | request)).latents
 
 
@@ -83,50 +83,53 @@ def test_an_artifact_without_a_tokenizer_returns_latents_and_no_images(generator
 
 
 def test_a_seed_gives_the_same_bits_twice(generator: Generator) -> None:
-    assert draw(generator, LABELS, seed=3).tobytes() == draw(generator, LABELS, seed=3).tobytes()
+    assert latents_of(generator, LABELS, seed=3).tobytes() == latents_of(generator, LABELS, seed=3).tobytes()
 
 
 def test_another_seed_index_or_class_gives_another_image(generator: Generator) -> None:
     requests: list[dict[str, Any]] = [{}, {"seed": 1}, {"index": [1]}, {"index": [2**64 - 1]}, {"seed": 2**64 - 1}]
-    images = [draw(generator, [2], **request) for request in requests] + [draw(generator, [4])]
+    images = [latents_of(generator, [2], **request) for request in requests] + [latents_of(generator, [4])]
     assert len({image.tobytes() for image in images}) == len(images)
 
 
 @pytest.mark.parametrize("request_", [FAST, FAST | {"cfg_scale": 1.0}, FAST | {"cfg_schedule": "constant"}], ids=str)
 def test_an_image_is_the_same_alone_and_in_a_batch(generator: Generator, request_: dict[str, Any]) -> None:
-    together = draw(generator, LABELS, seed=3, **request_)
+    together = latents_of(generator, LABELS, seed=3, **request_)
     for index, label in enumerate(LABELS):
-        alone = draw(generator, [label], seed=3, index=[index], **request_)
+        alone = latents_of(generator, [label], seed=3, index=[index], **request_)
         assert relative_l2(together[index], alone[0]) <= 1e-5
 
 
 def test_an_image_does_not_depend_on_its_place_in_a_batch(generator: Generator) -> None:
-    forward = draw(generator, [0, 5, 2], seed=3, index=[10, 2**64 - 1, 12])
-    backward = draw(generator, [2, 5, 0], seed=3, index=[12, 2**64 - 1, 10])
+    forward = latents_of(generator, [0, 5, 2], seed=3, index=[10, 2**64 - 1, 12])
+    backward = latents_of(generator, [2, 5, 0], seed=3, index=[12, 2**64 - 1, 10])
     assert relative_l2(forward, backward[::-1]) <= 1e-5
 
 
 def test_the_order_and_noise_of_a_seed_give_the_same_image_as_the_seed(generator: Generator) -> None:
     config, indices = generator.manifest.model, [4, 0]
     order, noise = seeded_order(3, indices, config), seeded_noise(3, indices, 5, config)
-    seeded = draw(generator, [1, 2], seed=3, index=indices)
-    assert seeded.tobytes() == draw(generator, [1, 2], order=order, noise=noise).tobytes()
-    assert seeded.tobytes() == draw(generator, [1, 2], order=order.tolist(), noise=noise.astype(np.float64)).tobytes()
-    assert seeded.tobytes() != draw(generator, [1, 2], order=order[::-1], noise=noise).tobytes()
-    assert seeded.tobytes() != draw(generator, [1, 2], order=order, noise=noise[:, ::-1]).tobytes()
+    seeded = latents_of(generator, [1, 2], seed=3, index=indices)
+    assert seeded.tobytes() == latents_of(generator, [1, 2], order=order, noise=noise).tobytes()
+    assert (
+        seeded.tobytes()
+        == latents_of(generator, [1, 2], order=order.tolist(), noise=noise.astype(np.float64)).tobytes()
+    )
+    assert seeded.tobytes() != latents_of(generator, [1, 2], order=order[::-1], noise=noise).tobytes()
+    assert seeded.tobytes() != latents_of(generator, [1, 2], order=order, noise=noise[:, ::-1]).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["random", "raster", "checkerboard"])
 def test_the_order_of_a_seed_has_the_requested_kind(generator: Generator, kind: str) -> None:
     order = seeded_order(3, [0, 1], generator.manifest.model, kind)
-    seeded = draw(generator, [1, 2], seed=3, token_order=kind)
-    assert seeded.tobytes() == draw(generator, [1, 2], seed=3, order=order).tobytes()
-    assert seeded.tobytes() != draw(generator, [1, 2], seed=3, order=order[:, ::-1]).tobytes()
+    seeded = latents_of(generator, [1, 2], seed=3, token_order=kind)
+    assert seeded.tobytes() == latents_of(generator, [1, 2], seed=3, order=order).tobytes()
+    assert seeded.tobytes() != latents_of(generator, [1, 2], seed=3, order=order[:, ::-1]).tobytes()
 
 
 def test_progress_is_called_after_each_iteration(generator: Generator) -> None:
     calls: list[tuple[int, int]] = []
-    draw(generator, [1], iterations=7, progress=lambda done, of: calls.append((done, of)))
+    latents_of(generator, [1], iterations=7, progress=lambda done, of: calls.append((done, of)))
     assert calls == [(done, 7) for done in range(1, 8)]
 
 
@@ -138,8 +141,8 @@ def test_settings_that_a_request_does_not_give_are_the_artifacts_own(
     (artifact / MANIFEST).write_text(json.dumps(manifest | {"sampling": FAST | OWN}))
     with Generator.load(artifact, threads=1) as generator:
         own = generator.generate([2], seed=3)
-        assert own.latents.tobytes() == draw(generator, [2], seed=3, **OWN).tobytes()
-        assert own.latents.tobytes() == draw(generator, [2], seed=3, **dict.fromkeys(FAST | OWN)).tobytes()
+        assert own.latents.tobytes() == latents_of(generator, [2], seed=3, **OWN).tobytes()
+        assert own.latents.tobytes() == latents_of(generator, [2], seed=3, **dict.fromkeys(FAST | OWN)).tobytes()
         other = generator.generate([2], seed=3, iterations=2, diffusion_steps=3)
     assert (len(other.plan.iterations), other.plan.diffusion_steps) == (2, 3)
     assert other.plan.guidance_scale == own.plan.guidance_scale == FAST["cfg_scale"]
@@ -236,7 +239,7 @@ def test_batches_give_the_same_images_as_generating_each_of_them(generator: Gene
     ]
     for start, result in zip(range(0, 5, batch_size), results, strict=True):
         part = slice(start, start + batch_size)
-        alone = draw(generator, labels[part], seed=5, index=numbers[part])
+        alone = latents_of(generator, labels[part], seed=5, index=numbers[part])
         np.testing.assert_array_equal(result.latents, alone)
 
 
@@ -245,7 +248,7 @@ def test_batches_take_their_part_of_a_given_order_and_noise(generator: Generator
     order, noise = seeded_order(1, range(3), config), seeded_noise(1, range(3), 5, config)
     parts = list(generator.generate_batches([0, 1, 2], 2, order=order, noise=noise, **FAST))
     for part, result in ((slice(0, 2), parts[0]), (slice(2, 3), parts[1])):
-        alone = draw(generator, [0, 1, 2][part], order=order[part], noise=noise[:, part])
+        alone = latents_of(generator, [0, 1, 2][part], order=order[part], noise=noise[:, part])
         np.testing.assert_array_equal(result.latents, alone)
 
 
@@ -253,16 +256,16 @@ def test_the_next_batch_is_prepared_while_one_is_generated(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The test waits for the noise of the next batch, which would never come if it were made afterwards."""
-    drawn = [threading.Event() for _ in range(2)]
+    made = [threading.Event() for _ in range(2)]
 
-    def counted(seed: int, indices: Sequence[int], *rest: Any) -> NDArray[np.float32]:
-        drawn[indices[0]].set()
+    def recording_noise(seed: int, indices: Sequence[int], *rest: Any) -> NDArray[np.float32]:
+        made[indices[0]].set()
         return seeded_noise(seed, indices, *rest)
 
-    monkeypatch.setattr("runtime.generator.seeded_noise", counted)
+    monkeypatch.setattr("runtime.generator.seeded_noise", recording_noise)
     waited = []
     first = iter(
-        generator.generate_batches([0, 0], 1, progress=lambda done, of: waited.append(drawn[1].wait(60)), **FAST)
+        generator.generate_batches([0, 0], 1, progress=lambda done, of: waited.append(made[1].wait(60)), **FAST)
     )
     next(first)
     assert waited
@@ -301,7 +304,7 @@ def test_any_request_is_generated_or_refused(generator: Generator, request: dict
         request["edit"] = Edit(request.pop("known"), request.pop("mask"))
     try:
         result = generator.generate(**(short | request))
-    except (RequestError, BackendError) as refusal:  # the latter where a huge guidance scale drives values to infinity
+    except (RequestError, BackendError) as refusal:  # a huge guidance scale can make values overflow
         assert str(refusal)
     else:
         assert np.isfinite(result.latents).all()
@@ -327,10 +330,10 @@ def test_a_bad_backend_device_or_thread_count_is_refused(
 
 def test_a_closed_generator_is_refused(golden_artifacts: dict[str, pathlib.Path]) -> None:
     with Generator.load(golden_artifacts["small"], threads=1) as generator:
-        draw(generator, [0])
+        latents_of(generator, [0])
     with pytest.raises(BackendError, match="closed"):
-        draw(generator, [0])
-    generator.close()  # twice is once
+        latents_of(generator, [0])
+    generator.close()  # a second call does nothing
 
 
 def run_alone(script: str, *arguments: str) -> str:

@@ -25,7 +25,7 @@ from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import PRESETS, check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
 
-# Nothing as it is by default.
+# Every value differs from the default.
 OWN = Sampling(
     iterations=7,
     mask_schedule="linear",
