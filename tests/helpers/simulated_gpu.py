@@ -19,7 +19,8 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
 from runtime.errors import BackendError, MarError
 from tests.fakes.simulated_cuda import SimulatedCuda
-from tests.fakes.tensorrt import TensorRTScript, fake_tensorrt
+from tests.fakes.tensorrt import fake_tensorrt
+from tests.fakes.tensorrt.script import TensorRTScript
 
 VERSION = "10.13.3"
 BATCH = (1, 2, 4)

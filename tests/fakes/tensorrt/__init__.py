@@ -14,8 +14,9 @@ from collections.abc import Collection
 from tests.fakes.tensorrt import builder, runtime
 from tests.fakes.tensorrt.script import ILogger, TensorRTScript
 
-CLASSES = (ILogger, *runtime.CLASSES, *builder.CLASSES)
-SCRIPTED_CLASSES = (*runtime.SCRIPTED_CLASSES, *builder.SCRIPTED_CLASSES)  # those that the product constructs
+CLASSES: tuple[type, ...] = (ILogger, *runtime.CLASSES, *builder.CLASSES)
+# Those that the product constructs.
+SCRIPTED_CLASSES: tuple[type, ...] = (*runtime.SCRIPTED_CLASSES, *builder.SCRIPTED_CLASSES)
 BUILDER_FLAGS = ("TF32", "VERSION_COMPATIBLE", "REFIT", "STRIP_PLAN", "REFIT_IDENTICAL", "GPU_FALLBACK")
 HARDWARE_LEVELS = ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
 

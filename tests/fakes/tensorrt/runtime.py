@@ -16,7 +16,7 @@ import onnxruntime
 
 from tests.fakes.tensorrt.script import TensorRTScript
 
-_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
+_DTYPES: dict[str, np.dtype[Any]] = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
 SCRATCH = 1000  # bytes
 ALIGNMENT = 256  # bytes, which every address must be a multiple of
 
@@ -54,7 +54,7 @@ class IExecutionContext:
         self._addresses: dict[str, int] = {}
         self._scratch: tuple[int, int] | None = None
         self._ran_once = False
-        script.cuda.holds(self, "execution context")
+        script.gpu.holds(self, "execution context")
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._script.history.append(("set_device_memory", memory, size))
@@ -82,7 +82,7 @@ class IExecutionContext:
         return not self._script.fails("set_tensor_address", name)
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        cuda, engine = self._script.cuda, self._engine
+        cuda, engine = self._script.gpu, self._engine
         if self._script.fails("execute_async_v3", engine.name, stream_handle):
             return False
         captured = cuda.capturing is not None
@@ -117,7 +117,7 @@ class ICudaEngine:
         self.session = on_processor(plan["graph"])
         self.name, self.profile = plan["engine"], plan["profile"]
         self._script, self._tensors = script, [*self.session.get_inputs(), *self.session.get_outputs()]
-        script.cuda.holds(self, "engine")
+        script.gpu.holds(self, "engine")
 
     @property
     def device_memory_size_v2(self) -> int:

@@ -51,6 +51,12 @@ class TensorRTScript:
     config: Any = None
     builder_flags: Any = None
 
+    @property
+    def gpu(self) -> SimulatedCuda:
+        """The GPU, for the runtime side, which always has one."""
+        assert self.cuda is not None
+        return self.cuda
+
     def calls(self, name: str) -> list[tuple[Any, ...]]:
         """The arguments of every call of `name`."""
         return [tuple(arguments) for call, *arguments in self.history if call == name]
