@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
-GOLDEN_TOLERANCE = 1e-4  # relative L2; float32 round-off is 3e-7 to 3e-6, see DESIGN.md
+GOLDEN_TOLERANCE = 1e-4  # relative L2; float32 round-off is 3e-7 to 3e-6 (docs/benchmarks/exports.md)
 
 
 @dataclasses.dataclass(frozen=True)
