@@ -143,9 +143,11 @@ def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            if image.size != (size, size):
-                size_found = f"{image.width}x{image.height}"
-                raise RequestError(f"{path}: expected {size}x{size} pixels, as the artifact generates, found {size_found}")
+            width, height = image.size
+            if (width, height) != (size, size):
+                raise RequestError(
+                    f"{path}: expected {size}x{size} pixels, as the artifact generates, found {width}x{height}"
+                )
             if image.mode.startswith(("I", "F")):  # Pillow would clip nearly all pixels to white
                 raise RequestError(f"{path}: expected 8 bits a channel, found an image of mode {image.mode}")
             return np.asarray(image.convert(mode))

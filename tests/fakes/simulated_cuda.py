@@ -1,8 +1,8 @@
-"""A GPU that is simulated: libcuda's functions over memory of this process, as strict as the real ones are loose.
+"""A simulated GPU: the functions of libcuda on memory of this process, with strict checks.
 
-What is put on a stream happens only when somebody waits for it, so that a missing wait shows. Every address is
-looked up, when it is told and when it is used: one outside of what is allocated, or freed already, is a failure.
-So is a thread that did not make the context its own. `leaks` is what nobody gave back.
+Work on a stream runs only when the host waits for it, so that a missing wait is noticed. Every address is checked when
+it is passed and when it is used: an address outside of allocated memory, or in freed memory, is a failure. So is a call
+in a thread without a current context. `leaks` lists what was not freed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Place = tuple[int, tuple[str, ...]]  # an address, and the kinds of memory it ma
 
 
 class SimulatedCuda:
-    """Stands for `libcuda.so.1`.
+    """A fake of `libcuda.so.1`.
 
     `failing` maps a function to (calls that still succeed, status after them), of one call unless it is `lasting`.
     """
@@ -58,20 +58,20 @@ class SimulatedCuda:
 
     def put(self, stream: int, operation: Operation) -> None:
         """Put an operation on a stream, or into the graph that is captured from it."""
-        assert self.handles.get(stream) == "stream", "an operation on no stream"
+        assert self.handles.get(stream) == "stream", "an operation on something that is not a stream"
         if self.capturing is not None and self.capturing[0] == stream:
             self.capturing[1].append(operation)
         else:
             self.queues[stream].append(operation)
 
     def view(self, address: int, size: int, *kinds: str) -> NDArray[np.uint8]:
-        """The bytes at an address, which must be allocated as one of `kinds`."""
+        """The bytes at an address, which must be memory of one of `kinds`."""
         found = bisect.bisect_right(self._starts, address)
         if found:
             start = self._starts[found - 1]
             content, kind = self.memory[start]
             if address + size <= start + len(content):
-                assert kind in kinds, f"{kind} memory where {kinds} is asked for"
+                assert kind in kinds, f"{kind} memory where {kinds} is expected"
                 return content[address - start : address - start + size]
         raise AssertionError(f"{size} bytes at {address:#x} are not allocated")
 
@@ -79,7 +79,7 @@ class SimulatedCuda:
         return self.view(address, size, *_ON_DEVICE)
 
     def holds(self, owner: object, kind: str) -> None:
-        """`owner` is a library's, and has memory of the GPU as long as it lives."""
+        """Record that `owner`, an object of a library, holds memory of the GPU as long as it lives."""
         weakref.finalize(owner, self.handles.pop, self._handle(kind))
 
     def __getattribute__(self, name: str) -> Any:
@@ -117,17 +117,17 @@ class SimulatedCuda:
         return 0
 
     def _allocate(self, size: int, kind: str) -> int:
-        whole = np.full(size + _ALIGNMENT, 0xA5, np.uint8)  # so that what nobody wrote is no zero
-        start = -whole.ctypes.data % _ALIGNMENT
-        content = whole[start : start + size]
+        padded = np.full(size + _ALIGNMENT, 0xA5, np.uint8)  # so that unwritten memory is not zero
+        start = -padded.ctypes.data % _ALIGNMENT
+        content = padded[start : start + size]
         self.memory[content.ctypes.data] = content, kind
         bisect.insort(self._starts, content.ctypes.data)
         return int(content.ctypes.data)
 
     # Of the driver. Statuses are returned, results written through pointers.
 
-    def cuGetErrorString(self, status: int, told: Any) -> int:
-        told._obj.value = f"error {status}".encode()
+    def cuGetErrorString(self, status: int, text: Any) -> int:
+        text._obj.value = f"error {status}".encode()
         return 0
 
     def cuInit(self, flags: int) -> int:

@@ -1,8 +1,8 @@
-"""ONNX Runtime's CUDA provider over the simulated GPU: sessions that compute on the CPU what lies there.
+"""A fake of ONNX Runtime's CUDA provider: its sessions compute on the processor, with the memory of the simulated GPU.
 
-With CUDA graphs, the first run under a `gpu_graph_id` runs, then captures and launches what it captured, as the
-real provider does; later ones launch that, whatever is bound by then. Under -1 nothing is captured. Nothing has a
-name that the real library has not, as test_onnxruntime_cuda.py checks.
+With CUDA graphs, the first run with a `gpu_graph_id` runs, and then captures and launches the capture, as the real
+provider does. Later runs launch the capture, with the addresses that were bound first. A run with -1 is not captured.
+No class has a name that the real library does not have, as test_onnxruntime_cuda.py checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Bound = tuple[Any, tuple[int, ...], int]  # type, shape, address
 
 
 class Simulation:
-    """What the library stands on, the providers it has and those it uses, and what it was told."""
+    """The GPU, the providers that the library has and uses, and the calls that it got."""
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         self.cuda = cuda

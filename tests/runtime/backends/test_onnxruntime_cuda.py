@@ -171,8 +171,8 @@ def test_a_library_without_the_provider_is_refused(
 ) -> None:
     provider.providers = ["AzureExecutionProvider", CPU]
     version = onnxruntime.__version__
-    told = f"this onnxruntime {version} has no {CUDA}, only AzureExecutionProvider, {CPU}"
-    assert refusal(lambda: load(golden_artifacts["small"])) == told
+    message = f"this onnxruntime {version} has no {CUDA}, only AzureExecutionProvider, {CPU}"
+    assert refusal(lambda: load(golden_artifacts["small"])) == message
     assert provider.settings == []
     assert left_on(cuda) == []
 
@@ -229,8 +229,8 @@ def test_a_run_that_fails_is_an_error_and_the_next_image_is_generated(
     with load(golden_artifacts["small"], cuda_graphs=cuda_graphs) as generator:
         for _ in range(2):  # before its form is known, and after
             provider.failing = {"run_with_iobinding"}
-            told = refusal(lambda: generator.generate([0], **QUICK))
-            assert told == "engine backbone failed in onnxruntime: run_with_iobinding broke"
+            message = refusal(lambda: generator.generate([0], **QUICK))
+            assert message == "engine backbone failed in onnxruntime: run_with_iobinding broke"
             provider.failing = set()
             expected = host.generate([0], **QUICK).latents
             assert generator.generate([0], **QUICK).latents.tobytes() == expected.tobytes()

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU draws what ONNX Runtime draws, in every form of the model, and fails in one line."""
+"""OpenVINO on a CPU gives the images of ONNX Runtime, for every variant of the model, and fails in one line."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_a_model_of_another_variant_gives_the_images_of_onnx_runtime(
         export_artifact(variant_checkpoint(form), folder / "artifact", lambda text: None)
 
     artifact = made_once(tmp_path_factory, f"{form.replace(' ', '-')}-for-openvino", export) / "artifact"
-    drawn = []
+    latents = []
     for backend in ("onnxruntime", "openvino"):
         with load(artifact, backend) as generator:
-            drawn.append(generator.generate([0, 2, 1], cfg_scale=1.5).latents)
-    assert relative_l2(drawn[1], drawn[0]) <= GOLDEN_TOLERANCE
+            latents.append(generator.generate([0, 2, 1], cfg_scale=1.5).latents)
+    assert relative_l2(latents[1], latents[0]) <= GOLDEN_TOLERANCE
 
 
 def test_an_output_is_not_overwritten_by_the_next_call(generators: dict[str, Generator]) -> None:

@@ -65,8 +65,8 @@ def test_a_failure_while_loading_is_an_error_with_the_lines_of_the_log(
 ) -> None:
     build(unbuilt, BuilderFlags(strip_weights=True))
     tensorrt.failing = {call}
-    told = refusal(lambda: load(unbuilt))
-    assert re.fullmatch(rf"tensorrt {VERSION}: {LOADING[call]} \| {call} broke", told), told
+    message = refusal(lambda: load(unbuilt))
+    assert re.fullmatch(rf"tensorrt {VERSION}: {LOADING[call]} \| {call} broke", message), message
     assert left_on(cuda) == []
 
 
@@ -79,8 +79,8 @@ def test_a_failure_while_generating_is_an_error_and_the_next_image_is_generated(
     with load(built) as generator:
         for _ in range(2):  # of which the second tells nothing of the first
             tensorrt.failing = {call}
-            told = refusal(lambda: generator.generate([1], **REQUEST))
-            assert re.fullmatch(rf"tensorrt {VERSION}: ({DRAWING[call]}) \| {call} broke", told), told
+            message = refusal(lambda: generator.generate([1], **REQUEST))
+            assert re.fullmatch(rf"tensorrt {VERSION}: ({DRAWING[call]}) \| {call} broke", message), message
         tensorrt.failing = set()
         assert generator.generate([1], **REQUEST).latents.tobytes() == expected
     assert left_on(cuda) == []

@@ -31,7 +31,7 @@ TURING = Gpu("Tesla T4", "sm_75", 15 * 2**30, "12.4", shared_memory=False)
 
 
 class Report(Ended):
-    def told(self, what: str) -> str:
+    def value(self, what: str) -> str:
         """What stands behind a word at the beginning of a line, which only one line has."""
         (line,) = [line for line in self.out.splitlines() if line.strip().split(" ")[0] == what]
         return line.strip().removeprefix(what).strip()
@@ -99,27 +99,27 @@ def with_builds(path: pathlib.Path, *builds: Build) -> pathlib.Path:
 def test_a_machine_without_gpu_and_tensorrt_is_described(doctor: Doctor) -> None:
     ended = doctor()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.told("mar") == __version__
-    assert ended.told("python").startswith(f"{platform.python_version()}, {platform.machine()}")
-    assert ended.told("numpy") == np.__version__
-    assert ended.told("onnxruntime").startswith(importlib.import_module("onnxruntime").__version__)
-    assert "CPU" in ended.told("onnxruntime")
+    assert ended.value("mar") == __version__
+    assert ended.value("python").startswith(f"{platform.python_version()}, {platform.machine()}")
+    assert ended.value("numpy") == np.__version__
+    assert ended.value("onnxruntime").startswith(importlib.import_module("onnxruntime").__version__)
+    assert "CPU" in ended.value("onnxruntime")
     version = importlib.import_module("openvino").__version__.split("-")[0]
-    assert ended.told("openvino").startswith(f"{version}, precisions of this processor: fp32")
-    assert ended.told("tensorrt") == "not installed; it is needed to build and run engines of tensorrt"
-    assert ended.told("tensorrt-rtx") == "not installed; it is needed to build and run engines of tensorrt-rtx"
-    assert ended.told("gpu") == "no NVIDIA GPU here: none at all"
+    assert ended.value("openvino").startswith(f"{version}, precisions of this processor: fp32")
+    assert ended.value("tensorrt") == "not installed; it is needed to build and run engines of tensorrt"
+    assert ended.value("tensorrt-rtx") == "not installed; it is needed to build and run engines of tensorrt-rtx"
+    assert ended.value("gpu") == "no NVIDIA GPU here: none at all"
     assert "precisions" not in ended.out
 
 
 def test_versions_of_tensorrt_are_shown_by_target(doctor: Doctor) -> None:
     ended = doctor(tensorrt="10.3.0", tensorrt_rtx="1.7.1.116")
-    assert ended.told("tensorrt") == "10.3.0"
-    assert ended.told("tensorrt-rtx") == "1.7.1.116"
+    assert ended.value("tensorrt") == "10.3.0"
+    assert ended.value("tensorrt-rtx") == "1.7.1.116"
 
 
 @pytest.mark.parametrize(
-    ("gpu", "told", "precisions"),
+    ("gpu", "text", "precisions"),
     [
         (
             ORIN,
@@ -137,10 +137,10 @@ def test_versions_of_tensorrt_are_shown_by_target(doctor: Doctor) -> None:
     ],
     ids=lambda value: value.architecture if isinstance(value, Gpu) else "",
 )
-def test_a_gpu_is_shown_with_its_memory_and_precisions(doctor: Doctor, gpu: Gpu, told: str, precisions: str) -> None:
+def test_a_gpu_is_shown_with_its_memory_and_precisions(doctor: Doctor, gpu: Gpu, text: str, precisions: str) -> None:
     ended = doctor(gpu=gpu)
-    assert ended.told("gpu").startswith(told)
-    assert ended.told("precisions") == f"{', '.join(precisions.split())} on this GPU"
+    assert ended.value("gpu").startswith(text)
+    assert ended.value("precisions") == f"{', '.join(precisions.split())} on this GPU"
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_a_library_that_does_not_load_is_shown_with_the_reason(
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     ended = doctor(str(artifact), gpu=ORIN, tensorrt="10.13.3" if name != "tensorrt" else None)
     assert (ended.code, ended.err) == (0, "")
-    assert ended.told(name) == f"does not load: {error}"
+    assert ended.value(name) == f"does not load: {error}"
     wanted = "needs tensorrt 10.13.3, which is not installed" if name == "tensorrt" else "loads here"
-    assert ended.told("backbone").endswith(f": {wanted}")
+    assert ended.value("backbone").endswith(f": {wanted}")
 
 
 def test_a_missing_onnxruntime_is_shown_with_what_installs_it(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert doctor().told("onnxruntime") == "not installed; pip install 'mar-runtime[cpu]'"
+    assert doctor().value("onnxruntime") == "not installed; pip install 'mar-runtime[cpu]'"
 
 
 # An artifact.
@@ -199,12 +199,12 @@ def test_every_build_is_shown_with_the_reason_why_it_does_not_load(doctor: Docto
     )
     ended = doctor(str(artifact), gpu=ORIN, tensorrt="10.13.3", tensorrt_rtx="1.7.1")
     assert (ended.code, ended.err) == (0, "")
-    assert ended.told("backbone") == "tensorrt 10.13.3, sm_87: loads here"
-    assert ended.told("conditioning") == "tensorrt 10.3.0, sm_87: built with tensorrt 10.3.0, here is 10.13.3"
-    assert ended.told("denoise") == "tensorrt-rtx 1.7.1, sm_86, sm_89: built for sm_86, sm_89, here is sm_87"
+    assert ended.value("backbone") == "tensorrt 10.13.3, sm_87: loads here"
+    assert ended.value("conditioning") == "tensorrt 10.3.0, sm_87: built with tensorrt 10.3.0, here is 10.13.3"
+    assert ended.value("denoise") == "tensorrt-rtx 1.7.1, sm_86, sm_89: built for sm_86, sm_89, here is sm_87"
     ended = doctor(str(artifact), tensorrt="10.13.3")
-    assert ended.told("backbone") == "tensorrt 10.13.3, sm_87: needs a GPU, sm_87"
-    assert ended.told("denoise").endswith(": needs tensorrt-rtx 1.7.1, which is not installed")
+    assert ended.value("backbone") == "tensorrt 10.13.3, sm_87: needs a GPU, sm_87"
+    assert ended.value("denoise").endswith(": needs tensorrt-rtx 1.7.1, which is not installed")
 
 
 @pytest.mark.parametrize("built", [False, True])

@@ -1,4 +1,4 @@
-"""`mar edit` as its users see it: images in, images out, and what is told of those it cannot use."""
+"""`mar edit` as its users see it: it reads and writes images, and reports those that it cannot use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK = "--iterations 2 --diffusion-steps ddim2 --threads 1"
 
 
 def gray_image() -> NDArray[np.uint8]:
-    """Any image of the size that the artifact draws, [8, 8]."""
+    """Any image of the size that the artifact generates, [8, 8]."""
     return np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
 
 
@@ -70,7 +70,7 @@ def read(file: pathlib.Path) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-def drawn(artifact: pathlib.Path, labels: list[int], **request: object) -> NDArray[np.uint8]:
+def edited(artifact: pathlib.Path, labels: list[int], **request: object) -> NDArray[np.uint8]:
     """What the Python surface makes of the same edit, [B, 8, 8]."""
     with Generator.load(artifact, threads=1) as generator:
         result: Result = generator.generate(
@@ -93,7 +93,7 @@ def test_any_kind_of_png_is_edited_where_the_mask_is_white(
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == f"2 of 4 tokens regenerated (50%); image written to {files / 'new' / 'edited.png'}\n"
     found = read(files / "new" / "edited.png")
-    assert found.tolist() == drawn(pixel_artifact, [1])[0].tolist()
+    assert found.tolist() == edited(pixel_artifact, [1])[0].tolist()
     assert found[~mask()].tolist() == gray_image()[~mask()].tolist()
     assert (found != gray_image()).any()
     assert [path.name for path in (files / "new").iterdir()] == ["edited.png"]
@@ -104,7 +104,7 @@ def test_the_image_may_be_edited_in_its_own_file(mar: Mar, pixel_artifact: pathl
     assert (
         mar(f"edit {pixel_artifact} --image {image} --mask {files}/mask.png --class 1 {QUICK} --out {image}").code == 0
     )
-    assert read(image).tolist() == drawn(pixel_artifact, [1])[0].tolist()
+    assert read(image).tolist() == edited(pixel_artifact, [1])[0].tolist()
 
 
 def test_without_pasting_all_pixels_of_a_token_are_new(
@@ -113,7 +113,7 @@ def test_without_pasting_all_pixels_of_a_token_are_new(
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png --class 1 {QUICK}"
     assert mar(f"{line} --no-paste --out {files}/edited.png").code == 0
     found = read(files / "edited.png")
-    assert found.tolist() == drawn(pixel_artifact, [1], paste=False)[0].tolist()
+    assert found.tolist() == edited(pixel_artifact, [1], paste=False)[0].tolist()
     assert (found != gray_image())[:4, :4].mean() > 0.8
     assert found[:4, 4:].tolist() == gray_image()[:4, 4:].tolist()
 
@@ -122,7 +122,7 @@ def test_dilating_regenerates_the_neighbours_too(mar: Mar, pixel_artifact: pathl
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png --class 1 {QUICK}"
     ended = mar(f"{line} --dilate --no-paste --out {files}/edited.png")
     assert ended.out.startswith("4 of 4 tokens regenerated (100%)")
-    assert read(files / "edited.png").tolist() == drawn(pixel_artifact, [1], dilate=True, paste=False)[0].tolist()
+    assert read(files / "edited.png").tolist() == edited(pixel_artifact, [1], dilate=True, paste=False)[0].tolist()
 
 
 def test_several_results_are_a_grid_with_the_class_below(
@@ -133,7 +133,7 @@ def test_several_results_are_a_grid_with_the_class_below(
     assert mar(f"{line} --count 9 --seed 4 --out {files}/grid.png").code == 0
     sheet = read(files / "grid.png")
     assert sheet.shape == (2 * (96 + 18) + 4, 8 * 100 + 4, 3)
-    for number, image in enumerate(drawn(pixel_artifact, [0] * 9, seed=4)):
+    for number, image in enumerate(edited(pixel_artifact, [0] * 9, seed=4)):
         top, left = 4 + number // 8 * 114, 4 + number % 8 * 100
         shown = sheet[top : top + 96, left : left + 96, 0]
         assert shown.tolist() == image.repeat(12, axis=0).repeat(12, axis=1).tolist()
@@ -146,7 +146,7 @@ def test_a_class_is_its_number_or_its_name_in_any_case(
     line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png {QUICK} --out {files}/edited.png"
     for given in ("1", "dog", "DOG"):
         assert mar(f"{line} --class {given}").code == 0
-        assert read(files / "edited.png").tolist() == drawn(pixel_artifact, [1])[0].tolist()
+        assert read(files / "edited.png").tolist() == edited(pixel_artifact, [1])[0].tolist()
 
 
 def test_a_seed_and_the_sampling_options_are_those_of_generate(
@@ -167,7 +167,7 @@ WRONG = [
     ("--mask {files}/mask.png --class 1", "Missing option '--image'"),
     ("--image {files}/gray.png --class 1", "Missing option '--mask'"),
     ("--image {files}/gray.png --mask {files}/mask.png", "Missing option '--class'"),
-    (f"{ALL} --class 0", "an edit draws one class, found --class 2 times; remove the others"),
+    (f"{ALL} --class 0", "an edit takes one class, found --class 2 times; remove the others"),
     (f"{FILES} --class dragon", "class 'dragon' is unknown; this model has cat, dog"),
     (f"{FILES} --class 2", "class 2 is out of range; this model has classes 0..1"),
     (f"{FILES} --class -1", "class -1 is out of range"),
@@ -195,16 +195,16 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("line", "told"), WRONG, ids=lambda part: part.replace("{files}/", "")[-48:])
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=lambda part: part.replace("{files}/", "")[-48:])
 def test_wrong_use_of_edit_is_one_line_and_writes_nothing(
-    mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path, line: str, told: str
+    mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path, line: str, message: str
 ) -> None:
     before = sorted(files.iterdir())
     ended = mar(f"edit {pixel_artifact} --out {files}/edited.png --threads 1 {line.format(files=files)}")
     assert ended.code == 2
     assert ended.err.startswith("mar: ")
     assert ended.err.count("\n") == 1
-    assert told in ended.err
+    assert message in ended.err
     assert ended.out == ""
     assert sorted(files.iterdir()) == before
 

@@ -114,8 +114,8 @@ def test_without_a_driver_the_error_says_so(
     install_tensorrt(monkeypatch, SimulatedCuda())
     monkeypatch.setattr(ctypes, "CDLL", missing)
     ended = mar(f"generate {artifact} --backend {backend} --device cuda --out {tmp_path / 'a.png'}")
-    told = "mar: no NVIDIA GPU here: libcuda.so.1, a part of its driver, is not installed"
-    assert refused(ended) == (1, told)
+    message = "mar: no NVIDIA GPU here: libcuda.so.1, a part of its driver, is not installed"
+    assert refused(ended) == (1, message)
     assert not list(tmp_path.iterdir())
 
 

@@ -121,7 +121,7 @@ def test_generate_gives_more_images_than_fit_into_one_batch(
     assert np.load(file).shape == (4097, 8, 4, 4)
 
 
-# What must be told of each wrong line. Those with options draw with the artifact, and would save latents.
+# A part of the message of each wrong line. The lines with options would generate images and save latents.
 WRONG_USE = [
     ("generat", "No such command 'generat'"),
     ("--nope generate", "No such option"),
@@ -207,13 +207,16 @@ FAILURES = [
     (f"generate {{artifact}} {QUICK} --save-latents {{inputs}}/folder.npz", "cannot write"),
 ]
 LINES = [
-    *((line, told, 2) for line, told in WRONG_USE),
-    *((f"generate {{artifact}} --save-latents {{folder}}/latents.npy {line}", told, 2) for line, told in WRONG_OPTIONS),
-    *((line, told, 1) for line, told in FAILURES),
+    *((line, message, 2) for line, message in WRONG_USE),
+    *(
+        (f"generate {{artifact}} --save-latents {{folder}}/latents.npy {line}", message, 2)
+        for line, message in WRONG_OPTIONS
+    ),
+    *((line, message, 1) for line, message in FAILURES),
 ]
 
 
-@pytest.mark.parametrize(("line", "told", "code"), LINES, ids=lambda part: str(part).split("latents.npy ")[-1][:48])
+@pytest.mark.parametrize(("line", "message", "code"), LINES, ids=lambda part: str(part).split("latents.npy ")[-1][:48])
 def test_wrong_use_is_one_line_and_writes_nothing(
     mar: Mar,
     artifact: pathlib.Path,
@@ -221,14 +224,14 @@ def test_wrong_use_is_one_line_and_writes_nothing(
     inputs: pathlib.Path,
     tmp_path: pathlib.Path,
     line: str,
-    told: str,
+    message: str,
     code: int,
 ) -> None:
     ended = mar(line.format(artifact=artifact, damaged=damaged, inputs=inputs, folder=tmp_path, golden=GOLDEN))
     assert ended.code == code
     assert ended.err.startswith("mar: ")
     assert ended.err.count("\n") == 1
-    assert told in ended.err
+    assert message in ended.err
     assert ended.out == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -243,17 +246,17 @@ def test_without_a_command_the_error_is_one_line_without_the_help(mar: Mar) -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [(["generate"], 2, "Missing argument 'ARTIFACT'"), (["inspect", "nothing"], 1, "not an artifact")],
 )
 def test_the_installed_command_fails_in_one_line(
-    tmp_path: pathlib.Path, arguments: list[str], code: int, told: str
+    tmp_path: pathlib.Path, arguments: list[str], code: int, message: str
 ) -> None:
     ended = start(*arguments, folder=tmp_path)
     assert ended.code == code
     assert ended.err.startswith("mar: ")
     assert ended.err.count("\n") == 1
-    assert told in ended.err
+    assert message in ended.err
 
 
 def test_debug_shows_where_a_failure_came_from(tmp_path: pathlib.Path) -> None:
@@ -273,10 +276,10 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("stop", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("stop", "code", "message"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 def test_a_signal_while_generating_is_one_line_and_writes_nothing(
-    artifact: pathlib.Path, tmp_path: pathlib.Path, stop: signal.Signals, code: int, told: str
+    artifact: pathlib.Path, tmp_path: pathlib.Path, stop: signal.Signals, code: int, message: str
 ) -> None:
     file, long = tmp_path / "latents.npy", ["--count", "1000", "--diffusion-steps", "1000", "--threads", "1"]
     command = [sys.executable, "-c", INTERRUPTIBLE, "generate", str(artifact), *long, "--save-latents", str(file)]
@@ -288,7 +291,7 @@ def test_a_signal_while_generating_is_one_line_and_writes_nothing(
         process.send_signal(stop)
         rest = process.communicate(timeout=60)[1]
     assert process.returncode == code
-    assert rest.strip() == f"mar: {told}"
+    assert rest.strip() == f"mar: {message}"
     assert list(tmp_path.iterdir()) == []
 
 

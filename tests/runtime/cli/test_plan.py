@@ -111,9 +111,9 @@ def test_without_time_there_is_a_row_for_each_iteration_and_totals(
         f"backbone {total[BACKBONE].operations / 1e12:.3f}, conditioning {total[CONDITIONING].operations / 1e12:.3f}, "
         f"denoise {total[DENOISE].operations / 1e12:.3f})"
     )
-    told = output.splitlines()[0]
+    settings_line = output.splitlines()[0]
     for name, value in dataclasses.asdict(sampling).items():
-        assert (f"{name} {value}" in told) == (value is not None)
+        assert (f"{name} {value}" in settings_line) == (value is not None)
     assert " ms" not in output
     assert "predicted time" not in output
 
@@ -153,15 +153,15 @@ def test_the_engines_of_an_artifact_are_timed(artifact: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("--iterations 17", "iterations must lie in 1..16"),
         ("--batch-size 0", "the batch size at 100 diffusion steps must be a whole number in 1..4096, found 0"),
         ("--eta 0.5", "eta belongs to the samplers ddim and flow-euler"),
     ],
 )
-def test_settings_that_are_not_valid_are_refused(artifact: pathlib.Path, line: str, told: str) -> None:
-    with pytest.raises(RequestError, match=told):
+def test_settings_that_are_not_valid_are_refused(artifact: pathlib.Path, line: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
         run(artifact, f"{line} --no-time")
 
 

@@ -17,7 +17,7 @@ from tests.helpers.driver_calls import CALLS, LABELS, REQUEST, SHARED_ONLY, Scen
 from tests.helpers.simulated_gpu import left_on
 
 STATUS = 7
-FREED_BY = {  # what stays where a call fails
+FREED_BY = {  # what is not freed if a call fails
     "cuMemFree_v2": "device",
     "cuMemFreeHost": "host",
     "cuStreamDestroy_v2": "stream",
@@ -29,44 +29,44 @@ FREED_BY = {  # what stays where a call fails
 
 
 def named(function: str) -> str:
-    """As errors call it."""
+    """The name of a function in error messages."""
     return function.partition("_v")[0]
 
 
 @pytest.fixture(scope="module")
 def expected(golden_artifacts: dict[str, pathlib.Path]) -> bytes:
-    """What the host draws."""
+    """The latents that the host generates."""
     with Generator.load(golden_artifacts["small"], threads=1) as host:
         return host.generate(LABELS, **REQUEST).latents.tobytes()
 
 
 @pytest.fixture(scope="module")
-def told(built_artifacts: dict[str, pathlib.Path]) -> dict[bool, dict[str, list[str]]]:
-    """What the driver is told in each phase where nothing fails, with memory of its own and shared."""
-    told: dict[bool, dict[str, list[str]]] = {}
+def driver_calls(built_artifacts: dict[str, pathlib.Path]) -> dict[bool, dict[str, list[str]]]:
+    """The calls of the driver in each phase if none fails, by whether processor and GPU share their memory."""
+    driver_calls: dict[bool, dict[str, list[str]]] = {}
     for shared in (False, True):
         cuda = SimulatedCuda(shared)
         with pytest.MonkeyPatch.context() as patch:
-            scenario, told[shared] = Scenario(built_artifacts["small"], patch, cuda), {}
+            scenario, driver_calls[shared] = Scenario(built_artifacts["small"], patch, cuda), {}
             for phase in Scenario.phases:
                 before = len(cuda.history)
                 getattr(scenario, phase)()
-                told[shared][phase] = cuda.history[before:]
-    return told
+                driver_calls[shared][phase] = cuda.history[before:]
+    return driver_calls
 
 
 @pytest.mark.parametrize("lasting", [True, False], ids=["from then on", "once"])
 @pytest.mark.parametrize("function", [name for name in CALLS if name != "cuGetErrorString"])
 def test_a_failing_call_is_one_error_and_everything_that_can_be_freed_is_freed(
     built_artifacts: dict[str, pathlib.Path],
-    told: dict[bool, dict[str, list[str]]],
+    driver_calls: dict[bool, dict[str, list[str]]],
     expected: bytes,
     function: str,
     lasting: bool,
 ) -> None:
     """The first and the last call of every phase fail, in turn."""
     shared = function == SHARED_ONLY
-    counts = {phase: told[shared][phase].count(function) for phase in Scenario.phases}
+    counts = {phase: driver_calls[shared][phase].count(function) for phase in Scenario.phases}
     cases = [(phase, calls) for phase, count in counts.items() for calls in sorted({0, count - 1}) if count]
     assert cases, "never called"
     message = f"{named(function)} failed: error {STATUS} ({STATUS})"

@@ -1,4 +1,4 @@
-"""The questions to the driver of the GPU, and what is told where it does not answer."""
+"""The description of the GPU by its driver, and the errors without driver or GPU."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Library:
         value._obj.value = self.attributes[which]
         return self._status("cuDeviceGetAttribute")
 
-    def cuGetErrorString(self, status: int, told: Any) -> int:  # noqa: N802
-        told._obj.value = self.message
+    def cuGetErrorString(self, status: int, text: Any) -> int:  # noqa: N802
+        text._obj.value = self.message
         return 0 if self.message is not None else 1
 
 
@@ -89,9 +89,9 @@ def test_the_architecture_is_named_by_major_and_minor(major: int, minor: int, ar
     assert current_gpu(opened(attributes={75: major, 76: minor, 18: 0})).architecture == architecture
 
 
-@pytest.mark.parametrize(("version", "told"), [(11080, "11.8"), (12000, "12.0"), (13020, "13.2"), (12110, "12.11")])
-def test_the_version_of_cuda_is_read_from_its_number(version: int, told: str) -> None:
-    assert current_gpu(opened(version=version)).cuda == told
+@pytest.mark.parametrize(("version", "text"), [(11080, "11.8"), (12000, "12.0"), (13020, "13.2"), (12110, "12.11")])
+def test_the_version_of_cuda_is_read_from_its_number(version: int, text: str) -> None:
+    assert current_gpu(opened(version=version)).cuda == text
 
 
 @pytest.mark.parametrize("integrated", [0, 1])

@@ -86,7 +86,7 @@ QUICK: dict[str, Any] = {"iterations": 2, "diffusion_steps": 2, "cfg_scale": 2.0
 
 
 def same(found: Generator, expected: Generator, labels: list[int], **request: Any) -> bool:
-    """Whether both draw the same latents, to the last bit."""
+    """Whether both generate the same latents, to the last bit."""
     return found.generate(labels, **request).latents.tobytes() == expected.generate(labels, **request).latents.tobytes()
 
 
@@ -126,26 +126,26 @@ def test_the_least_recently_used_plan_shape_is_dropped(gpu: Generator, cuda: Sim
         size = sum(len(content) for content, _ in cuda.memory.values())
         return len(cuda.memory), size, kinds.count("executable"), kinds.count("execution context")
 
-    def drawn(iterations: int) -> bool:
-        """Draw a form. Whether that took a new capture."""
+    def newly_captured(iterations: int) -> bool:
+        """Whether generating with this number of iterations captures new graphs."""
         before = cuda.history.count("cuStreamBeginCapture_v2")
         gpu.generate([0], iterations=iterations, diffusion_steps=2, cfg_scale=2.0)
         return cuda.history.count("cuStreamBeginCapture_v2") > before
 
     steps = [held()]
-    for form in (1, 2, 3, 4):
-        assert drawn(form)
+    for iterations in (1, 2, 3, 4):
+        assert newly_captured(iterations)
         steps.append(held())
-    of_form = [tuple(np.subtract(after, before)) for before, after in itertools.pairwise(steps)]
-    assert all(min(one) > 0 for one in of_form)
-    assert not drawn(1)
+    of_shape = [tuple(np.subtract(after, before)) for before, after in itertools.pairwise(steps)]
+    assert all(min(sizes) > 0 for sizes in of_shape)
+    assert not newly_captured(1)
     assert held() == steps[-1]
-    assert drawn(5)  # in place of 2
-    of_fifth = np.subtract(held(), np.subtract(steps[-1], of_form[1]))
+    assert newly_captured(5)  # in place of 2
+    of_fifth = np.subtract(held(), np.subtract(steps[-1], of_shape[1]))
     assert min(of_fifth) > 0
-    assert not any(drawn(form) for form in (1, 3, 4, 5))
-    assert drawn(2)  # in place of 1
-    assert held() == tuple(np.add(np.subtract(steps[-1], of_form[0]), of_fifth))
+    assert not any(newly_captured(iterations) for iterations in (1, 3, 4, 5))
+    assert newly_captured(2)  # in place of 1
+    assert held() == tuple(np.add(np.subtract(steps[-1], of_shape[0]), of_fifth))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -225,9 +225,9 @@ def test_a_closed_generator_refuses_calls_and_can_be_closed_again(
         with pytest.raises(BackendError) as caught:
             call()
         assert str(caught.value) == CLOSED
-    told = len(cuda.history)
+    before = len(cuda.history)
     generator.close()
-    assert cuda.history[told:] == []
+    assert cuda.history[before:] == []
 
 
 def test_a_generator_may_be_loaded_used_and_closed_by_different_threads(

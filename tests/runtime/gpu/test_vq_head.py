@@ -21,7 +21,7 @@ from tests.helpers.variant_models import variant_checkpoint
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Exported, and its engines built; before `tensorrt` is simulated, which an export would stumble over."""
     path, writer = tmp_path_factory.mktemp("codes") / "artifact", cast(Any, PlanWriter())
-    export_artifact(variant_checkpoint("raster vq"), path, lambda told: None)
+    export_artifact(variant_checkpoint("raster vq"), path, lambda message: None)
     artifact = Artifact(path)
     plans = plans_to_build(artifact, {})
     build_engines(artifact, writer, plans, BuildOptions(BATCH, force=True), lambda text: None)
