@@ -10,12 +10,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 pytest_plugins = [
     "tests.helpers.artifacts",
     "tests.helpers.benchmarks",
-    "tests.helpers.quantized_artifacts",
     "tests.helpers.command_line",
     "tests.helpers.damaged_artifacts",
     "tests.helpers.exported_artifacts",
+    "tests.helpers.quantized_artifacts",
     "tests.helpers.simulated_gpu",
-    "tests.helpers.tensorrt_builds",
     "tests.helpers.step_search",
+    "tests.helpers.tensorrt_builds",
     "tests.helpers.train_command",
 ]

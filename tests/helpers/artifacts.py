@@ -1,4 +1,4 @@
-"""Small artifacts that tests of every room share, exported once a session."""
+"""Small artifacts for tests, exported once a session."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def pixel_checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def pixel_artifact(pixel_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """That model, exported with sampling settings of its own. Read only."""
+    """The model of `pixel_checkpoint`, exported with sampling settings of its own. Read only."""
     from mar_export.artifact.export import export_artifact
     from runtime.sampling.settings import Sampling
 

@@ -1,4 +1,4 @@
-"""The distance by which tests compare arrays, independent of the one in the product."""
+"""The relative L2 distance that tests compare arrays by; it does not use the product's implementation."""
 
 from __future__ import annotations
 

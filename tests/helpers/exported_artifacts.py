@@ -1,4 +1,4 @@
-"""Artifacts that this room's tests share: in low precision, and with a KL tokenizer."""
+"""Exported artifacts for tests: in low precision, and with a KL tokenizer."""
 
 from __future__ import annotations
 

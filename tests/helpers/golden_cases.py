@@ -1,4 +1,4 @@
-"""What the published code computed for small models, as requests to this runtime and what must come of them."""
+"""The golden cases: requests to this runtime, and the latents that the published code computed for them."""
 
 from __future__ import annotations
 
