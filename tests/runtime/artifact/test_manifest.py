@@ -100,7 +100,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("sampling/sampler", [MISSING, None, "euler", 1, []], "sampler"),
     ("sampling/diffusion_steps", [MISSING, None, 1, 2.5, "ddim7000", "x", [], math.inf], "diffusion_steps"),
     ("presets", [{"fast": {}}, {"own": {}}], "presets: the names own, exact, balanced, fast, turbo are taken"),
-    ("presets", [{"": {}}, {"a b": {}}, {"../x": {}}, {"a" * 41: {}}], "presets: the name of a preset must be"),
+    ("presets", [{"": {}}, {"a b": {}}, {"../x": {}}, {"a" * 41: {}}], "presets: the name of a preset must have"),
     ("presets", [{"mine": each} for each in NO_OBJECT], "presets: 'mine': expected a JSON object"),
     ("presets", [{"mine": {}}], "presets: 'mine': missing keys cfg_interval"),
     ("presets", [{"mine": {**SETTINGS, "surprise": 1}}], "presets: 'mine': unknown keys surprise"),
