@@ -105,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="The folder of the dataset.")
     parser.add_argument("--train", type=int, default=8000, help="Training images of each class. [default: 8000]")
     parser.add_argument("--test", type=int, default=1000, help="Test images of each class. [default: 1000]")
+    parser.add_argument(
+        "--game", choices=GAMES, action="append", help="Only this game; repeatable, for several processes at once."
+    )
     parser.add_argument("--seed", type=int, default=0, help="The seed of levels and actions. [default: 0]")
     parser.add_argument("--max-steps", type=int, default=50, help="The largest step of a frame. [default: 50]")
     parser.add_argument(
@@ -164,14 +167,15 @@ def run_pip(packages: pathlib.Path, requirements: list[str]) -> None:
 def make_images(arguments: argparse.Namespace, make_environment: Any) -> None:
     """Write the images of all games to OUT/SPLIT/GAME/NUMBER.png, in place of those of an earlier run."""
     splits = (Split("train", arguments.train, 0), Split("test", arguments.test, LEVELS))
-    progress = Progress(len(GAMES) * sum(split.count for split in splits))
+    games = arguments.game or GAMES
+    progress = Progress(len(games) * sum(split.count for split in splits))
     for split in splits:
-        for number, game in enumerate(GAMES):
+        for game in games:
             folder = arguments.out / split.name / game
             folder.mkdir(parents=True, exist_ok=True)
             for file in folder.glob("*.png"):
                 file.unlink()
-            random = np.random.default_rng((arguments.seed, split.first_level, number))
+            random = np.random.default_rng((arguments.seed, split.first_level, GAMES.index(game)))
             environment = make_environment(
                 num=ENVIRONMENTS,
                 env_name=game,
