@@ -65,7 +65,7 @@ def _openvino() -> str:
     except (BackendError, RuntimeError) as error:
         return f"{version}; {error}"
     precisions = [name.lower() for name in ("FP32", "BF16", "INT8") if name in capabilities]
-    return f"{openvino_version(library)}, precisions of this processor: {', '.join(precisions)}"
+    return f"{openvino_version(library)}, supports {', '.join(precisions)} on this processor"
 
 
 def _version(module: str, missing: str) -> tuple[str | None, str]:

@@ -105,7 +105,7 @@ def test_a_machine_without_gpu_and_tensorrt_is_described(doctor: Doctor) -> None
     assert ended.value("onnxruntime").startswith(importlib.import_module("onnxruntime").__version__)
     assert "CPU" in ended.value("onnxruntime")
     version = importlib.import_module("openvino").__version__.split("-")[0]
-    assert ended.value("openvino").startswith(f"{version}, precisions of this processor: fp32")
+    assert ended.value("openvino").startswith(f"{version}, supports fp32")
     assert ended.value("tensorrt") == "not installed; it is needed to build and run engines of tensorrt"
     assert ended.value("tensorrt-rtx") == "not installed; it is needed to build and run engines of tensorrt-rtx"
     assert ended.value("gpu") == "no NVIDIA GPU here: none at all"

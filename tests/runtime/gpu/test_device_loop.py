@@ -105,7 +105,7 @@ def test_the_values_of_a_request_are_not_part_of_a_graph(gpu: Generator, host: G
         assert same(gpu, host, [1], **{**QUICK, **change}), change
         assert cuda.history.count("cuGraphLaunch") == launched + 4  # a pass and a chain in each iteration
     assert cuda.history.count("cuStreamBeginCapture_v2") == captured
-    assert same(gpu, host, [1], **{**QUICK, "cfg_scale": 1.0})  # half the rows: another form
+    assert same(gpu, host, [1], **{**QUICK, "cfg_scale": 1.0})  # half the rows: another plan shape
     assert cuda.history.count("cuStreamBeginCapture_v2") > captured
 
 
