@@ -16,6 +16,7 @@ pytest_plugins = [
     "tests.helpers.quantized_artifacts",
     "tests.helpers.simulated_gpu",
     "tests.helpers.step_search",
+    "tests.helpers.studies",
     "tests.helpers.tensorrt_builds",
     "tests.helpers.train_command",
 ]
