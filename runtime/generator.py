@@ -243,7 +243,7 @@ class Generator:
         progress: Progress | None = None,
         **settings: Unpack[SamplingRequest],
     ) -> Iterator[Result]:
-        """Generate one image for each class in `labels`, `batch_size` at a time.
+        """Generate one image for each class in `labels`, `batch_size` at a time; yield the result of each batch.
 
         While one batch is generated, a thread makes the noise of the next, so that a GPU does not wait for it. All
         arguments are checked before the first batch; the other arguments are those of `generate`, for all images.
@@ -258,9 +258,6 @@ class Generator:
             decode_batch: The number of images that are decoded together.
             progress: Called after each iteration of each batch.
             **settings: Sampling settings, as in `generate`.
-
-        Returns:
-            The results of the batches, in the order of `labels`.
 
         Raises:
             RequestError: An argument is wrong. Nothing has run yet.
