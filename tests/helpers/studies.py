@@ -24,7 +24,7 @@ from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
 from runtime.sampling.presets import resolve_sampling
 from tests.helpers.tiny_runs import write_idx
-from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, save_weights, write_run_config
+from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, load_checkpoint, save_weights, write_run_config
 
 QUICK = Setting("quick", {"iterations": 2, "diffusion_steps": 3})
 OTHER = Setting("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
@@ -62,7 +62,7 @@ def tiny_study(
         write_idx(data / f"{split}-labels-idx1-ubyte", labels)
     artifact = pathlib.Path(shutil.copytree(pixel_artifact, folder / "artifact"))
     manifest = json.loads((artifact / MANIFEST).read_text())
-    manifest["provenance"]["checkpoint_sha256"] = study.load_checkpoint(run).sha256
+    manifest["provenance"]["checkpoint_sha256"] = load_checkpoint(run).sha256
     (artifact / MANIFEST).write_text(json.dumps(manifest))
     return Study(artifact, run, folder / "classifier.safetensors", data, count=10)
 
