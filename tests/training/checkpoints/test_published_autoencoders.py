@@ -124,7 +124,7 @@ def test_the_error_about_an_autoencoder_names_the_layer_of_another_width(tmp_pat
     weights = vae_weights()
     weights[name] = torch.cat([weights[name], weights[name]])
     file = write_vae_checkpoint(tmp_path, weights)
-    with pytest.raises(CheckpointError, match=rf"{name} is \(\d+.* config asks for \(\d+") as caught:
+    with pytest.raises(CheckpointError, match=rf"{name} is \(\d+.* config requires \(\d+") as caught:
         load_vae(file)
     assert str(file) in one_sentence(caught)
 
