@@ -1,4 +1,4 @@
-"""How an export's distance from eager PyTorch is told: of each engine, of a whole image, and over its iterations."""
+"""The distance of an export from eager PyTorch: of each engine, of a complete image, and over its iterations."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def judged(manifest: Manifest, engines: Engines, trajectory: Trajectory) -> dict
     return generation_parity(Generator(manifest, engines, "test"), trajectory, "bf16")
 
 
-def test_an_exact_image_has_no_drift(manifest: Manifest, exact: Engines, trajectory: Trajectory) -> None:
+def test_exact_image_has_no_drift(manifest: Manifest, exact: Engines, trajectory: Trajectory) -> None:
     told = judged(manifest, exact, trajectory)
     assert [entry["iteration"] for entry in told["drift"]] == [8, 16]
     for entry in (told, *told["drift"]):
@@ -105,13 +105,13 @@ def test_drift_is_that_of_the_tokens_of_its_iterations(
     assert told["relative_l2"] == pytest.approx(late * share, rel=1e-3)
 
 
-def test_a_image_that_is_too_far_off_is_refused(
+def test_image_beyond_the_tolerance_is_refused(
     manifest: Manifest, exact: Engines, trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = wrong_in(exact, 0, 15, 0.01)
     distance = judged(manifest, engines, trajectory)["relative_l2"]
     monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 0.99)
-    with pytest.raises(ParityError, match="whole generation: relative L2 distance") as refusal:
+    with pytest.raises(ParityError, match="complete generation: relative L2 distance") as refusal:
         judged(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
     assert f"{distance:.2e}" in str(refusal.value)
     monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 1.01)
@@ -119,7 +119,7 @@ def test_a_image_that_is_too_far_off_is_refused(
 
 
 @pytest.mark.parametrize(("precision", "iterations"), [("fp32", 4), ("fp16", 16), ("bf16", 16)])
-def test_low_precision_is_judged_over_more_iterations(
+def test_low_precision_is_compared_over_more_iterations(
     small_checkpoint: Checkpoint, precision: str, iterations: int
 ) -> None:
     assert len(eager_trajectory(small_checkpoint.model, precision).plan.iterations) == iterations
@@ -127,7 +127,7 @@ def test_low_precision_is_judged_over_more_iterations(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engine_is_judged_by_the_tolerance_of_its_precision(
+def test_engine_is_compared_with_the_tolerance_of_its_precision(
     small_checkpoint: Checkpoint, name: str, precision: str
 ) -> None:
     config = small_checkpoint.model.config
@@ -150,7 +150,7 @@ def test_an_engine_is_judged_by_the_tolerance_of_its_precision(
             assert told["sqnr_db"] == pytest.approx(-20 * math.log10(told["relative_l2"]))
 
 
-def test_engines_of_a_tokenizer_are_judged_alone_and_in_pairs(kl_checkpoint: Checkpoint) -> None:
+def test_tokenizer_engines_are_compared_with_one_image_and_with_two(kl_checkpoint: Checkpoint) -> None:
     config = kl_checkpoint.model.config
     for name, spec in tokenizer_specs(config).items():
         assert name in TOKENIZER_ENGINES

@@ -61,7 +61,7 @@ def refusal(checkpoint: Checkpoint, out: pathlib.Path) -> dict[str, float]:
     with pytest.raises(ParityError) as refused:
         export_artifact(checkpoint, out, lambda text: None, precision="fp16")
     told = str(refused.value)
-    assert told.startswith("fp16 holds numbers up to 65504, which these layers pass: ")
+    assert told.startswith("fp16 holds numbers up to 65504, which these layers exceed: ")
     assert told.endswith("; export with --precision bf16")
     assert "\n" not in told
     return {layer: float(value) for layer, value in re.findall(r"(\w+: [\w.]+) \(([^)]+)\)", told)}
