@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
 
@@ -83,3 +84,17 @@ def test_the_files_and_folders_that_pages_name_exist() -> None:
     for page in pages:
         for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: {path}"
+
+
+def test_the_best_figures_are_measured_ones() -> None:
+    folder = ROOT / "docs" / "benchmarks" / "data"
+    reports = [json.loads(file.read_text()) for file in folder.glob("mar_base*.json")]
+    medians = [[case["seconds"]["median"] / report["batch"] for case in report["cases"]] for report in reports]
+    times = {f"{median:.1f} s" for run in medians for median in run}
+    ratios = {f"{slow / fast:.2f}x" for run in medians for slow in run for fast in run}
+    settings = json.loads((folder / "study.json").read_text())["settings"]
+    quality = {f"{one['top1_accuracy']:.1%} | {one['frechet']:.2f}" for one in settings}
+    page = (ROOT / "docs" / "benchmarks" / "index.md").read_text()
+    assert set(re.findall(r"\d+\.\d s\b", page)) <= times
+    assert set(re.findall(r"\d+\.\d\dx\b", page)) <= ratios
+    assert set(re.findall(r"\d+\.\d% \| \d+\.\d\d", page)) <= quality
