@@ -198,7 +198,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
 def test_a_terminated_job_saves_and_resumes(tmp_path: pathlib.Path, by: signal.Signals) -> None:
     """torchrun hands a signal on to all processes, those that read ahead included."""
     data, run = write_idx_dataset(tmp_path / "data", images=12, side=8, classes=2), tmp_path / "run"
-    options = ["--data", data, "--out", run, "--preset", "pixel_small", "--image-size", 8, "--batch-size", 4]
+    options = ["--data", data, "--out", run, "--model", "pixel_small", "--image-size", 8, "--batch-size", 4]
     command = _torchrun("-m", "training", *options, "--steps", 100000, "--workers", 1, "--checkpoint-every", 100000)
     with subprocess.Popen(command, text=True, stderr=subprocess.PIPE, env=_ENVIRONMENT) as job:
         log = run / "log.jsonl"
