@@ -214,7 +214,7 @@ def test_an_artifact_that_only_generates_latents_is_refused(
 ) -> None:
     ended = mar(f"edit {latents_only} {ALL.format(files=files)} --out {files}/edited.png --threads 1")
     assert ended.code == 2
-    assert ended.err == f"mar: {latents_only} has no tokenizer, so it cannot read or make images\n"
+    assert ended.err == f"mar: {latents_only} has no tokenizer, so it cannot read or generate images\n"
     assert not (files / "edited.png").exists()
 
 
