@@ -127,7 +127,7 @@ def unbuilt_artifact(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathli
 
 
 @pytest.fixture(scope="session")
-def built_artifacts(
+def rtx_artifacts(
     golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
     """Both golden models with engines of TensorRT-RTX. Read only."""
@@ -139,6 +139,6 @@ def built_artifacts(
 
 
 @pytest.fixture
-def built(built_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+def rtx_artifact(rtx_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
     """A copy of the small golden artifact with engines of TensorRT-RTX. It may be changed."""
-    return pathlib.Path(shutil.copytree(built_artifacts["small"], tmp_path / "built"))
+    return pathlib.Path(shutil.copytree(rtx_artifacts["small"], tmp_path / "built"))

@@ -41,44 +41,44 @@ if not (sys.platform == "linux" and platform.machine() == "x86_64"):
     pytest.importorskip("tensorrt_rtx")
 
 
-def test_existing_builds_are_not_built_again(built: pathlib.Path, mar: Mar) -> None:
-    before = (built / MANIFEST).read_bytes()
+def test_existing_builds_are_not_built_again(rtx_artifact: pathlib.Path, mar: Mar) -> None:
+    before = (rtx_artifact / MANIFEST).read_bytes()
     gpus = " ".join(f"--architecture {name}" for name in reversed(RTX_GPUS))
-    ended = mar(f"build {built} --target tensorrt-rtx {gpus}")
+    ended = mar(f"build {rtx_artifact} --target tensorrt-rtx {gpus}")
     assert ended == Ended(0, "backbone: built already\nconditioning: built already\ndenoise: built already\n", "")
-    assert (built / MANIFEST).read_bytes() == before
+    assert (rtx_artifact / MANIFEST).read_bytes() == before
 
 
-def test_force_builds_again(built: pathlib.Path, mar: Mar) -> None:
-    before = manifest_of(built)
-    first = built / before.builds[0].file
+def test_force_builds_again(rtx_artifact: pathlib.Path, mar: Mar) -> None:
+    before = manifest_of(rtx_artifact)
+    first = rtx_artifact / before.builds[0].file
     first.write_bytes(b"x" * first.stat().st_size)
     gpus = " ".join(f"--architecture {name}" for name in RTX_GPUS)
-    ended = mar(f"build {built} --target tensorrt-rtx {gpus} --force")
+    ended = mar(f"build {rtx_artifact} --target tensorrt-rtx {gpus} --force")
     assert (ended.code, ended.err) == (0, "")
     assert [line.split(":")[0] for line in ended.out.splitlines()] == list(ENGINES)
     assert f"MiB in {before.builds[0].file}\n" in ended.out
-    assert manifest_of(built).builds == before.builds
-    assert plan_files(built) == {build.file for build in before.builds}
-    Artifact(built).verify(builds=True)
+    assert manifest_of(rtx_artifact).builds == before.builds
+    assert plan_files(rtx_artifact) == {build.file for build in before.builds}
+    Artifact(rtx_artifact).verify(builds=True)
 
 
-def test_build_replaces_the_older_one_and_others_stay(built: pathlib.Path, mar: Mar) -> None:
+def test_build_replaces_the_older_one_and_others_stay(rtx_artifact: pathlib.Path, mar: Mar) -> None:
     """The older one of the same engine, library and GPUs, that is, whatever its profile and flags."""
-    older = manifest_of(built).builds
-    assert mar(f"build {built} --target tensorrt-rtx --architecture sm_89").code == 0
-    assert manifest_of(built).builds[:3] == older
-    single = manifest_of(built).builds[3:]
+    older = manifest_of(rtx_artifact).builds
+    assert mar(f"build {rtx_artifact} --target tensorrt-rtx --architecture sm_89").code == 0
+    assert manifest_of(rtx_artifact).builds[:3] == older
+    single = manifest_of(rtx_artifact).builds[3:]
     assert [(build.engine, build.architectures) for build in single] == [(name, ("sm_89",)) for name in ENGINES]
-    assert mar(f"build {built} --target tensorrt-rtx --architecture sm_89 --tf32 --batch 2:2:2").code == 0
-    manifest = manifest_of(built)
+    assert mar(f"build {rtx_artifact} --target tensorrt-rtx --architecture sm_89 --tf32 --batch 2:2:2").code == 0
+    manifest = manifest_of(rtx_artifact)
     assert manifest.builds[:3] == older
     assert [build.engine for build in manifest.builds[3:]] == list(ENGINES)
     assert {build.flags["tf32"] for build in manifest.builds[3:]} == {True}
-    assert plan_files(built) == {build.file for build in manifest.builds}
-    assert not plan_files(built) & {build.file for build in single}
-    assert manifest.files.keys() == plan_files(built) | {f"{name}.onnx" for name in ENGINES}
-    Artifact(built).verify(builds=True)
+    assert plan_files(rtx_artifact) == {build.file for build in manifest.builds}
+    assert not plan_files(rtx_artifact) & {build.file for build in single}
+    assert manifest.files.keys() == plan_files(rtx_artifact) | {f"{name}.onnx" for name in ENGINES}
+    Artifact(rtx_artifact).verify(builds=True)
 
 
 def test_unsupported_architecture_is_one_line(unbuilt_artifact: pathlib.Path, mar: Mar) -> None:
@@ -112,14 +112,16 @@ def flip(file: pathlib.Path) -> None:
     file.write_bytes(content)
 
 
-def test_damaged_plan_is_reported_by_inspect_and_does_not_affect_onnxruntime(built: pathlib.Path, mar: Mar) -> None:
-    damaged = manifest_of(built).builds[1].file
-    flip(built / damaged)
-    assert mar(f"inspect {built}").code == 0
-    ended = mar(f"inspect {built} --verify")
+def test_damaged_plan_is_reported_by_inspect_and_does_not_affect_onnxruntime(
+    rtx_artifact: pathlib.Path, mar: Mar
+) -> None:
+    damaged = manifest_of(rtx_artifact).builds[1].file
+    flip(rtx_artifact / damaged)
+    assert mar(f"inspect {rtx_artifact}").code == 0
+    ended = mar(f"inspect {rtx_artifact} --verify")
     assert ended.code == 1
-    assert ended.err.startswith(f"mar: {built / damaged}: altered since export")
-    with Generator.load(built, threads=1) as generator:
+    assert ended.err.startswith(f"mar: {rtx_artifact / damaged}: altered since export")
+    with Generator.load(rtx_artifact, threads=1) as generator:
         assert np.isfinite(generator.generate([1], iterations=2, diffusion_steps="ddim2").latents).all()
 
 

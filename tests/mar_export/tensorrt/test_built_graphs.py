@@ -47,9 +47,9 @@ if not (sys.platform == "linux" and platform.machine() == "x86_64"):
 
 @pytest.mark.parametrize("model", ["small", "patch2"])
 def test_every_graph_of_a_golden_model_builds_and_is_listed_with_hash_and_profile(
-    built_artifacts: dict[str, pathlib.Path], model: str
+    rtx_artifacts: dict[str, pathlib.Path], model: str
 ) -> None:
-    path = built_artifacts[model]
+    path = rtx_artifacts[model]
     artifact = Artifact(path)
     artifact.verify(builds=True)
     manifest = artifact.manifest

@@ -206,7 +206,7 @@ def test_tensorrt_rtx_runs_the_engines_that_were_built_for_it(
     module = fake_tensorrt(TensorRTScript(cuda), "1.7.1", "tensorrt_rtx")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
     assert refusal(lambda: load(unbuilt, "tensorrt-rtx")) == (
-        "no engine backbone for tensorrt-rtx 1.7.1 on sm_89; mar build ARTIFACT --target tensorrt-rtx"
+        "no engine backbone for tensorrt-rtx 1.7.1 on sm_89; build one with mar build ARTIFACT --target tensorrt-rtx"
     )
     build(unbuilt, target="tensorrt-rtx", version="1.7.1")
     with load(unbuilt, "tensorrt-rtx") as generator:

@@ -70,7 +70,10 @@ def test_the_deserialized_bytes_are_the_hashed_ones(built: pathlib.Path, monkeyp
 def test_the_error_without_an_engine_names_the_command_that_builds_it(
     unbuilt: pathlib.Path, cuda: SimulatedCuda
 ) -> None:
-    assert refusal(lambda: load(unbuilt)) == f"no engine backbone for tensorrt {VERSION} on sm_89; {COMMAND}"
+    assert (
+        refusal(lambda: load(unbuilt))
+        == f"no engine backbone for tensorrt {VERSION} on sm_89; build one with {COMMAND}"
+    )
     assert cuda.leaks == []
 
 
@@ -91,7 +94,10 @@ def test_the_error_of_an_engine_for_another_machine_names_this_machine(
     build(unbuilt, **builder)
     file = next(each.file for each in Artifact(unbuilt).manifest.builds if each.engine == "backbone")
     why = "" if reason is None else f"; {file}: {reason}"
-    assert refusal(lambda: load(unbuilt)) == f"no engine backbone for tensorrt {VERSION} on sm_89{why}; {COMMAND}"
+    assert (
+        refusal(lambda: load(unbuilt))
+        == f"no engine backbone for tensorrt {VERSION} on sm_89{why}; build one with {COMMAND}"
+    )
     assert cuda.leaks == []
 
 
@@ -105,7 +111,8 @@ def test_an_engine_of_another_graph_is_not_loaded(built: pathlib.Path, tensorrt:
     write_json(built / MANIFEST, manifest)
     file = next(each.file for each in Artifact(built).manifest.builds if each.engine == "backbone")
     assert refusal(lambda: load(built)) == (
-        f"no engine backbone for tensorrt {VERSION} on sm_89; {file}: built from another graph; {COMMAND}"
+        f"no engine backbone for tensorrt {VERSION} on sm_89; {file}: built from another graph; "
+        f"build one with {COMMAND}"
     )
     assert tensorrt.calls("deserialize_cuda_engine") == []
 
