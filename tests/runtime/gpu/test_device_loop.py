@@ -16,6 +16,7 @@ from runtime.cost.predict import predicted_seconds
 from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.model.engine_spec import DEVICE
+from runtime.requests.inpainting import Edit
 from runtime.sampling.rng import seeded_noise, seeded_order
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.tensorrt import TensorRTScript
@@ -155,9 +156,9 @@ def test_an_edit_is_the_one_of_the_host(gpu: Generator, host: Generator, batch: 
     known = np.random.default_rng(4).normal(size=(config.vae_embed_dim, side, side))
     mask = np.zeros((config.grid, config.grid), bool)
     mask[1:3, :2] = True
-    edit = {"known": known.astype(np.float32), "mask": mask, **QUICK}
+    edit = Edit(known.astype(np.float32), mask)
     for seed in range(2):
-        assert same(gpu, host, [2, 5][:batch], seed=seed, **edit)
+        assert same(gpu, host, [2, 5][:batch], seed=seed, edit=edit, **QUICK)
         assert same(gpu, host, [2, 5][:batch], seed=seed, **QUICK)  # what was known is gone
 
 
