@@ -20,7 +20,7 @@ from runtime.files import replacing, write_json
 from runtime.schema import parse_object
 from runtime.structured_files import NpzFile, Trouble, parse_json, read_json_object
 
-HASH_KEY = "content_sha256"
+HASH_KEY = "mar_content_sha256"
 """The key of the hash in a header."""
 
 _HEADER = "header"

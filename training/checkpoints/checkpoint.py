@@ -33,7 +33,7 @@ from training.checkpoints.published_files import (
     read_published,
     shapes_of,
 )
-from training.checkpoints.tensor_files import assign_weights, read_metadata, read_safetensors
+from training.checkpoints.tensor_files import assign_weights, hash_metadata, read_metadata, read_safetensors
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR
 
@@ -45,6 +45,7 @@ TOKENIZER_FILE = "tokenizer.safetensors"
 """The autoencoder of a run or of a cache of latents."""
 STATE_FILE = "training-state.safetensors"
 """What a run resumes from."""
+_COUNT_DIGITS = 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Checkpoint:
 
 
 def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file completely or not at all.
+    """Write a safetensors file completely or not at all, with a hash of its content, which reading compares.
 
     Args:
         path: The file.
@@ -81,7 +82,8 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
     """
     with replacing(path) as temporary:
         try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, temporary, hash_metadata(contiguous, metadata or {}))
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error
 
@@ -98,7 +100,7 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
         CheckpointError: The file is missing or damaged, or its tensors are not those of the module.
     """
     try:
-        module.load_state_dict(read_safetensors(path))
+        module.load_state_dict(read_safetensors(path, "delete it"))
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: not the weights of this {type(module).__name__}; delete it ({error})"
@@ -107,8 +109,12 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
 
 def saved_step(path: pathlib.Path) -> int | None:
     """Return the training step at which a file was saved; None if it is missing, damaged or names no step."""
-    step = read_metadata(path).get("step", "")
-    return int(step) if step.isdecimal() else None
+    return parse_count(read_metadata(path).get("step", ""))
+
+
+def parse_count(text: str) -> int | None:
+    """Return the whole number from 0 in a header; None for any other text."""
+    return int(text) if text.isdecimal() and len(text) <= _COUNT_DIGITS else None
 
 
 def write_run_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:

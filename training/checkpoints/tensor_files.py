@@ -11,15 +11,26 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from runtime.checks import truncate
 from runtime.errors import CheckpointError
+from runtime.stored_files import HASH_KEY, check_hash, with_hash
+from runtime.structured_files import Trouble
+
+# Integers are counters, such as that of a batch norm, or codes; complex numbers and packed types belong to no model.
+_DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
 
 
 def read_safetensors(path: pathlib.Path, remedy: str = "copy it again") -> dict[str, Tensor]:
@@ -30,14 +41,35 @@ def read_safetensors(path: pathlib.Path, remedy: str = "copy it again") -> dict[
         remedy: What a person can do about a damaged file, for the message.
 
     Raises:
-        CheckpointError: The file is missing or damaged.
+        CheckpointError: The file is missing, damaged, or altered since this project wrote it.
+    """
+    return read_with_metadata(path, remedy)[0]
+
+
+def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, and the metadata in its header without the hash.
+
+    The arguments and errors are those of `read_safetensors`.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
+    trouble = Trouble(CheckpointError, remedy)
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); {remedy}") from error
+        tensors: dict[str, Tensor] = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged headers can raise any exception
+        trouble.raise_(path, error, "not a complete safetensors file")
+    if HASH_KEY in metadata:
+        metadata = check_hash(metadata, _as_arrays(tensors), path, trouble)
+    return check_tensors(tensors, str(path)), metadata
+
+
+def hash_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the metadata of a new safetensors file with the hash of its content, which reading compares."""
+    return with_hash(metadata, _as_arrays(tensors))
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:
@@ -45,8 +77,56 @@ def read_metadata(path: pathlib.Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError):
+    except MemoryError:
+        raise
+    except Exception:  # damaged headers can raise any exception
         return {}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Return tensors from a file, after checking that each is a plain array of numbers in the memory of the CPU.
+
+    Raises:
+        CheckpointError: One is sparse, quantized, nested, without values, of an unusual dtype, or larger than what
+            the file holds of it. The message names it and the source `where`.
+    """
+    for name, tensor in tensors.items():
+        problem = _problem(tensor)
+        if problem:
+            raise CheckpointError(
+                f"{where}: {truncate(name)} is {problem}, expected a dense tensor of numbers; save it as one"
+            )
+    return dict(tensors)
+
+
+def _problem(tensor: Tensor) -> str | None:
+    """Return what is unusual about a tensor; None for a plain one."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"a {type(tensor).__name__}"
+    for unusual, what in (
+        (tensor.is_quantized, "quantized"),
+        (tensor.is_nested, "nested"),
+        (tensor.layout != torch.strided, f"of the layout {_short(tensor.layout)}"),
+        (tensor.device.type != "cpu", f"on the device {tensor.device}"),
+        (tensor.dtype not in _DTYPES, f"of the dtype {_short(tensor.dtype)}"),
+        (tensor.is_neg(), "a view with the opposite sign"),
+    ):
+        if unusual:
+            return what
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"of shape {list(tensor.shape)}, more than the file holds of it"
+    return None
+
+
+def _short(name: object) -> str:
+    return str(name).removeprefix("torch.")
+
+
+def _as_arrays(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield the bytes of tensors in the order of their names, which then say dtype and shape."""
+    for name, tensor in sorted(tensors.items()):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield f"{name} {_short(tensor.dtype)} {list(tensor.shape)}", content
 
 
 def read_pickle(path: pathlib.Path) -> Any:
@@ -89,7 +169,7 @@ def tensors_under(content: Any, key: str, path: pathlib.Path, what: str) -> dict
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
     ):
         raise CheckpointError(f"{path}: expected {what} under {key!r}, as the published code saves them")
-    return tensors
+    return check_tensors(tensors, str(path))
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -103,14 +183,20 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str
     Raises:
         CheckpointError: A tensor is missing, unknown, of another shape, or not finite.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    of_module = module.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in of_module.items()}
+    actual = {name: tuple(tensor.shape) for name, tensor in check_tensors(weights, source).items()}
     converted = {}
     for name in [*expected, *sorted(actual.keys() - expected.keys())]:
         if expected.get(name) != actual.get(name):
             raise CheckpointError(
                 f"{source}: {name} is {actual.get(name, 'missing')} but the config requires "
                 f"{expected.get(name, 'no such parameter')}"
+            )
+        if of_module[name].is_floating_point() and not weights[name].is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} is of the dtype {_short(weights[name].dtype)}, expected floating point; "
+                "give the weights as they were before quantization"
             )
         converted[name] = weights[name].float()
         if not converted[name].isfinite().all():

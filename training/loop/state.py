@@ -13,11 +13,12 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from training.checkpoints import checkpoint
-from training.checkpoints.tensor_files import read_metadata, read_safetensors
+from training.checkpoints.tensor_files import read_with_metadata
 from training.distributed import distribute_like, full_tensor
 from training.loop.optimizer_step import TrainStep
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_COUNTS = ("step", "skipped")
 
 
 def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
@@ -59,10 +60,10 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
         "copy it again, or delete it to train from the first step on; the averaged weights, in "
         f"{checkpoint.WEIGHTS_FILE}, can still be used"
     )
-    state, metadata = read_safetensors(path, remedy), read_metadata(path)
-    if not metadata.get("step", "").isdecimal() or not metadata.get("skipped", "0").isdecimal():
-        raise CheckpointError(f"{path}: its header names no step")
-    step, skipped = int(metadata["step"]), int(metadata.get("skipped", "0"))
+    state, metadata = read_with_metadata(path, remedy)
+    step, skipped = (checkpoint.parse_count(metadata.get(key, "0")) for key in _COUNTS)
+    if not {"step"} <= metadata.keys() <= set(_COUNTS) or step is None or skipped is None or skipped > step:
+        raise CheckpointError(f"{path}: its header names no step; {remedy}")
 
     def saved(key: str, name: str, parameter: Tensor) -> Tensor:
         tensor = state.get(f"{key}.{name}")
