@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from runtime.errors import RequestError
 
 _LARGEST_SCALE = 1000
 _LONGEST_VALUE = 40  # characters of a value in a message
+_BREAKING = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, separators of lines and of paragraphs
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -44,5 +46,21 @@ def pluralize(number: int, noun: str) -> str:
 
 def truncate(value: object) -> str:
     """Return the repr of a value for an error message: on one line, and at most 40 characters of it."""
-    text = " ".join(repr(value).split("\n"))
+    try:
+        text = " ".join(repr(value).split("\n"))
+    except Exception:  # for example of a whole number with more digits than Python converts
+        text = f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
+def printable(text: str) -> str:
+    """Return a text of any origin, such as the name of a file, on one line of valid Unicode.
+
+    Line breaks and control characters are escaped, and so are bytes that were no UTF-8.
+    """
+    return "".join(_escape(letter) if category(letter) in _BREAKING else letter for letter in text)
+
+
+def _escape(letter: str) -> str:
+    byte = ord(letter) - 0xDC00  # Python's stand-in for a byte that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(letter)[1:-1]

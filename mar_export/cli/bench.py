@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ from runtime.checks import check_choice
 from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.cost.operations import Machine
 from runtime.errors import RequestError
-from runtime.files import check_writable, write_json
+from runtime.files import check_writable, scratch_folder, write_json
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
 from runtime.sampling.constraints import check_masked_diffusion
@@ -67,7 +66,12 @@ _STARTUP_REPEATS = 3
     "artifact. Repeat it for more: runners of this runtime are timed with all presets, the others with the first.",
 )
 @click.option(
-    "--class", "label", default="0", show_default=True, metavar="NUMBER|NAME", help="The class of all images."
+    "--class",
+    "label",
+    default="index:0",
+    show_default=True,
+    metavar="NUMBER|NAME",
+    help="The class of all images, as for mar generate.",
 )
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Images that are generated together.")
 @sampling_options
@@ -269,8 +273,8 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
             raise RequestError(f"--work must be a folder, found the file {work}")
         yield work
         return
-    with tempfile.TemporaryDirectory(prefix="mar-bench-") as folder:
-        yield pathlib.Path(folder)
+    with scratch_folder() as folder:
+        yield folder
 
 
 def _export_missing(inputs: RunnerInputs, owns_artifact: bool, naive: bool) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from runtime.cli.background_option import background_option
 from runtime.cli.options import (
+    CLASS_HELP,
     PATH,
     backend_options,
     bar_shown,
@@ -22,12 +23,12 @@ from runtime.cli.options import (
 from runtime.errors import RequestError
 from runtime.files import replacing
 from runtime.generator import Generator
+from runtime.image_files import Color, read_image, read_mask
 from runtime.image_grid import check_image_file, save_grid, save_image
 from runtime.requests.inpainting import Edit, check_mask
 from runtime.requests.validation import check_labels, parse_class
 
 _GRID_COLUMNS = 8
-_WHITE = 128  # of 255: the darkest gray that counts as white
 
 
 @click.command()
@@ -44,7 +45,8 @@ _WHITE = 128  # of 255: the darkest gray that counts as white
     "mask_file",
     type=PATH,
     required=True,
-    help="An image of the same size: white pixels are regenerated, black ones kept.",
+    help="An image of the same size: white pixels are regenerated, black ones kept. If it has transparent pixels, "
+    "these are regenerated, and all others kept.",
 )
 @click.option(
     "--class",
@@ -52,7 +54,7 @@ _WHITE = 128  # of 255: the darkest gray that counts as white
     metavar="NUMBER|NAME",
     multiple=True,
     required=True,
-    help="The class of the image, by number or name.",
+    help=f"The class of the image, {CLASS_HELP}.",
 )
 @click.option("--out", type=PATH, required=True, help="The PNG file to write.")
 @click.option(
@@ -71,6 +73,7 @@ _WHITE = 128  # of 255: the darkest gray that counts as white
 @click.option(
     "--paste/--no-paste", default=True, show_default=True, help="Restore the known pixels exactly after decoding."
 )
+@background_option
 @preset_option
 @sampling_options
 @backend_options
@@ -85,6 +88,7 @@ def edit(
     seed: int,
     dilate: bool,
     paste: bool,
+    background: Color,
     backend: str,
     device: str | None,
     cuda_graphs: bool,
@@ -102,8 +106,10 @@ def edit(
         if generator.manifest.tokenizer == "none":
             raise RequestError(f"{artifact} has no tokenizer, so it cannot read or generate images")
         gray = config.vae_stride == 1 and config.vae_embed_dim == 1
-        image = _read(image_file, "L" if gray else "RGB", config.img_size)
-        mask = _read(mask_file, "L", config.img_size) >= _WHITE
+        image = _read_pixels(image_file, gray, background, config.img_size)
+        mask, warnings = read_mask(mask_file)
+        _check_size(mask_file, mask, config.img_size)
+        _print_lines(warnings)
         label = parse_class(classes[0], generator.manifest.class_names)
         check_labels([label], config)
         edit_mask = check_mask(mask, dilate, config)
@@ -112,7 +118,7 @@ def edit(
             result = generator.generate(
                 [label] * count,
                 seed=seed,
-                edit=Edit(image[..., None] if gray else image, mask, dilate=dilate, paste=paste),
+                edit=Edit(image, mask, dilate=dilate, paste=paste),
                 progress=(lambda done, total: bar.update(1)) if bar_shown() else None,
                 **settings,
             )
@@ -135,22 +141,26 @@ def _save(out: pathlib.Path, images: NDArray[np.uint8], caption: str) -> None:
             save_grid(temporary, images, captions, columns=min(len(images), _GRID_COLUMNS))
 
 
-def _read(path: pathlib.Path, mode: str, size: int) -> NDArray[np.uint8]:
-    """Return the image in a file, of size x size pixels, in Pillow's mode L or RGB: uint8 [H, W] or [H, W, 3].
+def _read_pixels(path: pathlib.Path, gray: bool, background: Color, size: int) -> NDArray[np.uint8]:
+    """Return the image in a file, of size x size pixels: uint8 [H, W, 1] or [H, W, 3].
 
     Raises:
-        RequestError: It cannot be read, or has another size or more than 8 bits a channel.
+        RequestError: It cannot be read, or has another size.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if (width, height) != (size, size):
-                raise RequestError(
-                    f"{path}: expected {size}x{size} pixels, as the artifact generates, found {width}x{height}"
-                )
-            if image.mode.startswith(("I", "F")):  # Pillow would clip nearly all pixels to white
-                raise RequestError(f"{path}: expected 8 bits a channel, found an image of mode {image.mode}")
-            return np.asarray(image.convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Syntax: damaged PNG
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{path}: not a readable image ({reason})") from None
+    image, warnings = read_image(path, background)
+    pixels = np.asarray(image.convert("L"))[..., None] if gray else np.asarray(image)
+    _check_size(path, pixels, size)
+    _print_lines(warnings)
+    return pixels
+
+
+def _check_size(path: pathlib.Path, pixels: NDArray[np.generic], size: int) -> None:
+    """Raise `RequestError` unless an image [H, W] or [H, W, c] has the size of the artifact's images."""
+    height, width = pixels.shape[:2]
+    if (width, height) != (size, size):
+        raise RequestError(f"{path}: expected {size}x{size} pixels, as the artifact generates, found {width}x{height}")
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        click.echo(line, err=True)

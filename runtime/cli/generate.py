@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import check_int, pluralize
 from runtime.cli.options import (
+    CLASS_HELP,
     PATH,
     backend_options,
     bar_shown,
@@ -42,7 +43,7 @@ _GRID_COLUMNS = 8
     "classes",
     metavar="NUMBER|NAME",
     multiple=True,
-    help="The class of the images, by number or name. Repeat it for several classes. Default: all classes.",
+    help=f"The class of the images, {CLASS_HELP}. Repeat it for several classes. Default: all classes.",
 )
 @click.option(
     "--count", type=int, help="Number of images; they take the classes in turn. Default: one image of each class."

@@ -10,6 +10,7 @@ import click
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import is_latents_report
+from runtime.checks import printable
 from runtime.cli.options import PATH
 
 _HEAD_AXES = "G guidance halves, N rows of the head (one for each predicted token), T diffusion steps"
@@ -41,7 +42,8 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
     for name, preset in manifest.presets.items():
         click.echo(f"preset      {name}: {preset.describe()}")
     if manifest.class_names:
-        click.echo(f"classes     {', '.join(f'{number} {name}' for number, name in enumerate(manifest.class_names))}")
+        classes = ", ".join(f"{number} {printable(name)}" for number, name in enumerate(manifest.class_names))
+        click.echo(f"classes     {classes}")
     for name, spec in manifest.specs.items():
         file = manifest.engines[name]
         size = sum(entry.bytes for path, entry in manifest.files.items() if path in (file, f"{file}.data"))

@@ -19,6 +19,8 @@ from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import SAMPLERS
 
 PATH = click.Path(path_type=pathlib.Path)
+CLASS_HELP = "by name or number; where one class has the other's number as its name, write name:NAME or index:NUMBER"
+"""The part of the help of `--class` that says what it takes; `runtime.requests.validation.parse_class` reads it."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

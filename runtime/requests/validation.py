@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.checks import check_int, truncate
+from runtime.checks import check_int, printable, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 
@@ -18,6 +20,7 @@ MAX_BATCH = 4096
 _NOISE_BYTES = 4 * 2**30
 _SEEDS = 2**64
 _NAMES_LISTED = 10
+_NUMBER = re.compile("-?(0|[1-9][0-9]{0,17})")
 
 
 def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
@@ -36,25 +39,61 @@ def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
 
 
 def parse_class(text: str, names: Sequence[str]) -> int:
-    """Return the number of a class from its number or its name, in upper or lower case.
+    """Return the number of a class from `NAME`, `NUMBER`, `name:NAME` or `index:NUMBER`.
+
+    A name in the same case comes before one in another case.
 
     Args:
-        text: The number or the name, as on a command line.
+        text: The name or the number, as on a command line.
         names: The names of the classes in order, or none.
 
     Raises:
-        RequestError: No class has this name, or several have.
+        RequestError: No class has this name, several have, or it is the name of one class and the number of another.
     """
-    try:
-        return int(text)
-    except ValueError:
-        matches = [number for number, name in enumerate(names) if name.casefold() == text.casefold()]
+    kind, colon, rest = text.partition(":")
+    if colon and kind == "index" and _NUMBER.fullmatch(rest):
+        return int(rest)
+    by_name = bool(colon) and kind == "name"
+    name = rest if by_name else text
+    matches = _classes_named(name, names)
+    number = int(text) if _NUMBER.fullmatch(text) else None
+    if not matches and number is not None:
+        return number
     if len(matches) != 1:
-        known = ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
-        has = f"this model has {known}" if names else "this model has no names for its classes, only numbers"
-        problem = "the name of several classes" if matches else "unknown"
-        raise RequestError(f"class {truncate(text)} is {problem}; {has}")
+        raise RequestError(f"class {truncate(name)} is {_name_problem(matches, names)}")
+    if number is not None and number != matches[0] and 0 <= number < len(names):
+        raise RequestError(
+            f"class {text} is both the name {printable(names[matches[0]])}, of class {matches[0]}, and the number of "
+            f"{printable(names[number])}; write name:{text} or index:{text}"
+        )
     return matches[0]
+
+
+def _classes_named(name: str, names: Sequence[str]) -> list[int]:
+    """Return the classes of exactly this name, or else those that differ in case, or in zeros before a number."""
+    for key in (str, _any_case, _without_zeros):
+        matches = [number for number, other in enumerate(names) if key(other) == key(name)]
+        if matches:
+            return matches
+    return []
+
+
+def _any_case(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _without_zeros(name: str) -> str:
+    return name.lstrip("0") or "0" if name.isdecimal() else name
+
+
+def _name_problem(matches: Sequence[int], names: Sequence[str]) -> str:
+    if not names:
+        return "unknown; this model has no names for its classes, only numbers"
+    listed = [f"{number} {printable(names[number])}" for number in matches] or [printable(name) for name in names]
+    some = ", ".join(listed[:_NAMES_LISTED]) + (", ..." if len(listed) > _NAMES_LISTED else "")
+    if matches:
+        return f"the name of several classes ({some}); write index: and a number"
+    return f"unknown; this model has {some}"
 
 
 def check_batch(size: int, steps: int, config: ModelConfig) -> int:
