@@ -1,7 +1,8 @@
 """Checks of parsed values against the types of a dataclass: the one way in which JSON and TOML become typed values.
 
 A field of a dataclass gives the type, and whether the key may be missing: a field with a default. Its metadata may
-limit the value: `least` and `most` (inclusive) and `above` and `below` (exclusive) limit a number, `choices` a text.
+limit the value: `least` and `most` (inclusive) and `above` and `below` (exclusive) limit a number, `choices` a text. A
+field `dict[str, X]` with the metadata `REST` gets all keys that are no other field.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from runtime.checks import truncate
+
+REST = "rest"
+"""The metadata of a field that gets all other keys."""
 
 _Kind = TypeVar("_Kind")
 
@@ -48,7 +52,8 @@ def parse_object(kind: type[_Kind], value: object, where: str) -> _Kind:
     """
     if not isinstance(value, dict):
         raise SchemaError(f"{where}: expected an object, found {truncate(value)}")
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    value = _gather_rest(value, fields)
     required = {
         name
         for name, field in fields.items()
@@ -66,6 +71,15 @@ def parse_object(kind: type[_Kind], value: object, where: str) -> _Kind:
             for name, entry in value.items()
         }
     )
+
+
+def _gather_rest(value: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object whose unknown keys lie under the field for them, where there is one."""
+    for name, field in fields.items():
+        if field.metadata.get(REST):
+            known = {key: entry for key, entry in value.items() if key in fields and key != name}
+            return {**known, name: {key: entry for key, entry in value.items() if key not in known}}
+    return value
 
 
 def parse_value(name: str, value: object, kind: Any, limits: Mapping[str, Any]) -> Any:

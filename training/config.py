@@ -10,19 +10,15 @@ import abc
 import dataclasses
 import math
 import pathlib
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from runtime import structured_files
 from runtime.errors import ConfigError
 from runtime.model.config import LATER_FIELDS, ModelConfig
+from runtime.structured_files import Trouble
 from training.models.model_sizes import MODEL_SIZES
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _Training = TypeVar("_Training", bound="StepConfig")
 _Config = TypeVar("_Config", bound="BaseRunConfig")
@@ -269,12 +265,7 @@ def read_toml(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read or is not TOML.
     """
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML ({error})") from error
+    return structured_files.read_toml(path, Trouble(ConfigError))
 
 
 def merge_flags(

@@ -5,35 +5,49 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from training.checkpoints.infer_config import PartialConfig, Shapes, configs_from_arguments
-from training.checkpoints.tensor_files import (
-    assign_weights,
-    read_metadata,
-    read_pickle,
-    read_safetensors,
-    tensors_under,
+from training.checkpoints.diffusers_autoencoder import (
+    check_config,
+    with_published_names,
+    with_quantization_convolutions,
 )
-from training.models.autoencoder import LATENT_SCALE, AutoencoderKL, vae_config
+from training.checkpoints.find_weights import Sought, find_weights
+from training.checkpoints.infer_config import PartialConfig, Shapes, configs_from_arguments
+from training.checkpoints.latent_scale import LatentScale, scale_of_config, scale_of_header, scale_of_pickle
+from training.checkpoints.pickles import StandIn, read_pickle
+from training.checkpoints.sharded import refuse_sharded_content
+from training.checkpoints.tensor_files import assign_weights, read_metadata, read_safetensors
+from training.models.autoencoder import AutoencoderKL, vae_config
 
-SCALE_KEY = "latent_scale"
-"""The key of the latent scale in the header of an autoencoder that this project has trained."""
+Warn = Callable[[str], None]
+"""Is called with one line for each thing that a person should know about a file."""
 
 _DIFFUSERS_CLASS = "_class_name"  # a key that every config of diffusers has
 _DIFFUSERS_INDEX = "model_index.json"
+_DIFFUSERS_CONFIG = "config.json"
 _MODEL_FOLDERS, _VAE_FOLDER = ("transformer", "mar", "model"), "vae"
 _WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 
 # Arguments of the published constructor that concern sampling or training and not the model.
 _IGNORED_ARGUMENTS = ("num_sampling_steps", "grad_checkpointing")
+
+_MAR = Sought("the averaged weights under 'model_ema'", "z_proj.weight")
+_VAE = Sought(
+    "the weights of an autoencoder under 'model'",
+    "decoder.conv_in.weight",
+    ("encoder", "decoder", "quant_conv", "post_quant_conv"),
+)
+
+
+def _ignore(warning: str) -> None:
+    """Pass over a warning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,26 +67,46 @@ class PublishedCheckpoint:
     tokenizer: pathlib.Path | None = None
 
 
-def read_published(path: pathlib.Path) -> PublishedCheckpoint:
+def read_published(path: pathlib.Path, warn: Warn = _ignore) -> PublishedCheckpoint:
     """Read a published model: a `.pth`, a `.safetensors`, or a folder in the format of diffusers.
 
     Raises:
         CheckpointError: A file is missing or damaged, or holds something else.
     """
     if path.is_dir():
-        return _read_diffusers(path)
+        return _read_diffusers(path, warn)
     if path.suffix == ".safetensors":
-        return PublishedCheckpoint(read_safetensors(path), [path], [])
+        return PublishedCheckpoint(_of_file(read_safetensors(path), _MAR, path), [path], [])
     content = read_pickle(path)
-    weights = tensors_under(content, "model_ema", path, "the averaged weights")
+    refuse_sharded_content(path, content)
+    found = find_weights(content, _MAR, path)
+    if not found.averaged and found.place:
+        warn(f"{path}: there are no averaged weights; those under {found.place} are taken, which draw worse images")
+    if found.others:
+        warn(f"{path}: of several averages, those under {found.place} are taken, not {', '.join(found.others)}")
+    return PublishedCheckpoint(found.weights, [path], configs_from_arguments(_arguments(content, path)))
+
+
+def _arguments(content: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """Return the arguments of a training, by name."""
     arguments = content.get("args", {})
-    if isinstance(arguments, argparse.Namespace):
+    if isinstance(arguments, (argparse.Namespace, StandIn)):
         arguments = vars(arguments)
     if not isinstance(arguments, dict):
         raise CheckpointError(
             f"{path}: expected the arguments of its training under 'args', found {type(arguments).__name__}"
         )
-    return PublishedCheckpoint(weights, [path], configs_from_arguments(arguments))
+    return {name: value for name, value in arguments.items() if isinstance(name, str)}
+
+
+def _of_file(tensors: Mapping[str, Tensor], sought: Sought, path: pathlib.Path) -> dict[str, Tensor]:
+    """Return the weights of a module among the tensors of a file; all of them where the module is not found.
+
+    What is missing is then named by the inference of the config.
+    """
+    if any(name.endswith(sought.anchor) for name in tensors):
+        return find_weights(tensors, sought, path).weights
+    return dict(tensors)
 
 
 def is_diffusers_folder(path: pathlib.Path) -> bool:
@@ -83,45 +117,82 @@ def is_diffusers_folder(path: pathlib.Path) -> bool:
     return config.is_file() and _DIFFUSERS_CLASS in read_json_object(config)
 
 
-def load_vae(path: pathlib.Path) -> AutoencoderKL:
-    """Load a KL autoencoder from a published `.ckpt`, a `.safetensors`, or a folder in the format of diffusers.
+def load_vae(
+    path: pathlib.Path,
+    latent_scale: float | None = None,
+    latent_shift: float | None = None,
+    warn: Warn = _ignore,
+) -> AutoencoderKL:
+    """Load a KL autoencoder from a `.ckpt`, a `.safetensors`, or a folder in the format of diffusers.
+
+    The parameters may have the names of the published autoencoder, of latent diffusion models or of diffusers.
+
+    Args:
+        path: The file or folder. Of a pipeline, its autoencoder is loaded.
+        latent_scale: The factor that gives its latents unit variance; None for that of the file, or the published one.
+        latent_shift: What is subtracted from its latents before; None for that of the file, or 0.
+        warn: Called with one line for each thing that a person should know.
 
     Returns:
         The autoencoder in evaluation mode, with memory-mapped weights.
 
     Raises:
         CheckpointError: A file is missing or damaged, or holds something else.
+        ConfigError: The given scale or shift is impossible.
     """
-    weights: Mapping[str, Tensor]
-    if path.is_dir():
-        weights, _ = _read_folder(path)
-    elif path.suffix == ".safetensors":
-        weights = read_safetensors(path)
-    else:
-        weights = tensors_under(read_pickle(path), "model", path, "the weights of an autoencoder")
-    # A training checkpoint also has the weights of the loss.
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("loss.")}
-    config = vae_config(shapes_of(weights), str(path))
+    if (path / _DIFFUSERS_INDEX).is_file():
+        path = path / _VAE_FOLDER
+    weights, scale, config = _read_vae(path, warn)
+    weights = with_quantization_convolutions(with_published_names(weights), config)
+    config_of_vae = vae_config(shapes_of(weights), str(path))
     with torch.device("meta"):
-        vae = AutoencoderKL(config, latent_scale(path))
+        vae = AutoencoderKL(config_of_vae)
+    scale = scale.replaced(latent_scale, latent_shift)
+    vae.latent_scale, vae.latent_shift, vae.scale_source = scale.scale, scale.shift, scale.source
     assign_weights(vae, weights, str(path))
     return vae
 
 
-def latent_scale(path: pathlib.Path) -> float:
-    """Return the factor that gives the latents of an autoencoder unit variance; without one in the header, KL-16's.
+def _read_vae(path: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], LatentScale, Mapping[str, Any] | None]:
+    """Return the weights of an autoencoder, the scale of its latents, and its config where diffusers wrote it."""
+    config = _config_beside(path)
+    if config is not None:
+        check_config(config, str(path))
+    if path.is_dir():
+        weights, _ = _read_folder(path, warn)
+        scale = None
+    elif path.suffix == ".safetensors":
+        weights, scale = read_safetensors(path), scale_of_header(read_metadata(path), path)
+    else:
+        content = read_pickle(path)
+        refuse_sharded_content(path, content)
+        found = find_weights(content, _VAE, path)
+        if found.averaged:
+            warn(f"{path}: the averaged weights of the autoencoder are taken, under {found.place}")
+        weights, scale = found.weights, scale_of_pickle(content, path)
+    if scale is None and config is not None:
+        scale = scale_of_config(config, (path if path.is_dir() else path.parent) / _DIFFUSERS_CONFIG)
+    scale = scale or dataclasses.replace(LatentScale(), source=f"{LatentScale.source}, because {path.name} names none")
+    return _of_file(weights, _VAE, path), scale, config
+
+
+def _config_beside(path: pathlib.Path) -> Mapping[str, Any] | None:
+    """Return the config of the component of diffusers that a folder or a file is; None if it is none."""
+    folder = path if path.is_dir() else path.parent
+    file = folder / _DIFFUSERS_CONFIG
+    if not file.is_file() or not (path.is_dir() or path.name in _WEIGHT_FILES):
+        return None
+    config = read_json_object(file)
+    return config if path.is_dir() or _DIFFUSERS_CLASS in config else None
+
+
+def latent_scale(path: pathlib.Path) -> LatentScale:
+    """Return the scale and shift in the header of an autoencoder that this project has written.
 
     Raises:
-        CheckpointError: The header has a factor that is no positive number.
+        CheckpointError: The header has a scale that is no positive number.
     """
-    text = read_metadata(path).get(SCALE_KEY, repr(LATENT_SCALE))
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = math.nan
-    if not 0 < scale < math.inf:
-        raise CheckpointError(f"{path}: its header has a latent scale of {text!r}, expected a positive number")
-    return scale
+    return scale_of_header(read_metadata(path), path) or LatentScale()
 
 
 def config_from_vae(vae: AutoencoderKL, path: pathlib.Path) -> PartialConfig:
@@ -150,13 +221,7 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, not JSON, or holds another value.
     """
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+    return structured_files.read_json_object(path, Trouble(CheckpointError))
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
@@ -164,30 +229,48 @@ def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-def _read_diffusers(path: pathlib.Path) -> PublishedCheckpoint:
+def _read_diffusers(path: pathlib.Path, warn: Warn) -> PublishedCheckpoint:
     """Read a component of diffusers, or a pipeline with a model and possibly an autoencoder."""
     folder, vae = path, None
     if (path / _DIFFUSERS_INDEX).is_file():
-        present = [path / name for name in _MODEL_FOLDERS if (path / name / "config.json").is_file()]
+        present = [path / name for name in _MODEL_FOLDERS if (path / name / _DIFFUSERS_CONFIG).is_file()]
         if not present:
             raise CheckpointError(f"{path}: a pipeline without a model; looked for {', '.join(_MODEL_FOLDERS)}")
         folder, vae = present[0], path / _VAE_FOLDER
-    weights, files = _read_folder(folder)
-    arguments = read_arguments(folder / "config.json")
+    tensors, files = _read_folder(folder, warn)
+    arguments = read_arguments(folder / _DIFFUSERS_CONFIG)
     configs = configs_from_arguments({name: value for name, value in arguments.items() if not name.startswith("_")})
+    weights = _of_file(tensors, _MAR, folder)
     return PublishedCheckpoint(weights, files, configs, vae if vae is not None and vae.is_dir() else None)
 
 
-def _read_folder(folder: pathlib.Path) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
-    """Return the tensors of a component by name, and its files: one, or the shards that its index names."""
-    for name in _WEIGHT_FILES:
-        index = folder / f"{name}.index.json"
-        if (folder / name).is_file():
-            return read_safetensors(folder / name), [folder / name]
-        if index.is_file():
-            shards = read_json_object(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
-                raise CheckpointError(f"{index}: expected a weight_map from parameters to files")
-            files = [folder / pathlib.PurePath(file).name for file in sorted(set(shards.values()))]
-            return {name: tensor for file in files for name, tensor in read_safetensors(file).items()}, files
-    raise CheckpointError(f"{folder}: no weights; looked for {', '.join(_WEIGHT_FILES)} and their indices")
+def _read_folder(folder: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
+    """Return the tensors of a component by name, and its files: the shards that its index names, or one file."""
+    candidates = [folder / f"{name}{suffix}" for suffix in (".index.json", "") for name in _WEIGHT_FILES]
+    present = [file for file in candidates if file.is_file()]
+    if not present:
+        raise CheckpointError(f"{folder}: no weights; looked for {', '.join(_WEIGHT_FILES)} and their indices")
+    taken, others = present[0], ", ".join(file.name for file in present[1:])
+    if taken.suffix != ".json":
+        tensors, files = read_safetensors(taken), [taken]
+    else:
+        tensors, files = _read_shards(taken, warn)
+    if others and others not in {file.name for file in files}:
+        warn(f"{folder}: {taken.name} is followed, and {others} beside it is left out; remove the one that is old")
+    return tensors, files
+
+
+def _read_shards(index: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
+    """Return the tensors that an index of shards names, each from the file that it names, and these files."""
+    places = read_json_object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise CheckpointError(f"{index}: expected a weight_map from parameters to files")
+    tensors: dict[str, Tensor] = {}
+    files = [index.parent / pathlib.PurePath(name).name for name in sorted(set(places.values()))]
+    for file in files:
+        shard = read_safetensors(file)
+        named = {name for name, place in places.items() if pathlib.PurePath(place).name == file.name}
+        if strangers := sorted(shard.keys() - named):
+            warn(f"{file}: holds {strangers[0]} and {len(strangers) - 1} others that {index.name} does not place there")
+        tensors |= {name: shard[name] for name in named & shard.keys()}
+    return tensors, files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import pathlib
 import platform
 import sys
@@ -13,11 +12,14 @@ from typing import Any
 import torch
 
 from runtime import __version__
+from runtime.errors import CheckpointError
 from runtime.files import write_json
 from runtime.provenance import commit, processor_name
+from runtime.structured_files import Trouble, read_json
 from training.distributed import Processes
 
 ENVIRONMENT_FILE = "environment.json"
+_TROUBLE = Trouble(CheckpointError, "delete it; the run goes on without the record of its earlier sessions")
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow")
 
 
@@ -33,12 +35,18 @@ def record_environment(run: pathlib.Path, processes: Processes, step: int) -> No
 
 
 def read_sessions(run: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the environments of all sessions of a run; the list is empty if the file is missing or damaged."""
-    try:
-        entries = json.loads((run / ENVIRONMENT_FILE).read_text())
-    except (OSError, ValueError):
+    """Read the environments of all sessions of a run; the list is empty if there is no file.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    file = run / ENVIRONMENT_FILE
+    if not file.exists():
         return []
-    return entries if isinstance(entries, list) else []
+    sessions = read_json(file, _TROUBLE)
+    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+        _TROUBLE.raise_(file, "expected a list of objects")
+    return sessions
 
 
 def _environment(processes: Processes, step: int) -> dict[str, Any]:

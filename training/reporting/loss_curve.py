@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import replacing
-from training.reporting.reporter import logged_steps
+from training.reporting.run_log import LogEntry, logged_steps
 
 _MAX_WINDOW = 100  # steps of the running mean; a shorter run uses a tenth of its steps
 _MAX_DOTS = 100  # a line of so many points or fewer shows each of them as a dot
@@ -45,7 +45,7 @@ def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
     _save(figure, axes, out)
 
 
-def save_comparison(logs: Mapping[str, Sequence[Mapping[str, Any]]], out: pathlib.Path) -> None:
+def save_comparison(logs: Mapping[str, Sequence[LogEntry]], out: pathlib.Path) -> None:
     """Draw the running means of the losses of several runs.
 
     Args:
@@ -60,9 +60,9 @@ def save_comparison(logs: Mapping[str, Sequence[Mapping[str, Any]]], out: pathli
     _save(figure, axes, out)
 
 
-def _losses(entries: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+def _losses(entries: Sequence[LogEntry]) -> NDArray[np.float64]:
     """Return the steps and their losses, [2, n]."""
-    return np.array([[entry["step"], entry["loss"]] for entry in entries], np.float64).T
+    return np.array([[entry.step, entry.loss] for entry in entries], np.float64).T
 
 
 def _running_mean(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pathlib
 import time
@@ -17,8 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from runtime.files import replacing
 from training.config import StepConfig
 from training.reporting.progress import show_progress
+from training.reporting.run_log import LOG_FILE, logged_warnings, read_log
 
-LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
+BOARD_FOLDER = "tensorboard"
 
 
 class Reporter:
@@ -96,24 +96,14 @@ class Reporter:
 
 
 def open_log(path: pathlib.Path, step: int) -> TextIO:
-    """Open a log for appending, after removing its entries beyond the first `step` steps."""
-    kept: list[str] = []
-    if path.exists():
-        with contextlib.suppress(ValueError):  # a killed process can leave an incomplete last line
-            for line in path.read_text().splitlines():
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+    """Open a log for appending, after removing its entries beyond the first `step` steps.
+
+    Raises:
+        CheckpointError: The log is damaged.
+    """
+    entries = read_log(path)
+    lines = path.read_bytes().split(b"\n") if entries else []
+    kept = [line + b"\n" for line, entry in zip(lines, entries, strict=False) if entry.step <= step]
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-    return path.open("a")
-
-
-def logged_warnings(log: pathlib.Path) -> set[str]:
-    """Read the different warnings about the data from a log."""
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
-    return {entry["event"] for entry in entries if "bad_data" in entry}
-
-
-def logged_steps(log: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the entries of the steps from a log, without skipped steps and events."""
-    return [entry for line in log.read_text().splitlines() if "loss" in (entry := json.loads(line))]
+        temporary.write_bytes(b"".join(kept))
+    return path.open("a", encoding="utf-8")

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from runtime.errors import CheckpointError, RequestError
+from runtime.schema import REST, SchemaError, parse_object
 from training.checkpoints import checkpoint
-from training.reporting.environment import read_sessions
-from training.reporting.reporter import LOG_FILE
+from training.reporting.environment import ENVIRONMENT_FILE, read_sessions
+from training.reporting.run_log import LOG_FILE, LogEntry, read_log
 
 _LAST_STEPS = 100  # over which losses and speeds are summarized
 
@@ -32,7 +33,7 @@ class RunSummary:
 
     name: str
     settings: dict[str, Any]
-    steps: list[dict[str, Any]]
+    steps: list[LogEntry]
     skipped: int
     bad_data: int
     device: str
@@ -40,25 +41,47 @@ class RunSummary:
     @property
     def step(self) -> int:
         """The number of the last step, 0 before the first."""
-        return int(self.steps[-1]["step"]) if self.steps else 0
+        return self.steps[-1].step if self.steps else 0
 
     @property
     def loss(self) -> float | None:
         """The mean loss of the last 100 steps; None before the first step."""
-        return self._over_last_steps("loss", statistics.fmean)
+        return self._over_last_steps(lambda entry: entry.loss, statistics.fmean)
 
     @property
     def gradient_norm(self) -> float | None:
         """The mean norm of the gradient over the last 100 steps; None before the first step."""
-        return self._over_last_steps("gradient_norm", statistics.fmean)
+        return self._over_last_steps(lambda entry: entry.gradient_norm, statistics.fmean)
 
     @property
     def images_per_second(self) -> float | None:
         """The median speed of the last 100 steps; None before the first step."""
-        return self._over_last_steps("images_per_second", statistics.median)
+        return self._over_last_steps(lambda entry: entry.images_per_second, statistics.median)
 
-    def _over_last_steps(self, key: str, average: Any) -> float | None:
-        return float(average([entry[key] for entry in self.steps[-_LAST_STEPS:]])) if self.steps else None
+    def _over_last_steps(
+        self, value: Callable[[LogEntry], float | None], average: Callable[[Iterable[float]], float]
+    ) -> float | None:
+        values = [number for entry in self.steps[-_LAST_STEPS:] if (number := value(entry)) is not None]
+        return float(average(values)) if values else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """What `mar runs` reads of the config of a run."""
+
+    data: str | None = None
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    others: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={REST: True})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Session:
+    """What `mar runs` reads of a session of a run."""
+
+    processes: int = dataclasses.field(default=1, metadata={"least": 1, "most": 10**6})
+    device: str = "unknown"
+    others: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={REST: True})
 
 
 def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
@@ -80,24 +103,25 @@ def summarize(run: pathlib.Path) -> RunSummary:
     """Read the folder of a run.
 
     Raises:
-        CheckpointError: The config of the run is missing or damaged.
+        CheckpointError: The config of the run is missing, or a file of it is damaged.
     """
-    config = checkpoint.read_run_config(run)
-    settings = {"data": config.get("data")}
+    sessions = read_sessions(run)
+    try:
+        config = parse_object(_Config, checkpoint.read_run_config(run), str(run / checkpoint.CONFIG_FILE))
+        session = parse_object(_Session, sessions[-1] if sessions else {}, str(run / ENVIRONMENT_FILE))
+    except SchemaError as error:
+        raise CheckpointError(f"{error}; copy the file again") from None
+    settings = {"data": config.data}
     for table in ("model", "training"):
-        values = config.get(table, {})
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{run / checkpoint.CONFIG_FILE}: {table} must be an object, found {values!r}")
-        settings |= {f"{table}.{name}": value for name, value in values.items()}
-    entries = _entries(run / LOG_FILE)
-    last_session = (read_sessions(run) or [{}])[-1]
+        settings |= {f"{table}.{name}": value for name, value in getattr(config, table).items()}
+    entries = read_log(run / LOG_FILE)
     return RunSummary(
         str(run),
         settings,
-        [entry for entry in entries if "loss" in entry],
-        sum("skipped" in entry for entry in entries),
-        sum("bad_data" in entry for entry in entries),
-        f"{last_session.get('processes', 1)} x {last_session.get('device', 'unknown')}",
+        [entry for entry in entries if entry.loss is not None],
+        sum(entry.skipped is not None for entry in entries),
+        sum(entry.bad_data is not None for entry in entries),
+        f"{session.processes} x {session.device}",
     )
 
 
@@ -134,19 +158,6 @@ def difference_table(runs: Sequence[RunSummary]) -> list[list[str]]:
 
 def _is_run(path: pathlib.Path) -> bool:
     return (path / checkpoint.CONFIG_FILE).is_file()
-
-
-def _entries(log: pathlib.Path) -> list[dict[str, Any]]:
-    """Read the entries of a log up to the first incomplete line; a running or killed process can leave one."""
-    if not log.is_file():
-        return []
-    entries = []
-    for line in log.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
 
 
 def _format(value: float | None, spec: str) -> str:

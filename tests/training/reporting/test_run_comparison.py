@@ -66,8 +66,34 @@ def test_mar_runs_reads_a_run_that_is_still_training(two_runs: pathlib.Path, tmp
     assert _rows(_compare(run).output)[str(run)][:2] == ["2", "4"]
     assert _rows(_compare(run).output)[str(run)][5:7] == ["1", "1"]
     (run / "log.jsonl").unlink()
-    (run / "environment.json").write_text("torn")
+    (run / "environment.json").unlink()
     assert _rows(_compare(run).output)[str(run)][:4] == ["0", "4", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("log.jsonl", b'{"step": 1, "loss": "low"}\n{"step": 2}\n', "line 1: no entry of this log .*loss must be"),
+        ("log.jsonl", b'{"step": 1, "loss": 1e300}\n\n', "line 1: .*a finite number of at least"),
+        ("log.jsonl", b"[]\n[]\n", "line 1: .*expected an object"),
+        ("log.jsonl", b"\xff\n{}\n", "line 1: .*not UTF-8"),
+        ("log.jsonl", b"[" * 5000 + b"\n{}\n", "line 1: .*nested"),
+        ("config.json", b'{"training": []}', "training must be an object"),
+        ("config.json", b'{"data": 5}', "data must be a text"),
+        ("config.json", b'{"data": "x", "data": "y"}', "there twice"),
+        ("environment.json", b"torn", "not readable JSON"),
+        ("environment.json", b"[3]", "expected a list of objects"),
+        ("environment.json", b'[{"processes": "two"}]', "processes must be a whole number"),
+    ],
+)
+def test_mar_runs_refuses_a_damaged_run_in_one_line(
+    two_runs: pathlib.Path, tmp_path: pathlib.Path, file: str, content: bytes, reason: str
+) -> None:
+    run = pathlib.Path(shutil.copytree(two_runs / "fast", tmp_path / "run"))
+    (run / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{file}.*{reason}") as caught:
+        _compare(run)
+    assert "\n" not in str(caught.value)
 
 
 def test_mar_runs_refuses_a_folder_without_runs(tmp_path: pathlib.Path) -> None:
