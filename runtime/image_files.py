@@ -45,12 +45,13 @@ _SUFFIXES = {
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 """The endings of names, in lower case, of the files that are images."""
 BACKGROUND = "white"
-"""The default colour under transparent pixels."""
+"""The name of the default colour under transparent pixels."""
 
 _HALF = 128  # of 255: the darkest gray that counts as white, and the least alpha that counts as opaque
 _CLOSE_TO_SRGB = 2  # levels of 255 by which profiles of sRGB itself differ
 
 Color = tuple[int, int, int]
+WHITE: Color = (255, 255, 255)
 
 
 class ImageFileError(RequestError):

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from runtime import structured_files
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, RequestError
+from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.structured_files import Trouble
 from training.models.model_sizes import MODEL_SIZES
@@ -67,6 +68,7 @@ class StepConfig:
     precision: str = setting(
         "bf16", "bf16: autocast, with attention and the loss in fp32; fp32: no autocast.", choices=("bf16", "fp32")
     )
+    background: str = setting(BACKGROUND, "Colour under transparent pixels of images: a name, or #rrggbb.")
     bad_data: str = setting(
         "report", "What to do about unreadable images: report and skip them, or stop.", choices=("report", "stop")
     )
@@ -79,6 +81,10 @@ class StepConfig:
         for field in dataclasses.fields(self):
             value = _checked(field.name, getattr(self, field.name), types[field.name], field.metadata)
             object.__setattr__(self, field.name, value)
+        try:
+            parse_color("background", self.background)
+        except RequestError as error:
+            raise ConfigError(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)

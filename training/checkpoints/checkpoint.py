@@ -19,12 +19,19 @@ from torch import Tensor, nn
 
 from runtime.artifact.artifact_folder import is_artifact
 from runtime.artifact.manifest import TOKENIZERS
+from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
 from runtime.files import replacing, replacing_folder, sha256, write_json
 from runtime.model.config import ModelConfig
-from training.checkpoints.infer_config import PartialConfig, config_from_size_name, infer_config, merge_configs
+from training.checkpoints.infer_config import (
+    PartialConfig,
+    config_from_size_name,
+    infer_config,
+    merge_configs,
+    without_unused_classes,
+)
+from training.checkpoints.latent_scale import SCALE_KEY, SHIFT_KEY, SOURCE_KEY
 from training.checkpoints.published_files import (
-    SCALE_KEY,
     config_from_vae,
     is_diffusers_folder,
     load_vae,
@@ -33,7 +40,14 @@ from training.checkpoints.published_files import (
     read_published,
     shapes_of,
 )
-from training.checkpoints.tensor_files import assign_weights, hash_metadata, read_metadata, read_safetensors
+from training.checkpoints.sharded import refuse_sharded_folder
+from training.checkpoints.tensor_files import (
+    assign_weights,
+    hash_metadata,
+    read_metadata,
+    read_safetensors,
+    sort_metadata,
+)
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR
 
@@ -59,6 +73,7 @@ class Checkpoint:
         source: The name of the file or folder of the weights.
         sha256: The SHA-256 of the file of the weights; of several files, that of their hashes.
         vae: The autoencoder where `tokenizer` is `kl`, otherwise None.
+        warnings: What a person should know about the files, one line each.
     """
 
     model: MAR
@@ -67,6 +82,7 @@ class Checkpoint:
     source: str
     sha256: str
     vae: AutoencoderKL | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -84,13 +100,15 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
         try:
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, temporary, hash_metadata(contiguous, metadata or {}))
+            sort_metadata(temporary)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error
 
 
 def save_vae(path: pathlib.Path, vae: AutoencoderKL) -> None:
-    """Write an autoencoder, with its latent scale in the header, for `load_vae` to read."""
-    save_weights(path, vae.state_dict(), {SCALE_KEY: repr(vae.latent_scale)})
+    """Write an autoencoder, with the scale of its latents in the header, for `load_vae` to read."""
+    scale = {SCALE_KEY: repr(vae.latent_scale), SHIFT_KEY: repr(vae.latent_shift), SOURCE_KEY: vae.scale_source}
+    save_weights(path, vae.state_dict(), scale)
 
 
 def load_into(module: nn.Module, path: pathlib.Path) -> None:
@@ -130,6 +148,7 @@ def read_run_config(run: pathlib.Path) -> dict[str, Any]:
     """
     path = run / CONFIG_FILE
     if not path.is_file():
+        refuse_sharded_folder(run)
         what = "an artifact" if is_artifact(run) else "a folder"
         raise CheckpointError(f"{run}: {what}, not a run of mar train: it has no {CONFIG_FILE}")
     return read_json_object(path)
@@ -141,6 +160,8 @@ def load_checkpoint(
     *,
     name: str | None = None,
     tokenizer: pathlib.Path | None = None,
+    latent_scale: float | None = None,
+    latent_shift: float | None = None,
 ) -> Checkpoint:
     """Load the averaged weights of a run, a published `.pth` or `.safetensors`, or a folder in the format of diffusers.
 
@@ -152,6 +173,8 @@ def load_checkpoint(
         config_file: A JSON file with constructor arguments.
         name: The name of a published model size.
         tokenizer: The file or folder of a KL autoencoder.
+        latent_scale: The factor that gives the latents of that autoencoder unit variance, if its file has another.
+        latent_shift: What is subtracted from these latents before, if its file has another.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -163,8 +186,20 @@ def load_checkpoint(
                 raise ConfigError(
                     f"{option} is for checkpoints without a config, but {path} has its own {CONFIG_FILE}; remove it"
                 )
-        return _load_run(path, tokenizer)
-    published = read_published(path)
+        return _load_run(path, tokenizer, latent_scale, latent_shift)
+    return _load_published(path, config_file, name, tokenizer, latent_scale, latent_shift)
+
+
+def _load_published(
+    path: pathlib.Path,
+    config_file: pathlib.Path | None,
+    name: str | None,
+    tokenizer: pathlib.Path | None,
+    latent_scale: float | None,
+    latent_shift: float | None,
+) -> Checkpoint:
+    warnings: list[str] = []
+    published = read_published(path, warnings.append)
     configs = list(published.configs)
     if name is not None:
         configs.append(config_from_size_name(name, f"--model {name}"))
@@ -172,11 +207,15 @@ def load_checkpoint(
         configs.append(PartialConfig(f"--model-config {config_file}", read_arguments(config_file)))
     vae = None
     if (tokenizer := tokenizer or published.tokenizer) is not None:
-        vae = load_vae(tokenizer)
+        vae = load_vae(tokenizer, latent_scale, latent_shift, warnings.append)
         configs.append(config_from_vae(vae, tokenizer))
-    config = infer_config(configs, shapes_of(published.weights), str(path))
-    model = _build_model(config, published.weights, str(path))
-    return Checkpoint(model, "none" if vae is None else "kl", (), path.name, _hash(published.files), vae)
+    elif latent_scale is not None or latent_shift is not None:
+        raise ConfigError(f"--latent-scale and --latent-shift are for an autoencoder; {path} has none, add --tokenizer")
+    weights = without_unused_classes(published.weights, configs, str(path), warnings.append)
+    config = infer_config(configs, shapes_of(weights), str(path))
+    model = _build_model(config, weights, str(path))
+    kind = "none" if vae is None else "kl"
+    return Checkpoint(model, kind, (), path.name, _hash(published.files), vae, tuple(warnings))
 
 
 def save_run(run: pathlib.Path, checkpoint: Checkpoint, origin: Mapping[str, Any] | None = None) -> None:
@@ -200,29 +239,47 @@ def save_run(run: pathlib.Path, checkpoint: Checkpoint, origin: Mapping[str, Any
         write_run_config(folder, config)
 
 
-def _load_run(path: pathlib.Path, vae_file: pathlib.Path | None) -> Checkpoint:
+def read_class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the names of the classes in the config of a run.
+
+    Raises:
+        CheckpointError: The config has none, or they are no texts; the message names `where`.
+    """
+    if "class_names" not in config:
+        raise CheckpointError(f"{where}: the key 'class_names' is missing")
+    names = config["class_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{where}: class_names must be a list of texts, found {truncate(names)}")
+    return tuple(names)
+
+
+def _load_run(
+    path: pathlib.Path, vae_file: pathlib.Path | None, latent_scale: float | None, latent_shift: float | None
+) -> Checkpoint:
     run = read_run_config(path)
     where, weights_file = f"{path / CONFIG_FILE}", path / WEIGHTS_FILE
     try:
-        arguments, tokenizer, class_names = run["model"], run["tokenizer"], run["class_names"]
+        arguments, tokenizer, class_names = run["model"], run["tokenizer"], read_class_names(run, where)
     except KeyError as error:
         raise CheckpointError(f"{where}: the key {error} is missing") from None
     if tokenizer not in TOKENIZERS:
         raise CheckpointError(f"{where}: tokenizer {tokenizer!r} is not one of {', '.join(TOKENIZERS)}")
-    if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-        raise CheckpointError(f"{where}: class_names must be a list of texts, found {class_names!r}")
     if vae_file is not None and tokenizer != "none":
         raise ConfigError(f"--tokenizer is for checkpoints without one; {path} has its own, {tokenizer}")
+    if vae_file is None and (latent_scale is not None or latent_shift is not None):
+        raise ConfigError(f"--latent-scale and --latent-shift belong to --tokenizer; the scale of {path} is fixed")
     if tokenizer == "kl":
         vae_file = path / TOKENIZER_FILE
     config, vae = ModelConfig.from_dict(arguments, where), None
+    warnings: list[str] = []
     if vae_file is not None:
-        vae, tokenizer = load_vae(vae_file), "kl"
+        vae, tokenizer = load_vae(vae_file, latent_scale, latent_shift, warnings.append), "kl"
         merge_configs([PartialConfig(where, config.to_dict()), config_from_vae(vae, vae_file)], str(path))
     resumable = (path / STATE_FILE).exists()
     remedy = f"mar train --resume {path} writes it again" if resumable else "copy it again"
     model = _build_model(config, read_safetensors(weights_file, remedy), str(weights_file))
-    return Checkpoint(model, tokenizer, tuple(class_names), path.name, sha256(weights_file), vae)
+    digest = sha256(weights_file)
+    return Checkpoint(model, tokenizer, class_names, path.name, digest, vae, tuple(warnings))
 
 
 def _build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> MAR:

@@ -8,12 +8,15 @@ import click
 import torch
 
 from runtime.checks import pluralize
+from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, progress_bar, threads_option
 from runtime.errors import DataError, RequestError
-from runtime.files import sha256
+from runtime.files import holding_folder, sha256
+from runtime.image_files import Color
 from training.checkpoints.published_files import load_vae
 from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
+from training.reporting.progress import print_lines
 
 
 @click.command("cache-latents")
@@ -42,6 +45,7 @@ from training.data.latent_cache import CachedLatents, LatentEncoder, cache_laten
     show_default=True,
     help="What to do about unreadable images, images that are too small, and classes without images.",
 )
+@background_option
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -55,6 +59,7 @@ def cache(
     image_size: int,
     batch_size: int,
     bad_data: str,
+    background: Color,
     device: str | None,
     threads: int | None,
 ) -> None:
@@ -73,11 +78,12 @@ def cache(
     vae = load_vae(tokenizer)
     if image_size < 1 or image_size % vae.config.stride:
         raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
-    dataset = to_rgb(open_dataset(data, image_size))
+    dataset = to_rgb(open_dataset(data, image_size, background=background))
+    print_lines(dataset.notes)
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device)
-    with progress_bar(len(dataset.labels), "encoding images") as bar:
+    with holding_folder(out), progress_bar(len(dataset.labels), "encoding images") as bar:
         cache_latents(dataset, encoder, out, bar.update, warn)
     cached = CachedLatents(out, image_size)
     images, classes = pluralize(len(cached.labels), "image"), pluralize(len(cached.classes), "class")

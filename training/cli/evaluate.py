@@ -11,11 +11,13 @@ import click
 import torch
 
 from runtime.checks import pluralize
+from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
 from runtime.errors import DataError, MarError, RequestError
-from runtime.files import check_writable, write_json
-from runtime.model.config import ModelConfig
+from runtime.files import check_writable, holding_folder, write_json
+from runtime.image_files import Color
 from training.cli.options import checkpoint_options
+from training.data.class_names import check_known_classes
 from training.data.datasets import ImageDataset, open_dataset
 from training.evaluation.comparison_table import GENERATED, TRAINING, compare_with_real, comparison_table
 from training.evaluation.feature_networks import (
@@ -32,7 +34,7 @@ from training.evaluation.feature_networks import (
 )
 from training.evaluation.generate_images import GenerationJob, generate_images, read_images
 from training.evaluation.real_statistics import load_or_compute_statistics
-from training.reporting.progress import print_warnings
+from training.reporting.progress import print_lines, print_warnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +101,7 @@ class _RealImages:
     show_default=True,
     help="The number of processes that generate images. They share the threads of --threads.",
 )
+@background_option
 @backend_options
 @preset_option
 @sampling_options
@@ -122,6 +125,7 @@ def evaluate(
     inception_weights: pathlib.Path | None,
     out: pathlib.Path,
     processes: int,
+    background: Color,
     backend: str,
     device: str | None,
     cuda_graphs: bool,
@@ -147,11 +151,12 @@ def evaluate(
     job = GenerationJob(
         source, seed, *(tuple(values.items()) for values in (settings, backend_arguments, checkpoint_arguments))
     )
-    real = _open_real_images(data, split, real_count, job.resolved.config)
+    real = _open_real_images(data, split, real_count, background, job)
     networks = [_open_network(name, classifier, inception_weights, real.train) for name in dict.fromkeys(names)]
-    with progress_bar(count, "generating images") as bar:
-        generate_images(job, count, out, processes, threads, bar.update)
-    comparisons = {network.name: _compare(network, job, real, count, out) for network in networks}
+    with holding_folder(out):
+        with progress_bar(count, "generating images") as bar:
+            generate_images(job, count, out, processes, threads, bar.update)
+        comparisons = {network.name: _compare(network, job, real, count, out) for network in networks}
     print_warnings([*real.train.warnings, *real.compared.warnings])
     click.echo(comparison_table(comparisons))
     if json_file is not None:
@@ -172,10 +177,15 @@ def _check_options(
         check_writable(json_file)
 
 
-def _open_real_images(data: pathlib.Path, split: str, real_count: int | None, config: ModelConfig) -> _RealImages:
-    """Open the dataset in the size of the model's images, and check that it has the model's number of classes."""
-    train = open_dataset(data, config.img_size, "train")
-    compared = train if split == "train" else open_dataset(data, config.img_size, split)
+def _open_real_images(
+    data: pathlib.Path, split: str, real_count: int | None, background: Color, job: GenerationJob
+) -> _RealImages:
+    """Open the dataset in the size of the model's images, and check that it has the model's classes."""
+    config = job.resolved.config
+    train = open_dataset(data, config.img_size, "train", background)
+    compared = train if split == "train" else open_dataset(data, config.img_size, split, background)
+    print_lines(dict.fromkeys([*train.notes, *compared.notes]))
+    check_known_classes(train.classes, job.resolved.class_names, str(data), str(job.source))
     if train.classes != compared.classes:
         raise DataError(f"{data}: the training and the test images have different classes")
     if len(train.classes) != config.class_num:

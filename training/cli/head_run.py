@@ -10,7 +10,9 @@ import click
 import torch
 
 from runtime.errors import RequestError
-from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_run
+from runtime.files import holding
+from runtime.image_files import Color
+from training.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, load_checkpoint, read_run_config, save_run
 from training.heads.head_training import HeadTrainConfig
 from training.heads.new_head import HeadDataConfig
 
@@ -31,6 +33,7 @@ def write_head_run(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    background: Color,
     threads: int | None,
 ) -> None:
     """Load a checkpoint, train a new head for it with `make_head`, and write the result as a run folder.
@@ -38,18 +41,36 @@ def write_head_run(
     The run's config records under `origin_key` how the head was made: the checkpoint, `origin_settings` and the common
     settings. The keyword arguments are the options of `checkpoint_options` and `head_options`.
 
+    A run folder that was made with the same settings is finished, and stays: the command was killed after it.
+
     Raises:
-        RequestError: `out` exists.
+        RequestError: `out` is something else.
+        MarError: Another process makes `out`.
     """
-    if out.exists():
+    if out.exists() and not (out / CONFIG_FILE).is_file():
         raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
-    trained = make_head(
-        loaded, HeadDataConfig(data, count, seed), HeadTrainConfig(steps, batch_size, learning_rate, seed)
-    )
-    settings = {"images": count, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    origin = {"file": loaded.source, "sha256": loaded.sha256, **origin_settings, **settings, "seed": seed}
-    save_run(out, trained, {origin_key: origin})
-    click.echo(f"wrote {out}; export it with mar export {out} --out ARTIFACT")
+    with holding(out):
+        loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
+        settings = {"images": count, "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+        origin = {
+            "file": loaded.source,
+            "sha256": loaded.sha256,
+            "data": str(data.resolve()),
+            "background": list(background),
+            **origin_settings,
+            **settings,
+            "seed": seed,
+        }
+        if out.exists():
+            if read_run_config(out).get(origin_key) != origin:
+                raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
+        else:
+            trained = make_head(
+                loaded,
+                HeadDataConfig(data, count, seed, background),
+                HeadTrainConfig(steps, batch_size, learning_rate, seed),
+            )
+            save_run(out, trained, {origin_key: origin})
+    click.echo(f"{out} is finished; export it with mar export {out} --out ARTIFACT")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from training.config import StepConfig
 from training.models.model_sizes import MODEL_SIZES
@@ -69,6 +70,7 @@ _HEAD = (
     click.option(
         "--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of all random numbers."
     ),
+    background_option,
     threads_option,
 )
 

@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
+from runtime.checks import pluralize
 from runtime.errors import CheckpointError, DataError, RequestError
 from runtime.files import replacing, write_json
 from runtime.model.latents import from_uint8, to_uint8
 from training.checkpoints import checkpoint
 from training.checkpoints.published_files import latent_scale, load_vae, read_json_object
+from training.data.class_names import check_same_classes, describe_classes, list_some
 from training.data.datasets import ImageDataset
 from training.data.unreadable_images import TolerantReader
 from training.models.autoencoder import LOG_VARIANCE, AutoencoderKL
@@ -56,6 +58,7 @@ class _Index:
         next: The first image that no file covers.
         files: The name of each file, and the number of images in it.
         left_out: One line about each image that could not be read.
+        dataset: The fingerprint of the images; empty in a cache of an earlier version.
     """
 
     format: int
@@ -68,6 +71,7 @@ class _Index:
     next: int = 0
     files: list[tuple[str, int]] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
+    dataset: str = ""
 
     def write(self, cache: pathlib.Path) -> None:
         write_json(cache / INDEX_FILE, dataclasses.asdict(self))
@@ -163,13 +167,16 @@ def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Pa
         list(dataset.classes),
         len(dataset.labels),
         encoder.name,
+        dataset=dataset.fingerprint,
     )
     if not is_cache(cache):
         checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, encoder.vae)
         return empty
     index = _read_index(cache)
-    if dataclasses.replace(index, next=0, files=[], left_out=[]) != empty:
-        raise RequestError(f"{cache} holds other latents than these; choose another --out, or remove it yourself")
+    check_same_classes(dataset.classes, index.classes, "the dataset", str(cache))
+    same_images = index.dataset or empty.dataset
+    if dataclasses.replace(index, next=0, files=[], left_out=[], dataset=same_images) != empty:
+        raise RequestError(f"{cache} holds latents of other images or settings; choose another --out, or remove it")
     return index
 
 
@@ -210,6 +217,7 @@ class CachedLatents:
     """A complete cache as a `LatentDataset`: each call samples latents from the distribution of an image.
 
     Attributes:
+        notes: What the cache holds and what was left out of it.
         warnings: Empty; what is wrong with the images was reported when they were cached.
         classes: The names of the classes.
         channels: C, the channels of a latent.
@@ -235,6 +243,10 @@ class CachedLatents:
         self._starts = np.cumsum([0] + [images for _, images in index.files])
         if len(self.labels) != self._starts[-1]:
             raise DataError(f"{cache}: {len(self.labels)} labels for {self._starts[-1]} images; remove it, cache again")
+        self.notes: tuple[str, ...] = (f"{cache}: {describe_classes(self.classes, self.labels)}",)
+        if index.left_out:
+            images = pluralize(len(index.left_out), "unreadable image")
+            self.notes += (f"{cache}: left out {images}: {list_some(index.left_out)}",)
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         """Sample the latents of an image, or of its mirror image: float32 [C, h, w], of about unit variance."""
@@ -243,7 +255,7 @@ class CachedLatents:
         mean, log_variance = np.split(moments, 2)
         deviation = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
         sample = mean + deviation * stream.standard_normal(mean.shape, np.float32)
-        return (sample * self._scale).astype(np.float32)
+        return ((sample - self._scale.shift) * self._scale.scale).astype(np.float32)
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Decode latents [B, C, h, w] by the cached autoencoder: uint8 [B, H, W, 3]."""

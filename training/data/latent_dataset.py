@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import pluralize
 from runtime.errors import ConfigError, DataError
+from runtime.image_files import WHITE, Color
 from runtime.model.config import ModelConfig
 from runtime.model.latents import from_uint8, to_uint8
 from training.data.datasets import ImageDataset, open_dataset
@@ -22,6 +23,7 @@ class LatentDataset(Protocol):
     """Labelled latents of one size.
 
     Attributes:
+        notes: What was taken as classes, and what was left out and why, one line each.
         warnings: One line for each defect of the data that training can live with; reading adds to it.
         tokenizer: One of `runtime.artifact.manifest.TOKENIZERS`.
         classes: The names of the classes.
@@ -30,6 +32,7 @@ class LatentDataset(Protocol):
         labels: The class of each example, int64 [n].
     """
 
+    notes: tuple[str, ...]
     warnings: list[str]
 
     tokenizer: str
@@ -71,7 +74,7 @@ class PixelLatents:
     def __init__(self, dataset: ImageDataset) -> None:
         self.image_dataset = dataset
         self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
-        self.warnings = dataset.warnings
+        self.notes, self.warnings = dataset.notes, dataset.warnings
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         """Return an image, float32 [c, H, W] in -1..1. Raises `UnreadableImageError`."""
@@ -90,19 +93,20 @@ class PixelLatents:
         return self.image_dataset.name(index)
 
 
-def open_latents(data: pathlib.Path, image_size: int) -> LatentDataset:
+def open_latents(data: pathlib.Path, image_size: int, background: Color = WHITE) -> LatentDataset:
     """Open a cache of latents, or a dataset of images as their own latents.
 
     Args:
         data: The folder.
         image_size: The side of the images in pixels; a cache must have been made of such images.
+        background: The colour under transparent pixels of images. A cache was made with its own.
 
     Raises:
         DataError: There is neither, or it is damaged.
     """
     if is_cache(data):
         return CachedLatents(data, image_size)
-    return PixelLatents(open_dataset(data, image_size))
+    return PixelLatents(open_dataset(data, image_size, background=background))
 
 
 def readable_latent(

@@ -7,17 +7,14 @@ a second evaluation of the same images finds and reads them.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +22,7 @@ from numpy.typing import NDArray
 
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.backends import available_threads
-from runtime.errors import BackendError, DataError, RequestError
+from runtime.errors import DataError, RequestError
 from runtime.files import replacing, write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
@@ -37,13 +34,12 @@ from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.evaluation.feature_networks import LabelledBatch
+from training.evaluation.worker_processes import run_in_processes
 from training.models.autoencoder import AutoencoderKL
 from training.models.reference_loop import sample
 
 _IMAGES_PER_FILE = 50  # which is also the batch that is generated together
 
-_Argument = TypeVar("_Argument")
-_Result = TypeVar("_Result")
 _GenerateBatch = Callable[[NDArray[np.int64], range], NDArray[np.uint8]]  # labels [B], indices -> [B, H, W, c]
 
 
@@ -75,6 +71,7 @@ class GenerationJob:
         inputs: dict[str, Any]
         if is_artifact(self.source):
             manifest = Artifact(self.source).manifest
+            names = manifest.class_names
             config, tokenizer, sampling = (
                 manifest.model,
                 manifest.tokenizer,
@@ -84,7 +81,7 @@ class GenerationJob:
             inputs = {"files": files, **dict(self.backend)}
         else:
             loaded = _load_checkpoint(self)
-            config, tokenizer = loaded.model.config, loaded.tokenizer
+            config, tokenizer, names = loaded.model.config, loaded.tokenizer, loaded.class_names
             sampling = resolve_sampling(default_sampling(config), config, dict(self.settings))
             vae = None if loaded.vae is None else _vae_sha256(loaded.vae)
             inputs = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
@@ -92,7 +89,7 @@ class GenerationJob:
             raise RequestError(f"{self.source} has no decoder, so it makes no images to evaluate; see --tokenizer")
         build_plan(config.tokens, sampling)  # refuses invalid settings before the work
         inputs |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
-        return ResolvedJob(config, sampling, {"seed": self.seed, **inputs})
+        return ResolvedJob(config, names, sampling, {"seed": self.seed, **inputs})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +98,13 @@ class ResolvedJob:
 
     Attributes:
         config: The shape of the model.
+        class_names: The names of its classes, or none.
         sampling: The complete sampling settings.
         inputs: Everything that the images depend on, as a JSON value; two jobs with equal inputs make equal images.
     """
 
     config: ModelConfig
+    class_names: tuple[str, ...]
     sampling: Sampling
     inputs: dict[str, Any]
 
@@ -166,36 +165,6 @@ def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[L
 def class_labels(job: GenerationJob, count: int) -> NDArray[np.int64]:
     """The classes of the images 0..count - 1 of `job`, int64 [count]."""
     return np.arange(count, dtype=np.int64) % job.resolved.config.class_num
-
-
-def run_in_processes(
-    task: Callable[[_Argument], _Result],
-    arguments: Sequence[_Argument],
-    processes: int,
-    on_result: Callable[[_Argument, _Result], None],
-) -> None:
-    """Call `task` once for each of `arguments`, in a pool of new processes.
-
-    Args:
-        task: A function that can be pickled. After its first failure no further call begins.
-        arguments: The arguments of the calls.
-        processes: The number of processes.
-        on_result: Is called in this process with the argument and the result of each call when it is done.
-
-    Raises:
-        BackendError: A process ended without an exception, for example because the system killed it.
-        Exception: Whatever `task` raises.
-    """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = {pool.submit(task, argument): argument for argument in arguments}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                on_result(futures[future], future.result())
-        except BrokenProcessPool:
-            raise BackendError("a process that generates images was killed; it may need more memory") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _generate_file(job: GenerationJob, folder: pathlib.Path, threads: int, start: int) -> None:

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from runtime.errors import RequestError
+from runtime.image_files import WHITE, Color
 from runtime.sampling.constraints import check_masked_diffusion
 from training.checkpoints.checkpoint import Checkpoint
+from training.data.class_names import check_known_classes
 from training.data.draws import draw_timesteps
 from training.data.latent_dataset import check_model_fits, open_latents
 from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import distillation_loss, guided_teacher, teacher_trajectories
 from training.heads.head_training import HeadTrainConfig, train_head
 from training.models.mar import MAR
-from training.reporting.progress import print_warnings
+from training.reporting.progress import print_lines, print_warnings
 
 OpenBar = Callable[[int, str], AbstractContextManager[Any]]
 """Opens a progress bar of a length under a label; its method `update(n)` advances it by n."""
@@ -35,11 +37,13 @@ class HeadDataConfig:
         data: The dataset that the model was trained on: a folder of images, or of cached latents.
         count: The number of images to run the backbone on.
         seed: The seed of the choice of images, tokens and masks, and of the teacher's noise.
+        background: The colour under transparent pixels of images.
     """
 
     data: pathlib.Path
     count: int
     seed: int
+    background: Color = WHITE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +136,10 @@ def _collect_dataset(checkpoint: Checkpoint, data_config: HeadDataConfig, open_b
     """Run the backbone on the images of `data_config`."""
     config = checkpoint.model.config
     check_masked_diffusion(config, "training a head on a frozen backbone")
-    source = open_latents(data_config.data, config.img_size)
+    source = open_latents(data_config.data, config.img_size, data_config.background)
+    print_lines(source.notes)
     check_model_fits(source, config, str(data_config.data))
+    check_known_classes(source.classes, checkpoint.class_names, str(data_config.data), checkpoint.source)
     with open_bar(data_config.count, "running the backbone") as bar:
         dataset = collect_head_dataset(checkpoint.model, source, data_config.count, data_config.seed, bar.update)
     print_warnings(source.warnings)

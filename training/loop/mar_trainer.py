@@ -7,7 +7,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from runtime.image_files import parse_color
+from training.checkpoints import checkpoint
 from training.config import RunConfig
+from training.data.class_names import check_same_classes
 from training.data.codebook import fit_codebook
 from training.data.latent_dataset import LatentDataset, check_model_fits, open_latents
 from training.data.loader import MicroBatch, MicroBatches, micro_batches
@@ -27,7 +30,8 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
     @classmethod
     def open_data(cls, config: RunConfig) -> LatentDataset:
         """Open the images or cached latents that a config names. Raises `DataError`."""
-        return open_latents(pathlib.Path(config.data), config.model.img_size)
+        background = parse_color("background", config.training.background)
+        return open_latents(pathlib.Path(config.data), config.model.img_size, background)
 
     @classmethod
     def fit_to_data(cls, config: RunConfig) -> tuple[RunConfig, LatentDataset]:
@@ -40,6 +44,10 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
         return MarTrainStep(self.config.model, self.config.training, self.processes)
 
     def _check_data(self) -> None:
+        if (self.run / checkpoint.CONFIG_FILE).exists():  # the run is resumed
+            config = checkpoint.read_run_config(self.run)
+            names = checkpoint.read_class_names(config, str(self.run / checkpoint.CONFIG_FILE))
+            check_same_classes(self.dataset.classes, names, self.config.data, str(self.run))
         check_model_fits(self.dataset, self.config.model, self.config.data)
         super()._check_data()
 
@@ -56,9 +64,8 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
     def _save_samples(self, reporter: Reporter | None) -> None:
         model = self.train_step.averaged_model()
         if reporter:
-            image = self.run / "samples" / f"step-{self.step:06d}.png"
-            save_sample_grid(image, model, self.dataset)
-            reporter.samples(self.step, image)
+            save_sample_grid(self._sample_file, model, self.dataset)
+            reporter.samples(self.step, self._sample_file)
 
     def _saved_config(self) -> dict[str, Any]:
         names = {"tokenizer": self.dataset.tokenizer, "class_names": list(self.dataset.classes)}

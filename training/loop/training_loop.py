@@ -14,6 +14,7 @@ import click
 
 from runtime.checks import pluralize
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
+from runtime.files import holding_folder, is_lock
 from training.checkpoints import checkpoint
 from training.config import BaseRunConfig, StepConfig
 from training.data.latent_dataset import LatentDataset
@@ -24,7 +25,9 @@ from training.loop.state import load_state, save_state
 from training.preemption import PreemptedError, Termination
 from training.reporting.environment import record_environment
 from training.reporting.loss_curve import save_loss_curve
-from training.reporting.reporter import LOG_FILE, Reporter
+from training.reporting.progress import print_lines
+from training.reporting.reporter import Reporter
+from training.reporting.run_log import LOG_FILE
 
 _MOST_SKIPPED_IN_A_ROW = 10
 
@@ -56,10 +59,12 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
 
     def __init__(self, run: pathlib.Path, config: _Config, dataset: LatentDataset, processes: Processes) -> None:
         self.run, self.config, self.dataset, self.processes = run, config, dataset, processes
+        if processes.is_main:
+            print_lines(dataset.notes)
         self._check_data()
         self.train_step: _Step = self._make_train_step()
         self.step = 0
-        self._new = not any(run.glob("*"))
+        self._new = all(is_lock(path) for path in run.glob("*"))
 
     @classmethod
     def start(cls: type[_Loop], run: pathlib.Path, config: Any, processes: Processes | None = None) -> _Loop:
@@ -150,7 +155,26 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
 
     @abc.abstractmethod
     def _save_samples(self, reporter: Reporter | None) -> None:
-        """Save images that show what the model can do now; every process calls it, rank 0 with a reporter."""
+        """Save `_sample_file`, what the model can do now; every process calls it, rank 0 with a reporter."""
+
+    @property
+    def _sample_file(self) -> pathlib.Path:
+        """The image of the samples of this step."""
+        return self.run / "samples" / f"step-{self.step:06d}.png"
+
+    @property
+    def _samples_are_due(self) -> bool:
+        return self.step == self._settings.steps or self.step % self._settings.sample_every == 0
+
+    def _complete_step(self, reporter: Reporter | None) -> None:
+        """Save the samples that a killed run has left out after its last checkpoint; every process must call it."""
+        if self.step and self._samples_are_due:
+            missing = [True] if reporter and not self._sample_file.exists() else []
+            if self.processes.gather_lists(missing):
+                self._save_samples(reporter)
+
+    def _save_products(self, reporter: Reporter | None) -> None:
+        """Save what a checkpoint has beside the weights and the state; every process calls it."""
 
     def _initialize(self) -> None:
         """Take from the data what the model needs before its first step."""
@@ -177,7 +201,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         A new run that fails before its first step removes its folder, so that the next attempt can use it.
 
         Raises:
-            PreemptedError: SIGTERM or SIGINT stopped the run, which has been saved.
+            PreemptedError: SIGTERM, SIGHUP or SIGINT stopped the run, which has been saved.
             DataError: The data is bad, and `bad_data` is `stop`.
             MarError: Training diverged, or a file could not be written.
         """
@@ -208,6 +232,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         config, skipped = self._settings, 0
         batches = self._batches()
         self._handle_warnings(reporter, self.dataset.warnings)
+        self._complete_step(reporter)
         while self.step < config.steps:
             parts = list(itertools.islice(batches, config.accumulate))
             self._handle_warnings(reporter, [warning for part in parts for warning in part.warnings])
@@ -230,7 +255,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
                     f"continue it with {self.command} --resume {self.run}",
                     stopped_by,
                 )
-            if last or self.step % config.sample_every == 0:
+            if self._samples_are_due:
                 self._save_samples(reporter)
 
     def _handle_warnings(self, reporter: Reporter | None, warnings: Iterable[str]) -> None:
@@ -267,6 +292,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             raise self._diverged("weights became infinite or not a number")
         if reporter:
             reporter.flush()
+        self._save_products(reporter)
         save_state(self.run, self.train_step, self.step)
 
     def _diverged(self, what: str) -> MarError:
@@ -274,6 +300,11 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             f"{what} at step {self.step}; continue from the last checkpoint with {self.command} --resume {self.run} "
             "and a lower --learning-rate, or --precision fp32"
         )
+
+
+def holding_run(run: pathlib.Path, processes: Processes) -> contextlib.AbstractContextManager[None]:
+    """Hold the folder of a run for this job. Raises `MarError` where another one trains in it."""
+    return holding_folder(run) if processes.is_main else contextlib.nullcontext()
 
 
 def finish(loop: TrainingLoop[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
@@ -76,7 +77,8 @@ class _Lines:
         )
 
     def message(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # after a hang-up the terminal is gone, and the run is still to be saved
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
@@ -90,6 +92,12 @@ def readable_time(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes % 60} min"
     return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print what was found in a dataset on standard error."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_warnings(warnings: Iterable[str]) -> None:

@@ -10,8 +10,9 @@ import pathlib
 from collections.abc import Iterator
 
 from runtime.errors import BackendError, DataError
+from runtime.image_files import parse_color
 from training.checkpoints import checkpoint
-from training.data.datasets import open_dataset, to_rgb
+from training.data.datasets import ImageDataset, open_dataset, to_rgb
 from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch, micro_batches
 from training.evaluation.feature_networks import EfficientNet
@@ -20,6 +21,12 @@ from training.reporting.reporter import Reporter
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.reconstruction import ReconstructionEvaluator, measure_latent_scale
 from training.tokenizer.step import TokenizerTrainStep
+
+
+def _open_images(config: TokenizerConfig, split: str) -> ImageDataset:
+    """Open a split of the images that a config names, in RGB. Raises `DataError`."""
+    background = parse_color("background", config.training.background)
+    return to_rgb(open_dataset(pathlib.Path(config.data), config.training.image_size, split, background))
 
 
 class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
@@ -36,7 +43,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
     @classmethod
     def open_data(cls, config: TokenizerConfig) -> PixelLatents:
         """Open the images that a config names, in RGB. Raises `DataError`."""
-        return PixelLatents(to_rgb(open_dataset(pathlib.Path(config.data), config.training.image_size)))
+        return PixelLatents(_open_images(config, "train"))
 
     def _make_train_step(self) -> TokenizerTrainStep:
         return TokenizerTrainStep(self.config, self.processes)
@@ -48,8 +55,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
             ImageBatches(self.dataset, latent_shape, training, me.rank, me.world_size), self.step, me.device
         )
 
-    def _save(self, reporter: Reporter | None) -> None:
-        super()._save(reporter)
+    def _save_products(self, reporter: Reporter | None) -> None:
         vae = self.train_step.averaged_model()
         if reporter:
             vae.latent_scale = measure_latent_scale(vae, self.dataset.image_dataset)
@@ -61,20 +67,20 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
         if not reporter:
             return
         self._evaluator = self._evaluator or self._open_evaluator(reporter)
-        image = self.run / "samples" / f"step-{self.step:06d}.png"
-        self._evaluator.save_grid(image, vae)
-        reporter.samples(self.step, image)
         metrics = self._evaluator.evaluate(vae)
         message = f"PSNR {metrics['psnr']:.2f} dB"
         if "frechet" in metrics:
             message += f", Fréchet distance {metrics['frechet']:.3f} in features of EfficientNet-Lite0"
         reporter.event(self.step, f"{message}, on {self.config.training.eval_count} images", metrics=metrics)
+        reporter.flush()
+        self._evaluator.save_grid(self._sample_file, vae)
+        reporter.samples(self.step, self._sample_file)
 
     def _open_evaluator(self, reporter: Reporter) -> ReconstructionEvaluator:
         """Use test images if the dataset has them, and EfficientNet-Lite0 if it is installed."""
         training, network, dataset = self.config.training, None, self.dataset.image_dataset
         with contextlib.suppress(DataError):
-            dataset = to_rgb(open_dataset(pathlib.Path(self.config.data), training.image_size, "test"))
+            dataset = _open_images(self.config, "test")
         try:
             network = EfficientNet()
         except BackendError as error:
