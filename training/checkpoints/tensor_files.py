@@ -6,6 +6,7 @@ Tensors are memory-mapped: those that are never used, such as the state of an op
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import pickle
 import re
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from runtime.checks import truncate
 from runtime.errors import CheckpointError
 from runtime.stored_files import HASH_KEY, check_hash, with_hash
-from runtime.structured_files import Trouble
+from runtime.structured_files import Trouble, parse_json
 
 # Integers are counters, such as that of a batch norm, or codes; complex numbers and packed types belong to no model.
 _DTYPES = (
@@ -70,6 +71,16 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
 def hash_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the metadata of a new safetensors file with the hash of its content, which reading compares."""
     return with_hash(metadata, _as_arrays(tensors))
+
+
+def sort_metadata(path: pathlib.Path) -> None:
+    """Sort the metadata of a safetensors file, whose order is random, so that equal content is equal bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:

@@ -1,0 +1,91 @@
+"""Files of an artifact that are opened once, so that the content that was compared is the content that is loaded.
+
+A path can name another file a moment later. A descriptor cannot: it keeps the file that was opened, even if the path is
+given to another file. The state of a file (its inode, size and times) shows whether somebody wrote into it meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import mmap
+import os
+import pathlib
+import weakref
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from runtime.errors import IntegrityError
+
+_DESCRIPTORS = pathlib.Path("/proc/self/fd")
+_BLOCK = 1 << 20
+
+_State: TypeAlias = "tuple[int, int, int, int, int]"
+
+
+class OpenFile:
+    """A file that is open for reading until this object is freed.
+
+    Attributes:
+        path: The path that it was opened by.
+        sha256: The hash of its content, 64 hexadecimal digits.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Open the file at `path` and read it once for its hash.
+
+        Raises:
+            OSError: It cannot be opened or read.
+        """
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = _state(os.fstat(self._descriptor))
+        digest, offset = hashlib.sha256(), 0
+        while block := os.pread(self._descriptor, _BLOCK, offset):
+            digest.update(block)
+            offset += len(block)
+        self.sha256 = digest.hexdigest()
+
+    @property
+    def source(self) -> str:
+        """A path that names the open file itself, or on a system that has none, the path that it was opened by."""
+        descriptor = _DESCRIPTORS / str(self._descriptor)
+        return str(descriptor if descriptor.exists() else self.path)
+
+    def map(self) -> mmap.mmap | bytes:
+        """Return the content, mapped into memory: only the parts that are used are read."""
+        size = os.fstat(self._descriptor).st_size
+        return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) if size else b""
+
+    def check_unchanged(self) -> None:
+        """Check that the file and its path are as they were when the file was opened.
+
+        Raises:
+            IntegrityError: Somebody wrote into the file, or gave its path to another one.
+        """
+        state = None
+        with contextlib.suppress(OSError):
+            state = _state(self.path.stat())
+        if state != self._state:
+            raise IntegrityError(f"{self.path}: changed while it was loaded; load the artifact again")
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphFile:
+    """An ONNX file to load.
+
+    Attributes:
+        path: Its path, for messages, and for a library that can find external weights only beside it.
+        source: A path to load the graph from.
+        weights: The files of its external weights by name, if they are open. Otherwise they lie beside `path`.
+    """
+
+    path: pathlib.Path
+    source: str
+    weights: Mapping[str, OpenFile] = dataclasses.field(default_factory=dict)
+
+
+def _state(status: os.stat_result) -> _State:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

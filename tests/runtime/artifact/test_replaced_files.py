@@ -1,0 +1,115 @@
+"""What was hashed is what is loaded: files that are replaced or written between the two, on every backend."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from runtime.artifact.artifact_folder import Artifact
+from runtime.backends import open_backend
+from runtime.errors import IntegrityError
+from runtime.files import sha256
+from runtime.generator import Generator
+from runtime.model.engine_spec import DENOISE
+from tests.helpers.damaged_artifacts import change_manifest, read_manifest
+
+GRAPH = f"{DENOISE}.onnx"
+WEIGHTS = f"{GRAPH}.data"
+QUICK: dict[str, Any] = {"iterations": 2, "diffusion_steps": 2}
+BACKENDS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture
+def artifact(golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+    """An artifact whose engine `denoise` has its weights in a file beside the graph, as large models do."""
+    folder = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
+    model = ir.load(folder / GRAPH)
+    for value in model.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    (folder / GRAPH).unlink()
+    ir.save(model, folder / GRAPH, external_data=WEIGHTS)
+    entries = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in (GRAPH, WEIGHTS)
+    }
+    change_manifest(folder, "files", {**read_manifest(folder)["files"], **entries})
+    return folder
+
+
+def other_weights(file: pathlib.Path) -> bytes:
+    """The content of a file of float32 weights, all doubled."""
+    return (np.frombuffer(file.read_bytes(), np.float32) * 2).tobytes()
+
+
+def replaced(file: pathlib.Path) -> None:
+    new = file.with_name("new")
+    new.write_bytes(other_weights(file))
+    new.replace(file)
+
+
+def written(file: pathlib.Path) -> None:
+    """Written in place, with the time of the last change put back."""
+    before = file.stat()
+    content = other_weights(file)
+    with file.open("r+b") as opened:
+        opened.write(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced_and_put_back(file: pathlib.Path) -> None:
+    aside = file.with_name("aside")
+    file.rename(aside)
+    aside.rename(file)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_external_weights_give_the_images_of_weights_inside_the_graph(
+    artifact: pathlib.Path, golden_artifacts: dict[str, pathlib.Path], backend: str
+) -> None:
+    images = []
+    for path in (artifact, golden_artifacts["small"]):
+        with Generator.load(path, backend=backend, threads=1) as generator:
+            images.append(generator.generate([0], **QUICK).latents)
+    assert np.array_equal(*images)
+
+
+@pytest.mark.parametrize("change", [replaced, written, replaced_and_put_back])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_that_change_between_check_and_load_are_refused(
+    artifact: pathlib.Path, backend: str, change: Callable[[pathlib.Path], None]
+) -> None:
+    opened = Artifact(artifact)
+    opened.verify()
+    change(artifact / WEIGHTS)
+    with pytest.raises(IntegrityError, match=f"{WEIGHTS}: changed while it was loaded; load the artifact again"):
+        open_backend(backend, None, 1).load(opened, DENOISE)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_that_is_replaced_between_check_and_load_is_refused(artifact: pathlib.Path, backend: str) -> None:
+    opened = Artifact(artifact)
+    opened.verify()
+    shutil.copyfile(artifact / "backbone.onnx", artifact / "new")
+    (artifact / "new").replace(artifact / "conditioning.onnx")
+    with pytest.raises(IntegrityError, match=r"conditioning\.onnx: changed while it was loaded"):
+        open_backend(backend, None, 1).load(opened, "conditioning")
+
+
+def test_onnxruntime_reads_only_the_files_that_were_hashed(artifact: pathlib.Path) -> None:
+    """The graph and weights that are loaded are those that were opened, whatever their paths name by then."""
+    opened = Artifact(artifact)
+    opened.verify()
+    with pytest.raises(IntegrityError), opened.verified_graph(DENOISE) as graph:
+        before = graph.weights[WEIGHTS].map()[:]
+        replaced(artifact / WEIGHTS)
+        shutil.copyfile(artifact / "backbone.onnx", artifact / "new")
+        (artifact / "new").replace(artifact / GRAPH)
+        assert graph.weights[WEIGHTS].map()[:] == before
+        assert sha256(pathlib.Path(graph.source)) == read_manifest(artifact)["files"][GRAPH]["sha256"]
