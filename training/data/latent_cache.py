@@ -2,13 +2,14 @@
 
 A cache is a folder:
 
-    index.json            what is cached, of which images, up to which one; its files; images that were left out
+    index.json            what is cached, of which images, up to which one; its files with their hashes; images that
+                          were left out
     latents-00000.safetensors ...   moments float32 [n, 2, 2C, h, w], straight and mirrored; labels int64 [n];
                           names uint8, one line of UTF-8 for each image
     tokenizer.safetensors the autoencoder itself, so that a run can decode images and be exported
 
 Each file is written completely or not at all, and the index after it. An interrupted cache therefore resumes at the
-next file, and only a complete one is trained on.
+next file, and only a complete one is trained on. Opening a cache reads all of it once, to compare the hashes.
 """
 
 from __future__ import annotations
@@ -27,54 +28,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 from runtime.checks import pluralize
-from runtime.errors import CheckpointError, DataError, RequestError
-from runtime.files import replacing, write_json
+from runtime.errors import DataError, RequestError
+from runtime.files import replacing, sha256
 from runtime.model.latents import from_uint8, to_uint8
 from training.checkpoints import checkpoint
-from training.checkpoints.published_files import latent_scale, load_vae, read_json_object
+from training.checkpoints.published_files import latent_scale, load_vae
+from training.data.cache_index import INDEX_FILE, CachedFile, CacheIndex, file_name, unreadable
 from training.data.class_names import check_same_classes, describe_classes, list_some
 from training.data.datasets import ImageDataset
 from training.data.unreadable_images import TolerantReader
 from training.models.autoencoder import LOG_VARIANCE, AutoencoderKL
 
-INDEX_FILE = "index.json"
-"""The file whose presence makes a folder a cache."""
-_FORMAT = 1
 _FILE_BYTES = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class _Index:
-    """The content of index.json.
-
-    Attributes:
-        format: The version of the format.
-        image_size: The side of the images in pixels.
-        stride: Pixels along one side of a latent.
-        channels: C, the channels of a latent.
-        classes: The names of the classes.
-        images: The number of images of the dataset.
-        tokenizer: The name of the autoencoder.
-        next: The first image that no file covers.
-        files: The name of each file, and the number of images in it.
-        left_out: One line about each image that could not be read.
-        dataset: The fingerprint of the images; empty in a cache of an earlier version.
-    """
-
-    format: int
-    image_size: int
-    stride: int
-    channels: int
-    classes: list[str]
-    images: int
-    tokenizer: str
-    next: int = 0
-    files: list[tuple[str, int]] = dataclasses.field(default_factory=list)
-    left_out: list[str] = dataclasses.field(default_factory=list)
-    dataset: str = ""
-
-    def write(self, cache: pathlib.Path) -> None:
-        write_json(cache / INDEX_FILE, dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +108,7 @@ def cache_latents(
         kept, moments, left_out = _encode(dataset, range(index.next, stop), encoder, progress, warn)
         files = index.files
         if kept:
-            name = f"latents-{len(files):05}.safetensors"
+            name = file_name(len(files))
             names = "\n".join(dataset.name(example) for example in kept).encode()
             tensors = {
                 "moments": moments,
@@ -151,32 +116,35 @@ def cache_latents(
                 "names": torch.frombuffer(bytearray(names or b"\n"), dtype=torch.uint8),
             }
             checkpoint.save_weights(cache / name, tensors)
-            files = [*files, (name, len(kept))]
+            files = [*files, CachedFile(name, len(kept), sha256(cache / name))]
         index = dataclasses.replace(index, next=stop, files=files, left_out=[*index.left_out, *left_out])
         index.write(cache)
 
 
-def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Path) -> _Index:
+def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Path) -> CacheIndex:
     """Return the index of a cache to resume, or of a new one, whose autoencoder is then written."""
     vae = encoder.vae.config
-    empty = _Index(
-        _FORMAT,
+    if is_cache(cache):
+        index = CacheIndex.read(cache)
+    else:
+        checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, encoder.vae)
+        index = None
+    empty = CacheIndex(
         encoder.image_size,
         vae.stride,
         vae.latent_channels,
         list(dataset.classes),
         len(dataset.labels),
+        dataset.fingerprint,
         encoder.name,
-        dataset=dataset.fingerprint,
+        index.tokenizer_sha256 if index else sha256(cache / checkpoint.TOKENIZER_FILE),
     )
-    if not is_cache(cache):
-        checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, encoder.vae)
+    if index is None:
         return empty
-    index = _read_index(cache)
     check_same_classes(dataset.classes, index.classes, "the dataset", str(cache))
-    same_images = index.dataset or empty.dataset
-    if dataclasses.replace(index, next=0, files=[], left_out=[], dataset=same_images) != empty:
+    if dataclasses.replace(index, next=0, files=[], left_out=[]) != empty:
         raise RequestError(f"{cache} holds latents of other images or settings; choose another --out, or remove it")
+    index.check_files(cache)
     return index
 
 
@@ -228,21 +196,21 @@ class CachedLatents:
     tokenizer = "kl"
 
     def __init__(self, cache: pathlib.Path, image_size: int) -> None:
-        index, self.warnings = _read_index(cache), list[str]()
+        index, self.warnings = CacheIndex.read(cache), list[str]()
         if index.next < index.images:
             raise DataError(
                 f"{cache}: only {index.next} of {index.images} images are cached; run mar cache-latents again"
             )
         if index.image_size != image_size:
             raise DataError(f"{cache}: latents of {index.image_size}x{index.image_size} images, not of {image_size}")
+        index.check_files(cache)
         self.classes, self.channels, self.stride = tuple(index.classes), index.channels, index.stride
         self._scale = latent_scale(cache / checkpoint.TOKENIZER_FILE)
-        self._cache, self._files = cache, [_open(cache / name) for name, _ in index.files]
-        self.labels = np.concatenate([file.get_tensor("labels") for file in self._files])  # [n]
+        self._cache, self._files = cache, [_open(cache / file.name) for file in index.files]
+        parts = [_labels(cache, index, number, opened) for number, opened in enumerate(self._files)]
+        self.labels = np.concatenate([np.empty(0, np.int64), *parts])  # [n]
         self._moments = [file.get_slice("moments") for file in self._files]
-        self._starts = np.cumsum([0] + [images for _, images in index.files])
-        if len(self.labels) != self._starts[-1]:
-            raise DataError(f"{cache}: {len(self.labels)} labels for {self._starts[-1]} images; remove it, cache again")
+        self._starts = np.cumsum([0] + [file.images for file in index.files])
         self.notes: tuple[str, ...] = (f"{cache}: {describe_classes(self.classes, self.labels)}",)
         if index.left_out:
             images = pluralize(len(index.left_out), "unreadable image")
@@ -283,19 +251,27 @@ class CachedLatents:
 def _open(path: pathlib.Path) -> Any:
     try:
         return safe_open(path, "numpy")
-    except Exception as error:
-        raise DataError(
-            f"{path}: damaged file of latents ({error}); remove the cache and run mar cache-latents again"
-        ) from error
+    except Exception as error:  # damaged headers can raise any exception
+        raise unreadable(path, error) from None
 
 
-def _read_index(cache: pathlib.Path) -> _Index:
-    path = cache / INDEX_FILE
+def _labels(cache: pathlib.Path, index: CacheIndex, number: int, opened: Any) -> NDArray[np.int64]:
+    """Return the labels [n] of a file, after checking the shapes of what it holds.
+
+    Raises:
+        DataError: The file holds something else than the index says.
+    """
+    file, side = index.files[number], index.image_size // index.stride
     try:
-        values = read_json_object(path)
-        if values.get("format") != _FORMAT:
-            raise DataError(f"{path}: format {values.get('format')!r}, where this version reads {_FORMAT}")
-        index = _Index(**values)
-        return dataclasses.replace(index, files=[(str(name), int(images)) for name, images in index.files])
-    except (CheckpointError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the index of cached latents ({error})") from error
+        labels: NDArray[np.int64] = opened.get_tensor("labels")
+        moments, names = opened.get_slice("moments"), opened.get_slice("names")
+        shapes = [list(labels.shape), moments.get_shape(), len(names.get_shape())]
+        dtypes = [labels.dtype.name, moments.get_dtype(), names.get_dtype()]
+    except Exception as error:  # a tensor is missing, or of a dtype that numpy does not have
+        raise unreadable(cache / file.name, error) from None
+    expected = [[file.images], [file.images, 2, 2 * index.channels, side, side], 1]
+    if [shapes, dtypes] != [expected, ["int64", "F32", "U8"]]:
+        raise unreadable(cache / file.name, f"tensors {shapes} {dtypes}, expected {expected}")
+    if labels.min() < 0 or labels.max() >= len(index.classes):
+        raise unreadable(cache / file.name, f"labels beyond {pluralize(len(index.classes), 'class')}")
+    return labels

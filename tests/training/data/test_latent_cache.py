@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from runtime.model.config import ModelConfig
 from runtime.model.latents import from_uint8
 from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
 from tests.helpers.tiny_runs import TINY, logged, one_sentence, one_thread, tiny_training
-from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, save_vae, save_weights
 from training.checkpoints.published_files import load_vae
+from training.checkpoints.tensor_files import read_safetensors
 from training.cli.cache_latents import cache as command
 from training.config import RunConfig
 from training.data import latent_cache
@@ -84,7 +86,7 @@ def test_a_cache_is_a_few_files_and_an_index(cached: pathlib.Path) -> None:
         "tokenizer.safetensors",
     ]
     index = json.loads((cached / "index.json").read_text())
-    assert [images for _, images in index["files"]] == [3, 2, 2]
+    assert [file["images"] for file in index["files"]] == [3, 2, 2]
     assert len(index["left_out"]) == 1
 
 
@@ -153,7 +155,7 @@ def test_an_interrupted_cache_resumes_to_the_same_files(
 def test_a_cache_of_other_latents_is_not_resumed(
     cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path
 ) -> None:
-    with pytest.raises(RequestError, match="other latents"):
+    with pytest.raises(RequestError, match="latents of other images or settings"):
         _make(data, tokenizer, cached, "--image-size", "8")
 
 
@@ -179,6 +181,45 @@ def test_the_error_about_a_damaged_cache_names_the_file(
     with pytest.raises(DataError) as caught:
         CachedLatents(copy, _SIZE)
     assert str(copy / file) in one_sentence(caught)
+
+
+def _swap(cache: pathlib.Path) -> None:
+    one, two = cache / "latents-00001.safetensors", cache / "latents-00002.safetensors"
+    kept = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(kept)
+
+
+def _alter_index(cache: pathlib.Path) -> None:
+    index = json.loads((cache / "index.json").read_text())
+    index["classes"].reverse()
+    (cache / "index.json").write_text(json.dumps(index))
+
+
+def _flip_a_bit(cache: pathlib.Path) -> None:
+    file = cache / "latents-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+
+
+def _other_tokenizer(cache: pathlib.Path) -> None:
+    save_vae(
+        cache / "tokenizer.safetensors", load_vae(write_safetensors(cache / "other.safetensors", vae_weights(VAE)))
+    )
+    file = cache / "tokenizer.safetensors"
+    save_weights(file, read_safetensors(file), {"latent_scale": "0.5"})
+
+
+@pytest.mark.parametrize("alter", [_swap, _alter_index, _flip_a_bit, _other_tokenizer])
+def test_an_altered_cache_is_refused_and_says_what_to_remove(
+    cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path, tmp_path: pathlib.Path, alter: Any
+) -> None:
+    copy = pathlib.Path(shutil.copytree(cached, tmp_path / "cache"))
+    alter(copy)
+    with pytest.raises(DataError, match=r"altered.*remove the cache and run mar cache-latents again") as caught:
+        CachedLatents(copy, _SIZE)
+    one_sentence(caught)
+    with pytest.raises(DataError, match="altered"):
+        _make(data, tokenizer, copy)
 
 
 @pytest.mark.parametrize(("field", "value"), [("img_size", 32), ("vae_stride", 8), ("vae_stride", 1)])
