@@ -101,7 +101,6 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
             save_file(contiguous, temporary, hash_metadata(contiguous, metadata or {}))
             sort_metadata(temporary)
-            sort_metadata(temporary)
         except SafetensorError as error:  # how safetensors reports a full disk
             raise OSError(str(error)) from error
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from runtime.errors import CheckpointError, ConfigError
 from runtime.model.config import ModelConfig, check_renamed_fields
@@ -21,6 +23,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Parameters whose shapes give the number of values of a token, and the width of the feed-forward layers.
 _TOKENS, _HIDDEN = "z_proj.weight", "encoder_blocks.0.mlp.fc1.weight"
+
+_CLASSES = "class_emb.weight"
+_PUBLISHED_CLASSES = 1000  # the rows that the published code always made before it was mended
 
 _FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
 
@@ -68,6 +73,26 @@ def infer_config(configs: list[PartialConfig], shapes: Shapes, where: str) -> Mo
     result = ModelConfig.from_dict(values, " and ".join([where, *(config.source for config in configs)]))
     _check_layout(result, shapes, {name: source for name, (_, source) in merged.items()}, where)
     return result
+
+
+def without_unused_classes(
+    weights: Mapping[str, Tensor], configs: list[PartialConfig], where: str, warn: Callable[[str], None]
+) -> Mapping[str, Tensor]:
+    """Return weights without the classes that no image was trained on.
+
+    The published code once embedded 1000 classes, whatever `class_num` was; the rows from `class_num` were never used.
+    """
+    classes = next((config.values["class_num"] for config in configs if "class_num" in config.values), None)
+    embedding = weights.get(_CLASSES)
+    if embedding is None or type(classes) is not int or embedding.dim() == 0:
+        return weights
+    if embedding.shape[0] != _PUBLISHED_CLASSES or not 0 < classes < _PUBLISHED_CLASSES:
+        return weights
+    warn(
+        f"{where}: {_CLASSES} has {_PUBLISHED_CLASSES} rows and class_num is {classes}; the rows from {classes} are "
+        "dropped, which earlier published code made and never used"
+    )
+    return {**weights, _CLASSES: embedding[:classes].clone()}
 
 
 def merge_configs(configs: list[PartialConfig], where: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime import structured_files
 from runtime.errors import CheckpointError
+from runtime.structured_files import Trouble
 from training.checkpoints.diffusers_autoencoder import (
     check_config,
     with_published_names,
@@ -23,7 +24,7 @@ from training.checkpoints.infer_config import PartialConfig, Shapes, configs_fro
 from training.checkpoints.latent_scale import LatentScale, scale_of_config, scale_of_header, scale_of_pickle
 from training.checkpoints.pickles import StandIn, read_pickle
 from training.checkpoints.sharded import refuse_sharded_content
-from training.checkpoints.tensor_files import assign_weights, read_metadata, read_safetensors
+from training.checkpoints.tensor_files import assign_weights, check_tensors, read_metadata, read_safetensors
 from training.models.autoencoder import AutoencoderKL, vae_config
 
 Warn = Callable[[str], None]
@@ -84,7 +85,8 @@ def read_published(path: pathlib.Path, warn: Warn = _ignore) -> PublishedCheckpo
         warn(f"{path}: there are no averaged weights; those under {found.place} are taken, which draw worse images")
     if found.others:
         warn(f"{path}: of several averages, those under {found.place} are taken, not {', '.join(found.others)}")
-    return PublishedCheckpoint(found.weights, [path], configs_from_arguments(_arguments(content, path)))
+    weights = check_tensors(found.weights, str(path))
+    return PublishedCheckpoint(weights, [path], configs_from_arguments(_arguments(content, path)))
 
 
 def _arguments(content: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -250,13 +252,10 @@ def _read_folder(folder: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], l
     present = [file for file in candidates if file.is_file()]
     if not present:
         raise CheckpointError(f"{folder}: no weights; looked for {', '.join(_WEIGHT_FILES)} and their indices")
-    taken, others = present[0], ", ".join(file.name for file in present[1:])
-    if taken.suffix != ".json":
-        tensors, files = read_safetensors(taken), [taken]
-    else:
-        tensors, files = _read_shards(taken, warn)
-    if others and others not in {file.name for file in files}:
-        warn(f"{folder}: {taken.name} is followed, and {others} beside it is left out; remove the one that is old")
+    taken = present[0]
+    tensors, files = _read_shards(taken, warn) if taken.suffix == ".json" else (read_safetensors(taken), [taken])
+    if others := [file.name for file in present[1:] if file not in files]:
+        warn(f"{folder}: {taken.name} is followed, and {', '.join(others)} beside it left out; remove what is old")
     return tensors, files
 
 

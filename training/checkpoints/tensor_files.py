@@ -1,19 +1,13 @@
-"""Reading of tensor files from any source, without running code that they may contain.
+"""Reading of safetensors files, and the assignment of tensors from any source to a module.
 
 Tensors are memory-mapped: those that are never used, such as the state of an optimizer, are never read.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +18,7 @@ from torch import Tensor, nn
 
 from runtime.checks import truncate
 from runtime.errors import CheckpointError
+from runtime.placeholders import placeholder
 from runtime.stored_files import HASH_KEY, check_hash, with_hash
 from runtime.structured_files import Trouble, parse_json
 
@@ -54,6 +49,8 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint file at {path}")
+    if (what := placeholder(path)) is not None:
+        raise CheckpointError(f"{path}: {what}")
     trouble = Trouble(CheckpointError, remedy)
     try:
         tensors: dict[str, Tensor] = load_file(path)
@@ -138,49 +135,6 @@ def _as_arrays(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[np.
     for name, tensor in sorted(tensors.items()):
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         yield f"{name} {_short(tensor.dtype)} {list(tensor.shape)}", content
-
-
-def read_pickle(path: pathlib.Path) -> Any:
-    """Read a file of `torch.save`: tensors, plain values, and the `argparse.Namespace` of published checkpoints.
-
-    Raises:
-        CheckpointError: The file is missing or damaged, or contains any other object.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about an unknown format; torch.load raises an error for it anyway
-            # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        match = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if match is None:
-            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or not one of tensors alone") from error
-        what = f"{match[1]}, which is no tensor and could run code when read"
-        raise CheckpointError(f"{path}: refused, it holds {what}") from error
-    except Exception as error:  # damaged bytes can raise any exception in torch.load
-        raise CheckpointError(f"{path}: not a complete PyTorch checkpoint; copy it again") from error
-
-
-def tensors_under(content: Any, key: str, path: pathlib.Path, what: str) -> dict[str, Tensor]:
-    """Return the tensors, by name, that the content of a file holds under a key.
-
-    Args:
-        content: What was read from the file.
-        key: The key.
-        path: The file, for messages.
-        what: What the tensors are, for messages.
-
-    Raises:
-        CheckpointError: There are no such tensors.
-    """
-    tensors = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
-    ):
-        raise CheckpointError(f"{path}: expected {what} under {key!r}, as the published code saves them")
-    return check_tensors(tensors, str(path))
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import BackendError
-from training.checkpoints.tensor_files import assign_weights, read_pickle
+from training.checkpoints.pickles import read_pickle
+from training.checkpoints.tensor_files import assign_weights
 
 SIDE = 224  # pixels of the training images
 FEATURES = 1280

@@ -204,11 +204,14 @@ class AutoencoderKL(nn.Module):
     Attributes:
         config: The shape of the autoencoder; s below is its stride.
         latent_scale: The factor that gives its latents unit variance.
+        latent_shift: What is subtracted from its latents before.
+        scale_source: Where these two come from, for people.
     """
 
-    def __init__(self, config: VAEConfig, latent_scale: float = LATENT_SCALE) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        self.config, self.latent_scale = config, latent_scale
+        self.config = config
+        self.latent_scale, self.latent_shift, self.scale_source = LATENT_SCALE, 0.0, "the published KL-16"
         channels = config.latent_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
@@ -234,11 +237,16 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the mean of the scaled latents, [B, C, H/s, W/s], of images [B, 3, H, W] in -1..1."""
-        return self.moments(image).chunk(2, dim=1)[0] * self.latent_scale
+        return self.scaled(self.moments(image).chunk(2, dim=1)[0])
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images [B, 3, H, W], about in -1..1, for scaled latents [B, C, H/s, W/s]."""
-        return self.decoder(self.post_quant_conv(latents / self.latent_scale))
+        unscaled = latents / self.latent_scale
+        return self.decoder(self.post_quant_conv(unscaled + self.latent_shift if self.latent_shift else unscaled))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Return latents, of any shape, as a model has them: of about mean 0 and variance 1."""
+        return (latents - self.latent_shift if self.latent_shift else latents) * self.latent_scale
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]], where: str) -> VAEConfig:

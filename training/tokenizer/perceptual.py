@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.errors import CheckpointError
-from training.checkpoints.tensor_files import read_pickle, read_safetensors
+from training.checkpoints.pickles import read_pickle
+from training.checkpoints.tensor_files import read_safetensors
 from training.evaluation.efficientnet import EfficientNetLite0, load_efficientnet
 from training.evaluation.feature_networks import EFFICIENTNET
 

@@ -293,7 +293,7 @@ def test_an_unknown_size_name_is_refused() -> None:
         ('{"img_size": 64, "vae_strid": 16}', ConfigError),
         ('{"config": {"img_size": 64, "depth": 2}}', ConfigError),
         ('{"img_size": "64"}', ConfigError),
-        ('{"img_size": NaN}', ConfigError),
+        ('{"img_size": NaN}', CheckpointError),
         ('{"encoder_num_heads": 4, "decoder_num_heads": 4, "mask_ratio_min": "much"}', ConfigError),
         ('{"encoder_num_heads": "4", "decoder_num_heads": 4}', ConfigError),
         ('{"encoder_num_heads": 5, "decoder_num_heads": 4}', ConfigError),
