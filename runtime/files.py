@@ -1,4 +1,9 @@
-"""Files and folders that are written completely or not at all, even if the process is killed or the disk is full."""
+"""Files and folders that are written completely or not at all, even if the process is killed or the disk is full.
+
+What is not complete lies in a *workplace*, a hidden folder beside the target: `.NAME-PID-RANDOM.tmp`. Its lock file
+tells whether the process that made it still lives. Whoever writes into the same folder next removes the workplaces of
+dead processes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,18 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from runtime.errors import MarError
+from runtime.locks import LockFile, holder
+
+_LOCK = ".lock"
+_WORKPLACE = re.compile(r"\..*-\d+-[a-z0-9_]{8}\.tmp", re.DOTALL)
+_OLD = "old"  # in a workplace: the folder that is being replaced, where two names cannot be exchanged
 
 
 def sync(path: pathlib.Path) -> None:
@@ -26,12 +37,16 @@ def sync(path: pathlib.Path) -> None:
 
 def check_writable(path: pathlib.Path) -> None:
     """Raise `MarError` if `replacing(path)` cannot write there, so that long work does not start in vain."""
-    _temporary_file(_link_target(path)).unlink()
+    path = _link_target(path)
+    _check_regular(path)
+    with scratch_beside(path):
+        pass
 
 
 def check_writable_folder(path: pathlib.Path) -> None:
     """Raise `MarError` if `replacing_folder(path)` cannot write there."""
-    _temporary_folder(_link_target(path)).rmdir()
+    with scratch_beside(_link_target(path)):
+        pass
 
 
 def _link_target(path: pathlib.Path) -> pathlib.Path:
@@ -42,90 +57,231 @@ def _link_target(path: pathlib.Path) -> pathlib.Path:
         return path
 
 
-def _temporary_file(path: pathlib.Path) -> pathlib.Path:
+def _check_regular(path: pathlib.Path) -> None:
     try:
         if path.is_dir():
             raise MarError(f"cannot write {path}: it is a folder")
         if path.exists() and not path.is_file():
             raise MarError(f"cannot write {path}: it is not a regular file; choose another name")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
     except OSError as error:
         raise MarError(f"cannot write {path}: {error.strerror or error}") from error
-    return pathlib.Path(name)
 
 
-def _temporary_folder(path: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def scratch_beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give an empty folder on the disk of `path`, whose parents are made. It is removed after the block.
+
+    If this process is killed, whoever writes beside `path` next removes it.
+
+    Raises:
+        MarError: The parent folder cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        clear_dead(path.parent)
+        work, lock = _make_workplace(path)
     except OSError as error:
         raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield work
+    finally:
+        _remove(work, lock)
+
+
+def scratch_folder() -> contextlib.AbstractContextManager[pathlib.Path]:
+    """Give an empty folder among the temporary files of the system, as `scratch_beside` does. Raises `MarError`."""
+    try:
+        return scratch_beside(pathlib.Path(tempfile.gettempdir()) / "mar")
+    except OSError as error:
+        raise MarError(
+            f"no folder for temporary files can be written ({error.strerror or error}); free some space, or set TMPDIR"
+        ) from error
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give a temporary file to write to, which replaces `path` if the block succeeds and is removed otherwise.
 
-    The file is in the folder of `path` and has its suffix, because some writers choose their format by it.
+    The file is on the disk of `path` and has its name, because some writers choose their format by the suffix.
 
     Raises:
         MarError: The folder cannot be written, the disk is full, or `path` exists and is not a regular file.
     """
     path = _link_target(path)
-    temporary = _temporary_file(path)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    _check_regular(path)
+    with scratch_beside(path) as work:
+        temporary = work / path.name
+        try:
+            temporary.touch()
+            yield temporary
+            temporary.chmod(0o644)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        except OSError as error:
+            raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
 
 
 @contextlib.contextmanager
 def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give a temporary folder to write to, which replaces `path` if the block succeeds and is removed otherwise.
 
-    An existing folder at `path` is removed only after the new one is complete and on the disk.
+    An existing folder at `path` is removed only after the new one is complete, on the disk, and in its place.
 
     Raises:
         MarError: The parent folder cannot be written, or the disk is full.
     """
     path = _link_target(path)
-    temporary = _temporary_folder(path)
+    with scratch_beside(path) as work:
+        temporary = work / path.name
+        try:
+            temporary.mkdir()
+            yield temporary
+            temporary.chmod(0o755)
+            for file in sorted(temporary.rglob("*")):
+                sync(file)
+            _put_in_place(temporary, path, work)
+            sync(path.parent)
+        except OSError as error:
+            raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+
+
+def _put_in_place(folder: pathlib.Path, path: pathlib.Path, work: pathlib.Path) -> None:
+    """Rename a folder to `path`. What was there goes into the workplace `work`."""
+    if not path.exists():
+        folder.replace(path)
+    elif not _exchange(folder, path):
+        old = work / _OLD / path.name
+        old.parent.mkdir()
+        path.replace(old)
+        try:
+            folder.replace(path)
+        except BaseException:
+            old.replace(path)
+            raise
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Exchange two names in one step (renameat2 of Linux). Return False where the system cannot do it."""
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+@contextlib.contextmanager
+def holding_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Hold a folder, made if it is missing, so that no other process works in it during the block.
+
+    What dead processes left in it is removed. Folders that were made and are empty after the block are removed too.
+
+    Raises:
+        MarError: Another process holds the folder, or it cannot be written.
+    """
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        for file in sorted(temporary.rglob("*")):
-            sync(file)
-        if path.exists():
-            old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.replace(old / path.name)
+        with _holding(folder / _LOCK, folder):
+            _clear_tree(folder)
             try:
-                temporary.replace(path)
-            except BaseException:
-                (old / path.name).replace(path)
-                old.rmdir()
-                raise
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+                yield
+            finally:
+                _clear_tree(folder)  # of the processes that this one has started
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+
+
+def holding(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a file, or a folder that is replaced as a whole, so that no other process makes it during the block.
+
+    Raises:
+        MarError: Another process holds it, or its folder cannot be written.
+    """
+    return _holding(path.parent / f".{path.name}{_LOCK}", path)
+
+
+@contextlib.contextmanager
+def _holding(file: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = LockFile.acquire(file)
+        if lock is not None:
+            lock.sign()
+    except OSError as error:
+        raise MarError(f"cannot write {target}: {error.strerror or error}") from error
+    if lock is None:
+        raise MarError(f"{target} is in use by {holder(file)}; wait for it, or choose another place")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_lock(path: pathlib.Path) -> bool:
+    """Return whether a file in a folder is the lock of `holding_folder`."""
+    return path.name == _LOCK
+
+
+def clear_dead(folder: pathlib.Path) -> None:
+    """Remove from a folder the workplaces of processes that have ended."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in [entry.name for entry in entries if _WORKPLACE.fullmatch(entry.name)]:
+            _clear(folder / name)
+
+
+def _clear_tree(folder: pathlib.Path) -> None:
+    """Remove the workplaces of dead processes from a folder and from all folders in it."""
+    for parent, folders, _ in os.walk(folder):
+        clear_dead(pathlib.Path(parent))
+        folders[:] = [name for name in folders if not _WORKPLACE.fullmatch(name)]
+
+
+def _clear(work: pathlib.Path) -> None:
+    """Remove a workplace if no process holds it. A folder that it was about to replace comes back first."""
+    try:
+        lock = LockFile.acquire(work / _LOCK, create=False)
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):
+            work.rmdir()  # if it is empty, it was not yet, or is no longer, in use
+        return
+    except OSError:
+        return  # of another user
+    if lock is None:
+        return
+    for old in (work / _OLD).glob("*"):
+        if not (target := work.parent / old.name).exists():
+            old.replace(target)
+    _remove(work, lock)
+
+
+def _make_workplace(path: pathlib.Path) -> tuple[pathlib.Path, LockFile]:
+    while True:
+        work = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-{os.getpid()}-", suffix=".tmp", dir=path.parent))
+        # Another process may take it for an abandoned one before it is locked, and remove it.
+        with contextlib.suppress(FileNotFoundError):
+            if (lock := LockFile.acquire(work / _LOCK)) is not None:
+                return work, lock
+
+
+def _remove(work: pathlib.Path, lock: LockFile) -> None:
+    """Remove a workplace, its lock last: what remains after a kill can still be removed."""
+    with contextlib.suppress(OSError), os.scandir(work) as entries:
+        for entry in [entry for entry in entries if entry.name != _LOCK]:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                pathlib.Path(entry.path).unlink()
+    lock.release()
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Write a value as JSON, completely or not at all. Raises `MarError` if it cannot be written."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def sha256(path: pathlib.Path) -> str:

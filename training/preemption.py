@@ -1,7 +1,11 @@
-"""Stopping on SIGTERM, as schedulers send it, or on Ctrl-C: the step is finished, the run saved, the process ended."""
+"""Stopping on SIGTERM, as schedulers send it, on a hang-up of the terminal, or on Ctrl-C.
+
+The step is finished, the run saved, the process ended.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
@@ -10,7 +14,7 @@ from typing import Any
 from runtime.errors import MarError
 from training.distributed import Processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 """The signals that stop a run after the step under way."""
 
 
@@ -27,7 +31,7 @@ class PreemptedError(MarError):
 
 
 class Termination:
-    """A context manager that records SIGTERM and the first SIGINT instead of letting them end the process.
+    """A context manager that records SIGTERM, SIGHUP and the first SIGINT instead of letting them end the process.
 
     A signal that is ignored on entry stays ignored. The handlers of before are restored on exit.
     """
@@ -61,4 +65,5 @@ class Termination:
         if number == signal.SIGINT and self._processes.world_size == 1:
             signal.signal(number, self._handlers[number])
             # Not by print: a signal may arrive while print runs, and print is not reentrant.
-            os.write(2, b"\nstopping once this step is done and saved; Ctrl-C again stops at once\n")
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping once this step is done and saved; Ctrl-C again stops at once\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import click
@@ -17,7 +17,7 @@ from runtime.backends import available_threads
 from runtime.checks import check_int, check_number
 from runtime.cli.options import PATH, preset_option, progress_bar, sampling_options, threads_option
 from runtime.errors import RequestError
-from runtime.files import check_writable, write_json
+from runtime.files import check_writable, holding, scratch_folder, write_json
 from runtime.model.engine_spec import ENGINES
 from runtime.sampling.constraints import check_masked_diffusion
 
@@ -88,14 +88,18 @@ def calibrate(
         eval_images=eval_count,
         threads=threads or available_threads(),
     )
-    collected = None if weights_only else _collect(source, out, statistics, count, config)
-    if report is not None and collected is not None:
-        from calibration.quantization.range_chart import save_range_chart
+    with contextlib.ExitStack() as held:
+        for target in (out, statistics):
+            if target is not None:
+                held.enter_context(holding(target))
+        collected = None if weights_only else _collect(source, out, statistics, count, config)
+        if report is not None and collected is not None:
+            from calibration.quantization.range_chart import save_range_chart
 
-        save_range_chart(collected, report)
-        click.echo(f"chart of activation ranges written to {report}")
-    if out is not None:
-        _quantize(source, collected, out, config, sensitivity)
+            save_range_chart(collected, report)
+            click.echo(f"chart of activation ranges written to {report}")
+        if out is not None:
+            _quantize(source, collected, out, config, sensitivity)
 
 
 def _check_files(out: pathlib.Path | None, report: pathlib.Path | None, sensitivity: pathlib.Path | None) -> None:
@@ -136,9 +140,11 @@ def _collect(
     count: int,
     config: QuantizationConfig,
 ) -> ActivationStatistics:
-    with tempfile.TemporaryDirectory() as folder:
-        if file is None:
-            file = out.with_name(f"{out.name}.statistics.npz") if out else pathlib.Path(folder) / "statistics.npz"
+    with contextlib.ExitStack() as stack:
+        if file is None and out is not None:
+            file = out.with_name(f"{out.name}.statistics.npz")
+        elif file is None:
+            file = stack.enter_context(scratch_folder()) / "statistics.npz"
         check_writable(file)
         with progress_bar(count, "collecting") as bar:
             statistics = collect(artifact, count, file, config.sampling, config.threads, bar.update)

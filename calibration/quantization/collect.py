@@ -6,7 +6,6 @@ The images cover all classes, iterations, diffusion steps, and both halves of cl
 from __future__ import annotations
 
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from calibration.quantization.statistics import ActivationStatistics, LayerStati
 from calibration.seeds import STATISTICS_SEED
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
+from runtime.files import scratch_beside
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Array
@@ -55,7 +55,7 @@ def collect(
     manifest = artifact.manifest
     plan = build_plan(manifest.model.tokens, sampling)
     statistics = _load_or_start(artifact, file, sampling, plan)
-    random = np.random.default_rng(statistics.images)
+    random = np.random.default_rng()
 
     def update(layer: str, activation: Array, iteration: int, steps: range) -> None:
         if layer not in statistics.layers:
@@ -64,14 +64,14 @@ def collect(
         statistics.layers[layer].update(activation, iteration, steps, random)
 
     observer = ActivationObserver(update)
-    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as work:
-        folder = pathlib.Path(work)
+    with scratch_beside(file) as folder:
         engines = {
             name: observer.wrap(manifest.specs[name], artifact.engine_file(name), folder, threads) for name in ENGINES
         }
         generator = Generator(manifest, Engines(**engines), "observed")
         while statistics.images < images:
             batch = range(statistics.images, min(statistics.images + _BATCH, images))
+            random = np.random.default_rng(batch.start)  # one a batch, so that a resumed collection draws the same
             observer.begin_image()
             labels = [number % manifest.model.class_num for number in batch]
             generator.generate(labels, seed=STATISTICS_SEED, index=batch, sampling=sampling)

@@ -25,7 +25,7 @@ from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
-from runtime.files import replacing_folder, sha256, write_json
+from runtime.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.sampling.settings import Sampling
 
 _MAX_ATTEMPTS = 8  # to reach the target SQNR; each attempt keeps more layers in float32
@@ -117,10 +117,10 @@ def quantize(
     variant = _variant(artifact, config, statistics, log)
     with (
         replacing_folder(out) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch,
+        scratch_beside(out) as scratch,
         SqnrEvaluator(artifact, config.sampling, config.eval_images, config.threads) as evaluator,
     ):
-        search = _TargetSearch(variant, evaluator, pathlib.Path(scratch), config, log, progress)
+        search = _TargetSearch(variant, evaluator, scratch, config, log, progress)
         parity, kept, ranking = search.run()
         _write_files(folder, artifact, variant, set(variant.layers) - kept)
         manifest = _quantized_manifest(artifact, folder, config, statistics, parity, kept)

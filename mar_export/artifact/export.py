@@ -9,7 +9,6 @@ import gc
 import importlib.metadata
 import pathlib
 import platform
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import RequestError
-from runtime.files import replacing_folder, sha256, write_json
+from runtime.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
@@ -77,11 +76,8 @@ def export_artifact(
     del checkpoint
     if precision == "fp16":
         _check_ranges(modules, trajectory, base)
-    with (
-        replacing_folder(out) as folder,
-        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as emulations,
-    ):
-        engines, parity, runnable = _export_engines(modules, base, folder, pathlib.Path(emulations), report)
+    with replacing_folder(out) as folder, scratch_beside(out) as emulations:
+        engines, parity, runnable = _export_engines(modules, base, folder, emulations, report)
         files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
         parity["generation"] = _compare_generation(manifest, runnable, trajectory)

@@ -36,8 +36,8 @@ from training.evaluation.feature_networks import (
     extract_features,
     labelled_batches,
 )
-from training.evaluation.generate_images import run_in_processes
 from training.evaluation.metrics import frechet_distance
+from training.evaluation.worker_processes import run_in_processes
 
 STEPS = (100, 50, 25, 14, 10, 6)
 _SAMPLER_ITERATIONS = 16

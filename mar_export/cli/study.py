@@ -19,7 +19,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
-from runtime.files import check_writable, write_json
+from runtime.files import check_writable, holding_folder, write_json
 
 _REPEATS = 5
 
@@ -68,7 +68,8 @@ def study(
     manifest = Artifact(artifact).manifest
     settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
     inputs = Study(artifact, checkpoint, classifier, data, count)
-    run_study(inputs, settings, out, threads, click.echo)
+    with holding_folder(out):
+        run_study(inputs, settings, out, threads, click.echo)
     report = summarize_study(inputs, settings, out, time_settings(inputs, settings, threads, _REPEATS))
     click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top-1':>12}{'Fréchet distance':>18}")
     for setting in report["settings"]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from runtime import files
 from runtime.errors import MarError
 from runtime.files import check_writable, check_writable_folder, replacing, replacing_folder, sha256, write_json
 
@@ -95,11 +96,11 @@ def test_other_users_can_read_the_result(kind: Kind, path: pathlib.Path) -> None
     assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644)
 
 
-def test_the_temporary_file_is_in_the_same_folder_and_has_the_same_suffix(tmp_path: pathlib.Path) -> None:
+def test_the_temporary_file_has_the_same_name_in_a_hidden_folder_beside(tmp_path: pathlib.Path) -> None:
     with replacing(tmp_path / "grid.png") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".png"
-        assert temporary.name.startswith(".")
+        assert temporary.name == "grid.png"
+        assert temporary.parent.parent == tmp_path
+        assert temporary.parent.name.startswith(f".grid.png-{os.getpid()}-")
 
 
 @pytest.mark.parametrize("existing", [True, False], ids=["there", "missing"])
@@ -239,7 +240,8 @@ def test_a_file_does_not_replace_a_folder(tmp_path: pathlib.Path) -> None:
 def test_a_folder_whose_last_rename_fails_keeps_the_old_content(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, message: type[BaseException]
 ) -> None:
-    """The old folder steps aside first; when the new one does not take its name, it must come back."""
+    """Without an exchange of names, the old folder steps aside first, and must come back."""
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     target = tmp_path / "target.bin"
     FOLDER.write(target, OLD)
     rename, failures = pathlib.Path.replace, [cause]

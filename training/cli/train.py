@@ -16,7 +16,7 @@ from training.config import RunConfig, TrainConfig, merge_flags, resolved_toml
 from training.distributed import process_group
 from training.loop.mar_trainer import MarTrainer
 from training.loop.profiling import profile_training
-from training.loop.training_loop import finish
+from training.loop.training_loop import finish, holding_run
 from training.models.model_sizes import MODEL_SIZES
 
 
@@ -89,7 +89,7 @@ def train(
         return
     if out is None:
         raise ConfigError("a new run needs --out, the folder to create; to resume a run, give --resume instead")
-    with process_group(device) as processes:
+    with process_group(device) as processes, holding_run(out, processes):
         finish(MarTrainer.start(out, config, processes))
 
 
@@ -102,7 +102,7 @@ def _resume_run(
     elif profile:
         _profile(MarTrainer.read_config(run, changes), device)
     else:
-        with process_group(device) as processes:
+        with process_group(device) as processes, holding_run(run, processes):
             finish(MarTrainer.resume(run, processes, changes))
 
 

@@ -13,7 +13,7 @@ from runtime.errors import ConfigError
 from training.cli.options import training_options
 from training.config import merge_flags, resolved_toml
 from training.distributed import process_group
-from training.loop.training_loop import finish
+from training.loop.training_loop import finish, holding_run
 from training.tokenizer.config import TOKENIZER_SIZES, TokenizerConfig, TokenizerTraining
 from training.tokenizer.trainer import TokenizerTrainer
 
@@ -64,7 +64,7 @@ def train_tokenizer(
         if print_config:
             click.echo(TokenizerTrainer.read_config(resume, changes).to_toml(), nl=False)
             return
-        with process_group(device) as processes:
+        with process_group(device) as processes, holding_run(resume, processes):
             finish(TokenizerTrainer.resume(resume, processes, changes))
         return
     values = merge_flags(config_file, str(data) if data else None, size, {}, changes)
@@ -75,5 +75,5 @@ def train_tokenizer(
     config = TokenizerConfig.from_dict(values, where)
     if out is None:
         raise ConfigError("a new run needs --out, the folder to create; to resume a run, give --resume instead")
-    with process_group(device) as processes:
+    with process_group(device) as processes, holding_run(out, processes):
         finish(TokenizerTrainer.start(out, config, processes))
