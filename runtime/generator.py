@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
+from runtime.artifact.signatures import verify_signature
 from runtime.backends import open_backend
 from runtime.checks import check_int, truncate
 from runtime.errors import BackendError, RequestError
@@ -134,6 +135,7 @@ class Generator:
         device: str | None = None,
         threads: int | None = None,
         cuda_graphs: bool = True,
+        trusted_keys: Sequence[str | pathlib.Path] | None = None,
     ) -> Generator:
         """Compare every file of an artifact with its manifest, then load its engines.
 
@@ -143,14 +145,18 @@ class Generator:
             device: The device of the backend, such as `cpu` or `cuda`. None: the backend's default.
             threads: The number of processor threads. None: all.
             cuda_graphs: Whether a GPU records each iteration once and replays it, which gives the same images faster.
+            trusted_keys: Files with Ed25519 public keys in PEM. The artifact must be signed with one of them. None: it
+                need not be signed.
 
         Raises:
             ArtifactError: The folder is not an artifact of this format version.
-            IntegrityError: A file is missing or was altered.
+            IntegrityError: A file is missing or was altered, or the artifact is not signed with a trusted key.
             BackendError: The backend is not installed or cannot run this artifact.
             RequestError: An argument has a wrong value.
         """
         opened = Artifact(artifact)
+        if trusted_keys is not None:
+            verify_signature(opened, trusted_keys)
         opened.verify()
         runner, manifest = open_backend(backend, device, threads, cuda_graphs), opened.manifest
         with contextlib.ExitStack() as unless_loaded:

@@ -1,23 +1,24 @@
 """An artifact on disk: a folder whose manifest is parsed and whose files are compared with it.
 
 Sizes are compared when the folder is opened and hashes before an engine reaches a deserializer: below this layer,
-a flipped bit in a weight or a swapped file loads without an error.
+a flipped bit in a weight or a swapped file loads without an error. What was hashed is what is loaded, even if the file
+is replaced between the two.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from collections.abc import Iterator
+from typing import NoReturn
 
 from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from runtime.artifact.verified_files import GraphFile, OpenFile
 from runtime.errors import ArtifactError, IntegrityError
-from runtime.files import check_writable_folder, sha256
-
-_Content = TypeVar("_Content")
+from runtime.files import check_writable_folder
 
 
 def is_artifact(path: pathlib.Path) -> bool:
@@ -47,6 +48,7 @@ class Artifact:
     Attributes:
         path: The folder of the artifact.
         manifest: Its manifest.
+        manifest_bytes: The content of the manifest's file, which a signature covers.
     """
 
     def __init__(self, path: str | pathlib.Path) -> None:
@@ -59,21 +61,22 @@ class Artifact:
         self.path = pathlib.Path(path)
         manifest = self.path / MANIFEST
         try:
-            text = manifest.read_bytes()
+            self.manifest_bytes = manifest.read_bytes()
         except OSError as error:
             raise ArtifactError(
                 f"{self.path}: not an artifact, {MANIFEST} cannot be read ({error.strerror}); make one with mar export"
             ) from None
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            value = json.loads(self.manifest_bytes, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{manifest}: not readable JSON ({error}); export again") from None
         self.manifest = Manifest.from_dict(value, str(manifest))
         for name, entry in self.manifest.files.items():
             self._check_size(name, entry)
+        self._verified: dict[str, OpenFile] = {}
 
     def verify(self, *, builds: bool = False) -> None:
-        """Compare the hash of every file with the manifest.
+        """Compare the hash of every file with the manifest, and keep the files open for what loads them.
 
         Args:
             builds: Whether engines built for devices are compared too. `verified_build` compares each of them anyway
@@ -83,13 +86,31 @@ class Artifact:
             IntegrityError: A file cannot be read or was altered.
         """
         built = {build.file for build in self.manifest.builds}
+        self._verified.clear()
         for name in self.manifest.files:
             if builds or name not in built:
-                self._check_hash(name, self._read(name, sha256))
+                self._open_verified(name)
 
     def engine_file(self, name: str) -> pathlib.Path:
         """Return the path of the ONNX file of the engine `name`."""
         return self.path / self.manifest.engines[name]
+
+    @contextlib.contextmanager
+    def verified_graph(self, name: str) -> Iterator[GraphFile]:
+        """Give the graph of the engine `name` to a block that loads it: the files whose hashes were compared.
+
+        Raises:
+            IntegrityError: A file cannot be read or was altered, or it changed during the block.
+        """
+        graph = self.manifest.engines[name]
+        weights = f"{graph}.data"
+        files = {each: self._open_verified(each) for each in (graph, weights) if each in self.manifest.files}
+        external = {pathlib.PurePosixPath(weights).name: files[weights]} if weights in files else {}
+        try:
+            yield GraphFile(self.path / graph, files[graph].source, external)
+        finally:  # a failure in the block may be due to the change
+            for file in files.values():
+                file.check_unchanged()
 
     def verified_build(self, build: Build) -> bytes:
         """Return the content of a built engine after comparing its hash with the manifest.
@@ -100,15 +121,26 @@ class Artifact:
         Raises:
             IntegrityError: The file cannot be read or was altered.
         """
-        engine = self._read(build.file, pathlib.Path.read_bytes)
+        try:
+            engine = (self.path / build.file).read_bytes()
+        except OSError as error:
+            raise self._unreadable(build.file, error) from None
         self._check_hash(build.file, hashlib.sha256(engine).hexdigest())
         return engine
 
-    def _read(self, name: str, read: Callable[[pathlib.Path], _Content]) -> _Content:
-        try:
-            return read(self.path / name)
-        except OSError as error:
-            raise IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})") from None
+    def _open_verified(self, name: str) -> OpenFile:
+        """Open a file and compare its hash with the manifest, or return it if that was done before."""
+        if name not in self._verified:
+            try:
+                file = OpenFile(self.path / name)
+            except OSError as error:
+                raise self._unreadable(name, error) from None
+            self._check_hash(name, file.sha256)
+            self._verified[name] = file
+        return self._verified[name]
+
+    def _unreadable(self, name: str, error: OSError) -> IntegrityError:
+        return IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})")
 
     def _check_hash(self, name: str, digest: str) -> None:
         expected = self.manifest.files[name].sha256

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.verified_files import GraphFile
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors, fixed_sizes
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec
@@ -47,7 +48,8 @@ class OnnxRuntime(CpuBackend):
     def load(self, artifact: Artifact, name: str) -> Engine:
         """Load an engine of a verified artifact; see `runtime.backends.Backend.load`."""
         manifest = artifact.manifest
-        return self.load_graph(artifact.engine_file(name), manifest.specs[name], manifest.precision)
+        with artifact.verified_graph(name) as graph:
+            return self._load(graph, manifest.specs[name], manifest.precision)
 
     def load_graph(self, path: pathlib.Path, spec: EngineSpec, precision: str = "fp32") -> Engine:
         """Load a graph from a file, which need not belong to an artifact.
@@ -60,6 +62,9 @@ class OnnxRuntime(CpuBackend):
         Raises:
             BackendError: ONNX Runtime cannot load the graph, or the graph differs from its spec.
         """
+        return self._load(GraphFile(path, str(path)), spec, precision)
+
+    def _load(self, graph: GraphFile, spec: EngineSpec, precision: str) -> Engine:
         options = session_options(self._library)
         options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
         # ONNX Runtime would keep a memory plan for every shape, and nearly every pass of the backbone has another one.
@@ -71,7 +76,7 @@ class OnnxRuntime(CpuBackend):
             options.add_session_config_entry("session.disable_quant_qdq", "1")  # it mistakes fp8 for int8, and fails
         # This fusion would join a product and its bias before they can become one int8 operator.
         disabled = ["MatMulAddFusion"] if precision == "int8" else []
-        session = open_session(self._library, path, spec, options, "CPUExecutionProvider", {}, disabled)
+        session = open_session(self._library, graph, spec, options, "CPUExecutionProvider", {}, disabled)
         names, outputs = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
 
         def run(inputs: Sequence[Array]) -> Sequence[Array]:
@@ -122,7 +127,7 @@ def session_options(library: Any) -> Any:
 
 def open_session(
     library: Any,
-    path: pathlib.Path,
+    graph: GraphFile,
     spec: EngineSpec,
     options: Any,
     provider: str,
@@ -134,7 +139,7 @@ def open_session(
 
     Args:
         library: The module onnxruntime.
-        path: The ONNX file.
+        graph: The ONNX file.
         spec: Its inputs and outputs.
         options: The options of the session.
         provider: The execution provider, such as `CPUExecutionProvider`.
@@ -150,12 +155,18 @@ def open_session(
     if provider not in library.get_available_providers():
         available = ", ".join(library.get_available_providers())
         raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {available}")
+    path = graph.path
     try:
+        if graph.weights:
+            weights = {name: file.map() for name, file in graph.weights.items()}
+            sizes = [len(content) for content in weights.values()]
+            options.add_external_initializers_from_files_in_memory([*weights], [*weights.values()], sizes)
         session = library.InferenceSession(
-            str(path), options, providers=[(provider, settings)], disabled_optimizers=disabled
+            graph.source, options, providers=[(provider, settings)], disabled_optimizers=disabled
         )
     except Exception as error:  # its exception classes share no narrower base
-        raise BackendError(f"{path}: onnxruntime cannot load it ({first_line(error)}); {remedy}") from error
+        reason = first_line(error).replace(graph.source, str(path))
+        raise BackendError(f"{path}: onnxruntime cannot load it ({reason}); {remedy}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"onnxruntime loaded {session.get_providers()[0]} instead of {provider}")
     check_tensors(path, _tensors(session.get_inputs()), spec.inputs)

@@ -51,11 +51,14 @@ class OnnxRuntimeCuda(GpuBackend):
             "enable_cuda_graph": str(int(graphs)),
             "use_tf32": "0",  # float32 must give the same images as on a processor
         }
-        file, spec = artifact.engine_file(name), artifact.manifest.specs[name]
+        spec = artifact.manifest.specs[name]
         options = session_options(self._library)
         # ONNX Runtime makes a CUDA graph only if every operator runs on the GPU, without copies from the host.
         remedy = "use --no-cuda-graphs, or export again" if graphs else "export again"
-        session = open_session(self._library, file, spec, options, "CUDAExecutionProvider", settings, remedy=remedy)
+        with artifact.verified_graph(name) as graph:
+            session = open_session(
+                self._library, graph, spec, options, "CUDAExecutionProvider", settings, remedy=remedy
+            )
         return _Session(self._library, session, spec, self._cuda, graphs)
 
 

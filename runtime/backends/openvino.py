@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.verified_files import GraphFile
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec, TensorSpec
@@ -58,7 +59,8 @@ class OpenVino(CpuBackend):
 
     def load(self, artifact: Artifact, name: str) -> Engine:
         """Load an engine of a verified artifact; see `runtime.backends.Backend.load`."""
-        return self.load_graph(artifact.engine_file(name), artifact.manifest.specs[name])
+        with artifact.verified_graph(name) as graph:
+            return self._load(graph, artifact.manifest.specs[name])
 
     def load_graph(self, path: pathlib.Path, spec: EngineSpec) -> Engine:
         """Load a graph from a file, which need not belong to an artifact.
@@ -70,10 +72,17 @@ class OpenVino(CpuBackend):
         Raises:
             BackendError: OpenVINO cannot load the graph, or the graph differs from its spec.
         """
+        return self._load(GraphFile(path, str(path)), spec)
+
+    def _load(self, graph: GraphFile, spec: EngineSpec) -> Engine:
+        path = graph.path
+        # It reads external weights only from beside the path of the graph.
+        source = str(path) if graph.weights else graph.source
         try:
-            compiled = self._core.compile_model(self._core.read_model(path), "CPU", self._settings)
+            compiled = self._core.compile_model(self._core.read_model(source), "CPU", self._settings)
         except Exception as error:  # RuntimeError, or whatever the binding raises
-            raise BackendError(f"{path}: openvino cannot load it ({reason(error)}); export again") from error
+            why = reason(error).replace(graph.source, str(path))
+            raise BackendError(f"{path}: openvino cannot load it ({why}); export again") from error
         check_tensors(path, _tensors(compiled.inputs, spec.inputs), spec.inputs)
         check_tensors(path, _tensors(compiled.outputs, spec.outputs), spec.outputs)
         request, tensor_class = compiled.create_infer_request(), self._library.Tensor

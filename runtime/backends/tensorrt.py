@@ -50,7 +50,7 @@ class TensorRT(GpuBackend):
 
     def _deserialize(self, artifact: Artifact, build: Build) -> Any:
         """Return the engine of a build, after a check of its file's hash. The bytes of the file are not kept."""
-        library, file, graph = self._library, artifact.path / build.file, artifact.engine_file(build.engine)
+        library, file = self._library, artifact.path / build.file
         library.log.lines.clear()
         # A version-compatible engine contains its own runtime, which is code for the host. Other engines must not.
         self._runtime.engine_host_code_allowed = bool(build.flags.get("version_compatible"))
@@ -60,8 +60,10 @@ class TensorRT(GpuBackend):
         if build.flags.get("strip_weights"):
             refitter = library.new(library.module.Refitter, engine)
             parser = library.new(library.module.OnnxParserRefitter, refitter)
-            library.check(parser.refit_from_file(str(graph)), f"cannot read the weights of {file} from {graph}")
-            library.check(refitter.refit_cuda_engine(), f"cannot give {file} its weights")
+            with artifact.verified_graph(build.engine) as graph:
+                read = parser.refit_from_file(str(graph.path))
+                library.check(read, f"cannot read the weights of {file} from {graph.path}")
+                library.check(refitter.refit_cuda_engine(), f"cannot give {file} its weights")
         return engine
 
 

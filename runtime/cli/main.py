@@ -21,6 +21,8 @@ _COMMANDS = {
     "generate": ("runtime.cli.generate:generate", "Generate images with an artifact."),
     "edit": ("runtime.cli.edit:edit", "Regenerate a part of an image with an artifact."),
     "inspect": ("runtime.cli.inspect:inspect", "Show what an artifact contains."),
+    "sign": ("runtime.cli.sign:sign", "Sign an artifact with a private key."),
+    "verify": ("runtime.cli.sign:verify", "Check the signature and every hash of an artifact."),
     "plan": ("runtime.cli.plan:plan", "Show the iterations of a generation, their cost and their time."),
     "doctor": ("runtime.cli.doctor:doctor", "Show which libraries and GPU this machine has, and what they can run."),
     "train": ("training.cli.train:train", "Train a model, or resume a training run."),

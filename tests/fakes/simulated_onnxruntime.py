@@ -8,6 +8,7 @@ No class has a name that the real library does not have, as test_onnxruntime_cud
 from __future__ import annotations
 
 import ctypes
+import os
 import types
 import weakref
 from typing import Any
@@ -77,7 +78,8 @@ class InferenceSession:
         if "InferenceSession" in self.simulation.failing:
             raise RuntimeError("InferenceSession broke\nat some length")
         self.simulation.settings.append(settings)
-        self._graph, self._session = path_or_bytes, on_processor(path_or_bytes)
+        self._graph = os.path.realpath(path_or_bytes)  # the path may be that of a descriptor
+        self._session = on_processor(self._graph)
         self._stream, self._captures = int(settings["user_compute_stream"]), settings["enable_cuda_graph"] == "1"
         self._captured: dict[str, tuple[ctypes.c_void_p, Any]] = {}
         self.simulation.cuda.holds(self, "session")

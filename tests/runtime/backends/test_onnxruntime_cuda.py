@@ -16,12 +16,14 @@ import pytest
 
 from runtime.backends import onnxruntime_cuda
 from runtime.errors import BackendError
+from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.model.engine_spec import ENGINES
 from tests.fakes import simulated_onnxruntime as simulated
 from tests.fakes.real_library import parameters
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.simulated_onnxruntime import CPU, CUDA, Simulation, simulated_onnxruntime
+from tests.helpers.damaged_artifacts import change_manifest, read_manifest
 from tests.helpers.simulated_gpu import left_on
 
 QUICK: dict[str, Any] = {"iterations": 2, "diffusion_steps": 2, "cfg_scale": 2.0}
@@ -205,13 +207,11 @@ def test_a_graph_with_other_tensors_is_refused(
     tmp_path: pathlib.Path,
     cuda: SimulatedCuda,
     provider: Simulation,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path / "artifact"))
-    monkeypatch.setattr(
-        "runtime.artifact.artifact_folder.Artifact.engine_file",
-        lambda this, name: golden_artifacts["patch2"] / f"{name}.onnx",
-    )
+    other = shutil.copyfile(golden_artifacts["patch2"] / "backbone.onnx", path / "backbone.onnx")
+    entry = {"bytes": other.stat().st_size, "sha256": sha256(other)}
+    change_manifest(path, "files", {**read_manifest(path)["files"], "backbone.onnx": entry})
     assert re.search(
         r"backbone\.onnx: the graph has .* where its spec has .*; export again$", refusal(lambda: load(path))
     )
