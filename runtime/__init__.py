@@ -1,9 +1,33 @@
-"""Run exported MAR models without PyTorch: only numpy is imported until a backend is opened."""
+"""Run exported MAR models without PyTorch: nothing is imported before it is used, an inference library last."""
 
-from runtime.errors import MarError
-from runtime.generator import Generator, Result
-from runtime.requests.inpainting import Edit
-from runtime.sampling.settings import Sampling
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runtime.errors import MarError
+    from runtime.generator import Generator, Result
+    from runtime.requests.inpainting import Edit
+    from runtime.sampling.settings import Sampling
 
 __version__ = "0.1.0"
 __all__ = ["Edit", "Generator", "MarError", "Result", "Sampling", "__version__"]
+
+_MODULES = {
+    "Edit": "runtime.requests.inpainting",
+    "Generator": "runtime.generator",
+    "MarError": "runtime.errors",
+    "Result": "runtime.generator",
+    "Sampling": "runtime.sampling.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    import importlib
+
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value

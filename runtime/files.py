@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runtime.errors import MarError
-from runtime.locks import LockFile, holder
+from runtime.locks import LockFile, held_files, holder
 
 _LOCK = ".lock"
 _WORKPLACE = re.compile(r"\..*-\d+-[a-z0-9_]{8}\.tmp", re.DOTALL)
@@ -217,6 +217,21 @@ def _holding(file: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_writing() -> bool:
+    """Return whether this process has something that is not complete, or holds a place."""
+    return bool(held_files())
+
+
+def abandon() -> None:
+    """Remove everything that this process has not completed, from any thread; the process must end then."""
+    for file in held_files():
+        if _WORKPLACE.fullmatch(file.parent.name):
+            shutil.rmtree(file.parent, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def is_lock(path: pathlib.Path) -> bool:

@@ -19,10 +19,13 @@ class LockFile:
     Args:
         path: The file.
         descriptor: The open file, which is locked.
+
+    Attributes:
+        path: The file.
     """
 
     def __init__(self, path: pathlib.Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
+        self.path, self._descriptor = path, descriptor
         _held[descriptor] = self
 
     @classmethod
@@ -66,9 +69,14 @@ class LockFile:
         """Remove the file and give the lock back. In a fork of the process that took it, nothing happens."""
         if _held.get(self._descriptor) is self:
             with contextlib.suppress(OSError):
-                self._path.unlink()
+                self.path.unlink()
             del _held[self._descriptor]
             os.close(self._descriptor)
+
+
+def held_files() -> list[pathlib.Path]:
+    """Return the lock files that this process holds."""
+    return [lock.path for lock in list(_held.values())]
 
 
 def holder(path: pathlib.Path) -> str:

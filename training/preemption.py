@@ -40,9 +40,11 @@ class Termination:
         self._processes = processes
         self._received: list[signal.Signals] = []
         self._handlers: dict[int, Any] = {}
+        self._woken = -1
 
     def __enter__(self) -> Termination:
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        self._woken = signal.set_wakeup_fd(-1)  # of whoever ends the process if it takes too long
         for number, handler in self._handlers.items():
             if handler != signal.SIG_IGN:  # a script starts its background jobs with SIGINT ignored
                 signal.signal(number, self._record)
@@ -51,6 +53,7 @@ class Termination:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._woken)
 
     def requested(self) -> signal.Signals | None:
         """Return the signal that any process has received, None for none.
@@ -64,6 +67,7 @@ class Termination:
         # With several processes, torchrun ends those that take too long.
         if number == signal.SIGINT and self._processes.world_size == 1:
             signal.signal(number, self._handlers[number])
+            signal.set_wakeup_fd(self._woken)
             # Not by print: a signal may arrive while print runs, and print is not reentrant.
             with contextlib.suppress(OSError):
                 os.write(2, b"\nstopping once this step is done and saved; Ctrl-C again stops at once\n")

@@ -17,7 +17,7 @@ _IMPORT = "import runtime"
 _GENERATE = """
 import dataclasses, pathlib, sys, time
 started, artifact, threads, backend, device = float(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
-import runtime.cli.main, runtime.cli.generate
+import runtime.cli.group, runtime.cli.generate
 from runtime.errors import MarError
 from runtime.generator import Generator
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from runtime.cli.main import mar
+from runtime.cli.group import mar
 from tests.docs.test_examples import PAGES, blocks, page_name
 
 OF_OTHER_PROGRAMS = {"--system-site-packages", "--shutdown-timeout", "--nproc-per-node"}

@@ -9,7 +9,7 @@ import re
 import click
 import pytest
 
-from runtime.cli.main import mar
+from runtime.cli.group import mar
 
 ROOT = pathlib.Path(__file__).parents[2]
 # mkdocs checks the links inside docs/; these pages lie outside it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from runtime.cli.main import mar as group
+from runtime.cli.group import mar as group
 from runtime.cli.renamed_options import RENAMED, check_renamed
 from runtime.errors import RequestError
 from tests.helpers.command_line import Mar
