@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import dataclasses
 import gc
-import importlib
 import importlib.metadata
 import pathlib
 import platform
@@ -31,6 +30,7 @@ from mar_export.onnx_export.mixed_precision import DTYPES
 from mar_export.torch_backends.torch_gpu import torch_gpu_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
+from runtime.backends.telemetry import import_library
 from runtime.cost.operations import plan_costs
 from runtime.distance import relative_l2
 from runtime.errors import MarError
@@ -72,7 +72,7 @@ class Backends:
         needs = {"torch": (), "onnxruntime": ("onnxscript", "onnxruntime"), "tensorrt": ("onnxscript", "tensorrt")}
         for module in needs[name]:
             try:
-                importlib.import_module(module)
+                import_library(module)
             except (ImportError, OSError) as error:
                 return f"{module} does not load: {error}"
         return None

@@ -32,6 +32,7 @@ from runtime.requests.inpainting import (
     paste_known_pixels,
     select_known_tokens,
 )
+from runtime.requests.turn import InTurn, Turn
 from runtime.requests.validation import (
     MAX_BATCH,
     check_batch,
@@ -92,7 +93,11 @@ class _PreparedRequest:
 
 
 class Generator:
-    """Generates images with the engines of one artifact. Two threads must not use one generator at the same time.
+    """Generates images with the engines of one artifact.
+
+    Threads may share a generator, on every backend: its requests run one after another, and a call waits for its turn.
+    `close` waits for the request that runs. A progress callback must not use its own generator. The attributes
+    `engines` and `loop` have no such protection.
 
     Use it as a context manager, or call `close`, to free the engines.
 
@@ -122,6 +127,7 @@ class Generator:
             loop: Executes plans. None: the loop on the host that suits the model's attention.
         """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
+        self._turn = Turn()
         self.on_host = loop is None
         host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
         self.loop = loop or functools.partial(host_loop, engines, manifest.model)
@@ -230,11 +236,12 @@ class Generator:
 
         Raises:
             RequestError: An argument is wrong. Nothing has run yet.
-            BackendError: An engine failed, or its numbers overflowed.
+            BackendError: An engine failed, its numbers overflowed, or the generator was closed.
         """
         check_int("decode_batch", decode_batch, 1, MAX_BATCH)
         request = self._prepare(labels, self.sampling(**settings), _Randomness(seed, index, order, noise), edit)
-        return self._execute(request, decode_batch, progress)
+        with self._turn.take():
+            return self._execute(request, decode_batch, progress)
 
     def generate_batches(
         self,
@@ -285,7 +292,7 @@ class Generator:
             return self._prepare(classes[part].tolist(), sampling, randomness, None)
 
         execute = functools.partial(self._execute, decode_batch=decode_batch, progress=progress)
-        return _prepared_ahead(prepare, execute, range(0, count, batch_size))
+        return InTurn(self._turn, _prepared_ahead(prepare, execute, range(0, count, batch_size)))
 
     def _prepare(
         self, labels: Sequence[int], sampling: Sampling, randomness: _Randomness, edit: Edit | None
@@ -329,7 +336,7 @@ class Generator:
         return check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
 
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
-        """Run the loop of a request and decode its images."""
+        """Run the loop of a request and decode its images. The caller holds the turn."""
         config, order = self.manifest.model, request.order
         generated = self.loop(
             request.plan, request.labels, order.T, request.noise, request.known_tokens, progress
@@ -356,7 +363,8 @@ class Generator:
             raise RequestError(
                 "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
             )
-        return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
+        with self._turn.take():
+            return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
 
     def _decode(self, latents: NDArray[np.float32], batch_size: int) -> NDArray[np.uint8] | None:
         """Return the images uint8 [B, H, W, c] of latents [B, C, h, w], or None without a decoder."""
@@ -372,8 +380,9 @@ class Generator:
         return np.concatenate(decoded)
 
     def close(self) -> None:
-        """Free the engines. The generator cannot be used afterwards."""
-        self._close()
+        """Wait for the request that runs, then free the engines. The generator cannot be used afterwards."""
+        with self._turn.take(closing=True):
+            self._close()
 
     def __enter__(self) -> Generator:
         return self

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 
+from runtime.backends.telemetry import disable_telemetry
+
 # The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+disable_telemetry()  # some tests import these libraries themselves
 
 pytest_plugins = [
     "tests.helpers.artifacts",

@@ -30,6 +30,21 @@ def test_no_function_is_longer_than_fifty_lines() -> None:
     assert not too_long, "\n".join(too_long)
 
 
+def test_onnx_runtime_and_openvino_are_imported_without_their_telemetry() -> None:
+    """By `runtime.backends.telemetry.import_library`, and nowhere else."""
+    found = []
+    for file in python_files(*ROOMS):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                names = [str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)]
+            if {name.split(".")[0] for name in names} & {"onnxruntime", "openvino"}:
+                found.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not found, "\n".join(found)
+
+
 def test_no_test_file_has_more_than_four_hundred_lines() -> None:
     lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in python_files("tests")}
     too_long = [f"{file}: {lines} lines" for file, lines in lengths.items() if lines > MAX_TEST_FILE_LINES]

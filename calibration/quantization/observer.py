@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime
 
 from calibration.quantization.quantizable_layers import quantizable_layers
+from runtime.backends.telemetry import import_library
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, EngineSpec
 
 OnActivation = Callable[[str, Array, int, range], None]
@@ -81,6 +81,7 @@ def _session_with_activations(graph: pathlib.Path, copy: pathlib.Path, threads: 
         if value.name not in existing:
             model.graph.outputs.append(value)
     ir.save(model, copy, external_data=f"{copy.name}.data")
+    onnxruntime = import_library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     options.enable_mem_pattern = False

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.backends.onnxruntime import brief_spinning
+from runtime.backends.telemetry import import_library
 from runtime.cost.operations import Machine
 
 # Rows, columns in, columns out: the shape of a transformer's MLP. The width is no multiple of 1024 floats, at which the
@@ -55,6 +55,7 @@ def _session(shape: tuple[int, int, int], threads: int) -> Callable[[np.ndarray]
         [numpy_helper.from_array(weights, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnxruntime = import_library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry(*brief_spinning(onnxruntime.__version__))

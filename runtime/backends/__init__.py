@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from typing import Protocol
 
 from runtime.artifact.artifact_folder import Artifact
+from runtime.backends.cpu_quota import cpu_quota
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine
@@ -57,8 +59,14 @@ BACKENDS = {
 
 
 def available_threads() -> int:
-    """Return the number of processor threads that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of processor threads that this process may use.
+
+    These are the processors that it may run on, but no more than its control group's quota of processor time, rounded
+    up: a container with 1.5 processors gets 2 threads.
+    """
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return processors if quota is None else min(processors, math.ceil(quota))
 
 
 def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs: bool = True) -> Backend:

@@ -9,11 +9,15 @@ from typing import Any
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.verified_files import GraphFile
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors, fixed_sizes
+from runtime.backends.telemetry import import_library
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec
 
 _DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 _ERRORS_ONLY = 3  # the log severity ORT_LOGGING_LEVEL_ERROR
+# Constant weights of these precisions become float32 when the graph is loaded. ONNX Runtime mistakes fp8 for int8, and
+# fails. Its product of float32 activations with 8-bit weights converts all weights at every call.
+_WEIGHTS_TO_FLOAT32 = ("fp8", "w8")
 _SPIN_DURATION_SINCE = (1, 26)  # the first version that has the setting spin_duration_us
 _SPIN_MICROSECONDS = 200  # longer than Python needs between two calls of denoise
 
@@ -22,8 +26,8 @@ class OnnxRuntime(CpuBackend):
     """The backend `onnxruntime` on `cpu`.
 
     Attributes:
-        precisions: The precisions that it can run. It computes fp16 and fp8 in float32, so these make files smaller
-            but not images faster.
+        precisions: The precisions that it can run. It computes fp16 and fp8 in float32, and turns 8-bit weights into
+            float32, so these make files smaller but not images faster.
     """
 
     precisions = ("fp32", "fp16", "int8", "fp8", "w8", "w4")
@@ -72,8 +76,8 @@ class OnnxRuntime(CpuBackend):
         options.add_session_config_entry(*brief_spinning(self._library.__version__))
         if self._map_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        if precision == "fp8":
-            options.add_session_config_entry("session.disable_quant_qdq", "1")  # it mistakes fp8 for int8, and fails
+        if precision in _WEIGHTS_TO_FLOAT32:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         # This fusion would join a product and its bias before they can become one int8 operator.
         disabled = ["MatMulAddFusion"] if precision == "int8" else []
         session = open_session(self._library, graph, spec, options, "CPUExecutionProvider", {}, disabled)
@@ -97,10 +101,9 @@ def import_onnxruntime(name: str, extra: str) -> Any:
         BackendError: It is not installed.
     """
     try:
-        import onnxruntime
+        return import_library("onnxruntime")
     except ImportError as error:
         raise BackendError(f"backend {name} is not installed ({error}); pip install 'mar-runtime[{extra}]'") from None
-    return onnxruntime
 
 
 def brief_spinning(version: str) -> tuple[str, str]:
@@ -119,9 +122,11 @@ def brief_spinning(version: str) -> tuple[str, str]:
 
 
 def session_options(library: Any) -> Any:
-    """Return options of a session that logs only errors."""
+    """Return options of a session that logs only errors, and that rounds no activations which the graph does not."""
     options = library.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    # By default a product with weights in blocks of 4 or 8 bits would round its activations to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     return options
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import pathlib
 import re
@@ -15,6 +14,7 @@ import numpy as np
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.verified_files import GraphFile
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors
+from runtime.backends.telemetry import import_library
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec, TensorSpec
 
@@ -112,7 +112,7 @@ def open_openvino(name: str) -> tuple[Any, Any]:
         BackendError: OpenVINO is not installed, or does not load.
     """
     try:
-        library = importlib.import_module("openvino")
+        library = import_library("openvino")
         return library, _core(library)
     except ImportError as error:
         raise BackendError(f"backend {name} is not installed ({error}); pip install 'mar-runtime[openvino]'") from None

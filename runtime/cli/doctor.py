@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import pathlib
 import platform
@@ -14,6 +13,7 @@ from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import TARGETS, Build, incompatibility
 from runtime.backends import available_threads
+from runtime.backends.telemetry import import_library
 from runtime.cli.options import PATH
 from runtime.errors import BackendError, MarError
 from runtime.gpu.current_gpu import Gpu, current_gpu
@@ -44,7 +44,7 @@ def _onnxruntime() -> str:
     version, missing = _version("onnxruntime", "not installed; pip install 'mar-runtime[cpu]'")
     if version is None:
         return missing
-    providers = importlib.import_module("onnxruntime").get_available_providers()
+    providers = import_library("onnxruntime").get_available_providers()
     useful = [
         name.removesuffix("ExecutionProvider")
         for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -71,7 +71,7 @@ def _openvino() -> str:
 def _version(module: str, missing: str) -> tuple[str | None, str]:
     """Return the version of a library and "", or None and why there is none. A library that does not load has none."""
     try:
-        return str(importlib.import_module(module).__version__), ""
+        return str(import_library(module).__version__), ""
     except (ImportError, OSError) as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == module
         return None, missing if absent else f"does not load: {error}"
