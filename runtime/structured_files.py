@@ -208,11 +208,7 @@ class NpzFile:
             if read_header is None:
                 raise ValueError(f"an array of format {version}")
             actual, fortran, dtype = read_header(file)
-            sizes_fit = shape is None or (
-                len(actual) == len(shape)
-                and all(want in (None, size) for want, size in zip(shape, actual, strict=True))
-            )
-            if dtype.kind not in kinds or not sizes_fit:
+            if dtype.kind not in kinds or not (shape is None or shape_fits(actual, shape)):
                 expected = "" if shape is None else f" {['any' if size is None else size for size in shape]}"
                 raise ValueError(f"{truncate(dtype)} {truncate(list(actual))}, expected dtypes {kinds}{expected}")
             size = member.file_size - file.tell()
@@ -239,6 +235,13 @@ class NpzFile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._archive.close()
         self._file.close()
+
+
+def shape_fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """Return whether a shape is the expected one, in which None stands for any size."""
+    return len(actual) == len(expected) and all(
+        want in (None, size) for want, size in zip(expected, actual, strict=True)
+    )
 
 
 def _read_bytes(path: pathlib.Path, most: int, trouble: Trouble) -> bytes:

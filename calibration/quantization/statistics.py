@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.checks import truncate
 from runtime.errors import CalibrationError
-from runtime.files import replacing
+from runtime.stored_files import load_arrays, save_arrays
+from runtime.structured_files import Trouble, shape_fits
 
-VERSION = 1
+VERSION = 2
 BINS = 2048
 ROWS = 256
 """The number of activation rows that are kept unchanged, to measure quantization errors on."""
 
 _HISTOGRAM_ROWS_PER_CALL = 64
 _FIRST_WIDTH = 1e-4
-_MAXIMA = ("channel_max", "iteration_max", "timestep_max")
 
 
 class LayerStatistics:
@@ -131,43 +130,61 @@ class ActivationStatistics:
     images: int = 0
 
     def save(self, path: pathlib.Path) -> None:
-        """Write everything to `path`, an .npz file. An interrupted write leaves the old file."""
-        arrays: dict[str, Any] = {}
-        about: dict[str, Any] = {
-            "version": VERSION,
-            "artifact": self.artifact,
-            "sampling": dict(self.sampling),
-            "timesteps": list(self.timesteps),
-            "images": self.images,
-            "layers": {},
+        """Write everything to `path`, an .npz file with its hash. An interrupted write leaves the old file."""
+        layers = {name: _LayerHeader(layer.width, layer.seen) for name, layer in self.layers.items()}
+        arrays = {
+            f"{name}:{part}": getattr(layer, part) for name, layer in self.layers.items() for part in _layer_arrays(0)
         }
-        for name, layer in self.layers.items():
-            about["layers"][name] = {"width": layer.width, "seen": layer.seen}
-            for part in (*_MAXIMA, "histogram", "rows"):
-                arrays[f"{name}:{part}"] = getattr(layer, part)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)
+        header = _Header(VERSION, self.artifact, dict(self.sampling), list(self.timesteps), self.images, layers)
+        save_arrays(path, header, arrays)
 
     @classmethod
     def load(cls, path: pathlib.Path) -> ActivationStatistics:
-        """Read a file that `save` wrote. Raises `CalibrationError` if it cannot be read or is not such a file."""
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                about = json.loads(str(arrays["about"]))
-                if about["version"] != VERSION:
-                    raise CalibrationError(
-                        f"{path}: statistics of version {about['version']}, expected {VERSION}; remove the file to "
-                        "collect them again"
-                    )
-                result = cls(about["artifact"], about["sampling"], tuple(about["timesteps"]), images=about["images"])
-                for name, fields in about["layers"].items():
-                    maxima = {part: arrays[f"{name}:{part}"] for part in _MAXIMA}
-                    layer = LayerStatistics(*(len(part) for part in maxima.values()))
-                    vars(layer).update(maxima, **fields)
-                    layer.histogram, layer.rows = arrays[f"{name}:histogram"], arrays[f"{name}:rows"]
-                    result.layers[name] = layer
-        except OSError as error:
-            raise CalibrationError(f"{path}: cannot be read ({error.strerror or error}); calibrate again") from None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise CalibrationError(f"{path}: not a statistics file ({error}); calibrate again") from None
+        """Read a file that `save` wrote. Raises `CalibrationError` if it is damaged, altered or no such file."""
+        trouble = Trouble(CalibrationError, "remove the file to collect the statistics again")
+        header, arrays = load_arrays(path, _Header, trouble)
+        if header.version != VERSION:
+            trouble.raise_(path, f"statistics of version {header.version}, expected {VERSION}")
+        result = cls(header.artifact, header.sampling, tuple(header.timesteps), images=header.images)
+        for name, fields in header.layers.items():
+            parts = {part: arrays.get(f"{name}:{part}") for part in _layer_arrays(0)}
+            channels = 0 if parts["channel_max"] is None else parts["channel_max"].size
+            for part, (dtype, shape) in _layer_arrays(channels).items():
+                array = parts[part]
+                if array is None or array.dtype != dtype or not shape_fits(array.shape, shape):
+                    trouble.raise_(path, f"{part} of the layer {truncate(name)} is missing or of another shape")
+            layer = LayerStatistics(channels, 0, 0)
+            vars(layer).update(parts, width=fields.width, seen=fields.seen)
+            result.layers[name] = layer
         return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _LayerHeader:
+    """The numbers of a `LayerStatistics` that are no arrays."""
+
+    width: float = dataclasses.field(metadata={"above": 0})
+    seen: int = dataclasses.field(metadata={"least": 0})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """What a file of statistics holds beside arrays."""
+
+    version: int
+    artifact: str
+    sampling: dict[str, Any]
+    timesteps: list[float]
+    images: int = dataclasses.field(metadata={"least": 0})
+    layers: dict[str, _LayerHeader]
+
+
+def _layer_arrays(channels: int) -> dict[str, tuple[type, tuple[int | None, ...]]]:
+    """Return the dtype and the shape of each array of a layer of C `channels`, by name; None stands for any size."""
+    return {
+        "channel_max": (np.float32, (channels,)),
+        "iteration_max": (np.float32, (None,)),
+        "timestep_max": (np.float32, (None,)),
+        "histogram": (np.int64, (BINS,)),
+        "rows": (np.float32, (ROWS, channels)),
+    }

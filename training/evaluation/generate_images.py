@@ -12,7 +12,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.backends import available_threads
 from runtime.errors import DataError, RequestError
-from runtime.files import replacing, write_json
+from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.model.latents import to_uint8
@@ -32,6 +31,8 @@ from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
+from runtime.stored_files import load_arrays, save_arrays
+from runtime.structured_files import Trouble, shape_fits
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.evaluation.feature_networks import LabelledBatch
 from training.evaluation.worker_processes import run_in_processes
@@ -39,6 +40,7 @@ from training.models.autoencoder import AutoencoderKL
 from training.models.reference_loop import sample
 
 _IMAGES_PER_FILE = 50  # which is also the batch that is generated together
+_FORMAT = 2
 
 _GenerateBatch = Callable[[NDArray[np.int64], range], NDArray[np.uint8]]  # labels [B], indices -> [B, H, W, c]
 
@@ -69,6 +71,7 @@ class GenerationJob:
             RequestError: The settings are invalid, or the model has no decoder.
         """
         inputs: dict[str, Any]
+        warnings: tuple[str, ...] = ()
         if is_artifact(self.source):
             manifest = Artifact(self.source).manifest
             names = manifest.class_names
@@ -81,6 +84,7 @@ class GenerationJob:
             inputs = {"files": files, **dict(self.backend)}
         else:
             loaded = _load_checkpoint(self)
+            warnings = loaded.warnings
             config, tokenizer, names = loaded.model.config, loaded.tokenizer, loaded.class_names
             sampling = resolve_sampling(default_sampling(config), config, dict(self.settings))
             vae = None if loaded.vae is None else _vae_sha256(loaded.vae)
@@ -89,7 +93,15 @@ class GenerationJob:
             raise RequestError(f"{self.source} has no decoder, so it makes no images to evaluate; see --tokenizer")
         build_plan(config.tokens, sampling)  # refuses invalid settings before the work
         inputs |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
-        return ResolvedJob(config, names, sampling, {"seed": self.seed, **inputs})
+        return ResolvedJob(config, names, sampling, {"seed": self.seed, **inputs}, warnings)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """What a file of images holds beside arrays: the name of its folder, and the index of its first image."""
+
+    folder: str
+    start: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +113,14 @@ class ResolvedJob:
         class_names: The names of its classes, or none.
         sampling: The complete sampling settings.
         inputs: Everything that the images depend on, as a JSON value; two jobs with equal inputs make equal images.
+        warnings: What a person should know about the files of a checkpoint, one line each.
     """
 
     config: ModelConfig
     class_names: tuple[str, ...]
     sampling: Sampling
     inputs: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def generate_images(
@@ -149,17 +163,19 @@ def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[L
     """Yield the images 0..count - 1 that `generate_images` has put into `out`, with their classes.
 
     Raises:
-        DataError: A file is missing or damaged.
+        DataError: A file is missing, damaged, or was altered.
     """
+    trouble = Trouble(DataError, "remove the file to generate its images again")
+    folder, side = _folder(job, out), job.resolved.config.img_size
     for start in range(0, count, _IMAGES_PER_FILE):
-        file = _file(_folder(job, out), start)
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                yield arrays["images"][: count - start], arrays["labels"][: count - start]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"{file}: the generated images cannot be read ({error}); remove the file to generate them again"
-            ) from None
+        file = _file(folder, start)
+        header, arrays = load_arrays(file, _Header, trouble)
+        images, labels = (arrays.get(name, np.empty(0)) for name in ("images", "labels"))
+        expected = class_labels(job, start + _IMAGES_PER_FILE)[start:]
+        fits = images.dtype == np.uint8 and shape_fits(images.shape, (len(expected), side, side, None))
+        if header != _Header(folder.name, start) or not fits or not np.array_equal(labels, expected):
+            trouble.raise_(file, "not the images of this evaluation")
+        yield images[: count - start], labels[: count - start]
 
 
 def class_labels(job: GenerationJob, count: int) -> NDArray[np.int64]:
@@ -172,13 +188,13 @@ def _generate_file(job: GenerationJob, folder: pathlib.Path, threads: int, start
     indices = range(start, start + _IMAGES_PER_FILE)
     labels = class_labels(job, start + _IMAGES_PER_FILE)[start:]
     images = _open_generator(job, threads)(labels, indices)
-    with replacing(_file(folder, start)) as temporary:
-        np.savez_compressed(temporary, images=images, labels=labels)
+    arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels}
+    save_arrays(_file(folder, start), _Header(folder.name, start), arrays, compress=True)
 
 
 def _folder(job: GenerationJob, out: pathlib.Path) -> pathlib.Path:
     """The folder of the images of `job`, named by a hash of everything that they depend on."""
-    inputs = json.dumps(job.resolved.inputs, sort_keys=True)
+    inputs = json.dumps({"format": _FORMAT, **job.resolved.inputs}, sort_keys=True)
     return out / f"images-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
 
 
@@ -231,7 +247,7 @@ def _load_checkpoint(job: GenerationJob) -> Checkpoint:
 
 def _vae_sha256(vae: AutoencoderKL) -> str:
     """Hash the configuration and the weights, so that the file or folder they came from does not matter."""
-    digest = hashlib.sha256(repr((vae.config, vae.latent_scale)).encode())
+    digest = hashlib.sha256(repr((vae.config, vae.latent_scale, vae.latent_shift)).encode())
     for tensor in vae.state_dict().values():
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.files import replacing
+from runtime.errors import DataError
+from runtime.stored_files import load_arrays, save_arrays
+from runtime.structured_files import Trouble, shape_fits
 from training.data.datasets import ImageDataset, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics, LabelledBatch, extract_features
 from training.evaluation.metrics import Moments
 
 _BATCH = 64
+_FORMAT = 2
 
 
 def load_or_compute_statistics(
@@ -34,26 +37,42 @@ def load_or_compute_statistics(
         count: The number of images; they are chosen at random, always the same ones.
         folder: Where the file is.
         progress: Is called with the number of images of each finished batch, or once with `count`.
+
+    Raises:
+        DataError: The file is damaged or was altered.
     """
-    key = {"network": network.name, "weights": network.sha256, "dataset": dataset.fingerprint, "images": count}
+    key = {
+        "format": _FORMAT,
+        "network": network.name,
+        "weights": network.sha256,
+        "dataset": dataset.fingerprint,
+        "images": count,
+    }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     file = folder / f"real-statistics-{network.name}-{digest[:16]}.npz"
-    saved = _load(file, key)
-    if saved is not None:
+    if file.exists():
+        saved = _load(file, key)
         progress(count)
         return saved
     indices = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
     statistics = extract_features(network, _readable_labelled_batches(dataset, indices, progress))
-    with replacing(file) as temporary:
-        np.savez(
-            temporary,
-            key=json.dumps(key),
-            mean=statistics.moments.mean,
-            covariance=statistics.moments.covariance,
-            sample=statistics.sample,
-            figures=json.dumps([statistics.images, statistics.top1_accuracy, statistics.inception_score]),
-        )
+    moments = statistics.moments
+    save_arrays(
+        file,
+        _Header(key, statistics.images, statistics.top1_accuracy, statistics.inception_score),
+        {"mean": moments.mean, "covariance": moments.covariance, "sample": statistics.sample},
+    )
     return statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class _Header:
+    """What a file of statistics holds beside arrays: what they are of, and fields of `FeatureStatistics`."""
+
+    key: dict[str, Any]
+    images: int
+    top1_accuracy: float | None
+    inception_score: float | None
 
 
 def _readable_labelled_batches(
@@ -64,14 +83,17 @@ def _readable_labelled_batches(
         yield images, dataset.labels[readable]
 
 
-def _load(file: pathlib.Path, key: dict[str, Any]) -> FeatureStatistics | None:
-    """Load saved statistics; None if the file is missing or damaged, or has another key."""
-    try:
-        with np.load(file, allow_pickle=False) as saved:
-            if json.loads(str(saved["key"])) != key:
-                return None
-            images, top1_accuracy, score = json.loads(str(saved["figures"]))
-            moments = Moments(saved["mean"], saved["covariance"])
-            return FeatureStatistics(images, moments, saved["sample"], top1_accuracy, score)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
-        return None
+def _load(file: pathlib.Path, key: dict[str, Any]) -> FeatureStatistics:
+    """Load saved statistics. Raises `DataError` if the file is damaged, altered, or of other images."""
+    trouble = Trouble(DataError, "remove the file to compute the statistics of the real images again")
+    header, arrays = load_arrays(file, _Header, trouble)
+    if header.key != key or arrays.keys() != {"mean", "covariance", "sample"}:
+        trouble.raise_(file, "statistics of other images or of another network")
+    mean, covariance, sample = (arrays[name] for name in ("mean", "covariance", "sample"))
+    if mean.ndim != 1 or not (
+        shape_fits(covariance.shape, mean.shape * 2) and shape_fits(sample.shape, (None, len(mean)))
+    ):
+        trouble.raise_(file, f"arrays of shapes {mean.shape}, {covariance.shape} and {sample.shape}")
+    return FeatureStatistics(
+        header.images, Moments(mean, covariance), sample, header.top1_accuracy, header.inception_score
+    )

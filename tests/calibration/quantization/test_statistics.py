@@ -93,6 +93,16 @@ def test_a_saved_file_is_read_back_unchanged(statistics: ActivationStatistics, t
         assert getattr(again, field) == getattr(statistics, field)
 
 
+def test_altered_statistics_are_refused(statistics_file: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "altered.npz"
+    with np.load(statistics_file) as saved:
+        arrays = dict(saved)
+    name = next(name for name in arrays if name.endswith(":channel_max"))
+    np.savez(file, **{**arrays, name: arrays[name] * np.float32(2)})
+    with pytest.raises(CalibrationError, match=r"altered.*remove the file to collect the statistics again"):
+        ActivationStatistics.load(file)
+
+
 def test_collecting_resumes_from_the_file(
     golden_artifacts: dict[str, pathlib.Path], statistics_file: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -151,6 +151,23 @@ def test_a_damaged_file_is_one_line(pixel_artifact: pathlib.Path, tmp_path: path
     assert file.name in one_sentence(caught)
 
 
+def test_images_that_were_altered_or_exchanged_are_refused(
+    pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    job = _job(pixel_artifact)
+    _images(job, 12, tmp_path)
+    one, two = sorted(tmp_path.rglob("*.npz"))[:2]
+    with np.load(one) as saved:
+        arrays = dict(saved)
+    np.savez_compressed(one, **{**arrays, "images": arrays["images"] ^ 1})
+    with pytest.raises(DataError, match=r"altered.*remove the file") as caught:
+        _images(job, 12, tmp_path)
+    assert one.name in one_sentence(caught)
+    one.write_bytes(two.read_bytes())
+    with pytest.raises(DataError, match=r"not the images of this evaluation.*remove the file"):
+        _images(job, 12, tmp_path)
+
+
 def test_wrong_settings_are_refused_before_the_work(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     with pytest.raises(RequestError, match="iterations"):
         generate_images(_job(pixel_artifact, iterations=1000), 4, tmp_path, 1, 1, lambda done: None)
