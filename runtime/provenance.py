@@ -1,12 +1,25 @@
-"""What produced a figure or a model: the commit of this code, and the processor it ran on."""
+"""What produced a figure or a model: the commit of this code, the command, and the processor it ran on."""
 
 from __future__ import annotations
 
 import pathlib
 import platform
+import re
 import subprocess
+from collections.abc import Iterator, Sequence
 
 UNKNOWN_COMMIT = "unknown"
+
+REDACTED = "***"
+"""What a stored command line has in place of a secret."""
+
+# A name is that of a secret if one of its words is in the first set, or its last word in the second. `--token-order`
+# and `--tokenizer` are none.
+_SECRET_WORDS = {"password", "passwd", "passphrase", "pwd", "secret", "credential", "credentials", "apikey"}
+_SECRET_LAST_WORDS = {"token", "key", "auth", "authorization", "cookie", "sig", "signature"}
+# A value ends at `&`, at the next assignment, or with the argument.
+_ASSIGNMENT = re.compile(r"([\w.-]+)(=|: )(.*?)(?=&|\s[\w.-]+=|$)", re.DOTALL)
+_IN_URL = re.compile(r"(\w+://)[^/\s@]+@")
 
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -31,6 +44,35 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return UNKNOWN_COMMIT
     return described.stdout.strip() or UNKNOWN_COMMIT
+
+
+def without_secrets(command: Sequence[str]) -> list[str]:
+    """Return a command line that can be stored: a secret is replaced by `REDACTED`, by the name that it has.
+
+    Secrets are the values of options, of assignments `NAME=VALUE` or `NAME: VALUE` and of a URL's parameters whose name
+    is that of a password, token, key or the like, and the user and password of a URL.
+    """
+    return list(_without_secrets(command))
+
+
+def _without_secrets(command: Sequence[str]) -> Iterator[str]:
+    follows = False  # whether this argument is the value of a secret option
+    for argument in command:
+        if follows and not argument.startswith("--"):
+            yield REDACTED
+            follows = False
+            continue
+        yield _ASSIGNMENT.sub(_redact_assignment, _IN_URL.sub(rf"\1{REDACTED}@", argument))
+        follows = argument.startswith("-") and "=" not in argument and _is_secret(argument)
+
+
+def _redact_assignment(match: re.Match[str]) -> str:
+    return f"{match[1]}{match[2]}{REDACTED}" if _is_secret(match[1]) else match[0]
+
+
+def _is_secret(name: str) -> bool:
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return bool(_SECRET_WORDS & {*words}) or (bool(words) and words[-1] in _SECRET_LAST_WORDS)
 
 
 def processor_name() -> str:

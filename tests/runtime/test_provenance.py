@@ -58,3 +58,35 @@ def test_processor_name_falls_back_to_the_platform(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pathlib.Path, "read_text", missing)
     monkeypatch.setattr(platform, "processor", lambda: name)
     assert provenance.processor_name() == (name or platform.machine())
+
+
+@pytest.mark.parametrize(
+    ("secret", "stored"),
+    [
+        (["--hf-token", "hf_abc"], ["--hf-token", "***"]),
+        (["--api-key=abc"], ["--api-key=***"]),
+        (["--password", "-abc"], ["--password", "***"]),
+        (["--data", "s3://user:abc@host/data"], ["--data", "s3://***@host/data"]),
+        (["https://host/data?part=3&access_token=abc&size=4"], ["https://host/data?part=3&access_token=***&size=4"]),
+        (["https://host/data?X-Amz-Signature=abc"], ["https://host/data?X-Amz-Signature=***"]),
+        (["AWS_SECRET_ACCESS_KEY=abc def"], ["AWS_SECRET_ACCESS_KEY=***"]),
+        (["A=1 WANDB_API_KEY=abc B=2"], ["A=1 WANDB_API_KEY=*** B=2"]),
+        (["clientSecret=abc"], ["clientSecret=***"]),
+        (["--header", "Authorization: Bearer abc"], ["--header", "Authorization: ***"]),
+        (["--MY_PASSWD", "abc", "--steps", "3"], ["--MY_PASSWD", "***", "--steps", "3"]),
+    ],
+)
+def test_a_stored_command_line_has_no_secrets(secret: list[str], stored: list[str]) -> None:
+    assert provenance.without_secrets(["mar", "train", *secret]) == ["mar", "train", *stored]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["mar", "train", "--data", "C:/keys/images", "--out=runs/token", "--steps", "3"],
+        ["mar", "train", "--tokenizer", "vae", "--token-order", "raster", "--data", "https://host/a?b=c&d=e"],
+        ["mar", "train", "--no-token", "--resume"],
+    ],
+)
+def test_other_arguments_are_stored_as_they_are(command: list[str]) -> None:
+    assert provenance.without_secrets(command) == command

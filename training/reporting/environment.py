@@ -1,4 +1,7 @@
-"""The environment of a training run: command, versions and machine, once for each start and each resume."""
+"""The environment of a training run: command, versions and machine, once for each start and each resume.
+
+Secrets are left out of the command, and no environment variable is stored.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 from runtime import __version__
 from runtime.errors import CheckpointError
 from runtime.files import write_json
-from runtime.provenance import commit, processor_name
+from runtime.provenance import commit, processor_name, without_secrets
 from runtime.structured_files import Trouble, read_json
 from training.distributed import Processes
 
@@ -54,7 +57,7 @@ def _environment(processes: Processes, step: int) -> dict[str, Any]:
     return {
         "from_step": step,
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": without_secrets(sys.argv),
         "version": __version__,
         "commit": commit(),
         "python": platform.python_version(),
