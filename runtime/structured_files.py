@@ -244,15 +244,20 @@ def shape_fits(actual: tuple[int, ...], expected: tuple[int | None, ...]) -> boo
     )
 
 
+def read_bytes(path: pathlib.Path, most: int = JSON_BYTES) -> bytes:
+    """Return the content of a file. Raises `OSError`, and `ValueError` if it has more than `most` bytes."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most} bytes")
+    return content
+
+
 def _read_bytes(path: pathlib.Path, most: int, trouble: Trouble) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
+        return read_bytes(path, most)
+    except (OSError, ValueError) as error:  # ValueError also of a path with a null byte
         trouble.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
-    if len(content) > most:
-        trouble.raise_(path, f"more than {most} bytes")
-    return content
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytearray:

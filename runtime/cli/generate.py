@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import pathlib
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import click
 import numpy as np
-from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from runtime.checks import check_int, pluralize
@@ -31,6 +28,7 @@ from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.image_grid import check_image_file, save_grid
 from runtime.requests.validation import MAX_BATCH, parse_class
+from runtime.structured_files import NpzFile, Trouble
 
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
@@ -175,14 +173,5 @@ def _generate(
 def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | None:
     if path is None:
         return None
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, NpzFile):
-            raise RequestError(f"{path}: not an .npz file with an array {key} (it holds one array without a name)")
-        with archive:
-            array: NDArray[np.generic] = archive[key]
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise RequestError(f"{path}: not an .npz file with an array {key}") from None
-    return array
+    with NpzFile(path, Trouble(RequestError)) as file:
+        return file.read(key, "biufc")  # a request checks shape and dtype

@@ -177,21 +177,21 @@ WRONG_OPTIONS = [
     ("--backend nope", "unknown backend 'nope'"),
     ("--device tpu", "'tpu'"),
     *(
-        (f"--{option}-file {{inputs}}/{name}", f"/{name}: {why}")
+        (f"--{option}-file {{inputs}}/{name}", f"/{name}: cannot be read ({why})")
         for option in ("order", "noise")
         for name, why in (("missing.npz", "No such file or directory"), ("folder.npz", "Is a directory"))
     ),
     *(
-        (f"--{option}-file {{inputs}}/{name}", f"{name}: not an .npz file with an array {key}")
+        (f"--{option}-file {{inputs}}/{name}", f"{name}: {why}")
         for option, key in (("order", "generation_order"), ("noise", "noise"))
-        for name in (
-            "empty.npz",
-            "text.npz",
-            "array.npy",
-            "other.npz",
-            "objects.npz",
-            f"cut-{key}.npz",
-            f"garbled-{key}.npz",
+        for name, why in (
+            ("empty.npz", "not an .npz file ("),
+            ("text.npz", "not an .npz file ("),
+            ("array.npy", "not an .npz file ("),
+            ("other.npz", f"not an .npz file with an array {key}"),
+            ("objects.npz", ""),
+            (f"cut-{key}.npz", ""),
+            (f"garbled-{key}.npz", ""),
         )
     ),
     ("--class 1 --order-file {golden}/small/case0.npz", "order must have shape [1, 16], found [2, 16]"),
