@@ -37,16 +37,18 @@ def files(tmp_path: pathlib.Path) -> pathlib.Path:
     gray, white = gray_image(), mask().astype(np.uint8) * 255
     Image.fromarray(gray).save(folder / "gray.png")
     Image.fromarray(np.dstack([gray] * 3)).save(folder / "rgb.png")
-    Image.fromarray(np.dstack([gray] * 3 + [np.arange(64, dtype=np.uint8).reshape(8, 8)])).save(folder / "alpha.png")
+    Image.fromarray(np.dstack([gray] * 3 + [np.full((8, 8), 255, np.uint8)])).save(folder / "alpha.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "deep.png")
     Image.fromarray(white).save(folder / "mask.png")
     Image.fromarray(np.dstack([white] * 3)).save(folder / "rgb-mask.png")
     Image.fromarray(mask()).save(folder / "bits.png")
     Image.fromarray(np.where(mask(), 128, 127).astype(np.uint8)).save(folder / "grays.png")
+    Image.fromarray(np.dstack([gray, 255 - white])).save(folder / "erased.png")
     # What cannot be used.
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "black.png")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(folder / "wide.png")
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "large.png")
-    Image.fromarray(np.full((8, 8), 300, np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(folder / "float.tif")
     (folder / "folder.png").mkdir()
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("not an image")
@@ -83,8 +85,8 @@ def edited(artifact: pathlib.Path, labels: list[int], **request: object) -> NDAr
     return result.images[..., 0]
 
 
-@pytest.mark.parametrize("image", ["gray.png", "rgb.png", "alpha.png"])
-@pytest.mark.parametrize("marks", ["mask.png", "rgb-mask.png", "bits.png", "grays.png"])
+@pytest.mark.parametrize("image", ["gray.png", "rgb.png", "alpha.png", "deep.png"])
+@pytest.mark.parametrize("marks", ["mask.png", "rgb-mask.png", "bits.png", "grays.png", "erased.png"])
 def test_any_kind_of_png_is_edited_where_the_mask_is_white(
     mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path, image: str, marks: str
 ) -> None:
@@ -97,6 +99,20 @@ def test_any_kind_of_png_is_edited_where_the_mask_is_white(
     assert found[~mask()].tolist() == gray_image()[~mask()].tolist()
     assert (found != gray_image()).any()
     assert [path.name for path in (files / "new").iterdir()] == ["edited.png"]
+
+
+def test_a_photo_is_edited_upright_and_over_the_background(
+    mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
+) -> None:
+    """Its left half is transparent, and hides another colour."""
+    seen, alpha, exif = gray_image(), np.full((8, 8), 255, np.uint8), Image.Exif()
+    alpha[:, :4] = 0
+    exif[0x0112] = 6  # to be turned by a quarter to the right
+    Image.fromarray(np.ascontiguousarray(np.rot90(np.dstack([seen, alpha])))).save(files / "photo.png", exif=exif)
+    line = f"edit {pixel_artifact} --image {files}/photo.png --mask {files}/mask.png --class 1 {QUICK}"
+    assert mar(f"{line} --background #0a0a0a --out {files}/edited.png").code == 0
+    seen[:, :4] = 10
+    assert read(files / "edited.png").tolist() == edited(pixel_artifact, [1], known=seen[..., None])[0].tolist()
 
 
 def test_the_image_may_be_edited_in_its_own_file(mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path) -> None:
@@ -189,9 +205,10 @@ WRONG = [
         for name in ("missing.png", "folder.png", "empty.png", "text.png", "cut.png", "garbled.png", "broken.png")
     ),
     *(
-        (f"{ALL} --{option} {{files}}/deep.png", "deep.png: expected 8 bits a channel, found an image of mode I;16")
+        (f"{ALL} --{option} {{files}}/float.tif", "float.tif: not a readable image (its pixels are numbers of 32 bits")
         for option in ("image", "mask")
     ),
+    (f"{ALL} --background nope", "--background must be a colour such as white or #808080, found 'nope'"),
 ]
 
 
