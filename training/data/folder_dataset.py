@@ -128,7 +128,8 @@ class _LeftOut:
             if found
         ]
         if self.suffixes:
-            suffixes = [f"{suffix or 'no suffix'} {count}" for suffix, count in self.suffixes.most_common()]
+            ranked = sorted(self.suffixes.items(), key=lambda item: (-item[1], item[0]))
+            suffixes = [f"{suffix or 'no suffix'} {count}" for suffix, count in ranked]
             lines.append(f"{pluralize(self.suffixes.total(), 'file')} of other types: {list_some(suffixes)}")
         return lines
 

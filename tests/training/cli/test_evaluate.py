@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from runtime.errors import BackendError, CheckpointError, DataError, MarError, RequestError
 from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx
@@ -187,6 +188,15 @@ def test_data_of_other_classes_is_refused(
         write_idx(tmp_path / f"{prefix}-images-idx3-ubyte", np.zeros((3, 8, 8), np.uint8))
         write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", np.arange(3, dtype=np.uint8))
     with pytest.raises(RequestError, match="has 3 classes, but the model has 2"):
+        _evaluate(pixel_artifact, tmp_path, tmp_path)
+
+
+def test_data_of_renamed_classes_is_refused(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for split in ("train", "test"):
+        for name in ("bird", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    with pytest.raises(DataError, match=r"has the classes bird, dog, but .* has cat, dog"):
         _evaluate(pixel_artifact, tmp_path, tmp_path)
 
 

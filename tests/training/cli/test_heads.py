@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
@@ -113,6 +114,19 @@ def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathli
         run_command(["distill", "--to=2", str(teacher), f"--data={other}", f"--out={tmp_path / 'run'}", *SHORT])
     assert "2 classes of 1 channel, but the model was made for 3 classes of 1" in one_sentence(caught)
     assert not (tmp_path / "run").exists()
+
+
+def test_data_of_renamed_classes_is_refused(tmp_path: pathlib.Path) -> None:
+    for name in "bcz":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("RGB", (12, 12)).save(tmp_path / "data" / name / "0.png")
+    model = randomized(MAR(**{**TINY.to_dict(), "vae_embed_dim": 3}))
+    save_run(tmp_path / "teacher", Checkpoint(model, "pixel", ("a", "b", "c"), "tiny", "0" * 64))
+    with pytest.raises(MarError, match=r"data has the classes b, c, z, but .* has a, b, c") as caught:
+        run_command(
+            ["flow-head", str(tmp_path / "teacher"), f"--data={tmp_path}/data", f"--out={tmp_path}/run", *SHORT]
+        )
+    one_sentence(caught)
 
 
 @pytest.mark.parametrize(("form", "named"), [({"attention": "causal"}, "causal attention"), ({"head": "vq"}, "vq")])

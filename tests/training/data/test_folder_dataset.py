@@ -64,9 +64,11 @@ def test_classes_and_images_do_not_depend_on_the_order_of_directory_entries(tmp_
 
 
 def test_images_of_a_class_may_be_in_subfolders_and_have_any_usual_suffix(tmp_path: pathlib.Path) -> None:
-    for name in ("a.png", "b.JPG", "deeper/c.jpeg", "deeper/still/d.bmp", "e.webp"):
+    names = ("a.png", "b.JPG", "deeper/c.jpeg", "deeper/still/d.bmp", "e.webp", "f.tif", "g.TIFF", "h.gif", "i.ppm")
+    for name in names:
         save_image(tmp_path / "class" / name, Image.new("RGB", (8, 8), "gray"))
-    assert _all_images(tmp_path, 8).shape == (5, 8, 8, 3)
+    assert _all_images(tmp_path, 8).shape == (9, 8, 8, 3)
+    assert len(open_dataset(tmp_path, 8).notes) == 1  # nothing is left out
 
 
 @pytest.mark.parametrize(("split", "classes"), [("train", ("a",)), ("test", ("b",))])

@@ -14,8 +14,9 @@ from PIL import Image
 from runtime.errors import DataError
 from tests.helpers.image_files import IMAGES_FILE, LABELS_FILE, noise_images, with_flipped_byte
 from tests.helpers.tiny_runs import one_sentence, write_idx, write_idx_dataset
-from training.data import datasets as data
-from training.data.datasets import FASHION_MNIST_CLASSES, open_dataset
+from training.data import idx_dataset
+from training.data.datasets import open_dataset
+from training.data.idx_dataset import FASHION_MNIST_CLASSES
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -61,7 +62,7 @@ def test_classes_of_fashion_mnist_have_their_names(tmp_path: pathlib.Path, monke
     folder = write_idx_dataset(tmp_path / "fashion-mnist", images=20, classes=10)
     assert open_dataset(folder, 12).classes == tuple(str(label) for label in range(10))
     labels = open_dataset(folder, 12).labels.astype(np.uint8).tobytes()
-    monkeypatch.setattr(data, "_FASHION_MNIST_LABELS", (hashlib.sha256(labels).hexdigest(),))
+    monkeypatch.setattr(idx_dataset, "_FASHION_MNIST_LABELS", (hashlib.sha256(labels).hexdigest(),))
     assert open_dataset(folder, 12).classes == FASHION_MNIST_CLASSES
 
 
@@ -71,6 +72,48 @@ def test_training_images_are_not_used_as_the_test_split(tmp_path: pathlib.Path) 
     assert len(open_dataset(tmp_path, 8, "train").labels) == 1
     with pytest.raises(DataError, match="no images of the test split"):
         open_dataset(tmp_path, 8, "test")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        ("train-images.idx3-ubyte", "train-labels.idx1-ubyte"),  # Kaggle
+        ("train-images-idx3-ubyte/train-images-idx3-ubyte", "train-labels-idx1-ubyte/train-labels-idx1-ubyte"),
+        ("MNIST/raw/train-images-idx3-ubyte", "MNIST/raw/train-labels-idx1-ubyte.gz"),  # torchvision
+        ("raw/train-images-idx3-ubyte.gz", "raw/train-labels-idx1-ubyte.gz"),
+        ("gzip/emnist-letters-train-images-idx3-ubyte.gz", "gzip/emnist-letters-train-labels-idx1-ubyte.gz"),
+        ("QMNIST-Train-Images-IDX3-ubyte", "QMNIST-Train-Labels-IDX1-ubyte"),
+    ],
+)
+def test_idx_files_are_found_under_their_names_in_the_wild(tmp_path: pathlib.Path, images: str, labels: str) -> None:
+    for name, values in ((images, noise_images()), (labels, np.arange(5, dtype=np.uint8))):
+        for split, of_split in (("train", values), ("test", values[:2])):
+            file = tmp_path / name.replace("train", split).replace("Train", split)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_idx(file, of_split)
+    assert open_dataset(tmp_path, 6).labels.tolist() == [0, 1, 2, 3, 4]
+    test = open_dataset(tmp_path, 6, "test")
+    assert test.labels.tolist() == [0, 1]
+    assert np.array_equal(test.images(np.arange(2))[..., 0], noise_images()[:2])
+
+
+def test_idx_files_of_several_datasets_are_refused(tmp_path: pathlib.Path) -> None:
+    for name in ("digits", "letters"):
+        write_idx(tmp_path / f"emnist-{name}-train-images-idx3-ubyte", noise_images())
+    with pytest.raises(DataError, match=r"several datasets, emnist-digits, emnist-letters") as caught:
+        open_dataset(tmp_path, 6)
+    assert str(tmp_path) in one_sentence(caught)
+
+
+def test_the_number_of_images_of_each_class_is_told_and_classes_without_images(tmp_path: pathlib.Path) -> None:
+    write_idx(tmp_path / IMAGES_FILE, noise_images(4))
+    write_idx(tmp_path / LABELS_FILE, np.array([1, 1, 2, 200], np.uint8))
+    dataset = open_dataset(tmp_path, 6)
+    [note] = dataset.notes
+    assert note.startswith(f"{tmp_path / IMAGES_FILE}: 4 images of 201 classes: 0 0, 1 2, 2 1, 3 0, ")
+    [warning] = dataset.warnings
+    assert warning.startswith(f"{tmp_path}: 198 of 201 classes have no images (0, 3, 4, ")
+    assert "the largest label is 200" in warning
 
 
 def _idx_bytes(shape: tuple[int, ...], content: bytes, kind: int = 8) -> bytes:

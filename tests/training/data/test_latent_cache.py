@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -153,10 +154,34 @@ def test_an_interrupted_cache_resumes_to_the_same_files(
 
 
 def test_a_cache_of_other_latents_is_not_resumed(
-    cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path
+    cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
+    for option in (("--image-size", "8"), ("--background", "black")):
+        with pytest.raises(RequestError, match="latents of other images or settings"):
+            _make(data, tokenizer, cached, *option)
+    other = pathlib.Path(shutil.copytree(data, tmp_path / "other"))
+    (other / "a" / "0.png").rename(other / "a" / "00.png")
     with pytest.raises(RequestError, match="latents of other images or settings"):
-        _make(data, tokenizer, cached, "--image-size", "8")
+        _make(other, tokenizer, cached)
+    (other / "a").rename(other / "z")
+    with pytest.raises(DataError, match=r"has the classes b, c, z, but .*cache has a, b, c"):
+        _make(other, tokenizer, cached)
+
+
+def test_images_with_names_of_any_bytes_are_cached(tokenizer: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Each name stays with its image, and the cache is read again."""
+    names = sorted(os.fsdecode(name) for name in (b"caf\xe9.png", b"a\nb.png", b"c.png"))
+    for number, name in enumerate(names):
+        file = tmp_path / "data" / os.fsdecode(b"tea\xff") / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as stream:
+            Image.new("RGB", (_SIZE, _SIZE), (100 * number, 0, 0)).save(stream, "PNG")
+    output = _make(tmp_path / "data", tokenizer, tmp_path / "cache")
+    assert "3 images of 1 class: tea\\xff 3" in output
+    cached = CachedLatents(tmp_path / "cache", _SIZE)
+    assert cached.classes == ("tea\\xff",)
+    escaped = {"a\nb.png": "a\\nb.png", os.fsdecode(b"caf\xe9.png"): "caf\\xe9.png"}
+    assert [cached.name(index).split("/")[-1] for index in range(3)] == [escaped.get(name, name) for name in names]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from runtime.errors import CheckpointError, DataError, MarError
 from tests.helpers.tiny_runs import (
@@ -203,6 +204,26 @@ def test_resuming_on_data_with_more_classes_than_the_model_is_refused(
     with pytest.raises(MarError, match="classes") as caught:
         resume(run, steps=8).train()
     one_sentence(caught)
+
+
+def test_resuming_on_renamed_classes_is_refused_with_both_lists(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / "data"
+    for number in range(12):
+        file = data / "abc"[number % 3] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (20 * number, 0, 0)).save(file)
+    run = tmp_path / "run"
+    start(run, data, 1).train()
+    before = (run / "config.json").read_bytes()
+    (data / "a").rename(data / "z")
+    with pytest.raises(
+        DataError, match=r"data has the classes b, c, z, but .*run has a, b, c, so .*; restore"
+    ) as caught:
+        resume(run, steps=2)
+    one_sentence(caught)
+    assert (run / "config.json").read_bytes() == before
+    (data / "z").rename(data / "a")
+    resume(run, steps=2).train()
 
 
 def test_a_finished_run_whose_log_is_lost_can_still_be_resumed(

@@ -1,0 +1,120 @@
+"""Folders as people have them: what becomes a class, what is left out and told, and names of any kind."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.errors import DataError
+from tests.helpers.image_files import save_image
+from tests.helpers.tiny_runs import one_sentence
+from training.data.class_names import check_known_classes, check_same_classes
+from training.data.datasets import open_dataset
+
+
+def _images(folder: pathlib.Path, count: int = 2) -> None:
+    for number in range(count):
+        save_image(folder / f"{number}.png", Image.new("RGB", (8, 8)))
+
+
+def test_what_is_left_out_is_told_with_its_number(tmp_path: pathlib.Path) -> None:
+    for name in ("cats", "dogs", "__MACOSX/cats", "@eaDir", ".git", "cats/.ipynb_checkpoints", "dogs/__pycache__"):
+        _images(tmp_path / name)
+    for name in ("cats/a.txt", "cats/b.TXT", "dogs/c.eps", "dogs/noend", "cats/._0.png", "readme.md", "loose.png"):
+        (tmp_path / name).write_text("not an image")
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.classes == ("cats", "dogs")
+    assert dataset.notes == (
+        f"{tmp_path}: 4 images of 2 classes: cats 2, dogs 2",
+        f"{tmp_path}: left out 6 hidden or system files: ._0.png, .git, .ipynb_checkpoints, @eaDir, __MACOSX, "
+        "__pycache__",
+        f"{tmp_path}: left out 2 files outside of the class folders: loose.png, readme.md",
+        f"{tmp_path}: left out 4 files of other types: .txt 2, no suffix 1, .eps 1",
+    )
+    assert dataset.warnings == []
+
+
+def test_linked_folders_are_followed_once(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / "data"
+    _images(data / "cat", 1)
+    _images(tmp_path / "store", 3)
+    (data / "cat" / "more").symlink_to(tmp_path / "store")
+    (data / "cat" / "again").symlink_to(tmp_path / "store")
+    (data / "cat" / "loop").symlink_to(data / "cat")
+    (data / "dog").symlink_to(tmp_path / "store")
+    dataset = open_dataset(data, 8)
+    assert dataset.classes == ("cat", "dog")
+    assert np.bincount(dataset.labels).tolist() == [4, 3]
+    assert dataset.notes[1].startswith(f"{data}: left out 2 links to folders that were read already: ")
+
+
+def test_a_split_is_found_in_any_case_and_others_are_told(tmp_path: pathlib.Path) -> None:
+    for name in ("Train/cats", "Train/dogs", "val/cats", "TEST/cats"):
+        _images(tmp_path / name)
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.classes == ("cats", "dogs")
+    assert dataset.notes[1:] == (f"{tmp_path}: left out what is beside Train: val",)
+    assert open_dataset(tmp_path, 8, "test").classes == ("cats",)
+
+
+def test_splits_without_a_training_split_are_no_classes(tmp_path: pathlib.Path) -> None:
+    for name in ("val/cats", "test/cats"):
+        _images(tmp_path / name)
+    with pytest.raises(
+        DataError, match=r"no images of the train split; expected a folder train/.*found test, val"
+    ) as caught:
+        open_dataset(tmp_path, 8)
+    one_sentence(caught)
+
+
+def test_names_of_any_bytes_are_told_on_one_line(tmp_path: pathlib.Path) -> None:
+    for folder in (b"caf\xe9", b"new\nline", "\u732b".encode()):
+        file = tmp_path / os.fsdecode(folder) / os.fsdecode(b"\xff\n\x1b.png")
+        file.parent.mkdir()
+        with file.open("wb") as stream:
+            Image.new("RGB", (8, 8)).save(stream, "PNG")
+    dataset = open_dataset(tmp_path, 8)
+    assert dataset.classes == ("caf\\xe9", "new\\nline", "\u732b")
+    assert dataset.images(np.arange(3)).shape == (3, 8, 8, 3)
+    for number, name in enumerate(dataset.classes):
+        assert dataset.name(number) == f"{tmp_path}/{name}/\\xff\\n\\x1b.png"
+        dataset.name(number).encode()
+    assert len(dataset.fingerprint) == 64
+
+
+def test_transparent_pixels_show_the_background_and_change_the_fingerprint(tmp_path: pathlib.Path) -> None:
+    save_image(tmp_path / "a" / "0.png", Image.new("RGBA", (8, 8), (200, 0, 0, 0)))
+    white, blue = open_dataset(tmp_path, 8), open_dataset(tmp_path, 8, background=(0, 0, 9))
+    assert (white.images(np.array([0])) == 255).all()
+    assert (blue.images(np.array([0])) == (0, 0, 9)).all()
+    assert white.fingerprint != blue.fingerprint
+
+
+def test_other_classes_are_refused_with_both_lists() -> None:
+    check_same_classes(("a", "b"), ["a", "b"], "data", "run")
+    for found, message in (
+        (("b", "c", "z"), "data has the classes b, c, z, but run has a, b, c"),
+        (
+            ("a", "b"),
+            "has the classes a, b, but run has a, b, c, so the meaning of labels would change from number 2 on",
+        ),
+        (tuple(f"c{number}" for number in range(99)), r"has the classes c0, .*, \.\.\., but run has a, b, c"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            check_same_classes(found, ("a", "b", "c"), "data", "run")
+        one_sentence(caught)
+    many = [f"class {number}" for number in range(1000)]
+    with pytest.raises(DataError, match=r"classes \.\.\., other, class 501.*run has \.\.\., class 500, class 501"):
+        check_same_classes([*many[:500], "other", *many[501:]], many, "data", "run")
+
+
+def test_numbers_for_classes_are_compared_with_no_names() -> None:
+    for expected in ((), ("cat", "dog")):
+        check_known_classes(("0", "1"), expected, "data", "model")
+    check_known_classes(("cat", "dog"), (), "data", "model")
+    with pytest.raises(DataError):
+        check_known_classes(("dog", "cat"), ("cat", "dog"), "data", "model")
