@@ -33,6 +33,12 @@ def check_int(name: str, value: Any, low: int, high: int) -> None:
         raise RequestError(f"{name} must be a whole number in {low}..{high}, found {truncate(value)}")
 
 
+def check_bool(name: str, value: object) -> None:
+    """Raise `RequestError` unless `value` is true or false."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise RequestError(f"{name} must be True or False, found {truncate(value)}")
+
+
 def check_scale(name: str, value: Any) -> None:
     """Raise `RequestError` unless `value` is a factor from 0 to 1000."""
     check_number(name, value, 0, _LARGEST_SCALE)

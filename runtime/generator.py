@@ -17,7 +17,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signatures import verify_signature
 from runtime.backends import open_backend
-from runtime.checks import check_int, truncate
+from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.host_loop import Engines, run_plan
@@ -238,7 +238,7 @@ class Generator:
             RequestError: An argument is wrong. Nothing has run yet.
             BackendError: An engine failed, its numbers overflowed, or the generator was closed.
         """
-        check_int("decode_batch", decode_batch, 1, MAX_BATCH)
+        _check_delivery(decode_batch, progress)
         request = self._prepare(labels, self.sampling(**settings), _Randomness(seed, index, order, noise), edit)
         with self._turn.take():
             return self._execute(request, decode_batch, progress)
@@ -279,7 +279,7 @@ class Generator:
         classes, sampling = check_labels(labels, config), self.sampling(**settings)
         count, steps = len(classes), build_plan(config.tokens, sampling).diffusion_steps
         check_batch(batch_size, steps, config)
-        check_int("decode_batch", decode_batch, 1, MAX_BATCH)
+        _check_delivery(decode_batch, progress)
         seed, indices = check_seed(seed), check_indices(index, count)
         orders = None if order is None else check_order(order, count, config)
         noises = None if noise is None else check_noise(noise, count, steps, config)
@@ -333,6 +333,8 @@ class Generator:
                 "this model was trained to generate tokens in raster order only, so it cannot regenerate a part of an "
                 "image; use a model trained with order random"
             )
+        for name in ("dilate", "paste"):
+            check_bool(name, getattr(edit, name))
         return check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
 
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
@@ -406,6 +408,13 @@ def _prepared_ahead(
             prepared = thread.submit(prepare, next_start)
             yield execute(request)
         yield execute(prepared.result())
+
+
+def _check_delivery(decode_batch: object, progress: object) -> None:
+    """Check the arguments that decide how images are decoded and told."""
+    check_int("decode_batch", decode_batch, 1, MAX_BATCH)
+    if progress is not None and not callable(progress):
+        raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")
 
 
 def _check_finite(values: NDArray[np.float32], source: str) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.cpu_quota import cpu_quota
+from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine
@@ -82,16 +83,17 @@ def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs
         RequestError: The backend, the device or the number of threads is not valid.
         BackendError: The library is not installed or does not load, or there is no GPU.
     """
-    if name not in BACKENDS:
-        raise RequestError(f"unknown backend {name!r}; this version has {', '.join(BACKENDS)}")
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= 1024):
-        raise RequestError(f"threads must be a whole number in 1..1024, found {threads!r}")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise RequestError(f"unknown backend {truncate(name)}; this version has {', '.join(BACKENDS)}")
+    if threads is not None:
+        check_int("threads", threads, 1, 1024)
+    check_bool("cuda_graphs", cuda_graphs)
     devices = BACKENDS[name]
     if device is None:
         device = next(iter(devices))
-    if device not in devices:
-        raise RequestError(f"backend {name} runs on {', '.join(devices)} in this version, not on {device!r}")
+    if not isinstance(device, str) or device not in devices:
+        raise RequestError(f"backend {name} runs on {', '.join(devices)} in this version, not on {truncate(device)}")
     module, attribute = devices[device].split(":")
     backend_class = getattr(importlib.import_module(module), attribute)
-    backend: Backend = backend_class(name, threads or available_threads(), cuda_graphs)
+    backend: Backend = backend_class(name, int(threads or available_threads()), bool(cuda_graphs))
     return backend

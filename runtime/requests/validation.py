@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -161,17 +162,18 @@ def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
     if index is None:
         return list(range(batch))
     try:
-        numbers = list(index)
+        numbers = list(itertools.islice(index, batch + 1))
     except TypeError:
-        raise RequestError(f"index must be a list with one number a label, found {index!r}") from None
+        raise RequestError(f"index must be a list with one number a label, found {truncate(index)}") from None
     if len(numbers) != batch:
-        raise RequestError(f"index must have one number a label, {batch}; found {len(numbers)}")
+        more = "more" if len(numbers) > batch else len(numbers)
+        raise RequestError(f"index must have one number a label, {batch}; found {more}")
     return [_check_uint64("index", number) for number in numbers]
 
 
 def _check_uint64(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < _SEEDS:
-        raise RequestError(f"{name} must be a whole number in 0..2^64-1, found {value!r}")
+        raise RequestError(f"{name} must be a whole number in 0..2^64-1, found {truncate(value)}")
     return int(value)
 
 

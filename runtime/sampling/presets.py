@@ -14,7 +14,7 @@ from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig
 from runtime.sampling.constraints import apply_constraints, default_sampling
-from runtime.sampling.settings import Sampling
+from runtime.sampling.settings import Sampling, plain_settings
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"iterations": 64},
@@ -81,12 +81,14 @@ def resolve_sampling(
     """
     overrides = dict(settings)
     preset, sampling = overrides.pop("preset", None), overrides.pop("sampling", None)
+    overrides = plain_settings(overrides)
     if preset is not None and sampling is not None:
         raise RequestError(f"give either preset or sampling, found preset {truncate(preset)} and sampling")
     if sampling is not None:
         if not isinstance(sampling, Sampling):
             raise RequestError(f"sampling must be a runtime.Sampling, found {truncate(sampling)}")
-        start = apply_constraints(model, sampling, dataclasses.asdict(sampling))
+        plain = plain_settings(vars(sampling))
+        start = apply_constraints(model, Sampling(**plain), plain)
     elif preset is not None:
         start = _preset_sampling(own, model, preset, presets or {})
     else:

@@ -6,7 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+import numpy as np
+
+from runtime.checks import truncate
 from runtime.errors import RequestError
+
+_INT64 = 2**63
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,25 @@ class Sampling:
     def describe(self) -> str:
         """Return all settings that are not None as text: `iterations 64, mask_schedule cosine, ...`."""
         return ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self).items() if value is not None)
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a caller gives them, with Python's numbers in place of numpy's.
+
+    Raises:
+        RequestError: A value is no number, text, list of numbers or None, or has more than 64 bits.
+    """
+    return {name: _plain(name, value) for name, value in settings.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(f"an entry of {name}", each) for each in value)
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        value = value.item()
+    if value is None or isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < _INT64):
+        return value
+    raise RequestError(f"{name} must be a number, a text or a list of numbers, found {truncate(value)}")
 
 
 class SamplingOverrides(TypedDict, total=False):
