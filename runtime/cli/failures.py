@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from runtime.errors import MarError, RequestError
 
-_NO_MEMORY = "not enough memory; process fewer images at once, with a smaller --batch-size"
-_NO_DESCRIPTORS = "too few file descriptors; raise the limit with ulimit -n, or use fewer --workers or --processes"
-_NO_PROCESS = "no further thread or process can be started; raise the limits of memory and processes, or use fewer"
-
-# What libraries say in exceptions of their own when the system refuses them something.
-_TEXTS = (
-    (
-        re.compile(r"bad_?alloc|out of memory|can(no|')t allocate|failed to allocate|failed to map segment", re.I),
-        _NO_MEMORY,
-    ),
-    (re.compile(r"too many open files|errno 24|error 24", re.I), _NO_DESCRIPTORS),
-    (re.compile(r"can't start new thread|resource temporarily unavailable", re.I), _NO_PROCESS),
-)
-_ERRNOS = {
-    errno.ENOMEM: _NO_MEMORY,
-    errno.EMFILE: _NO_DESCRIPTORS,
-    errno.ENFILE: _NO_DESCRIPTORS,
-    errno.EAGAIN: _NO_PROCESS,
-}
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -46,32 +26,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     """
     if isinstance(error, BrokenPipeError):
         return "", 1
-    if (limit := _limit(error)) is not None:
-        return limit, 1
     return next((describe(error) for kind, describe in _KINDS if isinstance(error, kind)), None)
-
-
-def _limit(error: BaseException) -> str | None:
-    """Return what to say if a limit of the system is behind an exception, whatever it was taken for since."""
-    for cause in _chain(error):
-        if isinstance(cause, MarError):
-            if "memory" in str(cause):
-                return None  # says it better
-            continue
-        if isinstance(cause, MemoryError):
-            return _NO_MEMORY
-        if isinstance(cause, OSError) and cause.errno in _ERRNOS:
-            return _ERRNOS[cause.errno]
-        for pattern, line in _TEXTS:
-            if pattern.search(str(cause)):
-                return line
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _wrong_use(error: click.UsageError) -> tuple[str, int]:

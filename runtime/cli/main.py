@@ -6,10 +6,12 @@ Everything else is imported by `main`, so that a signal or a limit during the im
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import NoReturn
 
+from runtime.cli.limits import describe_limit
 from runtime.cli.signals import Signals
 
 
@@ -30,6 +32,11 @@ def main() -> None:
 def _run() -> None:
     from runtime.cli.group import mar
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # the encoding of the locale may lack letters, such as those of Fréchet
+            stream.reconfigure(errors="backslashreplace")
     mar(prog_name="mar", standalone_mode=False)
     if sys.stdout is not None:
         sys.stdout.flush()
@@ -45,6 +52,8 @@ def _end(error: BaseException, signals: Signals) -> NoReturn:
         message, code = signals.message, signals.exit_code
     elif isinstance(error, SystemExit):
         message, code = "", error.code if isinstance(error.code, int) else 1
+    elif (limit := describe_limit(error)) is not None:
+        message, code = limit, 1
     else:
         from runtime.cli.failures import explain
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import pathlib
+import resource
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,10 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from runtime.checks import pluralize
+from runtime.errors import ConfigError
 from training.config import StepConfig
 from training.data.draws import batch_examples, draw_example, example_stream, masked_tokens
 from training.data.latent_dataset import LatentDataset, readable_latent
 from training.preemption import SIGNALS
+
+# Batches come through shared memory, with a descriptor for each tensor of the batches that are read ahead.
+_DESCRIPTORS_OF_A_WORKER, _SPARE_DESCRIPTORS = 24, 40
 
 
 class Batch(NamedTuple):
@@ -147,6 +154,7 @@ def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterat
         device: Where the tensors are copied to.
     """
     training = batches.training
+    _check_descriptors(training.workers)
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -158,6 +166,26 @@ def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterat
     )
     for loaded in loader:
         yield loaded._replace(batch=loaded.batch.to(device))
+
+
+def _check_descriptors(workers: int) -> None:
+    """Raise the limit of file descriptors to what worker processes need: without one, a batch would never arrive.
+
+    Raises:
+        ConfigError: The system allows too few.
+    """
+    needed = (
+        len(list(pathlib.Path("/proc/self/fd").iterdir())) + _SPARE_DESCRIPTORS + workers * _DESCRIPTORS_OF_A_WORKER
+    )
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if workers == 0 or limit == resource.RLIM_INFINITY or limit >= needed:
+        return
+    if highest != resource.RLIM_INFINITY and highest < needed:
+        raise ConfigError(
+            f"{pluralize(workers, 'worker')} that read data need {needed} file descriptors, and this process may open "
+            f"{highest}; raise the limit with ulimit -n, or give fewer --workers"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, highest))
 
 
 def _ignore_signals(worker: int) -> None:
