@@ -41,6 +41,7 @@ class PresetTarget:
         if self.name in artifact.manifest.presets and not self.replace:
             raise RequestError(f"{self.artifact} already has a preset {self.name!r}; give another --name, or --replace")
         if self.out is None:
+            artifact.check_changeable()
             check_writable(self.artifact / MANIFEST)
         else:
             check_artifact_target(self.out)

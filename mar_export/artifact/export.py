@@ -186,4 +186,5 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, str | int]:
         "opset": OPSET,
         "python": platform.python_version(),
         **versions,
+        **({} if checkpoint.vae is None else {"latent_scale": checkpoint.vae.describe_scale()}),
     }

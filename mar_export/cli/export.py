@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import click
 
@@ -12,8 +13,9 @@ from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
-from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.resize import resize_model
+from training.cli.named_checkpoint import load_named_checkpoint
 from training.cli.options import checkpoint_options
 
 
@@ -35,13 +37,10 @@ from training.cli.options import checkpoint_options
 def export(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
-    model: str | None,
-    tokenizer: pathlib.Path | None,
-    config_file: pathlib.Path | None,
     encoder: bool,
     precision: str,
     image_size: int | None,
-    **settings: object,
+    **options: Any,
 ) -> None:
     """Export CHECKPOINT as an artifact, and compare it with eager PyTorch.
 
@@ -49,23 +48,17 @@ def export(
     diffusers. The size of the model is inferred from the weights; --model and --model-config say what they do not.
     --preset and the sampling options become the artifact's own settings, for requests that name none.
     """
-    loaded = _load(checkpoint, model, tokenizer, config_file, image_size)
+    loaded = load_named_checkpoint(checkpoint, options)
+    loaded = _resize(loaded, image_size)
     config = loaded.model.config
-    sampling = resolve_sampling(default_sampling(config), config, settings)
+    sampling = resolve_sampling(default_sampling(config), config, options)
     references = [loaded]
     del loaded  # the export releases weights as it proceeds, so this function must keep no reference to them
     export_artifact(references.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
     click.echo(f"artifact written to {out}")
 
 
-def _load(
-    checkpoint: pathlib.Path,
-    model: str | None,
-    tokenizer: pathlib.Path | None,
-    config_file: pathlib.Path | None,
-    image_size: int | None,
-) -> Checkpoint:
-    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
+def _resize(loaded: Checkpoint, image_size: int | None) -> Checkpoint:
     if image_size is None or image_size == loaded.model.config.img_size:
         return loaded
     trained, other = loaded.model.config.img_size, resize_model(loaded.model, image_size)

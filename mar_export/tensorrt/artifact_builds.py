@@ -103,6 +103,7 @@ def build_engines(
 def _check_supported(artifact: Artifact, builder: TensorRTBuilder) -> None:
     """Check the artifact's files, and that the GPUs of the builder can run its model and precision."""
     check_no_kv_cache(artifact.manifest.model, "the loop on a GPU")
+    artifact.check_changeable()
     artifact.verify()
     for architecture in builder.architectures:
         if artifact.manifest.precision not in precisions_of(architecture):

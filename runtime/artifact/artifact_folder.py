@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import os
 import pathlib
 from collections.abc import Iterator
-from typing import NoReturn
 
 from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.artifact.verified_files import GraphFile, OpenFile
-from runtime.errors import ArtifactError, IntegrityError
+from runtime.checks import truncate
+from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.files import check_writable_folder
+from runtime.placeholders import placeholder
+from runtime.structured_files import Trouble, parse_json, read_bytes, read_json_object
 
 
 def is_artifact(path: pathlib.Path) -> bool:
     """Return whether the folder at `path` contains the manifest of an artifact, of any format version."""
     try:
-        value = json.loads((path / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = read_json_object(path / MANIFEST, Trouble(ArtifactError))
+    except ArtifactError:
         return False
-    return isinstance(value, dict) and {"format_version", "files", "engines"} <= value.keys()
+    return {"format_version", "files", "engines"} <= value.keys()
 
 
 def check_artifact_target(out: pathlib.Path) -> None:
@@ -56,24 +58,39 @@ class Artifact:
 
         Raises:
             ArtifactError: The folder has no readable manifest of this format version.
-            IntegrityError: A file is missing, has another size, or is outside the folder.
+            IntegrityError: A file is missing or has another size.
+            RequestError: `path` is no path.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise RequestError(f"an artifact must be the path of its folder, found {truncate(path)}")
         self.path = pathlib.Path(path)
         manifest = self.path / MANIFEST
         try:
-            self.manifest_bytes = manifest.read_bytes()
+            self.manifest_bytes = read_bytes(manifest)
+            value = parse_json(self.manifest_bytes)
         except OSError as error:
             raise ArtifactError(
                 f"{self.path}: not an artifact, {MANIFEST} cannot be read ({error.strerror}); make one with mar export"
             ) from None
-        try:
-            value = json.loads(self.manifest_bytes, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ArtifactError(f"{manifest}: not readable JSON ({error}); export again") from None
         self.manifest = Manifest.from_dict(value, str(manifest))
         for name, entry in self.manifest.files.items():
             self._check_size(name, entry)
         self._verified: dict[str, OpenFile] = {}
+
+    def check_changeable(self) -> None:
+        """Check that the artifact's own files would be changed, and not those of a cache to which they are links.
+
+        Raises:
+            ArtifactError: The manifest is a link.
+        """
+        manifest = self.path / MANIFEST
+        if manifest.is_symlink():
+            raise ArtifactError(
+                f"{self.path}: its files are links, such as {MANIFEST} to {manifest.readlink()}; copy it with "
+                f"cp -rL {self.path} COPY and change the copy"
+            )
 
     def verify(self, *, builds: bool = False) -> None:
         """Compare the hash of every file with the manifest, and keep the files open for what loads them.
@@ -151,22 +168,22 @@ class Artifact:
             )
 
     def _check_size(self, name: str, entry: FileEntry) -> None:
-        file = self.path / name
+        file, link = self.path / name, None
         try:
             size = file.stat().st_size if file.is_file() else None
+            link = file.readlink() if file.is_symlink() else None
         except OSError:  # for example a name that is too long for the file system
             size = None
+        if size is None and link is not None:
+            raise IntegrityError(
+                f"{file}: a link to {link}, and no file is there; copy the artifact where its files are with "
+                f"cp -rL {self.path} COPY"
+            )
         if size is None:
             raise IntegrityError(f"{file}: missing, the manifest lists it; copy the artifact again or export again")
-        if not file.resolve().is_relative_to(self.path.resolve()):
-            raise IntegrityError(
-                f"{file}: is outside the artifact, at {file.resolve()}; copy the artifact again without links"
-            )
         if size != entry.bytes:
+            if (what := placeholder(file)) is not None:
+                raise IntegrityError(f"{file}: {what}")
             raise IntegrityError(
                 f"{file}: {size} bytes where the manifest has {entry.bytes}; copy the artifact again or export again"
             )
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

@@ -14,6 +14,7 @@ from runtime.errors import DataError, RequestError
 from runtime.files import holding_folder, sha256
 from runtime.image_files import Color
 from training.checkpoints.published_files import load_vae
+from training.cli.options import echo_warnings, latent_scale_options
 from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
 from training.reporting.progress import print_lines
@@ -51,6 +52,7 @@ from training.reporting.progress import print_lines
     type=click.Choice(["cpu", "cuda"]),
     help="The device to encode on. Default: cuda if there is a GPU, otherwise cpu.",
 )
+@latent_scale_options
 @threads_option
 def cache(
     data: pathlib.Path,
@@ -62,6 +64,8 @@ def cache(
     background: Color,
     device: str | None,
     threads: int | None,
+    latent_scale: float | None,
+    latent_shift: float | None,
 ) -> None:
     """Encode the images of a dataset, and their mirror images, into latents for mar train --data OUT.
 
@@ -75,12 +79,14 @@ def cache(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    vae = load_vae(tokenizer)
+    vae = load_vae(tokenizer, latent_scale, latent_shift, lambda warning: echo_warnings([warning]))
     if image_size < 1 or image_size % vae.config.stride:
         raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
     dataset = to_rgb(open_dataset(data, image_size, background=background))
     print_lines(dataset.notes)
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())
+    if latent_scale is not None or latent_shift is not None:
+        digest += f", latent scale {vae.describe_scale()}"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device)
     with holding_folder(out), progress_bar(len(dataset.labels), "encoding images") as bar:

@@ -16,7 +16,8 @@ from runtime.cli.options import PATH, backend_options, preset_option, progress_b
 from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, holding_folder, write_json
 from runtime.image_files import Color
-from training.cli.options import checkpoint_options
+from training.cli.named_checkpoint import take_checkpoint_options
+from training.cli.options import checkpoint_options, echo_warnings
 from training.data.class_names import check_known_classes
 from training.data.datasets import ImageDataset, open_dataset
 from training.evaluation.comparison_table import GENERATED, TRAINING, compare_with_real, comparison_table
@@ -129,9 +130,6 @@ def evaluate(
     backend: str,
     device: str | None,
     cuda_graphs: bool,
-    model: str | None,
-    tokenizer: pathlib.Path | None,
-    config_file: pathlib.Path | None,
     seed: int,
     threads: int | None,
     min_accuracy: float | None,
@@ -147,10 +145,11 @@ def evaluate(
     if threads is not None:
         torch.set_num_threads(threads)
     backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
-    checkpoint_arguments = {"name": model, "tokenizer": tokenizer, "config_file": config_file}
+    checkpoint_arguments = take_checkpoint_options(settings)
     job = GenerationJob(
         source, seed, *(tuple(values.items()) for values in (settings, backend_arguments, checkpoint_arguments))
     )
+    echo_warnings(job.resolved.warnings)
     real = _open_real_images(data, split, real_count, background, job)
     networks = [_open_network(name, classifier, inception_weights, real.train) for name in dict.fromkeys(names)]
     with holding_folder(out):

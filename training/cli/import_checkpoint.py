@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import click
 
 from runtime.cli.options import PATH
 from runtime.errors import RequestError
-from training.checkpoints.checkpoint import load_checkpoint, save_run
+from training.checkpoints.checkpoint import save_run
+from training.cli.named_checkpoint import load_named_checkpoint
 from training.cli.options import checkpoint_options
 
 
@@ -19,9 +21,7 @@ from training.cli.options import checkpoint_options
 def import_(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
-    config_file: pathlib.Path | None,
-    model: str | None,
-    tokenizer: pathlib.Path | None,
+    **options: Any,
 ) -> None:
     """Convert a published CHECKPOINT into a run folder with safetensors and a complete config.
 
@@ -30,10 +30,12 @@ def import_(
     """
     if out.exists():
         raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
-    loaded = load_checkpoint(checkpoint, config_file, name=model, tokenizer=tokenizer)
+    loaded = load_named_checkpoint(checkpoint, options)
     save_run(out, loaded)
     config, parameters = loaded.model.config, sum(tensor.numel() for tensor in loaded.model.parameters())
     click.echo(
         f"{parameters / 1e6:.1f} M parameters, {config.tokens} tokens of {config.token_channels} values, "
         f"{config.img_size}x{config.img_size} pixels, tokenizer {loaded.tokenizer}; wrote {out}"
     )
+    if loaded.vae is not None:
+        click.echo(f"latent scale {loaded.vae.describe_scale()}")

@@ -16,6 +16,19 @@ from training.models.model_sizes import MODEL_SIZES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+LATENT_SCALE_OPTIONS = (
+    click.option(
+        "--latent-scale",
+        type=float,
+        help="The factor that gives the latents of --tokenizer unit variance. Default: that of its file, or 0.2325.",
+    ),
+    click.option(
+        "--latent-shift",
+        type=float,
+        help="What is subtracted from the latents of --tokenizer before scaling. Default: that of its file, or 0.",
+    ),
+)
+
 _CHECKPOINT = (
     click.option(
         "--model",
@@ -25,8 +38,9 @@ _CHECKPOINT = (
     click.option(
         "--tokenizer",
         type=PATH,
-        help="The file of the KL autoencoder: a published .ckpt or a .safetensors. A run folder has its own.",
+        help="The KL autoencoder: a .ckpt, a .safetensors or a folder of diffusers. A run folder has its own.",
     ),
+    *LATENT_SCALE_OPTIONS,
     click.option(
         "--model-config",
         "config_file",
@@ -76,8 +90,19 @@ _HEAD = (
 
 
 def checkpoint_options(command: _Command) -> _Command:
-    """Add the options `model`, `tokenizer` and `config_file`, which are arguments of `load_checkpoint`."""
+    """Add the options that are arguments of `load_checkpoint`: model, tokenizer, config and latent scale."""
     return _add(_CHECKPOINT, command)
+
+
+def latent_scale_options(command: _Command) -> _Command:
+    """Add the options `latent_scale` and `latent_shift`, which are arguments of `load_vae`."""
+    return _add(LATENT_SCALE_OPTIONS, command)
+
+
+def echo_warnings(warnings: Sequence[str]) -> None:
+    """Print the warnings of a checkpoint on standard error."""
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
 
 
 def head_options(command: _Command) -> _Command:

@@ -244,6 +244,11 @@ class AutoencoderKL(nn.Module):
         unscaled = latents / self.latent_scale
         return self.decoder(self.post_quant_conv(unscaled + self.latent_shift if self.latent_shift else unscaled))
 
+    def describe_scale(self) -> str:
+        """Return the scale of the latents, their shift if there is one, and where the two come from."""
+        shift = f" after a shift of {self.latent_shift:.9g}" if self.latent_shift else ""
+        return f"{self.latent_scale:.9g}{shift}, by {self.scale_source}"
+
     def scaled(self, latents: Tensor) -> Tensor:
         """Return latents, of any shape, as a model has them: of about mean 0 and variance 1."""
         return (latents - self.latent_shift if self.latent_shift else latents) * self.latent_scale

@@ -59,6 +59,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
         vae = self.train_step.averaged_model()
         if reporter:
             vae.latent_scale = measure_latent_scale(vae, self.dataset.image_dataset)
+            vae.scale_source = "the measurement of mar train-tokenizer"
             self._report_warnings(reporter, self.dataset.warnings)
             checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
 
