@@ -10,7 +10,6 @@ what the file holds. `make benchmarks` measures first.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import re
 import statistics
@@ -22,6 +21,7 @@ from runtime.errors import MarError, RequestError
 from runtime.files import replacing
 from runtime.model.engine_spec import DECODER, ENGINES
 from runtime.sampling.settings import Sampling
+from runtime.structured_files import parse_json, read_bytes
 
 
 def render_page(page: pathlib.Path, folder: pathlib.Path) -> None:
@@ -39,17 +39,17 @@ def render_page(page: pathlib.Path, folder: pathlib.Path) -> None:
             raise RequestError(f"{page} has a table of kind {kind}; known are {', '.join(_TABLES)}")
         file = folder / f"{name}.json"
         try:
-            value = json.loads(file.read_text())
+            value = parse_json(read_bytes(file))
         except (OSError, ValueError) as error:
             raise RequestError(f"{page} names {file}, which cannot be read ({error}); run make benchmarks") from None
         return f"{start}{_TABLES[kind](value)}\n{end}"
 
-    before = page.read_text()
+    before = page.read_text(encoding="utf-8")
     text, replaced = a_region.subn(region, before)
     if replaced != len(begin.findall(before)):
         raise RequestError(f"{page}: a table has no end; write <!-- end --> on the line after it")
     with replacing(page) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def bench_tables(value: Mapping[str, Any]) -> str:

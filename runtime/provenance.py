@@ -78,7 +78,7 @@ def _is_secret(name: str) -> bool:
 def processor_name() -> str:
     """Return the model name of the CPU, such as `AMD EPYC 7B13`, or its architecture where the system has no name."""
     try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

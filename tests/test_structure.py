@@ -45,6 +45,31 @@ def test_onnx_runtime_and_openvino_are_imported_without_their_telemetry() -> Non
     assert not found, "\n".join(found)
 
 
+def test_files_with_structure_are_read_in_one_place() -> None:
+    """JSON, TOML and npz files by `runtime.structured_files`; tensors of others by `training.checkpoints`."""
+    readers = {
+        "json.load": (),
+        "json.loads": ("runtime/structured_files.py",),
+        "tomllib.loads": ("runtime/structured_files.py",),
+        "np.load": (),
+        "zipfile.ZipFile": ("runtime/structured_files.py", "training/checkpoints/sharded.py"),
+        "load_file": ("training/checkpoints/tensor_files.py",),
+        "safe_open": ("training/checkpoints/tensor_files.py", "training/data/latent_cache.py"),
+        "torch.load": ("training/checkpoints/pickles.py", "training/evaluation/feature_networks.py"),
+    }
+    own_values = ("runtime/stored_files.py", "mar_export/benchmark/study.py")  # json.loads(json.dumps(value))
+    found = []
+    for file in python_files(*ROOMS):
+        name = str(file.relative_to(ROOT))
+        for node in ast.walk(ast.parse(file.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called in readers and name not in (*readers[called], *own_values):
+                found.append(f"{name}:{node.lineno}: {called}")
+            if called.endswith((".read_text", ".write_text")) and "encoding" not in ast.unparse(node):
+                found.append(f"{name}:{node.lineno}: {called} without an encoding")
+    assert not found, "\n".join(found)
+
+
 def test_no_test_file_has_more_than_four_hundred_lines() -> None:
     lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in python_files("tests")}
     too_long = [f"{file}: {lines} lines" for file, lines in lengths.items() if lines > MAX_TEST_FILE_LINES]

@@ -142,7 +142,7 @@ def _serve(name: str, inputs: RunnerInputs, connection: Connection) -> None:
 def _peak_bytes() -> int:
     """The peak of this process's memory."""
     try:
-        status = pathlib.Path("/proc/self/status").read_text()
+        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # getrusage is wrong here: its peak survives exec, so it would be the parent's where that is larger.

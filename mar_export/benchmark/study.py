@@ -27,6 +27,8 @@ from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
+from runtime.stored_files import check_hash, with_hash
+from runtime.structured_files import Trouble, read_json_object
 from training.checkpoints.checkpoint import load_checkpoint
 from training.data.datasets import chunks, open_dataset
 from training.evaluation.feature_networks import (
@@ -111,7 +113,7 @@ def run_study(
     missing = [setting for setting in settings if _figures(out, setting, study) is None]
 
     def save(setting: Setting, figures: dict[str, Any]) -> None:
-        write_json(_file(out, setting), figures)
+        write_json(_file(out, setting), with_hash(figures))
         report(
             f"{setting.name:20} top-1 accuracy {figures['top1_accuracy']:.1%}, "
             f"Fréchet distance {figures['frechet']:.3f}"
@@ -209,11 +211,15 @@ def _file(out: pathlib.Path, setting: Setting) -> pathlib.Path:
 
 
 def _figures(out: pathlib.Path, setting: Setting, study: Study) -> dict[str, Any] | None:
-    """Read the result of a setting; None if there is none, or one of another model, settings or number of images."""
-    try:
-        figures: dict[str, Any] = json.loads(_file(out, setting).read_text())
-    except (OSError, ValueError):
+    """Read the result of a setting; None if there is none, or one of another model, settings or number of images.
+
+    Raises:
+        RequestError: The file is damaged or was altered.
+    """
+    file, trouble = _file(out, setting), Trouble(RequestError, "remove it to evaluate the setting again")
+    if not file.exists():
         return None
+    figures = check_hash(read_json_object(file, trouble), (), file, trouble)
     manifest = Artifact(study.artifact).manifest
     inputs = {
         "sampling": dataclasses.asdict(manifest.resolve_sampling(setting.sampling)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from runtime.errors import CheckpointError
 from training.checkpoints.pickles import read_pickle
-from training.checkpoints.tensor_files import read_safetensors
+from training.checkpoints.tensor_files import check_tensors, read_safetensors
 from training.evaluation.efficientnet import EfficientNetLite0, load_efficientnet
 from training.evaluation.feature_networks import EFFICIENTNET
 
@@ -63,6 +63,8 @@ class VGG16(nn.Module):
         super().__init__()
         weights = read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
         try:
+            names = [f"features.{n}.{part}" for group in _VGG16 for n in group for part in ("weight", "bias")]
+            weights = check_tensors({name: weights[name] for name in names}, str(file))
             self.groups = nn.ModuleList(
                 nn.ModuleList(
                     _convolution(weights[f"features.{n}.weight"], weights[f"features.{n}.bias"]) for n in group

@@ -123,11 +123,16 @@ def test_other_sampling_or_count_is_evaluated_again(
     assert evaluated == []
 
 
-def test_unreadable_result_is_evaluated_again(
+def test_a_damaged_or_altered_result_is_refused(
     tiny_study: Study, evaluated: EvaluatedSettings, tmp_path: pathlib.Path
 ) -> None:
-    (tmp_path / "quick.json").write_text('{"sampling":')
     run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
+    file = tmp_path / "quick.json"
+    value = json.loads(file.read_text())
+    for content in ('{"sampling":', json.dumps({**value, "frechet": 0.5}), json.dumps([value])):
+        file.write_text(content)
+        with pytest.raises(RequestError, match="remove it to evaluate the setting again"):
+            run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
     assert evaluated == [("quick", 10)]
 
 
