@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.sampling.constraints import apply_constraints
 from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
+from runtime.schema import SchemaError, parse_object
 
 FORMAT_VERSION = 7
 """The version of the format that this code writes and reads."""
@@ -48,7 +50,7 @@ class FileEntry:
         sha256: Its SHA-256 hash, 64 hexadecimal digits.
     """
 
-    bytes: int
+    bytes: int = dataclasses.field(metadata={"least": 0})
     sha256: str
 
 
@@ -259,14 +261,13 @@ def _parse_file_entry(path: str, value: object, where: str) -> FileEntry:
     pure = pathlib.PurePosixPath(path)
     if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
         raise IntegrityError(f"{where}: file {path!r} must be a relative path inside the artifact")
-    entry = _as_object(value, f"{where}: {path}")
-    _check_keys(entry, {"bytes", "sha256"}, f"{where}: {path}")
-    size, digest = entry["bytes"], entry["sha256"]
-    if type(size) is not int or size < 0:
-        raise ArtifactError(f"{where}: {path}: bytes must be a whole number, found {size!r}")
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise ArtifactError(f"{where}: {path}: sha256 must be 64 hexadecimal digits, found {digest!r}")
-    return FileEntry(size, digest)
+    try:
+        entry = parse_object(FileEntry, value, f"{where}: {path}")
+    except SchemaError as error:
+        raise ArtifactError(str(error)) from None
+    if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+        raise ArtifactError(f"{where}: {path}: sha256 must be 64 hexadecimal digits, found {entry.sha256!r}")
+    return entry
 
 
 def _parse_builds(value: object, engines: Iterable[str], files: Mapping[str, Any], where: str) -> tuple[Build, ...]:
@@ -294,7 +295,8 @@ def _parse_engines(
         entry = _as_object(value[name], f"{where}: engine {name}")
         if not isinstance(entry.get("file"), str) or entry["file"] not in files:
             raise ArtifactError(f"{where}: engine {name}: its file {entry.get('file')!r} is not listed under files")
-        if {**entry, "file": None} != {"file": None, **spec.to_dict()}:
+        expected = {"file": entry["file"], **spec.to_dict()}
+        if json.dumps(entry, sort_keys=True) != json.dumps(expected, sort_keys=True):  # also 1.0 or true for 1
             raise ArtifactError(
                 f"{where}: engine {name}: its inputs and outputs are not those this model's config implies"
             )
