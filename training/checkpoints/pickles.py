@@ -36,7 +36,7 @@ _DATA = (
     *(f"builtins.{name}" for name in ("bytes", "dict", "float", "frozenset", "getattr", "int", "list", "object")),
     *(f"builtins.{name}" for name in ("bool", "range", "slice", "str", "tuple", "type")),
     *(f"numpy.{name}" for name in ("_core.multiarray", "core.multiarray", "dtype", "dtypes", "ndarray")),
-    *("numpy.random._pickle", "numpy._core.numeric", "numpy.core.numeric"),
+    *("numpy.random", "numpy._core.numeric", "numpy.core.numeric"),
     *(f"numpy.{name}" for name in ("bool", "bool_", *(f"{k}{b}" for k in ("int", "uint", "float") for b in (8, 16)))),
     *(f"numpy.{kind}{bits}" for kind in ("int", "uint", "float") for bits in (32, 64)),
     *("torch.amp", "torch.cuda.amp", "torch.memory_format", "torch.nn", "torch.optim", "torch._C.Generator"),
