@@ -138,7 +138,7 @@ def read_toml(path: pathlib.Path, trouble: Trouble) -> dict[str, Any]:
         if max(map(len, text.splitlines()), default=0) > _TOML_LINE:
             raise ValueError(f"a line of more than {_TOML_LINE} characters")
         values: dict[str, Any] = tomllib.loads(text)
-        _check_values(values)
+        _check_values(values, finite=False)
     except RecursionError:
         trouble.raise_(path, f"nested more than {DEPTH} deep", "not TOML")
     except ValueError as error:  # also of a number with more digits than Python converts
@@ -309,8 +309,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _check_values(root: object) -> None:
-    """Check nesting, numbers and texts of a parsed value, without recursion. Raises `ValueError`."""
+def _check_values(root: object, finite: bool = True) -> None:
+    """Check nesting, numbers and texts of a parsed value, without recursion. Raises `ValueError`.
+
+    Args:
+        root: The value.
+        finite: Whether infinity and NaN are refused here; TOML has them, and the schema of a config refuses them.
+    """
     waiting: list[tuple[object, int]] = [(root, 0)]
     while waiting:
         value, depth = waiting.pop()
@@ -324,5 +329,5 @@ def _check_values(root: object) -> None:
             value.encode("utf-8", "surrogateescape")  # which Python writes for names of files that are not UTF-8
         elif isinstance(value, int) and not _INTEGERS[0] <= value <= _INTEGERS[1]:
             raise ValueError("a whole number of more than 64 bits")
-        elif isinstance(value, float) and not math.isfinite(value):
+        elif finite and isinstance(value, float) and not math.isfinite(value):
             raise ValueError("a number that is not finite")

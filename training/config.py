@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from runtime import structured_files
 from runtime.errors import ConfigError, RequestError
 from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
+from runtime.schema import SchemaError, parse_value
 from runtime.structured_files import Trouble
 from training.models.model_sizes import MODEL_SIZES
 
@@ -79,7 +79,10 @@ class StepConfig:
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value = _checked(field.name, getattr(self, field.name), types[field.name], field.metadata)
+            try:
+                value = parse_value(field.name, getattr(self, field.name), types[field.name], field.metadata)
+            except SchemaError as error:
+                raise ConfigError(str(error)) from None
             object.__setattr__(self, field.name, value)
         try:
             parse_color("background", self.background)
@@ -323,28 +326,3 @@ def check_known_keys(values: Mapping[str, Any], known: set[str], where: str) -> 
             raise ConfigError(f"{where}: the key {key} is now {description}; rename it")
     if unknown:
         raise ConfigError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-
-
-def _checked(name: str, value: Any, kind: type, limits: Mapping[str, Any]) -> Any:
-    """Return `value` as a `kind`, where it is one and lies within `limits`."""
-    if kind is float and type(value) is int:
-        value = float(value)
-    least, above, below = (limits.get(key) for key in ("least", "above", "below"))
-    valid = type(value) is kind and value in limits.get("choices", (value,))
-    if kind in (int, float):
-        valid = valid and (least is None or value >= least) and (above is None or value > above)
-        valid = valid and value < (below if below is not None else 2**63 if kind is int else math.inf)
-    if not valid:
-        raise ConfigError(f"{name} must be {_expected(kind, limits)}, found {value!r}")
-    return value
-
-
-def _expected(kind: type, limits: Mapping[str, Any]) -> str:
-    """Describe the values that a setting may have."""
-    if kind in (bool, str) and "choices" not in limits:
-        return "true or false" if kind is bool else "a text"
-    if "choices" in limits:
-        return " or ".join(limits["choices"])
-    parts = [f"{word} {limits[key]}" for key, word in (("least", "of at least"), ("above", "above")) if key in limits]
-    parts += [f"below {limits['below']}"] if "below" in limits else []
-    return f"a {'whole' if kind is int else 'finite'} number {' and '.join(parts)}"

@@ -83,7 +83,6 @@ def test_a_json_file_beyond_the_limits_is_refused(tmp_path: pathlib.Path, conten
         (b"a = ", "not TOML"),
         (b"a = 1" + b"0" * 5000, "digits"),
         (b"a = 18446744073709551616", "more than 64 bits"),
-        (b"a = inf", "not finite"),
         (b"a = " + b"[" * 3000 + b"]" * 3000, f"nested more than {DEPTH} deep"),
         (b".".join([b"a"] * 100) + b" = 1", f"nested more than {DEPTH} deep"),
         (b"#" * 10_000, "a line of more than"),
