@@ -11,7 +11,9 @@ import pytest
 from runtime.errors import CheckpointError, ConfigError
 from tests.helpers.published_forms import (
     CONFIG,
+    Weights,
     mar_weights,
+    same_weights,
     write_component,
     write_json,
     write_pipeline,
@@ -19,6 +21,7 @@ from tests.helpers.published_forms import (
 )
 from tests.helpers.published_models import WEIGHTS_FILE, refusal
 from tests.helpers.tiny_runs import one_sentence
+from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.published_files import read_json_object
 
 _INDEX = f"{WEIGHTS_FILE}.index.json"
@@ -89,6 +92,40 @@ def test_a_parameter_that_no_shard_holds_is_named(tmp_path: pathlib.Path) -> Non
     index["weight_map"]["decoder_norm.bias"] = next(iter(index["weight_map"].values()))
     write_json(folder / _INDEX, index)
     assert f"decoder_norm.bias is missing but the config requires {tuple(missing.shape)}" in refusal(folder)
+
+
+def test_an_old_single_file_beside_newer_shards_is_left_out_and_told(tmp_path: pathlib.Path) -> None:
+    folder = write_component(tmp_path / "mar", mar_weights(), CONFIG.to_dict(), shards=2)
+    write_safetensors(folder / WEIGHTS_FILE, {name: tensor * 0 for name, tensor in mar_weights().items()})
+    loaded = load_checkpoint(folder)
+    assert same_weights(loaded.model, mar_weights())
+    expected = f"{folder}: {_INDEX} is followed, and {WEIGHTS_FILE} beside it left out; remove what is old"
+    assert loaded.warnings == (expected,)
+
+
+def test_a_single_file_that_the_index_names_is_no_contradiction(tmp_path: pathlib.Path) -> None:
+    folder = write_component(tmp_path / "mar", mar_weights(), CONFIG.to_dict())
+    write_json(folder / _INDEX, {"weight_map": dict.fromkeys(mar_weights(), WEIGHTS_FILE)})
+    loaded = load_checkpoint(folder)
+    assert same_weights(loaded.model, mar_weights())
+    assert loaded.warnings == ()
+
+
+def test_tensors_that_the_index_places_elsewhere_are_left_out_and_told(tmp_path: pathlib.Path) -> None:
+    """A shard of an earlier model can hold parameters that the index now places in another shard."""
+    folder = write_component(tmp_path / "mar", mar_weights(), CONFIG.to_dict(), shards=2)
+    places = json.loads((folder / _INDEX).read_text())["weight_map"]
+    shard = folder / places["class_emb.weight"]
+    other = {name: tensor for name, tensor in mar_weights().items() if places[name] != shard.name}
+    write_safetensors(shard, {**{name: tensor * 0 for name, tensor in other.items()}, **_placed(places, shard)})
+    loaded = load_checkpoint(folder)
+    assert same_weights(loaded.model, mar_weights())
+    assert f"{shard}: holds {min(other)} and {len(other) - 1} others that {_INDEX} does not place" in loaded.warnings[0]
+
+
+def _placed(places: dict[str, str], shard: pathlib.Path) -> Weights:
+    """The parameters that the index places in a shard."""
+    return {name: tensor for name, tensor in mar_weights().items() if places[name] == shard.name}
 
 
 @pytest.mark.parametrize("way", ["../outside.safetensors", "{absolute}"])
