@@ -156,6 +156,7 @@ def _decode(path: pathlib.Path, lines: list[str]) -> tuple[Image.Image, Image.Im
                 f"{printable(str(path))}: not a readable image (the format {file.format} is not supported)"
             )
         profile = file.info.get("icc_profile")
+        _scale_transparent_color(file)
         colors, alpha = _split_alpha(ImageOps.exif_transpose(file))
     if profile:
         try:
@@ -163,6 +164,16 @@ def _decode(path: pathlib.Path, lines: list[str]) -> tuple[Image.Image, Image.Im
         except (ValueError, OSError, TypeError, ImportError, ImageCms.PyCMSError) as error:
             lines.append(f"{printable(str(path))}: read as sRGB, its colour profile cannot be used ({error})")
     return _converted(colors, "RGB"), alpha
+
+
+def _scale_transparent_color(file: Image.Image) -> None:
+    """Scale the transparent colour of a PNG to 8 bits, as Pillow scales its pixels but not that colour."""
+    clear, tiles = file.info.get("transparency"), getattr(file, "tile", [])
+    stored = tiles[0].args if tiles else None
+    if stored == "RGB;16B" and isinstance(clear, tuple):
+        file.info["transparency"] = tuple(value >> 8 for value in clear)
+    elif stored in ("L;2", "L;4") and isinstance(clear, int):
+        file.info["transparency"] = clear * (85 if stored == "L;2" else 17)
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

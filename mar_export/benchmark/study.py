@@ -24,12 +24,14 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import RequestError
 from runtime.files import write_json
 from runtime.generator import Generator
+from runtime.image_files import WHITE, Color
 from runtime.model.config import ModelConfig
 from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
 from runtime.stored_files import check_hash, with_hash
 from runtime.structured_files import Trouble, read_json_object
 from training.checkpoints.checkpoint import load_checkpoint
+from training.data.class_names import check_known_classes
 from training.data.datasets import chunks, open_dataset
 from training.evaluation.feature_networks import (
     DatasetClassifier,
@@ -69,6 +71,7 @@ class Study:
         classifier: The file with the weights of the classifier; it is trained and written if it is missing.
         data: The dataset that the model was trained on.
         count: The number of images that each setting generates.
+        background: The colour under transparent pixels of the dataset's images.
     """
 
     artifact: pathlib.Path
@@ -76,6 +79,7 @@ class Study:
     classifier: pathlib.Path
     data: pathlib.Path
     count: int
+    background: Color = WHITE
 
 
 def sampler_settings(model: ModelConfig) -> list[Setting]:
@@ -190,7 +194,9 @@ def _load_study(study: Study) -> tuple[Generator, DatasetClassifier, FeatureStat
     if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
         raise RequestError(f"{study.checkpoint} is not the checkpoint that {study.artifact} was exported from")
     generator = eager_generator(manifest, checkpoint.model, bfloat16=True)
-    train, test = (open_dataset(study.data, manifest.model.img_size, split) for split in ("train", "test"))
+    side = manifest.model.img_size
+    train, test = (open_dataset(study.data, side, split, study.background) for split in ("train", "test"))
+    check_known_classes(train.classes, manifest.class_names, str(study.data), str(study.artifact))
     classifier = DatasetClassifier.load_or_train(study.classifier, train)
     real = extract_features(classifier, labelled_batches(test, np.arange(len(test.labels))))
     return generator, classifier, real

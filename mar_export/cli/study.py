@@ -17,9 +17,11 @@ from mar_export.benchmark.study import (
 from mar_export.benchmark.study_chart import save_study_chart
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
+from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
 from runtime.files import check_writable, holding_folder, write_json
+from runtime.image_files import Color
 
 _REPEATS = 5
 
@@ -40,6 +42,7 @@ _REPEATS = 5
     "--out", type=PATH, default="out/study", show_default=True, help="The folder of results; existing ones are kept."
 )
 @click.option("--presets-only", is_flag=True, help="Evaluate the presets only, not the samplers.")
+@background_option
 @threads_option
 @click.option("--json", "json_file", type=PATH, help="Write the report to this file as JSON.")
 @click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
@@ -51,6 +54,7 @@ def study(
     count: int,
     out: pathlib.Path,
     presets_only: bool,
+    background: Color,
     threads: int | None,
     json_file: pathlib.Path | None,
     chart: pathlib.Path | None,
@@ -67,7 +71,7 @@ def study(
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
     settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
-    inputs = Study(artifact, checkpoint, classifier, data, count)
+    inputs = Study(artifact, checkpoint, classifier, data, count, background)
     with holding_folder(out):
         run_study(inputs, settings, out, threads, click.echo)
     report = summarize_study(inputs, settings, out, time_settings(inputs, settings, threads, _REPEATS))

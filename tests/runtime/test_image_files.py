@@ -42,18 +42,17 @@ def _palette() -> Image.Image:
 
 
 def _save_transparent(folder: pathlib.Path, kind: str) -> pathlib.Path:
-    file = (
-        folder
-        / f"{kind}.{'tif' if kind == 'tiff' else 'webp' if kind == 'webp' else 'gif' if kind == 'gif' else 'png'}"
-    )
+    file = folder / {"tiff": "a.tif", "webp": "a.webp", "gif": "a.gif"}.get(kind, "a.png")
     if kind in ("palette", "gif"):
         _palette().save(file, transparency=0)
     elif kind == "palette-of-alphas":
         _palette().save(file, transparency=b"\x00\xff")
     elif kind == "one-colour":
         _half_clear("RGBA").convert("RGB").save(file, transparency=HIDDEN)
+    elif kind == "webp":
+        _half_clear("RGBA").save(file, lossless=True, exact=True)
     else:
-        _half_clear("RGBA").save(file, **({"lossless": True, "exact": True} if kind == "webp" else {}))
+        _half_clear("RGBA").save(file)
     return file
 
 
@@ -71,8 +70,36 @@ def test_transparent_pixels_show_the_background(
 def test_one_transparent_gray_shows_the_background(tmp_path: pathlib.Path, deep: bool) -> None:
     gray = np.array([[0, 100 * 257, 200 * 257]], np.uint16)
     image = Image.fromarray(gray if deep else (gray // 257).astype(np.uint8))
-    image.save(tmp_path / "a.png", transparency=int(image.getpixel((1, 0))))
+    image.save(tmp_path / "a.png", transparency=int(np.asarray(image)[0, 1]))
     assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255, 200]
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "row", "clear"),
+    [
+        (0, 1, b"\x80", b"\0\x01"),
+        (0, 2, b"\x80", b"\0\x02"),
+        (0, 4, b"\xb0", b"\0\x0b"),
+        (2, 16, bytes(range(1, 7)) + bytes(6), bytes(range(1, 7))),
+    ],
+    ids=["1-bit", "2-bit", "4-bit", "48-bit"],
+)
+def test_the_transparent_colour_of_a_png_of_any_depth_shows_the_background(
+    tmp_path: pathlib.Path, kind: int, depth: int, row: bytes, clear: bytes
+) -> None:
+    """Two pixels, of which the first has the transparent colour."""
+    chunks = [
+        (b"IHDR", bytes((0, 0, 0, 2, 0, 0, 0, 1, depth, kind, 0, 0, 0))),
+        (b"tRNS", clear),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        for name, content in chunks
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert pixels(tmp_path / "a.png", GREEN)[0].tolist() == [list(GREEN), [0, 0, 0]]
 
 
 def test_half_transparent_pixels_are_mixed_with_the_background(tmp_path: pathlib.Path) -> None:

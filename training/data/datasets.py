@@ -70,8 +70,18 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train", back
         DataError: There is no dataset, or it is damaged.
     """
     where = printable(str(path))
-    if not path.is_dir():
-        raise DataError(f"no dataset at {where}: expected a folder with IDX files or with a sub-folder for each class")
+    try:
+        if path.is_dir():
+            return _open_folder(path, image_size, split, background)
+    except OSError as error:
+        place = printable(str(error.filename or path))
+        raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
+    raise DataError(f"no dataset at {where}: expected a folder with IDX files or with a sub-folder for each class")
+
+
+def _open_folder(path: pathlib.Path, image_size: int, split: str, background: Color) -> ImageDataset:
+    """Do what `open_dataset` does, for a folder; raise `OSError` where it cannot be read."""
+    where = printable(str(path))
     if "images" in find_idx_files(path, split):
         return IdxDataset(path, image_size, split)
     folders = {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir()}

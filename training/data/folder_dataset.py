@@ -54,7 +54,8 @@ class FolderDataset:
             background: The colour under transparent pixels.
 
         Raises:
-            DataError: There are no classes or no images, or a folder cannot be read.
+            DataError: There are no classes or no images.
+            OSError: A folder cannot be read.
         """
         self.warnings: list[str] = []
         self._path, self._image_size, self._background = path, image_size, background
@@ -141,11 +142,7 @@ def _is_hidden(name: str) -> bool:
 def _class_folders(path: pathlib.Path, left_out: _LeftOut) -> list[pathlib.Path]:
     """Return the folders of the classes in alphabetical order."""
     folders = []
-    try:
-        entries = sorted(path.iterdir())
-    except OSError as error:
-        raise DataError(f"{printable(str(path))}: the folder cannot be read ({error.strerror})") from error
-    for entry in entries:
+    for entry in sorted(path.iterdir()):
         if _is_hidden(entry.name):
             left_out.hidden.append(printable(entry.name))
         elif entry.is_dir():
@@ -159,7 +156,7 @@ def _image_files(folder: pathlib.Path, left_out: _LeftOut) -> list[pathlib.Path]
     """Return the images in a class folder and the folders below it, sorted. A folder with two names is read once."""
 
     def fail(error: OSError) -> None:
-        raise DataError(f"{printable(str(error.filename))}: the folder cannot be read ({error.strerror})") from error
+        raise error
 
     files, seen = list[pathlib.Path](), {_identity(folder)}
     for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,26 @@ def test_splits_without_a_training_split_are_no_classes(tmp_path: pathlib.Path) 
     ) as caught:
         open_dataset(tmp_path, 8)
     one_sentence(caught)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_error_about_a_folder_that_cannot_be_read_names_it(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    """As root, whom permissions do not stop, the system's answer is made up."""
+    _images(tmp_path / "cat" / "more")
+    closed, scan = tmp_path.joinpath(*("cat", "more")[:depth]), os.scandir
+
+    def refuse(path: str | pathlib.Path) -> Any:
+        if pathlib.Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", lambda path: [entry.name for entry in refuse(path)])
+    with pytest.raises(DataError, match=r": cannot be read \(Permission denied\)") as caught:
+        open_dataset(tmp_path, 8)
+    assert one_sentence(caught).startswith(f"{closed}: ")
 
 
 def test_names_of_any_bytes_are_told_on_one_line(tmp_path: pathlib.Path) -> None:
