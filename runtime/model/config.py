@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.checks import truncate
 from runtime.errors import ConfigError
 
 FREQUENCIES = 256
 """The channels of the sinusoidal embedding of a timestep, the same in every model."""
 
+_INT64 = 2**63
 # (field, smallest, largest): the range in which a value makes sense.
 _LIMITS: tuple[tuple[str, float, float], ...] = (
     ("img_size", 1, 8192),
@@ -118,13 +119,13 @@ class ModelConfig:
         for name, smallest, largest in _LIMITS:
             value = getattr(self, name)
             expected = type(getattr(ModelConfig, name))
-            if expected is float and type(value) is int:
+            if expected is float and type(value) is int and abs(value) < _INT64:
                 value = float(value)
                 object.__setattr__(self, name, value)
-            if type(value) is not expected or not math.isfinite(value):
-                raise ConfigError(f"model config: {name} must be {expected.__name__}, found {value!r}")
+            if type(value) is not expected:
+                raise ConfigError(f"model config: {name} must be {expected.__name__}, found {truncate(value)}")
             if not smallest <= value <= largest:
-                raise ConfigError(f"model config: {name} must lie in {smallest}..{largest}, found {value!r}")
+                raise ConfigError(f"model config: {name} must lie in {smallest}..{largest}, found {truncate(value)}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
 from runtime.model.config import ModelConfig, check_renamed_fields
 from training.models.model_sizes import MODEL_SIZES
@@ -110,8 +111,14 @@ def _merge(configs: list[PartialConfig], where: str) -> dict[str, tuple[Any, str
     for config in configs:
         for name, value in config.values.items():
             known, source = merged.setdefault(name, (value, config.source))
+            if not isinstance(value, (bool, int, float, str, type(None))):
+                raise ConfigError(
+                    f"{where}: {name} must be a number or a text, found {truncate(value)} by {config.source}"
+                )
             if known != value:
-                raise ConfigError(f"{where}: {name} is {known!r} by {source}, but {value!r} by {config.source}")
+                raise ConfigError(
+                    f"{where}: {name} is {truncate(known)} by {source}, but {truncate(value)} by {config.source}"
+                )
     return merged
 
 
