@@ -5,13 +5,31 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test test-slow gpu-check lint docs benchmarks benchmark-pages clean
+.PHONY: demo test test-slow fuzz locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[cpu,openvino,train,evaluate,export,dev,docs]'
+		--editable '.[cpu,openvino,train,evaluate,export,dev,docs,release]'
 	touch $@
+
+# The same from files whose hashes are known, as CI does it. torch must be that of PyTorch's index of CPU builds: that of
+# PyPI needs CUDA libraries, which are not pinned.
+locked:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(VENV)/installed
+
+# Writes requirements.txt: the versions of constraints.txt with the hashes of all their files on PyPI, and of the CPU build
+# of torch that pip finds here.
+lock: $(VENV)/installed
+	$(VENV)/bin/uv pip compile constraints.txt --universal --no-deps --generate-hashes --no-annotate --no-header \
+		--system-certs --no-python-downloads --quiet --python-version 3.11.5 --output-file requirements.txt
+	rm -rf out/torch
+	$(VENV)/bin/pip download torch --quiet --no-deps --constraint constraints.txt --dest out/torch
+	hash=$$($(VENV)/bin/pip hash out/torch/torch-*.whl | tail -1); \
+		grep -q -e "$$hash" requirements.txt || sed -i "s|^torch==.*|&\n    $$hash \\\\|" requirements.txt
 
 demo: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
@@ -26,6 +44,23 @@ test: lint docs
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -m slow
+
+# N damaged inputs of every surface, from the seed on.
+N ?= 1000
+SEED ?= 0
+fuzz: $(VENV)/installed
+	$(VENV)/bin/python -m tests.fuzz $(N) $(SEED)
+
+# The wheel, and beside it the list of its dependencies (CycloneDX).
+wheel: $(VENV)/installed
+	rm -rf out/dist
+	$(VENV)/bin/python -m build --wheel --outdir out/dist
+	for wheel in out/dist/*.whl; do $(VENV)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml \
+		--output-reproducible --output-format JSON --output-file "$${wheel%.whl}.cdx.json"; done
+
+# Known vulnerabilities of the pinned versions. It asks PyPI, and so needs a network.
+audit: $(VENV)/installed
+	$(VENV)/bin/uv tool run pip-audit --disable-pip --no-deps --requirement requirements.txt
 
 # On a machine with an NVIDIA GPU, with whatever is installed there: what is right, and how fast.
 gpu-check:
