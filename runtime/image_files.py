@@ -89,6 +89,8 @@ def read_square(path: pathlib.Path, side: int, background: Color) -> tuple[NDArr
         ImageFileError: It cannot be read.
     """
     with _reading(path) as lines:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is not a regular file")
         image = _over(*_decode(path, lines), background)
         width, height = image.size
         if min(image.size) < side:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -261,6 +262,12 @@ def test_a_format_that_would_run_a_program_is_refused(tmp_path: pathlib.Path) ->
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(ImageFileError, match="the format EPS is not supported"):
         read_image(tmp_path / "a.png", WHITE)
+
+
+def test_a_pipe_in_a_dataset_is_refused_instead_of_waited_for(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageFileError, match=r"a\.png: not a readable image \(it is not a regular file\)"):
+        read_square(tmp_path / "a.png", 8, WHITE)
 
 
 def test_a_mask_is_what_is_erased_or_else_what_is_white(tmp_path: pathlib.Path) -> None:
