@@ -274,6 +274,7 @@ class Generator:
 
         Raises:
             RequestError: An argument is wrong. Nothing has run yet.
+            BackendError: By the iterator: an engine failed, its numbers overflowed, or the generator was closed.
         """
         config = self.manifest.model
         classes, sampling = check_labels(labels, config), self.sampling(**settings)

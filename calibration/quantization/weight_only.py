@@ -1,4 +1,4 @@
-"""Weight-only quantization: weights in blocks of 8 or 4 bits, activations in floating point.
+"""Weight-only quantization: weights in blocks of 8 or 4 bits, activations in float32.
 
 It serves devices that are limited by memory bandwidth: every call reads all weights once, and the head's layers do
 little else. It needs no statistics: each block has its own scale, from its largest weight.

@@ -26,7 +26,8 @@ from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.errors import RequestError
+from runtime.backends.openvino import OpenVino
+from runtime.errors import BackendError, RequestError
 from runtime.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
@@ -74,13 +75,14 @@ def export_artifact(
     trajectory = eager_trajectory(checkpoint.model, precision)
     modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
     del checkpoint
+    openvino = _openvino(precision, report)
     if precision == "fp16":
         _check_ranges(modules, trajectory, base)
     with replacing_folder(out) as folder, scratch_beside(out) as emulations:
-        engines, parity, runnable = _export_engines(modules, base, folder, emulations, report)
+        engines, parity, runnable = _export_engines(modules, base, folder, emulations, openvino, report)
         files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
-        parity["generation"] = _compare_generation(manifest, runnable, trajectory)
+        parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
         report(f"complete generation: {_describe(parity['generation'])}")
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
@@ -92,9 +94,10 @@ def _export_engines(
     manifest: Manifest,
     folder: pathlib.Path,
     emulations: pathlib.Path,
+    openvino: OpenVino | None,
     report: Callable[[str], None],
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]], dict[str, pathlib.Path]]:
-    """Export every module to `folder`, remove it from `modules`, and compare its engine with it.
+    """Export every module to `folder`, remove it from `modules`, and compare its engine with it, also on `openvino`.
 
     Returns:
         By the name of the engine: the name of its file, its parity, and a file that ONNX Runtime runs on a CPU with the
@@ -116,18 +119,55 @@ def _export_engines(
         with contextlib.closing(_cpu_backend()) as backend:  # one backend for each engine, to release its memory
             engine = backend.load_graph(runnable[name], specs[name])
             parity[name] = engine_parity(engine, expected, specs[name], manifest.model, precision)
+        if openvino:
+            with contextlib.closing(openvino):
+                engine, on = openvino.load_graph(file, specs[name]), openvino.description
+                on_openvino = engine_parity(engine, expected, specs[name], manifest.model, precision, on)
+            parity[name]["openvino"] = on_openvino | _computed_by(openvino)
         report(f"{name}: {_describe(parity[name])}")
     return engines, parity, runnable
 
 
+def _generation_parity(
+    manifest: Manifest,
+    folder: pathlib.Path,
+    runnable: Mapping[str, pathlib.Path],
+    trajectory: Trajectory,
+    openvino: OpenVino | None,
+) -> dict[str, Any]:
+    """Return the parity of the engines in `runnable` on ONNX Runtime, and of those in `folder` on `openvino`."""
+    parity = _compare_generation(manifest, runnable, trajectory, _cpu_backend())
+    if openvino:
+        graphs = {name: folder / file for name, file in manifest.engines.items()}
+        parity["openvino"] = _compare_generation(manifest, graphs, trajectory, openvino)
+    return parity
+
+
 def _compare_generation(
-    manifest: Manifest, runnable: Mapping[str, pathlib.Path], trajectory: Trajectory
+    manifest: Manifest, runnable: Mapping[str, pathlib.Path], trajectory: Trajectory, backend: OnnxRuntime | OpenVino
 ) -> dict[str, Any]:
     """Generate the image of `trajectory` with the engines in the files `runnable`; return its parity."""
-    backend, specs = _cpu_backend(), engine_specs(manifest.model)
+    specs = engine_specs(manifest.model)
     engines = Engines(**{name: backend.load_graph(runnable[name], specs[name]) for name in ENGINES})
     with Generator(manifest, engines, backend.description, backend.close) as generator:
-        return generation_parity(generator, trajectory, manifest.precision)
+        parity = generation_parity(generator, trajectory, manifest.precision)
+    return parity | (_computed_by(backend) if isinstance(backend, OpenVino) else {})
+
+
+def _openvino(precision: str, report: Callable[[str], None]) -> OpenVino | None:
+    """Open OpenVINO for graphs in bf16, which only it runs on a CPU. Return None if it is not installed."""
+    if precision != "bf16":
+        return None
+    try:
+        return OpenVino("openvino", available_threads())
+    except BackendError as error:
+        report(f"bf16 is compared by emulation alone, since {error}")
+        return None
+
+
+def _computed_by(openvino: OpenVino) -> dict[str, str]:
+    """What computed a parity, for the manifest: on a processor without bf16 OpenVINO computes bf16 in float32."""
+    return {"backend": openvino.description, "products": "bf16" if openvino.has_bf16 else "fp32"}
 
 
 def _cpu_backend() -> OnnxRuntime:
@@ -170,9 +210,11 @@ def _manifest(checkpoint: Checkpoint, sampling: Sampling | None, precision: str)
 
 
 def _describe(parity: Mapping[str, Any]) -> str:
+    openvino = parity.get("openvino")
     return (
         f"relative L2 from eager {parity['relative_l2']:.1e} ({parity['sqnr_db']:.0f} dB), "
         f"allowed {parity['tolerance']:.0e}"
+        + (f"; on OpenVINO with products in {openvino['products']} {openvino['relative_l2']:.1e}" if openvino else "")
     )
 
 

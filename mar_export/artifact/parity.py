@@ -75,7 +75,7 @@ def eager_outputs(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> l
 
 
 def engine_parity(
-    engine: Engine, expected: list[Arrays], spec: EngineSpec, config: ModelConfig, precision: str
+    engine: Engine, expected: list[Arrays], spec: EngineSpec, config: ModelConfig, precision: str, backend: str = ""
 ) -> dict[str, Any]:
     """Compare an engine with eager PyTorch at every size.
 
@@ -85,6 +85,7 @@ def engine_parity(
         spec: The engine's inputs and outputs.
         config: The model.
         precision: The precision of the export, which decides the tolerance.
+        backend: What runs the engine, for the error message, if it is not the usual one.
 
     Returns:
         The largest distance of all outputs as a manifest stores it, with the tolerance and the number of sizes.
@@ -102,7 +103,8 @@ def engine_parity(
                     f"{reference.shape}, for inputs of {shapes}"
                 )
             worst = max(worst, relative_l2(output, reference))
-    return _checked_distance(f"engine {spec.name}", worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
+    what = f"engine {spec.name}" + (f" on {backend}" if backend else "")
+    return _checked_distance(what, worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
 
 
 def eager_trajectory(model: MAR, precision: str) -> Trajectory:
@@ -138,7 +140,8 @@ def generation_parity(generator: Generator, trajectory: Trajectory, precision: s
     """
     latents = trajectory.generate_with(generator)
     distance = relative_l2(latents, trajectory.latents)
-    parity = _checked_distance("complete generation", distance, GENERATION_TOLERANCES[precision])
+    what = f"complete generation on {generator.description}"
+    parity = _checked_distance(what, distance, GENERATION_TOLERANCES[precision])
     patch_size = generator.manifest.model.patch_size
     growth = drift(latents, trajectory.latents, trajectory.order, trajectory.plan, patch_size, _DRIFT_EVERY)
     return parity | {"drift": growth} | trajectory.settings

@@ -238,9 +238,18 @@ def _check_reports(
     for key, value in parity.items():
         report = _as_object(value, f"{where}: parity: {key}")
         alone = is_latents_report(report) and key != "generation"
-        for number in ("relative_l2",) if alone else ("relative_l2", "tolerance"):
-            if type(report.get(number)) is not float:
-                raise ArtifactError(f"{where}: parity: {key}: {number} must be a number, found {report.get(number)!r}")
+        _check_report(report, ("relative_l2",) if alone else ("relative_l2", "tolerance"), f"{where}: parity: {key}")
+        if "openvino" in report:
+            on_openvino = _as_object(report["openvino"], f"{where}: parity: {key}: openvino")
+            _check_report(on_openvino, ("relative_l2", "tolerance"), f"{where}: parity: {key}: openvino")
+            if on_openvino.get("products") not in ("bf16", "fp32"):
+                raise ArtifactError(f"{where}: parity: {key}: openvino: products must be bf16 or fp32")
+
+
+def _check_report(report: Mapping[str, Any], numbers: Iterable[str], where: str) -> None:
+    for number in numbers:
+        if type(report.get(number)) is not float:
+            raise ArtifactError(f"{where}: {number} must be a number, found {report.get(number)!r}")
 
 
 def _as_object(value: object, where: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.backends.cpu_quota import cpu_quota
+from runtime.backends.control_groups import cpu_quota
 from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import RequestError
 from runtime.model.config import ModelConfig

@@ -14,6 +14,7 @@ import numpy as np
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.verified_files import GraphFile
 from runtime.backends.cpu import CpuBackend, Tensors, check_tensors
+from runtime.backends.openvino_bf16 import round_before_conversion
 from runtime.backends.telemetry import import_library
 from runtime.errors import BackendError
 from runtime.model.engine_spec import Array, Engine, EngineSpec, TensorSpec
@@ -26,8 +27,8 @@ class OpenVino(CpuBackend):
     """The backend `openvino`.
 
     Attributes:
-        precisions: The precisions that it can run. It computes fp16 and fp8 in float32, and bf16 too if the processor
-            has no bf16 instructions.
+        precisions: The precisions that it can run. It computes fp16 and fp8 in float32.
+        has_bf16: Whether the processor has bf16 instructions. If not, bf16 graphs are computed in float32.
     """
 
     precisions = ("fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4")
@@ -44,6 +45,7 @@ class OpenVino(CpuBackend):
             BackendError: OpenVINO is not installed or does not load.
         """
         self._library, self._core = open_openvino(name)
+        self.has_bf16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         threads = min(threads, os.cpu_count() or 1)  # OpenVINO uses no more than this
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -79,7 +81,10 @@ class OpenVino(CpuBackend):
         # It reads external weights only from beside the path of the graph.
         source = str(path) if graph.weights else graph.source
         try:
-            compiled = self._core.compile_model(self._core.read_model(source), "CPU", self._settings)
+            model = self._core.read_model(source)
+            if self.has_bf16:
+                round_before_conversion(self._library, model)
+            compiled = self._core.compile_model(model, "CPU", self._settings)
         except Exception as error:  # RuntimeError, or whatever the binding raises
             why = reason(error).replace(graph.source, str(path))
             raise BackendError(f"{path}: openvino cannot load it ({why}); export again") from error

@@ -54,8 +54,10 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         report = manifest.parity[name]
         # The effect of one quantized engine on latents has no tolerance, though some manifests name one.
         click.echo(f"  {_distance(report)}" + ("" if is_latents_report(report) else _allowed(report)))
+        _on_openvino(report)
     generation = manifest.parity["generation"]
     click.echo(f"\ncomplete generation: {_distance(generation)}{_allowed(generation)}")
+    _on_openvino(generation)
     click.echo(f"shapes: {_CAUSAL_AXES if config.attention == 'causal' else _AXES}")
     click.echo("\nprovenance  " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
 
@@ -67,6 +69,12 @@ def _distance(report: Mapping[str, Any]) -> str:
 
 def _allowed(report: Mapping[str, Any]) -> str:
     return f", allowed {report['tolerance']:.0e}"
+
+
+def _on_openvino(report: Mapping[str, Any]) -> None:
+    if "openvino" in report:
+        found = report["openvino"]
+        click.echo(f"  on OpenVINO, products in {found['products']}: {_distance(found)}{_allowed(found)}")
 
 
 def _size(count: int) -> str:

@@ -30,8 +30,12 @@ def main() -> None:
 
 
 def _run() -> None:
+    from runtime.backends import available_threads
+    from runtime.backends.control_groups import cpu_quota
     from runtime.cli.group import mar
 
+    if cpu_quota() is not None:  # OpenMP, whose threads PyTorch uses, knows no quota
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_threads()))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(
             stream, io.TextIOWrapper

@@ -111,7 +111,7 @@ def test_image_beyond_the_tolerance_is_refused(
     engines = wrong_in(exact, 0, 15, 0.01)
     distance = judged(manifest, engines, trajectory)["relative_l2"]
     monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 0.99)
-    with pytest.raises(ParityError, match="complete generation: relative L2 distance") as refusal:
+    with pytest.raises(ParityError, match="complete generation on test: relative L2 distance") as refusal:
         judged(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
     assert f"{distance:.2e}" in str(refusal.value)
     monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 1.01)

@@ -8,7 +8,9 @@ import pathlib
 import pytest
 
 from runtime import backends
-from runtime.backends.cpu_quota import cpu_quota
+from runtime.backends import control_groups
+from runtime.backends.control_groups import cpu_quota
+from tests.helpers.command_line import Mar
 
 V2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "33 32 0:30 {root} /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n"
@@ -99,3 +101,18 @@ def test_available_threads_are_no_more_than_processors_and_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 5})
     monkeypatch.setattr(backends, "cpu_quota", lambda: quota)
     assert backends.available_threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("quota", "setting", "threads"), [(1.0, None, "1"), (1.0, "7", "7"), (None, None, None), (None, "7", "7")]
+)
+def test_a_command_gives_pytorch_no_more_threads_unless_the_user_does(
+    monkeypatch: pytest.MonkeyPatch, mar: Mar, quota: float | None, setting: str | None, threads: str | None
+) -> None:
+    for module in (backends, control_groups):
+        monkeypatch.setattr(module, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"})
+    if setting is not None:
+        os.environ["OMP_NUM_THREADS"] = setting
+    assert mar("--version").code == 0
+    assert os.environ.get("OMP_NUM_THREADS") == threads
