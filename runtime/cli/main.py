@@ -37,10 +37,8 @@ def _run() -> None:
     if cpu_quota() is not None:  # OpenMP, whose threads PyTorch uses, knows no quota
         os.environ.setdefault("OMP_NUM_THREADS", str(available_threads()))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # the encoding of the locale may lack letters, such as those of Fréchet
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # letters that the locale's encoding lacks
     mar(prog_name="mar", standalone_mode=False)
     if sys.stdout is not None:
         sys.stdout.flush()

@@ -68,7 +68,7 @@ def infer_config(configs: list[PartialConfig], shapes: Shapes, where: str) -> Mo
     for name in ("patch_size", "vae_stride", "vae_embed_dim"):  # other fields are computed from these
         if name in values and (type(values[name]) is not int or values[name] < 1):
             raise ConfigError(
-                f"{where}: {name} must be a whole number from 1, found {values[name]!r} by {merged[name][1]}"
+                f"{where}: {name} must be a whole number from 1, found {truncate(values[name])} by {merged[name][1]}"
             )
     values = {**_default_layout(values, shapes), **_mlp_ratio(shapes), **_default_heads(values, where), **values}
     result = ModelConfig.from_dict(values, " and ".join([where, *(config.source for config in configs)]))
