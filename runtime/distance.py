@@ -43,8 +43,8 @@ def drift(
     A token never changes after its iteration, so the tokens of each iteration show the error up to that iteration.
 
     Args:
-        found: Latents [B, c, H, W].
-        expected: The latents [B, c, H, W] to compare with.
+        found: Latents [B, C, h, w].
+        expected: The latents [B, C, h, w] to compare with.
         order: Generation order [B, L]: token positions, first generated first.
         plan: The plan that generated both.
         patch_size: The side of a token in latent values.

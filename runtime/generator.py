@@ -262,12 +262,12 @@ class Generator:
         arguments are checked before the first batch; the other arguments are those of `generate`, for all images.
 
         Args:
-            labels: Class numbers, N of them.
+            labels: Class numbers, B of them over all batches.
             batch_size: The number of images in a batch; the last batch may have fewer.
             seed: The seed of the random numbers.
-            index: The number of each image in the sequence of its seed, N of them. None: 0, 1, 2, ...
-            order: The generation order, int [N, L], in place of the one that the seed gives.
-            noise: Noise by token position, float [T + 1, N, L, D], in place of the one that the seed gives.
+            index: The number of each image in the sequence of its seed, B of them. None: 0, 1, 2, ...
+            order: The generation order, int [B, L], in place of the one that the seed gives.
+            noise: Noise by token position, float [T + 1, B, L, D], in place of the one that the seed gives.
             decode_batch: The number of images that are decoded together.
             progress: Called after each iteration of each batch.
             **settings: Sampling settings, as in `generate`.
@@ -412,7 +412,7 @@ def _prepared_ahead(
 
 
 def _check_delivery(decode_batch: object, progress: object) -> None:
-    """Check the arguments that decide how images are decoded and told."""
+    """Check the arguments that decide how images are decoded and how progress is reported."""
     check_int("decode_batch", decode_batch, 1, MAX_BATCH)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")

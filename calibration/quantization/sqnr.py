@@ -44,7 +44,7 @@ class SqnrEvaluator:
         self._backend = OnnxRuntime("onnxruntime", threads)
         # Without the decoder: latents are compared, not images.
         self._float32 = {name: self._backend.load(artifact, name) for name in ENGINES}
-        self._expected = self._generate({})  # [B, C, H, W]
+        self._expected = self._generate({})  # [B, C, h, w]
 
     def relative_l2(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> float:
         """Return the relative L2 distance of the latents when the engines in `changed` run quantized graphs.
@@ -75,7 +75,7 @@ class SqnrEvaluator:
         self._backend.close()
 
     def _latents(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> NDArray[np.float32]:
-        """The latents [B, C, H, W] with some engines quantized."""
+        """The latents [B, C, h, w] with some engines quantized."""
         backend, specs = OnnxRuntime("onnxruntime", self._threads), self._artifact.manifest.specs
         with contextlib.closing(backend):
             return self._generate(

@@ -94,7 +94,7 @@ class ErrorModel:
             advance: Called with 1 for every number of `STEPS`.
 
         Returns:
-            Squared errors [K, n] for K iterations and the n numbers of `STEPS`, as shares of the squared norm of the
+            Squared errors [I, n] for I iterations and the n numbers of `STEPS`, as shares of the squared norm of the
             whole image: the errors of different iterations add up.
         """
         errors = []
@@ -116,7 +116,7 @@ class ErrorModel:
             advance: Called with 1 for every iteration and every number of `PROPAGATED_STEPS`.
 
         Returns:
-            The factor of each iteration, [K].
+            The factor of each iteration, [I].
         """
         logarithms = []
         for steps in PROPAGATED_STEPS:

@@ -15,20 +15,20 @@ def minimize_error(errors: Float64, seconds: Float64, budget: float) -> list[int
 
     Solved by dynamic programming (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). Each row takes
     at least its least time. Time beyond that is counted in 2^14ths of what the budget leaves, rounded up: the
-    solution never exceeds the budget, and it is optimal for a budget that is smaller by K of these parts.
+    solution never exceeds the budget, and it is optimal for a budget that is smaller by I of these parts.
 
     Args:
-        errors: The error of each choice, [K, n].
-        seconds: The time of each choice, [K, n].
+        errors: The error of each choice, [I, n].
+        seconds: The time of each choice, [I, n].
         budget: The total time; at least the sum of the least times of all rows.
 
     Returns:
-        The column of each row, K of them.
+        The column of each row, I of them.
     """
-    extra = seconds - seconds.min(axis=1, keepdims=True)  # [K, n]
+    extra = seconds - seconds.min(axis=1, keepdims=True)  # [I, n]
     spare = budget - float(seconds.min(axis=1).sum())
     with np.errstate(divide="ignore", invalid="ignore"):
-        parts = np.where(extra > 0, np.ceil(extra / spare * _PARTS), 0)  # [K, n]
+        parts = np.where(extra > 0, np.ceil(extra / spare * _PARTS), 0)  # [I, n]
     least = np.zeros(_PARTS + 1)  # [p]: the least error of the rows so far that take at most p parts
     choices = []
     for row_errors, row_parts in zip(errors, parts, strict=True):

@@ -32,7 +32,7 @@ class StepPlan:
 
     Attributes:
         solver: The solver of all diffusion chains.
-        steps: The number of steps in each iteration, K of them.
+        steps: The number of steps in each iteration, I of them.
         error: The relative L2 distance of whole images from the reference, the geometric mean over images.
     """
 
@@ -43,11 +43,11 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True)
 class StepCosts:
-    """The measurements by which plans are chosen, for K iterations and the n numbers of `STEPS`.
+    """The measurements by which plans are chosen, for I iterations and the n numbers of `STEPS`.
 
     Attributes:
-        errors: The squared error of each iteration's tokens by solver, [K, n]; see `ErrorModel.chain_errors`.
-        propagation: The growth of these errors until the image is finished, [K]; see `ErrorModel.error_propagation`.
+        errors: The squared error of each iteration's tokens by solver, [I, n]; see `ErrorModel.chain_errors`.
+        propagation: The growth of these errors until the image is finished, [I]; see `ErrorModel.error_propagation`.
         times: The time of an image.
     """
 
@@ -56,7 +56,7 @@ class StepCosts:
     times: StepTimes
 
     def predicted(self, solver: Solver) -> NDArray[np.float64]:
-        """Return what each iteration adds to the squared error of the finished image, [K, n]."""
+        """Return what each iteration adds to the squared error of the finished image, [I, n]."""
         return self.propagation[:, None] * self.errors[solver]
 
     @property
@@ -77,7 +77,7 @@ class StepCosts:
 
     def best(self, solver: Solver, budget: float) -> tuple[int, ...]:
         """Return the steps of each iteration with the least predicted error within a budget in seconds."""
-        seconds = np.outer(self.times.step, STEPS)  # [K, n]
+        seconds = np.outer(self.times.step, STEPS)  # [I, n]
         columns = minimize_error(self.predicted(solver), seconds, budget - self.times.fixed)
         return tuple(STEPS[column] for column in columns)
 

@@ -26,7 +26,7 @@ class StepTimes:
 
     Attributes:
         fixed: The time that does not depend on the number of diffusion steps.
-        step: The time of one diffusion step in each iteration, [K].
+        step: The time of one diffusion step in each iteration, [I].
     """
 
     fixed: float
@@ -58,12 +58,12 @@ def measure_times(generator: Generator, schedule: Sampling, advance: Callable[[i
                 measured.append(timed)
             advance(1)
     short, long = (np.median(measured, axis=0) for measured in seconds)
-    step = np.maximum((long - short) / (_STEPS[1] - _STEPS[0]), 0)[:-1]  # [K]
+    step = np.maximum((long - short) / (_STEPS[1] - _STEPS[0]), 0)[:-1]  # [I]
     return StepTimes(float(long.sum() - _STEPS[1] * step.sum()), step)
 
 
 def _iteration_seconds(generator: Generator, sampling: Sampling, number: int) -> NDArray[np.float64]:
-    """The seconds of every iteration of an image, then of everything after the last one: [K + 1]."""
+    """The seconds of every iteration of an image, then of everything after the last one: [I + 1]."""
     times = [time.perf_counter()]
     generator.generate([0], index=[number], sampling=sampling, progress=lambda *_: times.append(time.perf_counter()))
     return np.diff([*times, time.perf_counter()])

@@ -21,7 +21,7 @@ class Decoder(nn.Module):
         self.vae = vae
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, c, h, w] to an image [B, 3, H, W] with values of about -1 to 1."""
+        """Decode latents [B, C, h, w] to an image [B, 3, H, W] with values of about -1 to 1."""
         return self.vae.decode(latents)
 
 
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         self.vae = vae
 
     def forward(self, image: Tensor) -> Tensor:
-        """Encode an image [B, 3, H, W] with values of -1 to 1 to latents [B, c, h, w]."""
+        """Encode an image [B, 3, H, W] with values of -1 to 1 to latents [B, C, h, w]."""
         return self.vae.encode(image)
 
 

@@ -48,7 +48,7 @@ _GRID_COLUMNS = 8
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images.")
 @click.option("--out", type=PATH, help="The PNG file to write, a grid of all images.")
-@click.option("--save-latents", type=PATH, help="The .npy file to write, with the latents [B, C, H, W].")
+@click.option("--save-latents", type=PATH, help="The .npy file to write, with the latents [B, C, h, w].")
 @preset_option
 @sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Number of images generated together.")

@@ -15,7 +15,7 @@ def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArr
         patch_size: The number of latent values along one side of a token.
 
     Returns:
-        Latents, float32 [B, c, H, W].
+        Latents, float32 [B, C, h, w].
     """
     batch = len(tokens)
     cells = tokens.reshape(batch, grid, grid, -1, patch_size, patch_size)  # [B, h, w, c, p, p]
@@ -24,7 +24,7 @@ def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArr
 
 
 def patchify(latents: NDArray[np.float32], patch_size: int) -> NDArray[np.float32]:
-    """Return latents [B, c, H, W] as tokens in raster order [B, L, D]; the inverse of `unpatchify`."""
+    """Return latents [B, C, h, w] as tokens in raster order [B, L, D]; the inverse of `unpatchify`."""
     batch, channels, height, width = latents.shape
     cells = latents.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     tokens = cells.transpose(0, 2, 4, 1, 3, 5)  # [B, h, w, c, p, p]

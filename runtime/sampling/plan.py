@@ -142,9 +142,9 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
 
 
 def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cosine") -> list[int]:
-    """Return how many of `length` tokens each of K iterations predicts.
+    """Return how many of `length` tokens each of I iterations predicts.
 
-    After iteration k, floor(L share((k + 1) / K)) tokens are still masked, where the share is that of the mask schedule
+    After iteration i, floor(L share((i + 1) / I)) tokens are still masked, where the share is that of the mask schedule
     (MaskGIT, arXiv 2202.04200). Every iteration predicts at least one token and leaves at least one for each later one.
 
     Raises:

@@ -19,7 +19,7 @@ class Sampling:
     """The sampling settings of one generation. Their values are checked when a plan is built from them.
 
     Attributes:
-        iterations: K, the number of iterations, in each of which the backbone runs once and several tokens are
+        iterations: The number of iterations, in each of which the backbone runs once and several tokens are
             predicted (the published `num_iter`). None stands for 64, or for the number of tokens if that is less.
         mask_schedule: How many tokens each iteration predicts, one of `runtime.sampling.plan.MASK_SCHEDULES`.
         token_order: Which tokens are generated first, one of `runtime.sampling.rng.TOKEN_ORDERS`.

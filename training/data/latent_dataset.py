@@ -42,7 +42,7 @@ class LatentDataset(Protocol):
     labels: NDArray[np.int64]
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
-        """Return the latents of one example, float32 [c, H, W].
+        """Return the latents of one example, float32 [C, h, w].
 
         Args:
             index: The example.
@@ -54,7 +54,7 @@ class LatentDataset(Protocol):
         """
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Decode latents [B, c, H, W] to images, uint8 [B, height, width, 1 or 3]."""
+        """Decode latents [B, C, h, w] to images, uint8 [B, height, width, 1 or 3]."""
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
         """Write the autoencoder that decodes the latents into the folder of a run, where there is one."""
@@ -82,7 +82,7 @@ class PixelLatents:
         return latent[:, :, ::-1] if flip else latent
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return latents [B, c, H, W] as uint8 [B, H, W, c]."""
+        """Return latents [B, C, h, w] as uint8 [B, H, W, c]."""
         return to_uint8(latents)
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
@@ -115,7 +115,7 @@ def readable_latent(
     """Read an example, or the next one after it that can be read; the dataset's `warnings` name the others.
 
     Returns:
-        The index of the example that was read, and its latents, float32 [c, H, W].
+        The index of the example that was read, and its latents, float32 [C, h, w].
 
     Raises:
         DataError: A hundred images in a row, or all of them, cannot be read.

@@ -37,8 +37,8 @@ class TeacherTrajectories:
     """The teacher's trajectories from noise (t = 1) to tokens (t = 0) on the straight path x_t = (1 - t) x0 + t noise.
 
     Attributes:
-        x: The points at the N times and at t = 0, float32 [N + 1, n, D].
-        times: The N times at which segments begin, from 1 downwards.
+        x: The points of every row at `times` and at t = 0, float32 [segments + 1, N, D].
+        times: The times at which segments begin, from 1 downwards.
     """
 
     x: Tensor
@@ -90,8 +90,8 @@ def teacher_trajectories(
 
     Args:
         teacher: The teacher.
-        dataset: The rows, n in total.
-        steps: The number of segments N, which are the student's steps.
+        dataset: The rows, N in total.
+        steps: The number of segments, which are the student's steps.
         teacher_steps: The teacher's steps, a multiple of `steps`.
         seed: The seed of the initial noise.
         progress: Is called with the number of rows of each finished batch.
@@ -109,7 +109,7 @@ def teacher_trajectories(
             previous_x0, x0 = x0, teacher(x, float(times[step]) / TRAIN_STEPS, rows)
             row = {name: float(column[step]) for name, column in columns.items()}
             x = row["x_from_x"] * x + row["x_from_x0"] * x0 + row["x_from_previous_x0"] * previous_x0
-        batches.append(torch.stack([*segment_starts, x]))  # [N + 1, n, D]
+        batches.append(torch.stack([*segment_starts, x]))  # [segments + 1, N, D]
         progress(len(rows))
     with torch.inference_mode(False):  # a tensor that is made in inference mode cannot take part in training
         return TeacherTrajectories(torch.cat(batches, dim=1), tuple(flow_times(steps).tolist()))

@@ -164,7 +164,7 @@ class MAR(nn.Module):
         return self.decoder_norm(x[:, buffer - 1 :]) + self.diffusion_pos_embed_learned[0][order]
 
     def patchify(self, latents: Tensor) -> Tensor:
-        """Return the tokens [B, L, D] of latents [B, c, H, W]; channels are outermost within a token, as published."""
+        """Return the tokens [B, L, D] of latents [B, C, h, w]; channels are outermost within a token, as published."""
         p = self.config.patch_size
         rows = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
         return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
@@ -175,7 +175,7 @@ class MAR(nn.Module):
         The head runs on the masked tokens only; the published code runs it on all and multiplies by the mask.
 
         Args:
-            latents: [B, c, H, W].
+            latents: [B, C, h, w].
             labels: Int64 [B]; class_num stands for no class.
             order: A permutation of the positions of each image, int64 [B, L]. The first K are masked and predicted
                 from the others; under causal attention K = L, and each token is predicted from those before it.

@@ -35,7 +35,7 @@ def sample(
     *,
     times: StageTimes | None = None,
 ) -> NDArray[np.floating]:
-    """Generate latents [B, c, H, W] by the published loop, in the dtype and on the device of the model.
+    """Generate latents [B, C, h, w] by the published loop, in the dtype and on the device of the model.
 
     Args:
         model: The model, in evaluation mode.
@@ -84,7 +84,7 @@ def training_loss(
 
     Args:
         model: The model.
-        latents: [B, c, H, W].
+        latents: [B, C, h, w].
         labels: Int64 [B]; class_num stands for no class.
         mask: Which positions are masked, bool [B, L].
         timesteps: Int64 [R B L].
