@@ -72,7 +72,7 @@ def test_a_file_outside_the_artifact_is_refused_by_its_name(
 
 @pytest.mark.parametrize(
     "name",
-    ["sub", "sub/../backbone.onnx", "nothing.onnx", "n" * 300, "\ud800"],
+    ["sub", "sub/../backbone.onnx", "nothing.onnx", "n" * 300],
     ids=lambda name: ascii(name)[:30],
 )
 def test_a_name_that_is_not_a_file_of_the_artifact_is_refused(
@@ -87,24 +87,6 @@ def list_as(artifact_copy: pathlib.Path, name: str) -> None:
     """List the file of the backbone under another name too, with the same size and hash."""
     files = read_manifest(artifact_copy)["files"]
     change_manifest(artifact_copy, "files", {**files, name: files["backbone.onnx"]})
-
-
-def test_a_link_to_a_file_outside_is_refused(artifact_copy: pathlib.Path, refused: Refused) -> None:
-    file, outside = artifact_copy / "backbone.onnx", artifact_copy.parent / "outside.onnx"
-    file.rename(outside)
-    file.symlink_to(outside)
-    refusal = refused(IntegrityError)
-    assert str(file) in refusal
-    assert str(outside) in refusal
-
-
-def test_a_link_to_a_folder_outside_is_refused(artifact_copy: pathlib.Path, refused: Refused) -> None:
-    outside = artifact_copy.parent / "outside"
-    outside.mkdir()
-    shutil.copyfile(artifact_copy / "backbone.onnx", outside / "backbone.onnx")
-    (artifact_copy / "sub").symlink_to(outside)
-    list_as(artifact_copy, "sub/backbone.onnx")
-    assert str(artifact_copy / "sub" / "backbone.onnx") in refused(IntegrityError)
 
 
 def test_an_artifact_can_be_loaded_through_a_link(artifact_copy: pathlib.Path) -> None:
