@@ -5,7 +5,7 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test test-slow fuzz locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages clean
+.PHONY: demo test test-slow fuzz kill locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,11 @@ N ?= 1000
 SEED ?= 0
 fuzz: $(VENV)/installed
 	$(VENV)/bin/python -m tests.fuzz $(N) $(SEED)
+
+# N kills, each before a change of a file that a command makes; the command given again must end as an undisturbed one.
+kill: N = 300
+kill: $(VENV)/installed
+	$(VENV)/bin/python -m tests.fuzz.kills $(N) $(SEED)
 
 # The wheel, and beside it the list of its dependencies (CycloneDX).
 wheel: $(VENV)/installed

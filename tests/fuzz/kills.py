@@ -1,14 +1,13 @@
 """Commands killed at a change of a file: the same command, given again, ends as one that nobody has disturbed.
 
-`python -m tests.fuzz.kills N [SEED [COMMAND ...]]` kills N times, spread over the commands. Each is run by a fork of this
-process, which has imported everything, and is killed just before its k-th change of a file.
+`python -m tests.fuzz.kills N [SEED [COMMAND ...]]` kills N times, spread over the commands. Each is run by a fork of
+this process, which has imported everything, and is killed just before its k-th change of a file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
 import random
@@ -19,8 +18,10 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import click
 import torch
 
+from runtime.cli.group import mar
 from runtime.cli.main import main
 from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
 from tests.helpers.tiny_runs import TINY, randomized, write_idx_dataset
@@ -68,7 +69,8 @@ CASES = {
     ),
     "export": Case(_EXPORT),
     "calibrate": Case(
-        "calibrate {inputs}/artifact --out {work}/int8 --count 20 --eval-count 2 --target-sqnr 1 --iterations 2 --threads 1"
+        "calibrate {inputs}/artifact --out {work}/int8 --count 20 --eval-count 2 --target-sqnr 1 --iterations 2 "
+        "--threads 1"
     ),
     "generate": Case("generate {inputs}/artifact --out {work}/grid.png --count 2 --iterations 2 --threads 1"),
 }
@@ -113,14 +115,14 @@ def run_forked(line: str, counted: pathlib.Path, output: pathlib.Path, kill_at: 
     Returns:
         The exit code; negative, the signal that killed it.
     """
+    sys.stdout.flush()
+    printed = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     process = os.fork()
     if process == 0:
         code = 1
         try:
-            with output.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            sys.stdout, sys.stderr = (io.TextIOWrapper(open(number, "wb", 0), write_through=True) for number in (1, 2))
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(printed, stream.fileno())
             changes = _count_changes(kill_at)
             sys.argv = ["mar", *line.split()]
             main()
@@ -130,6 +132,7 @@ def run_forked(line: str, counted: pathlib.Path, output: pathlib.Path, kill_at: 
             counted.write_text(str(number))
         finally:
             os._exit(code)
+    os.close(printed)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -211,6 +214,7 @@ def run_kills(number: int, seed: int, names: list[str]) -> int:
         (folder / "inputs").mkdir()
         make_inputs(folder / "inputs", names)
         for place, name in enumerate(names):
+            mar.get_command(click.Context(mar), name)  # imports it, once for all forks
             killer = Killer(folder, CASES[name])
             share = number // len(names) + (place < number % len(names))
             chosen = sorted(choose.sample(range(1, killer.changes + 1), min(share, killer.changes)))
