@@ -1,8 +1,8 @@
-"""The one reader of files with structure: JSON, TOML and `.npz` files, whoever wrote them.
+"""The one reader of JSON, TOML and `.npz` files, both those of this project and those of others.
 
-Every file is limited before it is believed: its bytes, its nesting, the digits of its numbers, and the members, sizes
-and compressions of an archive. Text is UTF-8 with or without a byte order mark, whatever the locale. All that is wrong
-with a file is one line, raised as the error that the caller names.
+Limits are checked before a file is parsed: its bytes, its nesting, the digits of its numbers, and the members, sizes
+and compressions of an archive. Text is UTF-8 with or without a byte order mark, whatever the locale. Every fault
+of a file is one line, raised as the error that the caller names.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _Kind = TypeVar("_Kind")
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
-    """How a failure to read a file is told.
+    """How a failure to read a file is reported.
 
     Attributes:
         error: The class of the error.
@@ -127,22 +127,28 @@ def parse_json(content: bytes | str) -> Any:
 
 def read_toml(path: pathlib.Path, trouble: Trouble) -> dict[str, Any]:
     """Return the values in a TOML file; raises the error in `trouble`, as `read_json` does."""
+    content = _read_bytes(path, TOML_BYTES, trouble)
+    try:
+        return parse_toml(content)
+    except ValueError as error:  # also of a number with more digits than Python converts
+        trouble.raise_(path, str(error).split("; use sys.set")[0], "not TOML")
+
+
+def parse_toml(content: bytes | str) -> dict[str, Any]:
+    """Return the values of a TOML text, within the limits of this module. Raises `ValueError`."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
 
-    content = _read_bytes(path, TOML_BYTES, trouble)
+    text = content if isinstance(content, str) else _decode(content)
+    if max(map(len, text.splitlines()), default=0) > _TOML_LINE:
+        raise ValueError(f"a line of more than {_TOML_LINE} characters")
     try:
-        text = _decode(content)
-        if max(map(len, text.splitlines()), default=0) > _TOML_LINE:
-            raise ValueError(f"a line of more than {_TOML_LINE} characters")
         values: dict[str, Any] = tomllib.loads(text)
-        _check_values(values, finite=False)
     except RecursionError:
-        trouble.raise_(path, f"nested more than {DEPTH} deep", "not TOML")
-    except ValueError as error:  # also of a number with more digits than Python converts
-        trouble.raise_(path, str(error).split("; use sys.set")[0], "not TOML")
+        raise ValueError(f"nested more than {DEPTH} deep") from None
+    _check_values(values, finite=False)
     return values
 
 

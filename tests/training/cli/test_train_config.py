@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from runtime.structured_files import parse_toml
 from tests.helpers.command_line import Command, Mar
 from tests.helpers.tiny_runs import logged, one_thread
 from tests.helpers.train_command import error_line
-from training.config import tomllib
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def test_print_config_prints_toml_that_makes_the_same_run(
     options = ("--model", "pixel_small", "--data", two_class_data, "--image-size", 8, "--steps", 1, "--batch-size", 4)
     code, printed, err = train(*options, "--no-flip", "--learning-rate", 3e-7, "--print-config")
     assert (code, err) == (0, "")
-    settings = tomllib.loads(printed)
+    settings = parse_toml(printed)
     assert settings["data"] == str(two_class_data)
     assert (settings["model"]["img_size"], settings["model"]["diffloss_w"]) == (8, 224)
     assert (settings["training"]["flip"], settings["training"]["learning_rate"]) == (False, 3e-7)
@@ -41,7 +41,7 @@ def test_print_config_needs_neither_data_nor_steps(mar: Mar, tmp_path: pathlib.P
     file = tmp_path / "run.toml"
     code, printed, err = mar(command, "--model", size, "--seed", 5, "--print-config")
     assert (code, err) == (0, "")
-    settings = tomllib.loads(printed)
+    settings = parse_toml(printed)
     assert settings.keys() == {"model", "training"}
     assert (settings["training"]["seed"], settings["training"]["flip"], "steps" in settings["training"]) == (
         5,
@@ -51,7 +51,7 @@ def test_print_config_needs_neither_data_nor_steps(mar: Mar, tmp_path: pathlib.P
     file.write_text(printed)
     code, printed, _ = mar(command, "--config", file, "--data", "photos", "--steps", 7, "--print-config")
     assert code == 0
-    assert tomllib.loads(printed) == {**settings, "data": "photos", "training": {**settings["training"], "steps": 7}}
+    assert parse_toml(printed) == {**settings, "data": "photos", "training": {**settings["training"], "steps": 7}}
     file.write_text("training = 3")
     code, _, err = mar(command, "--config", file, "--model", size, "--print-config")
     assert code == 2
@@ -68,7 +68,7 @@ def test_the_command_line_takes_precedence_over_the_file(
     )
     flags = ("--model", "pixel_small", "--data", two_class_data, "--image-size", 8, "--steps", 2)
     code, printed, _ = train("--config", file, *flags, "--flip", "--print-config")
-    settings = tomllib.loads(printed)
+    settings = parse_toml(printed)
     assert code == 0
     assert (settings["data"], settings["model"]["img_size"], settings["model"]["diffloss_w"]) == (
         str(two_class_data),
@@ -84,7 +84,7 @@ def test_print_config_of_a_resumed_run_shows_its_new_settings(train: Command, tw
     code, printed, _ = train("--resume", two_step_run, "--steps", 5, "--print-config")
     saved = json.loads(before)
     assert code == 0
-    assert tomllib.loads(printed) == {
+    assert parse_toml(printed) == {
         "data": saved["data"],
         "model": saved["model"],
         "training": {**saved["training"], "steps": 5},
