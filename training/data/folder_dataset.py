@@ -31,6 +31,8 @@ _SYSTEM_FOLDERS = (
     "system volume information",
 )
 
+_ARRAYS = (".npz", ".npy")  # what the published code and its relatives cache latents in
+
 
 class FolderDataset:
     """RGB images in one sub-folder for each class, in alphabetical order.
@@ -72,6 +74,11 @@ class FolderDataset:
         self.labels = np.array(labels, dtype=np.int64)
         where = printable(str(path))
         left = [f"{where}: left out {line}" for line in left_out.lines()]
+        if not labels and left_out.latents():
+            raise DataError(
+                f"{where}: no images, but {pluralize(left_out.latents(), 'file')} of arrays ({', '.join(_ARRAYS)}), as "
+                "the published code caches latents; make a cache of the images with mar cache-latents and name that"
+            )
         if not folders:
             raise DataError("; ".join([f"{where}: neither IDX files nor class sub-folders here", *left]))
         if not labels:
@@ -114,6 +121,10 @@ class _LeftOut:
         self.outside: list[str] = []
         self.linked_twice: list[str] = []
         self.suffixes: collections.Counter[str] = collections.Counter()
+
+    def latents(self) -> int:
+        """Return the number of files of arrays, in class folders and beside them."""
+        return sum(self.suffixes[suffix] for suffix in _ARRAYS) + sum(name.endswith(_ARRAYS) for name in self.outside)
 
     def lines(self) -> list[str]:
         """Return one line for each kind of which there is something, with its number."""
