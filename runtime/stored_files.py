@@ -1,7 +1,7 @@
 """Files that this project writes and reads again: each carries the hash of its content, which is compared when read.
 
-A flipped bit in a number or a swapped array reads without an error, so that only a hash tells it. Damage is an error
-that says what to delete.
+A flipped bit in a number or a swapped array can be read without an error, so only a hash shows it. The error for a
+damaged file says what to delete.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def bench(
             check_writable(path)
     names = tuple(dict.fromkeys(names)) or _default_runners(random_weights, checkpoint is not None)
     if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
-        raise RequestError(f"{', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}: these need --checkpoint")
+        raise RequestError(f"give --checkpoint, the weights for {', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}")
     class_names = Artifact(artifact).manifest.class_names if artifact is not None else ()
     with _work_folder(work) as folder:
         exports = folder / commit()  # engines of another version of this code are not the same engines

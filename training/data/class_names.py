@@ -1,4 +1,4 @@
-"""Names of classes: what a dataset has, told in one line, and whether they are those that a model was trained on."""
+"""Names of classes: a summary of those of a dataset, and a check that they are those that a model was trained on."""
 
 from __future__ import annotations
 
