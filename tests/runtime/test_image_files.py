@@ -1,4 +1,4 @@
-"""Image files of many kinds: what is seen of them, and what is said of those that cannot be read."""
+"""Reading image files of many kinds: the pixels that are read, and the messages about files that cannot be read."""
 
 from __future__ import annotations
 
