@@ -205,3 +205,12 @@ def test_scratch_of_the_system_is_removed(tmp_path: pathlib.Path, monkeypatch: p
         with scratch_beside(folder / "inner") as inner:
             (inner / "file").write_text("content")
     assert names(tmp_path) == []
+
+
+def test_no_folder_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_usable() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(files.tempfile, "gettempdir", none_usable)
+    with pytest.raises(MarError, match=r"^no folder for temporary files can be written .*set TMPDIR$"):
+        files.scratch_folder()

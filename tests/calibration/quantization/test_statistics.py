@@ -114,6 +114,25 @@ def test_collecting_resumes_from_the_file(
     assert ActivationStatistics.load(file).images == 12
 
 
+def test_an_interrupted_collection_ends_as_an_undisturbed_one(
+    golden_artifacts: dict[str, pathlib.Path], statistics: ActivationStatistics, tmp_path: pathlib.Path
+) -> None:
+    artifact, file = Artifact(golden_artifacts["small"]), tmp_path / "statistics.npz"
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(artifact, 10, file, SAMPLING, 1, stop)
+    assert ActivationStatistics.load(file).images == 8
+    resumed = collect(artifact, 10, file, SAMPLING, 1, lambda done: None)
+    for name, layer in statistics.layers.items():
+        assert vars(resumed.layers[name]).keys() == vars(layer).keys()
+        for part in PARTS:
+            assert getattr(resumed.layers[name], part).tobytes() == getattr(layer, part).tobytes()
+        assert (resumed.layers[name].width, resumed.layers[name].seen) == (layer.width, layer.seen)
+
+
 def test_statistics_of_another_plan_or_artifact_are_refused(
     golden_artifacts: dict[str, pathlib.Path], statistics_file: pathlib.Path
 ) -> None:
