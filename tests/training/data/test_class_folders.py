@@ -1,4 +1,4 @@
-"""Folders with one sub-folder per class: which become classes, which are left out and reported, and names of any kind."""
+"""Folders with one sub-folder per class: which become classes, which are left out, and names of any kind."""
 
 from __future__ import annotations
 
