@@ -15,7 +15,7 @@ from training.models.mar import MAR
 
 LINES = {
     "train --resume {folder}/run --threads 1": ("holding_folder", "run"),
-    "train --model pixel_small --image-size 12 --data {folder}/images --out {folder}/new --threads 1": (
+    "train --model pixel_small --image-size 12 --steps 2 --data {folder}/images --out {folder}/new --threads 1": (
         "holding_folder",
         "new",
     ),
@@ -23,8 +23,8 @@ LINES = {
         "holding_folder",
         "new",
     ),
-    "flow-head {folder}/teacher --data {folder}/images --out {folder}/new": ("holding", "new"),
-    "distill {folder}/teacher --to 2 --data {folder}/images --out {folder}/new": ("holding", "new"),
+    "flow-head {folder}/teacher --data {folder}/images --out {folder}/flow": ("holding", "flow"),
+    "distill {folder}/teacher --to 2 --data {folder}/images --out {folder}/few": ("holding", "few"),
     "evaluate {folder}/teacher --data {folder}/images --split train --out {folder}/new --threads 1 "
     "--classifier {folder}/classifier.safetensors": ("holding_folder", "new"),
 }
