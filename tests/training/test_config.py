@@ -29,6 +29,9 @@ def _values(field: dataclasses.Field[Any], kind: type) -> st.SearchStrategy[Any]
         above = {"exclude_min": True} if "above" in limits else {}
         below = {"max_value": limits["below"], "exclude_max": True} if "below" in limits else {}
         return st.floats(least, allow_nan=False, allow_infinity=False, **above, **below)
+    if kind is str:
+        assert field.name == "background"
+        return st.sampled_from(["white", "#10ff80", "rgb(1, 2, 3)"])
     assert kind is bool
     return st.booleans()
 
@@ -77,6 +80,11 @@ def test_the_error_about_an_old_key_names_the_new_one(changes: dict[str, Any], l
     with pytest.raises(ConfigError) as caught:
         RunConfig.from_dict(config, "here")
     assert one_sentence(caught).startswith(line)
+
+
+def test_a_background_that_is_no_colour_is_refused() -> None:
+    with pytest.raises(ConfigError, match="background must be a colour such as white or #808080, found 'nope'"):
+        TrainConfig(steps=1, background="nope")
 
 
 def test_a_model_is_the_name_of_a_size_or_a_table_that_may_change_one() -> None:
