@@ -46,8 +46,8 @@ def api_call(generator: Generator) -> Callable[[random.Random], bytes]:
     order = random_.permuted(np.tile(np.arange(TINY.tokens), (2, 1)), axis=1)
     noise = random_.standard_normal((3, 2, TINY.tokens, TINY.token_channels)).astype(np.float32)
     images = random_.integers(0, 256, (2, TINY.img_size, TINY.img_size, 1), dtype=np.uint8)
-    mask = np.zeros((TINY.img_size, TINY.img_size), np.uint8)
-    mask[:4] = 255
+    mask = np.zeros((TINY.img_size, TINY.img_size), np.bool_)
+    mask[:4] = True
 
     def call(random_: random.Random) -> bytes:
         arguments: dict[str, Any] = {"labels": [0, 1], "seed": 0, "iterations": 2, "diffusion_steps": 2}
