@@ -80,6 +80,22 @@ class _Randomness:
 
 
 @dataclasses.dataclass(frozen=True)
+class _CheckedRandomness:
+    """The random arguments of a request for several batches, checked."""
+
+    seed: int
+    indices: Sequence[int]
+    orders: NDArray[np.int64] | None
+    noises: NDArray[np.float32] | None
+
+    def of_images(self, part: slice) -> _Randomness:
+        """Return the arguments of some of the images."""
+        order = None if self.orders is None else self.orders[part]
+        noise = None if self.noises is None else self.noises[:, part]
+        return _Randomness(self.seed, self.indices[part], order, noise)
+
+
+@dataclasses.dataclass(frozen=True)
 class _PreparedRequest:
     """A checked request: the arguments of the loop, and what an edit needs after it."""
 
@@ -284,13 +300,11 @@ class Generator:
         seed, indices = check_seed(seed), check_indices(index, count)
         orders = None if order is None else check_order(order, count, config)
         noises = None if noise is None else check_noise(noise, count, steps, config)
+        randomness = _CheckedRandomness(seed, indices, orders, noises)
 
         def prepare(start: int) -> _PreparedRequest:
             part = slice(start, start + batch_size)
-            part_order = None if orders is None else orders[part]
-            part_noise = None if noises is None else noises[:, part]
-            randomness = _Randomness(seed, indices[part], part_order, part_noise)
-            return self._prepare(classes[part].tolist(), sampling, randomness, None)
+            return self._prepare(classes[part].tolist(), sampling, randomness.of_images(part), None)
 
         execute = functools.partial(self._execute, decode_batch=decode_batch, progress=progress)
         return InTurn(self._turn, _prepared_ahead(prepare, execute, range(0, count, batch_size)))

@@ -125,10 +125,13 @@ def edit(
     assert result.images is not None
     names = generator.manifest.class_names
     _save(out, result.images, names[label] if names else f"class {label}")
-    regenerated = edit_mask.tokens
-    click.echo(
-        f"{regenerated.sum()} of {config.tokens} tokens regenerated ({regenerated.mean():.0%}); image written to {out}"
-    )
+    _print_summary(edit_mask.tokens, out)
+
+
+def _print_summary(regenerated: NDArray[np.bool_], out: pathlib.Path) -> None:
+    """Print how many tokens were regenerated, and the file. `regenerated` is True for such tokens, bool [L]."""
+    share = f"{regenerated.sum()} of {regenerated.size} tokens regenerated ({regenerated.mean():.0%})"
+    click.echo(f"{share}; image written to {out}")
 
 
 def _save(out: pathlib.Path, images: NDArray[np.uint8], caption: str) -> None:
