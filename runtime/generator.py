@@ -32,7 +32,7 @@ from runtime.requests.inpainting import (
     paste_known_pixels,
     select_known_tokens,
 )
-from runtime.requests.turn import InTurn, Turn
+from runtime.requests.request_lock import LockedIterator, RequestLock
 from runtime.requests.validation import (
     MAX_BATCH,
     check_batch,
@@ -111,7 +111,7 @@ class _PreparedRequest:
 class Generator:
     """Generates images with the engines of one artifact.
 
-    Threads may share a generator, on every backend: its requests run one after another, and a call waits for its turn.
+    Threads may share a generator, on every backend: its requests run one after another.
     `close` waits for the request that runs. A progress callback must not use its own generator. The attributes
     `engines` and `loop` have no such protection.
 
@@ -143,7 +143,7 @@ class Generator:
             loop: Executes plans. None: the loop on the host that suits the model's attention.
         """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
-        self._turn = Turn()
+        self._request_lock = RequestLock()
         self.on_host = loop is None
         host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
         self.loop = loop or functools.partial(host_loop, engines, manifest.model)
@@ -256,7 +256,7 @@ class Generator:
         """
         _check_delivery(decode_batch, progress)
         request = self._prepare(labels, self.sampling(**settings), _Randomness(seed, index, order, noise), edit)
-        with self._turn.take():
+        with self._request_lock.hold():
             return self._execute(request, decode_batch, progress)
 
     def generate_batches(
@@ -307,7 +307,7 @@ class Generator:
             return self._prepare(classes[part].tolist(), sampling, randomness.of_images(part), None)
 
         execute = functools.partial(self._execute, decode_batch=decode_batch, progress=progress)
-        return InTurn(self._turn, _prepared_ahead(prepare, execute, range(0, count, batch_size)))
+        return LockedIterator(self._request_lock, _prepared_ahead(prepare, execute, range(0, count, batch_size)))
 
     def _prepare(
         self, labels: Sequence[int], sampling: Sampling, randomness: _Randomness, edit: Edit | None
@@ -353,7 +353,7 @@ class Generator:
         return check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
 
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
-        """Run the loop of a request and decode its images. The caller holds the turn."""
+        """Run the loop of a request and decode its images. The caller holds the lock."""
         config, order = self.manifest.model, request.order
         generated = self.loop(
             request.plan, request.labels, order.T, request.noise, request.known_tokens, progress
@@ -380,7 +380,7 @@ class Generator:
             raise RequestError(
                 "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
             )
-        with self._turn.take():
+        with self._request_lock.hold():
             return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
 
     def _decode(self, latents: NDArray[np.float32], batch_size: int) -> NDArray[np.uint8] | None:
@@ -398,7 +398,7 @@ class Generator:
 
     def close(self) -> None:
         """Wait for the request that runs, then free the engines. The generator cannot be used afterwards."""
-        with self._turn.take(closing=True):
+        with self._request_lock.hold(closing=True):
             self._close()
 
     def __enter__(self) -> Generator:

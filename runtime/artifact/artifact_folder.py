@@ -17,9 +17,9 @@ from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.artifact.verified_files import GraphFile, OpenFile
 from runtime.checks import truncate
+from runtime.download_placeholders import placeholder
 from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.files import check_writable_folder
-from runtime.placeholders import placeholder
 from runtime.structured_files import Trouble, parse_json, read_bytes, read_json_object
 
 

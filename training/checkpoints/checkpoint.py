@@ -40,7 +40,7 @@ from training.checkpoints.published_files import (
     read_published,
     shapes_of,
 )
-from training.checkpoints.sharded import refuse_sharded_folder
+from training.checkpoints.sharded_checkpoints import refuse_sharded_folder
 from training.checkpoints.tensor_files import (
     assign_weights,
     hash_metadata,

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
-from runtime.placeholders import placeholder
-from training.checkpoints.sharded import refuse_sharded_file
+from training.checkpoints.sharded_checkpoints import refuse_sharded_file
 
 _MOST_NAMES = 200
 

@@ -23,7 +23,7 @@ from training.checkpoints.find_weights import Sought, find_weights
 from training.checkpoints.infer_config import PartialConfig, Shapes, configs_from_arguments
 from training.checkpoints.latent_scale import LatentScale, scale_of_config, scale_of_header, scale_of_pickle
 from training.checkpoints.pickles import StandIn, read_pickle
-from training.checkpoints.sharded import refuse_sharded_content
+from training.checkpoints.sharded_checkpoints import refuse_sharded_content
 from training.checkpoints.tensor_files import assign_weights, check_tensors, read_metadata, read_safetensors
 from training.models.autoencoder import AutoencoderKL, vae_config
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from runtime.checks import truncate
+from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
-from runtime.placeholders import placeholder
 from runtime.stored_files import HASH_KEY, check_hash, with_hash
 from runtime.structured_files import Trouble, parse_json
 
