@@ -99,7 +99,7 @@ def test_an_invalid_scale_is_refused(tmp_path: pathlib.Path, scale: str) -> None
     save_weights(
         tmp_path / "kl.safetensors", AutoencoderKL(read_vae(TINY_VAE, "")).state_dict(), {"latent_scale": scale}
     )
-    with pytest.raises(CheckpointError, match="latent scale") as caught:
+    with pytest.raises(CheckpointError, match="latent_scale") as caught:
         load_vae(tmp_path / "kl.safetensors")
     one_sentence(caught)
 
