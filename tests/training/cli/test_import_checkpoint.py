@@ -171,7 +171,7 @@ def test_an_existing_path_is_not_overwritten(import_: Command, tmp_path: pathlib
         (
             ["--model-config", "{folder}/heads.json", "--tokenizer", "{folder}/x.pth"],
             1,
-            ["x.pth", "not a KL autoencoder"],
+            ["x.pth", "an autoencoder under 'model'"],
         ),
     ],
 )
