@@ -24,13 +24,13 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import MarError
 from runtime.files import write_json
 from runtime.provenance import commit
-from runtime.structured_files import Trouble, read_json_object
+from runtime.structured_files import FaultReport, read_json_object
 from tests.helpers.formula_weights import write_published_mar, write_published_vae
 
 
 def main(out: pathlib.Path, names: list[str]) -> None:
     """Measure the exports `names`, each `MODEL:PRECISION`, and update the JSON file `out`."""
-    report = read_json_object(out, Trouble(MarError, "remove it")) if out.exists() else {"exports": {}}
+    report = read_json_object(out, FaultReport(MarError, "remove it")) if out.exists() else {"exports": {}}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         root = pathlib.Path(folder)
         write_published_vae(root / "kl16.ckpt")

@@ -1,8 +1,8 @@
 """Files and folders that are written completely or not at all, even if the process is killed or the disk is full.
 
-What is not complete lies in a *workplace*, a hidden folder beside the target: `.NAME-PID-RANDOM.tmp`. Its lock file
-tells whether the process that made it still lives. Whoever writes into the same folder next removes the workplaces of
-dead processes.
+A file or folder that is not complete is in a *staging folder*, a hidden folder beside the target, with the name
+`.NAME-PID-RANDOM.tmp`. Its lock file shows whether the process that made it still lives. Whoever writes into the same
+folder next removes the staging folders of dead processes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from runtime.errors import MarError
 from runtime.locks import LockFile, held_files, holder
 
 _LOCK = ".lock"
-_WORKPLACE = re.compile(r"\..*-\d+-[a-z0-9_]{8}\.tmp", re.DOTALL)
-_OLD = "old"  # in a workplace: the folder that is being replaced, where two names cannot be exchanged
+_STAGING_FOLDER = re.compile(r"\..*-\d+-[a-z0-9_]{8}\.tmp", re.DOTALL)
+_OLD = "old"  # in a staging folder: the folder that is being replaced, where two names cannot be exchanged
 
 
 def sync(path: pathlib.Path) -> None:
@@ -79,7 +79,7 @@ def scratch_beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         clear_dead(path.parent)
-        work, lock = _make_workplace(path)
+        work, lock = _make_staging_folder(path)
     except OSError as error:
         raise MarError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -147,7 +147,7 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _put_in_place(folder: pathlib.Path, path: pathlib.Path, work: pathlib.Path) -> None:
-    """Rename a folder to `path`. What was there goes into the workplace `work`."""
+    """Rename a folder to `path`. What was there goes into the staging folder `work`."""
     if not path.exists():
         folder.replace(path)
     elif not _exchange(folder, path):
@@ -227,7 +227,7 @@ def is_writing() -> bool:
 def abandon() -> None:
     """Remove everything that this process has not completed, from any thread; the process must end then."""
     for file in held_files():
-        if _WORKPLACE.fullmatch(file.parent.name):
+        if _STAGING_FOLDER.fullmatch(file.parent.name):
             shutil.rmtree(file.parent, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
@@ -240,21 +240,21 @@ def is_lock(path: pathlib.Path) -> bool:
 
 
 def clear_dead(folder: pathlib.Path) -> None:
-    """Remove from a folder the workplaces of processes that have ended."""
+    """Remove from a folder the staging folders of processes that have ended."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for name in [entry.name for entry in entries if _WORKPLACE.fullmatch(entry.name)]:
+        for name in [entry.name for entry in entries if _STAGING_FOLDER.fullmatch(entry.name)]:
             _clear(folder / name)
 
 
 def _clear_tree(folder: pathlib.Path) -> None:
-    """Remove the workplaces of dead processes from a folder and from all folders in it."""
+    """Remove the staging folders of dead processes from a folder and from all folders in it."""
     for parent, folders, _ in os.walk(folder):
         clear_dead(pathlib.Path(parent))
-        folders[:] = [name for name in folders if not _WORKPLACE.fullmatch(name)]
+        folders[:] = [name for name in folders if not _STAGING_FOLDER.fullmatch(name)]
 
 
 def _clear(work: pathlib.Path) -> None:
-    """Remove a workplace if no process holds it. A folder that it was about to replace comes back first."""
+    """Remove a staging folder if no process holds it. A folder that it was about to replace comes back first."""
     try:
         lock = LockFile.acquire(work / _LOCK, create=False)
     except FileNotFoundError:
@@ -271,7 +271,7 @@ def _clear(work: pathlib.Path) -> None:
     _remove(work, lock)
 
 
-def _make_workplace(path: pathlib.Path) -> tuple[pathlib.Path, LockFile]:
+def _make_staging_folder(path: pathlib.Path) -> tuple[pathlib.Path, LockFile]:
     while True:
         work = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}-{os.getpid()}-", suffix=".tmp", dir=path.parent))
         # Another process may take it for an abandoned one before it is locked, and remove it.
@@ -281,7 +281,7 @@ def _make_workplace(path: pathlib.Path) -> tuple[pathlib.Path, LockFile]:
 
 
 def _remove(work: pathlib.Path, lock: LockFile) -> None:
-    """Remove a workplace, its lock last: what remains after a kill can still be removed."""
+    """Remove a staging folder, its lock last: what remains after a kill can still be removed."""
     with contextlib.suppress(OSError), os.scandir(work) as entries:
         for entry in [entry for entry in entries if entry.name != _LOCK]:
             if entry.is_dir(follow_symlinks=False):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runtime.files import replacing, write_json
 from runtime.schema import parse_object
-from runtime.structured_files import NpzFile, Trouble, parse_json, read_json_object
+from runtime.structured_files import FaultReport, NpzFile, parse_json, read_json_object
 
 HASH_KEY = "mar_content_sha256"
 """The key of the hash in a header."""
@@ -45,18 +45,21 @@ def with_hash(header: Mapping[str, Any], arrays: Iterable[tuple[str, NDArray[Any
 
 
 def check_hash(
-    header: Mapping[str, Any], arrays: Iterable[tuple[str, NDArray[Any]]], where: pathlib.Path, trouble: Trouble
+    header: Mapping[str, Any],
+    arrays: Iterable[tuple[str, NDArray[Any]]],
+    where: pathlib.Path,
+    fault_report: FaultReport,
 ) -> dict[str, Any]:
     """Return a header without its hash, after comparing it with the hash of the header and of arrays.
 
     Raises:
-        MarError: The class in `trouble`; the header has no hash, or another one.
+        MarError: The class in `fault_report`; the header has no hash, or another one.
     """
     values = {key: value for key, value in header.items() if key != HASH_KEY}
     if HASH_KEY not in header:
-        trouble.raise_(where, "it carries no hash of its content, as files of earlier versions")
+        fault_report.raise_(where, "it carries no hash of its content, as files of earlier versions")
     if header[HASH_KEY] != content_sha256(values, arrays):
-        trouble.raise_(where, _ALTERED)
+        fault_report.raise_(where, _ALTERED)
     return values
 
 
@@ -65,14 +68,14 @@ def write_stored_json(path: pathlib.Path, value: Any) -> None:
     write_json(path, with_hash(_as_json(dataclasses.asdict(value))))
 
 
-def read_stored_json(path: pathlib.Path, kind: type[_Kind], trouble: Trouble) -> _Kind:
+def read_stored_json(path: pathlib.Path, kind: type[_Kind], fault_report: FaultReport) -> _Kind:
     """Return the object of the dataclass `kind` that `write_stored_json` wrote.
 
     Raises:
-        MarError: The class in `trouble`; the file is missing, damaged or altered.
+        MarError: The class in `fault_report`; the file is missing, damaged or altered.
     """
-    values = check_hash(read_json_object(path, trouble), (), path, trouble)
-    return _parse(kind, values, path, trouble)
+    values = check_hash(read_json_object(path, fault_report), (), path, fault_report)
+    return _parse(kind, values, path, fault_report)
 
 
 def save_arrays(path: pathlib.Path, header: Any, arrays: Mapping[str, NDArray[Any]], compress: bool = False) -> None:
@@ -90,22 +93,24 @@ def save_arrays(path: pathlib.Path, header: Any, arrays: Mapping[str, NDArray[An
         save(file, **{_HEADER: np.frombuffer(text, np.uint8)}, **arrays)  # type: ignore[arg-type]
 
 
-def load_arrays(path: pathlib.Path, kind: type[_Kind], trouble: Trouble) -> tuple[_Kind, dict[str, NDArray[Any]]]:
+def load_arrays(
+    path: pathlib.Path, kind: type[_Kind], fault_report: FaultReport
+) -> tuple[_Kind, dict[str, NDArray[Any]]]:
     """Return the header, an object of the dataclass `kind`, and the arrays that `save_arrays` wrote.
 
     Raises:
-        MarError: The class in `trouble`; the file is missing, damaged or altered.
+        MarError: The class in `fault_report`; the file is missing, damaged or altered.
     """
-    with NpzFile(path, trouble) as file:
+    with NpzFile(path, fault_report) as file:
         text = file.read(_HEADER, "u", (None,), _HEADER_BYTES).tobytes()
         arrays = {name: file.read(name, "biuf") for name in file.names if name != _HEADER}
     try:
         header = parse_json(text)
     except ValueError as error:
-        trouble.raise_(path, error, "its header is not JSON")
+        fault_report.raise_(path, error, "its header is not JSON")
     if not isinstance(header, dict):
-        trouble.raise_(path, "its header is no object")
-    return _parse(kind, check_hash(header, sorted(arrays.items()), path, trouble), path, trouble), arrays
+        fault_report.raise_(path, "its header is no object")
+    return _parse(kind, check_hash(header, sorted(arrays.items()), path, fault_report), path, fault_report), arrays
 
 
 def _as_json(value: Any) -> Any:
@@ -113,8 +118,8 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def _parse(kind: type[_Kind], values: Mapping[str, Any], path: pathlib.Path, trouble: Trouble) -> _Kind:
+def _parse(kind: type[_Kind], values: Mapping[str, Any], path: pathlib.Path, fault_report: FaultReport) -> _Kind:
     try:
         return parse_object(kind, values, str(path))
     except ValueError as error:
-        trouble.raise_(path, str(error).removeprefix(f"{path}: "))
+        fault_report.raise_(path, str(error).removeprefix(f"{path}: "))

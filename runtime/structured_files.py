@@ -48,7 +48,7 @@ _Kind = TypeVar("_Kind")
 
 
 @dataclasses.dataclass(frozen=True)
-class Trouble:
+class FaultReport:
     """How a failure to read a file is reported.
 
     Attributes:
@@ -66,47 +66,47 @@ class Trouble:
         raise self.error(f"{where}: {problem}{f'; {self.remedy}' if self.remedy else ''}") from None
 
 
-def read_json(path: pathlib.Path, trouble: Trouble) -> Any:
+def read_json(path: pathlib.Path, fault_report: FaultReport) -> Any:
     """Return the value in a JSON file.
 
     Raises:
-        MarError: The class in `trouble`; the file is missing, too large, not UTF-8 or not JSON; an object has a key
-            twice; or a value is nested too deep, has too many digits or is not finite.
+        MarError: The class in `fault_report`; the file is missing, too large, not UTF-8 or not JSON; an object has a
+            key twice; or a value is nested too deep, has too many digits or is not finite.
     """
-    content = _read_bytes(path, JSON_BYTES, trouble)
+    content = _read_bytes(path, JSON_BYTES, fault_report)
     try:
         return parse_json(content)
     except ValueError as error:
-        trouble.raise_(path, error, "not readable JSON")
+        fault_report.raise_(path, error, "not readable JSON")
 
 
-def read_object(path: pathlib.Path, kind: type[_Kind], trouble: Trouble) -> _Kind:
+def read_object(path: pathlib.Path, kind: type[_Kind], fault_report: FaultReport) -> _Kind:
     """Return the object of the dataclass `kind` that a JSON file describes; see `read_json` and `parse_object`."""
-    value = read_json(path, trouble)
+    value = read_json(path, fault_report)
     try:
         return parse_object(kind, value, str(path))
     except ValueError as error:
-        trouble.raise_(path, str(error).removeprefix(f"{path}: "))
+        fault_report.raise_(path, str(error).removeprefix(f"{path}: "))
 
 
-def read_json_object(path: pathlib.Path, trouble: Trouble) -> dict[str, Any]:
+def read_json_object(path: pathlib.Path, fault_report: FaultReport) -> dict[str, Any]:
     """Return the object in a JSON file, whose keys the caller checks; see `read_json`."""
-    value = read_json(path, trouble)
+    value = read_json(path, fault_report)
     if not isinstance(value, dict):
-        trouble.raise_(path, f"expected a JSON object, found {type(value).__name__}")
+        fault_report.raise_(path, f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
-def read_json_lines(path: pathlib.Path, kind: type[_Kind], trouble: Trouble) -> list[_Kind]:
+def read_json_lines(path: pathlib.Path, kind: type[_Kind], fault_report: FaultReport) -> list[_Kind]:
     """Return the entries of a log, one JSON object a line; see `read_json` and `parse_object`.
 
     A last line that is no entry is left out: a running or a killed process leaves one. Any other is an error.
     """
     entries: list[_Kind] = []
     problem: tuple[int, ValueError] | None = None
-    for number, line in enumerate(_lines(path, trouble), start=1):
+    for number, line in enumerate(_lines(path, fault_report), start=1):
         if problem is not None:
-            trouble.raise_(f"{path}: line {problem[0]}", problem[1], "no entry of this log")
+            fault_report.raise_(f"{path}: line {problem[0]}", problem[1], "no entry of this log")
         try:
             entries.append(parse_object(kind, parse_json(line), "entry"))
         except ValueError as error:
@@ -125,13 +125,13 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-def read_toml(path: pathlib.Path, trouble: Trouble) -> dict[str, Any]:
-    """Return the values in a TOML file; raises the error in `trouble`, as `read_json` does."""
-    content = _read_bytes(path, TOML_BYTES, trouble)
+def read_toml(path: pathlib.Path, fault_report: FaultReport) -> dict[str, Any]:
+    """Return the values in a TOML file; raises the error in `fault_report`, as `read_json` does."""
+    content = _read_bytes(path, TOML_BYTES, fault_report)
     try:
         return parse_toml(content)
     except ValueError as error:  # also of a number with more digits than Python converts
-        trouble.raise_(path, str(error).split("; use sys.set")[0], "not TOML")
+        fault_report.raise_(path, str(error).split("; use sys.set")[0], "not TOML")
 
 
 def parse_toml(content: bytes | str) -> dict[str, Any]:
@@ -159,17 +159,17 @@ class NpzFile:
         names: The names of its arrays.
     """
 
-    def __init__(self, path: pathlib.Path, trouble: Trouble) -> None:
+    def __init__(self, path: pathlib.Path, fault_report: FaultReport) -> None:
         """Open a file.
 
         Raises:
-            MarError: The class in `trouble`; the file is missing, or not an archive within the limits.
+            MarError: The class in `fault_report`; the file is missing, or not an archive within the limits.
         """
-        self._path, self._trouble = path, trouble
+        self._path, self._fault_report = path, fault_report
         try:
             self._file = path.open("rb")
         except (OSError, ValueError) as error:
-            trouble.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
+            fault_report.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
         with contextlib.ExitStack() as unless_opened:
             unless_opened.callback(self._file.close)
             with self._damage("not an .npz file"):
@@ -193,10 +193,10 @@ class NpzFile:
             most_bytes: The most bytes that it may have.
 
         Raises:
-            MarError: The class in the file's `Trouble`; there is no such array, or it is damaged.
+            MarError: The class in the file's `FaultReport`; there is no such array, or it is damaged.
         """
         if name not in self._members:
-            self._trouble.raise_(self._path, f"not an .npz file with an array {name}")
+            self._fault_report.raise_(self._path, f"not an .npz file with an array {name}")
         with self._damage(f"the array {truncate(name)} cannot be read"):
             return self._read(self._members[name], kinds, shape, most_bytes)
 
@@ -233,7 +233,7 @@ class NpzFile:
         except (MarError, MemoryError):
             raise
         except Exception as error:
-            self._trouble.raise_(self._path, error or type(error).__name__, what)
+            self._fault_report.raise_(self._path, error or type(error).__name__, what)
 
     def __enter__(self) -> NpzFile:
         return self
@@ -259,11 +259,11 @@ def read_bytes(path: pathlib.Path, most: int = JSON_BYTES) -> bytes:
     return content
 
 
-def _read_bytes(path: pathlib.Path, most: int, trouble: Trouble) -> bytes:
+def _read_bytes(path: pathlib.Path, most: int, fault_report: FaultReport) -> bytes:
     try:
         return read_bytes(path, most)
     except (OSError, ValueError) as error:  # ValueError also of a path with a null byte
-        trouble.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
+        fault_report.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytearray:
@@ -276,15 +276,15 @@ def _read_exactly(file: IO[bytes], size: int) -> bytearray:
     return data
 
 
-def _lines(path: pathlib.Path, trouble: Trouble) -> Iterator[bytes]:
+def _lines(path: pathlib.Path, fault_report: FaultReport) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             while line := file.readline(JSON_BYTES + 1):
                 if len(line) > JSON_BYTES:
-                    trouble.raise_(path, f"a line of more than {JSON_BYTES} bytes")
+                    fault_report.raise_(path, f"a line of more than {JSON_BYTES} bytes")
                 yield line
     except (OSError, ValueError) as error:
-        trouble.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
+        fault_report.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")
 
 
 def _decode(content: bytes) -> str:

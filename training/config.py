@@ -18,7 +18,7 @@ from runtime.errors import ConfigError, RequestError
 from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.schema import SchemaError, parse_value
-from runtime.structured_files import Trouble
+from runtime.structured_files import FaultReport
 from training.models.model_sizes import MODEL_SIZES
 
 _Training = TypeVar("_Training", bound="StepConfig")
@@ -274,7 +274,7 @@ def read_toml(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read or is not TOML.
     """
-    return structured_files.read_toml(path, Trouble(ConfigError))
+    return structured_files.read_toml(path, FaultReport(ConfigError))
 
 
 def merge_flags(

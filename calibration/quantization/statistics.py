@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.checks import truncate
 from runtime.errors import CalibrationError
 from runtime.stored_files import load_arrays, save_arrays
-from runtime.structured_files import Trouble, shape_fits
+from runtime.structured_files import FaultReport, shape_fits
 
 VERSION = 2
 BINS = 2048
@@ -141,10 +141,10 @@ class ActivationStatistics:
     @classmethod
     def load(cls, path: pathlib.Path) -> ActivationStatistics:
         """Read a file that `save` wrote. Raises `CalibrationError` if it is damaged, altered or no such file."""
-        trouble = Trouble(CalibrationError, "remove the file to collect the statistics again")
-        header, arrays = load_arrays(path, _Header, trouble)
+        fault_report = FaultReport(CalibrationError, "remove the file to collect the statistics again")
+        header, arrays = load_arrays(path, _Header, fault_report)
         if header.version != VERSION:
-            trouble.raise_(path, f"statistics of version {header.version}, expected {VERSION}")
+            fault_report.raise_(path, f"statistics of version {header.version}, expected {VERSION}")
         result = cls(header.artifact, header.sampling, tuple(header.timesteps), images=header.images)
         for name, fields in header.layers.items():
             parts = {part: arrays.get(f"{name}:{part}") for part in _layer_arrays(0)}
@@ -152,7 +152,7 @@ class ActivationStatistics:
             for part, (dtype, shape) in _layer_arrays(channels).items():
                 array = parts[part]
                 if array is None or array.dtype != dtype or not shape_fits(array.shape, shape):
-                    trouble.raise_(path, f"{part} of the layer {truncate(name)} is missing or of another shape")
+                    fault_report.raise_(path, f"{part} of the layer {truncate(name)} is missing or of another shape")
             layer = LayerStatistics(channels, 0, 0)
             vars(layer).update(parts, width=fields.width, seen=fields.seen)
             result.layers[name] = layer

@@ -29,7 +29,7 @@ from runtime.model.config import ModelConfig
 from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
 from runtime.stored_files import check_hash, with_hash
-from runtime.structured_files import Trouble, read_json_object
+from runtime.structured_files import FaultReport, read_json_object
 from training.checkpoints.checkpoint import load_checkpoint
 from training.data.class_names import check_known_classes
 from training.data.datasets import chunks, open_dataset
@@ -222,10 +222,10 @@ def _figures(out: pathlib.Path, setting: Setting, study: Study) -> dict[str, Any
     Raises:
         RequestError: The file is damaged or was altered.
     """
-    file, trouble = _file(out, setting), Trouble(RequestError, "remove it to evaluate the setting again")
+    file, fault_report = _file(out, setting), FaultReport(RequestError, "remove it to evaluate the setting again")
     if not file.exists():
         return None
-    figures = check_hash(read_json_object(file, trouble), (), file, trouble)
+    figures = check_hash(read_json_object(file, fault_report), (), file, fault_report)
     manifest = Artifact(study.artifact).manifest
     inputs = {
         "sampling": dataclasses.asdict(manifest.resolve_sampling(setting.sampling)),

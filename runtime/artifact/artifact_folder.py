@@ -20,13 +20,13 @@ from runtime.checks import truncate
 from runtime.download_placeholders import placeholder
 from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.files import check_writable_folder
-from runtime.structured_files import Trouble, parse_json, read_bytes, read_json_object
+from runtime.structured_files import FaultReport, parse_json, read_bytes, read_json_object
 
 
 def is_artifact(path: pathlib.Path) -> bool:
     """Return whether the folder at `path` contains the manifest of an artifact, of any format version."""
     try:
-        value = read_json_object(path / MANIFEST, Trouble(ArtifactError))
+        value = read_json_object(path / MANIFEST, FaultReport(ArtifactError))
     except ArtifactError:
         return False
     return {"format_version", "files", "engines"} <= value.keys()

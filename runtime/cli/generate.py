@@ -28,7 +28,7 @@ from runtime.files import check_writable, replacing
 from runtime.generator import Generator, Result
 from runtime.image_grid import check_image_file, save_grid
 from runtime.requests.validation import MAX_BATCH, parse_class
-from runtime.structured_files import NpzFile, Trouble
+from runtime.structured_files import FaultReport, NpzFile
 
 _MAX_COUNT = 100_000
 _GRID_COLUMNS = 8
@@ -173,5 +173,5 @@ def _generate(
 def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | None:
     if path is None:
         return None
-    with NpzFile(path, Trouble(RequestError)) as file:
+    with NpzFile(path, FaultReport(RequestError)) as file:
         return file.read(key, "biufc")  # a request checks shape and dtype

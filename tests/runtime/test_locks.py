@@ -71,7 +71,7 @@ def test_names_that_look_alike_are_not_removed(tmp_path: pathlib.Path) -> None:
     assert names(tmp_path) == [".target-1-notes.tmp", ".target-12-abcdefgh.tmp"]
 
 
-def test_a_workplace_that_was_killed_before_it_had_a_lock_is_removed(tmp_path: pathlib.Path) -> None:
+def test_a_staging_folder_that_was_killed_before_it_had_a_lock_is_removed(tmp_path: pathlib.Path) -> None:
     (tmp_path / ".target-12-abcdefgh.tmp").mkdir()
     check_writable(tmp_path / "target")
     assert names(tmp_path) == []
@@ -183,7 +183,7 @@ def test_a_file_system_without_locks_can_be_written(tmp_path: pathlib.Path, monk
     monkeypatch.setattr("runtime.locks.fcntl.flock", unsupported)
     with holding_folder(tmp_path / "run"), replacing(tmp_path / "run" / "file") as temporary:
         temporary.write_text("content")
-        check_writable(tmp_path / "run" / "other")  # nobody can tell whether the first workplace is in use
+        check_writable(tmp_path / "run" / "other")  # nobody can tell whether the first staging folder is in use
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["file"]
 
 

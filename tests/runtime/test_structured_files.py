@@ -18,20 +18,20 @@ from runtime.structured_files import (
     DEPTH,
     JSON_BYTES,
     TOML_BYTES,
+    FaultReport,
     NpzFile,
-    Trouble,
     read_json,
     read_json_object,
     read_toml,
 )
 
-TROUBLE = Trouble(DataError, "make it again")
+FAULT_REPORT = FaultReport(DataError, "make it again")
 MARK = b"\xef\xbb\xbf"
 
 
 def _refusal(read: Any, file: pathlib.Path) -> str:
     with pytest.raises(DataError) as caught:
-        read(file, TROUBLE)
+        read(file, FAULT_REPORT)
     message = str(caught.value)
     assert message.startswith(f"{file}: ")
     assert message.endswith("; make it again")
@@ -45,8 +45,8 @@ def test_text_is_utf8_with_or_without_a_mark_in_any_locale(tmp_path: pathlib.Pat
     (tmp_path / "a.toml").write_bytes(mark + 'name = "café"\r\n'.encode())
     code = (
         "import pathlib, sys; from runtime.structured_files import *; from runtime.errors import DataError;"
-        "trouble = Trouble(DataError); folder = pathlib.Path(sys.argv[1]);"
-        "print(ascii([read_json(folder / 'a.json', trouble), read_toml(folder / 'a.toml', trouble)]))"
+        "fault_report = FaultReport(DataError); folder = pathlib.Path(sys.argv[1]);"
+        "print(ascii([read_json(folder / 'a.json', fault_report), read_toml(folder / 'a.toml', fault_report)]))"
     )
     environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(pathlib.Path.cwd())}
     done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, check=True)
@@ -114,7 +114,7 @@ def _npz(file: pathlib.Path, **arrays: Any) -> pathlib.Path:
 
 
 def _read(file: pathlib.Path, kinds: str = "f", shape: Any = None, most: int = 5000) -> Any:
-    with NpzFile(file, TROUBLE) as opened:
+    with NpzFile(file, FAULT_REPORT) as opened:
         return opened.read("a", kinds, shape, most)
 
 
@@ -141,7 +141,7 @@ def test_an_array_of_another_kind_shape_or_size_is_refused(tmp_path: pathlib.Pat
             _read(file, *arguments)
         assert str(caught.value).startswith(f"{file}: the array 'a' cannot be read (")
         assert reason in str(caught.value)
-    with pytest.raises(DataError, match="array b"), NpzFile(file, TROUBLE) as opened:
+    with pytest.raises(DataError, match="array b"), NpzFile(file, FAULT_REPORT) as opened:
         opened.read("b", "f")
 
 
@@ -220,6 +220,6 @@ def test_damaged_json_is_refused_or_read(tmp_path: pathlib.Path) -> None:
         file.write_bytes(damaged)
         for read in (read_json, read_toml):
             try:
-                read(file, TROUBLE)
+                read(file, FAULT_REPORT)
             except DataError as error:
                 assert "\n" not in str(error)

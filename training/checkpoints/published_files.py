@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime import structured_files
 from runtime.errors import CheckpointError
-from runtime.structured_files import Trouble
+from runtime.structured_files import FaultReport
 from training.checkpoints.diffusers_autoencoder import (
     check_config,
     with_published_names,
@@ -223,7 +223,7 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is missing, not JSON, or holds another value.
     """
-    return structured_files.read_json_object(path, Trouble(CheckpointError))
+    return structured_files.read_json_object(path, FaultReport(CheckpointError))
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:

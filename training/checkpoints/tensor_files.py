@@ -20,7 +20,7 @@ from runtime.checks import truncate
 from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
 from runtime.stored_files import HASH_KEY, check_hash, with_hash
-from runtime.structured_files import Trouble, parse_json
+from runtime.structured_files import FaultReport, parse_json
 
 # Integers are counters, such as that of a batch norm, or codes; complex numbers and packed types belong to no model.
 _DTYPES = (
@@ -51,7 +51,7 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
         raise CheckpointError(f"no checkpoint file at {path}")
     if (what := placeholder(path)) is not None:
         raise CheckpointError(f"{path}: {what}")
-    trouble = Trouble(CheckpointError, remedy)
+    fault_report = FaultReport(CheckpointError, remedy)
     try:
         tensors: dict[str, Tensor] = load_file(path)
         with safe_open(path, "pt") as file:
@@ -59,9 +59,9 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
     except MemoryError:
         raise
     except Exception as error:  # damaged headers can raise any exception
-        trouble.raise_(path, error, "not a complete safetensors file")
+        fault_report.raise_(path, error, "not a complete safetensors file")
     if HASH_KEY in metadata:
-        metadata = check_hash(metadata, _as_arrays(tensors), path, trouble)
+        metadata = check_hash(metadata, _as_arrays(tensors), path, fault_report)
     return check_tensors(tensors, str(path)), metadata
 
 

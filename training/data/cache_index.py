@@ -13,7 +13,7 @@ import pathlib
 from runtime.errors import DataError
 from runtime.files import sha256
 from runtime.stored_files import read_stored_json, write_stored_json
-from runtime.structured_files import Trouble
+from runtime.structured_files import FaultReport
 from training.checkpoints.checkpoint import TOKENIZER_FILE
 
 INDEX_FILE = "index.json"
@@ -82,12 +82,12 @@ class CacheIndex:
         Raises:
             DataError: It is damaged, altered, or of another version.
         """
-        path, trouble = cache / INDEX_FILE, Trouble(DataError, _REMEDY)
-        index = read_stored_json(path, cls, trouble)
+        path, fault_report = cache / INDEX_FILE, FaultReport(DataError, _REMEDY)
+        index = read_stored_json(path, cls, fault_report)
         if index.format != _FORMAT:
-            trouble.raise_(path, f"format {index.format}, where this version reads {_FORMAT}")
+            fault_report.raise_(path, f"format {index.format}, where this version reads {_FORMAT}")
         if [file.name for file in index.files] != [file_name(number) for number in range(len(index.files))]:
-            trouble.raise_(path, "it lists other files than a cache has")
+            fault_report.raise_(path, "it lists other files than a cache has")
         return index
 
     def check_files(self, cache: pathlib.Path) -> None:

@@ -32,7 +32,7 @@ from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from runtime.stored_files import load_arrays, save_arrays
-from runtime.structured_files import Trouble, shape_fits
+from runtime.structured_files import FaultReport, shape_fits
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.evaluation.feature_networks import LabelledBatch
 from training.evaluation.worker_processes import run_in_processes
@@ -165,16 +165,16 @@ def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[L
     Raises:
         DataError: A file is missing, damaged, or was altered.
     """
-    trouble = Trouble(DataError, "remove the file to generate its images again")
+    fault_report = FaultReport(DataError, "remove the file to generate its images again")
     folder, side = _folder(job, out), job.resolved.config.img_size
     for start in range(0, count, _IMAGES_PER_FILE):
         file = _file(folder, start)
-        header, arrays = load_arrays(file, _Header, trouble)
+        header, arrays = load_arrays(file, _Header, fault_report)
         images, labels = (arrays.get(name, np.empty(0)) for name in ("images", "labels"))
         expected = class_labels(job, start + _IMAGES_PER_FILE)[start:]
         fits = images.dtype == np.uint8 and shape_fits(images.shape, (len(expected), side, side, None))
         if header != _Header(folder.name, start) or not fits or not np.array_equal(labels, expected):
-            trouble.raise_(file, "not the images of this evaluation")
+            fault_report.raise_(file, "not the images of this evaluation")
         yield images[: count - start], labels[: count - start]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import DataError
 from runtime.stored_files import load_arrays, save_arrays
-from runtime.structured_files import Trouble, shape_fits
+from runtime.structured_files import FaultReport, shape_fits
 from training.data.datasets import ImageDataset, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics, LabelledBatch, extract_features
 from training.evaluation.metrics import Moments
@@ -85,15 +85,15 @@ def _readable_labelled_batches(
 
 def _load(file: pathlib.Path, key: dict[str, Any]) -> FeatureStatistics:
     """Load saved statistics. Raises `DataError` if the file is damaged, altered, or of other images."""
-    trouble = Trouble(DataError, "remove the file to compute the statistics of the real images again")
-    header, arrays = load_arrays(file, _Header, trouble)
+    fault_report = FaultReport(DataError, "remove the file to compute the statistics of the real images again")
+    header, arrays = load_arrays(file, _Header, fault_report)
     if header.key != key or arrays.keys() != {"mean", "covariance", "sample"}:
-        trouble.raise_(file, "statistics of other images or of another network")
+        fault_report.raise_(file, "statistics of other images or of another network")
     mean, covariance, sample = (arrays[name] for name in ("mean", "covariance", "sample"))
     if mean.ndim != 1 or not (
         shape_fits(covariance.shape, mean.shape * 2) and shape_fits(sample.shape, (None, len(mean)))
     ):
-        trouble.raise_(file, f"arrays of shapes {mean.shape}, {covariance.shape} and {sample.shape}")
+        fault_report.raise_(file, f"arrays of shapes {mean.shape}, {covariance.shape} and {sample.shape}")
     return FeatureStatistics(
         header.images, Moments(mean, covariance), sample, header.top1_accuracy, header.inception_score
     )

@@ -18,11 +18,11 @@ from runtime import __version__
 from runtime.errors import CheckpointError
 from runtime.files import write_json
 from runtime.provenance import commit, processor_name, without_secrets
-from runtime.structured_files import Trouble, read_json
+from runtime.structured_files import FaultReport, read_json
 from training.distributed import Processes
 
 ENVIRONMENT_FILE = "environment.json"
-_TROUBLE = Trouble(CheckpointError, "delete it; the run goes on without the record of its earlier sessions")
+_FAULT_REPORT = FaultReport(CheckpointError, "delete it; the run goes on without the record of its earlier sessions")
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow")
 
 
@@ -46,9 +46,9 @@ def read_sessions(run: pathlib.Path) -> list[dict[str, Any]]:
     file = run / ENVIRONMENT_FILE
     if not file.exists():
         return []
-    sessions = read_json(file, _TROUBLE)
+    sessions = read_json(file, _FAULT_REPORT)
     if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
-        _TROUBLE.raise_(file, "expected a list of objects")
+        _FAULT_REPORT.raise_(file, "expected a list of objects")
     return sessions
 
 

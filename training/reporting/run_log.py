@@ -8,14 +8,14 @@ from typing import Any
 
 from runtime.errors import CheckpointError
 from runtime.schema import REST
-from runtime.structured_files import Trouble, read_json_lines
+from runtime.structured_files import FaultReport, read_json_lines
 
 LOG_FILE = "log.jsonl"
 """The name of the log in the folder of a run."""
 
 _LARGEST = 3.5e38  # of a number in float32
 _MOST_STEPS = 10**12
-_TROUBLE = Trouble(CheckpointError, "delete the log; the run goes on without its earlier entries")
+_FAULT_REPORT = FaultReport(CheckpointError, "delete the log; the run goes on without its earlier entries")
 
 
 def _measured() -> Any:
@@ -55,7 +55,7 @@ def read_log(log: pathlib.Path) -> list[LogEntry]:
     Raises:
         CheckpointError: Another line is no entry.
     """
-    return read_json_lines(log, LogEntry, _TROUBLE) if log.exists() else []
+    return read_json_lines(log, LogEntry, _FAULT_REPORT) if log.exists() else []
 
 
 def logged_warnings(log: pathlib.Path) -> set[str]:
