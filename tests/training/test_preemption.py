@@ -48,7 +48,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interruptible")
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_after_the_step_and_exits_and_the_run_resumes(
     finished_run: pathlib.Path, training_images: pathlib.Path, tmp_path: pathlib.Path, by: signal.Signals, code: int
 ) -> None:

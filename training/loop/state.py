@@ -22,9 +22,7 @@ _COUNTS = ("step", "skipped")
 
 
 def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
-    """Write the averaged weights, then the state, each atomically.
-
-    Resuming reads the state only. It comes last, so that all other files of its step are there.
+    """Write the state, then the averaged weights, each atomically; resuming reads the state only.
 
     Every process must call it; rank 0 writes.
 
@@ -43,9 +41,9 @@ def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
         state |= {f"{key}.{name}": moments.get(key, torch.zeros_like(parameter)) for key in _MOMENTS}
     state = _gather(state, train_step)
     if train_step.processes.is_main:
-        _save_average(run, state, step)
         metadata = {"step": str(step), "skipped": str(train_step.skipped)}
         checkpoint.save_weights(run / checkpoint.STATE_FILE, state, metadata)
+        _save_average(run, state, step)
 
 
 def load_state(run: pathlib.Path, train_step: TrainStep) -> int:

@@ -98,7 +98,7 @@ def test_resuming_repairs_a_failure_between_the_two_files_of_a_checkpoint(
     """The state is new and the averaged weights, which are what a run is for, are old."""
 
     def save_state_alone(tensors: dict[str, Tensor], path: pathlib.Path, metadata: dict[str, str]) -> None:
-        if path.name.startswith(".model"):
+        if path.name == "model.safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_file(tensors, path, metadata)
 
