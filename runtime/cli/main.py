@@ -23,13 +23,13 @@ def main() -> None:
     """
     with Signals() as signals:
         try:
-            _run()
+            code = _run()
         except BaseException as error:  # a library can turn the end by a signal into an exception of its own
             _end(error, signals)
-    sys.exit(0)
+    sys.exit(code)
 
 
-def _run() -> None:
+def _run() -> int:
     from runtime.backends import available_threads
     from runtime.backends.control_groups import cpu_quota
     from runtime.cli.group import mar
@@ -39,9 +39,10 @@ def _run() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # letters that the locale's encoding lacks
-    mar(prog_name="mar", standalone_mode=False)
+    code: int | None = mar(prog_name="mar", standalone_mode=False)
     if sys.stdout is not None:
         sys.stdout.flush()
+    return code or 0
 
 
 def _end(error: BaseException, signals: Signals) -> NoReturn:
