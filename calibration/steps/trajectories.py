@@ -47,7 +47,7 @@ class Trajectory:
 
     Attributes:
         inputs: What they were generated from.
-        vectors: The backbone's output z in every iteration, each [G K B, C].
+        vectors: The backbone's output z in every iteration, each [G*N, C].
         tokens: All tokens, [L, B, D].
     """
 
@@ -92,7 +92,7 @@ class TrajectorySampler:
         return self._run(self._engines, dataclasses.replace(plan, iterations=rest), inputs, known)
 
     def predict(self, iteration: Iteration, inputs: TrajectoryInputs, z: Float) -> Float:
-        """Run the head alone: return the tokens [K, B, D] of one iteration from the backbone's output z [G K B, C]."""
+        """Run the head alone: return the tokens [K, B, D] of one iteration from the backbone's output z [G*N, C]."""
         first = inputs.noise[iteration.known : iteration.known + iteration.count]  # [K, B, D]
         rows = first.reshape(-1, first.shape[-1])
         table, guidance = iteration.table, iteration.guidance_scale

@@ -29,46 +29,46 @@ class Backbone(nn.Module):
         self.model = with_blocks(model, SequenceBlock)
 
     def forward(self, tokens: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, labels: Tensor) -> Tensor:
-        """Compute the vectors z [G K B, C] of the tokens that are predicted now, one row of the head each.
+        """Compute the vectors z [G*N, C] of the tokens that are predicted now, one row of the head each.
 
         Args:
             tokens: Known tokens [V, B, D].
             visible: Their positions [V, B].
             predict: Positions [K, B] that are predicted now.
             rest: Positions [R, B] that are predicted later.
-            labels: Classes [GB].
+            labels: Classes [G*B].
         """
         halves = labels.shape[0] // predict.shape[1]
         known = tokens.shape[0]
-        # [V, B, D] -> [V, GB, D], [V, B] -> [V, GB], and so on
+        # [V, B, D] -> [V, G*B, D], [V, B] -> [V, G*B], and so on
         tokens, visible, predict, rest = (
             part.repeat(1, halves, *[1] * (part.dim() - 2)) for part in (tokens, visible, predict, rest)
         )
-        memory = self._encode(tokens, visible, labels)  # [buffer + V, GB, C]
-        z = self._decode(memory, visible, predict, rest, known)  # [K, GB, C]
+        memory = self._encode(tokens, visible, labels)  # [buffer + V, G*B, C]
+        z = self._decode(memory, visible, predict, rest, known)  # [K, G*B, C]
         rows = z.unflatten(1, (halves, -1)).transpose(0, 1)  # [G, K, B, C], the rows of the head
         return rows.reshape(labels.shape[0] * predict.shape[0], z.shape[-1])
 
     def _encode(self, tokens: Tensor, visible: Tensor, labels: Tensor) -> Tensor:
         model, buffer = self.model, self.model.config.buffer_size
         positions = model.encoder_pos_embed_learned[0]  # [buffer + L, E]
-        start = model.class_embedding(labels) + positions[:buffer, None]  # [buffer, GB, E]
+        start = model.class_embedding(labels) + positions[:buffer, None]  # [buffer, G*B, E]
         x = model.z_proj_ln(torch.cat([start, model.z_proj(tokens) + positions[buffer:][visible]]))
         for block in model.encoder_blocks:
-            x = block(x)  # [buffer + V, GB, E]
+            x = block(x)  # [buffer + V, G*B, E]
         return model.decoder_embed(model.encoder_norm(x))
 
     def _decode(self, memory: Tensor, visible: Tensor, predict: Tensor, rest: Tensor, known: int) -> Tensor:
         model, buffer = self.model, self.model.config.buffer_size
         positions = model.decoder_pos_embed_learned[0]  # [buffer + L, C]
-        buffer_positions = positions[:buffer, None].expand(-1, memory.shape[1], -1)  # [buffer, GB, C]
+        buffer_positions = positions[:buffer, None].expand(-1, memory.shape[1], -1)  # [buffer, G*B, C]
         memory_positions = torch.cat([buffer_positions, positions[buffer:][visible]])
-        masked = model.mask_token[0] + positions[buffer:][torch.cat([predict, rest])]  # [K + R, GB, C]
-        x = torch.cat([memory + memory_positions, masked])  # [buffer + L, GB, C]
+        masked = model.mask_token[0] + positions[buffer:][torch.cat([predict, rest])]  # [K + R, G*B, C]
+        x = torch.cat([memory + memory_positions, masked])  # [buffer + L, G*B, C]
         for block in model.decoder_blocks[:-1]:
             x = block(x)
         last = cast(SequenceBlock, model.decoder_blocks[-1])
-        x = last.rows(x, buffer + known, predict.shape[0])  # [K, GB, C]
+        x = last.rows(x, buffer + known, predict.shape[0])  # [K, G*B, C]
         return model.decoder_norm(x) + model.diffusion_pos_embed_learned[0][predict]
 
 

@@ -37,22 +37,22 @@ class CausalBackbone(nn.Module):
             tokens: The tokens [S, B, D] of the new positions; those of the buffer are not read.
             position_ids: The new positions [S, B] of the sequence.
             next_position_ids: The position [S, B] that follows each of them.
-            labels: Classes [GB], for G guidance halves of B images.
-            past_key_values: The keys and values [P, GB, M] of the earlier positions, all blocks side by side.
+            labels: Classes [G*B], for G guidance halves of B images.
+            past_key_values: The keys and values [P, G*B, M] of the earlier positions, all blocks side by side.
 
         Returns:
-            z [GB, C], and present keys and values [S, GB, M] of the new positions.
+            z [G*B, C], and present keys and values [S, G*B, M] of the new positions.
         """
         model, buffer = self.model, self.model.config.buffer_size
         halves = labels.shape[0] // position_ids.shape[1]
-        # [S, B, D] -> [S, GB, D], [S, B] -> [S, GB]
+        # [S, B, D] -> [S, G*B, D], [S, B] -> [S, G*B]
         tokens, position_ids = tokens.repeat(1, halves, 1), position_ids.repeat(1, halves)
         next_position_ids = next_position_ids.repeat(1, halves)
-        past = iter(past_key_values.split(self.widths, dim=-1))  # [P, GB, 2E] of each block
+        past = iter(past_key_values.split(self.widths, dim=-1))  # [P, G*B, 2E] of each block
         new = []
 
-        start = model.class_embedding(labels)  # [GB, E]
-        x = torch.where((position_ids < buffer)[..., None], start, model.z_proj(tokens))  # [S, GB, E]
+        start = model.class_embedding(labels)  # [G*B, E]
+        x = torch.where((position_ids < buffer)[..., None], start, model.z_proj(tokens))  # [S, G*B, E]
         x = model.z_proj_ln(x + model.encoder_pos_embed_learned[0][position_ids])
         for block in model.encoder_blocks:
             x, keys_and_values = block(x, next(past))

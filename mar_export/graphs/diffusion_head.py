@@ -39,12 +39,12 @@ class Conditioning(nn.Module):
         self.projection = pad_inputs(linear(weights, torch.cat(biases)), padding)
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
-        """Compute the modulation [T, GN, M] for vectors z [GN, C] and timesteps [T]."""
-        condition = self.time_embed(timesteps)[:, None] + self.cond_embed(z)  # [T, GN, W]
+        """Compute the modulation [T, G*N, M] for vectors z [G*N, C] and timesteps [T]."""
+        condition = self.time_embed(timesteps)[:, None] + self.cond_embed(z)  # [T, G*N, W]
         rows = self.projection(
             F.silu(condition).flatten(0, 1)
-        )  # [T GN, M]: with two dimensions, the bias is part of the product
-        return rows.unflatten(0, (-1, z.shape[0]))  # [T, GN, M]
+        )  # [T*G*N, M]: with two dimensions, the bias is part of the product
+        return rows.unflatten(0, (-1, z.shape[0]))  # [T, G*N, M]
 
 
 class Denoise(nn.Module):
@@ -70,19 +70,19 @@ class Denoise(nn.Module):
             x: Noisy tokens [N, D].
             previous_x0: The clean tokens [N, D] that the previous step predicted; multistep samplers use them.
             noise: Standard normal noise [N, D] of this step.
-            modulation: A step's modulation [GN, M], from `Conditioning`.
+            modulation: A step's modulation [G*N, M], from `Conditioning`.
             coefficients: A row of the sampler's table, in the order of `runtime.model.coefficients.COEFFICIENTS`.
             guidance: The guidance scale [1].
         """
         (rows, channels), halves = x.shape, modulation.shape[0] // x.shape[0]
-        layer_modulation = iter(modulation.split(self.width, dim=-1))  # [GN, W] each; one split, because it copies
-        h = self.input_proj(x).expand(halves, -1, -1).reshape(halves * rows, -1)  # [GN, W], the same in both halves
+        layer_modulation = iter(modulation.split(self.width, dim=-1))  # [G*N, W] each; one split, because it copies
+        h = self.input_proj(x).expand(halves, -1, -1).reshape(halves * rows, -1)  # [G*N, W], the same in both halves
         for block in self.res_blocks:
             shift, scale, gate = next(layer_modulation), next(layer_modulation), next(layer_modulation)
             parts = cast(nn.ModuleDict, block)
-            h = h + gate * parts["mlp"](parts["in_ln"](h) * scale + shift)  # [GN, W]
+            h = h + gate * parts["mlp"](parts["in_ln"](h) * scale + shift)  # [G*N, W]
         shift, scale = layer_modulation
-        out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [GN, 2D]
+        out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [G*N, 2D]
         eps, v = out.reshape(halves, rows, 2 * channels).chunk(2, dim=-1)  # [G, N, D] each
         eps = eps[-1] + guidance * (eps[0] - eps[-1])
         # The columns of runtime.model.coefficients.COEFFICIENTS, in that order, [1] each.

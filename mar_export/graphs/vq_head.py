@@ -19,7 +19,7 @@ class VQConditioning(nn.Module):
         self.net = model.diffloss.net
 
     def forward(self, z: Tensor, timesteps: Tensor) -> Tensor:
-        """Compute logits [T, GN, codes] for vectors z [GN, C]; they are the same at each of the T timesteps."""
+        """Compute logits [T, G*N, codes] for vectors z [G*N, C]; they are the same at each of the T timesteps."""
         return self.net(z).expand(timesteps.shape[0], -1, -1)
 
 
@@ -42,7 +42,7 @@ class VQDenoise(nn.Module):
             x: Not used.
             previous_x0: Not used.
             noise: Standard normal noise [N, D], of which the first channel selects the code.
-            modulation: The logits [GN, codes].
+            modulation: The logits [G*N, codes].
             coefficients: A row of the sampler's table, which contains the temperature as `noise_scale`.
             guidance: The guidance scale [1].
         """

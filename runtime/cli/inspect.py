@@ -50,7 +50,7 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         click.echo(f"\n{name:14}{file}, {_size(size)}")
         for direction, tensors in (("in", spec.inputs), ("out", spec.outputs)):
             for tensor in tensors:
-                click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{', '.join(map(str, tensor.shape))}]")
+                click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{tensor.shape_letters()}]")
         report = manifest.parity[name]
         # The effect of one quantized engine on latents has no tolerance, though some manifests name one.
         click.echo(f"  {_distance(report)}" + ("" if is_latents_report(report) else _allowed(report)))

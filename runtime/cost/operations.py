@@ -93,7 +93,7 @@ def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, w
 
     Args:
         config: The model's sizes.
-        sequences: GB, the images times the guidance halves.
+        sequences: G*B, the images times the guidance halves.
         known: V, the known tokens of an image.
         count: K, the tokens of an image that are predicted.
         weight_bytes: Bytes of a weight.
@@ -117,7 +117,7 @@ def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, w
 
 
 def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: int = _FLOAT) -> Cost:
-    """Return the cost of one call of the conditioning engine, for `rows` rows (GN) and `steps` timesteps (T)."""
+    """Return the cost of one call of the conditioning engine, for `rows` rows (G*N) and `steps` timesteps (T)."""
     width, modulation = config.diffloss_w, config.modulation_channels
     operations = 2 * (
         steps * rows * width * modulation
@@ -134,7 +134,7 @@ def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int 
     Args:
         config: The model's sizes.
         tokens: N, the tokens; both guidance halves share the state of a token.
-        rows: GN, the tokens times the guidance halves.
+        rows: G*N, the tokens times the guidance halves.
         weight_bytes: Bytes of a weight.
     """
     width, channels = config.diffloss_w, config.token_channels

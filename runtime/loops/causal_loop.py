@@ -35,7 +35,7 @@ def run_causal_plan(
     """
     (length, batch), buffer = order.shape, config.buffer_size
     guided = any(iteration.guided for iteration in plan.iterations)
-    both = both_halves(labels, config) if guided else labels  # [GB]
+    both = both_halves(labels, config) if guided else labels  # [G*B]
     positions = np.concatenate([np.tile(np.arange(buffer)[:, None], batch), buffer + order])  # [buffer + L, B]
     tokens = np.zeros((buffer + length, batch, config.token_channels), np.float32)
     tokens[buffer : buffer + len(known)] = known

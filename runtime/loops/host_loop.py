@@ -81,7 +81,7 @@ def run_plan(
             predict=order[start:stop],
             rest=order[stop:],
             labels=both if iteration.guided else labels,
-        )  # [G K B, C]
+        )  # [G*N, C]
         steps = iteration.table.steps
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
         x = diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale)

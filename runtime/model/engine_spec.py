@@ -2,8 +2,8 @@
 
 Dynamic axes: B images; V known tokens, K tokens predicted in this iteration, R remaining tokens; N = K B rows of the
 head, one for each predicted token; T diffusion steps. With guidance, labels and rows are there twice, the conditional
-half first: GB = 2 B labels and GN = 2 N rows. Without guidance, GB = B and GN = N. All other sizes are fixed by the
-model.
+half first: G*B labels and G*N rows, where G is 2 with guidance and 1 without. The graphs name these axes `GB` and `GN`.
+All other sizes are fixed by the model.
 
 Under causal attention the backbone reads a sequence in parts, first the class buffer and then the tokens: S slots
 of the sequence in this call, P slots in earlier calls. `position_ids` are the positions of the S slots, and
@@ -48,6 +48,8 @@ DEVICE = "device"
 
 _FLOAT, _INT = "float32", "int64"
 
+_SHAPE_LETTERS = {"GB": "G*B", "GN": "G*N", "K*GB": "G*N"}  # axes of the graphs -> products of shape letters
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
@@ -62,6 +64,10 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[Axis, ...]
+
+    def shape_letters(self) -> str:
+        """Return the shape in the shape letters of the documentation, such as `G*B, 16`."""
+        return ", ".join(_SHAPE_LETTERS.get(axis, axis) if isinstance(axis, str) else str(axis) for axis in self.shape)
 
     def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in numbers, for the sizes of the dynamic axes in `axes`."""

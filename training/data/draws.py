@@ -29,9 +29,9 @@ class Draws:
     Attributes:
         order: A permutation of the positions, int64 [L]; the first K are masked, in their generation order.
         dropped: Whether the class is dropped, for classifier-free guidance.
-        timesteps: One timestep for each of R repeats of each masked token, [R, K]; float32 for a flow head, int64
+        timesteps: One timestep for each of Q repeats of each masked token, [Q, K]; float32 for a flow head, int64
             for others.
-        noise: Standard normal, float32 [R, K, D].
+        noise: Standard normal, float32 [Q, K, D].
     """
 
     order: NDArray[np.int64]

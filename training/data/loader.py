@@ -36,9 +36,9 @@ class Batch(NamedTuple):
     order: Tensor
     """The generation order of the positions, int64 [B, L]."""
     timesteps: Tensor
-    """Int64, or float32 for a flow head, [R, B, K]."""
+    """Int64, or float32 for a flow head, [Q, B, K]."""
     noise: Tensor
-    """Float32 [R, B, K, D]."""
+    """Float32 [Q, B, K, D]."""
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy on `device`."""

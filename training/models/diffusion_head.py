@@ -112,7 +112,7 @@ class HeadMLP(nn.Module):
 
         Args:
             timesteps: Int64 or float, [N].
-            z: [N / R, C]; each of R repeats of the rows uses the same vectors.
+            z: [N / Q, C]; each of Q repeats of the rows uses the same vectors.
         """
         dtype = self.cond_embed.weight.dtype
         if len(timesteps) > TRAIN_STEPS and not timesteps.is_floating_point():
@@ -149,7 +149,7 @@ class DiffusionLoss(nn.Module):
 
         Args:
             target: Tokens, [N, D].
-            z: The backbone's vectors, [N / R, C]; each of R repeats of the tokens uses the same ones.
+            z: The backbone's vectors, [N / Q, C]; each of Q repeats of the tokens uses the same ones.
             timesteps: Int64 [N] in 0..999.
             noise: Standard normal, [N, D].
         """

@@ -27,7 +27,7 @@ class FlowLoss(nn.Module):
 
         Args:
             target: Tokens, [N, D].
-            z: The backbone's vectors, [N / R, C]; each of R repeats of the tokens uses the same ones.
+            z: The backbone's vectors, [N / Q, C]; each of Q repeats of the tokens uses the same ones.
             timesteps: Times in 0..1000, float32 [N].
             noise: Standard normal, [N, D].
         """

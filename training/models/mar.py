@@ -179,8 +179,8 @@ class MAR(nn.Module):
             labels: Int64 [B]; class_num stands for no class.
             order: A permutation of the positions of each image, int64 [B, L]. The first K are masked and predicted
                 from the others; under causal attention K = L, and each token is predicted from those before it.
-            timesteps: R timesteps for each masked token, [R, B, K].
-            noise: Standard normal, [R, B, K, D].
+            timesteps: Q timesteps for each masked token, [Q, B, K].
+            noise: Standard normal, [Q, B, K, D].
         """
         tokens = self.patchify(latents)  # [B, L, D]
         repeats, _, masked = timesteps.shape
@@ -193,7 +193,7 @@ class MAR(nn.Module):
             z = self.predict_next(gather(predict), predict, labels)  # [B, L, C]
         else:
             z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
-        target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = R B K
+        target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = Q B K
         return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()
 
 

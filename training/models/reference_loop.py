@@ -87,13 +87,13 @@ def training_loss(
         latents: [B, C, h, w].
         labels: Int64 [B]; class_num stands for no class.
         mask: Which positions are masked, bool [B, L].
-        timesteps: Int64 [R B L].
-        noise: Standard normal, [R B L, D].
+        timesteps: Int64 [Q B L].
+        noise: Standard normal, [Q B L, D].
     """
     tokens = model.patchify(latents)  # [B, L, D]
     z = _backbone(model, tokens, mask, labels)  # [B, L, C]
     repeats = model.config.diffusion_batch_mul
-    target, z = (x.flatten(0, 1).repeat(repeats, 1) for x in (tokens, z))  # [R B L, D] and [R B L, C]
+    target, z = (x.flatten(0, 1).repeat(repeats, 1) for x in (tokens, z))  # [Q B L, D] and [Q B L, C]
     weight = mask.flatten().repeat(repeats).to(noise.dtype)
     loss = model.diffloss.loss_of(target, timesteps, noise, lambda x: model.diffloss.net(x, timesteps.to(x.dtype), z))
     return (loss * weight).sum() / weight.sum()
