@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(
     failure: Exception,
 ) -> None:
     def fail(tensors: dict[str, Tensor], path: pathlib.Path, metadata: dict[str, str]) -> None:
-        if path.name.startswith(f".{failing}"):
+        if path.name.startswith(failing):
             raise failure
         save_file(tensors, path, metadata)
 
