@@ -21,15 +21,16 @@ locked:
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(VENV)/installed
 
-# Writes requirements.txt: the versions of constraints.txt with the hashes of all their files on PyPI, and of the CPU build
-# of torch that pip finds here.
+# Writes requirements.txt: the versions of constraints.txt with the hashes of all their files on PyPI, but of torch
+# the CPU build that pip finds here.
 lock: $(VENV)/installed
 	$(VENV)/bin/uv pip compile constraints.txt --universal --no-deps --generate-hashes --no-annotate --no-header \
 		--system-certs --no-python-downloads --quiet --python-version 3.11.5 --output-file requirements.txt
 	rm -rf out/torch
 	$(VENV)/bin/pip download torch --quiet --no-deps --constraint constraints.txt --dest out/torch
-	hash=$$($(VENV)/bin/pip hash out/torch/torch-*.whl | tail -1); \
-		grep -q -e "$$hash" requirements.txt || sed -i "s|^torch==.*|&\n    $$hash \\\\|" requirements.txt
+	sed -i '/^torch==/,/[^\\]$$/d' requirements.txt
+	printf 'torch==%s \\\n    %s\n' "$$(basename out/torch/torch-*.whl | cut -d- -f2)" \
+		"$$($(VENV)/bin/pip hash out/torch/torch-*.whl | tail -1)" >> requirements.txt
 
 demo: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100

@@ -37,7 +37,9 @@ def hashes() -> dict[str, list[str]]:
 
 def test_every_pinned_version_has_the_hashes_of_its_files() -> None:
     """`make lock` writes them."""
-    assert pins("requirements.txt") == pins("constraints.txt")
+    locked = pins("requirements.txt")
+    version, marker = locked["torch"]
+    assert locked | {"torch": (version.removesuffix("+cpu"), marker)} == pins("constraints.txt")
     assert [name for name, found in hashes().items() if not found] == []
 
 
@@ -70,6 +72,6 @@ def test_the_list_of_dependencies_names_every_pinned_version_and_its_hashes(tmp_
     assert bom["metadata"]["component"]["name"] == "mar-runtime"
     components = {canonicalize_name(each["name"]): each for each in bom["components"]}
     assert {name: each["version"] for name, each in components.items()} == {
-        name: version for name, (version, _) in pins("constraints.txt").items()
+        name: version for name, (version, _) in pins("requirements.txt").items()
     }
     assert "sha256" in json.dumps(components["numpy"]).lower().replace("-", "")
