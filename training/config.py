@@ -261,7 +261,7 @@ def read_training(kind: type[_Training], values: Mapping[str, Any], where: str) 
     """
     check_known_keys(values, field_names(kind), f"{where}, training")
     if "steps" not in values:
-        raise ConfigError(f"{where}, training: steps is missing (--steps)")
+        raise ConfigError(f"{where}, training: steps is missing; give --steps, the number of training steps")
     try:
         return kind(**values)
     except ConfigError as error:
