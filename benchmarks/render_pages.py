@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
 from runtime.files import replacing
 from runtime.model.engine_spec import DECODER, ENGINES
@@ -56,7 +57,7 @@ def bench_tables(value: Mapping[str, Any]) -> str:
     """The report of `mar bench` as Markdown."""
     machine, versions, batch = value["machine"], value["versions"], value["batch"]
     lines = [
-        f"{value['title']}, {value['repeats']} times each in turn. Commit {versions['commit']}; "
+        f"{value['title']}, {pluralize(value['repeats'], 'time')} each in turn. Commit {versions['commit']}; "
         f"Python {versions['python']}, torch {versions['torch']}, onnxruntime {versions['onnxruntime']}, "
         f"numpy {versions['numpy']}. In the same run the machine ({machine['processor']}) reached "
         f"{machine['gflops']:.0f} GFLOP/s in a large "

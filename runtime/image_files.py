@@ -139,15 +139,15 @@ def _reading(path: pathlib.Path) -> Iterator[list[str]]:
     except Image.DecompressionBombError as error:
         raise ImageFileError(f"{name}: not a readable image (too many pixels; scale it down first)") from error
     except UnidentifiedImageError as error:
-        raise ImageFileError(f"{name}: not a readable image (its format is none that is known)") from error
+        raise ImageFileError(f"{name}: not a readable image (unknown format)") from error
     # Pillow passes on any exception of its parsers, such as SyntaxError and struct.error.
     except Exception as error:
         reason = printable(str(getattr(error, "strerror", None) or error or type(error).__name__))
         raise ImageFileError(f"{name}: not a readable image ({reason})") from error
     for warning in caught:
         large = issubclass(warning.category, Image.DecompressionBombWarning)
-        said = "so many pixels that it takes much memory" if large else f"read with a doubt ({warning.message})"
-        lines.append(f"{name}: {printable(said)}")
+        note = "so many pixels that it takes much memory" if large else f"Pillow warns: {warning.message}"
+        lines.append(f"{name}: {printable(note)}")
 
 
 def _decode(path: pathlib.Path, lines: list[str]) -> tuple[Image.Image, Image.Image | None]:

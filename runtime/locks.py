@@ -80,7 +80,7 @@ def held_files() -> list[pathlib.Path]:
 
 
 def holder(path: pathlib.Path) -> str:
-    """Return who holds the lock file at `path`, as far as it says."""
+    """Return the process that the lock file at `path` names, or "another process" if it names none."""
     with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
         text = file.read(_MAX_HOLDER_BYTES).decode().strip()
         if text.isprintable() and text:

@@ -44,7 +44,8 @@ class Termination:
 
     def __enter__(self) -> Termination:
         self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        self._woken = signal.set_wakeup_fd(-1)  # of whoever ends the process if it takes too long
+        # Whoever set this descriptor ends the process if it takes too long after a signal. A step may take longer.
+        self._woken = signal.set_wakeup_fd(-1)
         for number, handler in self._handlers.items():
             if handler != signal.SIG_IGN:  # a script starts its background jobs with SIGINT ignored
                 signal.signal(number, self._record)

@@ -23,7 +23,7 @@ from mar_export.benchmark.timing import Case, Measurement, measure, warm_up_sett
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
-from runtime.checks import check_choice
+from runtime.checks import check_choice, pluralize
 from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.cost.operations import Machine
 from runtime.errors import RequestError
@@ -169,7 +169,7 @@ def _benchmark(
             f"{name}: {plan.length} tokens, {len(plan.iterations)} iterations, {plan.head_evaluations} head "
             f"evaluations, guidance up to {plan.guidance_scale:.2f}"
         )
-    click.echo(f"batch {workload.batch}, {inputs.threads} threads, {repeats} times each")
+    click.echo(f"batch {workload.batch}, {inputs.threads} threads, {pluralize(repeats, 'time')} each")
     started = next((name for name in names if name in RUNTIMES), "runtime")
     startup = startup_seconds(inputs.artifact, inputs.threads, *RUNTIMES[started], repeats=_STARTUP_REPEATS)
     measurements, machine, runners = _measure(inputs, cases, settings, repeats)

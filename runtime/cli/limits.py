@@ -34,7 +34,7 @@ def describe_limit(error: BaseException) -> str | None:
     for cause in _chain(error):
         if isinstance(cause, MarError):
             if "memory" in str(cause):
-                return None  # says it better
+                return None  # the message of this error is more precise
             continue
         if isinstance(cause, MemoryError):
             return _NO_MEMORY

@@ -1,4 +1,4 @@
-"""Commands killed at a change of a file: the same command, given again, ends as one that nobody has disturbed.
+"""Kill commands while they change files: when the same command runs again, it must end as an undisturbed run does.
 
 `python -m tests.fuzz.kills N [SEED [COMMAND ...]]` kills N times, spread over the commands. Each is run by a fork of
 this process, which has imported everything, and is killed just before its k-th change of a file.

@@ -247,7 +247,7 @@ def test_other_warnings_of_pillow_are_lines_too(tmp_path: pathlib.Path) -> None:
     image, lines = read_image(file, WHITE)
     assert image.getpixel((0, 0)) == GREEN
     assert len(lines) == 1
-    assert lines[0].startswith(f"{tmp_path}/a\\nb.png: read with a doubt (Invalid APNG")
+    assert lines[0].startswith(f"{tmp_path}/a\\nb.png: Pillow warns: Invalid APNG")
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.int32(70_000), np.int32(-1)])

@@ -27,7 +27,8 @@ def run_in_processes(
 ) -> None:
     """Call `task` once for each of `arguments`, in new processes.
 
-    After the first failure, or a signal, no call goes on. The script that calls this needs no guard of its main part.
+    After the first failure, or a signal, all calls are stopped. The script that calls this function needs no
+    `if __name__ == "__main__"`.
 
     Args:
         task: A function that can be pickled.

@@ -22,7 +22,7 @@ from runtime.structured_files import FaultReport, read_json
 from training.distributed import Processes
 
 ENVIRONMENT_FILE = "environment.json"
-_FAULT_REPORT = FaultReport(CheckpointError, "delete it; the run goes on without the record of its earlier sessions")
+_FAULT_REPORT = FaultReport(CheckpointError, "delete it; the run continues without the record of its earlier sessions")
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow")
 
 

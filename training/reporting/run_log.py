@@ -15,7 +15,7 @@ LOG_FILE = "log.jsonl"
 
 _LARGEST = 3.5e38  # of a number in float32
 _MOST_STEPS = 10**12
-_FAULT_REPORT = FaultReport(CheckpointError, "delete the log; the run goes on without its earlier entries")
+_FAULT_REPORT = FaultReport(CheckpointError, "delete the log; the run continues without its earlier entries")
 
 
 def _measured() -> Any:
