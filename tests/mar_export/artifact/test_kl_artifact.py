@@ -123,16 +123,16 @@ def test_an_encoder_is_there_on_request_only(without_encoder: pathlib.Path) -> N
 def test_an_encoder_of_a_checkpoint_without_tokenizer_is_refused_before_the_work(
     small_checkpoint: Checkpoint, tmp_path: pathlib.Path
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RequestError) as refusal:
-        export_artifact(small_checkpoint, tmp_path / "artifact", told.append, encoder=True)
+        export_artifact(small_checkpoint, tmp_path / "artifact", messages.append, encoder=True)
     assert "an encoder belongs to a KL tokenizer, but checkpoint-last.pth has none" in str(refusal.value)
-    assert told == []
+    assert messages == []
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda manifest: [manifest[key].pop(DECODER) for key in ("engines", "parity")],
@@ -146,12 +146,12 @@ def test_an_encoder_of_a_checkpoint_without_tokenizer_is_refused_before_the_work
     ],
 )
 def test_a_manifest_whose_tokenizer_is_not_whole_is_refused(
-    copied: pathlib.Path, change: Callable[[dict[str, Any]], object], told: str
+    copied: pathlib.Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     change_manifest(copied, change)
     with pytest.raises(ArtifactError) as refusal:
         Artifact(copied)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
 
 
 # Images.
@@ -318,8 +318,8 @@ def test_generate_decodes_as_many_images_together_as_it_is_asked_to(
     calls: list[int] = []
     original = Generator.load
 
-    def load(*told: Any, **settings: Any) -> Generator:
-        generator = original(*told, **settings)
+    def load(*arguments: Any, **settings: Any) -> Generator:
+        generator = original(*arguments, **settings)
         engines = dataclasses.replace(generator.engines, decoder=counted(generator.engines.decoder, calls))
         return Generator(generator.manifest, engines, generator.description)
 

@@ -63,23 +63,23 @@ def wrong_in(engines: Engines, first: int, last: int, error: float) -> Engines:
     return dataclasses.replace(engines, backbone=backbone, denoise=denoise)
 
 
-def judged(manifest: Manifest, engines: Engines, trajectory: Trajectory) -> dict[str, Any]:
+def evaluated(manifest: Manifest, engines: Engines, trajectory: Trajectory) -> dict[str, Any]:
     return generation_parity(Generator(manifest, engines, "test"), trajectory, "bf16")
 
 
 def test_exact_image_has_no_drift(manifest: Manifest, exact: Engines, trajectory: Trajectory) -> None:
-    told = judged(manifest, exact, trajectory)
-    assert [entry["iteration"] for entry in told["drift"]] == [8, 16]
-    for entry in (told, *told["drift"]):
+    reported = evaluated(manifest, exact, trajectory)
+    assert [entry["iteration"] for entry in reported["drift"]] == [8, 16]
+    for entry in (reported, *reported["drift"]):
         assert entry["relative_l2"] < 1e-5
         assert entry["sqnr_db"] == pytest.approx(-20 * math.log10(entry["relative_l2"]))
-    assert told["sqnr_db"] > 100
+    assert reported["sqnr_db"] > 100
 
 
 def test_an_error_of_late_iterations_shows_in_the_late_entries_only(
     manifest: Manifest, exact: Engines, trajectory: Trajectory
 ) -> None:
-    drift = judged(manifest, wrong_in(exact, 8, 15, 0.01), trajectory)["drift"]
+    drift = evaluated(manifest, wrong_in(exact, 8, 15, 0.01), trajectory)["drift"]
     assert drift[0]["relative_l2"] < 1e-5
     assert drift[1]["relative_l2"] > 5e-3
 
@@ -88,7 +88,7 @@ def test_an_error_of_early_iterations_shows_in_all_entries(
     manifest: Manifest, exact: Engines, trajectory: Trajectory
 ) -> None:
     """What is drawn later depends on it."""
-    drift = judged(manifest, wrong_in(exact, 0, 7, 0.01), trajectory)["drift"]
+    drift = evaluated(manifest, wrong_in(exact, 0, 7, 0.01), trajectory)["drift"]
     assert drift[0]["relative_l2"] > 5e-3
     assert drift[1]["relative_l2"] > 1e-4
 
@@ -97,25 +97,25 @@ def test_drift_is_that_of_the_tokens_of_its_iterations(
     manifest: Manifest, exact: Engines, trajectory: Trajectory
 ) -> None:
     """The last iteration alone: one token of the eight of its entry, and of the sixteen of the image."""
-    told = judged(manifest, wrong_in(exact, 15, 15, 0.01), trajectory)
-    late = told["drift"][1]["relative_l2"]
+    reported = evaluated(manifest, wrong_in(exact, 15, 15, 0.01), trajectory)
+    late = reported["drift"][1]["relative_l2"]
     tokens = trajectory.latents.reshape(1, 8, 16)[:, :, trajectory.order[0]]  # [1, D, L] in generation order
-    assert told["drift"][0]["relative_l2"] < 1e-5
+    assert reported["drift"][0]["relative_l2"] < 1e-5
     share = np.linalg.norm(tokens[:, :, 8:]) / np.linalg.norm(tokens)
-    assert told["relative_l2"] == pytest.approx(late * share, rel=1e-3)
+    assert reported["relative_l2"] == pytest.approx(late * share, rel=1e-3)
 
 
 def test_image_beyond_the_tolerance_is_refused(
     manifest: Manifest, exact: Engines, trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = wrong_in(exact, 0, 15, 0.01)
-    distance = judged(manifest, engines, trajectory)["relative_l2"]
+    distance = evaluated(manifest, engines, trajectory)["relative_l2"]
     monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 0.99)
     with pytest.raises(ParityError, match="complete generation on test: relative L2 distance") as refusal:
-        judged(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
+        evaluated(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
     assert f"{distance:.2e}" in str(refusal.value)
     monkeypatch.setitem(parity.GENERATION_TOLERANCES, "bf16", distance * 1.01)
-    judged(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
+    evaluated(manifest, wrong_in(exact, 0, 15, 0.01), trajectory)
 
 
 @pytest.mark.parametrize(("precision", "iterations"), [("fp32", 4), ("fp16", 16), ("bf16", 16)])
@@ -143,11 +143,11 @@ def test_engine_is_compared_with_the_tolerance_of_its_precision(
             with pytest.raises(ParityError, match=f"engine {name}: relative L2 distance .* {tolerance:.0e} is allowed"):
                 engine_parity(off, expected, spec, config, precision)
         else:
-            told = engine_parity(off, expected, spec, config, precision)
-            assert told["tolerance"] == tolerance
-            assert told["cases"] == len(expected) == len(parity_sizes(spec, config)) == 5
-            assert told["relative_l2"] == pytest.approx(0.9 * tolerance, rel=0.05)
-            assert told["sqnr_db"] == pytest.approx(-20 * math.log10(told["relative_l2"]))
+            reported = engine_parity(off, expected, spec, config, precision)
+            assert reported["tolerance"] == tolerance
+            assert reported["cases"] == len(expected) == len(parity_sizes(spec, config)) == 5
+            assert reported["relative_l2"] == pytest.approx(0.9 * tolerance, rel=0.05)
+            assert reported["sqnr_db"] == pytest.approx(-20 * math.log10(reported["relative_l2"]))
 
 
 def test_tokenizer_engines_are_compared_with_one_image_and_with_two(kl_checkpoint: Checkpoint) -> None:

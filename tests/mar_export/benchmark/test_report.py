@@ -36,21 +36,21 @@ def test_report_has_every_case_with_its_plan_and_its_share_of_the_roofline() -> 
     assert value["runners"] == {"runtime": {"runs_on": "runtime on nothing", "peak_memory_bytes": 1000}}
     assert list(value["plans"]) == ["own", "turbo"]
     for case, seconds in zip(value["cases"], (40.0, 5.0), strict=True):
-        plan, told = WORKLOAD.plans[case["preset"]], value["plans"][case["preset"]]
+        plan, reported = WORKLOAD.plans[case["preset"]], value["plans"][case["preset"]]
         costs = plan_costs(WORKLOAD.config, plan, 2)
         least = roofline_seconds(WORKLOAD.config, plan, MACHINE, 2)
-        assert told["operations"] == {name: cost.operations for name, cost in costs.items()}
-        assert told["bytes"] == {name: cost.bytes for name, cost in costs.items()}
-        assert told["roofline_seconds"] == least
-        assert (told["tokens"], told["iterations"]) == (64, len(plan.iterations))
-        assert told["head_evaluations"] == plan.head_evaluations
-        assert told["largest_guidance_scale"] == plan.guidance_scale
-        assert told["sampling"]["sampler"] == WORKLOAD.samplings[case["preset"]].sampler
+        assert reported["operations"] == {name: cost.operations for name, cost in costs.items()}
+        assert reported["bytes"] == {name: cost.bytes for name, cost in costs.items()}
+        assert reported["roofline_seconds"] == least
+        assert (reported["tokens"], reported["iterations"]) == (64, len(plan.iterations))
+        assert reported["head_evaluations"] == plan.head_evaluations
+        assert reported["largest_guidance_scale"] == plan.guidance_scale
+        assert reported["sampling"]["sampler"] == WORKLOAD.samplings[case["preset"]].sampler
         assert case["seconds"]["median"] == seconds
         assert case["seconds_an_image"] == seconds / 2
         assert case["share_of_roofline"] == pytest.approx(sum(least.values()) / seconds)
-        assert case["useful_gflops"] == pytest.approx(sum(told["operations"].values()) / seconds / 1e9)
-        assert case["useful_gb_per_second"] == pytest.approx(sum(told["bytes"].values()) / seconds / 1e9)
+        assert case["useful_gflops"] == pytest.approx(sum(reported["operations"].values()) / seconds / 1e9)
+        assert case["useful_gb_per_second"] == pytest.approx(sum(reported["bytes"].values()) / seconds / 1e9)
         assert case["stage_seconds"]["denoise"]["median"] == seconds / 2
     json.dumps(value, allow_nan=False)
 

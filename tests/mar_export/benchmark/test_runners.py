@@ -118,9 +118,9 @@ def test_loop_on_a_device_is_timed_as_one_stage(small_artifact: pathlib.Path) ->
     with Generator.load(small_artifact, threads=1) as host:
         loop = functools.partial(run_plan, host.engines, host.manifest.model)
         device = Generator(host.manifest, host.engines, "a device", loop=loop)
-        told, draw = runners._timed_generator(device, runner_inputs(small_artifact))
+        description, draw = runners._timed_generator(device, runner_inputs(small_artifact))
         stages = draw({"iterations": 2, "diffusion_steps": 2})
-    assert told == "a device"
+    assert description == "a device"
     assert stages.keys() == {DEVICE}
     assert stages[DEVICE] > 0
 

@@ -52,7 +52,7 @@ _GUIDED = {"cfg_scale": 2.5, "cfg_interval": (0.3, 0.8)}  # neither at first nor
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Causal attention and codes, exported. Read only."""
     artifact = tmp_path_factory.mktemp("variants") / "artifact"
-    export_artifact(variant_checkpoint("causal vq"), artifact, lambda told: None)
+    export_artifact(variant_checkpoint("causal vq"), artifact, lambda message: None)
     return artifact
 
 
@@ -170,7 +170,7 @@ def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes:
 
 
 @pytest.mark.parametrize(
-    ("form", "settings", "told"),
+    ("form", "settings", "message"),
     [
         ("causal", {"iterations": 8}, "iterations of this model must be 16, found 8; .*one token in each iteration"),
         ("causal", {"sampler": "vq"}, "the sampler of a diffusion head must be"),
@@ -181,10 +181,10 @@ def test_presets_leave_alone_what_the_form_has_settled(causal: Generator, codes:
     ],
 )
 def test_what_a_form_cannot_do_is_refused_in_one_line(
-    request: pytest.FixtureRequest, form: str, settings: dict[str, Any], told: str
+    request: pytest.FixtureRequest, form: str, settings: dict[str, Any], message: str
 ) -> None:
     generator: Generator = request.getfixturevalue("causal" if form == "causal" else "codes")
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=message):
         generator.generate([0], **settings)
 
 
@@ -205,9 +205,9 @@ def test_a_model_of_raster_order_edits_nothing(codes: Generator) -> None:
 def test_commands_that_know_the_published_form_alone_say_so(
     artifact: pathlib.Path, command: click.Command, line: str, tmp_path: pathlib.Path
 ) -> None:
-    told = CliRunner().invoke(command, line.replace("ARTIFACT", str(artifact)).replace("OUT", str(tmp_path / "out")))
-    assert isinstance(told.exception, RequestError)
-    assert "does not support models with causal attention; mar generate does" in str(told.exception)
+    message = CliRunner().invoke(command, line.replace("ARTIFACT", str(artifact)).replace("OUT", str(tmp_path / "out")))
+    assert isinstance(message.exception, RequestError)
+    assert "does not support models with causal attention; mar generate does" in str(message.exception)
     assert not (tmp_path / "out").exists()
 
 
@@ -230,8 +230,8 @@ def test_a_gpu_backend_refuses_a_cache(artifact: pathlib.Path) -> None:
 
 
 def test_inspect_tells_the_form(artifact: pathlib.Path) -> None:
-    told = CliRunner().invoke(inspect, str(artifact), catch_exceptions=False).output
-    assert "causal attention, random order, vq head (codebook of 40)" in told
+    message = CliRunner().invoke(inspect, str(artifact), catch_exceptions=False).output
+    assert "causal attention, random order, vq head (codebook of 40)" in message
 
 
 @pytest.mark.parametrize("missing", [LATER_FIELDS, {"order"}])

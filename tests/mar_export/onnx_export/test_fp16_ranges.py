@@ -39,7 +39,7 @@ class TracingError(Exception):
 
 @pytest.fixture
 def nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reached(*told: object) -> NoReturn:
+    def reached(*arguments: object) -> NoReturn:
         raise TracingError
 
     monkeypatch.setattr(export_module, "export_graph", reached)
@@ -60,11 +60,11 @@ def refusal(checkpoint: Checkpoint, out: pathlib.Path) -> dict[str, float]:
     """What an export in fp16 is refused for: layer -> largest value."""
     with pytest.raises(ParityError) as refused:
         export_artifact(checkpoint, out, lambda text: None, precision="fp16")
-    told = str(refused.value)
-    assert told.startswith("fp16 holds numbers up to 65504, which these layers exceed: ")
-    assert told.endswith("; export with --precision bf16")
-    assert "\n" not in told
-    return {layer: float(value) for layer, value in re.findall(r"(\w+: [\w.]+) \(([^)]+)\)", told)}
+    message = str(refused.value)
+    assert message.startswith("fp16 holds numbers up to 65504, which these layers exceed: ")
+    assert message.endswith("; export with --precision bf16")
+    assert "\n" not in message
+    return {layer: float(value) for layer, value in re.findall(r"(\w+: [\w.]+) \(([^)]+)\)", message)}
 
 
 @pytest.mark.usefixtures("nothing_is_traced")
@@ -177,9 +177,9 @@ def test_the_command_exports_in_the_precision_that_is_asked_for(
     with tracing_no_graph_of(lowered_artifacts[precision]):
         ended = CliRunner().invoke(export_command, line)
     assert ended.exit_code == 0, ended.output
-    told = rf"relative L2 from eager \S+ \(\d+ dB\), allowed {ENGINE_TOLERANCES[precision]:.0e}"
+    message = rf"relative L2 from eager \S+ \(\d+ dB\), allowed {ENGINE_TOLERANCES[precision]:.0e}"
     for engine in ENGINES:
-        assert re.search(f"^{engine}: {told}$", ended.output, re.MULTILINE)
+        assert re.search(f"^{engine}: {message}$", ended.output, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
     manifest = Artifact(out).manifest
     assert manifest.precision == precision

@@ -196,7 +196,7 @@ def test_products_are_told_by_the_name_of_their_layer(
     low = to_precision(modules[engine], torch.float16)
     ran: list[str] = []
     for name, product in products(low):
-        product.register_forward_hook(lambda *told, name=name: ran.append(name))
+        product.register_forward_hook(lambda *arguments, name=name: ran.append(name))
     answers(low, *specs[engine])
     attention = [f"{name}.{product}" for name in ATTENTIONS[engine] for product in ("scores", "mixture")]
     assert Counter(ran) == Counter([*LAYERS[engine][0], *attention])

@@ -195,8 +195,8 @@ def test_artifact_is_valid_wherever_a_build_is_killed(
         builder = InstantBuilder()
         builder._count = 10  # so that no plan has the size of the one before
         with monkeypatch.context() as patched:
-            patched.setattr(pathlib.Path, "replace", lambda *told: step(replace, *told))
-            patched.setattr(pathlib.Path, "unlink", lambda *told, **options: step(unlink, *told, **options))
+            patched.setattr(pathlib.Path, "replace", lambda *arguments: step(replace, *arguments))
+            patched.setattr(pathlib.Path, "unlink", lambda *arguments, **options: step(unlink, *arguments, **options))
             try:
                 build_with(builder, path, force=again == "forced", flags=BuilderFlags(tf32=again == "replaced"))
                 finished = True

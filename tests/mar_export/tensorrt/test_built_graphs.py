@@ -153,9 +153,9 @@ def test_failure_of_the_real_library_is_one_line_with_its_log(unbuilt_artifact: 
     before = (unbuilt_artifact / MANIFEST).read_bytes()
     ended = mar(f"build {unbuilt_artifact} --target tensorrt-rtx --architecture sm_89 --version-compatible")
     assert (ended.code, ended.out) == (1, "")
-    told = ended.err.splitlines()[-1]
-    assert told.startswith("mar: tensorrt-rtx 1.")
-    assert "backbone.onnx was not built | " in told
-    assert "libnvinfer_lean" in told
+    message = ended.err.splitlines()[-1]
+    assert message.startswith("mar: tensorrt-rtx 1.")
+    assert "backbone.onnx was not built | " in message
+    assert "libnvinfer_lean" in message
     assert (unbuilt_artifact / MANIFEST).read_bytes() == before
     Artifact(unbuilt_artifact).verify(builds=True)

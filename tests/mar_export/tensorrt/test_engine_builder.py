@@ -57,7 +57,7 @@ def refusal(builder: TensorRTBuilder, kind: type[MarError] = BackendError, **arg
     return str(caught.value)
 
 
-# What the library is told.
+# The settings that the library receives.
 
 
 def test_a_graph_is_read_by_name_so_that_its_weights_are_found_beside_it(
@@ -102,7 +102,7 @@ def test_flags_are_set_exactly_as_asked_and_tf32_is_off_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("missing", "flags", "told"),
+    ("missing", "flags", "message"),
     [
         ("REFIT_IDENTICAL", BuilderFlags(strip_weights=True), "refit identical"),
         ("STRIP_PLAN", BuilderFlags(strip_weights=True), "strip plan"),
@@ -112,10 +112,10 @@ def test_flags_are_set_exactly_as_asked_and_tf32_is_off_otherwise(
     ],
 )
 def test_what_an_old_version_does_not_have_is_told_and_missed_only_if_asked_for(
-    builders: Builders, missing: str, flags: BuilderFlags, told: str
+    builders: Builders, missing: str, flags: BuilderFlags, message: str
 ) -> None:
     old = builders(version="10.3.0", without=[missing])
-    assert refusal(old, RequestError, flags=flags) == f"tensorrt 10.3.0 has no {told}"
+    assert refusal(old, RequestError, flags=flags) == f"tensorrt 10.3.0 has no {message}"
     assert built(old) == b"plan"
 
 
@@ -275,9 +275,9 @@ def test_a_timing_cache_that_is_not_accepted_is_named_with_what_was_logged(
     cache = tmp_path / "cache"
     cache.write_bytes(b"of another GPU")
     script.failing, script.logged = {call}, LOGGED
-    told = refusal(builder, timing_cache=cache)
-    assert told.startswith(f"tensorrt 10.3.0: {cache} is no")
-    assert told.endswith(LINES)
+    message = refusal(builder, timing_cache=cache)
+    assert message.startswith(f"tensorrt 10.3.0: {cache} is no")
+    assert message.endswith(LINES)
     assert cache.read_bytes() == b"of another GPU"
     assert script.calls("build_serialized_network") == []
 
@@ -347,8 +347,8 @@ def test_a_failure_leaves_the_timing_cache_as_it_was(
 def test_a_timing_cache_that_cannot_be_written_is_told_before_the_work(
     builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path
 ) -> None:
-    told = refusal(builders(), MarError, timing_cache=tmp_path)
-    assert told == f"cannot write {tmp_path}: it is a folder"
+    message = refusal(builders(), MarError, timing_cache=tmp_path)
+    assert message == f"cannot write {tmp_path}: it is a folder"
     assert script.calls("build_serialized_network") == []
 
 
@@ -360,8 +360,8 @@ def test_without_a_timing_cache_none_is_made(builders: Builders, script: TensorR
 def test_a_timing_cache_is_refused_where_nothing_is_measured(
     builders: Builders, script: TensorRTScript, tmp_path: pathlib.Path
 ) -> None:
-    told = refusal(builders("tensorrt-rtx", "sm_89"), RequestError, timing_cache=tmp_path / "cache")
-    assert told == "tensorrt-rtx has no timing cache; remove --timing-cache"
+    message = refusal(builders("tensorrt-rtx", "sm_89"), RequestError, timing_cache=tmp_path / "cache")
+    assert message == "tensorrt-rtx has no timing cache; remove --timing-cache"
     assert list(tmp_path.iterdir()) == []
     assert script.calls("create_timing_cache") == script.calls("build_serialized_network") == []
 

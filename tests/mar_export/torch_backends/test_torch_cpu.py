@@ -157,6 +157,8 @@ def test_compiled_engines_are_compiled_for_any_size(
     assert compiled == [(name, {"dynamic": True}) for name in engine_specs(manifest.model)]
 
 
-@pytest.mark.parametrize(("bfloat16", "told"), [(False, "float32"), (True, "bfloat16")])
-def test_the_description_names_version_and_precision(manifest: Manifest, model: MAR, bfloat16: bool, told: str) -> None:
-    assert eager_generator(manifest, model, bfloat16=bfloat16).description == f"torch {torch.__version__}, {told}"
+@pytest.mark.parametrize(("bfloat16", "precision"), [(False, "float32"), (True, "bfloat16")])
+def test_the_description_names_version_and_precision(
+    manifest: Manifest, model: MAR, bfloat16: bool, precision: str
+) -> None:
+    assert eager_generator(manifest, model, bfloat16=bfloat16).description == f"torch {torch.__version__}, {precision}"
