@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -166,8 +166,8 @@ def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
     except TypeError:
         raise RequestError(f"index must be a list with one number a label, found {truncate(index)}") from None
     if len(numbers) != batch:
-        more = "more" if len(numbers) > batch else len(numbers)
-        raise RequestError(f"index must have one number a label, {batch}; found {more}")
+        count = len(index) if isinstance(index, Sized) else f"{len(numbers)} or more"
+        raise RequestError(f"index must have one number a label, {batch}; found {count}")
     return [_check_uint64("index", number) for number in numbers]
 
 

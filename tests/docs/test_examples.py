@@ -18,7 +18,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = pathlib.Path("examples", "fashion-mnist")
 ARTIFACT = pathlib.Path("out", "demo", "artifact")
 EXPORT = ["export", str(EXAMPLE), "--cfg-scale", "2.0", "--diffusion-steps", "ddim100"]  # as in docs/tasks/export.md
-PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README.md")]
+)
 
 _FENCE = re.compile(r"^( *)```(\S*)")
 _MARK = re.compile(r"^ *<!-- (?:(run)|skip: (.+)) -->$")

@@ -110,7 +110,11 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("files/backbone.onnx", [MISSING, {}, *NO_OBJECT], "backbone.onnx"),
     ("files/backbone.onnx/surprise", [1], "surprise"),
     ("files/backbone.onnx/bytes", [MISSING], "bytes"),
-    ("files/backbone.onnx/bytes", ["9", 1.5, -1, None, True], "bytes must be a whole number of at least 0, found {value!r}"),
+    (
+        "files/backbone.onnx/bytes",
+        ["9", 1.5, -1, None, True],
+        "bytes must be a whole number of at least 0, found {value!r}",
+    ),
     ("files/backbone.onnx/sha256", [MISSING], "sha256"),
     ("files/backbone.onnx/sha256", ["", DIGEST[:63], DIGEST + "0", "g" * 64, DIGEST.upper(), None, []], "{value!r}"),
     # Engines
