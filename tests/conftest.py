@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 from runtime.backends.telemetry import disable_telemetry
 
 # The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Processes that a test starts inherit the signals that this one ignores, as under nohup or in the background of a shell.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 disable_telemetry()  # some tests import these libraries themselves
 

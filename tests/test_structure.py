@@ -8,7 +8,11 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("runtime", "training", "mar_export", "calibration", "benchmarks")
-OTHER_FOLDERS = ("docs", "fakes")  # tests of the documentation, and of the fakes themselves
+OTHER_FOLDERS = (
+    "docs",
+    "fakes",
+    "fuzz",
+)  # tests of the documentation, of the fakes themselves, and by damage and kills
 MAX_FUNCTION_LINES = 50
 MAX_TEST_FILE_LINES = 400
 

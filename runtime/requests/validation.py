@@ -21,7 +21,7 @@ MAX_BATCH = 4096
 _NOISE_BYTES = 4 * 2**30
 _SEEDS = 2**64
 _NAMES_LISTED = 10
-_NUMBER = re.compile("-?(0|[1-9][0-9]{0,17})")
+_NUMBER = re.compile("-?(0|[1-9][0-9]{0,19})")
 
 
 def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:

@@ -87,7 +87,7 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return tuple(_plain(f"an entry of {name}", each) for each in value)
+        return type(value)(_plain(f"an entry of {name}", each) for each in value)
     if isinstance(value, (np.bool_, np.integer, np.floating)):
         value = value.item()
     if value is None or isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) < _INT64):

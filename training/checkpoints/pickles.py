@@ -62,7 +62,8 @@ class StandIn:
         return object.__new__(cls)
 
     def __repr__(self) -> str:
-        return f"<an object of {self.class_name}>"
+        module, _, name = self.class_name.rpartition(".")
+        return f"<{name} of {module}>"  # the name first, since messages cut long values
 
     def __setstate__(self, state: object) -> None:
         """Keep a state of named values."""

@@ -179,7 +179,7 @@ def traced_before(golden_artifacts: dict[str, pathlib.Path], monkeypatch: pytest
 
 
 def silently(checkpoint: Checkpoint, out: pathlib.Path) -> Manifest:
-    return export_artifact(checkpoint, out, say=lambda text: None)
+    return export_artifact(checkpoint, out, report=lambda text: None)
 
 
 @pytest.mark.usefixtures("traced_before")

@@ -240,7 +240,7 @@ REPORTS = st.fixed_dictionaries(
     names=st.lists(st.text(), min_size=6, max_size=6) | st.just([]),
     provenance=st.dictionaries(st.text(), st.text() | st.integers()),
     report=REPORTS,
-    entry=st.builds(FileEntry, st.integers(min_value=0), st.text("0123456789abcdef", min_size=64, max_size=64)),
+    entry=st.builds(FileEntry, st.integers(0, 2**63 - 1), st.text("0123456789abcdef", min_size=64, max_size=64)),
 )
 def test_any_manifest_survives_its_json(
     golden_artifacts: dict[str, pathlib.Path],

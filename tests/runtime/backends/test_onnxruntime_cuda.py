@@ -247,7 +247,7 @@ def test_a_closed_generator_has_freed_everything_and_refuses_calls(
     generator.engines.conditioning(z=z, timesteps=np.ones(1, np.float32))
     generator.close()
     assert cuda.leaks == []  # though the generator is still there
-    assert refusal(lambda: generator.generate([0], **QUICK)) == "an engine was used after its generator was closed"
+    assert refusal(lambda: generator.generate([0], **QUICK)) == "this generator was closed; load its artifact again"
     generator.close()
 
 

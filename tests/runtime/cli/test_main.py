@@ -325,7 +325,7 @@ def test_inspect_shows_engines_shapes_parity_and_provenance(mar: Mar, artifact: 
     for name, spec in manifest.specs.items():
         assert f"{name} {name}.onnx" in words
         for tensor in (*spec.inputs, *spec.outputs):
-            assert f"{tensor.name} {tensor.dtype} [{', '.join(map(str, tensor.shape))}]" in words
+            assert f"{tensor.name} {tensor.dtype} [{tensor.shape_letters()}]" in words
     for report in manifest.parity.values():
         assert f"{report['relative_l2']:.1e}, allowed {report['tolerance']:.0e}" in words
     for key, value in manifest.provenance.items():

@@ -218,14 +218,14 @@ def test_a_closed_generator_refuses_calls_and_can_be_closed_again(
     z = np.zeros((1, generator.manifest.model.decoder_embed_dim), np.float32)
     generator.close()
     assert cuda.leaks == []  # though the generator is still there
-    calls: list[Callable[[], Any]] = [
-        lambda: generator.generate([0], **QUICK),
-        lambda: generator.engines.conditioning(z=z, timesteps=np.ones(1, np.float32)),
-    ]
-    for call in calls:
+    calls: dict[str, Callable[[], Any]] = {
+        "this generator was closed; load its artifact again": lambda: generator.generate([0], **QUICK),
+        CLOSED: lambda: generator.engines.conditioning(z=z, timesteps=np.ones(1, np.float32)),
+    }
+    for message, call in calls.items():
         with pytest.raises(BackendError) as caught:
             call()
-        assert str(caught.value) == CLOSED
+        assert str(caught.value) == message
     before = len(cuda.history)
     generator.close()
     assert cuda.history[before:] == []

@@ -49,6 +49,7 @@ def test_train_makes_a_run_with_the_settings_it_was_given(
         "workers": 0,
         "checkpoint_every": 2,
         "sample_every": 2,
+        "background": "white",
     }
 
 
