@@ -11,7 +11,7 @@ from runtime.backends.telemetry import disable_telemetry
 # The models here are tiny: a second thread costs them more than it gives. Subprocesses inherit this.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Processes that a test starts inherit the signals that this one ignores, as under nohup or in the background of a shell.
+# Processes that a test starts inherit the signals that this one ignores, as it does under nohup.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -117,6 +117,13 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 
 
+def _is_archive(path: pathlib.Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an archive that says it spans several disks
+        return True
+
+
 def read_pickle(path: pathlib.Path) -> Any:
     """Read a file of `torch.save`: tensors, plain values, and stand-ins for all other objects.
 
@@ -128,7 +135,7 @@ def read_pickle(path: pathlib.Path) -> Any:
     if (what := placeholder(path)) is not None:
         raise CheckpointError(f"{path}: {what}")
     refuse_sharded_file(path)
-    is_archive = zipfile.is_zipfile(path)
+    is_archive = _is_archive(path)
     allowed: dict[str, Callable[..., Any]] = dict(_KNOWN)
     while True:
         try:
