@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,13 +84,15 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> EvaluatedSettings:
         )
         return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
 
-    def pool(processes: int, mp_context: Any) -> concurrent.futures.Executor:
-        assert mp_context.get_start_method() == "spawn"
-        return concurrent.futures.ThreadPoolExecutor(processes)
+    def run_here(
+        task: Callable[[Setting], Any], settings: Sequence[Setting], processes: int, on_result: Callable[..., None]
+    ) -> None:
+        for setting in settings:
+            on_result(setting, task(setting))
 
     monkeypatch.setattr(study, "evaluate_setting", judge)
     monkeypatch.setattr(study, "_load_study", lambda inputs: None)
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(study, "run_in_processes", run_here)
     return seen
 
 
