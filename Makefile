@@ -13,7 +13,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		--editable '.[cpu,openvino,train,evaluate,export,dev,docs,release]'
 	touch $@
 
-# The same from files whose hashes are known, as CI does it. torch must be that of PyTorch's index of CPU builds: that of
+# The same from files whose hashes are known. torch must be that of PyTorch's index of CPU builds: that of
 # PyPI needs CUDA libraries, which are not pinned.
 locked:
 	$(PYTHON) -m venv $(VENV)

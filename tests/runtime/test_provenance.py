@@ -46,13 +46,13 @@ def test_commit_is_unknown_where_git_fails(
 
 def test_processor_name_is_the_first_of_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "processor\t: 0\nmodel name\t: A Chip: Fast\nprocessor\t: 1\nmodel name\t: Another\n"
-    monkeypatch.setattr(pathlib.Path, "read_text", lambda path, encoding: text)
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path, **how: text)
     assert provenance.processor_name() == "A Chip: Fast"
 
 
 @pytest.mark.parametrize("name", ["", "some processor"])
 def test_processor_name_falls_back_to_the_platform(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    def missing(path: pathlib.Path, encoding: str) -> str:
+    def missing(path: pathlib.Path, **how: str) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(pathlib.Path, "read_text", missing)

@@ -60,9 +60,9 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
     def __init__(self, run: pathlib.Path, config: _Config, dataset: LatentDataset, processes: Processes) -> None:
         self.run, self.config, self.dataset, self.processes = run, config, dataset, processes
         self._check_data()
+        self.train_step: _Step = self._make_train_step()
         if processes.is_main:
             print_lines(dataset.notes)
-        self.train_step: _Step = self._make_train_step()
         self.step = 0
         self._new = all(is_lock(path) for path in run.glob("*"))
 

@@ -10,7 +10,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
+from runtime.schema import parse_object
 from training.reporting import loss_curve
+from training.reporting.run_log import LogEntry
 
 
 @pytest.fixture
@@ -52,6 +54,6 @@ def test_the_curve_of_a_long_run_shows_the_range_of_later_losses(drawn_axes: lis
 
 
 def test_a_comparison_shows_short_runs(drawn_axes: list[Any], tmp_path: pathlib.Path) -> None:
-    runs = {str(steps): _entries(steps) for steps in (1, 12, 200)}
+    runs = {str(steps): [parse_object(LogEntry, entry, "entry") for entry in _entries(steps)] for steps in (1, 12, 200)}
     loss_curve.save_comparison(runs, tmp_path / "runs.png")
     assert _visible_points(drawn_axes[0]) == [1, 11, 181]
