@@ -193,13 +193,18 @@ def holding_folder(folder: pathlib.Path) -> Iterator[None]:
                 parent.rmdir()
 
 
-def holding(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def holding(path: pathlib.Path) -> Iterator[None]:
     """Hold a file, or a folder that is replaced as a whole, so that no other process makes it during the block.
+
+    The staging folders that dead processes left beside it are removed.
 
     Raises:
         MarError: Another process holds it, or its folder cannot be written.
     """
-    return _holding(path.parent / f".{path.name}{_LOCK}", path)
+    with _holding(path.parent / f".{path.name}{_LOCK}", path):
+        clear_dead(path.parent)
+        yield
 
 
 @contextlib.contextmanager

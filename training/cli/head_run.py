@@ -10,7 +10,7 @@ import click
 import torch
 
 from runtime.errors import RequestError
-from runtime.files import clear_dead, holding
+from runtime.files import holding
 from runtime.image_files import Color
 from training.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, read_run_config, save_run
 from training.cli.named_checkpoint import load_named_checkpoint
@@ -58,7 +58,6 @@ def write_head_run(
         if out.exists():
             if read_run_config(out).get(origin_key) != origin:
                 raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
-            clear_dead(out.parent)  # the command may have been killed before it removed what it staged
         else:
             save_run(out, make_head(loaded, head_data, training), {origin_key: origin})
     click.echo(f"{out} is finished; export it with mar export {out} --out ARTIFACT")
