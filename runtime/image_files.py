@@ -123,6 +123,25 @@ def read_mask(path: pathlib.Path) -> tuple[NDArray[np.bool_], list[str]]:
         return np.asarray(image.convert("L")) >= _HALF, lines
 
 
+def read_text(path: pathlib.Path, keyword: str, exif_tag: int) -> str | None:
+    """Return a text that an image file carries, without decoding its pixels.
+
+    Args:
+        path: The file.
+        keyword: The keyword of the text in a PNG.
+        exif_tag: The EXIF tag of the text in any other format.
+
+    Returns:
+        The text; None if it carries none.
+
+    Raises:
+        ImageFileError: It is no readable image.
+    """
+    with _reading(path), Image.open(path) as file:
+        text = file.info.get(keyword) if file.format == "PNG" else file.getexif().get(exif_tag)
+        return str(text) if isinstance(text, str) else None
+
+
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[list[str]]:
     """Collect the warnings of Pillow as lines, and raise `ImageFileError` for whatever else it meets."""

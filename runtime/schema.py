@@ -135,7 +135,8 @@ def _parse_scalar(name: str, value: Any, kind: type, limits: Mapping[str, Any]) 
         least, most, above, below = (limits.get(key) for key in ("least", "most", "above", "below"))
         valid = (least is None or value >= least) and (most is None or value <= most)
         valid = valid and (above is None or value > above) and (below is None or value < below)
-        valid = valid and (abs(value) < _INT64 if kind is int else math.isfinite(value))
+        limited = least is not None and most is not None
+        valid = valid and (limited or abs(value) < _INT64 if kind is int else math.isfinite(value))
     if not valid:
         raise SchemaError(f"{name} must be {_expected(kind, limits)}, found {truncate(value)}")
     return value

@@ -6,6 +6,7 @@ An artifact is everything that an export hands to a device. No value of a manife
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -22,6 +23,7 @@ from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
 from runtime.schema import SchemaError, parse_object
+from runtime.stored_files import content_sha256
 
 FORMAT_VERSION = 7
 """The version of the format that this code writes and reads."""
@@ -100,6 +102,15 @@ class Manifest:
             RequestError: A setting is unknown, or the model does not allow it.
         """
         return resolve_sampling(self.sampling, self.model, settings, self.presets)
+
+    @functools.cached_property
+    def content_sha256(self) -> str:
+        """The SHA-256 hash of what decides the images of this artifact: its model, its tokenizer and its engines.
+
+        Settings, presets, names of classes and engines built for devices do not change it.
+        """
+        graphs = {engine: self.graph_sha256(engine) for engine in self.engines}
+        return content_sha256({"model": self.model.to_dict(), "tokenizer": self.tokenizer, "engines": graphs})
 
     def graph_sha256(self, engine: str) -> str:
         """Return the SHA-256 hash of the graph of an engine, including the file of its weights."""

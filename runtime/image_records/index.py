@@ -1,0 +1,107 @@
+"""The index of a folder of images: one JSON object a line, each for one image, appended after the image is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from runtime.checks import truncate
+from runtime.errors import DataError
+from runtime.files import replacing
+from runtime.image_records.record import ImageRecord, parse_record
+from runtime.schema import REST
+from runtime.structured_files import FaultReport, read_json_lines
+
+INDEX = "index.jsonl"
+"""The name of the index of a folder."""
+
+_FAULTS = FaultReport(DataError, "delete the index; the next run makes it again from the images")
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexEntry:
+    """One line of an index.
+
+    Attributes:
+        file: The image's file, relative to the folder, with `/` between folders.
+        sha256: The SHA-256 hash of the file.
+        record: How the image was made.
+    """
+
+    file: str
+    sha256: str
+    record: ImageRecord
+
+    @classmethod
+    def of(cls, file: str, content: bytes, record: ImageRecord) -> IndexEntry:
+        """Return the entry of a file with these bytes."""
+        return cls(file, hashlib.sha256(content).hexdigest(), record)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """What a complete index is sorted by: seed, index, class."""
+        return self.record.seed, self.record.index, self.record.class_number
+
+    def to_line(self) -> str:
+        """Return the line, without its end."""
+        return json.dumps({"file": self.file, "sha256": self.sha256, **self.record.to_dict()}, allow_nan=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A parsed line."""
+
+    file: str
+    sha256: str
+    record: dict[str, Any] = dataclasses.field(metadata={REST: True})
+
+
+def read_index(path: pathlib.Path) -> list[IndexEntry]:
+    """Return the entries of an index, none if there is no file. A last line that a killed process cut is left out.
+
+    Raises:
+        DataError: It is not such an index.
+    """
+    if not path.exists():
+        return []
+    entries = []
+    for line in read_json_lines(path, _Line, _FAULTS):
+        file = pathlib.PurePosixPath(line.file)
+        if file.is_absolute() or ".." in file.parts or "\0" in line.file:
+            _FAULTS.raise_(path, f"file {truncate(line.file)} must be inside the folder")
+        try:
+            entries.append(IndexEntry(line.file, line.sha256, parse_record(line.record, str(path))))
+        except ValueError as error:
+            _FAULTS.raise_(path, str(error).removeprefix(f"{path}: "))
+    return entries
+
+
+def is_cut(path: pathlib.Path) -> bool:
+    """Return whether the last line of an index has no end, because the process that wrote it was killed."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() not in (b"", b"\n")
+    return False
+
+
+def append_entries(path: pathlib.Path, entries: Iterable[IndexEntry]) -> None:
+    """Append entries to an index and wait until they are on the disk. Their images must be there already."""
+    content = "".join(f"{entry.to_line()}\n" for entry in entries).encode()
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_index(path: pathlib.Path, entries: Iterable[IndexEntry]) -> None:
+    """Write a complete index, sorted, completely or not at all."""
+    lines = [f"{entry.to_line()}\n" for entry in sorted(entries, key=lambda entry: (entry.order, entry.file))]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,128 @@
+"""How one image was made: everything that draws it again, as the image's own text carries it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runtime import __version__
+from runtime.checks import printable
+from runtime.errors import RequestError
+from runtime.sampling.settings import Sampling, plain_settings
+from runtime.schema import SchemaError, parse_object
+from runtime.structured_files import parse_json
+
+TEXT_BYTES = 2**20
+"""The most bytes of the text about an image, or about all images of a grid."""
+
+_WHERE = "the text about this image"
+_LARGEST = 2**64 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecord:
+    """How one image was made. Two images with equal records are the same image.
+
+    Attributes:
+        class_number: The number of its class.
+        class_name: The name of its class; empty if the artifact has no names.
+        seed: The seed of its random numbers.
+        index: Its number in the sequence of the seed.
+        settings: The complete sampling settings, by the names of `runtime.sampling.settings.Sampling`.
+        preset: The preset from which the settings come. None: the artifact's own settings, or settings without a name.
+        artifact_sha256: The hash of the model, `Manifest.content_sha256`.
+        version: The version of this package.
+        given: The SHA-256 of each array that the caller gave: `order`, `noise`; of an edit `image` and `mask`.
+        dilate: Of an edit: whether the neighbours of the mask were regenerated too.
+        paste: Of an edit: whether the known pixels were restored.
+    """
+
+    class_number: int = dataclasses.field(metadata={"least": 0})
+    class_name: str
+    seed: int = dataclasses.field(metadata={"least": 0, "most": _LARGEST})
+    index: int = dataclasses.field(metadata={"least": 0, "most": _LARGEST})
+    settings: dict[str, Any]
+    preset: str | None
+    artifact_sha256: str
+    version: str = __version__
+    given: dict[str, str] = dataclasses.field(default_factory=dict)
+    dilate: bool = False
+    paste: bool = True
+
+    @property
+    def is_edit(self) -> bool:
+        """Whether a part of another image was regenerated."""
+        return "mask" in self.given
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON values, without what only an edit or a caller's own arrays need."""
+        values = dataclasses.asdict(self)
+        if not self.given:
+            del values["given"]
+        if not self.is_edit:
+            del values["dilate"], values["paste"]
+        return values
+
+    def draws_as(self, other: ImageRecord) -> bool:
+        """Return whether the two are of the same image. The name of a preset decides nothing, its settings do."""
+        return dataclasses.replace(self, preset=None) == dataclasses.replace(other, preset=None)
+
+    def difference(self, other: ImageRecord) -> str:
+        """Return what differs from a record of the same class, seed and index, as `cfg_scale 2.0 instead of 1.0`."""
+        mine, others = ({**vars(record), **record.settings} for record in (self, other))
+        names = {
+            "artifact_sha256": "another artifact",
+            "given": "another image, mask, order or noise",
+        }
+        return ", ".join(
+            names.get(name) or f"{name} {printable(str(mine.get(name)))} instead of {printable(str(value))}"
+            for name, value in others.items()
+            if name not in ("settings", "preset") and mine.get(name) != value
+        )
+
+
+def settings_values(sampling: Sampling) -> dict[str, Any]:
+    """Return complete sampling settings as the JSON values of `ImageRecord.settings`."""
+    values = plain_settings(vars(sampling))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def record_text(records: Sequence[ImageRecord]) -> str:
+    """Return the text that an image file carries: one record, or a list of those of a grid."""
+    values = [record.to_dict() for record in records]
+    return json.dumps(values[0] if len(values) == 1 else values, allow_nan=False)
+
+
+def parse_record_text(text: str) -> tuple[ImageRecord, ...]:
+    """Return the records in the text of an image file, which can come from anybody.
+
+    Raises:
+        SchemaError: It is not such a text. The message is one line.
+    """
+    if len(text.encode("utf-8", "replace")) > TEXT_BYTES:
+        raise SchemaError(f"{_WHERE}: more than {TEXT_BYTES} bytes")
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise SchemaError(f"{_WHERE}: not JSON ({error})") from None
+    return tuple(parse_record(each, _WHERE) for each in (value if isinstance(value, list) else [value]))
+
+
+def parse_record(value: object, where: str) -> ImageRecord:
+    """Return the record that a parsed JSON value describes; raises `SchemaError`, whose message begins with `where`."""
+    record = parse_object(ImageRecord, value, where)
+    check_settings(record.settings, where)
+    return record
+
+
+def check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Raise `SchemaError` unless `settings` are complete sampling settings. Their values are numbers and texts."""
+    fields = {field.name for field in dataclasses.fields(Sampling)}
+    if settings.keys() != fields:
+        raise SchemaError(f"{where}: settings: expected the keys {', '.join(sorted(fields))}")
+    try:
+        plain_settings(settings)
+    except RequestError as error:
+        raise SchemaError(f"{where}: settings: {error}") from None
