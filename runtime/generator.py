@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -19,6 +20,7 @@ from runtime.artifact.signatures import verify_signature
 from runtime.backends import open_backend
 from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import BackendError, RequestError
+from runtime.image_records.record import ImageRecord, settings_values
 from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
@@ -40,13 +42,16 @@ from runtime.requests.validation import (
     check_labels,
     check_noise,
     check_order,
-    check_seed,
+    check_seeds,
 )
 from runtime.sampling.plan import Plan, PlanLoop, Progress, build_plan
+from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
+from runtime.stored_files import content_sha256
 
 if TYPE_CHECKING:  # a device does not need typing_extensions
+    from PIL import Image
     from typing_extensions import Unpack
 
     from runtime.sampling.settings import SamplingRequest
@@ -62,37 +67,102 @@ class Result:
         latents: The generated latents, float32 [B, C, h, w]. For a model of pixels these are the pixels, -1 to 1.
         images: The decoded images, uint8 [B, H, W, 3] or [B, H, W, 1]. None if the artifact has no decoder.
         plan: The plan that was executed.
+        records: How each image was made, B of them; image files carry it.
     """
 
     latents: NDArray[np.float32]
     images: NDArray[np.uint8] | None
     plan: Plan
+    records: tuple[ImageRecord, ...] = ()
+
+    def pil(self) -> list[Image.Image]:
+        """Return the images as Pillow images, in mode RGB or L.
+
+        Raises:
+            RequestError: The artifact has no decoder, so there are no images.
+        """
+        from runtime.image_records.encoding import to_pil
+
+        return [to_pil(image) for image in self._pixels()]
+
+    def save(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
+        """Write each image as a PNG file into a folder, with how it was made, and its line into `index.jsonl` there.
+
+        A file is named by class, seed and index. An image that the folder has already is left as it is.
+
+        Args:
+            folder: The folder, which is made if it is missing.
+
+        Returns:
+            The files, in the order of the images.
+
+        Raises:
+            RequestError: The artifact has no decoder, or a file of this name has an image of other settings.
+            MarError: The folder cannot be written, or another process fills it.
+        """
+        from runtime.image_records.folder import ImageFolder
+
+        if not isinstance(folder, (str, os.PathLike)):
+            raise RequestError(f"a folder must be a path, found {truncate(folder)}")
+        pixels = self._pixels()
+        with ImageFolder(pathlib.Path(folder)) as images:
+            images.add(self.records, pixels)
+            images.complete(self.records)
+            return [images.folder / images.file_of(record) for record in self.records]
+
+    def _pixels(self) -> NDArray[np.uint8]:
+        if self.images is None:
+            raise RequestError("this artifact has no decoder, so it makes latents, not images; use result.latents")
+        return self.images
 
 
 @dataclasses.dataclass(frozen=True)
-class _Randomness:
-    """The arguments of a request that decide its random numbers, as the caller gives them."""
+class _CheckedImages:
+    """The images of a request, checked: what each of them is, and the random numbers that a caller gives."""
 
-    seed: int
-    index: Sequence[int] | None
-    order: ArrayLike | None
-    noise: ArrayLike | None
-
-
-@dataclasses.dataclass(frozen=True)
-class _CheckedRandomness:
-    """The random arguments of a request for several batches, checked."""
-
-    seed: int
+    labels: NDArray[np.int64]  # [B]
+    seeds: Sequence[int]
     indices: Sequence[int]
-    orders: NDArray[np.int64] | None
-    noises: NDArray[np.float32] | None
+    orders: NDArray[np.int64] | None  # [B, L]
+    noises: NDArray[np.float32] | None  # [T + 1, B, L, D]
 
-    def of_images(self, part: slice) -> _Randomness:
-        """Return the arguments of some of the images."""
-        order = None if self.orders is None else self.orders[part]
-        noise = None if self.noises is None else self.noises[:, part]
-        return _Randomness(self.seed, self.indices[part], order, noise)
+    def part(self, images: slice) -> _CheckedImages:
+        """Return some of the images."""
+        orders = None if self.orders is None else self.orders[images]
+        noises = None if self.noises is None else self.noises[:, images]
+        return _CheckedImages(self.labels[images], self.seeds[images], self.indices[images], orders, noises)
+
+    def given(self, place: int) -> dict[str, str]:
+        """Return the hashes of the random numbers that the caller gave for one image."""
+        arrays = {
+            "order": None if self.orders is None else self.orders[place],
+            "noise": None if self.noises is None else self.noises[:, place],
+        }
+        return {name: _sha256(array) for name, array in arrays.items() if array is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class _CheckedEdit:
+    """A checked edit; the fields are those of `Edit`."""
+
+    mask: EditMask
+    known: KnownImages
+    dilate: bool
+    paste: bool
+
+    def given(self, place: int) -> dict[str, str]:
+        """Return the hashes of the image and the mask of one of the images."""
+        known = self.known.latents if self.known.images is None else self.known.images
+        assert known is not None
+        return {"image": _sha256(known[place]), "mask": _sha256(self.mask.pixels)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """The complete sampling settings of a request, and the preset that they come from."""
+
+    sampling: Sampling
+    preset: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +176,7 @@ class _PreparedRequest:
     known_tokens: NDArray[np.float32]  # [V, B, D], the first tokens of the order, which are not generated
     edit_mask: EditMask | None
     pasted: NDArray[np.uint8] | None  # known images [B, H, W, c] whose pixels outside the mask are copied back
+    records: tuple[ImageRecord, ...]
 
 
 class Generator:
@@ -114,6 +185,8 @@ class Generator:
     Threads may share a generator, on every backend: its requests run one after another.
     `close` waits for the request that runs. A progress callback must not use its own generator. The attributes
     `engines` and `loop` have no such protection.
+
+    An exception that `progress` raises cancels the request and reaches the caller. The generator is usable after it.
 
     Use it as a context manager, or call `close`, to free the engines.
 
@@ -193,6 +266,22 @@ class Generator:
             unless_loaded.pop_all()
         return cls(manifest, Engines(**engines), runner.description, runner.close, loop)
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes in order; empty if the artifact has none."""
+        return self.manifest.class_names
+
+    @property
+    def presets(self) -> dict[str, Sampling]:
+        """The presets that a request can name, the built-in ones and the artifact's own, with their settings."""
+        names = (*PRESETS, *self.manifest.presets)
+        return {name: self.manifest.resolve_sampling({"preset": name}) for name in names}
+
+    @property
+    def image_size(self) -> int:
+        """The width and height of the images, in pixels."""
+        return self.manifest.model.img_size
+
     def sampling(self, **settings: Unpack[SamplingRequest]) -> Sampling:
         """Return the sampling settings that `generate` uses for these arguments, which are those of `generate`.
 
@@ -219,11 +308,31 @@ class Generator:
         """
         return build_plan(self.manifest.model.tokens, self.sampling(**settings), known_tokens)
 
+    def records(
+        self,
+        labels: Sequence[int | str],
+        *,
+        seed: int | Sequence[int] = 0,
+        index: Sequence[int] | None = None,
+        **settings: Unpack[SamplingRequest],
+    ) -> tuple[ImageRecord, ...]:
+        """Return how the images of a request are made, B records, without generating them.
+
+        The arguments are those of `generate`.
+
+        Raises:
+            RequestError: An argument is wrong.
+        """
+        request = self._resolve(settings)
+        classes = check_labels(labels, self.manifest.model, self.class_names)
+        plan = build_plan(self.manifest.model.tokens, request.sampling)
+        return self._records(self._check_images(classes, plan, seed, index), request)
+
     def generate(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         index: Sequence[int] | None = None,
         order: ArrayLike | None = None,
         noise: ArrayLike | None = None,
@@ -237,16 +346,18 @@ class Generator:
         An image depends on its seed, index, class and sampling settings only, not on the batch it is generated in.
 
         Args:
-            labels: Class numbers, B of them.
-            seed: The seed of the random numbers, 0 to 2^64 - 1.
-            index: The number of each image in the sequence of its seed, B of them. None: 0, 1, 2, ...
+            labels: Classes by number or name, B of them.
+            seed: The seed of the random numbers, 0 to 2^64 - 1; or one for each image, B of them.
+            index: The number of each image in the sequence of its seed, B of them. None: the number of images before
+                it that have the same seed, which is 0, 1, 2, ... for one seed.
             order: The generation order, int [B, L]: token positions, first generated first. It replaces the order
                 that the seed gives.
             noise: Standard normal noise by token position, float [T + 1, B, L, D]. It replaces the noise that the
                 seed gives.
             edit: The image to edit and the part of it to regenerate. None: complete images are generated.
             decode_batch: The number of images that are decoded together.
-            progress: Called after each iteration with the number of iterations done and their total.
+            progress: Called after each iteration with the number of iterations done and their total. An exception
+                that it raises cancels the request and reaches the caller.
             **settings: Sampling settings: `preset` (a name) or `sampling` (a complete `Sampling`), and single fields
                 of `Sampling`, which override it. What is missing or None is the artifact's own setting.
 
@@ -255,16 +366,22 @@ class Generator:
             BackendError: An engine failed, its numbers overflowed, or the generator was closed.
         """
         _check_delivery(decode_batch, progress)
-        request = self._prepare(labels, self.sampling(**settings), _Randomness(seed, index, order, noise), edit)
+        config, request = self.manifest.model, self._resolve(settings)
+        classes = check_labels(labels, config, self.class_names)
+        checked = self._check_edit(edit, len(classes))
+        plan = build_plan(config.tokens, request.sampling, checked.mask.known if checked else 0)
+        check_batch(len(classes), plan.diffusion_steps, config)
+        images = self._check_images(classes, plan, seed, index, order, noise)
+        prepared = self._prepare(images, plan, request, checked)
         with self._request_lock.hold():
-            return self._execute(request, decode_batch, progress)
+            return self._execute(prepared, decode_batch, progress)
 
     def generate_batches(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int | str],
         batch_size: int,
         *,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         index: Sequence[int] | None = None,
         order: ArrayLike | None = None,
         noise: ArrayLike | None = None,
@@ -278,69 +395,107 @@ class Generator:
         arguments are checked before the first batch; the other arguments are those of `generate`, for all images.
 
         Args:
-            labels: Class numbers, B of them over all batches.
+            labels: Classes by number or name, B of them over all batches.
             batch_size: The number of images in a batch; the last batch may have fewer.
-            seed: The seed of the random numbers.
-            index: The number of each image in the sequence of its seed, B of them. None: 0, 1, 2, ...
+            seed: The seed of the random numbers; or one for each image, B of them.
+            index: The number of each image in the sequence of its seed, B of them. None: as in `generate`.
             order: The generation order, int [B, L], in place of the one that the seed gives.
             noise: Noise by token position, float [T + 1, B, L, D], in place of the one that the seed gives.
             decode_batch: The number of images that are decoded together.
-            progress: Called after each iteration of each batch.
+            progress: Called after each iteration with the iterations done and their total, both over all batches.
             **settings: Sampling settings, as in `generate`.
 
         Raises:
             RequestError: An argument is wrong. Nothing has run yet.
             BackendError: By the iterator: an engine failed, its numbers overflowed, or the generator was closed.
         """
-        config = self.manifest.model
-        classes, sampling = check_labels(labels, config), self.sampling(**settings)
-        count, steps = len(classes), build_plan(config.tokens, sampling).diffusion_steps
-        check_batch(batch_size, steps, config)
+        config, request = self.manifest.model, self._resolve(settings)
+        classes = check_labels(labels, config, self.class_names)
+        plan = build_plan(config.tokens, request.sampling)
+        check_batch(batch_size, plan.diffusion_steps, config)
         _check_delivery(decode_batch, progress)
-        seed, indices = check_seed(seed), check_indices(index, count)
-        orders = None if order is None else check_order(order, count, config)
-        noises = None if noise is None else check_noise(noise, count, steps, config)
-        randomness = _CheckedRandomness(seed, indices, orders, noises)
+        images = self._check_images(classes, plan, seed, index, order, noise)
+        starts = range(0, len(classes), batch_size)
 
         def prepare(start: int) -> _PreparedRequest:
-            part = slice(start, start + batch_size)
-            return self._prepare(classes[part].tolist(), sampling, randomness.of_images(part), None)
+            return self._prepare(images.part(slice(start, start + batch_size)), plan, request)
 
-        execute = functools.partial(self._execute, decode_batch=decode_batch, progress=progress)
-        return LockedIterator(self._request_lock, _prepared_ahead(prepare, execute, range(0, count, batch_size)))
+        def execute(number: int, prepared: _PreparedRequest) -> Result:
+            return self._execute(prepared, decode_batch, _overall(progress, number, len(starts)))
+
+        return LockedIterator(self._request_lock, _prepared_ahead(prepare, execute, starts))
+
+    def _resolve(self, settings: SamplingRequest) -> _Settings:
+        return _Settings(self.sampling(**settings), settings.get("preset"))
+
+    def _check_images(
+        self,
+        classes: NDArray[np.int64],
+        plan: Plan,
+        seed: int | Sequence[int],
+        index: Sequence[int] | None,
+        order: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+    ) -> _CheckedImages:
+        """Check the arguments that decide the random numbers of a request."""
+        config, count = self.manifest.model, len(classes)
+        seeds = check_seeds(seed, count)
+        indices = check_indices(index, seeds)
+        orders = None if order is None else check_order(order, count, config)
+        noises = None if noise is None else check_noise(noise, count, plan.diffusion_steps, config)
+        return _CheckedImages(classes, seeds, indices, orders, noises)
 
     def _prepare(
-        self, labels: Sequence[int], sampling: Sampling, randomness: _Randomness, edit: Edit | None
+        self, images: _CheckedImages, plan: Plan, request: _Settings, edit: _CheckedEdit | None = None
     ) -> _PreparedRequest:
-        """Check a request and make all numbers that its loop takes."""
-        config = self.manifest.model
-        classes = check_labels(labels, config)
-        batch = len(classes)
-        mask, known = self._check_edit(edit, batch)
-        plan = build_plan(config.tokens, sampling, mask.known if mask else 0)
-        steps = plan.diffusion_steps
-        check_batch(batch, steps, config)
-        seed, indices = check_seed(randomness.seed), check_indices(randomness.index, batch)
-        if randomness.order is None:
-            order = seeded_order(seed, indices, config, plan.token_order)
-        else:
-            order = check_order(randomness.order, batch, config)
-        if randomness.noise is None:
-            noise = seeded_noise(seed, indices, steps, config)
-        else:
-            noise = check_noise(randomness.noise, batch, steps, config)
-        known_tokens, pasted = np.empty((batch, 0, config.token_channels), np.float32), None
-        if edit is not None and mask is not None and known is not None:
-            order = order_known_first(order, mask)
-            known_tokens = select_known_tokens(self._encode(known), order, mask.known, config.patch_size)
-            pasted = known.images if edit.paste else None
+        """Make all numbers that the loop of a request takes."""
+        config, order, noise = self.manifest.model, images.orders, images.noises
+        if order is None:
+            order = seeded_order(images.seeds, images.indices, config, plan.token_order)
+        if noise is None:
+            noise = seeded_noise(images.seeds, images.indices, plan.diffusion_steps, config)
+        known_tokens, pasted = np.empty((len(order), 0, config.token_channels), np.float32), None
+        if edit is not None:
+            order = order_known_first(order, edit.mask)
+            known_tokens = select_known_tokens(self._encode(edit.known), order, edit.mask.known, config.patch_size)
+            pasted = edit.known.images if edit.paste else None
         noise = np.take_along_axis(noise, order[None, :, :, None], axis=2)  # by position -> in generation order
-        return _PreparedRequest(plan, classes, order, noise.swapaxes(1, 2), known_tokens.swapaxes(0, 1), mask, pasted)
+        return _PreparedRequest(
+            plan=plan,
+            labels=images.labels,
+            order=order,
+            noise=noise.swapaxes(1, 2),
+            known_tokens=known_tokens.swapaxes(0, 1),
+            edit_mask=edit.mask if edit else None,
+            pasted=pasted,
+            records=self._records(images, request, edit),
+        )
 
-    def _check_edit(self, edit: object, batch: int) -> tuple[EditMask | None, KnownImages | None]:
+    def _records(
+        self, images: _CheckedImages, request: _Settings, edit: _CheckedEdit | None = None
+    ) -> tuple[ImageRecord, ...]:
+        """Return how each image of a request is made."""
+        names, settings = self.class_names, settings_values(request.sampling)
+        return tuple(
+            ImageRecord(
+                class_number=label,
+                class_name=names[label] if names else "",
+                seed=images.seeds[place],
+                index=images.indices[place],
+                settings=settings,
+                preset=request.preset,
+                artifact_sha256=self.manifest.content_sha256,
+                given={**images.given(place), **(edit.given(place) if edit else {})},
+                dilate=edit.dilate if edit else False,
+                paste=edit.paste if edit else True,
+            )
+            for place, label in enumerate(images.labels.tolist())
+        )
+
+    def _check_edit(self, edit: object, batch: int) -> _CheckedEdit | None:
         config = self.manifest.model
         if edit is None:
-            return None, None
+            return None
         if not isinstance(edit, Edit):
             raise RequestError(f"edit must be a runtime.Edit with known and mask, found {truncate(edit)}")
         if config.order == "raster":
@@ -350,7 +505,8 @@ class Generator:
             )
         for name in ("dilate", "paste"):
             check_bool(name, getattr(edit, name))
-        return check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
+        mask, known = check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
+        return _CheckedEdit(mask, known, bool(edit.dilate), bool(edit.paste))
 
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
         """Run the loop of a request and decode its images. The caller holds the lock."""
@@ -365,7 +521,7 @@ class Generator:
         images = self._decode(latents, decode_batch)
         if images is not None and request.pasted is not None and request.edit_mask is not None:
             images = paste_known_pixels(images, request.pasted, request.edit_mask)
-        return Result(latents, images, request.plan)
+        return Result(latents, images, request.plan, request.records)
 
     def _encode(self, known: KnownImages) -> NDArray[np.float32]:
         """Return the latents [B, C, h, w] of known images."""
@@ -411,18 +567,29 @@ class Generator:
 
 
 def _prepared_ahead(
-    prepare: Callable[[int], _PreparedRequest], execute: Callable[[_PreparedRequest], Result], starts: range
+    prepare: Callable[[int], _PreparedRequest], execute: Callable[[int, _PreparedRequest], Result], starts: range
 ) -> Iterator[Result]:
     """Yield the results of the batches that begin at `starts`; a thread prepares one while another is executed."""
     from concurrent.futures import ThreadPoolExecutor  # the import takes 7 ms, which a single image need not wait for
 
     with ThreadPoolExecutor(1) as thread:
         prepared = thread.submit(prepare, starts[0])
-        for next_start in starts[1:]:
+        for number, next_start in enumerate(starts[1:]):
             request = prepared.result()
             prepared = thread.submit(prepare, next_start)
-            yield execute(request)
-        yield execute(prepared.result())
+            yield execute(number, request)
+        yield execute(len(starts) - 1, prepared.result())
+
+
+def _overall(progress: Progress | None, number: int, batches: int) -> Progress | None:
+    """Return the progress function of the batch `number`, which counts the iterations of all batches."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, batches * total)
+
+
+def _sha256(array: NDArray[np.generic]) -> str:
+    return content_sha256({}, [("", array)])
 
 
 def _check_delivery(decode_batch: object, progress: object) -> None:

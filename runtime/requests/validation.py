@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,32 @@ _NAMES_LISTED = 10
 _NUMBER = re.compile("-?(0|[1-9][0-9]{0,19})")
 
 
-def check_labels(labels: ArrayLike, config: ModelConfig) -> NDArray[np.int64]:
+def check_labels(
+    labels: ArrayLike | Sequence[int | str], config: ModelConfig, names: Sequence[str] = ()
+) -> NDArray[np.int64]:
     """Return class numbers as int64 [B].
 
+    Args:
+        labels: Class numbers, names that `parse_class` knows, or both.
+        config: The config of the model.
+        names: The names of the classes in order, or none.
+
     Raises:
-        RequestError: They are not a list of class numbers of this model.
+        RequestError: They are not a list of classes of this model.
     """
-    array = _integer_array("labels", labels)
-    if array.ndim != 1 or not len(array):
+    if isinstance(labels, (str, bytes)):
+        raise RequestError(
+            f"labels must be a list of classes, found {truncate(labels)}; write labels=[{truncate(labels)}]"
+        )
+    if isinstance(labels, np.ndarray) and labels.dtype.kind == "U":
+        labels = labels.tolist()
+    if isinstance(labels, (list, tuple)) and any(isinstance(label, str) for label in labels):
+        labels = [parse_class(label, names) if isinstance(label, str) else label for label in labels]
+    array = as_array("labels", labels)
+    if array.ndim == 1 and not len(array):
+        raise RequestError("labels is empty; give at least one class, such as labels=[0]")
+    array = _integer_array("labels", array)
+    if array.ndim != 1:
         raise RequestError(f"labels must be a list of classes, found shape {list(array.shape)}")
     wrong = array[(array < 0) | (array >= config.class_num)]
     if len(wrong):
@@ -153,22 +172,42 @@ def check_seed(seed: int) -> int:
     return _check_uint64("seed", seed)
 
 
-def check_indices(index: Sequence[int] | None, batch: int) -> list[int]:
-    """Return the number of each image in the sequence of its seed; 0, 1, 2, ... for None.
+def check_seeds(seed: Any, batch: int) -> list[int]:
+    """Return the seed of each image: `seed` for all of them, or one for each.
 
     Raises:
-        RequestError: There are not `batch` numbers, or one is not a whole number in 0..2^64-1.
+        RequestError: There are not `batch` seeds, or one is not a whole number in 0..2^64-1.
+    """
+    several = seed.ndim > 0 if isinstance(seed, np.ndarray) else isinstance(seed, (list, tuple, range))
+    return _check_each("seed", seed, batch) if several else [check_seed(seed)] * batch
+
+
+def check_indices(index: Sequence[int] | None, seeds: Sequence[int]) -> list[int]:
+    """Return the number of each image in the sequence of its seed.
+
+    Args:
+        index: The numbers. None: each image has the number of earlier ones with the same seed: 0, 1, 2, ...
+        seeds: The seed of each image, B of them.
+
+    Raises:
+        RequestError: There are not B numbers, or one is not a whole number in 0..2^64-1.
     """
     if index is None:
-        return list(range(batch))
+        counters: dict[int, Iterator[int]] = collections.defaultdict(itertools.count)
+        return [next(counters[seed]) for seed in seeds]
+    return _check_each("index", index, len(seeds))
+
+
+def _check_each(name: str, values: Sequence[int], batch: int) -> list[int]:
+    """Return the argument `name`, which has one number for each image."""
     try:
-        numbers = list(itertools.islice(index, batch + 1))
+        numbers = list(itertools.islice(values, batch + 1))
     except TypeError:
-        raise RequestError(f"index must be a list with one number a label, found {truncate(index)}") from None
+        raise RequestError(f"{name} must be a list with one number a label, found {truncate(values)}") from None
     if len(numbers) != batch:
-        count = len(index) if isinstance(index, Sized) else f"{len(numbers)} or more"
-        raise RequestError(f"index must have one number a label, {batch}; found {count}")
-    return [_check_uint64("index", number) for number in numbers]
+        count = len(values) if isinstance(values, Sized) else f"{len(numbers)} or more"
+        raise RequestError(f"{name} must have one number a label, {batch}; found {count}")
+    return [_check_uint64(name, number) for number in numbers]
 
 
 def _check_uint64(name: str, value: int) -> int:

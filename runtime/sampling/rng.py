@@ -7,7 +7,8 @@ order, stream 1 the first noise, and stream 2 + s the noise of diffusion step s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +69,31 @@ def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -
     )
 
 
-def seeded_order(seed: int, indices: Sequence[int], config: ModelConfig, kind: str = "random") -> NDArray[np.int64]:
-    """Return the generation orders of the images `indices` of a seed, int64 [B, L]; see `image_order`."""
-    return np.stack([image_order(seed, index, config.grid, kind) for index in indices])
+def seeded_order(
+    seed: int | Sequence[int], indices: Sequence[int], config: ModelConfig, kind: str = "random"
+) -> NDArray[np.int64]:
+    """Return the generation orders of images, int64 [B, L]; see `image_order`.
+
+    Args:
+        seed: The seed of all images, or one for each.
+        indices: The number of each image in the sequence of its seed, B of them.
+        config: The config of the model.
+        kind: One of `TOKEN_ORDERS`.
+    """
+    return np.stack([image_order(*image, config.grid, kind) for image in _images(seed, indices)])
 
 
-def seeded_noise(seed: int, indices: Sequence[int], steps: int, config: ModelConfig) -> NDArray[np.float32]:
-    """Return the noise of the images `indices` of a seed, by token position, float32 [T + 1, B, L, D]."""
+def seeded_noise(
+    seed: int | Sequence[int], indices: Sequence[int], steps: int, config: ModelConfig
+) -> NDArray[np.float32]:
+    """Return the noise of images, by token position, float32 [T + 1, B, L, D]; see `image_noise` and `seeded_order`."""
     noise = np.empty((steps + 1, len(indices), config.tokens, config.token_channels), np.float32)
-    for image, index in enumerate(indices):
-        noise[:, image] = image_noise(seed, index, steps, config.tokens, config.token_channels)
+    for place, (image_seed, index) in enumerate(_images(seed, indices)):
+        noise[:, place] = image_noise(image_seed, index, steps, config.tokens, config.token_channels)
     return noise
+
+
+def _images(seed: int | Sequence[int], indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the seed and the index of each image."""
+    seeds = itertools.repeat(seed, len(indices)) if isinstance(seed, int) else seed
+    yield from zip(seeds, indices, strict=True)
