@@ -19,10 +19,13 @@ from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.schema import SchemaError, parse_value
 from runtime.structured_files import FaultReport
-from training.models.model_sizes import MODEL_SIZES
+from training.models.model_sizes import MODEL_SIZES, TRAINING_OF_SIZES
 
 _Training = TypeVar("_Training", bound="StepConfig")
 _Config = TypeVar("_Config", bound="BaseRunConfig")
+
+DATA_FIELDS = ("class_num", "vae_embed_dim")
+"""The fields of the model of a new run that come from its data: the numbers of classes and of channels."""
 
 _KEYS = {"data", "model", "training"}
 _RENAMED_KEYS = {
@@ -33,6 +36,9 @@ _RENAMED_KEYS = {
 """For each key of earlier versions the key that replaces it, and how a message names that."""
 
 _UNKNOWN_DATA = "not given yet"  # stands for `data` while a config without it is printed
+_UNKNOWN_STEPS = 1  # stands for `steps` while they are not known: before the data, which epochs count, are opened
+_LENGTHS = {"steps", "epochs"}  # the keys of `training` of which one says how long a run is
+_LONGEST_WARMUP = 500  # steps, of a run that does not say how many
 
 
 def setting(default: Any, help_text: str, **limits: Any) -> Any:
@@ -60,7 +66,9 @@ class StepConfig:
     batch_size: int = setting(64, "Images per step, over all processes and micro-batches.", least=1)
     accumulate: int = setting(1, "Micro-batches per step, to fit a large batch into little memory.", least=1)
     learning_rate: float = setting(1e-4, "Learning rate after the warm-up; it stays constant.", above=0)
-    warmup_steps: int = setting(500, "Steps over which the learning rate grows linearly.", least=0)
+    warmup_steps: int | None = setting(
+        None, "Steps over which the learning rate grows linearly. Default: a tenth of the run, at most 500.", least=0
+    )
     gradient_clip: float = setting(3.0, "Largest norm of the gradient; a longer one is scaled down to it.", above=0)
     ema_rate: float = setting(0.9999, "Decay rate of the moving average of the weights.", least=0, below=1)
     flip: bool = setting(True, "Mirror half of the images.")
@@ -74,7 +82,12 @@ class StepConfig:
     )
     workers: int = setting(0, "Processes that read batches ahead, for each training process.", least=0)
     checkpoint_every: int = setting(500, "Steps between checkpoints.", least=1)
-    sample_every: int = setting(2000, "Steps between grids of sample images.", least=1)
+    keep: int = setting(
+        1, "Number of checkpoints to keep. More than one are run folders in the folder checkpoints of the run.", least=1
+    )
+    sample_every: int = setting(
+        0, "Steps between grids of sample images. 0: at 2%, 5% and every tenth of the run.", least=0
+    )
 
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
@@ -89,6 +102,11 @@ class StepConfig:
         except RequestError as error:
             raise ConfigError(str(error)) from None
 
+    @property
+    def warmup(self) -> int:
+        """The number of steps over which the learning rate grows."""
+        return min(_LONGEST_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(StepConfig):
@@ -101,6 +119,11 @@ class TrainConfig(StepConfig):
     """
 
     weight_decay: float = setting(0.02, "Weight decay of the matrices of the transformer.", least=0)
+    init: str = setting("", "A checkpoint to begin with, a run folder or a published file; the run has its model.")
+    validation_share: float = setting(
+        0.0, "Share of the images to hold out of training. The loss on them is logged.", least=0, below=1
+    )
+    empty_classes: bool = setting(False, "Accept labels with gaps, whose classes have no images.")
     attention_precision: str = setting("fp32", "Precision of attention within bf16 autocast.", choices=("fp32", "bf16"))
     fsdp: bool = setting(False, "Shard weights and optimizer over the processes, for models as large as MAR-H.")
     gradient_checkpointing: bool = setting(
@@ -172,7 +195,8 @@ class RunConfig(BaseRunConfig):
         """
         data, size, fields = resolve_model(values, MODEL_SIZES, where)
         where_model = f"{where}, model {size}" if size else f"{where}, model"
-        if not size and (missing := sorted(field_names(ModelConfig) - LATER_FIELDS - fields.keys())):
+        optional = LATER_FIELDS | set(DATA_FIELDS)
+        if not size and (missing := sorted(field_names(ModelConfig) - optional - fields.keys())):
             raise ConfigError(f"{where}: no size (--model), and without one model lacks {', '.join(missing)}")
         config = ModelConfig.from_dict(fields, where_model)
         if config.distilled_steps:
@@ -180,40 +204,92 @@ class RunConfig(BaseRunConfig):
                 f"{where_model}: distilled_steps {config.distilled_steps} is set by mar distill, which trains from a "
                 "finished model; remove it"
             )
-        return cls(data, config, read_training(TrainConfig, values.get("training", {}), where))
+        training = {**TRAINING_OF_SIZES.get(size, {}), **values.get("training", {})}
+        return cls(data, config, read_training(TrainConfig, training, where))
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
-    """Return a config as TOML.
+    """Return a config as TOML, without the settings whose value is None: TOML has none, and it is their default.
 
     Args:
         config: Nested dictionaries; `data` may be missing.
     """
     import tomli_w  # only to print a config; reading one, and exporting a model, needs it not
 
-    return tomli_w.dumps(config)
+    return tomli_w.dumps(_without_none(config))
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_none(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def printed_toml(config: Mapping[str, Any]) -> str:
+    """Return a config as TOML for a new run, without the fields of the model that come from its data."""
+    model = {name: value for name, value in config["model"].items() if name not in DATA_FIELDS}
+    return to_toml({**config, "model": model})
 
 
 def resolved_toml(values: Mapping[str, Any], where: str, read: Callable[[Mapping[str, Any], str], Any]) -> str:
-    """Return as TOML the complete config that `values` stand for, with all defaults.
+    """Return as TOML, for a new run, the complete config that `values` stand for, with all defaults.
 
     Args:
-        values: As for `BaseRunConfig.from_dict`, but `data` and `steps` may be missing; the TOML lacks them then.
+        values: As for `BaseRunConfig.from_dict`, but `data` and `steps` may be missing, and `epochs` may be there; the
+            TOML is the same in this.
         where: The source of `values`, for messages.
         read: `from_dict` of the config's class.
 
     Raises:
         ConfigError: As `read` raises it.
     """
-    complete, training = {"data": _UNKNOWN_DATA, **values}, values.get("training", {})
+    complete, epochs = take_epochs({"data": _UNKNOWN_DATA, **values}, where)
+    training = complete.get("training", {})
     if isinstance(training, Mapping):  # `read` refuses anything else
-        complete["training"] = {"steps": 1, **training}
+        complete["training"] = {"steps": _UNKNOWN_STEPS, **training}
     config = read(complete, where).to_dict()
     if "data" not in values:
         del config["data"]
-    if "steps" not in training:
+    if epochs is not None:
+        config["training"]["epochs"] = epochs
+    if epochs is not None or "steps" not in training:
         del config["training"]["steps"]
-    return to_toml(config)
+    return printed_toml(config)
+
+
+def take_epochs(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], int | None]:
+    """Take the key `epochs` out of the table `training` of a config, because steps are known only with the data.
+
+    Returns:
+        The config, where `steps` has any valid value in place of `epochs`; the epochs, None where there is no such key.
+
+    Raises:
+        ConfigError: The epochs are no whole number from 1, or `steps` is there too.
+    """
+    training = values.get("training", {})
+    if not isinstance(training, Mapping) or "epochs" not in training:
+        return dict(values), None
+    others = {name: value for name, value in training.items() if name != "epochs"}
+    if "steps" in others:
+        raise ConfigError(f"{where}, training: steps and epochs both say how long the run is; give one of them")
+    try:
+        epochs: int = parse_value("epochs", training["epochs"], int, {"least": 1})
+    except SchemaError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return {**values, "training": {**others, "steps": _UNKNOWN_STEPS}}, epochs
+
+
+def refuse_data_fields(values: Mapping[str, Any], where: str) -> None:
+    """Check that the config of a new run does not set what comes from its data, which would have no effect.
+
+    Raises:
+        ConfigError: It does.
+    """
+    model = values.get("model", {})
+    if stated := [name for name in DATA_FIELDS if isinstance(model, Mapping) and name in model]:
+        raise ConfigError(f"{where}, model: {' and '.join(stated)} of a new run comes from its data; remove it")
 
 
 def resolve_model(
@@ -261,7 +337,9 @@ def read_training(kind: type[_Training], values: Mapping[str, Any], where: str) 
     """
     check_known_keys(values, field_names(kind), f"{where}, training")
     if "steps" not in values:
-        raise ConfigError(f"{where}, training: steps is missing; give --steps, the number of training steps")
+        raise ConfigError(
+            f"{where}, training: steps is missing; give --steps, the number of training steps, or --epochs"
+        )
     try:
         return kind(**values)
     except ConfigError as error:
@@ -304,8 +382,14 @@ def merge_flags(
     changes = {"model": {**({} if size is None else {"name": size}), **model}, "training": training}
     for table, fields in changes.items():
         if isinstance(values.get(table, {}), dict):  # `from_dict` refuses anything else
-            values[table] = {**values.get(table, {}), **fields}
+            values[table] = {**_without_other_length(values.get(table, {}), fields), **fields}
     return values
+
+
+def _without_other_length(table: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table without the length of the run where `changes` give it in the other unit."""
+    replaced = _LENGTHS if _LENGTHS & changes.keys() else set()
+    return {name: value for name, value in table.items() if name not in replaced}
 
 
 def field_names(kind: type) -> set[str]:

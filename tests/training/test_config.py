@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from runtime.errors import ConfigError
 from tests.helpers.tiny_runs import TINY, one_sentence
-from training.config import RunConfig, TrainConfig, merge_flags, read_toml
+from training.config import RunConfig, TrainConfig, merge_flags, read_toml, take_epochs
 from training.models.model_sizes import model_config
 
 
 def _values(field: dataclasses.Field[Any], kind: type) -> st.SearchStrategy[Any]:
     limits = field.metadata
+    if optional := [part for part in typing.get_args(kind) if part is not type(None)]:
+        return st.none() | _values(field, optional[0])
     if "choices" in limits:
         return st.sampled_from(limits["choices"])
     least = limits.get("least", limits.get("above", 0))
@@ -30,8 +32,7 @@ def _values(field: dataclasses.Field[Any], kind: type) -> st.SearchStrategy[Any]
         below = {"max_value": limits["below"], "exclude_max": True} if "below" in limits else {}
         return st.floats(least, allow_nan=False, allow_infinity=False, **above, **below)
     if kind is str:
-        assert field.name == "background"
-        return st.sampled_from(["white", "#10ff80", "rgb(1, 2, 3)"])
+        return st.sampled_from({"background": ["white", "#10ff80", "rgb(1, 2, 3)"], "init": ["", "a run"]}[field.name])
     assert kind is bool
     return st.booleans()
 
@@ -94,6 +95,49 @@ def test_a_model_is_the_name_of_a_size_or_a_table_that_may_change_one() -> None:
     table = {"name": "mar_large", "img_size": 128}
     changed = RunConfig.from_dict({"data": "d", "model": table, "training": training}, "here")
     assert changed.model == model_config("mar_large", img_size=128)
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "warmup"), [(5, None, 0), (300, None, 30), (9000, None, 500), (300, 7, 7), (300, 0, 0)]
+)
+def test_the_warm_up_is_a_tenth_of_the_run_and_at_most_500_steps(steps: int, given: int | None, warmup: int) -> None:
+    assert TrainConfig(steps=steps, warmup_steps=given).warmup == warmup
+
+
+def test_the_learning_rate_is_that_of_the_size_unless_it_is_set() -> None:
+    for model, training, expected in (
+        ("pixel_small", {}, 8e-4),
+        ("pixel_small", {"learning_rate": 3e-5}, 3e-5),
+        ("mar_base", {}, 1e-4),
+    ):
+        values = {"data": "d", "model": model, "training": {"steps": 1, **training}}
+        assert RunConfig.from_dict(values, "here").training.learning_rate == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "flags", "expected"),
+    [
+        ({"steps": 9, "seed": 1}, {"epochs": 2}, {"seed": 1, "epochs": 2}),
+        ({"epochs": 9}, {"steps": 2}, {"steps": 2}),
+        ({"epochs": 9}, {"seed": 3}, {"epochs": 9, "seed": 3}),
+    ],
+)
+def test_the_length_of_a_run_on_the_command_line_replaces_that_of_the_file(
+    tmp_path: pathlib.Path, file: dict[str, int], flags: dict[str, int], expected: dict[str, int]
+) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("[training]\n" + "".join(f"{name} = {value}\n" for name, value in file.items()))
+    assert merge_flags(path, None, None, {}, flags)["training"] == expected
+
+
+def test_steps_and_epochs_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="here, training: steps and epochs both say how long") as caught:
+        take_epochs({"training": {"steps": 3, "epochs": 1}}, "here")
+    one_sentence(caught)
+    for wrong in (0, -1, 1.5, True, "many"):
+        with pytest.raises(ConfigError, match="here: epochs must be a whole number of at least 1") as caught:
+            take_epochs({"training": {"epochs": wrong}}, "here")
+        one_sentence(caught)
 
 
 def test_flags_replace_the_values_of_a_file(tmp_path: pathlib.Path) -> None:

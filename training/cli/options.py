@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
 from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
+from runtime.errors import ConfigError
 from training.config import StepConfig
 from training.models.model_sizes import MODEL_SIZES
 
@@ -110,10 +111,34 @@ def head_options(command: _Command) -> _Command:
     return _add(_HEAD, command)
 
 
+epochs_option = click.option(
+    "--epochs", type=click.IntRange(1), help="Number of times that the run takes all images, in place of --steps."
+)
+
+
+def check_resume_options(given: Mapping[str, object]) -> None:
+    """Check that no option of a new run is given beside --resume.
+
+    Args:
+        given: The values of such options by name, None for one that is not given.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    if names := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(f"a run resumed with --resume has its model already; remove {' and '.join(names)}")
+
+
 def _add(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _plain_type(kind: Any) -> Any:
+    """Return the type of a setting without None, which stands for one that is not set."""
+    (plain,) = (part for part in typing.get_args(kind) or (kind,) if part is not type(None))
+    return plain
 
 
 def training_options(settings: type[StepConfig]) -> Callable[[_Command], _Command]:
@@ -122,9 +147,10 @@ def training_options(settings: type[StepConfig]) -> Callable[[_Command], _Comman
 
     def add(command: _Command) -> _Command:
         for field in reversed(dataclasses.fields(settings)):
-            flag, kind = f"--{field.name.replace('_', '-')}", types[field.name]
+            flag, kind = f"--{field.name.replace('_', '-')}", _plain_type(types[field.name])
             choices = field.metadata.get("choices")
-            default = "" if field.default is dataclasses.MISSING else f" [default: {str(field.default).lower()}]"
+            shown = field.default not in (dataclasses.MISSING, None, "")
+            default = f" [default: {str(field.default).lower()}]" if shown else ""
             command = click.option(
                 f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
                 field.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -11,8 +10,17 @@ import torch
 
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
-from training.cli.options import training_options
-from training.config import RunConfig, TrainConfig, merge_flags, resolved_toml
+from training.checkpoints.initial_model import with_initial_model
+from training.cli.options import check_resume_options, epochs_option, training_options
+from training.config import (
+    RunConfig,
+    TrainConfig,
+    merge_flags,
+    printed_toml,
+    refuse_data_fields,
+    resolved_toml,
+    take_epochs,
+)
 from training.distributed import process_group
 from training.loop.mar_trainer import MarTrainer
 from training.loop.profiling import profile_training
@@ -31,7 +39,8 @@ from training.models.model_sizes import MODEL_SIZES
 @click.option(
     "--data",
     type=PATH,
-    help="The dataset: a folder with IDX files, with one sub-folder per class, or with latents by mar cache-latents.",
+    help="The dataset: a folder with IDX files, with one sub-folder per class, with images of no classes, or with "
+    "latents by mar cache-latents. With --resume: the new place of the data.",
 )
 @click.option("--out", type=PATH, help="The run folder to create.")
 @click.option(
@@ -41,6 +50,7 @@ from training.models.model_sizes import MODEL_SIZES
 )
 @click.option("--image-size", type=int, help="The side of the images in pixels. Default: that of the model's size.")
 @training_options(TrainConfig)
+@epochs_option
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -70,19 +80,19 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     if resume is not None:
-        if config_file or size or data or out or image_size is not None:
-            raise ConfigError(
-                "a run resumed with --resume has its model and data already; "
-                "remove --config, --model, --data, --out and --image-size"
-            )
-        _resume_run(resume, changes, device, profile, print_config)
+        given = {"--config": config_file, "--model": size, "--out": out, "--image-size": image_size}
+        check_resume_options({**given, "--init": changes.get("init")})
+        _resume_run(resume, data, changes, device, profile, print_config)
         return
     fields = {} if image_size is None else {"img_size": image_size}
     values = merge_flags(config_file, str(data) if data else None, size, fields, changes)
     where = str(config_file or "the command line")
+    refuse_data_fields(values, where)
+    values = with_initial_model(values, where)
     if print_config:
         click.echo(resolved_toml(values, where, RunConfig.from_dict), nl=False)
         return
+    values, epochs = take_epochs(values, where)
     config = RunConfig.from_dict(values, where)
     if profile:
         _profile(config, device)
@@ -90,20 +100,27 @@ def train(
     if out is None:
         raise ConfigError("a new run needs --out, the folder to create; to resume a run, give --resume instead")
     with process_group(device) as processes, holding_run(out, processes):
-        finish(MarTrainer.start(out, config, processes))
+        finish(MarTrainer.start(out, config, processes, epochs=epochs))
 
 
 def _resume_run(
-    run: pathlib.Path, changes: Mapping[str, Any], device: str | None, profile: bool, print_config: bool
+    run: pathlib.Path,
+    data: pathlib.Path | None,
+    changes: dict[str, Any],
+    device: str | None,
+    profile: bool,
+    print_config: bool,
 ) -> None:
-    """Resume `run` with `changes` to its training settings, or profile it, or print its config."""
+    """Resume `run` with `data` at a new place and `changes` to its settings, or profile it, or print its config."""
+    _, epochs = take_epochs({"training": changes}, "the command line")
+    changes = {name: value for name, value in changes.items() if name != "epochs"}
     if print_config:
-        click.echo(MarTrainer.read_config(run, changes).to_toml(), nl=False)
+        click.echo(printed_toml(MarTrainer.read_config(run, changes, data).to_dict()), nl=False)
     elif profile:
-        _profile(MarTrainer.read_config(run, changes), device)
+        _profile(MarTrainer.read_config(run, changes, data), device)
     else:
         with process_group(device) as processes, holding_run(run, processes):
-            finish(MarTrainer.resume(run, processes, changes))
+            finish(MarTrainer.resume(run, processes, changes, data=data, epochs=epochs))
 
 
 def _profile(config: RunConfig, device: str | None) -> None:

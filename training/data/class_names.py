@@ -50,6 +50,21 @@ def check_same_classes(found: Sequence[str], expected: Sequence[str], data: str,
     )
 
 
+def check_no_gaps(classes: Sequence[str], labels: NDArray[np.int64], data: str) -> None:
+    """Check that every class has images where classes are but numbers: one wrong label would make hundreds of classes.
+
+    Raises:
+        DataError: A number below the largest label has no image.
+    """
+    empty = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0).tolist()
+    if empty and not _has_names(classes):
+        raise DataError(
+            f"{data}: {len(empty)} of {pluralize(len(classes), 'class')} have no images "
+            f"({list_some([classes[number] for number in empty])}), because the largest label is {len(classes) - 1}; "
+            f"correct the labels, or give --empty-classes to train a model of {len(classes)}"
+        )
+
+
 def check_known_classes(found: Sequence[str], expected: Sequence[str], data: str, whose: str) -> None:
     """Do what `check_same_classes` does, except where one side has only numbers for its classes, or nothing."""
     if _has_names(found) and _has_names(expected):

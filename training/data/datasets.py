@@ -1,4 +1,4 @@
-"""Labelled images to train on: IDX files (MNIST, Fashion-MNIST) or a folder of class sub-folders."""
+"""Labelled images to train on: IDX files (MNIST, Fashion-MNIST), a folder of class sub-folders, or one of images."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ class ImageDataset(Protocol):
     def fingerprint(self) -> str:
         """A text that differs for other images or labels, found without decoding an image."""
 
+    @property
+    def content(self) -> str:
+        """A text that differs for other images or labels, and is the same for a copy of the files elsewhere."""
+
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images at `indices`: uint8 [len(indices), H, W, channels].
 
@@ -58,7 +62,8 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train", back
     """Open the dataset in a folder.
 
     A folder with IDX files has the images of `split` in those of its name. Any other folder has a sub-folder for each
-    class, below a sub-folder named like `split`; without such a sub-folder, it is the training split itself.
+    class, or images alone, which then are one class. They are below a sub-folder named like `split`; without such a
+    sub-folder, the folder is the training split itself.
 
     Args:
         path: The folder.
@@ -76,7 +81,21 @@ def open_dataset(path: pathlib.Path, image_size: int, split: str = "train", back
     except OSError as error:
         place = printable(str(error.filename or path))
         raise DataError(f"{place}: cannot be read ({error.strerror or error})") from error
-    raise DataError(f"no dataset at {where}: expected a folder with IDX files or with a sub-folder for each class")
+    raise DataError(
+        f"no dataset at {where}: expected a folder with IDX files, with a sub-folder for each class, or with images"
+    )
+
+
+def has_split(path: pathlib.Path, split: str) -> bool:
+    """Return whether a folder has the images of `split`, `train` or `test`, under its name."""
+    return "images" in find_idx_files(path, split) or bool(_split_folders(path, split))
+
+
+def _split_folders(path: pathlib.Path, split: str) -> list[str]:
+    """Return the names of the folders of a split: the name in lower case first, then others such as Train."""
+    return sorted(
+        (folder.name for folder in path.iterdir() if folder.is_dir() and folder.name.lower() == split), reverse=True
+    )
 
 
 def _open_folder(path: pathlib.Path, image_size: int, split: str, background: Color) -> ImageDataset:
@@ -85,9 +104,7 @@ def _open_folder(path: pathlib.Path, image_size: int, split: str, background: Co
     if "images" in find_idx_files(path, split):
         return IdxDataset(path, image_size, split)
     folders = {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir()}
-    # The name in lower case first, then others such as Train.
-    chosen = sorted((name for name in folders if name.lower() == split), reverse=True)
-    if chosen:
+    if chosen := _split_folders(path, split):
         dataset = FolderDataset(folders[chosen[0]], image_size, background)
         others = [printable(name) for name in folders if name != chosen[0] and name.lower() not in ("train", "test")]
         if others:
@@ -152,6 +169,10 @@ class _RgbDataset:
     @property
     def fingerprint(self) -> str:
         return f"{self._gray.fingerprint} in three colours"
+
+    @property
+    def content(self) -> str:
+        return self._gray.content
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._gray.images(indices).repeat(3, axis=-1)

@@ -1,4 +1,4 @@
-"""Images in one folder for each class: which folders are classes, which files are images, and what is left out."""
+"""Images in one folder for each class, or in one folder: which files are images of which class, what is left out."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ _SYSTEM_FOLDERS = (
 
 _ARRAYS = (".npz", ".npy")  # what the published code and its relatives cache latents in
 
+THE_ONE_CLASS = "image"
+"""The name of the class of images that lie in no class folder."""
+
 
 class FolderDataset:
-    """RGB images in one sub-folder for each class, in alphabetical order.
+    """RGB images in one sub-folder for each class, in alphabetical order; without such folders all are of one class.
 
     An image is scaled so that its shorter side is `image_size`, and cropped to the square in its middle. Hidden files
     and folders are left out, because notebooks keep copies there, and macOS writes one beside each file. Links to
@@ -51,7 +54,7 @@ class FolderDataset:
         """Find the classes and the images.
 
         Args:
-            path: The folder of the class folders.
+            path: The folder of the class folders, or of the images.
             image_size: The side of the square images that the dataset returns, in pixels.
             background: The colour under transparent pixels.
 
@@ -70,20 +73,18 @@ class FolderDataset:
                 self.warnings.append(f"{printable(str(folder))}: a class without images")
             self._files += files
             labels += [label] * len(files)
-        self.classes = tuple(printable(folder.name) for folder in folders)
+        self.classes = tuple(printable(folder.name) for folder in folders) or (THE_ONE_CLASS,)
+        if not folders:
+            left_out = _LeftOut()
+            self._files = _image_files(path, left_out)
+            labels = [0] * len(self._files)
         self.labels = np.array(labels, dtype=np.int64)
         where = printable(str(path))
         left = [f"{where}: left out {line}" for line in left_out.lines()]
-        if not labels and left_out.latents():
-            raise DataError(
-                f"{where}: no images, but {pluralize(left_out.latents(), 'file')} of arrays ({', '.join(_ARRAYS)}), as "
-                "the published code caches latents; make a cache of the images with mar cache-latents and name that"
-            )
-        if not folders:
-            raise DataError("; ".join([f"{where}: neither IDX files nor class sub-folders here", *left]))
         if not labels:
-            raise DataError("; ".join([f"{where}: no class has images", self.warnings[0], *left]))
-        self.notes: tuple[str, ...] = (f"{where}: {describe_classes(self.classes, self.labels)}", *left)
+            raise DataError(_nothing_here(where, left_out, [*self.warnings[:1], *left]))
+        found = describe_classes(self.classes, self.labels) if folders else _describe_one_class(len(labels))
+        self.notes: tuple[str, ...] = (f"{where}: {found}", *left)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -91,6 +92,12 @@ class FolderDataset:
         files = [(file.relative_to(self._path).as_posix(), *_size_and_time(file)) for file in self._files]
         settings = (self._image_size, self._background, self.classes)
         return hashlib.sha256(repr((*settings, files)).encode()).hexdigest()
+
+    @functools.cached_property
+    def content(self) -> str:
+        """The SHA-256 of name and size of every file, which a copy of them elsewhere has too."""
+        files = [(file.relative_to(self._path).as_posix(), *_size_and_time(file)[:1]) for file in self._files]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images at `indices`: uint8 [len(indices), H, W, 3].
@@ -111,6 +118,20 @@ class FolderDataset:
             raise UnreadableImageError(str(error)) from error
         self.warnings += warnings
         return pixels
+
+
+def _describe_one_class(images: int) -> str:
+    return f"{pluralize(images, 'image')} without class sub-folders, so all of them are one class, {THE_ONE_CLASS}"
+
+
+def _nothing_here(where: str, left_out: _LeftOut, details: list[str]) -> str:
+    """Return the message about a folder without images."""
+    if left_out.latents():
+        return (
+            f"{where}: no images, but {pluralize(left_out.latents(), 'file')} of arrays ({', '.join(_ARRAYS)}), as "
+            "the published code caches latents; make a cache of the images with mar cache-latents and name that"
+        )
+    return "; ".join([f"{where}: neither IDX files nor images here", *details])
 
 
 class _LeftOut:

@@ -136,6 +136,11 @@ class IdxDataset:
         digest.update(self.labels.data)
         return digest.hexdigest()
 
+    @property
+    def content(self) -> str:
+        """The fingerprint, which does not depend on the place of the files."""
+        return self.fingerprint
+
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the images at `indices`: uint8 [len(indices), H, W, 1]."""
         return self._pixels[indices]

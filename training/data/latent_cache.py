@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -87,6 +88,7 @@ def cache_latents(
     cache: pathlib.Path,
     progress: Callable[[int], None],
     warn: Callable[[str], None],
+    resumed: Callable[[int], None] = lambda images: None,
 ) -> None:
     """Encode all images of a dataset, or those that an interrupted cache lacks. Unreadable images are left out.
 
@@ -96,13 +98,14 @@ def cache_latents(
         cache: The folder to write.
         progress: Called with the number of images each time some are done.
         warn: Called with one line for each defect of the data.
+        resumed: Called once with the number of images that an interrupted cache has.
 
     Raises:
         RequestError: `cache` holds other latents.
         DataError: A hundred images in a row cannot be read.
     """
     index = _open_index(dataset, encoder, cache)
-    progress(index.next)
+    resumed(index.next)
     while index.next < index.images:
         stop = min(index.images, index.next + encoder.images_per_file)
         kept, moments, left_out = _encode(dataset, range(index.next, stop), encoder, progress, warn)
@@ -199,22 +202,29 @@ class CachedLatents:
         index, self.warnings = CacheIndex.read(cache), list[str]()
         if index.next < index.images:
             raise DataError(
-                f"{cache}: only {index.next} of {index.images} images are cached; run mar cache-latents again"
+                f"{cache}: only {index.next} of {pluralize(index.images, 'image')} cached; run mar cache-latents again"
             )
         if index.image_size != image_size:
             raise DataError(f"{cache}: latents of {index.image_size}x{index.image_size} images, not of {image_size}")
         index.check_files(cache)
+        self._content = hashlib.sha256(repr([file.sha256 for file in index.files]).encode()).hexdigest()
         self.classes, self.channels, self.stride = tuple(index.classes), index.channels, index.stride
-        self._scale = latent_scale(cache / checkpoint.TOKENIZER_FILE)
+        self._scale, self._shift = latent_scale(cache / checkpoint.TOKENIZER_FILE)
         self._cache, self._files = cache, [_open(cache / file.name) for file in index.files]
         parts = [_labels(cache, index, number, opened) for number, opened in enumerate(self._files)]
         self.labels = np.concatenate([np.empty(0, np.int64), *parts])  # [n]
+        self._names: tuple[int, list[str]] = (-1, [])  # of the file that was read last, and its number
         self._moments = [file.get_slice("moments") for file in self._files]
         self._starts = np.cumsum([0] + [file.images for file in index.files])
         self.notes: tuple[str, ...] = (f"{cache}: {describe_classes(self.classes, self.labels)}",)
         if index.left_out:
             images = pluralize(len(index.left_out), "unreadable image")
             self.notes += (f"{cache}: left out {images}: {list_some(index.left_out)}",)
+
+    @property
+    def content(self) -> str:
+        """The SHA-256 of the hashes of all files."""
+        return self._content
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         """Sample the latents of an image, or of its mirror image: float32 [C, h, w], of about unit variance."""
@@ -223,7 +233,7 @@ class CachedLatents:
         mean, log_variance = np.split(moments, 2)
         deviation = np.exp(np.float32(0.5) * log_variance.clip(*LOG_VARIANCE))
         sample = mean + deviation * stream.standard_normal(mean.shape, np.float32)
-        return ((sample - self._scale.shift) * self._scale.scale).astype(np.float32)
+        return ((sample - self._shift) * self._scale).astype(np.float32)
 
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Decode latents [B, C, h, w] by the cached autoencoder: uint8 [B, H, W, 3]."""
@@ -239,8 +249,9 @@ class CachedLatents:
     def name(self, index: int) -> str:
         """Return where a person finds the image."""
         file, row = self._locate(index)
-        names = self._files[file].get_tensor("names").tobytes().decode()
-        return str(names.split("\n")[row])
+        if self._names[0] != file:
+            self._names = file, self._files[file].get_tensor("names").tobytes().decode().split("\n")
+        return self._names[1][row]
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Return the number of the file that holds an image, and its row there."""

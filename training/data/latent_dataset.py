@@ -41,6 +41,10 @@ class LatentDataset(Protocol):
     stride: int
     labels: NDArray[np.int64]
 
+    @property
+    def content(self) -> str:
+        """A text that differs for other images or labels, and is the same for a copy of the files elsewhere."""
+
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         """Return the latents of one example, float32 [C, h, w].
 
@@ -75,6 +79,11 @@ class PixelLatents:
         self.image_dataset = dataset
         self.classes, self.channels, self.labels = dataset.classes, dataset.channels, dataset.labels
         self.notes, self.warnings = dataset.notes, dataset.warnings
+
+    @property
+    def content(self) -> str:
+        """That of the images."""
+        return self.image_dataset.content
 
     def latent(self, index: int, flip: bool, stream: np.random.Generator) -> NDArray[np.float32]:
         """Return an image, float32 [c, H, W] in -1..1. Raises `UnreadableImageError`."""

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from runtime.image_files import parse_color
 from training.checkpoints import checkpoint
+from training.checkpoints.transfer import transfer_weights
 from training.config import RunConfig
-from training.data.class_names import check_same_classes
+from training.data.class_names import check_no_gaps, check_same_classes
 from training.data.codebook import fit_codebook
 from training.data.latent_dataset import LatentDataset, check_model_fits, open_latents
 from training.data.loader import MicroBatch, MicroBatches, micro_batches
+from training.data.validation_split import TrainingPart
 from training.loop.optimizer_step import MarTrainStep
+from training.loop.schedule import validation_is_due
 from training.loop.training_loop import TrainingLoop
+from training.loop.validation import ValidationLoss
+from training.reporting.progress import print_lines
 from training.reporting.reporter import Reporter
 from training.reporting.sample_grid import save_sample_grid
+
+CODEBOOK = "diffloss.codebook"
+"""The name of the parameter that is the codebook of a VQ head."""
 
 
 class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
@@ -29,14 +40,17 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
 
     @classmethod
     def open_data(cls, config: RunConfig) -> LatentDataset:
-        """Open the images or cached latents that a config names. Raises `DataError`."""
-        background = parse_color("background", config.training.background)
-        return open_latents(pathlib.Path(config.data), config.model.img_size, background)
+        """Open the images or cached latents that a config names, without held-out ones. Raises `DataError`."""
+        background, share = parse_color("background", config.training.background), config.training.validation_share
+        dataset = open_latents(pathlib.Path(config.data), config.model.img_size, background)
+        return TrainingPart(dataset, share) if share else dataset
 
     @classmethod
     def fit_to_data(cls, config: RunConfig) -> tuple[RunConfig, LatentDataset]:
         """Return the config with as many classes and channels as its data has, and the data. Raises `DataError`."""
         dataset = cls.open_data(config)
+        if not config.training.empty_classes:
+            check_no_gaps(dataset.classes, dataset.labels, config.data)
         model = dataclasses.replace(config.model, vae_embed_dim=dataset.channels, class_num=len(dataset.classes))
         return RunConfig(str(pathlib.Path(config.data).resolve()), model, config.training), dataset
 
@@ -44,7 +58,7 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
         return MarTrainStep(self.config.model, self.config.training, self.processes)
 
     def _check_data(self) -> None:
-        if (self.run / checkpoint.CONFIG_FILE).exists():  # the run is resumed
+        if self._is_saved:
             config = checkpoint.read_run_config(self.run)
             names = checkpoint.read_class_names(config, str(self.run / checkpoint.CONFIG_FILE))
             check_same_classes(self.dataset.classes, names, self.config.data, str(self.run))
@@ -52,14 +66,42 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
         super()._check_data()
 
     def _initialize(self) -> None:
+        taken = self._take_weights() if self.config.training.init else frozenset[str]()
         model = self.config.model
-        if model.head == "vq":
-            self.train_step.set_codebook(fit_codebook(self.dataset, model, self.config.training.seed))
+        if model.head == "vq" and CODEBOOK not in taken:
+            codebook = fit_codebook(self.dataset, model, self.config.training.seed)
+            self.train_step.set_weights({CODEBOOK: torch.from_numpy(codebook)})
+
+    def _take_weights(self) -> frozenset[str]:
+        """Take the weights of the checkpoint that the run begins with; return the names of those taken.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read, or none of its blocks fits.
+        """
+        source = checkpoint.load_checkpoint(pathlib.Path(self.config.training.init))
+        transfer = transfer_weights(source, self.train_step.full_weights(), self.config.model, self.dataset.classes)
+        self.train_step.set_weights(transfer.weights)
+        if self.processes.is_main:
+            print_lines(transfer.lines)
+        return frozenset(transfer.weights)
 
     def _batches(self) -> Iterator[MicroBatch]:
         processes, config = self.processes, self.config
         batches = MicroBatches(self.dataset, config.model, config.training, processes.rank, processes.world_size)
         return micro_batches(batches, self.step, processes.device)
+
+    def _validate(self, reporter: Reporter | None) -> None:
+        if self._validation is None or not validation_is_due(self.step, self.config.training.steps):
+            return
+        model = self.train_step.averaged_model()
+        if reporter:
+            reporter.validation(self.step, self._validation(model, self.processes.device))
+
+    @functools.cached_property
+    def _validation(self) -> ValidationLoss | None:
+        """The loss on held-out images; None where none are held out."""
+        held_out = self.dataset.held_out if isinstance(self.dataset, TrainingPart) else None
+        return None if held_out is None else ValidationLoss(held_out, self.config)
 
     def _save_samples(self, reporter: Reporter | None) -> None:
         model = self.train_step.averaged_model()

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -168,12 +167,17 @@ class MarTrainStep(TrainStep):
         )
         super().__init__(model, module, optimizer, config, processes)
 
-    def set_codebook(self, codebook: NDArray[np.float32]) -> None:
-        """Set the codebook of a VQ head, float32 [codebook_size, D]; every process must pass the same."""
-        parameter = self.model.diffloss.codebook
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set parameters and their averages by name; every process must pass the same tensors."""
+        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
-            for copy in (parameter, self.average["diffloss.codebook"]):
-                copy.copy_(distribute_like(torch.from_numpy(codebook), parameter))
+            for name, weight in weights.items():
+                for copy in (parameters[name], self.average[name]):
+                    copy.copy_(distribute_like(weight, parameters[name]))
+
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return all parameters by name, also those that are sharded; every process must call it."""
+        return {name: full_tensor(parameter.detach()) for name, parameter in self.model.named_parameters()}
 
     def averaged_model(self) -> MAR:
         """Return a new model with the averaged weights, in evaluation mode; every process must call it."""
@@ -197,7 +201,7 @@ class MarTrainStep(TrainStep):
 
 def learning_rate(config: StepConfig, step: int) -> float:
     """Return the learning rate of step number `step`: it grows linearly over the warm-up, then stays constant."""
-    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
 
 
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import itertools
 import pathlib
 import shutil
@@ -15,21 +16,27 @@ import click
 from runtime.checks import pluralize
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from runtime.files import holding_folder, is_lock
+from runtime.schema import SchemaError, parse_object
 from training.checkpoints import checkpoint
+from training.checkpoints.kept_checkpoints import keep_checkpoint
 from training.config import BaseRunConfig, StepConfig
+from training.data.data_record import DataRecord
 from training.data.latent_dataset import LatentDataset
 from training.data.loader import MicroBatch
 from training.distributed import Processes
 from training.loop.optimizer_step import StepResult, TrainStep, learning_rate
+from training.loop.schedule import samples_are_due
 from training.loop.state import load_state, save_state
 from training.preemption import PreemptedError, Termination
 from training.reporting.environment import record_environment
+from training.reporting.first_batch import FIRST_BATCH_FILE, save_first_batch
 from training.reporting.loss_curve import save_loss_curve
 from training.reporting.progress import print_lines
 from training.reporting.reporter import Reporter
 from training.reporting.run_log import LOG_FILE
 
 _MOST_SKIPPED_IN_A_ROW = 10
+_RECORD = "dataset"  # the key of the `DataRecord` in the config of a run
 
 _Config = TypeVar("_Config", bound=BaseRunConfig)
 _Step = TypeVar("_Step", bound=TrainStep)
@@ -60,15 +67,29 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
     def __init__(self, run: pathlib.Path, config: _Config, dataset: LatentDataset, processes: Processes) -> None:
         self.run, self.config, self.dataset, self.processes = run, config, dataset, processes
         self._check_data()
+        self._record = DataRecord.of(dataset)
         self.train_step: _Step = self._make_train_step()
         if processes.is_main:
-            print_lines(dataset.notes)
+            print_lines(self._notes())
         self.step = 0
         self._new = all(is_lock(path) for path in run.glob("*"))
 
     @classmethod
-    def start(cls: type[_Loop], run: pathlib.Path, config: Any, processes: Processes | None = None) -> _Loop:
+    def start(
+        cls: type[_Loop],
+        run: pathlib.Path,
+        config: Any,
+        processes: Processes | None = None,
+        *,
+        epochs: int | None = None,
+    ) -> _Loop:
         """Start a new run in the folder `run`.
+
+        Args:
+            run: The folder.
+            config: The settings of the run.
+            processes: The processes of the job; by default this process alone.
+            epochs: How often the run takes the images, in place of the `steps` of the config.
 
         Raises:
             MarError: The folder already holds a run.
@@ -79,6 +100,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         if (run / checkpoint.CONFIG_FILE).exists():
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
         config, dataset = cls.fit_to_data(config)
+        config = _with_epochs(config, dataset, epochs)
+        config = config.with_training({"warmup_steps": config.training.warmup})
         loop = cls(run, config, dataset, processes)
         loop._initialize()
         processes.barrier()  # rank 0 must not write the config before all have checked that there is none
@@ -93,6 +116,9 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         run: pathlib.Path,
         processes: Processes | None = None,
         changes: Mapping[str, Any] | None = None,
+        *,
+        data: pathlib.Path | None = None,
+        epochs: int | None = None,
     ) -> _Loop:
         """Resume a run from its last checkpoint, or from its first step where it has none.
 
@@ -100,6 +126,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             run: The folder of the run.
             processes: The processes of the job; by default this process alone.
             changes: New values for fields of the config's `training`, such as more `steps`; the run keeps them.
+            data: The new place of the data; the run keeps it.
+            epochs: How often the whole run takes the images, in place of `steps`.
 
         Raises:
             CheckpointError: The folder holds no such run, or a file of it is damaged.
@@ -107,20 +135,22 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             DataError: The data is missing, damaged, or not what the model was made for.
         """
         processes = processes or Processes()
-        config = cls.read_config(run, changes or {})
-        loop = cls(run, config, cls.open_data(config), processes)
+        config = cls.read_config(run, changes or {}, data)
+        dataset = cls.open_data(config)
+        config = _with_epochs(config, dataset, epochs)
+        loop = cls(run, config, dataset, processes)
         if (run / checkpoint.STATE_FILE).exists():
             loop.step = load_state(run, loop.train_step)
         else:
             loop._initialize()
         processes.barrier()
-        if changes and processes.is_main:
+        if processes.is_main and loop._saved_config() != checkpoint.read_run_config(run):
             loop._write_config()
         return loop
 
     @classmethod
-    def read_config(cls, run: pathlib.Path, changes: Mapping[str, Any]) -> Any:
-        """Return the config of the run in a folder, with `changes` to fields of its `training`.
+    def read_config(cls, run: pathlib.Path, changes: Mapping[str, Any], data: pathlib.Path | None = None) -> Any:
+        """Return the config of the run in a folder, with `changes` to fields of its `training`, and a place of `data`.
 
         Raises:
             CheckpointError: The folder holds no such run.
@@ -133,6 +163,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             raise CheckpointError(f"{where}: not the config of a run of {cls.command}, it has no {error}") from None
         except ConfigError as error:
             raise CheckpointError(f"{where}: not the config of a run of {cls.command} ({error})") from None
+        if data is not None:
+            config = dataclasses.replace(config, data=str(data.resolve()))
         return config.with_training(changes)
 
     @classmethod
@@ -164,7 +196,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
 
     @property
     def _samples_are_due(self) -> bool:
-        return self.step == self._settings.steps or self.step % self._settings.sample_every == 0
+        return samples_are_due(self.step, self._settings.steps, self._settings.sample_every)
 
     def _complete_step(self, reporter: Reporter | None) -> None:
         """Save the samples that a killed run has left out after its last checkpoint; every process must call it."""
@@ -172,6 +204,9 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             missing = [True] if reporter and not self._sample_file.exists() else []
             if self.processes.gather_lists(missing):
                 self._save_samples(reporter)
+
+    def _validate(self, reporter: Reporter | None) -> None:
+        """Measure the model on held-out images, where there are such and it is due; every process calls it."""
 
     def _save_products(self, reporter: Reporter | None) -> None:
         """Save what a checkpoint has beside the weights and the state; every process calls it."""
@@ -183,9 +218,28 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         """Check that the run can train on its data. Raises `ConfigError` and `DataError`."""
         check_batch(self.dataset, self.config.training, self.processes)
 
+    def _notes(self) -> Iterator[str]:
+        """Return what a person should know about the data of this run, one line each."""
+        yield from self.dataset.notes
+        saved = checkpoint.read_run_config(self.run) if self._is_saved else {}
+        if _RECORD not in saved:
+            return
+        where = str(self.run / checkpoint.CONFIG_FILE)
+        try:
+            before = parse_object(DataRecord, saved[_RECORD], f"{where}: {_RECORD}")
+        except SchemaError as error:
+            raise CheckpointError(f"{error}; remove {_RECORD} from the file") from None
+        if changes := self._record.changes_since(before):
+            yield f"{self.config.data}: changed since the run began: {changes}"
+
+    @property
+    def _is_saved(self) -> bool:
+        """Whether the run has a config file already: it is resumed."""
+        return (self.run / checkpoint.CONFIG_FILE).exists()
+
     def _saved_config(self) -> dict[str, Any]:
         """Return what the run's config file holds."""
-        return self.config.to_dict()
+        return {**self.config.to_dict(), _RECORD: dataclasses.asdict(self._record)}
 
     def _write_config(self) -> None:
         checkpoint.write_run_config(self.run, self._saved_config())
@@ -211,9 +265,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
                 if self.processes.is_main:
                     record_environment(self.run, self.processes, self.step)
                     reporter = stack.enter_context(Reporter(self.run, self._settings, self.step))
-                self._train(termination, reporter)
-            if self.processes.is_main:
-                save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
+                with self._drawing_losses(reporter):
+                    self._train(termination, reporter)
         except OSError as error:
             remedy = "start again" if self._is_empty else "resume"
             raise MarError(
@@ -228,6 +281,23 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         """Whether this is a new run that has not taken a step."""
         return self._new and self.step == 0
 
+    @contextlib.contextmanager
+    def _drawing_losses(self, reporter: Reporter | None) -> Iterator[None]:
+        """Draw the loss curve after the block, also where it raises an error, which is what to tell then."""
+
+        def draw() -> None:
+            if reporter:
+                reporter.flush()
+                save_loss_curve(self.run / LOG_FILE, self.run / "loss.png")
+
+        try:
+            yield
+        except (MarError, OSError):
+            with contextlib.suppress(MarError, OSError):
+                draw()
+            raise
+        draw()
+
     def _train(self, termination: Termination, reporter: Reporter | None) -> None:
         config, skipped = self._settings, 0
         batches = self._batches()
@@ -236,6 +306,9 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         while self.step < config.steps:
             parts = list(itertools.islice(batches, config.accumulate))
             self._handle_warnings(reporter, [warning for part in parts for warning in part.warnings])
+            if reporter and self.step == 0:
+                save_first_batch(self.run / FIRST_BATCH_FILE, parts[0], self.dataset)
+                reporter.start_clock()
             result = self.train_step.update(self.step, parts)
             self.step += 1
             skipped = 0 if result.applied else skipped + 1
@@ -246,6 +319,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
                     f"{skipped} steps in a row had a loss or a gradient that is not finite, the last one a loss of "
                     f"{result.loss} and a gradient norm of {result.gradient_norm}"
                 )
+            self._validate(reporter)
             last, stopped_by = self.step == config.steps, termination.requested()
             if last or stopped_by or self.step % config.checkpoint_every == 0:
                 self._save(reporter)
@@ -294,6 +368,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             reporter.flush()
         self._save_products(reporter)
         save_state(self.run, self.train_step, self.step)
+        if reporter and self._settings.keep > 1:
+            keep_checkpoint(self.run, self.step, self._settings.keep)
 
     def _diverged(self, what: str) -> MarError:
         return MarError(
@@ -315,6 +391,13 @@ def finish(loop: TrainingLoop[Any, Any]) -> None:
             f"{loop.run} is finished at step {loop.step}; {loop.next_command.format(run=loop.run)}, or train on with "
             f"{loop.command} --resume {loop.run} --steps N"
         )
+
+
+def _with_epochs(config: Any, dataset: LatentDataset, epochs: int | None) -> Any:
+    """Return a config with the steps of a number of epochs; each leaves out what does not fill a batch."""
+    if epochs is None:
+        return config
+    return config.with_training({"steps": epochs * max(1, len(dataset.labels) // config.training.batch_size)})
 
 
 def check_batch(dataset: LatentDataset, training: StepConfig, processes: Processes) -> None:

@@ -39,6 +39,11 @@ MODEL_SIZES: dict[str, dict[str, Any]] = {
 }
 """For each name the fields of `ModelConfig` in which it differs from the default."""
 
+TRAINING_OF_SIZES: dict[str, dict[str, Any]] = {
+    "pixel_small": {"learning_rate": 8e-4},
+}
+"""For a name the fields of `TrainConfig` in which its training differs from the default."""
+
 
 def model_config(name: str, **changes: Any) -> ModelConfig:
     """Return the config of a named size.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.files import replacing
-from training.reporting.run_log import LogEntry, logged_steps
+from training.reporting.run_log import LogEntry, read_log
 
 _MAX_WINDOW = 100  # steps of the running mean; a shorter run uses a tenth of its steps
 _MAX_DOTS = 100  # a line of so many points or fewer shows each of them as a dot
@@ -28,9 +28,11 @@ def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
         log: The log of the run. If it has no steps, nothing is written.
         out: The PNG file.
     """
-    entries = logged_steps(log)
+    read = read_log(log)
+    entries = [entry for entry in read if entry.loss is not None]
     if not entries:
         return
+    validation = np.array([(entry.step, entry.validation_loss) for entry in read if entry.validation_loss is not None])
     steps, losses = _losses(entries)
     window = _window(losses)
     mean_steps, mean = _running_mean(steps, losses)
@@ -40,6 +42,8 @@ def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
     axes.plot(steps, losses, _line_style(losses), color="tab:blue", label="each step", **thin)
     if window > 1:
         axes.plot(mean_steps, mean, color="tab:blue", label=f"mean of {window} steps")
+    if len(validation):
+        axes.plot(*validation.T, ".-", color="tab:orange", label="held-out images, averaged weights")
     if long:  # show the range of later losses; the first ones are much higher
         axes.set_ylim(mean.min() * 0.9, min(losses.max(), np.quantile(losses, 0.5) * 2.5))
     _save(figure, axes, out)

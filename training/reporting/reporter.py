@@ -14,8 +14,9 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from runtime.files import replacing
+from runtime.progress import Progress
 from training.config import StepConfig
-from training.reporting.progress import show_progress
+from training.reporting.estimate import Estimate
 from training.reporting.run_log import LOG_FILE, logged_warnings, read_log
 
 BOARD_FOLDER = "tensorboard"
@@ -34,8 +35,10 @@ class Reporter:
         self._batch = config.batch_size
         self._log = open_log(run / LOG_FILE, step)
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
-        self._progress = show_progress(config.steps, self._batch, step)
+        self._progress = Progress(config.steps, "training", unit="steps", done=step)
         self._smoothed: float | None = None
+        self._validation = ""
+        self._steps, self._estimate = config.steps, Estimate()
         self._warnings = logged_warnings(run / LOG_FILE)  # of earlier sessions
         self._step_started = time.perf_counter()
 
@@ -49,13 +52,25 @@ class Reporter:
     def skipped(self, step: int, message: str, **details: Any) -> None:
         """Report that step number `step` was skipped: `message` says why, `details` go to the log."""
         self.event(step, message, skipped=details)
-        self._progress.step(step, self._smoothed)
+        self._progress.update()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begin to measure the time of the next step, after work that is not part of it."""
         self._step_started = time.perf_counter()
+
+    def validation(self, step: int, loss: float) -> None:
+        """Report the loss on held-out images after step number `step`; the progress shows it from the next step on."""
+        self._validation = f", {loss:.4f} on held-out images"
+        self._write({"step": step, "validation_loss": loss})
+        self._board.add_scalar("validation_loss", loss, step)
+        self.start_clock()
 
     def step(self, step: int, loss: float, gradient_norm: float, learning_rate: float, **parts: float) -> None:
         """Report step number `step`; `parts` are further scalars, such as the terms of the loss."""
         now = time.perf_counter()
-        rate, self._step_started = self._batch / (now - self._step_started), now
+        seconds, self._step_started = now - self._step_started, now
+        rate = self._batch / seconds
         self._smoothed = loss if self._smoothed is None else 0.98 * self._smoothed + 0.02 * loss
         scalars = {
             "loss": loss,
@@ -67,7 +82,9 @@ class Reporter:
         self._write({"step": step, **scalars})
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
-        self._progress.step(step, self._smoothed)
+        self._progress.update(note=f"loss {self._smoothed:.4f}{self._validation}  {rate:.1f} images/s")
+        if (estimate := self._estimate.add(seconds, self._steps - step)) is not None:
+            self.event(step, estimate)
 
     def event(self, step: int, message: str, **details: Any) -> None:
         """Print `message`, and write it to the log with `details`."""
@@ -85,7 +102,7 @@ class Reporter:
         """Show the image file at `path` in TensorBoard."""
         with Image.open(path) as image:
             self._board.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        self._step_started = time.perf_counter()  # the time for the images is not part of a step
+        self.start_clock()
 
     def flush(self) -> None:
         """Write all entries of the log to the file."""

@@ -31,6 +31,7 @@ class LogEntry:
         loss: The loss of a step that was not skipped.
         gradient_norm: The norm of its gradient.
         images_per_second: Its speed.
+        validation_loss: The loss on held-out images after the step.
         event: The message of an event.
         bad_data: The number of different warnings about the data so far; None if the event is no such warning.
         skipped: Details of a skipped step.
@@ -41,6 +42,7 @@ class LogEntry:
     loss: float | None = _measured()
     gradient_norm: float | None = _measured()
     images_per_second: float | None = _measured()
+    validation_loss: float | None = _measured()
     event: str | None = None
     bad_data: int | None = None
     skipped: dict[str, Any] | None = None

@@ -18,12 +18,13 @@ from training.models.reference_loop import sample
 
 _MAX_CLASSES = 10
 _ROWS = 2
+_COLUMNS_OF_ONE_CLASS = 4
 _CFG_SCALE = 2.0
 _MAX_ITERATIONS = 16
 
 
 def save_sample_grid(path: pathlib.Path, model: MAR, dataset: LatentDataset) -> None:
-    """Generate two images of each of the first ten classes and save them as one PNG.
+    """Generate two images of each of the first ten classes, or eight of one class, and save them as one PNG.
 
     Token orders and noise are the same at every call, so that the grids of a run show how the model changes.
 
@@ -33,13 +34,16 @@ def save_sample_grid(path: pathlib.Path, model: MAR, dataset: LatentDataset) -> 
         dataset: The training data, which has the names of the classes and the decoder of latents.
     """
     config = model.config
-    columns = min(_MAX_CLASSES, config.class_num)
-    labels = np.tile(np.arange(columns, dtype=np.int64), _ROWS)
+    one_class = config.class_num == 1
+    columns = _COLUMNS_OF_ONE_CLASS if one_class else min(_MAX_CLASSES, config.class_num)
+    labels = np.tile(np.arange(columns, dtype=np.int64) % config.class_num, _ROWS)
     sampling = default_sampling(config)
     if config.head == "diffusion":
         # Not from timestep 999: there the errors of a model early in training are amplified hundreds of times.
         sampling = dataclasses.replace(sampling, diffusion_steps="ddim50")
-    sampling = dataclasses.replace(sampling, cfg_scale=_CFG_SCALE, iterations=min(_MAX_ITERATIONS, config.tokens))
+    # With one class there is nothing to guide towards.
+    cfg_scale = 1.0 if one_class else _CFG_SCALE
+    sampling = dataclasses.replace(sampling, cfg_scale=cfg_scale, iterations=min(_MAX_ITERATIONS, config.tokens))
     plan = build_plan(config.tokens, apply_constraints(config, sampling, {}))
     order = seeded_order(0, range(len(labels)), config, plan.token_order)
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)

@@ -47,6 +47,10 @@ def test_train_makes_a_run_with_the_settings_it_was_given(
         "compile": False,
         "bad_data": "report",
         "workers": 0,
+        "init": "",
+        "validation_share": 0.0,
+        "empty_classes": False,
+        "keep": 1,
         "checkpoint_every": 2,
         "sample_every": 2,
         "background": "white",
@@ -127,7 +131,11 @@ def test_a_finished_run_prints_its_folder_and_the_next_commands(
         ("--ema-rate", 1, "ema_rate"),
         ("--warmup-steps", -1, "warmup_steps"),
         ("--checkpoint-every", 0, "checkpoint_every"),
-        ("--sample-every", 0, "sample_every"),
+        ("--sample-every", -1, "sample_every"),
+        ("--keep", 0, "keep"),
+        ("--validation-share", 1, "validation_share"),
+        ("--validation-share", -0.1, "validation_share"),
+        ("--init", "nowhere", "remove the size (--model)"),
         ("--image-size", 30, "img_size"),
         ("--image-size", 0, "img_size"),
         ("--accumulate", 3, "over 1 process in 3 micro-batches"),  # a batch of four
@@ -140,7 +148,8 @@ def test_a_finished_run_prints_its_folder_and_the_next_commands(
         ("--seed", -1, "seed"),
         ("--threads", 0, "threads"),
         ("--threads", -2, "threads"),
-        ("--epochs", 3, "--epochs"),
+        ("--epochs", 3, "steps and epochs both say"),
+        ("--epochs", 0, "--epochs"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it_and_leaves_no_run(
@@ -163,11 +172,13 @@ def test_a_message_about_one_image_uses_the_singular(train: Command, tmp_path: p
     assert error_line(err) == "mar: a batch of 2 does not fit a dataset of 1 image"
 
 
-@pytest.mark.parametrize("option", ["--model", "--data", "--out", "--config"])
-def test_resume_refuses_the_options_of_a_new_run(train: Command, two_step_run: pathlib.Path, option: str) -> None:
-    code, _, err = train("--resume", two_step_run, option, "pixel_small")
+@pytest.mark.parametrize("option", ["--model", "--out", "--config", "--init", "--image-size"])
+def test_resume_names_the_option_of_a_new_run_that_was_given(
+    train: Command, two_step_run: pathlib.Path, option: str
+) -> None:
+    code, _, err = train("--resume", two_step_run, option, 8 if option == "--image-size" else "pixel_small")
     assert code == 2
-    assert "--resume" in error_line(err)
+    assert error_line(err) == f"mar: a run resumed with --resume has its model already; remove {option}"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from runtime.structured_files import parse_toml
 from tests.helpers.command_line import Command, Mar
 from tests.helpers.tiny_runs import logged, one_thread
 from tests.helpers.train_command import error_line
+from training.config import DATA_FIELDS
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,7 @@ def test_print_config_prints_toml_that_makes_the_same_run(
     assert (settings["training"]["flip"], settings["training"]["learning_rate"]) == (False, 3e-7)
     (tmp_path / "run.toml").write_text(printed)
     assert train("--config", tmp_path / "run.toml", "--print-config") == (0, printed, "")
+    assert not settings["model"].keys() & set(DATA_FIELDS)  # the run takes them from its data
     assert list(tmp_path.iterdir()) == [tmp_path / "run.toml"]
 
 
@@ -86,7 +88,7 @@ def test_print_config_of_a_resumed_run_shows_its_new_settings(train: Command, tw
     assert code == 0
     assert parse_toml(printed) == {
         "data": saved["data"],
-        "model": saved["model"],
+        "model": {name: value for name, value in saved["model"].items() if name not in DATA_FIELDS},
         "training": {**saved["training"], "steps": 5},
     }
     assert (two_step_run / "config.json").read_text() == before
@@ -114,6 +116,7 @@ def test_a_run_keeps_the_config_of_its_file(
         ("[training]\nsteps = 3\nstep_size = 1", "unknown keys step_size"),
         ("[model]\ndepth = 3", "unknown model config keys depth"),
         ("[model]\nimg_size = 30", "img_size"),
+        ("[model]\nclass_num = 3", "class_num of a new run comes from its data; remove it"),
         ('[training]\nsteps = "many"', "steps must be a whole number of at least 1"),
         ("[training]\nsteps = 3.0", "steps must be a whole number"),
         ("[training]\nsteps = true", "steps must be a whole number"),

@@ -26,10 +26,6 @@ def _empty_classes(path: pathlib.Path) -> None:
         (path / name / "notes.txt").write_text("soon")
 
 
-def _images_without_classes(path: pathlib.Path) -> None:
-    save_image(path / "0.png", Image.new("RGB", (8, 8)))
-
-
 def _a_file(path: pathlib.Path) -> None:
     path.write_text("data")
 
@@ -48,7 +44,6 @@ def _labels_alone(path: pathlib.Path) -> None:
     [
         (_nothing, "data"),
         (_empty_classes, "data/a"),
-        (_images_without_classes, "data"),
         (_a_file, "data"),
         (_missing, "data"),
         (_labels_alone, "data"),

@@ -35,13 +35,13 @@ def _is_flat(path: pathlib.Path) -> bool:
 
 def test_a_run_writes_its_config_weights_state_log_samples_and_curve(finished_run: pathlib.Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
-    files = {"config.json", "environment.json", WEIGHTS, STATE, LOG, "loss.png"}
+    files = {"config.json", "environment.json", WEIGHTS, STATE, LOG, "loss.png", "first-batch.png"}
     assert names == files | {"samples", "tensorboard"}
     assert [path.name for path in (finished_run / "samples").iterdir()] == ["step-000008.png"]
     assert any((finished_run / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("name", ["samples/step-000008.png", "loss.png"])
+@pytest.mark.parametrize("name", ["samples/step-000008.png", "loss.png", "first-batch.png"])
 def test_the_images_of_a_run_open_and_are_not_flat(finished_run: pathlib.Path, name: str) -> None:
     assert not _is_flat(finished_run / name)
 

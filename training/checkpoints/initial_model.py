@@ -1,0 +1,40 @@
+"""The model of a new run that begins with a checkpoint."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.errors import ConfigError
+from training.checkpoints.checkpoint import load_checkpoint
+from training.config import DATA_FIELDS
+
+
+def with_initial_model(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the config of a new run with the model of the checkpoint that it begins with, where it does.
+
+    Args:
+        values: The config, as for `RunConfig.from_dict`. `init` of its training names the checkpoint; the fields of its
+            model change that of the checkpoint, except those that come from the data.
+        where: The source of `values`, for messages.
+
+    Raises:
+        ConfigError: The config names a size too, or the checkpoint is not complete or cannot be trained on.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    training, fields = values.get("training", {}), values.get("model", {})
+    init = training.get("init") if isinstance(training, Mapping) else None
+    if not init or not isinstance(init, str) or not isinstance(fields, str | Mapping):
+        return dict(values)  # `RunConfig.from_dict` refuses what is no config
+    if isinstance(fields, str) or "name" in fields:
+        raise ConfigError(f"{where}: the run has the model of {init} (--init); remove the size (--model)")
+    try:
+        model = load_checkpoint(pathlib.Path(init)).model.config
+    except ConfigError as error:
+        raise ConfigError(f"{error}; mar import makes a run folder of it, for --init") from None
+    if model.distilled_steps:
+        raise ConfigError(f"{where}: {init} (--init) has a distilled head; give the checkpoint it was distilled from")
+    taken = {name: value for name, value in model.to_dict().items() if name not in DATA_FIELDS}
+    absolute = {**training, "init": str(pathlib.Path(init).resolve())}
+    return {**values, "model": {**taken, **fields}, "training": absolute}
