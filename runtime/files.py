@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,7 @@ from runtime.locks import LockFile, held_files, holder
 
 _LOCK = ".lock"
 _STAGING_FOLDER = re.compile(r"\..*-\d+-[a-z0-9_]{8}\.tmp", re.DOTALL)
+_NOT_EXECUTABLE = 0o666
 _OLD = "old"  # in a staging folder: the folder that is being replaced, where two names cannot be exchanged
 
 
@@ -113,8 +115,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary = work / path.name
         try:
             temporary.touch()
+            mode = _mode(temporary)
             yield temporary
-            temporary.chmod(0o644)
+            temporary.chmod(mode)  # some writers make files of their own, with other permissions
             sync(temporary)
             temporary.replace(path)
             sync(path.parent)
@@ -136,14 +139,20 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary = work / path.name
         try:
             temporary.mkdir()
+            mode = _mode(temporary)
             yield temporary
-            temporary.chmod(0o755)
-            for file in sorted(temporary.rglob("*")):
+            for file in (temporary, *sorted(temporary.rglob("*"))):
+                file.chmod(mode if file.is_dir() else mode & _NOT_EXECUTABLE)
                 sync(file)
             _put_in_place(temporary, path, work)
             sync(path.parent)
         except OSError as error:
             raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+
+
+def _mode(path: pathlib.Path) -> int:
+    """Return the permissions of a new file or folder: those that the umask leaves."""
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def _put_in_place(folder: pathlib.Path, path: pathlib.Path, work: pathlib.Path) -> None:
@@ -202,8 +211,9 @@ def holding(path: pathlib.Path) -> Iterator[None]:
     Raises:
         MarError: Another process holds it, or its folder cannot be written.
     """
-    with _holding(path.parent / f".{path.name}{_LOCK}", path):
-        clear_dead(path.parent)
+    real = pathlib.Path(os.path.realpath(path))  # another name of the same place has the same lock
+    with _holding(real.parent / f".{real.name}{_LOCK}", path):
+        clear_dead(real.parent)
         yield
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +11,7 @@ import click
 from runtime.backends import BACKENDS
 from runtime.checks import truncate
 from runtime.errors import RequestError
+from runtime.progress import Progress, terminal_shown
 from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import TOKEN_ORDERS
@@ -111,12 +110,12 @@ def bar_shown() -> bool:
 
     If it is not, pass no `progress` to a generator either: with it, the host waits for the GPU after every iteration.
     """
-    return sys.stderr.isatty()
+    return terminal_shown()
 
 
-def progress_bar(length: int, label: str) -> AbstractContextManager[Any]:
-    """Return a progress bar with the remaining time on standard error. It shows nothing unless `bar_shown()`."""
-    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=not bar_shown())
+def progress_bar(length: int, label: str) -> Progress:
+    """Open the display of the progress of some work."""
+    return Progress(length, label)
 
 
 def sampling_options(command: _Command) -> _Command:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from runtime.checks import truncate
 from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
-from runtime.stored_files import HASH_KEY, check_hash, with_hash
+from runtime.stored_files import HASH_KEY, check_hash, content_sha256, with_hash
 from runtime.structured_files import FaultReport, parse_json
 
 # Integers are counters, such as that of a batch norm, or codes; complex numbers and packed types belong to no model.
@@ -68,6 +68,11 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
 def hash_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the metadata of a new safetensors file with the hash of its content, which reading compares."""
     return with_hash(metadata, _as_arrays(tensors))
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the hash of the names, dtypes, shapes and values of tensors."""
+    return content_sha256({}, _as_arrays(tensors))
 
 
 def sort_metadata(path: pathlib.Path) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
-from runtime.cli.options import PATH, progress_bar, threads_option
+from runtime.cli.options import PATH, threads_option
 from runtime.errors import DataError, RequestError
 from runtime.files import holding_folder, sha256
 from runtime.image_files import Color
+from runtime.progress import Progress
 from training.checkpoints.published_files import load_vae
 from training.cli.options import echo_warnings, latent_scale_options
 from training.data.datasets import open_dataset, to_rgb
@@ -72,10 +73,10 @@ def cache(
     Unreadable images are reported and left out. A stopped command resumes when it is repeated.
     """
 
-    def warn(warning: str) -> None:
+    def warn(warning: str, progress: Progress) -> None:
         if bad_data == "stop":
             raise DataError(f"{warning}; remove --bad-data stop to leave out images that cannot be read")
-        click.echo(warning, err=True)
+        progress.message(warning)
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -89,8 +90,8 @@ def cache(
         digest += f", latent scale {vae.describe_scale()}"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device)
-    with holding_folder(out), progress_bar(len(dataset.labels), "encoding images") as bar:
-        cache_latents(dataset, encoder, out, bar.update, warn)
+    with holding_folder(out), Progress(len(dataset.labels), "encoding", unit="images") as progress:
+        cache_latents(dataset, encoder, out, progress.update, lambda line: warn(line, progress), progress.skip)
     cached = CachedLatents(out, image_size)
     images, classes = pluralize(len(cached.labels), "image"), pluralize(len(cached.classes), "class")
     click.echo(

@@ -130,6 +130,7 @@ def generate_images(
     processes: int,
     threads: int | None,
     progress: Callable[[int], None],
+    resumed: Callable[[int], None] = lambda images: None,
 ) -> None:
     """Generate those of the images 0..count - 1 that are not in `out` yet; image i has class i % classes.
 
@@ -139,7 +140,8 @@ def generate_images(
         out: The folder with the images of all jobs.
         processes: The number of processes.
         threads: The CPU threads of all processes together; None for all threads of this machine.
-        progress: Is called with a number of images whenever so many more are in `out`, those already there first.
+        progress: Is called with a number of images whenever so many more are in `out`.
+        resumed: Is called once with the number of images that are in `out` already.
 
     Raises:
         RequestError: The settings are invalid, or the model has no decoder.
@@ -148,7 +150,7 @@ def generate_images(
     folder = _folder(job, out)
     write_json(folder / "inputs.json", job.resolved.inputs)
     missing = [start for start in range(0, count, _IMAGES_PER_FILE) if not _file(folder, start).exists()]
-    progress(count - sum(min(_IMAGES_PER_FILE, count - start) for start in missing))
+    resumed(count - sum(min(_IMAGES_PER_FILE, count - start) for start in missing))
     threads_each = max(1, (threads or available_threads()) // processes)
     task = functools.partial(_generate_file, job, folder, threads_each)
     if processes == 1:

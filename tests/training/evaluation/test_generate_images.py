@@ -63,9 +63,10 @@ def test_a_stopped_generation_resumes_with_the_same_images(
         generation, "_generate_file", lambda *arguments: (started.append(arguments[3]), generate_file(*arguments))
     )
     progress: list[int] = []
-    generate_images(job, 20, tmp_path / "stopped", 1, 1, progress.append)
+    resumed: list[int] = []
+    generate_images(job, 20, tmp_path / "stopped", 1, 1, progress.append, resumed.append)
     assert started == [0, 6, 12, 18]  # none twice
-    assert (progress[0], sum(progress)) == (12, 20)
+    assert (resumed, sum(progress)) == ([12], 8)
     images, labels = (np.concatenate(parts) for parts in zip(*read_images(job, 20, tmp_path / "stopped"), strict=True))
     np.testing.assert_array_equal(images, expected)
     np.testing.assert_array_equal(labels, class_labels(job, 20))

@@ -1,0 +1,124 @@
+"""Progress of long work for a person: a bar with the time left on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+_SECONDS_TO_FIRST_LINE = 10.0
+_SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_BETWEEN_BARS = 0.1
+_BAR = 30  # characters
+_CLEAR_LINE = "\r\033[K"
+
+
+def terminal_shown() -> bool:
+    """Return whether progress is shown as a bar, because standard error is a terminal."""
+    return sys.stderr.isatty()
+
+
+class Progress:
+    """Shows on standard error how far a piece of work is, and how long it will still take. It is a context manager.
+
+    Without a terminal, work of less than ten seconds prints nothing. The time left follows from the work and the time
+    since the progress was opened.
+
+    Args:
+        total: The amount of work, in any unit.
+        label: What is done, such as `generating images`.
+        unit: The plural of the unit, such as `images`; empty where it says nothing to a person.
+        done: The amount that was done before.
+    """
+
+    def __init__(self, total: int, label: str, *, unit: str = "", done: int = 0) -> None:
+        self._total, self._label, self._unit = total, label, unit
+        self._done = self._done_before = done
+        self._note = ""
+        self._opened = time.monotonic()
+        self._bar = terminal_shown()
+        self._next = self._opened + (0 if self._bar else _SECONDS_TO_FIRST_LINE)
+        self._shown = False
+        self._closed = False
+        if self._bar and label:
+            self._show()
+
+    def update(self, by: int = 1, note: str = "") -> None:
+        """Add an amount of work that is done; `note` is shown behind it until the next, such as the loss."""
+        self._done, self._note = self._done + by, note
+        now = time.monotonic()
+        finished = self._done >= self._total and (self._bar or self._shown)
+        if now >= self._next or finished:
+            self._next = now + (_SECONDS_BETWEEN_BARS if self._bar else _SECONDS_BETWEEN_LINES)
+            self._show()
+
+    def skip(self, by: int) -> None:
+        """Add an amount of work that was done before, by an earlier process for example."""
+        self._done, self._done_before = self._done + by, self._done_before + by
+
+    def message(self, text: str, report: Callable[[str], None] | None = None) -> None:
+        """Print a line of text on standard error, or by `report`, without disturbing the bar."""
+        redraw = self._bar and self._shown and not self._closed
+        if redraw:
+            _write(_CLEAR_LINE)
+        if report is None:
+            _write(f"{text}\n")
+        else:
+            report(text)
+        if redraw:
+            self._show()
+
+    def close(self) -> None:
+        """End the display; the bar stays where it is."""
+        if self._bar and self._shown and not self._closed:
+            self._show()
+            _write("\n")
+        self._closed = True
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _show(self) -> None:
+        self._shown = True
+        if not self._bar:
+            _write(f"{self._label}: {', '.join(self._parts())}\n")
+            return
+        filled = _BAR * min(self._done, self._total) // max(1, self._total)
+        line = f"{self._label}  [{'#' * filled}{'-' * (_BAR - filled)}]  {'  '.join(self._parts())}"
+        width = shutil.get_terminal_size().columns - 1  # a full line would begin a new one
+        _write(f"{_CLEAR_LINE}{line[:width]}")
+
+    def _parts(self) -> list[str]:
+        share = 100 * min(self._done, self._total) // max(1, self._total)
+        amount = f"{self._done:,} of {self._total:,}{f' {self._unit}' if self._unit else ''}"
+        parts = [f"{amount} ({share}%)"] if self._unit else [f"{share}%"]
+        if self._note:
+            parts.append(self._note)
+        seconds, done = time.monotonic() - self._opened, self._done - self._done_before
+        if self._done >= self._total:
+            parts.append(f"in {readable_time(seconds)}")
+        elif done and seconds:
+            parts.append(f"{readable_time((self._total - self._done) * seconds / done)} left")
+        return parts
+
+
+def readable_time(seconds: float) -> str:
+    """Format a duration in its two largest units, such as `3 h 20 min`."""
+    minutes, hours, days = (int(seconds // unit) for unit in (60, 3600, 86400))
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {int(seconds % 60)} s" if minutes else f"{int(seconds)} s"
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # after a hang-up the terminal is gone; the work goes on
+        sys.stderr.write(text)
+        sys.stderr.flush()
