@@ -44,7 +44,7 @@ from runtime.requests.validation import (
     check_order,
     check_seeds,
 )
-from runtime.sampling.plan import Plan, PlanLoop, Progress, build_plan
+from runtime.sampling.plan import Float, Plan, PlanLoop, Progress, build_plan
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
@@ -179,12 +179,21 @@ class _PreparedRequest:
     records: tuple[ImageRecord, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Unfinished:
+    """The request that runs, after an iteration."""
+
+    request: _PreparedRequest
+    done: int  # iterations
+    tokens: Callable[[], Float]  # returns [L, B, D], in generation order
+
+
 class Generator:
     """Generates images with the engines of one artifact.
 
     Threads may share a generator, on every backend: its requests run one after another.
-    `close` waits for the request that runs. A progress callback must not use its own generator. The attributes
-    `engines` and `loop` have no such protection.
+    `close` waits for the request that runs. Of its own generator, a progress callback may call only `partial_images`.
+    The attributes `engines` and `loop` have no such protection.
 
     An exception that `progress` raises cancels the request and reaches the caller. The generator is usable after it.
 
@@ -217,6 +226,7 @@ class Generator:
         """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
         self._request_lock = RequestLock()
+        self._unfinished: _Unfinished | None = None  # during a progress callback
         self.on_host = loop is None
         host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
         self.loop = loop or functools.partial(host_loop, engines, manifest.model)
@@ -445,6 +455,33 @@ class Generator:
         noises = None if noise is None else check_noise(noise, count, plan.diffusion_steps, config)
         return _CheckedImages(classes, seeds, indices, orders, noises)
 
+    def partial_images(self, places: Sequence[int]) -> NDArray[np.uint8]:
+        """Return images as they are after the last iteration, for the progress callback of the request that runs.
+
+        What is not known yet is decoded from latents of zero; for a model of pixels it is grey.
+
+        Args:
+            places: The images of the batch to return, by their places in it.
+
+        Returns:
+            The decoded images, uint8 [len(places), H, W, c].
+
+        Raises:
+            RequestError: This is no progress callback, or the artifact has no decoder.
+        """
+        unfinished = self._unfinished
+        if unfinished is None or not self._request_lock.is_mine:
+            raise RequestError("partial_images shows the request that runs; call it in a progress callback")
+        request, last = unfinished.request, unfinished.request.plan.iterations[unfinished.done - 1]
+        tokens = unfinished.tokens().swapaxes(0, 1)[list(places)]  # [B, L, D], a copy
+        tokens[:, last.known + last.count :] = 0
+        images = self._decode(self._latents(tokens, request.order[list(places)]), 1)
+        if images is None:
+            raise RequestError("this artifact has no decoder, so it makes latents, not images")
+        if request.pasted is not None and request.edit_mask is not None:
+            images = paste_known_pixels(images, request.pasted[list(places)], request.edit_mask)
+        return images
+
     def _prepare(
         self, images: _CheckedImages, plan: Plan, request: _Settings, edit: _CheckedEdit | None = None
     ) -> _PreparedRequest:
@@ -510,18 +547,31 @@ class Generator:
 
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
         """Run the loop of a request and decode its images. The caller holds the lock."""
-        config, order = self.manifest.model, request.order
+        after_iteration = None if progress is None else functools.partial(self._after_iteration, request, progress)
         generated = self.loop(
-            request.plan, request.labels, order.T, request.noise, request.known_tokens, progress
+            request.plan, request.labels, request.order.T, request.noise, request.known_tokens, after_iteration
         ).swapaxes(0, 1)  # [B, L, D]
         _check_finite(generated, "the engines")
-        tokens = np.empty_like(generated)
-        np.put_along_axis(tokens, order[..., None], generated, axis=1)  # in generation order -> by position
-        latents = unpatchify(tokens, config.grid, config.patch_size)
+        latents = self._latents(generated, request.order)
         images = self._decode(latents, decode_batch)
         if images is not None and request.pasted is not None and request.edit_mask is not None:
             images = paste_known_pixels(images, request.pasted, request.edit_mask)
         return Result(latents, images, request.plan, request.records)
+
+    def _after_iteration(
+        self, request: _PreparedRequest, progress: Progress, done: int, total: int, tokens: Callable[[], Float]
+    ) -> None:
+        self._unfinished = _Unfinished(request, done, tokens)
+        try:
+            progress(done, total)
+        finally:
+            self._unfinished = None
+
+    def _latents(self, tokens: Float, order: NDArray[np.int64]) -> Float:
+        """Return the latents [B, C, h, w] of tokens [B, L, D] in generation order."""
+        config, by_position = self.manifest.model, np.empty_like(tokens)
+        np.put_along_axis(by_position, order[..., None], tokens, axis=1)
+        return unpatchify(by_position, config.grid, config.patch_size)
 
     def _encode(self, known: KnownImages) -> NDArray[np.float32]:
         """Return the latents [B, C, h, w] of known images."""

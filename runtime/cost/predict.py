@@ -67,7 +67,7 @@ def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[s
     known = np.zeros((0, batch, config.token_channels), np.float32)
     generator.loop(plan, labels, order, noise, known, None)  # which allocates memory and captures graphs
     moments = [time.perf_counter()]
-    generator.loop(plan, labels, order, noise, known, lambda done, total: moments.append(time.perf_counter()))
+    generator.loop(plan, labels, order, noise, known, lambda *_: moments.append(time.perf_counter()))
     return [{DEVICE: after - before} for before, after in itertools.pairwise(moments)]
 
 

@@ -23,7 +23,7 @@ from runtime.loops.host_loop import both_halves, steps_at_once
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
-from runtime.sampling.plan import Float, Int, Iteration, Plan, Progress
+from runtime.sampling.plan import AfterIteration, Float, Int, Iteration, Plan
 
 _SHAPES_KEPT = 4  # the usual requests of a server differ in their values, but seldom in the shape of plan or batch
 _FLOAT, _INT = 4, 8  # bytes
@@ -93,11 +93,11 @@ class GpuLoop:
         self.clock: StageClock | None = None
 
     def __call__(
-        self, plan: Plan, labels: Int, order: Int, noise: Float, known: Float, progress: Progress | None
+        self, plan: Plan, labels: Int, order: Int, noise: Float, known: Float, after_iteration: AfterIteration | None
     ) -> Float:
         """Execute a plan, with the arguments and the result of `runtime.sampling.plan.PlanLoop`.
 
-        With `progress`, the host waits for the GPU after every iteration.
+        With `after_iteration`, the host waits for the GPU after every iteration.
 
         Raises:
             BackendError: An engine does not support the plan's sizes, or the driver or a library reports a failure.
@@ -113,9 +113,9 @@ class GpuLoop:
             mark("backbone")
             prepared.diffuse(number)
             mark("head")
-            if progress is not None:
+            if after_iteration is not None:
                 self.cuda.synchronize()
-                progress(number + 1, len(plan.iterations))
+                after_iteration(number + 1, len(plan.iterations), prepared.download_tokens)
         return prepared.download_tokens()
 
     def close(self) -> None:

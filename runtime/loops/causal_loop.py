@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.loops.host_loop import Engines, both_halves, diffuse
 from runtime.model.config import ModelConfig
-from runtime.sampling.plan import Float, Int, Plan, Progress
+from runtime.sampling.plan import AfterIteration, Float, Int, Plan
 
 
 def run_causal_plan(
@@ -21,7 +21,7 @@ def run_causal_plan(
     order: Int,
     noise: Float,
     known: Float,
-    progress: Progress | None,
+    after_iteration: AfterIteration | None,
 ) -> Float:
     """Execute a plan of a model with causal attention on the host.
 
@@ -54,6 +54,6 @@ def run_causal_plan(
         rows = noise[: iteration.table.steps + 1, iteration.known]  # [T + 1, B, D]
         z = z if iteration.guided else z[:batch]
         tokens[stop] = diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale)
-        if progress is not None:
-            progress(number + 1, len(plan.iterations))
+        if after_iteration is not None:
+            after_iteration(number + 1, len(plan.iterations), lambda: tokens[buffer:])
     return tokens[buffer:]

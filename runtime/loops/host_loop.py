@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine
-from runtime.sampling.plan import Float, Int, Plan, Progress
+from runtime.sampling.plan import AfterIteration, Float, Int, Plan
 from runtime.sampling.samplers import CoefficientTable
 
 # The modulation of all diffusion steps together can be large. It is computed for groups of steps of at most this size.
@@ -49,7 +49,7 @@ def run_plan(
     order: Int,
     noise: Float,
     known: Float,
-    progress: Progress | None,
+    after_iteration: AfterIteration | None,
 ) -> Float:
     """Execute a plan on the host.
 
@@ -61,7 +61,7 @@ def run_plan(
         order: Generation order, int64 [L, B]: token positions, first generated first.
         noise: Noise of the diffusion chains, float32 [T + 1, L, B, D], in generation order.
         known: The first V tokens in generation order, float32 [V, B, D], which stay as they are.
-        progress: Called after each iteration with the number of iterations done and their total.
+        after_iteration: Called after each iteration; see `runtime.sampling.plan.AfterIteration`.
 
     Returns:
         All tokens in generation order, float32 [L, B, D].
@@ -86,8 +86,8 @@ def run_plan(
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
         x = diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale)
         tokens[start:stop] = x.reshape(iteration.count, batch, -1)
-        if progress is not None:
-            progress(number + 1, len(plan.iterations))
+        if after_iteration is not None:
+            after_iteration(number + 1, len(plan.iterations), lambda: tokens)
     return tokens
 
 

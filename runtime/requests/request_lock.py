@@ -18,6 +18,12 @@ class RequestLock:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._running, self._closed = False, False
+        self._thread: int | None = None  # the one whose request runs
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether a request of this thread runs: it is in a progress callback."""
+        return self._running and self._thread == threading.get_ident()
 
     @contextlib.contextmanager
     def hold(self, *, closing: bool = False) -> Iterator[None]:
@@ -37,7 +43,7 @@ class RequestLock:
                 )
             if self._closed and not closing:
                 raise BackendError("this generator was closed; load its artifact again")
-            self._running, self._closed = True, closing
+            self._running, self._closed, self._thread = True, closing, threading.get_ident()
             try:
                 yield
             finally:

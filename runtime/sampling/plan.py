@@ -26,6 +26,10 @@ Float = NDArray[np.float32]
 Int = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 """Called with the number of iterations done and their total."""
+AfterIteration = Callable[[int, int, Callable[[], Float]], None]
+"""Called by a loop after each iteration with the number of iterations done, their total, and a function that returns
+all tokens [L, B, D] in generation order, of which those of later iterations have no meaning yet. An exception ends the
+loop."""
 
 CFG_SCHEDULES = ("linear", "constant")
 """The values of `Sampling.cfg_schedule`."""
@@ -105,9 +109,9 @@ class Plan:
         return sum(iteration.table.steps for iteration in self.iterations)
 
 
-PlanLoop = Callable[[Plan, Int, Int, Float, Float, "Progress | None"], Float]
+PlanLoop = Callable[[Plan, Int, Int, Float, Float, "AfterIteration | None"], Float]
 """Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens [V, B, D] that are known before
-the first iteration, and calls the progress function after each iteration. All arrays are in generation order. Returns
+the first iteration, and calls the last argument after each iteration. All arrays are in generation order. Returns
 all tokens, [L, B, D]."""
 
 

@@ -17,6 +17,7 @@ from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.model.engine_spec import DEVICE
 from runtime.requests.inpainting import Edit
+from runtime.sampling.plan import Plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.tensorrt import TensorRTScript
@@ -181,6 +182,27 @@ def test_progress_is_called_after_every_iteration(gpu: Generator, cuda: Simulate
 
     gpu.generate([0], progress=progress, **{**QUICK, "iterations": 3})
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_after_each_iteration_the_known_tokens_are_those_of_the_host(gpu: Generator, host: Generator) -> None:
+    def seen(generator: Generator) -> list[NDArray[np.float32]]:
+        tokens_after: list[NDArray[np.float32]] = []
+        loop = generator.loop
+
+        def watched(plan: Plan, *arrays: Any) -> NDArray[np.float32]:
+            def after_iteration(done: int, total: int, tokens: Callable[[], NDArray[np.float32]]) -> None:
+                last = plan.iterations[done - 1]
+                tokens_after.append(tokens()[: last.known + last.count].copy())
+
+            return loop(plan, *arrays[:-1], after_iteration)
+
+        Generator(generator.manifest, generator.engines, "watched", loop=watched).generate([2, 5], seed=1, **QUICK)
+        return tokens_after
+
+    pairs = list(zip(seen(gpu), seen(host), strict=True))
+    assert len(pairs) > 1
+    for on_gpu, on_host in pairs:
+        assert relative_l2(on_gpu, on_host) <= GOLDEN_TOLERANCE
 
 
 def test_without_progress_the_host_waits_only_at_the_end(gpu: Generator, cuda: SimulatedCuda) -> None:
