@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,10 +88,21 @@ def save_arrays(path: pathlib.Path, header: Any, arrays: Mapping[str, NDArray[An
         arrays: The arrays by name.
         compress: Whether they are compressed.
     """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        _write_arrays(file, header, arrays, compress)
+
+
+def pack_arrays(header: Any, arrays: Mapping[str, NDArray[Any]], compress: bool = False) -> bytes:
+    """Return the bytes of the `.npz` file that `save_arrays` writes."""
+    file = io.BytesIO()
+    _write_arrays(file, header, arrays, compress)
+    return file.getvalue()
+
+
+def _write_arrays(file: IO[bytes], header: Any, arrays: Mapping[str, NDArray[Any]], compress: bool) -> None:
     text = json.dumps(with_hash(_as_json(dataclasses.asdict(header)), sorted(arrays.items()))).encode()
     save = np.savez_compressed if compress else np.savez
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        save(file, **{_HEADER: np.frombuffer(text, np.uint8)}, **arrays)  # type: ignore[arg-type]
+    save(file, **{_HEADER: np.frombuffer(text, np.uint8)}, **arrays)  # type: ignore[arg-type]
 
 
 def load_arrays(

@@ -14,7 +14,12 @@ from runtime.errors import BackendError
 # import the others.
 _COMMANDS = {
     "generate": ("runtime.cli.generate:generate", "Generate images with an artifact."),
+    "generate-dataset": (
+        "runtime.cli.generate_dataset:generate_dataset",
+        "Draw many images into a folder, with several processes or machines.",
+    ),
     "edit": ("runtime.cli.edit:edit", "Regenerate a part of an image with an artifact."),
+    "serve": ("runtime.cli.serve:serve", "Serve images over HTTP, to many clients at once."),
     "inspect": ("runtime.cli.inspect:inspect", "Show what an artifact contains."),
     "sign": ("runtime.cli.sign:sign", "Sign an artifact with a private key."),
     "verify": ("runtime.cli.sign:verify", "Check the signature and every hash of an artifact."),
@@ -44,7 +49,14 @@ _COMMANDS = {
     "bench": ("mar_export.cli.bench:bench", "Time an artifact, alone or against PyTorch and other runners."),
     "study": ("mar_export.cli.study:study", "Measure quality and time of every preset and sampler."),
 }
-_EXTRAS = {"training": "train", "mar_export": "export", "calibration": "calibrate", "runtime": "cpu"}
+# The extra of this project that installs what the modules of a room need, or one module.
+_EXTRAS = {
+    "training": "train",
+    "mar_export": "export",
+    "calibration": "calibrate",
+    "runtime": "cpu",
+    "runtime.cli.serve": "serve",
+}
 
 
 class LazyGroup(click.Group):
@@ -69,7 +81,7 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
-            extra = _EXTRAS[module.split(".")[0]]
+            extra = _EXTRAS.get(module) or _EXTRAS[module.split(".")[0]]
             raise BackendError(
                 f"mar {cmd_name} needs the Python package {error.name}; pip install 'mar-runtime[{extra}]'"
             ) from None

@@ -82,8 +82,8 @@ class Signals:
             self._leave()
 
     def _leave(self) -> NoReturn:
-        with contextlib.suppress(OSError):
-            os.write(2, f"mar: {self.message}\n".encode())
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno() if sys.stderr else 2, f"mar: {self.message}\n".encode())
         os._exit(self.exit_code)
 
 

@@ -105,10 +105,16 @@ class ImageFolder:
             RequestError: The file of an image holds another one.
             MarError: A file cannot be written.
         """
+        missing = [(record, image) for record, image in zip(records, images, strict=True) if not self.has(record)]
+        encoded = [encode_image(image, record, self._format) for record, image in missing]
+        self.add_packed([record for record, _ in missing], encoded)
+
+    def add_packed(self, records: Sequence[ImageRecord], packed: Sequence[bytes]) -> None:
+        """Write images as `add` does, which are the bytes of files already; their records are in them."""
         entries = []
-        for record, image in zip(records, images, strict=True):
+        for record, content in zip(records, packed, strict=True):
             if not self.has(record):
-                entries.append(self._write(record, encode_image(image, record, self._format)))
+                entries.append(self._write(record, content))
                 self._entries[entries[-1].file] = entries[-1]
         self._append(entries)
 
