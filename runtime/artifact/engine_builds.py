@@ -21,6 +21,9 @@ Shapes = tuple[tuple[int, ...], ...]
 TARGETS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """The Python module of each library that engines can be built for, by the target of `mar build`."""
 
+FOLDER = "engines"
+"""The folder in an artifact with the files of its builds, in a folder for each target."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Build:
@@ -55,7 +58,7 @@ class Build:
     def file(self) -> str:
         """The path of its file in the artifact, which contains a hash of all fields: no other build has the same."""
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"engines/{self.target}/{self.engine}-{digest[:16]}.plan"
+        return f"{FOLDER}/{self.target}/{self.engine}-{digest[:16]}.plan"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the build as the manifest stores it; the inverse of `from_dict`."""

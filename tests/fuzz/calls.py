@@ -14,7 +14,7 @@ from runtime.cli.group import mar
 from runtime.generator import Generator
 from runtime.requests.inpainting import Edit
 from tests.fuzz.mutations import WEIRD_VALUES
-from tests.fuzz.surfaces import WrongResultError
+from tests.fuzz.surface import WrongResultError
 from tests.helpers.tiny_runs import TINY
 
 _SETTINGS = (

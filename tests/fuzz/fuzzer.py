@@ -16,7 +16,7 @@ import click
 
 from runtime.errors import MarError
 from tests.fuzz.mutations import change
-from tests.fuzz.surfaces import Surface, WrongResultError
+from tests.fuzz.surface import Surface, WrongResultError
 
 _HANG_SECONDS = 60
 _MAKE_SECONDS = 600

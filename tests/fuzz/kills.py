@@ -2,33 +2,47 @@
 
 `python -m tests.fuzz.kills N [SEED [COMMAND ...]]` kills N times, spread over the commands. Each is run by a fork of
 this process, which has imported everything, and is killed just before its k-th change of a file.
+
+What a command measures or stamps differs from run to run: times are constants here, and the time of an export and the
+files of `_DIFFERENT` are not compared. A stand-in takes the place of TensorRT, whose engines differ too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
+import numpy as np
+import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from calibration.steps.timing import StepTimes
+from mar_export.tensorrt.engine_builder import BuilderFlags, Progress, TensorRTBuilder
+from runtime.artifact.artifact_folder import Artifact, is_artifact
+from runtime.artifact.engine_builds import Shapes
 from runtime.cli.group import mar
 from runtime.cli.main import main
-from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
+from tests.helpers.published_forms import HEADS, VAE, mar_weights, vae_weights, write_pth, write_safetensors
 from tests.helpers.tiny_runs import TINY, randomized, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint, save_run
 from training.models.mar import MAR
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_CREATED = re.compile(rb'"created": "[^"]*"')  # in a manifest
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 _DIFFERENT = ("log.jsonl", "environment.json", "loss.png")  # they hold times, or that a run was resumed
 _LAST_LINES = 12
@@ -42,15 +56,20 @@ class Case:
         line: Its arguments; `{inputs}` and `{work}` are folders.
         again: The arguments of the next command after a kill, if they are others.
         began: The file whose presence calls for `again`.
+        changes: The folder among the inputs that the command changes; it works on a copy of it in `{work}`.
+        once: Whether the command refuses to do again what is finished, with exit code 2.
     """
 
     line: str
     again: str = ""
     began: str = ""
+    changes: str = ""
+    once: bool = False
 
 
 _HEAD = "--data {inputs}/images --out {work}/head --count 24 --steps 3 --batch-size 8 --threads 1"
 _EXPORT = "export {inputs}/run --out {work}/artifact --cfg-scale 1.5 --diffusion-steps ddim4"
+_BUILD = "--target tensorrt-rtx --architecture sm_89"
 CASES = {
     "train": Case(
         "train --config {inputs}/train.toml --data {inputs}/images --out {work}/run --threads 1",
@@ -72,9 +91,28 @@ CASES = {
         "calibrate {inputs}/artifact --out {work}/int8 --count 20 --eval-count 2 --target-sqnr 1 --iterations 2 "
         "--threads 1"
     ),
-    "generate": Case("generate {inputs}/artifact --out {work}/grid.png --count 2 --iterations 2 --threads 1"),
+    "generate": Case(
+        "generate {inputs}/artifact --out {work}/grid.png --save-latents {work}/latents.npy --count 2 --iterations 2 "
+        "--threads 1"
+    ),
+    "build": Case(f"build {{work}}/built {_BUILD} --tf32", changes="built"),
+    "import": Case(
+        "import {inputs}/published.pth --model-config {inputs}/heads.json --tokenizer {inputs}/kl.safetensors "
+        "--out {work}/run",
+        once=True,
+    ),
+    "optimize-steps": Case(
+        "optimize-steps {work}/artifact --allowed-error 0.9 --count 2 --iterations 2 --threads 1 --force",
+        changes="artifact",
+    ),
+    "train-tokenizer": Case(
+        "train-tokenizer --config {inputs}/tokenizer.toml --data {inputs}/images --out {work}/run --threads 1",
+        "train-tokenizer --resume {work}/run --threads 1",
+        "run/config.json",
+    ),
+    "sign": Case("sign {work}/artifact --key {inputs}/key.pem", changes="artifact"),
 }
-_NEED_ARTIFACT = {"calibrate", "generate"}
+_NEED_ARTIFACT = {"calibrate", "generate", "build", "optimize-steps", "sign"}
 
 _CONFIG = """
 [model]
@@ -86,6 +124,54 @@ precision = "fp32"
 checkpoint_every = 2
 sample_every = 2
 """
+_TOKENIZER_CONFIG = """
+[model]
+latent_channels = 2
+width = 32
+multipliers = [1, 1]
+blocks = 1
+attention_levels = []
+[training]
+steps = 4
+image_size = 12
+batch_size = 4
+precision = "fp32"
+adversarial_from = 2
+discriminator_width = 8
+discriminator_layers = 1
+eval_count = 4
+checkpoint_every = 2
+sample_every = 2
+"""
+
+
+class _Builder(TensorRTBuilder):
+    """Stands for TensorRT: an engine is a hash of what it is built from."""
+
+    def __init__(self, target: str, architectures: Sequence[str]) -> None:
+        self.target, self.version, self.architectures = target, "1.7.1.116", tuple(architectures)
+
+    def build(
+        self,
+        graph: pathlib.Path,
+        profile: Mapping[str, Shapes],
+        flags: BuilderFlags,
+        timing_cache: pathlib.Path | None,
+        progress: Progress | None,
+    ) -> bytes:
+        return hashlib.sha256(graph.read_bytes() + repr((profile, flags)).encode()).digest()
+
+
+def _make_repeatable() -> None:
+    """Replace what differs from run to run, and shorten the search for diffusion steps."""
+    patched = pytest.MonkeyPatch()
+    patched.setattr("mar_export.cli.build.TensorRTBuilder", _Builder)
+    times = StepTimes(1e-3, np.full(2, 1e-3))
+    patched.setattr("calibration.steps.plan_search.measure_times", lambda *arguments: times)
+    for module in ("steps.error_model", "steps.held_out_evaluation", "cli.optimize_steps"):
+        patched.setattr(f"calibration.{module}.REFERENCE_STEPS", 60)
+    for module in ("steps.held_out_evaluation", "cli.optimize_steps"):
+        patched.setattr(f"calibration.{module}.EVAL_COUNT", 1)
 
 
 def make_inputs(inputs: pathlib.Path, names: list[str]) -> None:
@@ -94,13 +180,23 @@ def make_inputs(inputs: pathlib.Path, names: list[str]) -> None:
     model = randomized(MAR(**TINY.to_dict()))
     save_run(inputs / "run", Checkpoint(model, "pixel", ("0", "1", "2"), "tiny", "0" * 64))
     write_safetensors(inputs / "kl.safetensors", vae_weights(VAE))
+    write_pth(inputs / "published.pth", mar_weights())
+    (inputs / "heads.json").write_text(json.dumps(HEADS))
+    (inputs / "tokenizer.toml").write_text(_TOKENIZER_CONFIG)
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    (inputs / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     values = {name: value for name, value in TINY.to_dict().items() if isinstance(value, (int, float))}
     lines = "\n".join(f"{name} = {value}" for name, value in values.items() if not isinstance(value, bool))
     (inputs / "train.toml").write_text(_CONFIG.format(model=lines))
     if _NEED_ARTIFACT & {*names}:
-        line = _EXPORT.replace("{work}", "{inputs}").format(inputs=inputs)
-        ended = run_forked(line, inputs / "changes", inputs / "output")
-        assert ended == 0, (inputs / "output").read_text()
+        _run_once(inputs, _EXPORT.replace("{work}", "{inputs}"))
+        shutil.copytree(inputs / "artifact", inputs / "built")
+        _run_once(inputs, f"build {{inputs}}/built {_BUILD}")
+
+
+def _run_once(inputs: pathlib.Path, line: str) -> None:
+    ended = run_forked(line.format(inputs=inputs), inputs / "changes", inputs / "output")
+    assert ended == 0, (inputs / "output").read_text()
 
 
 def run_forked(line: str, counted: pathlib.Path, output: pathlib.Path, kill_at: int = 0) -> int:
@@ -157,15 +253,17 @@ def _count_changes(kill_at: int) -> Callable[[], int]:
 
 
 def content(folder: pathlib.Path) -> dict[str, str]:
-    """Return the hash of every file in a folder, empty for those that differ from run to run."""
+    """Return the hash of every file in a folder, empty for those that differ from run to run; check its artifacts."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_file() and "tfevents" not in name:
             same = path.name not in _DIFFERENT
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest() if same else ""
+            found[name] = hashlib.sha256(_CREATED.sub(b"", path.read_bytes())).hexdigest() if same else ""
         elif path.name.startswith("."):
             found[name] = "a hidden folder"
+        elif is_artifact(path):
+            Artifact(path).verify(builds=True)
     return found
 
 
@@ -186,7 +284,7 @@ class Killer:
         ended = self._run(self._case.line, at)
         assert ended == -signal.SIGKILL, f"ended with {ended} before change {at}"
         resumes = self._case.again and (self._work / self._case.began).exists()
-        self._finish(self._case.again if resumes else self._case.line, f"after a kill at change {at}")
+        self._finish(self._case.again if resumes else self._case.line, f"after a kill at change {at}", again=True)
         found = content(self._work)
         names = sorted(found.keys() | self._expected.keys())
         pairs = {name: (found.get(name), self._expected.get(name)) for name in names}
@@ -195,19 +293,23 @@ class Killer:
     def _new_work(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir()
+        if changed := self._case.changes:
+            shutil.copytree(self._inputs / changed, self._work / changed)
 
     def _run(self, line: str, at: int = 0) -> int:
         return run_forked(line.format(inputs=self._inputs, work=self._work), self._counted, self._output, at)
 
-    def _finish(self, line: str, when: str) -> None:
+    def _finish(self, line: str, when: str, again: bool = False) -> None:
         ended = self._run(line)
         text = "\n".join(self._output.read_text().splitlines()[-_LAST_LINES:])
-        assert ended == 0, f"{line}, {when}: ended with {ended}: {text}"
+        is_done = again and self._case.once and ended == 2
+        assert ended == 0 or is_done, f"{line}, {when}: ended with {ended}: {text}"
 
 
 def run_kills(number: int, seed: int, names: list[str]) -> int:
     """Kill `number` times, spread over the commands `names`; print what differs and return how often."""
     torch.set_num_threads(1)
+    _make_repeatable()
     wrong, choose = 0, random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)

@@ -10,6 +10,7 @@ import json
 import random
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ Change = Callable[[random.Random, bytes], bytes]
 
 _MOST_BYTES = 1 << 22  # of a changed file
 _DEEP = 100_000
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 WEIRD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e308, 1e-320,
@@ -42,7 +44,7 @@ _TOML_VALUES = (
 
 def change(random_: random.Random, name: str, content: bytes) -> bytes:
     """Return a file's content after one to three random changes. The suffix of its name tells its structure."""
-    structured = _STRUCTURED.get(name[name.rfind(".") :], _texts)
+    structured = _STRUCTURED.get(name[name.rfind(".") :], random_.choice(_OF_BYTES))
     for _ in range(random_.choice((1, 1, 1, 2, 3))):
         kind = structured if random_.random() < 0.6 else random_.choice(_OF_BYTES)
         try:
@@ -211,6 +213,32 @@ def _safetensors(random_: random.Random, content: bytes) -> bytes:
     return length.to_bytes(8, "little") + header + body
 
 
+def _png(random_: random.Random, content: bytes) -> bytes:
+    """Change, repeat, remove or move a chunk of a PNG; its checksums are right, and its pixels are compressed again."""
+    chunks, place = list[tuple[bytes, bytes]](), len(_PNG)
+    while place < len(content):
+        size = int.from_bytes(content[place : place + 4], "big")
+        chunks.append((content[place + 4 : place + 8], content[place + 8 : place + 8 + size]))
+        place += 12 + size
+    number = random_.randrange(len(chunks))
+    kind, data = chunks[number]
+    action = random_.randrange(6)
+    if action <= 1:
+        data = random_.choice(_OF_BYTES)(random_, data)
+    elif action == 2 and kind == b"IDAT":
+        data = zlib.compress(random_.choice(_OF_BYTES)(random_, zlib.decompress(data)))
+    elif action == 3:
+        kind = random_.choice((b"tRNS", b"PLTE", b"iCCP", b"gAMA", b"eXIf", b"acTL", b"fdAT", b"iTXt", chunks[0][0]))
+    chunks[number] = kind, data
+    if action == 4:
+        chunks.insert(random_.randrange(len(chunks)), chunks[number])
+    elif action == 5:
+        del chunks[number]
+    return _PNG + b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks
+    )
+
+
 _STRUCTURED: dict[str, Change] = {
     ".json": _json,
     ".jsonl": _json_lines,
@@ -218,4 +246,7 @@ _STRUCTURED: dict[str, Change] = {
     ".npz": _zip,
     ".pth": _zip,
     ".safetensors": _safetensors,
+    ".png": _png,
+    ".pem": _texts,
+    ".sig": _texts,
 }

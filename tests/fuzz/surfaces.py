@@ -6,16 +6,14 @@ returns what a user would get, as bytes.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import pathlib
-import pickle
-from collections.abc import Callable
-from typing import Any
+import shutil
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from PIL import Image
 from torch import nn
 
@@ -23,11 +21,22 @@ from calibration.quantization.statistics import ActivationStatistics, LayerStati
 from mar_export.artifact.export import export_artifact
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
+from runtime.artifact.signatures import sign, verify_signature
 from runtime.cli.generate import _read_array
 from runtime.model.config import LATER_FIELDS
 from runtime.requests.validation import check_noise, check_order
 from runtime.sampling.settings import Sampling
-from tests.helpers.published_forms import VAE, vae_weights, write_pipeline, write_pth, write_safetensors
+from tests.fuzz.image_surfaces import IMAGE_SURFACES
+from tests.fuzz.surface import Surface, WrongResultError, digest
+from tests.helpers.published_forms import (
+    CONFIG,
+    VAE,
+    vae_weights,
+    write_component,
+    write_pipeline,
+    write_pth,
+    write_safetensors,
+)
 from tests.helpers.published_forms import mar_weights as published_weights
 from tests.helpers.tiny_runs import TINY, start, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
@@ -44,41 +53,6 @@ from training.reporting.run_comparison import difference_table, find_runs, summa
 
 _SIDE = 16  # of the images of the latent cache
 _KEY = {"network": "tiny"}  # of the statistics of real images
-
-
-class WrongResultError(Exception):
-    """A result that is neither the right one nor an error."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Surface:
-    """Something that is read.
-
-    Attributes:
-        make: Makes its files in an empty folder.
-        files: The patterns of the files that are changed.
-        read: Reads it, and returns what a user would get.
-        exact: Whether every change must give the same result or an error, because hashes protect it. Otherwise other
-            values are legitimate, and only `read` tells wrong ones.
-    """
-
-    make: Callable[[pathlib.Path], None]
-    files: tuple[str, ...]
-    read: Callable[[pathlib.Path], bytes]
-    exact: bool = False
-
-
-def digest(*values: Any) -> bytes:
-    """A hash of arrays, tensors and plain values."""
-    result = hashlib.sha256()
-    for each in values:
-        value = each.detach().numpy() if isinstance(each, torch.Tensor) else each
-        if isinstance(value, np.ndarray):
-            result.update(f"{value.dtype} {value.shape}".encode())
-            result.update(np.ascontiguousarray(value).tobytes())
-        else:
-            result.update(pickle.dumps(value))
-    return result.digest()
 
 
 def _module(module: nn.Module) -> bytes:
@@ -133,6 +107,19 @@ def _read_engines(folder: pathlib.Path) -> bytes:
         with artifact.verified_graph(name) as graph:
             contents.append(pathlib.Path(graph.source).read_bytes())
     return digest(contents)
+
+
+def _make_signature(folder: pathlib.Path) -> None:
+    export(folder)
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "pub.pem").write_bytes(public)
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    sign(Artifact(folder / "artifact"), folder / "key.pem")
+
+
+def _read_signature(folder: pathlib.Path) -> bytes:
+    return verify_signature(Artifact(folder / "artifact"), [folder / "pub.pem"]).encode()
 
 
 def _job(folder: pathlib.Path) -> GenerationJob:
@@ -220,7 +207,10 @@ def _read_autoencoder(folder: pathlib.Path) -> bytes:
 
 
 def _make_diffusers(folder: pathlib.Path) -> None:
-    write_pipeline(folder / "pipeline")
+    """A pipeline whose model is in shards."""
+    pipeline = write_pipeline(folder / "pipeline", "mar")
+    shutil.rmtree(pipeline / "mar")
+    write_component(pipeline / "transformer", published_weights(), CONFIG.to_dict(), shards=2)
 
 
 def _read_diffusers(folder: pathlib.Path) -> bytes:
@@ -269,5 +259,7 @@ SURFACES: dict[str, Surface] = {
     "diffusers folder": Surface(_make_diffusers, ("pipeline/**/*.*",), _read_diffusers),
     "manifest": Surface(export, ("artifact/manifest.json",), _read_manifest),
     "engines": Surface(export, ("artifact/*.onnx",), _read_engines, exact=True),
+    "signature": Surface(_make_signature, ("artifact/manifest.*", "pub.pem"), _read_signature, exact=True),
+    **IMAGE_SURFACES,
 }
 """The surfaces whose inputs are files, by name."""

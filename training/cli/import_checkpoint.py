@@ -9,6 +9,7 @@ import click
 
 from runtime.cli.options import PATH
 from runtime.errors import RequestError
+from runtime.files import holding
 from training.checkpoints.checkpoint import save_run
 from training.cli.named_checkpoint import load_named_checkpoint
 from training.cli.options import checkpoint_options
@@ -28,10 +29,11 @@ def import_(
     CHECKPOINT is a .pth file, a .safetensors file, or a folder in the layout of diffusers. The run keeps only the
     moving average of the weights.
     """
-    if out.exists():
-        raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
-    loaded = load_named_checkpoint(checkpoint, options)
-    save_run(out, loaded)
+    with holding(out):
+        if out.exists():
+            raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
+        loaded = load_named_checkpoint(checkpoint, options)
+        save_run(out, loaded)
     config, parameters = loaded.model.config, sum(tensor.numel() for tensor in loaded.model.parameters())
     click.echo(
         f"{parameters / 1e6:.1f} M parameters, {config.tokens} tokens of {config.token_channels} values, "
