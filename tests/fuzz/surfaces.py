@@ -26,6 +26,7 @@ from runtime.cli.generate import _read_array
 from runtime.model.config import LATER_FIELDS
 from runtime.requests.validation import check_noise, check_order
 from runtime.sampling.settings import Sampling
+from runtime.stored_files import save_arrays
 from tests.fuzz.image_surfaces import IMAGE_SURFACES
 from tests.fuzz.surface import Surface, WrongResultError, digest
 from tests.helpers.published_forms import (
@@ -141,7 +142,7 @@ def _make_real_statistics(folder: pathlib.Path) -> None:
     random = np.random.default_rng(0)
     arrays = {"mean": random.random(5), "covariance": random.random((5, 5)), "sample": random.random((7, 5))}
     header = real_statistics._Header(_KEY, 7, 0.5, None)
-    real_statistics.save_arrays(folder / "statistics.npz", header, arrays)
+    save_arrays(folder / "statistics.npz", header, arrays)
 
 
 def _read_real_statistics(folder: pathlib.Path) -> bytes:
