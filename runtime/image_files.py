@@ -10,7 +10,7 @@ import functools
 import io
 import pathlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,22 @@ class ImageFileError(RequestError):
     """A file that is not a readable image."""
 
 
+class ImageBytes(io.BytesIO):
+    """The content of an image file that is in memory. Its text is its name, as that of a path is."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        """`name` is what messages call it."""
+        super().__init__(content)
+        self._name = name
+
+    def __str__(self) -> str:
+        return self._name
+
+
+ImageSource = pathlib.Path | ImageBytes
+"""What an image is read from."""
+
+
 def parse_color(name: str, text: str) -> Color:
     """Return a colour from its name or from #rrggbb; raise `RequestError`, which names the option `name`, otherwise."""
     with contextlib.suppress(ValueError):
@@ -67,7 +83,7 @@ def parse_color(name: str, text: str) -> Color:
     raise RequestError(f"{name} must be a colour such as white or #808080, found {truncate(text)}")
 
 
-def read_image(path: pathlib.Path, background: Color) -> tuple[Image.Image, list[str]]:
+def read_image(path: ImageSource, background: Color) -> tuple[Image.Image, list[str]]:
     """Read an image over a background that shows where it is transparent.
 
     Returns:
@@ -95,16 +111,32 @@ def read_square(path: pathlib.Path, side: int, background: Color) -> tuple[NDArr
         width, height = image.size
         if min(image.size) < side:
             lines.append(f"{printable(str(path))}: {width}x{height}, enlarged to {side}x{side}")
-        # The scaled image has whole pixels, and the crop begins at one of them. Nothing beyond the crop is computed.
-        scale = side / min(image.size)
-        scaled = [max(side, round(length * scale)) for length in image.size]
-        starts = [(length - side) // 2 for length in scaled]
-        left, top = (start * length / of for start, length, of in zip(starts, image.size, scaled, strict=True))
-        right, bottom = (
-            (start + side) * length / of for start, length, of in zip(starts, image.size, scaled, strict=True)
-        )
-        box = (left, top, min(right, width), min(bottom, height))
-        return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box)), lines
+        return np.asarray(middle_square(image, side)), lines
+
+
+def middle_square(
+    image: Image.Image, side: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Return the square in the middle of an image, as large as it can be, scaled to `side` pixels.
+
+    The scaled image has whole pixels, and the crop begins at one of them. Nothing beyond the crop is computed.
+    """
+    scale = side / min(image.size)
+    scaled = [max(side, round(length * scale)) for length in image.size]
+    starts = [(length - side) // 2 for length in scaled]
+    left, top = (start * length / of for start, length, of in zip(starts, image.size, scaled, strict=True))
+    right, bottom = ((start + side) * length / of for start, length, of in zip(starts, image.size, scaled, strict=True))
+    width, height = image.size
+    return image.resize((side, side), resampling, (left, top, min(right, width), min(bottom, height)))
+
+
+def square_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    """Return the square in the middle of a mask [H, W], scaled to bool [side, side].
+
+    A pixel is true if any part of it is, so that a thin line does not get lost.
+    """
+    shares = middle_square(Image.fromarray(mask.astype(np.float32)), side, Image.Resampling.BOX)
+    return np.asarray(shares) > 0
 
 
 def read_mask(path: pathlib.Path) -> tuple[NDArray[np.bool_], list[str]]:
@@ -121,6 +153,34 @@ def read_mask(path: pathlib.Path) -> tuple[NDArray[np.bool_], list[str]]:
         if alpha is not None:
             return np.asarray(alpha) < _HALF, lines
         return np.asarray(image.convert("L")) >= _HALF, lines
+
+
+def read_transparency(path: ImageSource) -> NDArray[np.bool_]:
+    """Return where an image is transparent, bool [H, W].
+
+    Raises:
+        ImageFileError: It cannot be read.
+    """
+    with _reading(path) as lines:
+        image, alpha = _decode(path, lines)
+        return np.zeros(image.size[::-1], bool) if alpha is None else np.asarray(alpha) < _HALF
+
+
+def read_size(path: ImageSource, formats: Sequence[str]) -> tuple[int, int]:
+    """Return the width and height of an image, without decoding its pixels.
+
+    Args:
+        path: The file.
+        formats: The formats that it may have, by Pillow's names.
+
+    Raises:
+        ImageFileError: It is no readable image, or of another format.
+    """
+    with _reading(path), Image.open(path) as file:
+        if file.format not in formats:
+            raise ImageFileError(f"{printable(str(path))}: expected {' or '.join(formats)}, found {file.format}")
+        width, height = file.size
+        return width, height
 
 
 def read_text(path: pathlib.Path, keyword: str, exif_tag: int) -> str | None:
@@ -143,7 +203,7 @@ def read_text(path: pathlib.Path, keyword: str, exif_tag: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _reading(path: pathlib.Path) -> Iterator[list[str]]:
+def _reading(path: ImageSource) -> Iterator[list[str]]:
     """Collect the warnings of Pillow as lines, and raise `ImageFileError` for whatever else it meets."""
     lines: list[str] = []
     name = printable(str(path))
@@ -169,7 +229,7 @@ def _reading(path: pathlib.Path) -> Iterator[list[str]]:
         lines.append(f"{name}: {printable(note)}")
 
 
-def _decode(path: pathlib.Path, lines: list[str]) -> tuple[Image.Image, Image.Image | None]:
+def _decode(path: ImageSource, lines: list[str]) -> tuple[Image.Image, Image.Image | None]:
     """Return the colours of an image, mode RGB, and its alpha, mode L, or None where it is opaque everywhere."""
     with Image.open(path) as file:
         if file.format not in _SUFFIXES:

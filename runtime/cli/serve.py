@@ -1,0 +1,150 @@
+"""The command `mar serve`."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+
+import click
+
+from runtime.checks import truncate
+from runtime.cli.options import PATH, backend_options, preset_option, threads_option
+from runtime.errors import RequestError
+from runtime.generator import Generator
+from runtime.service.access import read_api_keys
+from runtime.service.app import create_app
+from runtime.service.scheduler import MAX_BATCH
+from runtime.service.served_model import check_model_name
+from runtime.service.server import bind, is_loopback, url
+from runtime.service.server import serve as serve_until_stopped
+from runtime.service.settings import ServiceSettings
+
+_DEFAULTS = ServiceSettings()
+_MIB = 2**20
+
+
+@click.command()
+@click.argument("artifacts", metavar="[NAME=]ARTIFACT...", nargs=-1, required=True)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on. The default lets only this machine connect; 0.0.0.0 stands for all addresses.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 takes a free one."
+)
+@preset_option
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, MAX_BATCH),
+    default=_DEFAULTS.max_batch,
+    show_default=True,
+    help="The most images that are drawn together.",
+)
+@click.option(
+    "--max-wait-ms",
+    type=click.FloatRange(0, 60_000),
+    default=1000 * _DEFAULTS.max_wait,
+    show_default=True,
+    help="How long a batch that is not full waits for the clients of the last batch to return.",
+)
+@click.option(
+    "--max-queue",
+    type=click.IntRange(1, 1_000_000),
+    default=_DEFAULTS.max_queue,
+    show_default=True,
+    help="The most images that wait, for each model; further requests get status 429.",
+)
+@click.option(
+    "--max-images",
+    type=click.IntRange(1, 1024),
+    default=_DEFAULTS.max_images,
+    show_default=True,
+    help="The most images of a request.",
+)
+@click.option(
+    "--max-body-mb",
+    type=click.IntRange(1, 1024),
+    default=_DEFAULTS.max_body // _MIB,
+    show_default=True,
+    help="The most MiB of a request.",
+)
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(0.1, 86_400),
+    default=_DEFAULTS.timeout,
+    show_default=True,
+    help="How long a request may take; then it gets status 504, and its images are no longer drawn.",
+)
+@click.option(
+    "--drain-s",
+    type=click.FloatRange(1, 86_400),
+    default=30.0,
+    show_default=True,
+    help="After SIGTERM or Ctrl-C, how long the requests that run are waited for.",
+)
+@click.option(
+    "--api-keys", type=PATH, metavar="FILE", help="A file with one API key on each line; requests must have one."
+)
+@backend_options
+@threads_option
+def serve(
+    artifacts: tuple[str, ...],
+    host: str,
+    port: int,
+    preset: str | None,
+    max_batch: int,
+    max_wait_ms: float,
+    max_queue: int,
+    max_images: int,
+    max_body_mb: int,
+    timeout_s: float,
+    drain_s: float,
+    api_keys: pathlib.Path | None,
+    backend: str,
+    device: str | None,
+    cuda_graphs: bool,
+    threads: int | None,
+) -> None:
+    """Serve images of ARTIFACT over HTTP: the images API of OpenAI, and the Open Inference Protocol.
+
+    Several artifacts are served under their names; the first is that of requests that name none.
+    """
+    folders = _named(artifacts)
+    settings = ServiceSettings(
+        preset=preset,
+        max_batch=max_batch,
+        max_wait=max_wait_ms / 1000,
+        max_queue=max_queue,
+        max_images=max_images,
+        max_body=max_body_mb * _MIB,
+        timeout=timeout_s,
+        api_keys=() if api_keys is None else read_api_keys(api_keys),
+    )
+    with bind(host, port) as bound, contextlib.ExitStack() as loaded:
+        generators = {
+            name: loaded.enter_context(
+                Generator.load(folder, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs)
+            )
+            for name, folder in folders.items()
+        }
+        app = create_app(generators, settings)
+        if not settings.api_keys and not is_loopback(bound):
+            click.echo(f"anybody who reaches {host} can use this service: it has no --api-keys", err=True)
+        click.echo(f"{', '.join(generators)} at {url(bound)}; the first image is being drawn")
+        serve_until_stopped(app, bound, drain_s)
+
+
+def _named(artifacts: tuple[str, ...]) -> dict[str, pathlib.Path]:
+    """Return the folders of the artifacts by name. The name of one that is given without is that of its folder."""
+    folders: dict[str, pathlib.Path] = {}
+    for text in artifacts:
+        name, equals, path = text.partition("=")
+        folder = pathlib.Path(path if equals else text)
+        name = name if equals else folder.resolve().name
+        check_model_name(name)
+        if name in folders:
+            raise RequestError(f"two artifacts have the name {truncate(name)}; write NAME=ARTIFACT for one of them")
+        folders[name] = folder
+    return folders

@@ -1,0 +1,126 @@
+"""The log, a JSON object on each line, and what is noted of each request."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from runtime.service.http_errors import CLIENT_GONE, INTERNAL, HttpError, as_http_error
+from runtime.service.service import LOG, Service
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_PLAIN = {*vars(logging.makeLogRecord({})), "message", "color_message"}  # what every record has
+_LONGEST_PATH = 200
+
+
+class JsonLines(logging.Formatter):
+    """Formats a record as a JSON object: time, level, message, and what was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        time_ = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        line: dict[str, Any] = {
+            "time": time_.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **{name: value for name, value in vars(record).items() if name not in _PLAIN},
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class RequestLog:
+    """Middleware that gives each request an id, a line in the log, its figures, and an answer if it fails.
+
+    An id of the client's own, in the header X-Request-ID, is kept. The answer has the same header.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        route: Callable[[Scope], str],
+        failure: Callable[[str, HttpError], Response],
+        quiet: Collection[str],
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            service: The service, whose metrics are kept.
+            route: Returns the name of the route that a request took, for the metrics.
+            failure: Returns the response to a failed request, from its path and the failure.
+            quiet: The names of routes that are asked for all the time, and are logged only for debugging.
+        """
+        self._app, self._service, self._route, self._failure = app, service, route, failure
+        self._quiet = frozenset(quiet)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        error: HttpError | None = None
+        self._service.metrics.in_progress.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as raised:
+            error = self._explained(raised, request_id)
+            if status == 0 and error.status != CLIENT_GONE:
+                await self._failure(scope["path"], error)(scope, receive, send_with_id)
+        finally:
+            self._service.metrics.in_progress.dec()
+            self._note(scope, error.status if error else status, request_id, time.perf_counter() - started, error)
+
+    def _explained(self, raised: Exception, request_id: str) -> HttpError:
+        """Return what a client is told about an exception. The log gets the traceback of a fault."""
+        if isinstance(raised, ClientDisconnect):
+            return HttpError(CLIENT_GONE, "the client has gone", code="client_gone")
+        error = as_http_error(raised)
+        if error.code == INTERNAL:
+            LOG.error("fault", extra={"request_id": request_id}, exc_info=raised)
+        return error
+
+    def _note(self, scope: Scope, status: int, request_id: str, seconds: float, error: HttpError | None) -> None:
+        route, metrics = self._route(scope), self._service.metrics
+        metrics.requests.labels(route, str(status)).inc()
+        metrics.request_seconds.labels(route).observe(seconds)
+        if error is not None and status in (401, 413, 429, 503):
+            metrics.rejected.labels(error.code or str(status)).inc()
+        client = scope.get("client")
+        LOG.log(
+            logging.DEBUG if route in self._quiet and status < 400 else logging.INFO,
+            "request",
+            extra={
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"][:_LONGEST_PATH],
+                "status": status,
+                "seconds": round(seconds, 4),
+                "client": client[0] if client else None,
+                **({"error": str(error)} if error else {}),
+            },
+        )

@@ -1,0 +1,110 @@
+"""The server process of an application: its socket, its signals, and its log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+
+from runtime.errors import RequestError
+from runtime.service.request_log import JsonLines
+from runtime.service.service import LOG, Service
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket at an address. Connections are refused until the server listens on it.
+
+    Raises:
+        RequestError: The address does not exist here, or is in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from None
+    return bound
+
+
+def is_loopback(bound: socket.socket) -> bool:
+    """Return whether only this machine can connect to a bound socket."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def url(bound: socket.socket) -> str:
+    """Return the URL of a server that listens on a bound socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if bound.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def serve(app: Starlette, bound: socket.socket, drain_seconds: float) -> None:
+    """Serve an application until SIGTERM or Ctrl-C, then finish the requests that run.
+
+    Args:
+        app: The application.
+        bound: The socket, from `bind`.
+        drain_seconds: How long the requests that run are waited for. A second signal ends them at once.
+    """
+    _log_to_stderr()
+    config = uvicorn.Config(
+        app,
+        backlog=_BACKLOG,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+    )
+    asyncio.run(_Server(config, app.state.service).serve([bound]))
+
+
+class _Server(uvicorn.Server):
+    """A server that SIGTERM and Ctrl-C stop, and that then ends as after its own wish."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._stop)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    def _stop(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = self._service.stopping = True
+        LOG.info("stopping at once" if self.force_exit else "stopping: no new requests, those that run are finished")
+
+
+def _log_to_stderr() -> None:
+    """Write the log to standard error. Warnings of the server itself go there too, in the same form."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    for name, level in ((LOG.name, logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

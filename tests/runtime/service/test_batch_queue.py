@@ -1,0 +1,121 @@
+"""Which images form a batch, and when: the clock is a number that the test sets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtime.service.batch_queue import BatchQueue
+
+MAX_WAIT = 0.02
+
+
+@dataclasses.dataclass(eq=False)
+class Waiting:
+    key: str
+    number: int = 0
+
+
+def queue_of(keys: str, max_batch: int = 4) -> BatchQueue[Waiting]:
+    queue: BatchQueue[Waiting] = BatchQueue(max_batch, MAX_WAIT)
+    queue.add(Waiting(key, number) for number, key in enumerate(keys))
+    return queue
+
+
+def numbers(batch: list[Waiting]) -> list[int]:
+    return [image.number for image in batch]
+
+
+def test_the_oldest_image_decides_and_others_of_its_key_go_with_it_in_order() -> None:
+    queue = queue_of("abaab")
+    assert numbers(queue.take(0, drawing=False)) == [0, 2, 3]
+    assert numbers(queue.take(0, drawing=False)) == [1, 4]
+    assert queue.take(0, drawing=False) == []
+
+
+def test_a_batch_has_at_most_its_limit() -> None:
+    queue = queue_of("aaaaaa")
+    assert numbers(queue.take(0, drawing=False)) == [0, 1, 2, 3]
+    assert numbers(queue.take(0, drawing=False)) == [4, 5]
+
+
+def test_a_lone_image_on_an_idle_engine_starts_at_once() -> None:
+    queue = queue_of("a")
+    assert queue.seconds_to_wait(0) == 0
+    assert numbers(queue.take(0, drawing=False)) == [0]
+    queue.ended("a", 1, now=1)
+    queue.add([Waiting("a", 1)])  # the only client is back
+    assert numbers(queue.take(1.001, drawing=False)) == [1]
+
+
+def test_after_a_batch_its_clients_are_waited_for_but_not_for_long() -> None:
+    queue = queue_of("aaa")
+    assert len(queue.take(0, drawing=False)) == 3
+    queue.ended("a", 3, now=1)
+    queue.add([Waiting("a"), Waiting("a")])
+    assert queue.take(1.001, drawing=False) == []
+    seconds = queue.seconds_to_wait(1.001)
+    assert seconds is not None
+    assert abs(seconds - (MAX_WAIT - 0.001)) < 1e-9
+    assert len(queue.take(1 + MAX_WAIT, drawing=False)) == 2
+
+
+def test_it_starts_at_once_when_all_are_back() -> None:
+    queue = queue_of("aaa")
+    queue.take(0, drawing=False)
+    queue.ended("a", 3, now=1)
+    queue.add([Waiting("a")] * 1 + [Waiting("a"), Waiting("a")])
+    assert len(queue.take(1.001, drawing=False)) == 3
+
+
+def test_images_that_waited_count_among_those_that_are_expected() -> None:
+    """One client is drawn alone while three wait: when it is back, all four are drawn together."""
+    queue = queue_of("a")
+    queue.take(0, drawing=False)
+    queue.add([Waiting("a"), Waiting("a"), Waiting("a")])
+    queue.ended("a", 1, now=1)
+    assert queue.take(1.001, drawing=False) == []
+    queue.add([Waiting("a")])
+    assert len(queue.take(1.002, drawing=False)) == 4
+
+
+def test_another_key_waits_for_nobody() -> None:
+    queue = queue_of("aaa")
+    queue.take(0, drawing=False)
+    queue.ended("a", 3, now=1)
+    queue.add([Waiting("b")])
+    assert len(queue.take(1.001, drawing=False)) == 1
+
+
+def test_while_a_batch_is_drawn_only_a_full_one_is_taken() -> None:
+    queue = queue_of("aaa")
+    assert queue.take(0, drawing=True) == []
+    queue.add([Waiting("a", 3)])
+    assert numbers(queue.take(0, drawing=True)) == [0, 1, 2, 3]
+
+
+def test_an_empty_queue_never_has_a_batch() -> None:
+    queue = queue_of("")
+    assert queue.seconds_to_wait(0) is None
+    assert queue.take(0, drawing=False) == []
+
+
+@given(st.text("abc", max_size=30), st.integers(1, 5), st.sets(st.integers(0, 29)))
+def test_every_image_is_taken_once_and_in_order_of_its_key(keys: str, max_batch: int, removed: set[int]) -> None:
+    queue = queue_of(keys, max_batch)
+    queue.remove(lambda image: image.number in removed)
+    kept = [number for number in range(len(keys)) if number not in removed]
+    taken: list[int] = []
+    while len(queue):
+        oldest = next(iter(queue)).number
+        batch = queue.take(0, drawing=False)
+        assert batch[0].number == oldest
+        assert len({image.key for image in batch}) == 1
+        assert len(batch) <= max_batch
+        taken += numbers(batch)
+    assert sorted(taken) == kept
+    for key in "abc":
+        of_key = [number for number in taken if keys[number] == key]
+        assert of_key == sorted(of_key)
