@@ -58,6 +58,7 @@ def test_a_signal_saves_after_the_step_and_exits_and_the_run_resumes(
         trainer.train()
     one_sentence(caught)
     assert caught.value.exit_code == code
+    assert (tmp_path / "run" / "loss.png").exists()
     assert signal.getsignal(by) == before
     assert checkpoint.saved_step(tmp_path / "run" / STATE) == 3
     resume(tmp_path / "run").train()

@@ -55,7 +55,7 @@ def transfer_weights(
     if config.img_size != old.img_size:
         model = resize_model(model, config.img_size)
         lines.append(
-            f"position embeddings resized from {old.grid}x{old.grid} to {model.config.grid}x{model.config.grid}"
+            f"position embeddings resized from {old.grid}x{old.grid} to {model.config.grid}x{model.config.grid} tokens"
         )
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if weights[_CLASSES].shape[1] == fresh[_CLASSES].shape[1]:

@@ -136,8 +136,8 @@ class TrainingPart(LatentSubset):
 
 
 def open_train_and_test(
-    path: pathlib.Path, image_size: int, background: Color, validation_share: float
-) -> tuple[ImageDataset, ImageDataset]:
+    path: pathlib.Path, image_size: int, background: Color, validation_share: float, with_test: bool = True
+) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the images that a model was trained on, and others to compare its images with.
 
     The others are the test split; if there is none, the images that `mar train --validation-share` holds out.
@@ -147,14 +147,22 @@ def open_train_and_test(
         image_size: The side of the images in pixels.
         background: The colour under transparent pixels.
         validation_share: The share that training held out, 0 for none.
+        with_test: Whether the others are needed; without them the second result is None.
 
     Raises:
         DataError: There is no dataset, or neither a test split nor a share.
     """
-    dataset = open_dataset(path, image_size, "train", background)
-    if not validation_share:
-        return dataset, open_dataset(path, image_size, "test", background)
-    trained, held_out = (ImageSubset(dataset, chosen) for chosen in split(dataset, validation_share))
-    if has_split(path, "test"):
+    trained: ImageDataset = open_dataset(path, image_size, "train", background)
+    held_out: ImageDataset | None = None
+    if validation_share:
+        trained, held_out = (ImageSubset(trained, chosen) for chosen in split(trained, validation_share))
+    if not with_test:
+        return trained, None
+    if held_out is not None and not has_split(path, "test"):
+        return trained, held_out
+    try:
         return trained, open_dataset(path, image_size, "test", background)
-    return trained, held_out
+    except DataError as error:
+        if has_split(path, "test"):
+            raise
+        raise DataError(f"{error}; or give --split train, or the --validation-share of the run") from None

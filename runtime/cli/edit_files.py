@@ -1,0 +1,58 @@
+"""The image and the mask of `mar edit`, read from files of any size."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.checks import printable
+from runtime.errors import RequestError
+from runtime.image_files import Color, middle_square, read_image, read_mask, square_mask
+from runtime.model.config import ModelConfig
+
+
+def read_image_and_mask(
+    image_file: pathlib.Path, mask_file: pathlib.Path, config: ModelConfig, background: Color
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[str]]:
+    """Read the image to edit and its mask: the square in the middle of each, scaled to the size of the model.
+
+    Args:
+        image_file: The file of the image.
+        mask_file: The file of the mask, of the proportions of the image.
+        config: The model.
+        background: The colour under transparent pixels of the image.
+
+    Returns:
+        The image, uint8 [S, S, 1] for a model of gray pixels and [S, S, 3] for others; the mask, bool [S, S]; and one
+        line for each file that was scaled or has a defect that reading can live with.
+
+    Raises:
+        RequestError: A file cannot be read, or the proportions differ.
+    """
+    side = config.img_size
+    image, lines = read_image(image_file, background)
+    mask, mask_lines = read_mask(mask_file)
+    sizes = (image_file, image.size), (mask_file, (mask.shape[1], mask.shape[0]))
+    _check_proportions(*sizes)
+    scaled = middle_square(image, side)
+    gray = config.vae_stride == 1 and config.vae_embed_dim == 1
+    pixels = np.asarray(scaled.convert("L"))[..., None] if gray else np.asarray(scaled)
+    notes = [
+        f"{printable(str(file))}: {width}x{height}, the square in its middle scaled to {side}x{side}"
+        for file, (width, height) in sizes
+        if (width, height) != (side, side)
+    ]
+    return pixels, square_mask(mask, side), [*lines, *mask_lines, *notes]
+
+
+def _check_proportions(image: tuple[pathlib.Path, tuple[int, int]], mask: tuple[pathlib.Path, tuple[int, int]]) -> None:
+    """Raise `RequestError` unless two images are scaled versions of each other, up to a pixel of the smaller one."""
+    (file, (width, height)), (mask_file, (mask_width, mask_height)) = image, mask
+    areas = width * mask_height, height * mask_width  # equal for equal proportions
+    if abs(areas[0] - areas[1]) > max(areas) / min(width, height, mask_width, mask_height):
+        raise RequestError(
+            f"{printable(str(mask_file))}: {mask_width}x{mask_height} pixels, but {printable(str(file))} has "
+            f"{width}x{height}; give a mask of the proportions of the image"
+        )
