@@ -36,7 +36,7 @@ demo: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
 	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --preset own --preset fast \
-		--json $(DEMO)/bench.json --chart $(DEMO)/bench.png
+		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
 test: lint docs
@@ -90,14 +90,14 @@ FIGURES := docs/benchmarks/data
 benchmarks: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
 	$(MAR) study $(DEMO)/artifact --checkpoint $(EXAMPLE) --data $(DATA) \
-		--out $(FIGURES)/study --json $(FIGURES)/study.json --chart $(FIGURES)/study.png
+		--out $(FIGURES)/study --report $(FIGURES)/study.json --chart $(FIGURES)/study.png
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --runner runtime --runner naive-onnx --runner eager \
 		--runner eager-optimized --preset own --preset balanced --preset fast --preset turbo \
-		--json $(FIGURES)/example.json --chart $(FIGURES)/example.png
+		--report $(FIGURES)/example.json --chart $(FIGURES)/example.png
 	$(MAR) bench --model mar_base --random-weights --preset exact --preset balanced --preset fast --preset turbo \
-		--repeats 3 --json $(FIGURES)/mar_base.json --chart $(FIGURES)/mar_base.png
+		--repeats 3 --report $(FIGURES)/mar_base.json --chart $(FIGURES)/mar_base.png
 	$(VENV)/bin/python -m benchmarks.variants --data $(DATA) --out out/variants --steps 3000 \
-		--json $(FIGURES)/variants.json --chart $(FIGURES)/variants.png
+		--report $(FIGURES)/variants.json --chart $(FIGURES)/variants.png
 	$(MAKE) benchmark-pages
 
 # The tables of docs/benchmarks, rendered from the figures that are there.

@@ -1,6 +1,6 @@
 """The variants of the paper (arXiv 2406.11838, table 1): order, attention and head, trained and evaluated alike.
 
-    python -m benchmarks.variants --data FOLDER --out out/variants --json variants.json --chart variants.png
+    python -m benchmarks.variants --data FOLDER --out out/variants --report variants.json --chart variants.png
 
 Each variant is a training run and an artifact under --out. Existing artifacts are used again, and a run that was
 stopped is resumed.
@@ -28,7 +28,8 @@ from runtime.files import check_writable, replacing, sha256, write_json
 from runtime.generator import Generator
 from runtime.image_grid import save_grid
 from runtime.model.latents import from_uint8, patchify, to_uint8, unpatchify
-from training.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.run_folder import CONFIG_FILE, WEIGHTS_FILE
 from training.config import RunConfig
 from training.data.datasets import ImageDataset, open_dataset
 from training.evaluation.feature_networks import (
@@ -107,7 +108,7 @@ VARIANTS = tuple(
 @click.command()
 @click.option("--data", type=PATH, required=True, help="The dataset, with training and test images.")
 @click.option("--out", type=PATH, required=True, help="The folder of the runs and artifacts.")
-@click.option("--json", "json_file", type=PATH, required=True, help="Write the report to this file as JSON.")
+@click.option("--report", "report_file", type=PATH, required=True, help="Write the report to this file as JSON.")
 @click.option(
     "--chart", type=PATH, required=True, help="Write an image of each class by each variant to this file as PNG."
 )
@@ -117,14 +118,14 @@ VARIANTS = tuple(
 def variants(
     data: pathlib.Path,
     out: pathlib.Path,
-    json_file: pathlib.Path,
+    report_file: pathlib.Path,
     chart: pathlib.Path,
     classifier: pathlib.Path,
     steps: int,
     count: int,
 ) -> None:
     """Train every variant of the paper for the same number of steps, and evaluate its images."""
-    for file in (json_file, chart):
+    for file in (report_file, chart):
         check_writable(file)
     for variant in VARIANTS:
         click.echo(f"{variant.name}: training")
@@ -154,7 +155,7 @@ def variants(
         "real_through_codebook": _figures(quantized, real),
         "rows": rows,
     }
-    write_json(json_file, value)
+    write_json(report_file, value)
     captions = [
         {0: row["order"], 1: row["attention"], 2: row["head"], 3: f"{row['iterations']} iterations"}.get(column, "")
         for row in rows

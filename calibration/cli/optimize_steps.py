@@ -38,7 +38,7 @@ _MAX_MILLISECONDS = 1e9
 @schedule_options
 @backend_options
 @threads_option
-@click.option("--json", "json_file", type=PATH, help="Also write the results to this JSON file.")
+@click.option("--report", "report_file", type=PATH, help="Write the results to this file as JSON.")
 def optimize_steps(
     artifact: pathlib.Path,
     budget_ms: float | None,
@@ -51,7 +51,7 @@ def optimize_steps(
     device: str | None,
     cuda_graphs: bool,
     threads: int | None,
-    json_file: pathlib.Path | None,
+    report_file: pathlib.Path | None,
     **settings: Any,
 ) -> None:
     """Find the best diffusion solver and steps of each iteration for ARTIFACT, and add them to it as a preset.
@@ -62,8 +62,8 @@ def optimize_steps(
     _check_limits(budget_ms, allowed_error, count)
     target = PresetTarget(artifact, name, replace, out)
     target.check()
-    if json_file is not None:
-        check_writable(json_file)
+    if report_file is not None:
+        check_writable(report_file)
     budget = None if budget_ms is None else budget_ms / 1e3
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
@@ -74,8 +74,8 @@ def optimize_steps(
         with progress_bar(image_count(compared, generator.manifest.model.tokens), "evaluating") as bar:
             evaluations = evaluate_settings(generator, compared, bar.update)
     click.echo(_table(plan, times, evaluations))
-    if json_file is not None:
-        write_json(json_file, _results(count, plan, compared[name], evaluations))
+    if report_file is not None:
+        write_json(report_file, _results(count, plan, compared[name], evaluations))
     written = target.write(compared[name])
     click.echo(f"preset {name} written to {written}; use it with: mar generate {written} --preset {name}")
 
@@ -128,7 +128,7 @@ def _table(plan: StepPlan, times: StepTimes, evaluations: Sequence[SettingsEvalu
 def _results(
     count: int, plan: StepPlan, sampling: Sampling, evaluations: Sequence[SettingsEvaluation]
 ) -> Mapping[str, Any]:
-    """The content of the JSON file."""
+    """The content of the report."""
     return {
         "count": count,
         "sampling": dataclasses.asdict(sampling),

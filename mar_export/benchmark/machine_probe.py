@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
+from mar_export.benchmark.product_graph import product_graph
 from runtime.backends.onnxruntime import brief_spinning
 from runtime.backends.telemetry import import_library
 from runtime.cost.operations import Machine
@@ -47,17 +47,9 @@ def _session(shape: tuple[int, int, int], threads: int) -> Callable[[np.ndarray]
     """Load the product of an input [rows, inner] with a constant [inner, outer]."""
     rows, inner, outer = shape
     weights = np.random.default_rng(0).random((inner, outer), np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        "product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, inner])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, outer])],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnxruntime = import_library("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry(*brief_spinning(onnxruntime.__version__))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(product_graph(rows, weights), options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"x": x})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,9 +25,10 @@ from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
 from runtime.checks import check_choice, pluralize
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
 from runtime.cost.operations import Machine
-from runtime.errors import RequestError
+from runtime.errors import BackendError, RequestError
 from runtime.files import check_writable, scratch_folder, write_json
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
@@ -79,9 +81,10 @@ _STARTUP_REPEATS = 3
     "--repeats", type=int, default=5, show_default=True, help="How often each runner is timed with each preset."
 )
 @threads_option
-@click.option("--json", "json_file", type=PATH, help="Write the report to this file as JSON.")
+@click.option("--report", "report_file", type=PATH, help="Write the report to this file as JSON.")
 @click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
 @click.option("--work", type=PATH, help="Keep what is exported for the benchmark in this folder, and use it again.")
+@json_option
 def bench(
     artifact: pathlib.Path | None,
     checkpoint: pathlib.Path | None,
@@ -94,20 +97,18 @@ def bench(
     batch_size: int,
     repeats: int,
     threads: int | None,
-    json_file: pathlib.Path | None,
+    report_file: pathlib.Path | None,
     chart: pathlib.Path | None,
     work: pathlib.Path | None,
+    print_document: PrintDocument,
     **settings: object,
 ) -> None:
     """Time ARTIFACT, or a model with random weights, against eager PyTorch and other runners."""
     _check_source(artifact, model, random_weights, checkpoint or config_file)
     _check_numbers(repeats, batch_size)
-    for path in (json_file, chart):
-        if path is not None:
-            check_writable(path)
+    _check_outputs(report_file, chart)
     names = tuple(dict.fromkeys(names)) or _default_runners(random_weights, checkpoint is not None)
-    if not random_weights and checkpoint is None and set(names) & set(_NEED_WEIGHTS):
-        raise RequestError(f"give --checkpoint, the weights for {', '.join(sorted(set(names) & set(_NEED_WEIGHTS)))}")
+    _check_runners(set(names) & set(_NEED_WEIGHTS), random_weights, checkpoint)
     class_names = Artifact(artifact).manifest.class_names if artifact is not None else ()
     with _work_folder(work) as folder:
         exports = folder / commit()  # engines of another version of this code are not the same engines
@@ -125,7 +126,9 @@ def bench(
         report = _benchmark(
             inputs, names, {name: {**settings, "preset": None if name == OWN else name} for name in presets}, repeats
         )
-        _write(report, json_file, chart)
+        document = json_document("bench", report)
+        _write(document, report_file, chart)
+    print_document(document)
 
 
 def _check_source(
@@ -145,6 +148,24 @@ def _check_numbers(repeats: int, batch_size: int) -> None:
         raise RequestError(f"--repeats must lie in 1..1000, found {repeats}")
     if batch_size < 1:
         raise RequestError(f"--batch-size must be at least 1, found {batch_size}")
+
+
+def _check_runners(names: set[str], random_weights: bool, checkpoint: pathlib.Path | None) -> None:
+    """Check that there are weights for the runners `names`, which need them, and PyTorch, which reads them."""
+    if names and not random_weights and checkpoint is None:
+        raise RequestError(f"give --checkpoint, the weights for {', '.join(sorted(names))}")
+    if (names or random_weights) and importlib.util.find_spec("torch") is None:
+        which = ", ".join(sorted(names)) or "--random-weights"
+        raise BackendError(f"{which}: the Python package torch is needed; pip install 'mar-runtime[export]'")
+
+
+def _check_outputs(report_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
+    """Check before the work that every output can be written, and that what draws the chart is installed."""
+    for path in (report_file, chart):
+        if path is not None:
+            check_writable(path)
+    if chart is not None:
+        importlib.import_module("matplotlib")
 
 
 def _default_runners(random_weights: bool, has_checkpoint: bool) -> tuple[str, ...]:
@@ -248,10 +269,10 @@ def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inp
     return Workload(config, len(inputs.labels), samplings, plans)
 
 
-def _write(report: dict[str, Any], json_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
-    if json_file is not None:
-        write_json(json_file, report)
-        click.echo(f"report written to {json_file}")
+def _write(report: dict[str, Any], report_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
+    if report_file is not None:
+        write_json(report_file, report)
+        click.echo(f"report written to {report_file}")
     if chart is not None:
         from mar_export.benchmark.bench_chart import save_chart
 

@@ -44,7 +44,7 @@ _REPEATS = 5
 @click.option("--presets-only", is_flag=True, help="Evaluate the presets only, not the samplers.")
 @background_option
 @threads_option
-@click.option("--json", "json_file", type=PATH, help="Write the report to this file as JSON.")
+@click.option("--report", "report_file", type=PATH, help="Write the report to this file as JSON.")
 @click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
 def study(
     artifact: pathlib.Path,
@@ -56,7 +56,7 @@ def study(
     presets_only: bool,
     background: Color,
     threads: int | None,
-    json_file: pathlib.Path | None,
+    report_file: pathlib.Path | None,
     chart: pathlib.Path | None,
 ) -> None:
     """Measure the time and the quality of every preset and every sampler with ARTIFACT.
@@ -65,7 +65,7 @@ def study(
     """
     if count < 2:
         raise RequestError(f"--count must be at least 2, found {count}")
-    for path in (json_file, chart):
+    for path in (report_file, chart):
         if path is not None:
             check_writable(path)
     threads = threads or available_threads()
@@ -81,7 +81,7 @@ def study(
             f"{setting['name']:20}{setting['head_evaluations']:18}{setting['milliseconds']['median']:9.0f}"
             f"{setting['top1_accuracy']:12.1%}{setting['frechet']:18.3f}"
         )
-    if json_file is not None:
-        write_json(json_file, report)
+    if report_file is not None:
+        write_json(report_file, report)
     if chart is not None:
         save_study_chart(report, chart)

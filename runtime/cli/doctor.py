@@ -2,113 +2,161 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import platform
+from collections.abc import Mapping
+from typing import Any
 
 import click
-import numpy as np
 
 from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.engine_builds import TARGETS, Build, incompatibility
+from runtime.artifact.engine_builds import TARGETS, incompatibility
 from runtime.backends import available_threads
 from runtime.backends.telemetry import import_library
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 from runtime.errors import BackendError, MarError
-from runtime.gpu.current_gpu import Gpu, current_gpu
+from runtime.gpu.current_gpu import current_gpu
+
+_REMEDIES = {
+    "onnxruntime": "pip install 'mar-runtime[cpu]'",
+    "openvino": "pip install 'mar-runtime[openvino]'",
+    **{target: f"it is needed to build and run engines of {target}" for target in TARGETS},
+}
+"""What to say of a library that is not installed."""
 
 
 @click.command()
 @click.argument("artifact", type=PATH, required=False)
-def doctor(artifact: pathlib.Path | None) -> None:
+@json_option
+def doctor(artifact: pathlib.Path | None, print_document: PrintDocument) -> None:
     """Show which libraries and GPU this machine has, and which built engines of ARTIFACT it can load."""
-    _line("mar", __version__)
-    _line("python", f"{platform.python_version()}, {platform.machine()}, {platform.system()}")
-    _line("processor", f"{available_threads()} of {os.cpu_count()} threads available")
-    _line("numpy", np.__version__)
-    _line("onnxruntime", _onnxruntime())
-    _line("openvino", _openvino())
-    versions: dict[str, str | None] = {}
-    for target, module in TARGETS.items():
-        versions[target], missing = _version(
-            module, f"not installed; it is needed to build and run engines of {target}"
-        )
-        _line(target, versions[target] or missing)
-    gpu = _gpu()
+    found = _describe_machine()
+    _print_machine(found)
+    found["artifact"] = None
     if artifact is not None:
-        _artifact(artifact, gpu, versions)
+        found["artifact"] = _describe_artifact(artifact, found)
+        _print_artifact(found["artifact"])
+    print_document(json_document("doctor", found))
+    if artifact is not None and found["artifact"]["damage"]:
+        click.get_current_context().exit(1)
 
 
-def _onnxruntime() -> str:
-    version, missing = _version("onnxruntime", "not installed; pip install 'mar-runtime[cpu]'")
-    if version is None:
-        return missing
-    providers = import_library("onnxruntime").get_available_providers()
-    useful = [
-        name.removesuffix("ExecutionProvider")
-        for name in ("CUDAExecutionProvider", "CPUExecutionProvider")
-        if name in providers
-    ]
-    return f"{version}, {', '.join(useful)}"
+def _describe_machine() -> dict[str, Any]:
+    gpu, gpu_problem = _describe_gpu()
+    return {
+        "mar": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "threads": {"available": available_threads(), "total": os.cpu_count()},
+        "libraries": {
+            "numpy": _library("numpy"),
+            "onnxruntime": _onnxruntime(),
+            "openvino": _openvino(),
+            **{target: _library(module, target) for target, module in TARGETS.items()},
+        },
+        "gpu": gpu,
+        "gpu_problem": gpu_problem,
+    }
 
 
-def _openvino() -> str:
-    version, missing = _version("openvino", "not installed; pip install 'mar-runtime[openvino]'")
-    if version is None:
-        return missing
+def _library(module: str, name: str | None = None) -> dict[str, Any]:
+    """Describe a library: its version, or None and the problem. A library that does not load has no version."""
+    try:
+        return {"version": str(import_library(module).__version__), "problem": None}
+    except (ImportError, OSError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module:
+            return {"version": None, "problem": f"not installed; {_REMEDIES[name or module]}"}
+        return {"version": None, "problem": f"does not load: {error}"}
+
+
+def _onnxruntime() -> dict[str, Any]:
+    """Describe ONNX Runtime, with its devices."""
+    found = _library("onnxruntime")
+    devices = []
+    if found["version"] is not None:
+        providers = import_library("onnxruntime").get_available_providers()
+        devices = [name for name in ("CUDA", "CPU") if f"{name}ExecutionProvider" in providers]
+    return {**found, "devices": devices}
+
+
+def _openvino() -> dict[str, Any]:
+    """Describe OpenVINO, with the precisions that it has on this processor."""
+    found = {**_library("openvino"), "precisions": []}
+    if found["version"] is None:
+        return found
     from runtime.backends.openvino import open_openvino, openvino_version
 
     try:
         library, core = open_openvino("openvino")
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     except (BackendError, RuntimeError) as error:
-        return f"{version}; {error}"
+        return {**found, "problem": str(error)}
     precisions = [name.lower() for name in ("FP32", "BF16", "INT8") if name in capabilities]
-    return f"{openvino_version(library)}, supports {', '.join(precisions)} on this processor"
+    return {"version": openvino_version(library), "problem": None, "precisions": precisions}
 
 
-def _version(module: str, missing: str) -> tuple[str | None, str]:
-    """Return the version of a library and "", or None and why there is none. A library that does not load has none."""
-    try:
-        return str(import_library(module).__version__), ""
-    except (ImportError, OSError) as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == module
-        return None, missing if absent else f"does not load: {error}"
-
-
-def _gpu() -> Gpu | None:
+def _describe_gpu() -> tuple[dict[str, Any] | None, str | None]:
+    """Return the GPU and None, or None and why there is none."""
     try:
         gpu = current_gpu()
     except BackendError as error:
-        _line("gpu", str(error))
-        return None
-    memory = f"{gpu.memory_bytes / 2**30:.1f} GiB" + (", shared with the processor" if gpu.shared_memory else "")
-    _line("gpu", f"{gpu.name}, {gpu.architecture}, {memory}; its driver supports CUDA up to {gpu.cuda}")
-    _line("precisions", f"{', '.join(gpu.precisions)} on this GPU")
-    return gpu
+        return None, str(error)
+    return {**dataclasses.asdict(gpu), "precisions": list(gpu.precisions)}, None
 
 
-def _artifact(path: pathlib.Path, gpu: Gpu | None, versions: dict[str, str | None]) -> None:
+def _describe_artifact(path: pathlib.Path, machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe an artifact: its damage, and for each of its builds why it does not load on this machine."""
     opened = Artifact(path)
-    manifest = opened.manifest
     damage = None
     try:
         opened.verify(builds=True)
     except MarError as error:
         damage = str(error)
-    click.echo(f"\n{path}: {manifest.precision}, {damage or 'every hash matches'}")
-    if not manifest.builds:
+    architecture = machine["gpu"]["architecture"] if machine["gpu"] else None
+    builds = [
+        {
+            "engine": build.engine,
+            "target": build.target,
+            "library": build.library,
+            "architectures": list(build.architectures),
+            "problem": incompatibility(build, machine["libraries"][build.target]["version"], architecture),
+        }
+        for build in opened.manifest.builds
+    ]
+    return {"path": str(path), "precision": opened.manifest.precision, "damage": damage, "builds": builds}
+
+
+def _print_machine(found: Mapping[str, Any]) -> None:
+    _line("mar", found["mar"])
+    _line("python", f"{found['python']}, {found['machine']}, {found['system']}")
+    _line("processor", f"{found['threads']['available']} of {found['threads']['total']} threads available")
+    for name, library in found["libraries"].items():
+        parts = [library["version"], *library.get("devices", ())]
+        if library.get("precisions"):
+            parts.append(f"supports {', '.join(library['precisions'])} on this processor")
+        text = ", ".join(part for part in parts if part)
+        _line(name, "; ".join(part for part in (text, library["problem"]) if part))
+    gpu = found["gpu"]
+    if gpu is None:
+        _line("gpu", found["gpu_problem"])
+        return
+    memory = f"{gpu['memory_bytes'] / 2**30:.1f} GiB" + (", shared with the processor" if gpu["shared_memory"] else "")
+    _line("gpu", f"{gpu['name']}, {gpu['architecture']}, {memory}; its driver supports CUDA up to {gpu['cuda']}")
+    _line("precisions", f"{', '.join(gpu['precisions'])} on this GPU")
+
+
+def _print_artifact(found: Mapping[str, Any]) -> None:
+    click.echo(f"\n{found['path']}: {found['precision']}, {found['damage'] or 'every hash matches'}")
+    if not found["builds"]:
         click.echo("  no TensorRT engines; mar build builds them for a GPU")
-    for build in manifest.builds:
-        problem = incompatibility(build, versions[build.target], gpu.architecture if gpu else None)
-        click.echo(f"  {build.engine:13} {_built_for(build)}: {problem or 'loads here'}")
-    if damage:
-        click.get_current_context().exit(1)
-
-
-def _built_for(build: Build) -> str:
-    return f"{build.target} {build.library}, {', '.join(build.architectures)}"
+    for build in found["builds"]:
+        built_for = f"{build['target']} {build['library']}, {', '.join(build['architectures'])}"
+        click.echo(f"  {build['engine']:13} {built_for}: {build['problem'] or 'loads here'}")
 
 
 def _line(subject: str, text: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
+from runtime.cli.environment_variables import name_variables
 from runtime.errors import MarError, RequestError
 
 _REMEDIES = {
@@ -19,19 +20,39 @@ _REMEDIES = {
 }
 
 
-def explain(error: BaseException) -> tuple[str, int] | None:
+def explain(error: BaseException, variables: Mapping[str, str]) -> tuple[str, int] | None:
     """Return the line and the exit code for an exception; None for a bug, whose traceback is to be seen.
 
     The line is empty if the reader of the output has ended.
+
+    Args:
+        error: The exception.
+        variables: The variables of the environment from which options have their values. The line names those that it
+            is about.
     """
     if isinstance(error, BrokenPipeError):
         return "", 1
-    return next((describe(error) for kind, describe in _KINDS if isinstance(error, kind)), None)
+    for kind, describe in _KINDS:
+        if isinstance(error, kind):
+            message, code = describe(error)
+            return name_variables(message, variables), code
+    return None
 
 
 def _wrong_use(error: click.UsageError) -> tuple[str, int]:
     command = error.ctx.command_path if error.ctx else "mar"
-    return f"{error.format_message().rstrip('.')} (see {command} --help)", RequestError.exit_code
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message = _no_such_option(error)
+    return f"{message} (see {command} --help)", RequestError.exit_code
+
+
+def _no_such_option(error: click.NoSuchOption) -> str:
+    message = f"No such option {error.option_name}"
+    group = error.ctx.parent if error.ctx else None
+    if group and any(error.option_name in option.opts for option in group.command.params):
+        return f"{message}; it stands before the command: {group.command_path} {error.option_name} ..."
+    return f"{message}; did you mean {error.possibilities[0]}?" if error.possibilities else message
 
 
 def _missing_package(error: ModuleNotFoundError) -> tuple[str, int]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import warnings
 
 import click
+from click.shell_completion import CompletionItem
 
 from runtime import __version__
+from runtime.cli.environment_variables import MachineOption
 from runtime.cli.renamed_options import check_renamed
 from runtime.errors import BackendError
+from runtime.log import LEVELS, LOG
 
 # Command -> (its module and function, one sentence for --help). The modules are text, because this package may not
 # import the others.
@@ -70,7 +75,8 @@ class LazyGroup(click.Group):
         """Import a command by its name.
 
         Returns:
-            The command, or None if `mar` has no command of this name.
+            The command, or None if `mar` has no command of this name. While a shell completes a line, also None if a
+            package is missing.
 
         Raises:
             BackendError: A Python package that the command needs is not installed.
@@ -81,6 +87,8 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
+            if ctx.resilient_parsing:
+                return None
             extra = _EXTRAS.get(module) or _EXTRAS[module.split(".")[0]]
             raise BackendError(
                 f"mar {cmd_name} needs the Python package {error.name}; pip install 'mar-runtime[{extra}]'"
@@ -94,9 +102,15 @@ class LazyGroup(click.Group):
 
         Raises:
             RequestError: An argument is the old name of an option of this command.
+            click.UsageError: There is no such command.
         """
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            raise click.UsageError(
+                f"No such command {args[0]!r}" + (f"; did you mean {close[0]}?" if close else ""), ctx
+            )
         name, command, rest = super().resolve_command(ctx, args)
-        if name is not None and command is not None:
+        if name is not None and command is not None and not ctx.resilient_parsing:
             check_renamed(name, command, rest)
         return name, command, rest
 
@@ -105,6 +119,22 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in _COMMANDS.items()])
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the commands and options of `mar` that start with `incomplete`, without importing any command."""
+        commands = [
+            CompletionItem(name, help=sentence)
+            for name, (_, sentence) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def _set_level(ctx: click.Context, option: click.Parameter, level: str) -> None:
+    """Set what is shown. Before a command is imported, so that `--debug` shows the traceback of a failing import."""
+    LOG.setLevel(LEVELS["debug" if ctx.params.get("debug") else level])
+    if not LOG.isEnabledFor(LEVELS["warning"]):
+        warnings.simplefilter("ignore")  # those of libraries
+
 
 @click.group(
     cls=LazyGroup,
@@ -112,6 +142,17 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="mar")
-@click.option("--debug", is_flag=True, help="Print the traceback of an error too.")
+@click.option("--debug", is_flag=True, is_eager=True, help="The same as --log-level debug.")
+@click.option(
+    "--log-level",
+    cls=MachineOption,
+    type=click.Choice(list(LEVELS)),
+    default="info",
+    show_default=True,
+    expose_value=False,
+    callback=_set_level,
+    help="What standard error gets: error, only the line of a failure; warning, also what may be wrong; info, also "
+    "notes and progress; debug, also the traceback of a failure.",
+)
 def mar(debug: bool) -> None:
     """Train, export and run masked autoregressive image models."""

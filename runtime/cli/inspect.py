@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import click
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import is_latents_report
+from runtime.artifact.manifest import Manifest, is_latents_report
 from runtime.checks import printable
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 
 _HEAD_AXES = "G guidance halves, N rows of the head (one for each predicted token), T diffusion steps"
@@ -21,15 +23,17 @@ _CAUSAL_AXES = f"B images, S new slots of the sequence, P earlier slots, {_HEAD_
 @click.command()
 @click.argument("artifact", type=PATH)
 @click.option("--verify", is_flag=True, help="Check the SHA-256 hash of every file too.")
-def inspect(artifact: pathlib.Path, verify: bool) -> None:
+@json_option
+def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument) -> None:
     """Show what ARTIFACT contains: model, sampling settings, engines, shapes, sizes, parity and provenance."""
     opened = Artifact(artifact)
     if verify:
         opened.verify(builds=True)
     manifest = opened.manifest
     config = manifest.model
-    total = sum(entry.bytes for entry in manifest.files.values())
-    click.echo(f"{artifact}: {manifest.precision}, {_size(total)}" + (", every hash matches" if verify else ""))
+    click.echo(
+        f"{artifact}: {manifest.precision}, {_size(_bytes(manifest))}" + (", every hash matches" if verify else "")
+    )
     click.echo(
         f"\nmodel       {config.tokens} tokens of {config.token_channels} values, "
         f"{config.img_size}x{config.img_size} pixels, {config.class_num} classes, tokenizer {manifest.tokenizer}\n"
@@ -46,8 +50,7 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
         click.echo(f"classes     {classes}")
     for name, spec in manifest.specs.items():
         file = manifest.engines[name]
-        size = sum(entry.bytes for path, entry in manifest.files.items() if path in (file, f"{file}.data"))
-        click.echo(f"\n{name:14}{file}, {_size(size)}")
+        click.echo(f"\n{name:14}{file}, {_size(_bytes(manifest, name))}")
         for direction, tensors in (("in", spec.inputs), ("out", spec.outputs)):
             for tensor in tensors:
                 click.echo(f"  {direction:3}  {tensor.name:14} {tensor.dtype:8} [{tensor.shape_letters()}]")
@@ -60,6 +63,29 @@ def inspect(artifact: pathlib.Path, verify: bool) -> None:
     _on_openvino(generation)
     click.echo(f"shapes: {_CAUSAL_AXES if config.attention == 'causal' else _AXES}")
     click.echo("\nprovenance  " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
+    print_document(json_document("inspect", _describe(artifact, manifest, verify)))
+
+
+def _describe(path: pathlib.Path, manifest: Manifest, verified: bool) -> dict[str, Any]:
+    """Return the content of the JSON document."""
+    stored = manifest.to_dict()
+    keys = ("precision", "tokenizer", "model", "class_names", "sampling", "presets", "parity", "provenance")
+    engines = {name: {**engine, "bytes": _bytes(manifest, name)} for name, engine in stored["engines"].items()}
+    return {
+        "artifact": str(path),
+        "format_version": stored["format_version"],
+        "bytes": _bytes(manifest),
+        "verified": verified,
+        **{key: stored[key] for key in keys},
+        "engines": engines,
+        "builds": [dataclasses.asdict(build) for build in manifest.builds],
+    }
+
+
+def _bytes(manifest: Manifest, engine: str | None = None) -> int:
+    """Return the bytes of all files of an artifact, or of the graph of one engine."""
+    file = None if engine is None else manifest.engines[engine]
+    return sum(entry.bytes for path, entry in manifest.files.items() if file is None or path in (file, f"{file}.data"))
 
 
 def _distance(report: Mapping[str, Any]) -> str:

@@ -21,15 +21,17 @@ def main() -> None:
     The exit code is 0 for success, 1 for a failure, 2 for wrong use; 129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
     An error is one line on standard error. A reader of the output that ends first, such as `head`, is no error to tell.
     """
+    variables: dict[str, str] = {}
     with Signals() as signals:
         try:
-            code = _run()
+            code = _run(variables)
         except BaseException as error:  # a library can turn the end by a signal into an exception of its own
-            _end(error, signals)
+            _end(error, signals, variables)
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(variables: dict[str, str]) -> int:
+    """Run the command line, and return its exit code. `variables` receives the environment that options are from."""
     from runtime.backends import available_threads
     from runtime.backends.control_groups import cpu_quota
     from runtime.cli.group import mar
@@ -39,15 +41,15 @@ def _run() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # letters that the locale's encoding lacks
-    code: int | None = mar(prog_name="mar", standalone_mode=False)
+    code: int | None = mar(prog_name="mar", standalone_mode=False, obj=variables)
     if sys.stdout is not None:
         sys.stdout.flush()
     return code or 0
 
 
-def _end(error: BaseException, signals: Signals) -> NoReturn:
+def _end(error: BaseException, signals: Signals, variables: dict[str, str]) -> NoReturn:
     """End the process with the line and the exit code of an exception; raise one that is a bug."""
-    if "--debug" in sys.argv[1:2] and not isinstance(error, SystemExit):
+    if _shows_tracebacks() and not isinstance(error, SystemExit):
         import traceback
 
         traceback.print_exc()
@@ -60,7 +62,7 @@ def _end(error: BaseException, signals: Signals) -> NoReturn:
     else:
         from runtime.cli.failures import explain
 
-        explained = explain(error)
+        explained = explain(error, variables)
         if explained is None:
             raise error
         message, code = explained
@@ -69,6 +71,12 @@ def _end(error: BaseException, signals: Signals) -> NoReturn:
             print(f"mar: {' '.join(message.split())}", file=sys.stderr, flush=True)
     _drop_unwritten_output()
     sys.exit(code)
+
+
+def _shows_tracebacks() -> bool:
+    """Return whether the log level is debug, which it cannot be before the options of `mar` are read."""
+    log = sys.modules.get("runtime.log")
+    return log is not None and bool(log.LOG.isEnabledFor(log.LEVELS["debug"]))
 
 
 def _drop_unwritten_output() -> None:

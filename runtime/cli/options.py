@@ -10,6 +10,7 @@ import click
 
 from runtime.backends import BACKENDS
 from runtime.checks import truncate
+from runtime.cli.environment_variables import MachineOption
 from runtime.errors import RequestError
 from runtime.progress import Progress, terminal_shown
 from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
@@ -24,21 +25,28 @@ CLASS_HELP = "by name or number; where one class has the other's number as its n
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), help="Number of processor threads. Default: all of this process."
+    "--threads",
+    cls=MachineOption,
+    type=click.IntRange(1, 1024),
+    help="Number of processor threads. Default: all of this process.",
 )
 
 _BACKEND = (
     click.option(
         "--backend",
+        cls=MachineOption,
         default="onnxruntime",
         show_default=True,
         help=f"The library that runs the engines: {', '.join(BACKENDS)}.",
     ),
     click.option(
-        "--device", help="The device that runs the engines: cpu or cuda. Default: the first that the backend supports."
+        "--device",
+        cls=MachineOption,
+        help="The device that runs the engines: cpu or cuda. Default: the first that the backend supports.",
     ),
     click.option(
         "--cuda-graphs/--no-cuda-graphs",
+        cls=MachineOption,
         default=True,
         show_default=True,
         help="Replay whole iterations on a GPU as CUDA graphs, for the same images in less time.",

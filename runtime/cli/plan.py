@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.checks import pluralize
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.cost.operations import iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
@@ -26,6 +30,7 @@ from runtime.sampling.plan import Plan, build_plan
 @click.option("--time/--no-time", "timed", default=True, help="Load the engines, and predict the time on this machine.")
 @backend_options
 @threads_option
+@json_option
 def plan(
     artifact: pathlib.Path,
     batch_size: int,
@@ -34,6 +39,7 @@ def plan(
     device: str | None,
     cuda_graphs: bool,
     threads: int | None,
+    print_document: PrintDocument,
     **settings: object,
 ) -> None:
     """Show the iterations of a generation with ARTIFACT: their settings, their cost and their predicted time."""
@@ -43,7 +49,7 @@ def plan(
     sampling = manifest.resolve_sampling(settings)
     planned = build_plan(config.tokens, sampling)
     check_batch(batch_size, planned.diffusion_steps, config)
-    seconds = None
+    seconds = where = None
     if timed:
         with Generator.load(
             artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
@@ -57,6 +63,14 @@ def plan(
         totals = {name: sum(iteration[name] for iteration in seconds) for name in seconds[0]}
         parts = ", ".join(f"{name} {value:.2f}" for name, value in totals.items())
         click.echo(f"predicted time {sum(totals.values()):.2f} s ({parts}) on {where}")
+    content = {
+        "artifact": str(artifact),
+        "runs_on": where,
+        "batch_size": batch_size,
+        "sampling": dataclasses.asdict(sampling),
+        **_figures(config, planned, batch_size, seconds),
+    }
+    print_document(json_document("plan", content))
 
 
 def _print_iterations(config: ModelConfig, plan: Plan, batch: int, seconds: list[dict[str, float]] | None) -> None:
@@ -76,6 +90,31 @@ def _print_iterations(config: ModelConfig, plan: Plan, batch: int, seconds: list
             f"{evaluations:25}{operations / 1e9:9.1f}"
             + (f"{1e3 * sum(seconds[number].values()):9.1f}" if seconds else "")
         )
+
+
+def _figures(config: ModelConfig, plan: Plan, batch: int, seconds: Sequence[dict[str, float]] | None) -> dict[str, Any]:
+    """Return the cost and the predicted time of each iteration and of the whole plan, for the JSON document."""
+    iterations = [
+        {
+            "known_tokens": iteration.known,
+            "tokens": iteration.count,
+            "guidance_scale": float(iteration.guidance_scale) if iteration.guided else None,
+            "diffusion_steps": iteration.table.steps,
+            "operations": {
+                name: calls * cost.operations
+                for name, (calls, cost) in iteration_costs(config, iteration, batch).items()
+            },
+            "seconds": seconds[number] if seconds else None,
+        }
+        for number, iteration in enumerate(plan.iterations)
+    ]
+    return {
+        "backbone_passes": len(plan.iterations),
+        "head_evaluations": plan.head_evaluations,
+        "operations": {name: cost.operations for name, cost in plan_costs(config, plan, batch).items()},
+        "seconds": sum(sum(iteration.values()) for iteration in seconds) if seconds else None,
+        "iterations": iterations,
+    }
 
 
 def _print_totals(config: ModelConfig, plan: Plan, batch: int) -> None:

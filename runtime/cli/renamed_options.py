@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import click
@@ -16,9 +17,9 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "import": {"--config": "--model-config"},
     "export": {"--config": "--model-config"},
     "calibrate": {"--samples": "--count", "--judged": "--eval-count", "--steps": "mar optimize-steps"},
-    "optimize-steps": {"--images": "--count", "--pictures": "--count"},
+    "optimize-steps": {"--images": "--count", "--pictures": "--count", "--json": "--report"},
     "bench": {"--plan": "--preset", "--contestant": "--runner", "--config": "--model-config"},
-    "study": {"--images": "--count"},
+    "study": {"--images": "--count", "--json": "--report"},
     "evaluate": {
         "--images": "--count",
         "--real": "--real-count",
@@ -28,9 +29,12 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 """For each command its old options, and for each of these the option or the command that replaces it."""
 
+FLAGS: Mapping[str, Mapping[str, str]] = {"bench": {"--json": "--report"}, "evaluate": {"--json": "--report"}}
+"""For each command its options that took a file and are flags now, and the option that takes the file."""
+
 
 def check_renamed(name: str, command: click.Command, arguments: Sequence[str]) -> None:
-    """Check that no argument of a command is an option under its old name.
+    """Check that no argument of a command is an option under its old name, or with a file that it no longer takes.
 
     Args:
         name: The command's name, such as `bench`.
@@ -41,13 +45,23 @@ def check_renamed(name: str, command: click.Command, arguments: Sequence[str]) -
         RequestError: An argument is an old spelling; the message names the new one.
     """
     current = {spelling for option in command.params for spelling in (*option.opts, *option.secondary_opts)}
-    for argument in arguments:
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument == "--":
             return
-        old = argument.split("=")[0]
+        old, _, value = argument.partition("=")
+        _check_flag(name, old, value or following)
         new = RENAMED.get(name, {}).get(old)
         if new is None or old in current:
             continue
         if new.startswith("mar "):
             raise RequestError(f"{old} of mar {name} is now a command of its own: {new} (see {new} --help)")
         raise RequestError(f"{old} of mar {name} is now {new} (see mar {name} --help)")
+
+
+def _check_flag(name: str, option: str, file: str) -> None:
+    new = FLAGS.get(name, {}).get(option)
+    if new is not None and file.endswith(".json"):
+        raise RequestError(
+            f"{option} of mar {name} now prints to standard output; to write the file, use {new} {file} "
+            f"(see mar {name} --help)"
+        )

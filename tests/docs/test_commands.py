@@ -47,7 +47,7 @@ def test_every_command_and_its_options_exist(page: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "examples" not in page.parts], ids=page_name)
 def test_every_option_in_the_text_exists(page: pathlib.Path) -> None:
-    known = {"--debug", "--version"} | OF_OTHER_PROGRAMS
+    known = options(mar) | OF_OTHER_PROGRAMS
     for name in mar.list_commands(GROUP):
         command = mar.get_command(GROUP, name)
         assert command is not None

@@ -84,7 +84,7 @@ CASES = {
     "distill": Case(f"distill {{inputs}}/run --to 2 --teacher-steps 4 {_HEAD}"),
     "evaluate": Case(
         "evaluate {inputs}/run --data {inputs}/images --split train --out {work}/out --count 60 --iterations 2 "
-        "--diffusion-steps ddim2 --classifier {work}/classifier.safetensors --json {work}/figures.json --threads 1"
+        "--diffusion-steps ddim2 --classifier {work}/classifier.safetensors --report {work}/figures.json --threads 1"
     ),
     "export": Case(_EXPORT),
     "calibrate": Case(

@@ -23,7 +23,8 @@ from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
 from runtime.sampling.presets import resolve_sampling
 from tests.helpers.tiny_runs import write_idx
-from training.checkpoints.checkpoint import WEIGHTS_FILE, Checkpoint, load_checkpoint, save_weights, write_run_config
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_weights, write_run_config
+from training.checkpoints.run_folder import WEIGHTS_FILE
 
 QUICK = Setting("quick", {"iterations": 2, "diffusion_steps": 3})
 OTHER = Setting("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})

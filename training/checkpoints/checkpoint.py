@@ -1,8 +1,4 @@
-"""Reading and writing of checkpoints: the folders of runs, and the files and folders of published models.
-
-The folder of a run holds `config.json`, the averaged weights in `model.safetensors`, the weights of the autoencoder in
-`tokenizer.safetensors` where there is one, and all that resuming needs in `training-state.safetensors`.
-"""
+"""Reading and writing of checkpoints: the folders of runs, and the files and folders of published models."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runtime.artifact.artifact_folder import is_artifact
 from runtime.artifact.manifest import TOKENIZERS
 from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
@@ -36,11 +31,10 @@ from training.checkpoints.published_files import (
     is_diffusers_folder,
     load_vae,
     read_arguments,
-    read_json_object,
     read_published,
     shapes_of,
 )
-from training.checkpoints.sharded_checkpoints import refuse_sharded_folder
+from training.checkpoints.run_folder import CONFIG_FILE, STATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE, read_run_config
 from training.checkpoints.tensor_files import (
     assign_weights,
     hash_metadata,
@@ -51,14 +45,6 @@ from training.checkpoints.tensor_files import (
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR
 
-CONFIG_FILE = "config.json"
-"""The config of a run."""
-WEIGHTS_FILE = "model.safetensors"
-"""The averaged weights of a run."""
-TOKENIZER_FILE = "tokenizer.safetensors"
-"""The autoencoder of a run or of a cache of latents."""
-STATE_FILE = "training-state.safetensors"
-"""What a run resumes from."""
 _COUNT_DIGITS = 18
 
 
@@ -138,20 +124,6 @@ def parse_count(text: str) -> int | None:
 def write_run_config(run: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Write the config of a run into its folder."""
     write_json(run / CONFIG_FILE, config)
-
-
-def read_run_config(run: pathlib.Path) -> dict[str, Any]:
-    """Return the config in the folder of a run.
-
-    Raises:
-        CheckpointError: The folder holds no run, or the config is damaged.
-    """
-    path = run / CONFIG_FILE
-    if not path.is_file():
-        refuse_sharded_folder(run)
-        what = "an artifact" if is_artifact(run) else "a folder"
-        raise CheckpointError(f"{run}: {what}, not a run of mar train: it has no {CONFIG_FILE}")
-    return read_json_object(path)
 
 
 def load_checkpoint(

@@ -8,7 +8,7 @@ import re
 import shutil
 
 from runtime.files import replacing_folder
-from training.checkpoints.checkpoint import CONFIG_FILE, STATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from training.checkpoints.run_folder import CONFIG_FILE, STATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 
 CHECKPOINTS_FOLDER = "checkpoints"
 """The folder in that of a run."""

@@ -8,8 +8,6 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from torch import Tensor
-
 from runtime.errors import CheckpointError
 
 _ZERO_FILE = re.compile(r"(^|_)zero_pp_rank_\d+|_optim_states\.pt$")
@@ -44,6 +42,8 @@ def refuse_sharded_file(path: pathlib.Path) -> None:
 
 def refuse_sharded_content(path: pathlib.Path, content: Any) -> None:
     """Raise `CheckpointError` for what DeepSpeed saves in place of weights that are in parts elsewhere."""
+    from torch import Tensor  # folders are checked without PyTorch
+
     if isinstance(content, Mapping) and any(key in content for key in _ZERO_KEYS):
         module = content.get("module")
         tensors = [value for value in module.values() if isinstance(value, Tensor)] if isinstance(module, dict) else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,6 +12,7 @@ import torch
 
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
 from runtime.errors import DataError, MarError, RequestError
 from runtime.files import check_writable, holding_folder, write_json
@@ -114,7 +115,8 @@ class _RealImages:
     type=click.FloatRange(0, 1),
     help="Fail if the top-1 accuracy of the classifier on the generated images is lower than this share.",
 )
-@click.option("--json", "json_file", type=PATH, help="Write the metrics to this JSON file too.")
+@click.option("--report", "report_file", type=PATH, help="Write the metrics to this file as JSON.")
+@json_option
 def evaluate(
     source: pathlib.Path,
     data: pathlib.Path,
@@ -133,7 +135,8 @@ def evaluate(
     seed: int,
     threads: int | None,
     min_accuracy: float | None,
-    json_file: pathlib.Path | None,
+    report_file: pathlib.Path | None,
+    print_document: PrintDocument,
     **settings: Any,
 ) -> None:
     """Compare generated images with real ones.
@@ -141,7 +144,7 @@ def evaluate(
     An artifact runs with its own engines. A checkpoint runs in eager PyTorch on the CPU. The command can be stopped and
     repeated: it resumes with the images and statistics that are in --out.
     """
-    _check_options(names, min_accuracy, json_file, count)
+    _check_options(names, min_accuracy, report_file, count)
     if threads is not None:
         torch.set_num_threads(threads)
     backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
@@ -158,22 +161,28 @@ def evaluate(
         comparisons = {network.name: _compare(network, job, real, count, out) for network in networks}
     print_warnings([*real.train.warnings, *real.compared.warnings])
     click.echo(comparison_table(comparisons))
-    if json_file is not None:
-        sampling = dataclasses.asdict(job.resolved.sampling)
-        write_json(json_file, {"seed": seed, "split": split, "sampling": sampling, "features": comparisons})
-    if min_accuracy is not None and (accuracy := comparisons[CLASSIFIER][GENERATED]["top1_accuracy"]) < min_accuracy:
-        raise MarError(f"the top-1 accuracy is {accuracy:.1%}, and --min-accuracy requires {min_accuracy:.1%}")
+    about = {**_describe(job), "data": str(data), "split": split, "count": count, "min_accuracy": min_accuracy}
+    document = json_document("evaluate", {**about, "features": comparisons})
+    if report_file is not None:
+        write_json(report_file, document)
+    print_document(document)
+    _check_accuracy(comparisons, min_accuracy)
 
 
 def _check_options(
-    names: Sequence[str], min_accuracy: float | None, json_file: pathlib.Path | None, count: int
+    names: Sequence[str], min_accuracy: float | None, report_file: pathlib.Path | None, count: int
 ) -> None:
     if min_accuracy is not None and CLASSIFIER not in names:
         raise RequestError("--min-accuracy is measured by the classifier; add --features classifier")
     if count < 2:
         raise RequestError(f"--count must be at least 2, found {count}")
-    if json_file is not None:
-        check_writable(json_file)
+    if report_file is not None:
+        check_writable(report_file)
+
+
+def _check_accuracy(comparisons: Mapping[str, Any], least: float | None) -> None:
+    if least is not None and (accuracy := comparisons[CLASSIFIER][GENERATED]["top1_accuracy"]) < least:
+        raise MarError(f"the top-1 accuracy is {accuracy:.1%}, and --min-accuracy requires {least:.1%}")
 
 
 def _open_real_images(
@@ -192,6 +201,12 @@ def _open_real_images(
         raise RequestError(f"{data} has {classes}, but the model has {config.class_num}; give the model's own dataset")
     available = len(compared.labels)
     return _RealImages(train, compared, split, min(real_count or available, available))
+
+
+def _describe(job: GenerationJob) -> dict[str, Any]:
+    """Return what decides the generated images, for the JSON document."""
+    sampling = dataclasses.asdict(job.resolved.sampling)
+    return {"source": str(job.source), "seed": job.seed, "sampling": sampling}
 
 
 def _open_network(

@@ -12,7 +12,8 @@ import torch
 from runtime.errors import RequestError
 from runtime.files import holding
 from runtime.image_files import Color
-from training.checkpoints.checkpoint import CONFIG_FILE, Checkpoint, read_run_config, save_run
+from training.checkpoints.checkpoint import Checkpoint, save_run
+from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
 from training.cli.named_checkpoint import load_named_checkpoint
 from training.heads.head_training import HeadTrainConfig
 from training.heads.new_head import HeadDataConfig

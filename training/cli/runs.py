@@ -7,22 +7,25 @@ from collections.abc import Sequence
 
 import click
 
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 from runtime.files import check_writable
-from training.reporting.loss_curve import save_comparison
-from training.reporting.run_comparison import difference_table, find_runs, summarize, summary_table
+from training.reporting.run_comparison import difference_table, different_settings, find_runs, summarize, summary_table
 
 
 @click.command()
 @click.argument("paths", type=PATH, nargs=-1, required=True)
 @click.option("--chart", type=PATH, help="Write a chart of the losses of all runs to this PNG file.")
-def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None) -> None:
+@json_option
+def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None, print_document: PrintDocument) -> None:
     """Compare training runs, and the settings in which they differ.
 
     PATHS are run folders, or folders that contain run folders. Loss and gradient norm are means over the last hundred
     steps, images per second is a median over them.
     """
     if chart is not None:
+        from training.reporting.loss_curve import save_comparison  # needs matplotlib, which no other part does
+
         check_writable(chart)
     summaries = [summarize(run) for run in find_runs(paths)]
     _print_table(summary_table(summaries), right_aligned=range(1, 8))
@@ -32,6 +35,11 @@ def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None) -> None:
         _print_table(differences, right_aligned=range(0))
     if chart is not None:
         save_comparison({summary.name: summary.steps for summary in summaries}, chart)
+    content = {
+        "runs": [summary.to_dict() for summary in summaries],
+        "different_settings": different_settings(summaries),
+    }
+    print_document(json_document("runs", content))
 
 
 def _print_table(rows: Sequence[Sequence[str]], right_aligned: range) -> None:

@@ -14,7 +14,7 @@ from runtime.errors import DataError
 from runtime.files import sha256
 from runtime.stored_files import read_stored_json, write_stored_json
 from runtime.structured_files import FaultReport
-from training.checkpoints.checkpoint import TOKENIZER_FILE
+from training.checkpoints.run_folder import TOKENIZER_FILE
 
 INDEX_FILE = "index.json"
 """The file whose presence makes a folder a cache."""

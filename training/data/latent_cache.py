@@ -32,7 +32,7 @@ from runtime.checks import pluralize
 from runtime.errors import DataError, RequestError
 from runtime.files import replacing, sha256
 from runtime.model.latents import from_uint8, to_uint8
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.published_files import latent_scale, load_vae
 from training.data.cache_index import INDEX_FILE, CachedFile, CacheIndex, file_name, unreadable
 from training.data.class_names import check_same_classes, describe_classes, list_some
@@ -130,7 +130,7 @@ def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Pa
     if is_cache(cache):
         index = CacheIndex.read(cache)
     else:
-        checkpoint.save_vae(cache / checkpoint.TOKENIZER_FILE, encoder.vae)
+        checkpoint.save_vae(cache / run_folder.TOKENIZER_FILE, encoder.vae)
         index = None
     empty = CacheIndex(
         encoder.image_size,
@@ -140,7 +140,7 @@ def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Pa
         len(dataset.labels),
         dataset.fingerprint,
         encoder.name,
-        index.tokenizer_sha256 if index else sha256(cache / checkpoint.TOKENIZER_FILE),
+        index.tokenizer_sha256 if index else sha256(cache / run_folder.TOKENIZER_FILE),
     )
     if index is None:
         return empty
@@ -209,7 +209,7 @@ class CachedLatents:
         index.check_files(cache)
         self._content = hashlib.sha256(repr([file.sha256 for file in index.files]).encode()).hexdigest()
         self.classes, self.channels, self.stride = tuple(index.classes), index.channels, index.stride
-        self._scale, self._shift = latent_scale(cache / checkpoint.TOKENIZER_FILE)
+        self._scale, self._shift = latent_scale(cache / run_folder.TOKENIZER_FILE)
         self._cache, self._files = cache, [_open(cache / file.name) for file in index.files]
         parts = [_labels(cache, index, number, opened) for number, opened in enumerate(self._files)]
         self.labels = np.concatenate([np.empty(0, np.int64), *parts])  # [n]
@@ -238,13 +238,13 @@ class CachedLatents:
     def images(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Decode latents [B, C, h, w] by the cached autoencoder: uint8 [B, H, W, 3]."""
         with torch.inference_mode():
-            vae = load_vae(self._cache / checkpoint.TOKENIZER_FILE)
+            vae = load_vae(self._cache / run_folder.TOKENIZER_FILE)
             return to_uint8(vae.decode(torch.from_numpy(latents)).numpy())
 
     def save_tokenizer(self, run: pathlib.Path) -> None:
         """Copy the cached autoencoder into the folder of a run."""
-        with replacing(run / checkpoint.TOKENIZER_FILE) as temporary:
-            shutil.copyfile(self._cache / checkpoint.TOKENIZER_FILE, temporary)
+        with replacing(run / run_folder.TOKENIZER_FILE) as temporary:
+            shutil.copyfile(self._cache / run_folder.TOKENIZER_FILE, temporary)
 
     def name(self, index: int) -> str:
         """Return where a person finds the image."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from runtime.image_files import parse_color
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.transfer import transfer_weights
 from training.config import RunConfig
 from training.data.class_names import check_no_gaps, check_same_classes
@@ -59,8 +59,8 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
 
     def _check_data(self) -> None:
         if self._is_saved:
-            config = checkpoint.read_run_config(self.run)
-            names = checkpoint.read_class_names(config, str(self.run / checkpoint.CONFIG_FILE))
+            config = run_folder.read_run_config(self.run)
+            names = checkpoint.read_class_names(config, str(self.run / run_folder.CONFIG_FILE))
             check_same_classes(self.dataset.classes, names, self.config.data, str(self.run))
         check_model_fits(self.dataset, self.config.model, self.config.data)
         super()._check_data()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.tensor_files import read_with_metadata
 from training.distributed import distribute_like, full_tensor
 from training.loop.optimizer_step import TrainStep
@@ -42,7 +42,7 @@ def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
     state = _gather(state, train_step)
     if train_step.processes.is_main:
         metadata = {"step": str(step), "skipped": str(train_step.skipped)}
-        checkpoint.save_weights(run / checkpoint.STATE_FILE, state, metadata)
+        checkpoint.save_weights(run / run_folder.STATE_FILE, state, metadata)
         _save_average(run, state, step)
 
 
@@ -55,10 +55,10 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
     Raises:
         CheckpointError: The state is damaged, or that of another model.
     """
-    path = run / checkpoint.STATE_FILE
+    path = run / run_folder.STATE_FILE
     remedy = (
         "copy it again, or delete it to train from the first step on; the averaged weights, in "
-        f"{checkpoint.WEIGHTS_FILE}, can still be used"
+        f"{run_folder.WEIGHTS_FILE}, can still be used"
     )
     state, metadata = read_with_metadata(path, remedy)
     step, skipped = (checkpoint.parse_count(metadata.get(key, "0")) for key in _COUNTS)
@@ -80,14 +80,14 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
             moments = {key: saved(key, name, parameter) for key in _MOMENTS}
             train_step.optimizer.state[parameter] = {"step": updates, **moments}
     train_step.skipped = skipped
-    if train_step.processes.is_main and checkpoint.saved_step(run / checkpoint.WEIGHTS_FILE) != step:
+    if train_step.processes.is_main and checkpoint.saved_step(run / run_folder.WEIGHTS_FILE) != step:
         _save_average(run, state, step)  # a kill between the two files of a checkpoint leaves the second one older
     return step
 
 
 def _save_average(run: pathlib.Path, state: Mapping[str, Tensor], step: int) -> None:
     weights = {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
-    checkpoint.save_weights(run / checkpoint.WEIGHTS_FILE, weights, {"step": str(step)})
+    checkpoint.save_weights(run / run_folder.WEIGHTS_FILE, weights, {"step": str(step)})
 
 
 def _gather(tensors: Mapping[str, Tensor], train_step: TrainStep) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from runtime.checks import pluralize
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
 from runtime.files import holding_folder, is_lock
 from runtime.schema import SchemaError, parse_object
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.kept_checkpoints import keep_checkpoint
 from training.config import BaseRunConfig, StepConfig
 from training.data.data_record import DataRecord
@@ -97,7 +97,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             DataError: The data is missing or damaged.
         """
         processes = processes or Processes()
-        if (run / checkpoint.CONFIG_FILE).exists():
+        if (run / run_folder.CONFIG_FILE).exists():
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
         config, dataset = cls.fit_to_data(config)
         config = _with_epochs(config, dataset, epochs)
@@ -139,12 +139,12 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         dataset = cls.open_data(config)
         config = _with_epochs(config, dataset, epochs)
         loop = cls(run, config, dataset, processes)
-        if (run / checkpoint.STATE_FILE).exists():
+        if (run / run_folder.STATE_FILE).exists():
             loop.step = load_state(run, loop.train_step)
         else:
             loop._initialize()
         processes.barrier()
-        if processes.is_main and loop._saved_config() != checkpoint.read_run_config(run):
+        if processes.is_main and loop._saved_config() != run_folder.read_run_config(run):
             loop._write_config()
         return loop
 
@@ -156,7 +156,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             CheckpointError: The folder holds no such run.
             ConfigError: A new value is impossible.
         """
-        values, where = checkpoint.read_run_config(run), run / checkpoint.CONFIG_FILE
+        values, where = run_folder.read_run_config(run), run / run_folder.CONFIG_FILE
         try:
             config = cls.config_class.from_dict({key: values[key] for key in ("data", "model", "training")}, str(where))
         except KeyError as error:
@@ -221,10 +221,10 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
     def _notes(self) -> Iterator[str]:
         """Return what a person should know about the data of this run, one line each."""
         yield from self.dataset.notes
-        saved = checkpoint.read_run_config(self.run) if self._is_saved else {}
+        saved = run_folder.read_run_config(self.run) if self._is_saved else {}
         if _RECORD not in saved:
             return
-        where = str(self.run / checkpoint.CONFIG_FILE)
+        where = str(self.run / run_folder.CONFIG_FILE)
         try:
             before = parse_object(DataRecord, saved[_RECORD], f"{where}: {_RECORD}")
         except SchemaError as error:
@@ -235,7 +235,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
     @property
     def _is_saved(self) -> bool:
         """Whether the run has a config file already: it is resumed."""
-        return (self.run / checkpoint.CONFIG_FILE).exists()
+        return (self.run / run_folder.CONFIG_FILE).exists()
 
     def _saved_config(self) -> dict[str, Any]:
         """Return what the run's config file holds."""

@@ -10,16 +10,16 @@ import importlib.metadata
 import pathlib
 import platform
 import sys
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
 from runtime.errors import CheckpointError
 from runtime.files import write_json
 from runtime.provenance import commit, processor_name, without_secrets
 from runtime.structured_files import FaultReport, read_json
-from training.distributed import Processes
+
+if TYPE_CHECKING:
+    from training.distributed import Processes
 
 ENVIRONMENT_FILE = "environment.json"
 _FAULT_REPORT = FaultReport(CheckpointError, "delete it; the run continues without the record of its earlier sessions")
@@ -53,6 +53,8 @@ def read_sessions(run: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _environment(processes: Processes, step: int) -> dict[str, Any]:
+    import torch  # sessions are read without it
+
     on_gpu = processes.device.type == "cuda"
     return {
         "from_step": step,

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.errors import CheckpointError, RequestError
 from runtime.schema import REST, SchemaError, parse_object
-from training.checkpoints import checkpoint
+from training.checkpoints import run_folder
 from training.reporting.environment import ENVIRONMENT_FILE, read_sessions
 from training.reporting.run_log import LOG_FILE, LogEntry, read_log
 
@@ -57,6 +57,21 @@ class RunSummary:
     def images_per_second(self) -> float | None:
         """The median speed of the last 100 steps; None before the first step."""
         return self._over_last_steps(lambda entry: entry.images_per_second, statistics.median)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON values, without the single steps."""
+        return {
+            "run": self.name,
+            "step": self.step,
+            "steps": self.settings.get("training.steps"),
+            "loss": self.loss,
+            "gradient_norm": self.gradient_norm,
+            "images_per_second": self.images_per_second,
+            "skipped": self.skipped,
+            "bad_data": self.bad_data,
+            "device": self.device,
+            "settings": self.settings,
+        }
 
     def _over_last_steps(
         self, value: Callable[[LogEntry], float | None], average: Callable[[Iterable[float]], float]
@@ -107,7 +122,7 @@ def summarize(run: pathlib.Path) -> RunSummary:
     """
     sessions = read_sessions(run)
     try:
-        config = parse_object(_Config, checkpoint.read_run_config(run), str(run / checkpoint.CONFIG_FILE))
+        config = parse_object(_Config, run_folder.read_run_config(run), str(run / run_folder.CONFIG_FILE))
         session = parse_object(_Session, sessions[-1] if sessions else {}, str(run / ENVIRONMENT_FILE))
     except SchemaError as error:
         raise CheckpointError(f"{error}; copy the file again") from None
@@ -145,19 +160,25 @@ def summary_table(runs: Sequence[RunSummary]) -> list[list[str]]:
     return rows
 
 
+def different_settings(runs: Sequence[RunSummary]) -> list[str]:
+    """Return the names of the settings that differ between runs. One that a run does not have differs."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    return [name for name in names if len({_setting(run, name) for run in runs}) > 1]
+
+
 def difference_table(runs: Sequence[RunSummary]) -> list[list[str]]:
     """Return one row for each setting that differs between runs, with one column per run, after a row of names."""
-    names = list(dict.fromkeys(name for run in runs for name in run.settings))
     rows = [["setting", *(run.name for run in runs)]]
-    for name in names:
-        values = [json.dumps(run.settings[name]) if name in run.settings else "-" for run in runs]
-        if len(set(values)) > 1:
-            rows.append([name, *values])
-    return rows
+    return [*rows, *([name, *(_setting(run, name) for run in runs)] for name in different_settings(runs))]
+
+
+def _setting(run: RunSummary, name: str) -> str:
+    """Return a setting of a run as text, `-` if the run does not have it."""
+    return json.dumps(run.settings[name]) if name in run.settings else "-"
 
 
 def _is_run(path: pathlib.Path) -> bool:
-    return (path / checkpoint.CONFIG_FILE).is_file()
+    return (path / run_folder.CONFIG_FILE).is_file()
 
 
 def _format(value: float | None, spec: str) -> str:

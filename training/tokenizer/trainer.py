@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from runtime.errors import BackendError, DataError
 from runtime.image_files import parse_color
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.data.datasets import ImageDataset, open_dataset, to_rgb
 from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch, micro_batches
@@ -61,7 +61,7 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
             vae.latent_scale = measure_latent_scale(vae, self.dataset.image_dataset)
             vae.scale_source = "the measurement of mar train-tokenizer"
             self._report_warnings(reporter, self.dataset.warnings)
-            checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, vae)
+            checkpoint.save_vae(self.run / run_folder.TOKENIZER_FILE, vae)
 
     def _save_samples(self, reporter: Reporter | None) -> None:
         vae = self.train_step.averaged_model()

@@ -55,7 +55,7 @@ OPTIONS = ("--budget-ms", 10_000, "--count", 2, "--iterations", 2, "--cfg-scale"
 @pytest.mark.usefixtures("quick")
 def test_the_new_preset_can_be_used_like_any_other(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     before = Artifact(artifact).manifest
-    result = run(artifact, *OPTIONS, "--json", tmp_path / "found.json")
+    result = run(artifact, *OPTIONS, "--report", tmp_path / "found.json")
     assert result.exception is None, result.output
     after = Artifact(artifact).manifest
     assert dataclasses.replace(after, presets={}) == before
@@ -99,7 +99,7 @@ def test_the_new_preset_can_be_used_like_any_other(artifact: pathlib.Path, tmp_p
         ("--budget-ms 5 --iterations 17", "iterations must lie in 1..16"),
         ("--budget-ms 0.01", "--budget-ms 0.01 is less than the fastest plan takes here, "),
         ("--budget-ms 5 --out {folder}", "exists and is not an artifact"),
-        ("--budget-ms 5 --json {folder}", "it is a folder"),
+        ("--budget-ms 5 --report {folder}", "it is a folder"),
     ],
 )
 def test_a_wrong_use_is_refused_in_one_line_and_changes_nothing(

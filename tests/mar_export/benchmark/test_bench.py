@@ -55,7 +55,7 @@ def ran(small_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
         *itertools.chain.from_iterable(("--runner", name) for name in names),
         *("--preset", "own", "--preset", "turbo", "--class", 2, "--batch-size", 2, "--repeats", 2, "--threads", 1),
         *("--iterations", 4, "--diffusion-steps", 5, "--cfg-scale", 2),
-        *("--work", folder / "work", "--json", folder / "bench.json", "--chart", folder / "bench.png"),
+        *("--work", folder / "work", "--report", folder / "bench.json", "--chart", folder / "bench.png"),
     ]
     with pytest.MonkeyPatch.context() as patch:
         without_machine(patch)

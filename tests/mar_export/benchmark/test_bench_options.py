@@ -82,7 +82,7 @@ def test_report_has_the_times_of_its_runners(
 ) -> None:
     fake_runners.seconds = staticmethod(lambda name, settings: {"runtime": 2.0, "eager": 7.0}[name])
     output = run(
-        f"{small_artifact} {WEIGHTS} --repeats 3 --json {tmp_path / 'new' / 'b.json'} --chart {tmp_path / 'b.png'}"
+        f"{small_artifact} {WEIGHTS} --repeats 3 --report {tmp_path / 'new' / 'b.json'} --chart {tmp_path / 'b.png'}"
     )
     value = json.loads((tmp_path / "new" / "b.json").read_text())
     assert [case["times_the_baseline"] for case in value["cases"]] == [3.5, 1.0]
@@ -151,6 +151,6 @@ def test_all_started_runners_are_stopped_when_one_fails(
 
     fake_runners.seconds = staticmethod(seconds)
     with pytest.raises(BackendError, match="out of luck"):
-        run(f"{small_artifact} {WEIGHTS} --json {tmp_path / 'b.json'}")
+        run(f"{small_artifact} {WEIGHTS} --report {tmp_path / 'b.json'}")
     assert [one.stopped for one in fake_runners.instances] == [True, True]
     assert list(tmp_path.iterdir()) == []

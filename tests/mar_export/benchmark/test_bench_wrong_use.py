@@ -51,7 +51,7 @@ WRONG = [
         "the batch size at 100 diffusion steps must be a whole number in 1..4096, found 5000",
         2,
     ),
-    ("{artifact} --json {folder}", "it is a folder", 1),
+    ("{artifact} --report {folder}", "it is a folder", 1),
     ("{artifact} --chart {folder}", "it is a folder", 1),
     ("{folder}/nothing", "nothing: not an artifact", 1),
     ("{artifact} --runner naive-onnx --checkpoint {folder}/none.pth", "no checkpoint at", 1),

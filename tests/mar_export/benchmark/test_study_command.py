@@ -149,7 +149,7 @@ def test_command_prints_a_row_for_every_setting_and_writes_the_same(
     command: list[str], evaluated: EvaluatedSettings, tmp_path: pathlib.Path
 ) -> None:
     json_file, chart = tmp_path / "new" / "study.json", tmp_path / "study.png"
-    output = run([*command, "--presets-only", "--json", str(json_file), "--chart", str(chart)])
+    output = run([*command, "--presets-only", "--report", str(json_file), "--chart", str(chart)])
     value = json.loads(json_file.read_text())
     assert sorted(evaluated) == sorted((name, 10) for name in PRESETS)
     assert [setting["name"] for setting in value["settings"]] == list(PRESETS)
@@ -176,7 +176,7 @@ def test_command_evaluates_samplers_too(command: list[str], evaluated: Evaluated
     ("line", "message"),
     [
         (["--count", "1"], "--count must be at least 2, found 1"),
-        (["--json", "{folder}"], "it is a folder"),
+        (["--report", "{folder}"], "it is a folder"),
         (["--chart", "{folder}"], "it is a folder"),
     ],
 )

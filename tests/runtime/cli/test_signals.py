@@ -159,7 +159,7 @@ def test_a_limit_is_told_as_such_whatever_a_library_makes_of_it(error: Exception
     ids=str,
 )
 def test_a_refusal_of_the_system_is_one_line(error: Exception, expected: str) -> None:
-    explained = explain(error)
+    explained = explain(error, {})
     assert explained is not None
     assert explained[0].startswith(expected)
     assert explained[1] == 1
@@ -167,4 +167,4 @@ def test_a_refusal_of_the_system_is_one_line(error: Exception, expected: str) ->
 
 def test_a_bug_keeps_its_traceback() -> None:
     assert describe_limit(KeyError("bug")) is None
-    assert explain(KeyError("bug")) is None
+    assert explain(KeyError("bug"), {}) is None

@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def _evaluate(source: pathlib.Path, data: pathlib.Path, out: pathlib.Path, *options: Any) -> str:
     settings = ["--count", _COUNT, "--iterations", 2, "--diffusion-steps", 3, "--threads", 1]
-    files = ["--out", out, "--classifier", out / "classifier.safetensors", "--json", out / "figures.json"]
+    files = ["--out", out, "--classifier", out / "classifier.safetensors", "--report", out / "figures.json"]
     arguments = [source, "--data", data, *settings, *files, *options]
     with one_thread():
         result = CliRunner().invoke(

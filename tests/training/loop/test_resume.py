@@ -19,7 +19,7 @@ from tests.helpers.tiny_runs import (
     write_idx_dataset,
 )
 from tests.helpers.training_runs import LOG, STATE, WEIGHTS, assert_same_run, copy_run
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.tensor_files import read_safetensors
 
 
@@ -69,11 +69,11 @@ def test_a_kill_before_the_first_checkpoint_starts_again_from_the_same_weights(
 
 def test_resuming_changes_only_the_given_settings(half_done_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = copy_run(half_done_run, tmp_path / "run")
-    before = checkpoint.read_run_config(run)
+    before = run_folder.read_run_config(run)
     assert resume(run).config.training.steps == 4
-    assert checkpoint.read_run_config(run) == before
+    assert run_folder.read_run_config(run) == before
     assert resume(run, steps=6).config.training.steps == 6
-    after = checkpoint.read_run_config(run)
+    after = run_folder.read_run_config(run)
     assert after == {**before, "training": {**before["training"], "steps": 6}}
 
 

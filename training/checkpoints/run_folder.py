@@ -1,0 +1,38 @@
+"""The folder of a run: its files, and its config, which are read without PyTorch.
+
+It holds `config.json`, the averaged weights in `model.safetensors`, the weights of the autoencoder in
+`tokenizer.safetensors` where there is one, and all that resuming needs in `training-state.safetensors`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from runtime.artifact.artifact_folder import is_artifact
+from runtime.errors import CheckpointError
+from runtime.structured_files import FaultReport, read_json_object
+from training.checkpoints.sharded_checkpoints import refuse_sharded_folder
+
+CONFIG_FILE = "config.json"
+"""The config of a run."""
+WEIGHTS_FILE = "model.safetensors"
+"""The averaged weights of a run."""
+TOKENIZER_FILE = "tokenizer.safetensors"
+"""The autoencoder of a run or of a cache of latents."""
+STATE_FILE = "training-state.safetensors"
+"""What a run resumes from."""
+
+
+def read_run_config(run: pathlib.Path) -> dict[str, Any]:
+    """Return the config in the folder of a run.
+
+    Raises:
+        CheckpointError: The folder holds no run, or the config is damaged.
+    """
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        refuse_sharded_folder(run)
+        what = "an artifact" if is_artifact(run) else "a folder"
+        raise CheckpointError(f"{run}: {what}, not a run of mar train: it has no {CONFIG_FILE}")
+    return read_json_object(path, FaultReport(CheckpointError))
