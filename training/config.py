@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from runtime import structured_files
 from runtime.errors import ConfigError, RequestError
@@ -62,6 +62,9 @@ class StepConfig:
         ConfigError: A value has the wrong type or lies outside its limits.
     """
 
+    unit: ClassVar[str] = "images"
+    """The plural of what a batch consists of."""
+
     steps: int = dataclasses.field(metadata={"help": "Number of training steps of the whole run.", "least": 1})
     batch_size: int = setting(64, "Images per step, over all processes and micro-batches.", least=1)
     accumulate: int = setting(1, "Micro-batches per step, to fit a large batch into little memory.", least=1)
@@ -106,6 +109,10 @@ class StepConfig:
     def warmup(self) -> int:
         """The number of steps over which the learning rate grows."""
         return min(_LONGEST_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    def decay(self, step: int) -> float:
+        """Return the factor of the learning rate at step number `step`, beside the warm-up: it stays constant."""
+        return 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import click
 
-from runtime.cli.options import PATH, progress_bar
-from training.cli.head_run import write_head_run
-from training.cli.options import checkpoint_options, head_options
-from training.heads.new_head import DistillConfig, distill_head
+from runtime.errors import RequestError
+from training.cli.head_run import head_options, run_head
+from training.heads.trainer import DistillTrainer
 
 
 @click.command()
-@click.argument("checkpoint", type=PATH)
-@checkpoint_options
 @click.option(
     "--to",
     "to_steps",
     type=click.IntRange(1, 100),
-    required=True,
-    help="The number of diffusion steps of the distilled head.",
+    help="The number of diffusion steps of the distilled head. A new run needs it.",
 )
 @click.option(
     "--cfg-scale",
@@ -38,15 +33,16 @@ from training.heads.new_head import DistillConfig, distill_head
     help="The number of diffusion steps of the checkpoint's own head, a multiple of --to.",
 )
 @head_options
-def distill(to_steps: int, cfg_scale: float, teacher_steps: int, **options: Any) -> None:
-    """Distill the head of CHECKPOINT into a head that needs a few steps only.
+def distill(to_steps: int | None, cfg_scale: float, teacher_steps: int, **options: Any) -> None:
+    """Distill the head of CHECKPOINT into a head that needs a few steps only, or resume a run.
 
     The backbone is not changed. Guidance is built into the new head, so generation needs no unconditional pass.
     """
-    config = DistillConfig(to_steps, teacher_steps, cfg_scale)
-    write_head_run(
-        functools.partial(distill_head, distill_config=config, open_bar=progress_bar),
-        "distilled_from",
-        {"cfg_scale": cfg_scale, "teacher_steps": teacher_steps},
-        **options,
-    )
+    if options["resume"] is None and to_steps is None:
+        raise RequestError(
+            "a new run needs --to, the number of diffusion steps; to resume a run, give --resume instead"
+        )
+    if options["resume"] is not None and to_steps is not None:
+        raise RequestError("a run resumed with mar distill --resume has its own number of steps; remove --to")
+    teacher = {"cfg_scale": cfg_scale, "teacher_steps": teacher_steps}
+    run_head(DistillTrainer, to_steps or 0, teacher, **options)

@@ -4,74 +4,114 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import torch
 
+from runtime.cli.background_option import background_option
+from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
-from runtime.files import holding
-from runtime.image_files import Color
-from training.checkpoints.checkpoint import Checkpoint, save_run
-from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
-from training.cli.named_checkpoint import load_named_checkpoint
-from training.heads.head_training import HeadTrainConfig
-from training.heads.new_head import HeadDataConfig
+from runtime.files import holding_folder
+from training.checkpoints.run_folder import CONFIG_FILE
+from training.cli.options import check_resume_options, checkpoint_options, echo_warnings, training_options
+from training.heads.config import HEAD_OPTIONS, RESUMED_OPTIONS, HeadTraining
+from training.heads.trainer import HeadTrainer, head_config, load_source
+from training.loop.training_loop import finish
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def write_head_run(
-    make_head: Callable[[Checkpoint, HeadDataConfig, HeadTrainConfig], Checkpoint],
-    origin_key: str,
-    origin_settings: Mapping[str, Any],
+def head_options(command: _Command) -> _Command:
+    """Add the argument and the options of a command that trains a head; `run_head` takes them."""
+    for add in (
+        threads_option,
+        background_option,
+        training_options(HeadTraining, HEAD_OPTIONS),
+        click.option("--resume", type=PATH, help="The run folder to resume. It has the checkpoint and the data."),
+        click.option("--out", type=PATH, help="The run folder to create. The same command resumes a run that it has."),
+        click.option(
+            "--data",
+            type=PATH,
+            help="The dataset that the model was trained on: a folder of images, or of latents by mar cache-latents.",
+        ),
+        checkpoint_options,
+        click.argument("checkpoint", type=PATH, required=False),
+    ):
+        command = add(command)
+    return command
+
+
+def run_head(
+    trainer: type[HeadTrainer],
+    distilled_steps: int,
+    teacher: Mapping[str, Any],
     *,
-    checkpoint: pathlib.Path,
-    data: pathlib.Path,
-    out: pathlib.Path,
-    count: int,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    background: Color,
+    checkpoint: pathlib.Path | None,
+    data: pathlib.Path | None,
+    out: pathlib.Path | None,
+    resume: pathlib.Path | None,
     threads: int | None,
-    **named: Any,
+    background: tuple[int, int, int],
+    **options: Any,
 ) -> None:
-    """Load a checkpoint, train a new head for it with `make_head`, and write the result as a run folder.
+    """Start a run of a head, or resume one.
 
-    The run's config records under `origin_key` how the head was made: the checkpoint, `origin_settings` and the common
-    settings. The keyword arguments are the options of `head_options`, and `named` those of `checkpoint_options`.
-
-    A run folder that was made with the same settings is finished, and stays: the command was killed after it.
+    Args:
+        trainer: The kind of the run.
+        distilled_steps: The steps of a distilled head; 0 for a flow head.
+        teacher: The settings of a teacher, fields of `HeadTraining`.
+        checkpoint: The checkpoint of a new run.
+        data: The dataset of a new run.
+        out: The folder of a new run.
+        resume: The folder of a run to resume.
+        threads: The number of threads; None for all.
+        background: The colour under transparent pixels of images.
+        options: The options of `checkpoint_options` and of `HeadTraining`; None for those that are not given.
 
     Raises:
-        RequestError: `out` is something else.
-        MarError: Another process makes `out`.
+        RequestError: An argument is missing, or `out` holds something else.
+        MarError: Another process holds the folder, or the training fails.
     """
-    if out.exists() and not (out / CONFIG_FILE).is_file():
-        raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
     if threads is not None:
         torch.set_num_threads(threads)
-    with holding(out):
-        loaded = load_named_checkpoint(checkpoint, named)
-        head_data = HeadDataConfig(data, count, seed, background)
-        training = HeadTrainConfig(steps, batch_size, learning_rate, seed)
-        origin = {"file": loaded.source, "sha256": loaded.sha256, **origin_settings, **_settings(head_data, training)}
-        if out.exists():
-            if read_run_config(out).get(origin_key) != origin:
-                raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
-        else:
-            save_run(out, make_head(loaded, head_data, training), {origin_key: origin})
-    click.echo(f"{out} is finished; export it with mar export {out} --out ARTIFACT")
-
-
-def _settings(head_data: HeadDataConfig, training: HeadTrainConfig) -> dict[str, Any]:
-    """Return the common settings as a run's config records them."""
-    return {
-        "data": str(head_data.data.resolve()),
-        "background": list(head_data.background),
-        "images": head_data.count,
-        "steps": training.steps,
-        "batch_size": training.batch_size,
-        "learning_rate": training.learning_rate,
-        "seed": training.seed,
+    changes = {name: options[name] for name in HEAD_OPTIONS if options[name] is not None}
+    if resume is not None:
+        fixed = {f"--{name.replace('_', '-')}": changes[name] for name in changes.keys() - {*RESUMED_OPTIONS}}
+        check_resume_options({"CHECKPOINT": checkpoint, "--data": data, "--out": out, **fixed})
+        with holding_folder(resume):
+            finish(trainer.resume(resume, changes=changes))
+        return
+    if checkpoint is None or data is None or out is None:
+        raise RequestError("a new run needs CHECKPOINT, --data and --out; to resume a run, give --resume instead")
+    names = {
+        "checkpoint": str(checkpoint.resolve()),
+        "size": options["model"] or "",
+        "tokenizer": _absolute(options["tokenizer"]),
+        "model_config": _absolute(options["config_file"]),
+        "latent_scale": options["latent_scale"],
+        "latent_shift": options["latent_shift"],
+        "background": f"#{bytes(background).hex()}",
     }
+    training = HeadTraining(**names, **teacher, **changes)
+    config = head_config(trainer.config_class, data, training, distilled_steps)
+    echo_warnings(load_source(training).warnings)
+    with _holding_new(out):
+        if not (out / CONFIG_FILE).is_file():
+            finish(trainer.start(out, config))
+            return
+        if trainer.read_config(out, {}) != config.with_training({"warmup_steps": config.training.warmup}):
+            raise RequestError(f"{out} holds a run with other settings; choose another --out, or resume it by --resume")
+        finish(trainer.resume(out))
+
+
+def _holding_new(out: pathlib.Path) -> Any:
+    """Hold the folder of a new run, or of a run that was begun. Raises `RequestError` if it holds something else."""
+    begun = (out / CONFIG_FILE).is_file() or not out.exists()
+    if not begun and not (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())):
+        raise RequestError(f"{out} exists and is no run; choose another --out, or remove it yourself")
+    return holding_folder(out)
+
+
+def _absolute(path: pathlib.Path | None) -> str:
+    return "" if path is None else str(path.resolve())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from runtime.cli.background_option import background_option
-from runtime.cli.options import PATH, threads_option
+from runtime.cli.options import PATH
 from runtime.errors import ConfigError
 from training.config import StepConfig
 from training.models.model_sizes import MODEL_SIZES
@@ -50,45 +49,6 @@ _CHECKPOINT = (
     ),
 )
 
-_HEAD = (
-    click.option(
-        "--data",
-        type=PATH,
-        required=True,
-        help="The dataset that the model was trained on: a folder of images, or of latents by mar cache-latents.",
-    ),
-    click.option("--out", type=PATH, required=True, help="The run folder to create."),
-    click.option(
-        "--count",
-        type=click.IntRange(1),
-        default=8192,
-        show_default=True,
-        help="The number of images to run the backbone on. The head is trained on 16 tokens of each.",
-    ),
-    click.option(
-        "--steps", type=click.IntRange(1), default=3000, show_default=True, help="The number of training steps."
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=1024,
-        show_default=True,
-        help="The number of tokens per training step.",
-    ),
-    click.option(
-        "--learning-rate",
-        type=click.FloatRange(0, min_open=True),
-        default=1e-3,
-        show_default=True,
-        help="The largest learning rate. It falls to zero along a cosine.",
-    ),
-    click.option(
-        "--seed", type=click.IntRange(0), default=0, show_default=True, help="The seed of all random numbers."
-    ),
-    background_option,
-    threads_option,
-)
-
 
 def checkpoint_options(command: _Command) -> _Command:
     """Add the options that are arguments of `load_checkpoint`: model, tokenizer, config and latent scale."""
@@ -104,11 +64,6 @@ def echo_warnings(warnings: Sequence[str]) -> None:
     """Print the warnings of a checkpoint on standard error."""
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
-
-
-def head_options(command: _Command) -> _Command:
-    """Add the options of a command that trains a head; `training.cli.head_run.write_head_run` takes them."""
-    return _add(_HEAD, command)
 
 
 epochs_option = click.option(
@@ -141,12 +96,21 @@ def _plain_type(kind: Any) -> Any:
     return plain
 
 
-def training_options(settings: type[StepConfig]) -> Callable[[_Command], _Command]:
-    """Return a decorator that adds an option for each field of `settings`; an option that is not given is None."""
+def training_options(
+    settings: type[StepConfig], names: Collection[str] | None = None
+) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds an option for each field of `settings`; an option that is not given is None.
+
+    Args:
+        settings: The class of the settings.
+        names: The fields that get an option; None for all.
+    """
     types = typing.get_type_hints(settings)
 
     def add(command: _Command) -> _Command:
         for field in reversed(dataclasses.fields(settings)):
+            if names is not None and field.name not in names:
+                continue
             flag, kind = f"--{field.name.replace('_', '-')}", _plain_type(types[field.name])
             choices = field.metadata.get("choices")
             shown = field.default not in (dataclasses.MISSING, None, "")

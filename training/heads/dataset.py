@@ -20,19 +20,21 @@ _TOKENS_PER_IMAGE = 16
 
 @dataclasses.dataclass(frozen=True)
 class HeadDataset:
-    """Masked tokens of real images and what the backbone predicts for them; all tensors are float32.
+    """Masked tokens of real images and what the backbone predicts for them, as float32 tensors.
 
     Attributes:
         target: The tokens [n, D] that the head learns to generate.
         z: The backbone's output [n, C] for each token, given the class of the image.
         unconditional_z: The backbone's output [n, C] for each token without the class.
         known: The share of the image's tokens that the backbone was given, [n, 1], each in 0..1.
+        image: The index of the image in its dataset, int64 [n].
     """
 
     target: Tensor
     z: Tensor
     unconditional_z: Tensor
     known: Tensor
+    image: Tensor
 
     def __len__(self) -> int:
         return len(self.target)
@@ -87,9 +89,11 @@ def _collect_batch(
     visible_tokens, target = (
         tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1])) for positions in (visible, predict)
     )
-    labels = torch.from_numpy(source.labels[[example for example, _ in latents]])
+    images = torch.tensor([example for example, _ in latents])
+    labels = torch.from_numpy(source.labels)[images]
     z, unconditional_z = (
         model.predict(visible_tokens, visible, predict, rest, classes).flatten(0, 1)  # [B K, C]
         for classes in (labels, torch.full_like(labels, config.class_num))
     )
-    return HeadDataset(target.flatten(0, 1), z, unconditional_z, torch.full((len(z), 1), known / config.tokens))
+    shares, images = torch.full((len(z), 1), known / config.tokens), images.repeat_interleave(predicted)
+    return HeadDataset(target.flatten(0, 1), z, unconditional_z, shares, images)

@@ -118,7 +118,7 @@ def teacher_trajectories(
 def distillation_loss(
     student: HeadMLP, dataset: HeadDataset, trajectories: TeacherTrajectories
 ) -> Callable[[Tensor, np.random.Generator], Tensor]:
-    """Return the loss for `train_head`: the squared error of the student's velocity at the start of a random segment.
+    """Return the loss of a student: the squared error of the student's velocity at the start of a random segment.
 
     Its target is the mean velocity of the segment, (x_start - x_end) / (t_start - t_end).
     """

@@ -35,7 +35,7 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
     """A run of `mar train`, see `TrainingLoop`."""
 
     command = "mar train"
-    next_command = "export it with mar export {run} --out ARTIFACT"
+    next_command = "export it with mar export {run} --out ARTIFACT, or train on with mar train --resume {run} --steps N"
     config_class = RunConfig
 
     @classmethod

@@ -59,6 +59,7 @@ class TrainStep(abc.ABC):
         config: The settings of the training.
         processes: The processes of the job.
         average: The exponential moving average of each parameter, by name.
+        frozen: The weights of the model that are not trained, by name; they are saved with the averages.
         skipped: The number of steps so far that were not applied.
         phase: Called with the name of each part of a step; the part runs in the context that it returns. A profiler
             replaces it to measure times.
@@ -75,6 +76,7 @@ class TrainStep(abc.ABC):
         self.model, self.module, self.optimizer = model, module, optimizer
         self.config, self.processes = config, processes
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.frozen: Mapping[str, Tensor] = {}
         self.skipped = 0
         self.phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext()
 
@@ -200,8 +202,8 @@ class MarTrainStep(TrainStep):
 
 
 def learning_rate(config: StepConfig, step: int) -> float:
-    """Return the learning rate of step number `step`: it grows linearly over the warm-up, then stays constant."""
-    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+    """Return the learning rate of step number `step`: it grows linearly over the warm-up, then decays."""
+    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup)) * config.decay(step)
 
 
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def save_state(run: pathlib.Path, train_step: TrainStep, step: int) -> None:
     if train_step.processes.is_main:
         metadata = {"step": str(step), "skipped": str(train_step.skipped)}
         checkpoint.save_weights(run / run_folder.STATE_FILE, state, metadata)
-        _save_average(run, state, step)
+        _save_average(run, {**train_step.frozen, **_averages(state)}, step)
 
 
 def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
@@ -77,16 +77,22 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
             parameter.copy_(saved("model", name, parameter))
             train_step.average[name].copy_(saved("average", name, parameter))
             updates = torch.tensor(float(step - skipped), device=train_step.processes.device)
-            moments = {key: saved(key, name, parameter) for key in _MOMENTS}
+            # In the parameter's own order of values in memory, which the fused optimizer does not compare.
+            moments = {key: torch.empty_like(parameter).copy_(saved(key, name, parameter)) for key in _MOMENTS}
             train_step.optimizer.state[parameter] = {"step": updates, **moments}
     train_step.skipped = skipped
     if train_step.processes.is_main and checkpoint.saved_step(run / run_folder.WEIGHTS_FILE) != step:
-        _save_average(run, state, step)  # a kill between the two files of a checkpoint leaves the second one older
+        _save_average(
+            run, {**train_step.frozen, **_averages(state)}, step
+        )  # a kill between the two files of a checkpoint leaves the second one older
     return step
 
 
-def _save_average(run: pathlib.Path, state: Mapping[str, Tensor], step: int) -> None:
-    weights = {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
+def _averages(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("average."): state[name] for name in state if name.startswith("average.")}
+
+
+def _save_average(run: pathlib.Path, weights: Mapping[str, Tensor], step: int) -> None:
     checkpoint.save_weights(run / run_folder.WEIGHTS_FILE, weights, {"step": str(step)})
 
 

@@ -205,6 +205,10 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             if self.processes.gather_lists(missing):
                 self._save_samples(reporter)
 
+    def _save_first_batch(self, batch: MicroBatch) -> None:
+        """Save an image of the first batch, as the model sees it; rank 0 calls it."""
+        save_first_batch(self.run / FIRST_BATCH_FILE, batch, self.dataset)
+
     def _validate(self, reporter: Reporter | None) -> None:
         """Measure the model on held-out images, where there are such and it is due; every process calls it."""
 
@@ -307,7 +311,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
             parts = list(itertools.islice(batches, config.accumulate))
             self._handle_warnings(reporter, [warning for part in parts for warning in part.warnings])
             if reporter and self.step == 0:
-                save_first_batch(self.run / FIRST_BATCH_FILE, parts[0], self.dataset)
+                self._save_first_batch(parts[0])
                 reporter.start_clock()
             result = self.train_step.update(self.step, parts)
             self.step += 1
@@ -387,10 +391,7 @@ def finish(loop: TrainingLoop[Any, Any]) -> None:
     """Train a run to its last step, and print what can be done next."""
     loop.train()
     if loop.processes.is_main:
-        click.echo(
-            f"{loop.run} is finished at step {loop.step}; {loop.next_command.format(run=loop.run)}, or train on with "
-            f"{loop.command} --resume {loop.run} --steps N"
-        )
+        click.echo(f"{loop.run} is finished at step {loop.step}; {loop.next_command.format(run=loop.run)}")
 
 
 def _with_epochs(config: Any, dataset: LatentDataset, epochs: int | None) -> Any:

@@ -32,7 +32,7 @@ class Reporter:
     """
 
     def __init__(self, run: pathlib.Path, config: StepConfig, step: int) -> None:
-        self._batch = config.batch_size
+        self._batch, self._unit = config.batch_size, config.unit
         self._log = open_log(run / LOG_FILE, step)
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
         self._progress = Progress(config.steps, "training", unit="steps", done=step)
@@ -82,7 +82,7 @@ class Reporter:
         self._write({"step": step, **scalars})
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
-        self._progress.update(note=f"loss {self._smoothed:.4f}{self._validation}  {rate:.1f} images/s")
+        self._progress.update(note=f"loss {self._smoothed:.4f}{self._validation}  {rate:.1f} {self._unit}/s")
         if (estimate := self._estimate.add(seconds, self._steps - step)) is not None:
             self.event(step, estimate)
 

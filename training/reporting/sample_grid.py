@@ -41,8 +41,8 @@ def save_sample_grid(path: pathlib.Path, model: MAR, dataset: LatentDataset) -> 
     if config.head == "diffusion":
         # Not from timestep 999: there the errors of a model early in training are amplified hundreds of times.
         sampling = dataclasses.replace(sampling, diffusion_steps="ddim50")
-    # With one class there is nothing to guide towards.
-    cfg_scale = 1.0 if one_class else _CFG_SCALE
+    # With one class there is nothing to guide towards, and a distilled head has its guidance built in.
+    cfg_scale = 1.0 if one_class or config.distilled_steps else _CFG_SCALE
     sampling = dataclasses.replace(sampling, cfg_scale=cfg_scale, iterations=min(_MAX_ITERATIONS, config.tokens))
     plan = build_plan(config.tokens, apply_constraints(config, sampling, {}))
     order = seeded_order(0, range(len(labels)), config, plan.token_order)

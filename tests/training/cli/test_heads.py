@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file
 
 from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
-from tests.helpers.tiny_runs import TINY, one_sentence, randomized, write_idx_dataset
-from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_run
+from tests.helpers.tiny_runs import TINY, logged, one_sentence, randomized, write_idx_dataset
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_run, save_weights
 from training.cli.distill import distill
 from training.cli.flow_head import flow_head
+from training.data.loader import MicroBatch
+from training.heads.flow_training import with_flow_head
+from training.heads.train_step import HeadTrainStep
+from training.heads.trainer import _load
+from training.loop.optimizer_step import StepResult
 from training.models.mar import MAR
 from training.models.reference_loop import sample
+from training.preemption import PreemptedError
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +65,14 @@ def test_a_distilled_head_generates_in_its_own_number_of_steps(
     run, artifact = tmp_path / "run", tmp_path / "artifact"
     line = ["distill", str(teacher), "--to=2", "--cfg-scale=1.5", "--teacher-steps=4", f"--data={data}"]
     assert "mar export" in run_command([*line, f"--out={run}", *SHORT])
-    origin = json.loads((run / "config.json").read_text())["distilled_from"]
-    assert {name: origin[name] for name in ("cfg_scale", "teacher_steps", "images", "steps", "seed")} == {
+    config = json.loads((run / "config.json").read_text())
+    assert config["distilled_from"]["file"] == teacher.name
+    assert {name: config["distilled_from"][name] for name in ("cfg_scale", "teacher_steps")} == {
         "cfg_scale": 1.5,
         "teacher_steps": 4,
-        "images": 24,
-        "steps": 3,
-        "seed": 0,
     }
+    settings = {"count": 24, "steps": 3, "batch_size": 8, "seed": 0, "checkpoint": str(teacher)}
+    assert {name: config["training"][name] for name in settings} == settings
     checkpoint = load_checkpoint(run)
     export_artifact(checkpoint, artifact, lambda text: None)  # compares it with eager PyTorch
     own = Artifact(artifact).manifest.sampling
@@ -85,7 +95,7 @@ def test_a_flow_head_generates_with_guidance_by_its_own_samplers(
     run, artifact = tmp_path / "run", tmp_path / "artifact"
     run_command(["flow-head", str(teacher), f"--data={data}", f"--out={run}", *SHORT])
     assert load_checkpoint(run).model.config.head == "flow"
-    assert json.loads((run / "config.json").read_text())["head_trained_for"]["images"] == 24
+    assert json.loads((run / "config.json").read_text())["head_trained_for"]["file"] == teacher.name
     export_artifact(load_checkpoint(run), artifact, lambda text: None)
     assert Artifact(artifact).manifest.sampling.sampler == "flow-2m"
     order, noise = np.arange(9)[None], np.random.default_rng(0).standard_normal((7, 1, 9, 16)).astype(np.float32)
@@ -103,9 +113,97 @@ def test_a_flow_head_generates_with_guidance_by_its_own_samplers(
 def test_an_existing_folder_is_not_overwritten(
     command: list[str], teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
+    (tmp_path / "mine").write_text("mine")
     with pytest.raises(RequestError) as caught:
         run_command([*command, str(teacher), f"--data={data}", f"--out={tmp_path}", *SHORT])
-    assert f"{tmp_path} exists; choose another --out" in one_sentence(caught)
+    assert f"{tmp_path} exists and is no run; choose another --out" in one_sentence(caught)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Have the next training receive SIGTERM after a number of steps."""
+    update = HeadTrainStep.update
+
+    def stopped(step: HeadTrainStep, number: int, batches: list[MicroBatch]) -> StepResult:
+        if number == steps - 1:
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(step, number, batches)
+
+    monkeypatch.setattr(HeadTrainStep, "update", stopped)
+
+
+def test_a_head_is_a_whole_run_that_can_be_stopped_and_resumed(
+    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [
+        "distill",
+        str(teacher),
+        "--to=1",
+        "--teacher-steps=2",
+        f"--data={data}",
+        "--steps=4",
+        *SHORT[:1],
+        *SHORT[2:],
+    ]
+    run_command([*line, f"--out={tmp_path / 'whole'}"])
+    for name, again in (("resumed", ["distill", f"--resume={tmp_path / 'resumed'}"]), ("repeated", line)):
+        run = tmp_path / name
+        stop_after(monkeypatch, 2)
+        with pytest.raises(PreemptedError, match=rf"after step 2 of 4; .* continue it with mar distill --resume {run}"):
+            run_command([*line, f"--out={run}"])
+        run_command([*again, *([f"--out={run}"] if again is line else [])])
+        whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", run))
+        assert whole.keys() == resumed.keys()
+        assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+        assert list(logged(run, "loss")) == [1, 2, 3, 4]
+        assert [session["from_step"] for session in json.loads((run / "environment.json").read_text())] == [0, 2]
+        assert (run / "loss.png").is_file()
+        assert (run / "samples" / "step-000004.png").is_file()
+    source = load_file(teacher / "model.safetensors")
+    assert {name for name, tensor in source.items() if not torch.equal(tensor, whole[name])} == {
+        name for name in source if name.startswith("diffloss.net.")
+    }
+
+
+def test_a_finished_head_stays_and_other_settings_are_refused(
+    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    line = ["flow-head", str(teacher), f"--data={data}", f"--out={tmp_path / 'run'}", *SHORT]
+    run_command(line)
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert "is finished at step 3; export it with mar export" in run_command(line)
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RequestError, match=r"run holds a run with other settings; choose another --out"):
+        run_command([*line, "--seed=1"])
+    with pytest.raises(MarError, match=r"not the config of a run of mar distill \(the head is no distilled one\)"):
+        run_command(["distill", f"--resume={tmp_path / 'run'}"])
+    with pytest.raises(RequestError, match=r"run resumed with --resume has its .* already; remove --data and --seed"):
+        run_command(["flow-head", f"--resume={tmp_path / 'run'}", f"--data={data}", "--seed=1"])
+
+
+def test_a_checkpoint_that_changed_since_is_refused(
+    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = shutil.copytree(teacher, tmp_path / "teacher")
+    run_command(["flow-head", str(copy), f"--data={data}", f"--out={tmp_path / 'run'}", *SHORT])
+    save_weights(copy / "model.safetensors", randomized(MAR(**TINY.to_dict()), seed=1).state_dict())
+    _load.cache_clear()
+    with pytest.raises(MarError, match=r"teacher: not the checkpoint that .*run was begun with; copy that one back"):
+        run_command(["flow-head", f"--resume={tmp_path / 'run'}"])
+
+
+def test_an_impossible_distillation_is_refused_before_the_work(teacher: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    student = with_flow_head(load_checkpoint(teacher).model, 2)
+    save_run(tmp_path / "student", Checkpoint(student, "pixel", ("a", "b", "c"), "tiny", "0" * 64))
+    for source, steps, message in (
+        (teacher, 5, "the teacher's steps must be a multiple of the head's 2 steps, found 5"),
+        (tmp_path / "student", 4, "student has a distilled head, which cannot be a teacher"),
+    ):
+        line = ["distill", str(source), "--to=2", f"--teacher-steps={steps}", f"--data={tmp_path / 'nothing'}"]
+        with pytest.raises(RequestError) as caught:
+            run_command([*line, f"--out={tmp_path / 'run'}"])
+        assert message in one_sentence(caught)
 
 
 def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathlib.Path, tmp_path: pathlib.Path) -> None:

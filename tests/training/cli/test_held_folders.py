@@ -23,8 +23,8 @@ LINES = {
         "holding_folder",
         "new",
     ),
-    "flow-head {folder}/teacher --data {folder}/images --out {folder}/flow": ("holding", "flow"),
-    "distill {folder}/teacher --to 2 --data {folder}/images --out {folder}/few": ("holding", "few"),
+    "flow-head {folder}/teacher --data {folder}/images --out {folder}/flow": ("holding_folder", "flow"),
+    "distill {folder}/teacher --to 2 --data {folder}/images --out {folder}/few": ("holding_folder", "few"),
     "evaluate {folder}/teacher --data {folder}/images --split train --out {folder}/new --threads 1 "
     "--classifier {folder}/classifier.safetensors": ("holding_folder", "new"),
 }

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from runtime.errors import MarError, RequestError
 from runtime.sampling.noise_schedule import continuous_alphas_cumprod
-from tests.helpers.tiny_runs import TINY, one_sentence, one_thread, randomized, write_idx_dataset
+from tests.helpers.tiny_runs import TINY, one_thread, randomized, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint
 from training.data.latent_dataset import open_latents
+from training.distributed import Processes
+from training.heads.config import HeadTraining
 from training.heads.dataset import HeadDataset, collect_head_dataset
 from training.heads.distillation import (
     TeacherTrajectories,
@@ -25,14 +26,8 @@ from training.heads.distillation import (
     guided_teacher,
     teacher_trajectories,
 )
-from training.heads.head_training import HeadTrainConfig, train_head
-from training.heads.new_head import (
-    DistillConfig,
-    HeadDataConfig,
-    distill_head,
-    train_flow_head,
-    with_flow_head,
-)
+from training.heads.train_step import HeadTrainStep, Loss, row_batches
+from training.loop.optimizer_step import learning_rate
 from training.models.diffusion_head import HeadMLP
 from training.models.mar import MAR
 
@@ -47,7 +42,7 @@ def gaussian_x0(x: Tensor, t: float) -> Tensor:
 def head_dataset(rows: int, known: float = 0.5) -> HeadDataset:
     generator = torch.Generator().manual_seed(0)
     z, without = (torch.randn(rows, 24, generator=generator) for _ in range(2))
-    return HeadDataset(torch.zeros(rows, 16), z, without, torch.full((rows, 1), known))
+    return HeadDataset(torch.zeros(rows, 16), z, without, torch.full((rows, 1), known), torch.arange(rows))
 
 
 def small_head(seed: int = 0) -> HeadMLP:
@@ -56,17 +51,14 @@ def small_head(seed: int = 0) -> HeadMLP:
     return net
 
 
-def open_bar(length: int, label: str) -> Bar:
-    return Bar()
-
-
-class Bar:
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def update(self, by: int) -> None: ...
+def train(net: HeadMLP, rows: HeadDataset, loss: Loss, **settings: Any) -> list[float]:
+    """Train a head alone, and return the losses."""
+    config = HeadTraining(**settings)
+    model = MAR(**{**TINY.to_dict(), "head": "flow"})
+    model.diffloss.net = net
+    step = HeadTrainStep(model, loss, config, Processes())
+    batches = row_batches(rows, config, 0)
+    return [step.update(number, [next(batches)]).loss for number in range(config.steps)]
 
 
 # The teacher.
@@ -147,35 +139,29 @@ def test_a_student_learns_to_do_in_one_step_what_the_teacher_does_in_many() -> N
             velocity = student(trajectories.x[0], torch.full((256,), 1000.0), rows.z)[:, :16]
         return float((trajectories.x[0] - velocity - trajectories.x[1]).square().mean())
 
-    before, losses = error(), []
-    training = HeadTrainConfig(steps=150, batch_size=128, learning_rate=3e-3)
+    before = error()
     with one_thread():
-        train_head(
-            student,
-            256,
-            distillation_loss(student, rows, trajectories),
-            training,
-            lambda step, loss: losses.append(loss),
-        )
-    assert len(losses) == 150
+        loss = distillation_loss(student, rows, trajectories)
+        train(student, rows, loss, steps=150, batch_size=128, learning_rate=3e-3)
     assert error() < 0.1 * before
-    assert not student.training
 
 
 def test_training_a_head_is_repeatable() -> None:
     rows, heads = head_dataset(32), [small_head(), small_head()]
     trajectories = teacher_trajectories(lambda x, t, rows: gaussian_x0(x, t), rows, 1, 4, 0)
     for head in heads:
-        train_head(head, 32, distillation_loss(head, rows, trajectories), HeadTrainConfig(5, 16))
+        train(head, rows, distillation_loss(head, rows, trajectories), steps=5, batch_size=16)
     for one, other in zip(*(head.parameters() for head in heads), strict=True):
         assert torch.equal(one, other)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training() -> None:
-    head = small_head()
-    with pytest.raises(MarError) as caught:
-        train_head(head, 4, lambda rows, random: head.cond_embed.bias.sum() * math.nan, HeadTrainConfig(5, 2))
-    assert "the loss is nan at step 1; try a lower --learning-rate" in one_sentence(caught)
+def test_the_learning_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
+    config = HeadTraining(steps=1000, learning_rate=1e-3)
+    rates = [learning_rate(config, step) for step in range(1000)]
+    assert rates[0] == pytest.approx(1e-5)
+    assert rates[99] == pytest.approx(1e-3 * (1 + math.cos(math.pi * 0.099)) / 2)
+    assert rates[500] == pytest.approx(5e-4)
+    assert rates[999] < 1e-8
 
 
 # With a backbone.
@@ -206,47 +192,7 @@ def test_a_head_dataset_has_real_tokens_and_the_outputs_of_the_backbone(
     distance = (dataset.target[:, None] - tokens.flatten(0, 1)).abs().amax(dim=-1).amin(dim=1)
     assert distance.max() == 0  # every target is a token of a real image
     assert (dataset.z - dataset.unconditional_z).abs().max() > 1e-3
+    closest = (dataset.target[:, None, None] - tokens).abs().amax(dim=-1).amin(dim=2).argmin(dim=1)
+    assert torch.equal(closest, dataset.image)  # and of the image that it names
     again = collect_head_dataset(model, source, 40, seed=3)
     assert torch.equal(again.z, dataset.z)
-
-
-def test_distillation_changes_neither_the_backbone_nor_the_teacher(data: pathlib.Path, checkpoint: Checkpoint) -> None:
-    before = copy.deepcopy(checkpoint.model.state_dict())
-    distilled = distill_head(
-        checkpoint, HeadDataConfig(data, 24, 0), HeadTrainConfig(3, 8), DistillConfig(2, 4, 2.0), open_bar
-    )
-    assert (distilled.model.config.head, distilled.model.config.distilled_steps) == ("flow", 2)
-    assert dataclasses.replace(distilled.model.config, head="diffusion", distilled_steps=0) == TINY
-    for name, tensor in checkpoint.model.state_dict().items():
-        assert torch.equal(tensor, before[name])
-        if not name.startswith("diffloss."):
-            assert torch.equal(distilled.model.state_dict()[name], tensor)
-    assert not torch.equal(
-        distilled.model.diffloss.net.input_proj.weight, checkpoint.model.diffloss.net.input_proj.weight
-    )
-
-
-def test_a_flow_head_can_be_trained_and_can_be_a_teacher(data: pathlib.Path, checkpoint: Checkpoint) -> None:
-    flow = train_flow_head(checkpoint, HeadDataConfig(data, 24, 0), HeadTrainConfig(3, 8), open_bar)
-    assert (flow.model.config.head, flow.model.config.distilled_steps) == ("flow", 0)
-    distilled = distill_head(
-        flow, HeadDataConfig(data, 24, 0), HeadTrainConfig(3, 8), DistillConfig(1, 4, 1.0), open_bar
-    )
-    assert distilled.model.config.distilled_steps == 1
-
-
-def test_an_impossible_distillation_is_refused_before_the_work(checkpoint: Checkpoint, tmp_path: pathlib.Path) -> None:
-    student = dataclasses.replace(checkpoint, model=with_flow_head(checkpoint.model, 2))
-    for teacher, teacher_steps, message in (
-        (checkpoint, 5, "the teacher's steps must be a multiple of the head's 2 steps, found 5"),
-        (student, 4, "tiny has a distilled head, which cannot be a teacher"),
-    ):
-        with pytest.raises(RequestError) as caught:
-            distill_head(
-                teacher,
-                HeadDataConfig(tmp_path / "nothing", 8, 0),
-                HeadTrainConfig(1),
-                DistillConfig(2, teacher_steps, 1.0),
-                open_bar,
-            )
-        assert message in one_sentence(caught)
