@@ -70,6 +70,11 @@ def available_threads() -> int:
     return processors if quota is None else min(processors, math.ceil(quota))
 
 
+def uses_gpu(name: str, device: str | None) -> bool:
+    """Return whether a backend runs on a GPU, by the name and the device that `open_backend` gets, valid or not."""
+    return (device or next(iter(BACKENDS.get(name, {})), None)) == "cuda"
+
+
 def open_backend(name: str, device: str | None, threads: int | None, cuda_graphs: bool = True) -> Backend:
     """Open a backend.
 

@@ -12,7 +12,7 @@ import click
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
-from runtime.backends import BACKENDS, available_threads
+from runtime.backends import available_threads, uses_gpu
 from runtime.checks import pluralize
 from runtime.cli.options import CLASS_HELP, PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.dataset.artifact_model import open_artifact
@@ -150,8 +150,7 @@ def _parse_classes(texts: Sequence[str], manifest: Manifest) -> Sequence[int]:
 
 def _workers(count: int | None, address: str | None, threads: int | None, backend: str, device: str | None) -> Workers:
     """Return who draws: processor threads are shared on this machine, and each worker has its own in a cluster."""
-    gpu = (device or next(iter(BACKENDS.get(backend, {})), None)) == "cuda"
+    gpu = uses_gpu(backend, device)
     if address is not None:
         return Workers(count, threads or 1, gpu, address)
-    count = count or 1
-    return Workers(count, max(1, (threads or available_threads()) // count), gpu)
+    return Workers.of_this_machine(count or 1, threads or available_threads(), gpu)

@@ -22,6 +22,11 @@ Pack = Callable[[NDArray[np.uint8], Sequence[ImageRecord]], PackedShard]
 """Packs images uint8 [B, H, W, c] and their B records."""
 
 
+def shard_name(number: int, suffix: str) -> str:
+    """Return the name of the file of a shard, such as `shard-000003.tar`."""
+    return f"shard-{number:06d}{suffix}"
+
+
 class ShardFolder:
     """A folder of shards that one process fills at a time. A context manager.
 
@@ -64,7 +69,7 @@ class ShardFolder:
 
     def file_of(self, record: ImageRecord) -> str:
         """Return the file of the shard of an image."""
-        return f"shard-{record.index // self._size:06d}{self._suffix}"
+        return shard_name(record.index // self._size, self._suffix)
 
     def has(self, record: ImageRecord) -> bool:
         """Return whether the folder has an image already.

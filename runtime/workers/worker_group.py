@@ -32,6 +32,11 @@ class Workers:
     gpu: bool = False
     address: str | None = None
 
+    @classmethod
+    def of_this_machine(cls, count: int, threads: int, gpu: bool = False) -> Workers:
+        """Return workers that share a number of processor threads."""
+        return cls(count, max(1, threads // count), gpu)
+
     @property
     def in_this_process(self) -> bool:
         """Whether the only worker is this process, which needs no Ray."""

@@ -1,29 +1,35 @@
-"""Generation of thousands of images into files by several processes, which can be stopped and resumed.
+"""The generated images of an evaluation: a dataset of `runtime.dataset`, in a folder of its own.
 
-An image depends on the seed and its index only. It is always generated in the same batch as the same other images, so
-that it is identical to the last bit. The folder of the images is named by a hash of everything that they depend on:
-a second evaluation of the same images finds and reads them.
+The folder is named by a hash of everything that the images depend on: a second evaluation of the same images finds and
+reads them. An image is always generated in the same batch as the same other images, so that it is identical to the last
+bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact, is_artifact
-from runtime.backends import available_threads
+from runtime.backends import available_threads, uses_gpu
+from runtime.dataset.artifact_model import open_artifact
+from runtime.dataset.draw import Draw, draw_dataset
+from runtime.dataset.packed_shards import read_npz
+from runtime.dataset.plan import DrawingPlan
+from runtime.dataset.shard_folder import shard_name
 from runtime.errors import DataError, RequestError
 from runtime.files import write_json
-from runtime.generator import Generator
+from runtime.image_records.record import ImageRecord, settings_values
 from runtime.model.config import ModelConfig
 from runtime.model.latents import to_uint8
 from runtime.sampling.constraints import default_sampling
@@ -31,18 +37,16 @@ from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
-from runtime.stored_files import load_arrays, save_arrays
-from runtime.structured_files import FaultReport, shape_fits
+from runtime.stored_files import content_sha256
+from runtime.structured_files import FaultReport
+from runtime.workers.worker_group import Workers
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.evaluation.feature_networks import LabelledBatch
-from training.evaluation.worker_processes import run_in_processes
 from training.models.autoencoder import AutoencoderKL
 from training.models.reference_loop import sample
 
 _IMAGES_PER_FILE = 50  # which is also the batch that is generated together
-_FORMAT = 2
-
-_GenerateBatch = Callable[[NDArray[np.int64], range], NDArray[np.uint8]]  # labels [B], indices -> [B, H, W, c]
+_FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,14 +101,6 @@ class GenerationJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Header:
-    """What a file of images holds beside arrays: the name of its folder, and the index of its first image."""
-
-    folder: str
-    start: int
-
-
-@dataclasses.dataclass(frozen=True)
 class ResolvedJob:
     """What a `GenerationJob` means for its model.
 
@@ -138,27 +134,26 @@ def generate_images(
         job: The model and the settings.
         count: The number of images.
         out: The folder with the images of all jobs.
-        processes: The number of processes.
+        processes: The number of processes; more than one need Ray.
         threads: The CPU threads of all processes together; None for all threads of this machine.
         progress: Is called with a number of images whenever so many more are in `out`.
         resumed: Is called once with the number of images that are in `out` already.
 
     Raises:
         RequestError: The settings are invalid, or the model has no decoder.
-        BackendError: A process ended before its work was done.
+        BackendError: An engine failed, Ray is not installed, or processes died again and again.
     """
-    folder = _folder(job, out)
+    folder, remaining = _folder(job, out), count
     write_json(folder / "inputs.json", job.resolved.inputs)
-    missing = [start for start in range(0, count, _IMAGES_PER_FILE) if not _file(folder, start).exists()]
-    resumed(count - sum(min(_IMAGES_PER_FILE, count - start) for start in missing))
-    threads_each = max(1, (threads or available_threads()) // processes)
-    task = functools.partial(_generate_file, job, folder, threads_each)
-    if processes == 1:
-        for start in missing:
-            task(start)
-            progress(min(_IMAGES_PER_FILE, count - start))
-    else:
-        run_in_processes(task, missing, processes, lambda start, _: progress(min(_IMAGES_PER_FILE, count - start)))
+    workers = Workers.of_this_machine(processes, threads or available_threads(), _uses_gpu(job))
+
+    def report(images: int, were_there: bool) -> None:
+        nonlocal remaining
+        (resumed if were_there else progress)(min(images, remaining))
+        remaining -= min(images, remaining)
+
+    open_model = functools.partial(_open_model, job, workers.threads)
+    draw_dataset(_plan(job, count), open_model, "npz", folder, workers, report)
 
 
 def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[LabelledBatch]:
@@ -168,70 +163,60 @@ def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[L
         DataError: A file is missing, damaged, or was altered.
     """
     fault_report = FaultReport(DataError, "remove the file to generate its images again")
-    folder, side = _folder(job, out), job.resolved.config.img_size
-    for start in range(0, count, _IMAGES_PER_FILE):
-        file = _file(folder, start)
-        header, arrays = load_arrays(file, _Header, fault_report)
-        images, labels = (arrays.get(name, np.empty(0)) for name in ("images", "labels"))
-        expected = class_labels(job, start + _IMAGES_PER_FILE)[start:]
-        fits = images.dtype == np.uint8 and shape_fits(images.shape, (len(expected), side, side, None))
-        if header != _Header(folder.name, start) or not fits or not np.array_equal(labels, expected):
-            fault_report.raise_(file, "not the images of this evaluation")
-        yield images[: count - start], labels[: count - start]
+    folder, side, plan = _folder(job, out), job.resolved.config.img_size, _plan(job, count)
+    for number, shard in enumerate(plan.shards()):
+        records = list(plan.records(shard))
+        images = read_npz(folder / shard_name(number, ".npz"), records, side, fault_report)
+        labels = np.array([record.class_number for record in records], np.int64)
+        yield images[: count - shard.start], labels[: count - shard.start]
 
 
-def class_labels(job: GenerationJob, count: int) -> NDArray[np.int64]:
-    """The classes of the images 0..count - 1 of `job`, int64 [count]."""
-    return np.arange(count, dtype=np.int64) % job.resolved.config.class_num
-
-
-def _generate_file(job: GenerationJob, folder: pathlib.Path, threads: int, start: int) -> None:
-    """Generate one complete file of images, even if fewer are requested now: a later call may request the others."""
-    indices = range(start, start + _IMAGES_PER_FILE)
-    labels = class_labels(job, start + _IMAGES_PER_FILE)[start:]
-    images = _open_generator(job, threads)(labels, indices)
-    arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels}
-    save_arrays(_file(folder, start), _Header(folder.name, start), arrays, compress=True)
+def _plan(job: GenerationJob, count: int) -> DrawingPlan:
+    """Return the plan of complete files, even if fewer images are requested: a later call may request the others."""
+    resolved = job.resolved
+    inputs = content_sha256(resolved.inputs)
+    return DrawingPlan(
+        model=ImageRecord(0, "", job.seed, 0, settings_values(resolved.sampling), None, inputs),
+        classes=range(resolved.config.class_num),
+        class_names=resolved.class_names,
+        count=-(-count // _IMAGES_PER_FILE) * _IMAGES_PER_FILE,
+        batch_size=_IMAGES_PER_FILE,
+        shard_size=_IMAGES_PER_FILE,
+    )
 
 
 def _folder(job: GenerationJob, out: pathlib.Path) -> pathlib.Path:
     """The folder of the images of `job`, named by a hash of everything that they depend on."""
-    inputs = json.dumps({"format": _FORMAT, **job.resolved.inputs}, sort_keys=True)
-    return out / f"images-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
+    inputs = {"format": _FORMAT, "version": __version__, **job.resolved.inputs}
+    return out / f"images-{content_sha256(inputs)[:16]}"
 
 
-def _file(folder: pathlib.Path, start: int) -> pathlib.Path:
-    return folder / f"images-{start:07}.npz"
+def _uses_gpu(job: GenerationJob) -> bool:
+    backend = dict(job.backend)
+    return is_artifact(job.source) and uses_gpu(backend.get("backend", "onnxruntime"), backend.get("device"))
 
 
-@functools.lru_cache(maxsize=1)
-def _open_generator(job: GenerationJob, threads: int) -> _GenerateBatch:
-    """Open the model of `job` for this process, and return the function that generates a batch with it."""
+@contextlib.contextmanager
+def _open_model(job: GenerationJob, threads: int) -> Iterator[Draw]:
+    """Open the model of `job` in a worker."""
     if is_artifact(job.source):
-        return _artifact_generator(job, threads)
-    torch.set_num_threads(threads)
-    return _checkpoint_generator(job)
+        sha256, backend = Artifact(job.source).manifest.content_sha256, {**dict(job.backend), "threads": threads}
+        with open_artifact(job.source, sha256, job.resolved.sampling, backend) as draw:
+            yield draw
+    else:
+        torch.set_num_threads(threads)
+        yield _checkpoint_drawing(job)
 
 
-def _artifact_generator(job: GenerationJob, threads: int) -> _GenerateBatch:
-    settings: Mapping[str, Any] = dict(job.settings)
-    generator = Generator.load(job.source, threads=threads, **dict(job.backend))
-
-    def generate(labels: NDArray[np.int64], indices: range) -> NDArray[np.uint8]:
-        images = generator.generate(labels.tolist(), seed=job.seed, index=indices, **settings).images
-        assert images is not None  # `resolved` refuses a model without a decoder
-        return images
-
-    return generate
-
-
-def _checkpoint_generator(job: GenerationJob) -> _GenerateBatch:
+def _checkpoint_drawing(job: GenerationJob) -> Draw:
     loaded, config = _load_checkpoint(job), job.resolved.config
     plan = build_plan(config.tokens, job.resolved.sampling)
 
-    def generate(labels: NDArray[np.int64], indices: range) -> NDArray[np.uint8]:
-        order = seeded_order(job.seed, indices, config, plan.token_order)
-        noise = seeded_noise(job.seed, indices, plan.diffusion_steps, config)
+    def draw_batch(records: Sequence[ImageRecord]) -> NDArray[np.uint8]:
+        seeds, index = [record.seed for record in records], [record.index for record in records]
+        labels = np.array([record.class_number for record in records], np.int64)
+        order = seeded_order(seeds, index, config, plan.token_order)
+        noise = seeded_noise(seeds, index, plan.diffusion_steps, config)
         latents = sample(loaded.model, labels, plan, order, noise)  # [B, C, h, w]
         if loaded.vae is None:
             return to_uint8(latents)
@@ -239,7 +224,11 @@ def _checkpoint_generator(job: GenerationJob) -> _GenerateBatch:
             decoded = [loaded.vae.decode(torch.from_numpy(latent[None])).numpy() for latent in latents]
         return to_uint8(np.concatenate(decoded))
 
-    return generate
+    def draw(records: Sequence[ImageRecord], batch_size: int) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(records), batch_size):
+            yield draw_batch(records[start : start + batch_size])
+
+    return draw
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import pathlib
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,17 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.artifact.manifest import MANIFEST
-from runtime.errors import BackendError, DataError, MarError, RequestError
+from runtime.dataset.draw import Draw
+from runtime.errors import DataError, RequestError
+from runtime.image_records.record import ImageRecord
 from tests.helpers.published_forms import CONFIG, mar_weights, vae_weights, write_json, write_safetensors
 from tests.helpers.tiny_runs import one_sentence
 from training.checkpoints.checkpoint import Checkpoint, save_run, save_weights
 from training.evaluation import generate_images as generation
 from training.evaluation.generate_images import (
     GenerationJob,
-    class_labels,
     generate_images,
     read_images,
-    run_in_processes,
 )
 
 _SETTINGS = (("cfg_scale", 1.5), ("diffusion_steps", 3), ("iterations", 2))
@@ -46,30 +47,34 @@ def _images(job: GenerationJob, count: int, out: pathlib.Path, processes: int = 
 def test_a_stopped_generation_resumes_with_the_same_images(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, started = _job(pixel_artifact), list[int]()
+    job, drawn = _job(pixel_artifact), list[int]()
     expected = _images(job, 20, tmp_path / "uninterrupted")
-    generate_file = generation._generate_file
+    open_artifact, stop_after = generation.open_artifact, 2
 
-    def stop_after_two(job: GenerationJob, folder: pathlib.Path, threads: int, start: int) -> None:
-        if len(started) == 2:
-            raise KeyboardInterrupt
-        started.append(start)
-        generate_file(job, folder, threads, start)
+    @contextlib.contextmanager
+    def counting(*arguments: Any) -> Iterator[Draw]:
+        with open_artifact(*arguments) as draw:
 
-    monkeypatch.setattr(generation, "_generate_file", stop_after_two)
+            def counted(records: Sequence[ImageRecord], batch_size: int) -> Iterable[NDArray[np.uint8]]:
+                if len(drawn) == stop_after:
+                    raise KeyboardInterrupt
+                drawn.append(records[0].index)
+                return draw(records, batch_size)
+
+            yield counted
+
+    monkeypatch.setattr(generation, "open_artifact", counting)
     with pytest.raises(KeyboardInterrupt):
         _images(job, 20, tmp_path / "stopped")
-    monkeypatch.setattr(
-        generation, "_generate_file", lambda *arguments: (started.append(arguments[3]), generate_file(*arguments))
-    )
+    stop_after = 4
     progress: list[int] = []
     resumed: list[int] = []
     generate_images(job, 20, tmp_path / "stopped", 1, 1, progress.append, resumed.append)
-    assert started == [0, 6, 12, 18]  # none twice
+    assert drawn == [0, 6, 12, 18]  # none twice
     assert (resumed, sum(progress)) == ([12], 8)
     images, labels = (np.concatenate(parts) for parts in zip(*read_images(job, 20, tmp_path / "stopped"), strict=True))
     np.testing.assert_array_equal(images, expected)
-    np.testing.assert_array_equal(labels, class_labels(job, 20))
+    np.testing.assert_array_equal(labels, np.arange(20) % 2)
     assert expected.shape == (20, 8, 8, 1)
     assert len(np.unique(expected, axis=0)) == 20
 
@@ -79,13 +84,6 @@ def test_a_larger_count_keeps_the_first_images(pixel_artifact: pathlib.Path, tmp
     few = _images(job, 5, tmp_path)
     more = _images(job, 9, tmp_path)
     np.testing.assert_array_equal(more[:5], few)
-    assert class_labels(job, 5).tolist() == [0, 1, 0, 1, 0]
-
-
-def test_two_processes_generate_the_same_images_as_one(pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    job = _job(pixel_artifact)
-    generation._IMAGES_PER_FILE = 50  # the value in a new process
-    np.testing.assert_array_equal(_images(job, 120, tmp_path / "two", processes=2), _images(job, 120, tmp_path / "one"))
 
 
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"diffusion_steps": 4}])
@@ -165,7 +163,7 @@ def test_images_that_were_altered_or_exchanged_are_refused(
         _images(job, 12, tmp_path)
     assert one.name in one_sentence(caught)
     one.write_bytes(two.read_bytes())
-    with pytest.raises(DataError, match=r"not the images of this evaluation.*remove the file"):
+    with pytest.raises(DataError, match=r"these are other images.*remove the file"):
         _images(job, 12, tmp_path)
 
 
@@ -173,23 +171,3 @@ def test_wrong_settings_are_refused_before_the_work(pixel_artifact: pathlib.Path
     with pytest.raises(RequestError, match="iterations"):
         generate_images(_job(pixel_artifact, iterations=1000), 4, tmp_path, 1, 1, lambda done: None)
     assert not list(tmp_path.iterdir())
-
-
-def _fail_at_two(number: int) -> int:
-    if number == 2:
-        raise MarError("no two")
-    return 10 * number
-
-
-def test_the_pool_passes_results_with_their_arguments_and_the_first_failure() -> None:
-    results: dict[int, int] = {}
-    run_in_processes(_fail_at_two, [1, 3], 2, results.__setitem__)
-    assert results == {1: 10, 3: 30}
-    with pytest.raises(MarError, match="no two"):
-        run_in_processes(_fail_at_two, [2], 1, results.__setitem__)
-
-
-def test_a_killed_process_is_one_line() -> None:
-    with pytest.raises(BackendError, match="was killed") as caught:
-        run_in_processes(os._exit, [1], 1, lambda status, result: None)
-    one_sentence(caught)
