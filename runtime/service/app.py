@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -29,10 +29,10 @@ from runtime.service.service import Service
 from runtime.service.settings import ServiceSettings
 
 STATIC = pathlib.Path(__file__).with_name("static")
-"""The folder of the page: files that are served as they are, `index.html` at `/`."""
+"""The folder of the page: `index.html`, which is served at `/`, and what it loads, served under `/static`."""
 
-_OPEN_PATHS = {LIVE, READY, *open_inference.HEALTH}
-_API = ("/v1/", "/v2/", "/v2", METRICS)
+_OPEN_PATHS = {"/", LIVE, READY, *open_inference.HEALTH}
+_OPEN_FOLDERS = ("/static/", f"{openai_images.FILES}/")
 
 
 def create_app(models: Mapping[str, Generator], settings: ServiceSettings) -> Starlette:
@@ -47,28 +47,27 @@ def create_app(models: Mapping[str, Generator], settings: ServiceSettings) -> St
     """
     service = Service(models, settings)
     surfaces = (ImagesApi(service), OpenInference(service), Operations(service))
-    routes: list[Route] = [route for surface in surfaces for route in surface.routes()]
-    names = {route.endpoint: route.path for route in routes}
+    routes = [Route("/", _page), *(route for surface in surfaces for route in surface.routes())]
+    static = Mount("/static", StaticFiles(directory=STATIC))
+    names = {route.endpoint: route.path for route in routes} | {static.app: static.path}
 
     def route_name(scope: Scope) -> str:
         endpoint = scope.get("endpoint")
-        if isinstance(endpoint, StaticFiles):
-            return "page"
         return names.get(endpoint, "other") if endpoint else "other"
 
     def is_open(path: str) -> bool:
-        return path in _OPEN_PATHS or path.startswith(f"{openai_images.FILES}/") or not path.startswith(_API)
+        return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
     async def unknown_path(request: Request, error: Exception) -> Response:
         return _failure(request.url.path, as_http_error(error))
 
-    quiet = {*_OPEN_PATHS, METRICS}
+    quiet = {*_OPEN_PATHS - {"/"}, METRICS}
     middleware = [Middleware(RequestLog, service=service, route=route_name, failure=_failure, quiet=quiet)]
     if settings.api_keys:
         middleware.append(Middleware(ApiKeys, keys=settings.api_keys, is_open=is_open))
     middleware.append(Middleware(BodyLimit, most=settings.max_body))
     app = Starlette(
-        routes=[*routes, Mount("/", StaticFiles(directory=STATIC, html=True))],
+        routes=[*routes, static],
         middleware=middleware,
         exception_handlers={HTTPException: unknown_path},
         lifespan=_lifespan,
@@ -87,6 +86,10 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     finally:
         warming_up.cancel()
         await asyncio.to_thread(service.close)
+
+
+async def _page(request: Request) -> Response:
+    return FileResponse(STATIC / "index.html")
 
 
 def _failure(path: str, error: HttpError) -> Response:

@@ -212,7 +212,7 @@ def _scalar(each: _Input, value: Any) -> Any:
         valid = isinstance(value, str)
         value = value.encode("utf-8", "surrogateescape") if valid else value
     elif each.datatype == "FP32":
-        valid = type(value) in (int, float) and abs(value) <= np.finfo(np.float32).max
+        valid = type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)
     else:
         limits = np.iinfo(DTYPES[each.datatype])
         valid = type(value) is int and limits.min <= value <= limits.max

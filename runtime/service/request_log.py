@@ -62,7 +62,8 @@ class RequestLog:
             service: The service, whose metrics are kept.
             route: Returns the name of the route that a request took, for the metrics.
             failure: Returns the response to a failed request, from its path and the failure.
-            quiet: The names of routes that are asked for all the time, and are logged only for debugging.
+            quiet: Paths that are asked for all the time: they are logged for debugging only, and not counted as
+                requests in progress.
         """
         self._app, self._service, self._route, self._failure = app, service, route, failure
         self._quiet = frozenset(quiet)
@@ -84,7 +85,8 @@ class RequestLog:
             await send(message)
 
         error: HttpError | None = None
-        self._service.metrics.in_progress.inc()
+        counted = int(scope["path"] not in self._quiet)
+        self._service.metrics.in_progress.inc(counted)
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as raised:
@@ -92,7 +94,7 @@ class RequestLog:
             if status == 0 and error.status != CLIENT_GONE:
                 await self._failure(scope["path"], error)(scope, receive, send_with_id)
         finally:
-            self._service.metrics.in_progress.dec()
+            self._service.metrics.in_progress.dec(counted)
             self._note(scope, error.status if error else status, request_id, time.perf_counter() - started, error)
 
     def _explained(self, raised: Exception, request_id: str) -> HttpError:
@@ -112,7 +114,7 @@ class RequestLog:
             metrics.rejected.labels(error.code or str(status)).inc()
         client = scope.get("client")
         LOG.log(
-            logging.DEBUG if route in self._quiet and status < 400 else logging.INFO,
+            logging.DEBUG if scope["path"] in self._quiet and status < 400 else logging.INFO,
             "request",
             extra={
                 "request_id": request_id,
