@@ -9,16 +9,31 @@ from collections.abc import Sequence
 import click
 
 from calibration.quantization.collect import collect
-from calibration.quantization.quantize import QuantizationConfig, check_float32, check_output, quantize
+from calibration.quantization.quantize import (
+    QuantizationConfig,
+    check_float32,
+    check_output,
+    is_quantized,
+    quantize,
+)
 from calibration.quantization.sensitivity import LayerSensitivity
 from calibration.quantization.statistics import ActivationStatistics
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
-from runtime.checks import check_int, check_number
-from runtime.cli.options import PATH, preset_option, progress_bar, sampling_options, threads_option
+from runtime.checks import check_int, check_number, pluralize
+from runtime.cli.options import PATH, preset_option, sampling_options, threads_option
+from runtime.cli.result_files import (
+    OUTPUT,
+    check_result_file,
+    force_option,
+    is_forced,
+    result_file,
+    write_result_json,
+)
 from runtime.errors import RequestError
-from runtime.files import check_writable, holding, scratch_folder, write_json
+from runtime.files import check_writable, holding, scratch_folder
 from runtime.model.engine_spec import ENGINES
+from runtime.progress import Progress
 from runtime.sampling.constraints import check_masked_diffusion
 
 _MAX_COUNT = 100_000
@@ -30,7 +45,7 @@ _WEIGHT_ONLY = {"int8": "w8", "int4": "w4"}  # the names of weight-only precisio
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option("--out", type=PATH, help="Write the quantized artifact to this folder.")
+@click.option("--out", type=OUTPUT, help="Write the quantized artifact to this folder.")
 @click.option(
     "--precision",
     type=click.Choice(["int8", "fp8", "int4"]),
@@ -42,14 +57,15 @@ _WEIGHT_ONLY = {"int8": "w8", "int4": "w4"}  # the names of weight-only precisio
 @click.option("--engines", default=",".join(ENGINES), show_default=True, help="The engines to quantize.")
 @click.option("--count", type=int, default=128, show_default=True, help="Number of images to collect statistics from.")
 @click.option("--statistics", type=PATH, help="Keep statistics in this file and resume from it. Default: beside --out.")
-@click.option("--report", type=PATH, help="Write a chart of the activation ranges to this PNG file.")
+@click.option("--report", type=OUTPUT, help="Write a chart of the activation ranges to this PNG file.")
 @click.option("--target-sqnr", type=float, default=15.0, show_default=True, help="The least SQNR of latents, in dB.")
 @click.option("--keep-fp", metavar="PERCENT", help="Share of the layers that stays in float32, such as 5%.")
-@click.option("--sensitivity", type=PATH, help="Quantize each layer alone and write the ranking to this JSON file.")
+@click.option("--sensitivity", type=OUTPUT, help="Quantize each layer alone and write the ranking to this JSON file.")
 @click.option("--eval-count", type=int, default=8, show_default=True, help="Number of images to measure the SQNR on.")
 @preset_option
 @sampling_options
 @threads_option
+@force_option("Quantize again, and replace another artifact at --out and files that something else made.")
 def calibrate(
     artifact: pathlib.Path,
     out: pathlib.Path | None,
@@ -86,20 +102,33 @@ def calibrate(
         keep_share=keep_share,
         rank=sensitivity is not None,
         eval_images=eval_count,
+        images=0 if weights_only else count,
         threads=threads or available_threads(),
     )
+    if statistics is None and out is not None:
+        statistics = out.with_name(f"{out.name}.statistics.npz")
     with contextlib.ExitStack() as held:
         for target in (out, statistics):
             if target is not None:
                 held.enter_context(holding(target))
-        collected = None if weights_only else _collect(source, out, statistics, count, config)
+        finished = out is not None and is_quantized(source, config, out, is_forced())
+        if finished:
+            click.echo(f"{out} holds this artifact already; --force quantizes again")
+        if finished and report is None and sensitivity is None:
+            return
+        collected = None if weights_only else _collect(source, statistics, config)
         if report is not None and collected is not None:
-            from calibration.quantization.range_chart import save_range_chart
-
-            save_range_chart(collected, report)
-            click.echo(f"chart of activation ranges written to {report}")
-        if out is not None:
+            _save_chart(collected, report)
+        if out is not None and (not finished or sensitivity is not None):
             _quantize(source, collected, out, config, sensitivity)
+
+
+def _save_chart(statistics: ActivationStatistics, file: pathlib.Path) -> None:
+    from calibration.quantization.range_chart import save_range_chart
+
+    with result_file(file) as temporary:
+        save_range_chart(statistics, temporary)
+    click.echo(f"chart of activation ranges written to {file}")
 
 
 def _check_files(out: pathlib.Path | None, report: pathlib.Path | None, sensitivity: pathlib.Path | None) -> None:
@@ -107,7 +136,7 @@ def _check_files(out: pathlib.Path | None, report: pathlib.Path | None, sensitiv
         raise RequestError("give --out, the quantized artifact to write, or --report, or both")
     for file in (report, sensitivity):
         if file is not None:
-            check_writable(file)
+            check_result_file(file)
 
 
 def _precision(precision: str, weights_only: bool, report: pathlib.Path | None) -> str:
@@ -133,22 +162,17 @@ def _open(path: pathlib.Path, out: pathlib.Path | None) -> Artifact:
     return artifact
 
 
-def _collect(
-    artifact: Artifact,
-    out: pathlib.Path | None,
-    file: pathlib.Path | None,
-    count: int,
-    config: QuantizationConfig,
-) -> ActivationStatistics:
+def _collect(artifact: Artifact, file: pathlib.Path | None, config: QuantizationConfig) -> ActivationStatistics:
     with contextlib.ExitStack() as stack:
-        if file is None and out is not None:
-            file = out.with_name(f"{out.name}.statistics.npz")
-        elif file is None:
+        if file is None:
             file = stack.enter_context(scratch_folder()) / "statistics.npz"
         check_writable(file)
-        with progress_bar(count, "collecting") as bar:
-            statistics = collect(artifact, count, file, config.sampling, config.threads, bar.update)
-    click.echo(f"statistics of {statistics.images} images" + (f" in {file}" if file.exists() else ""))
+        with Progress(config.images, "collecting statistics", unit="images") as progress:
+            statistics = collect(
+                artifact, config.images, file, config.sampling, config.threads, progress.update, progress.skip
+            )
+    images = pluralize(statistics.images, "image")
+    click.echo(f"statistics of {images}" + (f" in {file}" if file.exists() else ""))
     return statistics
 
 
@@ -159,16 +183,11 @@ def _quantize(
     config: QuantizationConfig,
     sensitivity: pathlib.Path | None,
 ) -> None:
-    with progress_bar(1000, "ranking layers") as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.update(1000 * done // total - 1000 * (done - 1) // total)
-
-        result = quantize(artifact, statistics, out, config, click.echo, advance)
+    result = quantize(artifact, statistics, out, config, click.echo)
     _print_ranking(result.ranking)
     if sensitivity is not None:
         layers = [layer.to_dict() for layer in result.ranking]
-        write_json(sensitivity, {"precision": config.precision, "layers": layers})
+        write_result_json(sensitivity, {"precision": config.precision, "layers": layers})
         click.echo(f"sensitivity of every layer written to {sensitivity}")
     before, after = (sum(entry.bytes for entry in Artifact(at).manifest.files.values()) for at in (artifact.path, out))
     click.echo(f"artifact written to {out}: {after / 2**20:.1f} MiB, {after / before:.0%} of the float32 artifact")

@@ -14,11 +14,14 @@ from calibration.steps.plan_search import StepPlan, find_steps
 from calibration.steps.preset_target import PresetTarget
 from calibration.steps.solvers import REFERENCE_STEPS
 from calibration.steps.timing import StepTimes
+from runtime.artifact.manifest import MANIFEST
 from runtime.checks import check_int, check_number
-from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, schedule_options, threads_option
+from runtime.cli.options import PATH, backend_options, preset_option, schedule_options, threads_option
+from runtime.cli.result_files import OUTPUT, check_result_file, force_option, is_forced, write_result_json
 from runtime.errors import RequestError
-from runtime.files import check_writable, write_json
+from runtime.files import holding
 from runtime.generator import Generator
+from runtime.progress import Progress
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.settings import Sampling
 
@@ -32,20 +35,19 @@ _MAX_MILLISECONDS = 1e9
 @click.option("--allowed-error", type=float, help="Or: the largest error of latents, as relative L2 distance.")
 @click.option("--count", type=int, default=32, show_default=True, help="Number of images to measure errors on.")
 @click.option("--name", default="calibrated", show_default=True, help="The name of the new preset.")
-@click.option("--replace", is_flag=True, help="Replace a preset of the same name.")
-@click.option("--out", type=PATH, help="Write a new artifact. Default: add the preset to ARTIFACT.")
+@click.option("--out", type=OUTPUT, help="Write a new artifact. Default: add the preset to ARTIFACT.")
 @preset_option
 @schedule_options
 @backend_options
 @threads_option
-@click.option("--report", "report_file", type=PATH, help="Write the results to this file as JSON.")
+@click.option("--report", "report_file", type=OUTPUT, help="Write the results to this file as JSON.")
+@force_option("Replace a preset of the same name, another artifact at --out, and a JSON file that something else made.")
 def optimize_steps(
     artifact: pathlib.Path,
     budget_ms: float | None,
     allowed_error: float | None,
     count: int,
     name: str,
-    replace: bool,
     out: pathlib.Path | None,
     backend: str,
     device: str | None,
@@ -60,23 +62,25 @@ def optimize_steps(
     fastest within --allowed-error. Iterations and guidance come from --preset and the other options.
     """
     _check_limits(budget_ms, allowed_error, count)
-    target = PresetTarget(artifact, name, replace, out)
+    target = PresetTarget(artifact, name, is_forced(), out)
     target.check()
     if report_file is not None:
-        check_writable(report_file)
+        check_result_file(report_file)
     budget = None if budget_ms is None else budget_ms / 1e3
-    with Generator.load(
-        artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
-    ) as generator:
+    with (
+        holding(out or artifact / MANIFEST),
+        Generator.load(artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs) as generator,
+    ):
         schedule = generator.sampling(**settings)
-        plan, times = find_steps(generator, schedule, count, budget, allowed_error, progress_bar)
+        plan, times = find_steps(generator, schedule, count, budget, allowed_error, Progress)
         compared = _compared_settings(generator, schedule, name, plan, times)
-        with progress_bar(image_count(compared, generator.manifest.model.tokens), "evaluating") as bar:
-            evaluations = evaluate_settings(generator, compared, bar.update)
-    click.echo(_table(plan, times, evaluations))
+        images = image_count(compared, generator.manifest.model.tokens)
+        with Progress(images, "evaluating", unit="images") as progress:
+            evaluations = evaluate_settings(generator, compared, progress.update)
+        click.echo(_table(plan, times, evaluations))
+        written = target.write(compared[name], click.echo)
     if report_file is not None:
-        write_json(report_file, _results(count, plan, compared[name], evaluations))
-    written = target.write(compared[name])
+        write_result_json(report_file, _results(count, plan, compared[name], evaluations))
     click.echo(f"preset {name} written to {written}; use it with: mar generate {written} --preset {name}")
 
 

@@ -38,6 +38,7 @@ def collect(
     sampling: Sampling,
     threads: int,
     progress: Callable[[int], None],
+    resumed: Callable[[int], None] = lambda images: None,
 ) -> ActivationStatistics:
     """Generate images and collect the statistics of every layer's activation.
 
@@ -48,6 +49,7 @@ def collect(
         sampling: The sampling settings. Statistics hold for these only.
         threads: Number of processor threads.
         progress: Called with the size of every batch that is done.
+        resumed: Called once with the number of images whose statistics are in `file` already.
 
     Raises:
         CalibrationError: If `file` belongs to another artifact or to other sampling settings, or cannot be read.
@@ -55,6 +57,7 @@ def collect(
     manifest = artifact.manifest
     plan = build_plan(manifest.model.tokens, sampling)
     statistics = _load_or_start(artifact, file, sampling, plan)
+    resumed(statistics.images)
     random = np.random.default_rng()
 
     def update(layer: str, activation: Array, iteration: int, steps: range) -> None:

@@ -22,10 +22,13 @@ from calibration.quantization.statistics import ActivationStatistics
 from calibration.quantization.variants import QdqVariant, QuantizedVariant, WeightOnlyVariant
 from calibration.quantization.weight_only import BITS
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
-from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from runtime.artifact.manifest import CALIBRATED_FOR, MANIFEST, FileEntry, Manifest
+from runtime.artifact.replacement import check_replaceable, keep_additions
+from runtime.checks import pluralize
 from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
 from runtime.files import replacing_folder, scratch_beside, sha256, write_json
+from runtime.progress import Progress
 from runtime.sampling.settings import Sampling
 
 _MAX_ATTEMPTS = 8  # to reach the target SQNR; each attempt keeps more layers in float32
@@ -46,6 +49,7 @@ class QuantizationConfig:
         keep_share: The share of layers, 0 to 1, that stay in float32 in any case: the most sensitive ones.
         rank: Measure the sensitivity of every layer even if neither `keep_share` nor the target needs it.
         eval_images: The number of images that the SQNR is measured on.
+        images: The number of images that statistics are collected from; 0 if only weights are quantized.
         threads: Number of processor threads.
     """
 
@@ -56,6 +60,7 @@ class QuantizationConfig:
     keep_share: float = 0.0
     rank: bool = False
     eval_images: int = 8
+    images: int = 0
     threads: int = 1
 
 
@@ -81,6 +86,20 @@ def check_output(artifact: Artifact, out: pathlib.Path) -> None:
         )
 
 
+def is_quantized(artifact: Artifact, config: QuantizationConfig, out: pathlib.Path, force: bool) -> bool:
+    """Return whether `out` already holds what `quantize` would write there.
+
+    Raises:
+        RequestError: `out` holds another artifact, and `force` is false.
+    """
+    planned = dataclasses.replace(
+        artifact.manifest,
+        precision=config.precision,
+        provenance={**artifact.manifest.provenance, **_origin(artifact, config)},
+    )
+    return check_replaceable(out, planned, force)
+
+
 def check_float32(artifact: Artifact) -> None:
     """Raise `CalibrationError` unless the engines of `artifact` are in float32."""
     if artifact.manifest.precision != "fp32":
@@ -93,7 +112,6 @@ def quantize(
     out: pathlib.Path,
     config: QuantizationConfig,
     log: Log,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> QuantizationResult:
     """Write a copy of `artifact` with some engines in low precision.
 
@@ -106,7 +124,6 @@ def quantize(
         out: The new artifact. An artifact that exists there is replaced.
         config: What to quantize.
         log: Called with a line of text about each layer and each result.
-        progress: Called with the number of ranked layers and their total.
 
     Raises:
         CalibrationError: If the statistics do not fit the artifact, or the target SQNR cannot be reached. Nothing is
@@ -120,10 +137,11 @@ def quantize(
         scratch_beside(out) as scratch,
         SqnrEvaluator(artifact, config.sampling, config.eval_images, config.threads) as evaluator,
     ):
-        search = _TargetSearch(variant, evaluator, scratch, config, log, progress)
+        search = _TargetSearch(variant, evaluator, scratch, config, log)
         parity, kept, ranking = search.run()
         _write_files(folder, artifact, variant, set(variant.layers) - kept)
         manifest = _quantized_manifest(artifact, folder, config, statistics, parity, kept)
+        manifest = keep_additions(out, folder, manifest, log)
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
     return QuantizationResult(manifest, ranking)
@@ -151,7 +169,6 @@ class _TargetSearch:
     work: pathlib.Path
     config: QuantizationConfig
     log: Log
-    progress: Callable[[int, int], None]
 
     def run(self) -> tuple[Parity, set[str], Sequence[LayerSensitivity]]:
         """Return the parity reports for the manifest, the layers kept in float32, and the ranking, maybe empty.
@@ -174,17 +191,15 @@ class _TargetSearch:
             kept |= layers_to_exclude(ranking, target * combined_error(ranking, kept) / distance)
             if len(kept) == len(layers):
                 break
-            self.log(f"{len(kept)} of {len(layers)} layers stay in float32")
+            self.log(f"{len(kept)} of {pluralize(len(layers), 'layer')} in float32")
         raise CalibrationError(
             f"in {config.precision} the SQNR of the latents is {sqnr_db(distance):.1f} dB, less than --target-sqnr "
             f"{config.target_sqnr:.1f}; nothing was written, so give a lower target or another --precision"
         )
 
     def _rank(self) -> Sequence[LayerSensitivity]:
-        done = iter(range(1, len(self.variant.layers) + 1))
-        return rank_layers(
-            self.variant, self.evaluator, self.work, lambda _: self.progress(next(done), len(self.variant.layers))
-        )
+        with Progress(len(self.variant.layers), "ranking layers", unit="layers") as progress:
+            return rank_layers(self.variant, self.evaluator, self.work, progress.update)
 
     def _measure(self, kept: set[str]) -> Parity:
         """The distance of the latents from float32: for each quantized engine alone, and for all ("generation")."""
@@ -230,10 +245,21 @@ def _quantized_manifest(
         files={str(file.relative_to(folder)): FileEntry(file.stat().st_size, sha256(file)) for file in files},
         provenance={
             **artifact.manifest.provenance,
-            "quantized": f"{config.precision} of {', '.join(config.engines)}",
+            **_origin(artifact, config),
             "kept_in_float32": ", ".join(sorted(kept)) or "none",
             "calibration_images": statistics.images if statistics else 0,
+            **({CALIBRATED_FOR: artifact.manifest.describe_plan(config.sampling)} if statistics else {}),
         },
         parity={**artifact.manifest.parity, **parity},
         builds=(),
     )
+
+
+def _origin(artifact: Artifact, config: QuantizationConfig) -> dict[str, str]:
+    """Return the entries of a provenance that tell one quantization of an artifact from another."""
+    settings = (
+        f"graphs {artifact_identity(artifact)}, {pluralize(config.images, 'image')} for statistics, at least "
+        f"{config.target_sqnr:g} dB on {pluralize(config.eval_images, 'image')}, {config.keep_share:.1%} of layers "
+        f"kept, {config.sampling.describe()}"
+    )
+    return {"quantized": f"{config.precision} of {', '.join(config.engines)}", "quantized_with": settings}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Callable
 
-from runtime.artifact.artifact_folder import Artifact, check_artifact_target
-from runtime.artifact.manifest import MANIFEST
+from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST, Manifest
+from runtime.artifact.replacement import check_replaceable, keep_additions, report_stale_signature
 from runtime.errors import RequestError
 from runtime.files import check_writable, replacing_folder, write_json
 from runtime.sampling.constraints import check_masked_diffusion
@@ -22,13 +24,13 @@ class PresetTarget:
     Attributes:
         artifact: The folder of the artifact.
         name: The name of the preset.
-        replace: Whether a preset of the same name is replaced.
+        force: Whether a preset of the same name, and another artifact at `out`, are replaced.
         out: The folder of a copy that gets the preset instead; None changes the artifact itself.
     """
 
     artifact: pathlib.Path
     name: str
-    replace: bool
+    force: bool
     out: pathlib.Path | None
 
     def check(self) -> Artifact:
@@ -38,29 +40,39 @@ class PresetTarget:
         check_masked_diffusion(artifact.manifest.model, "mar optimize-steps")
         if artifact.manifest.model.head != "diffusion":
             raise RequestError(f"{self.artifact} has a flow head; mar optimize-steps needs a diffusion head")
-        if self.name in artifact.manifest.presets and not self.replace:
-            raise RequestError(f"{self.artifact} already has a preset {self.name!r}; give another --name, or --replace")
+        presets = set(artifact.manifest.presets)
         if self.out is None:
             artifact.check_changeable()
             check_writable(self.artifact / MANIFEST)
-        else:
-            check_artifact_target(self.out)
+        elif check_replaceable(self.out, artifact.manifest, self.force):
+            presets |= Artifact(self.out).manifest.presets.keys()
+        if self.name in presets and not self.force:
+            raise RequestError(
+                f"{self.out or self.artifact} already has a preset {self.name!r}; give another --name, or --force to "
+                "replace it"
+            )
         return artifact
 
-    def write(self, sampling: Sampling) -> pathlib.Path:
+    def write(self, sampling: Sampling, report: Callable[[str], None]) -> pathlib.Path:
         """Write the preset; return the folder of the artifact that has it.
+
+        `report` is called with a line about what is kept of a replaced artifact, and about what is lost.
 
         The manifest is read again, because engines may have been built during the search.
         """
         manifest = self.check().manifest
-        manifest = dataclasses.replace(manifest, presets={**manifest.presets, self.name: sampling})
         if self.out is None:
-            write_json(self.artifact / MANIFEST, manifest.to_dict())
+            write_json(self.artifact / MANIFEST, self._with_preset(manifest, sampling).to_dict())
+            report_stale_signature(self.artifact, report)
             return self.artifact
         with replacing_folder(self.out) as folder:
             for file in manifest.files:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self.artifact / file, folder / file)
+            manifest = self._with_preset(keep_additions(self.out, folder, manifest, report), sampling)
             write_json(folder / MANIFEST, manifest.to_dict())
             Artifact(folder).verify(builds=True)
         return self.out
+
+    def _with_preset(self, manifest: Manifest, sampling: Sampling) -> Manifest:
+        return dataclasses.replace(manifest, presets={**manifest.presets, self.name: sampling})

@@ -22,8 +22,9 @@ from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime import __version__
-from runtime.artifact.artifact_folder import Artifact, check_artifact_target
+from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVino
@@ -36,6 +37,8 @@ from runtime.sampling.constraints import default_sampling
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 from training.checkpoints.checkpoint import Checkpoint
+from training.checkpoints.tensor_files import tensors_sha256
+from training.models.autoencoder import AutoencoderKL
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -48,11 +51,12 @@ def export_artifact(
     *,
     precision: str = "fp32",
     encoder: bool = False,
+    force: bool = False,
 ) -> Manifest:
     """Export a checkpoint as an artifact, and compare every engine and a complete generation with eager PyTorch.
 
-    Returns the manifest. An existing artifact at `out` is replaced; after a failure it is as before. Weights are
-    released as soon as their engine is written, if the caller keeps no reference to `checkpoint`.
+    Returns the manifest. If `out` holds this export already, nothing is done. After a failure `out` is as before.
+    Weights are released as soon as their engine is written, if the caller keeps no reference to `checkpoint`.
 
     Args:
         checkpoint: The model, and its tokenizer if it has one.
@@ -61,19 +65,22 @@ def export_artifact(
         sampling: The sampling settings of the artifact, used where a request names none; None for the default.
         precision: The precision of weights and matrix products, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`.
         encoder: Whether the artifact contains the encoder of the tokenizer, for editing images.
+        force: Whether an artifact at `out` is replaced, see `runtime.artifact.replacement`.
 
     Raises:
         ParityError: An engine or the generation differs by more than the tolerance, or fp16 cannot hold a value.
-        RequestError: The sampling settings are invalid, or there is no encoder to export.
+        RequestError: The sampling settings are invalid, there is no encoder to export, or `out` is another artifact.
         ArtifactError: `out` is something else than an artifact folder.
     """
-    check_artifact_target(out)
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     base = _manifest(checkpoint, sampling, precision)
+    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
+    if check_replaceable(out, dataclasses.replace(base, engines=dict.fromkeys(modules, "")), force):
+        report(f"{out} holds this export already; --force exports it again")
+        return Artifact(out).manifest
     report("generating an image in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)
-    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
     del checkpoint
     openvino = _openvino(precision, report)
     if precision == "fp16":
@@ -84,8 +91,10 @@ def export_artifact(
         manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
         parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
         report(f"complete generation: {_describe(parity['generation'])}")
+        manifest = keep_additions(out, folder, manifest, report)
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
+    report(f"artifact written to {out}")
     return manifest
 
 
@@ -228,5 +237,9 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, str | int]:
         "opset": OPSET,
         "python": platform.python_version(),
         **versions,
-        **({} if checkpoint.vae is None else {"latent_scale": checkpoint.vae.describe_scale()}),
+        **({} if checkpoint.vae is None else _tokenizer_provenance(checkpoint.vae)),
     }
+
+
+def _tokenizer_provenance(vae: AutoencoderKL) -> dict[str, str]:
+    return {"latent_scale": vae.describe_scale(), "tokenizer_sha256": tensors_sha256(vae.state_dict())}

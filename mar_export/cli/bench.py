@@ -26,10 +26,12 @@ from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
 from runtime.checks import check_choice, pluralize
 from runtime.cli.json_document import PrintDocument, json_document, json_option
-from runtime.cli.options import PATH, progress_bar, sampling_options, threads_option
+from runtime.cli.options import PATH, sampling_options, threads_option
+from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
 from runtime.cost.operations import Machine
 from runtime.errors import BackendError, RequestError
-from runtime.files import check_writable, scratch_folder, write_json
+from runtime.files import holding_folder, scratch_folder
+from runtime.progress import Progress
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
 from runtime.sampling.constraints import check_masked_diffusion
@@ -81,9 +83,10 @@ _STARTUP_REPEATS = 3
     "--repeats", type=int, default=5, show_default=True, help="How often each runner is timed with each preset."
 )
 @threads_option
-@click.option("--report", "report_file", type=PATH, help="Write the report to this file as JSON.")
-@click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
+@click.option("--report", "report_file", type=OUTPUT, help="Write the report to this file as JSON.")
+@click.option("--chart", type=OUTPUT, help="Write a chart of the report to this file as PNG.")
 @click.option("--work", type=PATH, help="Keep what is exported for the benchmark in this folder, and use it again.")
+@force_option("Replace reports and charts that something else made.")
 @json_option
 def bench(
     artifact: pathlib.Path | None,
@@ -163,7 +166,7 @@ def _check_outputs(report_file: pathlib.Path | None, chart: pathlib.Path | None)
     """Check before the work that every output can be written, and that what draws the chart is installed."""
     for path in (report_file, chart):
         if path is not None:
-            check_writable(path)
+            check_result_file(path)
     if chart is not None:
         importlib.import_module("matplotlib")
 
@@ -187,17 +190,18 @@ def _benchmark(
     cases = [Case(name, preset) for name in names for preset in (presets if name in RUNTIMES else presets[:1])]
     for name, plan in workload.plans.items():
         click.echo(
-            f"{name}: {plan.length} tokens, {len(plan.iterations)} iterations, {plan.head_evaluations} head "
-            f"evaluations, guidance up to {plan.guidance_scale:.2f}"
+            f"{name}: {pluralize(plan.length, 'token')}, {pluralize(len(plan.iterations), 'iteration')}, "
+            f"{pluralize(plan.head_evaluations, 'head evaluation')}, guidance up to {plan.guidance_scale:.2f}"
         )
-    click.echo(f"batch {workload.batch}, {inputs.threads} threads, {pluralize(repeats, 'time')} each")
+    threads = pluralize(inputs.threads, "thread")
+    click.echo(f"batch {workload.batch}, {threads}, {pluralize(repeats, 'time')} each")
     started = next((name for name in names if name in RUNTIMES), "runtime")
     startup = startup_seconds(inputs.artifact, inputs.threads, *RUNTIMES[started], repeats=_STARTUP_REPEATS)
     measurements, machine, runners = _measure(inputs, cases, settings, repeats)
     engine_bytes = sum(entry.bytes for entry in manifest.files.values())
     about = {
         "title": f"{manifest.provenance.get('checkpoint', inputs.artifact)}, batch {workload.batch}, "
-        f"{manifest.precision}, {inputs.threads} threads",
+        f"{manifest.precision}, {threads}",
         "provenance": dict(manifest.provenance),
         "repeats": repeats,
         "threads": inputs.threads,
@@ -230,7 +234,7 @@ def _measure(
     try:
         for name in dict.fromkeys(case.runner for case in cases):
             runners[name] = Runner(name, inputs)
-        with progress_bar(repeats * len(cases), "timing") as bar:
+        with Progress(repeats * len(cases), "timing") as progress:
             measurements, machine = measure(
                 runners,
                 cases,
@@ -238,7 +242,7 @@ def _measure(
                 warm_up_settings(config),
                 repeats,
                 Probe(inputs.threads).measure,
-                lambda: bar.update(1),
+                progress.update,
             )
         entries = {
             name: {"runs_on": runner.description, "peak_memory_bytes": runner.finish()}
@@ -271,12 +275,13 @@ def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inp
 
 def _write(report: dict[str, Any], report_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
     if report_file is not None:
-        write_json(report_file, report)
+        write_result_json(report_file, report)
         click.echo(f"report written to {report_file}")
     if chart is not None:
         from mar_export.benchmark.bench_chart import save_chart
 
-        save_chart(report, chart)
+        with result_file(chart) as temporary:
+            save_chart(report, temporary)
         click.echo(f"chart written to {chart}")
 
 
@@ -292,7 +297,8 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
     if work is not None:
         if work.exists() and not work.is_dir():
             raise RequestError(f"--work must be a folder, found the file {work}")
-        yield work
+        with holding_folder(work):
+            yield work
         return
     with scratch_folder() as folder:
         yield folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 from typing import Any
 
 import click
@@ -62,7 +61,11 @@ _FLAGS = tuple(field.name for field in dataclasses.fields(BuilderFlags))
     type=PATH,
     help="A file that keeps the kernel timings of builds for later builds. tensorrt-rtx has none.",
 )
-@click.option("--force", is_flag=True, help="Build engines again that are built already.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Build engines again that are built already, and replace those that were built with other settings.",
+)
 def build(
     artifact: pathlib.Path,
     target: str,
@@ -86,7 +89,6 @@ def build(
         plans,
         BuildOptions(_range(batch), flags, timing_cache, force),
         click.echo,
-        _show if sys.stderr.isatty() else None,
     )
 
 
@@ -98,8 +100,3 @@ def _range(text: str) -> Range:
     if not 1 <= minimum <= optimum <= maximum <= MAX_BATCH:
         raise RequestError(f"--batch must be 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}, found {truncate(text)}")
     return minimum, optimum, maximum
-
-
-def _show(phase: str, done: int, total: int) -> None:
-    """Show the progress of the current phase of TensorRT, on one line that is overwritten."""
-    click.echo(f"\r{phase[:60]:60} {done}/{total}\033[K", nl=False, err=True)

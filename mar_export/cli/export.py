@@ -11,6 +11,8 @@ import click
 from mar_export.artifact.export import export_artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
+from runtime.cli.result_files import force_option, is_forced
+from runtime.files import holding
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
 from training.checkpoints.checkpoint import Checkpoint
@@ -34,6 +36,7 @@ from training.cli.options import checkpoint_options
 @click.option("--image-size", type=int, help="The side of the images in pixels, if it differs from the checkpoint's.")
 @preset_option
 @sampling_options
+@force_option("Export again, and replace another artifact at --out. Its presets are kept if the model is the same.")
 def export(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
@@ -54,8 +57,10 @@ def export(
     sampling = resolve_sampling(default_sampling(config), config, options)
     references = [loaded]
     del loaded  # the export releases weights as it proceeds, so this function must keep no reference to them
-    export_artifact(references.pop(), out, click.echo, sampling, precision=precision, encoder=encoder)
-    click.echo(f"artifact written to {out}")
+    with holding(out):
+        export_artifact(
+            references.pop(), out, click.echo, sampling, precision=precision, encoder=encoder, force=is_forced()
+        )
 
 
 def _resize(loaded: Checkpoint, image_size: int | None) -> Checkpoint:
@@ -63,7 +68,7 @@ def _resize(loaded: Checkpoint, image_size: int | None) -> Checkpoint:
         return loaded
     trained, other = loaded.model.config.img_size, resize_model(loaded.model, image_size)
     click.echo(
-        f"warning: trained at {trained}x{trained}; position embeddings are resize_model to {image_size}x{image_size}, "
+        f"warning: trained at {trained}x{trained}; position embeddings are interpolated to {image_size}x{image_size}, "
         "and how good its images are there is for you to check",
         err=True,
     )

@@ -7,13 +7,15 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mar_export.tensorrt.engine_builder import BuilderFlags, Progress, TensorRTBuilder
+from mar_export.tensorrt.build_progress import BuildProgress
+from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.engine_builds import Build
+from runtime.artifact.engine_builds import FOLDER, TARGETS, Build
 from runtime.artifact.manifest import MANIFEST, FileEntry
+from runtime.artifact.replacement import report_stale_signature
 from runtime.errors import RequestError
-from runtime.files import replacing, sha256, write_json
+from runtime.files import holding_folder, replacing, sha256, write_json
 from runtime.gpu.current_gpu import precisions_of
 from runtime.sampling.constraints import check_no_kv_cache
 from runtime.sampling.plan import Plan, build_plan
@@ -28,7 +30,7 @@ class BuildOptions:
         batch: The minimum, optimum and maximum of the number of images that are generated together.
         flags: The flags of the builder.
         timing_cache: A file with kernel timings of earlier builds, which is updated; None for no cache.
-        force: Whether engines that are built already are built again.
+        force: Whether engines that are built already are built again, and replace those of other settings.
     """
 
     batch: Range
@@ -60,11 +62,12 @@ def build_engines(
     plans: Sequence[Plan],
     options: BuildOptions,
     report: Callable[[str], None],
-    progress: Progress | None = None,
 ) -> None:
     """Build every engine of an artifact that is not built yet, and list it in the manifest.
 
-    A new build replaces an older one of the same engine for the same library and GPUs.
+    With `force`, a new build replaces one of the same engine for the same library and GPUs. A build of another graph
+    is replaced in any case, because nothing can load it. Files of builds that a killed process left, and the manifest
+    does not list, are deleted.
 
     Args:
         artifact: The artifact, which is changed.
@@ -72,16 +75,29 @@ def build_engines(
         plans: The plans that the engines must be able to run, from `plans_to_build`.
         options: The options of the build.
         report: Called with a line of text for each engine.
-        progress: Called with the progress of each build.
 
     Raises:
         BackendError: An engine cannot be built. The artifact has the engines that were built before it.
-        RequestError: The model's attention or precision is not supported on the GPU.
+        MarError: Another process changes the artifact.
+        RequestError: The model's attention or precision is not supported on the GPU, or an engine is built with other
+            settings and `force` is false.
     """
     _check_supported(artifact, builder)
-    ranges = axis_ranges(plans, options.batch)
-    for name, spec in artifact.manifest.specs.items():
-        build = Build(
+    with holding_folder(artifact.path):
+        artifact = Artifact(artifact.path)
+        _delete_unlisted(artifact)
+        _build_missing(artifact, builder, axis_ranges(plans, options.batch), options, report)
+
+
+def _build_missing(
+    artifact: Artifact,
+    builder: TensorRTBuilder,
+    ranges: Mapping[str, Range],
+    options: BuildOptions,
+    report: Callable[[str], None],
+) -> None:
+    builds = [
+        Build(
             engine=name,
             target=builder.target,
             graph_sha256=artifact.manifest.graph_sha256(name),
@@ -91,13 +107,38 @@ def build_engines(
             profile=input_shapes(spec, ranges, options.batch),
             flags=options.flags.changed(),
         )
-        if build in artifact.manifest.builds and not options.force:
-            report(f"{name}: built already")
-            continue
-        graph = artifact.engine_file(name)
-        plan = builder.build(graph, build.profile, options.flags, options.timing_cache, progress)
-        artifact = _store_build(artifact, build, plan)
-        report(f"{name}: {(artifact.path / build.file).stat().st_size / 2**20:.1f} MiB in {build.file}")
+        for name, spec in artifact.manifest.specs.items()
+    ]
+    missing = [build for build in builds if options.force or build not in artifact.manifest.builds]
+    for build in builds:
+        if build not in missing:
+            report(f"{build.engine}: built already")
+    if not options.force:
+        _check_nothing_replaced(artifact, missing)
+    if not missing:
+        return
+    with BuildProgress(len(missing)) as progress:
+        for build in missing:
+            graph = artifact.engine_file(build.engine)
+            plan = builder.build(graph, build.profile, options.flags, options.timing_cache, progress.phase)
+            # Read again, because presets may have been added meanwhile.
+            artifact = _store_build(Artifact(artifact.path), build, plan)
+            progress.engine_done()
+            size = (artifact.path / build.file).stat().st_size
+            progress.message(f"{build.engine}: {size / 2**20:.1f} MiB in {build.file}", report)
+    report_stale_signature(artifact.path, report)
+
+
+def _check_nothing_replaced(artifact: Artifact, builds: Sequence[Build]) -> None:
+    """Raise `RequestError` if one of `builds` would replace an engine that was built with other settings."""
+    for build in builds:
+        for other in artifact.manifest.builds:
+            if other.replaced_by(build) and other.graph_sha256 == build.graph_sha256:
+                settings = "flags" if other.flags != build.flags else "batch sizes or plans"
+                raise RequestError(
+                    f"{artifact.path} has {other.file}, the engine {other.engine} for {other.target} {other.library} "
+                    f"on {', '.join(other.architectures)} with other {settings}; give --force to replace it"
+                )
 
 
 def _check_supported(artifact: Artifact, builder: TensorRTBuilder) -> None:
@@ -111,6 +152,14 @@ def _check_supported(artifact: Artifact, builder: TensorRTBuilder) -> None:
                 f"{artifact.path} is in {artifact.manifest.precision}, but {architecture} has products in "
                 f"{', '.join(precisions_of(architecture))} only"
             )
+
+
+def _delete_unlisted(artifact: Artifact) -> None:
+    """Delete the files of builds that the manifest does not list."""
+    for target in TARGETS:
+        for file in (artifact.path / FOLDER / target).glob("*.plan"):
+            if file.relative_to(artifact.path).as_posix() not in artifact.manifest.files:
+                file.unlink()
 
 
 def _store_build(artifact: Artifact, build: Build, plan: Any) -> Artifact:

@@ -32,27 +32,46 @@ _REMEDY = {
 }
 
 
-def sign(artifact: Artifact, key: pathlib.Path) -> str:
+def sign(artifact: Artifact, key: pathlib.Path, force: bool = False) -> str:
     """Compare every file of an artifact with its manifest, then write the signature beside the manifest.
+
+    A signature by the same key is replaced: the artifact may have changed since.
 
     Args:
         artifact: The artifact.
         key: A file with an Ed25519 private key in PEM.
+        force: Whether a signature by another key is replaced too.
 
     Returns:
         The fingerprint of the public key.
 
     Raises:
-        RequestError: The key cannot be read, or is of another kind.
+        RequestError: The key cannot be read, or is of another kind; or the artifact is signed with another key.
         IntegrityError: A file of the artifact was altered.
         MarError: The library `cryptography` is not installed, or the signature cannot be written.
     """
     private = _private_key(key)
-    artifact.verify(builds=True)
     public, signature = private.public_key().public_bytes_raw().hex(), private.sign(artifact.manifest_bytes).hex()
+    if not force:
+        _check_own(artifact.path / SIGNATURE, public)
+    artifact.verify(builds=True)
     with replacing(artifact.path / SIGNATURE) as temporary:
         temporary.write_text(f"{_FORMAT} {public} {signature}\n", encoding="ascii")
     return _fingerprint(public)
+
+
+def _check_own(file: pathlib.Path, public: str) -> None:
+    """Raise `RequestError` if there is a signature by another key than the public key in hexadecimal digits."""
+    if not file.exists():
+        return
+    try:
+        signer, _ = _read_signature(file)
+    except IntegrityError as error:
+        raise RequestError(f"{error}; give --force to replace it") from None
+    if signer != public:
+        raise RequestError(
+            f"{file}: signed with another key, {_fingerprint(signer)}; give --force to replace its signature"
+        )
 
 
 def verify_signature(artifact: Artifact, trusted_keys: Sequence[str | pathlib.Path]) -> str:

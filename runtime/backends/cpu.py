@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Sequence
 
+from runtime.checks import pluralize
 from runtime.errors import BackendError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
@@ -63,7 +64,7 @@ class CpuBackend:
             library: Name and version of the library, for people.
             threads: The number of processor threads that it uses.
         """
-        self.description = f"{library}, cpu, {threads} thread{'s' * (threads > 1)}"
+        self.description = f"{library}, cpu, {pluralize(threads, 'thread')}"
         self._engines: list[CpuEngine] = []
 
     def loop(self, config: ModelConfig) -> PlanLoop | None:

@@ -17,7 +17,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "import": {"--config": "--model-config"},
     "export": {"--config": "--model-config"},
     "calibrate": {"--samples": "--count", "--judged": "--eval-count", "--steps": "mar optimize-steps"},
-    "optimize-steps": {"--images": "--count", "--pictures": "--count", "--json": "--report"},
+    "optimize-steps": {"--images": "--count", "--pictures": "--count", "--replace": "--force", "--json": "--report"},
     "bench": {"--plan": "--preset", "--contestant": "--runner", "--config": "--model-config"},
     "study": {"--images": "--count", "--json": "--report"},
     "evaluate": {

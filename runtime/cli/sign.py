@@ -11,18 +11,22 @@ from runtime.artifact.signatures import SIGNATURE, verify_signature
 from runtime.artifact.signatures import sign as sign_artifact
 from runtime.checks import pluralize
 from runtime.cli.options import PATH
+from runtime.cli.result_files import force_option, is_forced
+from runtime.files import holding
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
 @click.option("--key", type=PATH, required=True, metavar="KEY.pem", help="An Ed25519 private key in PEM.")
+@force_option("Replace a signature by another key.")
 def sign(artifact: pathlib.Path, key: pathlib.Path) -> None:
     """Sign ARTIFACT, so that others can check who made it.
 
     The signature covers the manifest, and with it the hash of every file. Sign last: a changed artifact needs a new
     signature.
     """
-    fingerprint = sign_artifact(Artifact(artifact), key)
+    with holding(artifact / SIGNATURE):
+        fingerprint = sign_artifact(Artifact(artifact), key, is_forced())
     click.echo(f"{artifact / SIGNATURE}: signed with the key {fingerprint}")
 
 

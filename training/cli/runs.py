@@ -9,13 +9,14 @@ import click
 
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
-from runtime.files import check_writable
+from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file
 from training.reporting.run_comparison import difference_table, different_settings, find_runs, summarize, summary_table
 
 
 @click.command()
 @click.argument("paths", type=PATH, nargs=-1, required=True)
-@click.option("--chart", type=PATH, help="Write a chart of the losses of all runs to this PNG file.")
+@click.option("--chart", type=OUTPUT, help="Write a chart of the losses of all runs to this PNG file.")
+@force_option("Replace a chart that something else made.")
 @json_option
 def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None, print_document: PrintDocument) -> None:
     """Compare training runs, and the settings in which they differ.
@@ -26,7 +27,7 @@ def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None, print_docu
     if chart is not None:
         from training.reporting.loss_curve import save_comparison  # needs matplotlib, which no other part does
 
-        check_writable(chart)
+        check_result_file(chart)
     summaries = [summarize(run) for run in find_runs(paths)]
     _print_table(summary_table(summaries), right_aligned=range(1, 8))
     differences = difference_table(summaries)
@@ -34,7 +35,8 @@ def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None, print_docu
         click.echo()
         _print_table(differences, right_aligned=range(0))
     if chart is not None:
-        save_comparison({summary.name: summary.steps for summary in summaries}, chart)
+        with result_file(chart) as temporary:
+            save_comparison({summary.name: summary.steps for summary in summaries}, temporary)
     content = {
         "runs": [summary.to_dict() for summary in summaries],
         "different_settings": different_settings(summaries),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.errors import DataError
+from runtime.files import holding
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_metadata
 from training.data.datasets import ImageDataset, readable_batches
@@ -90,17 +91,24 @@ def train_classifier(dataset: ImageDataset, progress: Callable[[int, int], None]
 def load_or_train_classifier(
     file: pathlib.Path, dataset: ImageDataset, progress: Callable[[int, int], None]
 ) -> Classifier:
-    """Load the classifier of `dataset` from `file`, or train one and save it there.
+    """Load the classifier of `dataset` from `file`, or train one and save it there if there is no such file.
 
-    A file that belongs to another dataset is replaced. The arguments are those of `train_classifier`.
+    The arguments are those of `train_classifier`.
 
     Raises:
-        DataError: There are fewer than 128 readable images.
+        DataError: There are fewer than 128 readable images, or the file holds something else.
+        MarError: Another process trains this classifier.
     """
-    if read_metadata(file).get("dataset") == dataset.fingerprint:
+    if file.exists():
+        if read_metadata(file).get("dataset") != dataset.fingerprint:
+            raise DataError(
+                f"{file} is not the classifier of this dataset, read with these settings; give another --classifier, "
+                "or remove the file to train a new one"
+            )
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
         return model
-    model = train_classifier(dataset, progress)
-    checkpoint.save_weights(file, model.state_dict(), {"dataset": dataset.fingerprint})
+    with holding(file):
+        model = train_classifier(dataset, progress)
+        checkpoint.save_weights(file, model.state_dict(), {"dataset": dataset.fingerprint})
     return model

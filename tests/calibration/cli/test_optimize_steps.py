@@ -75,7 +75,7 @@ def test_the_new_preset_can_be_used_like_any_other(artifact: pathlib.Path, tmp_p
             found.diffusion_steps
         )
     assert "already has a preset 'calibrated'" in error_message(run(artifact, *OPTIONS))
-    again = run(artifact, *OPTIONS, "--replace", "--out", tmp_path / "other")
+    again = run(artifact, *OPTIONS, "--force", "--out", tmp_path / "other")
     assert again.exception is None, again.output
     Artifact(tmp_path / "other").verify()
     assert set(Artifact(tmp_path / "other").manifest.presets) == {"calibrated"}
