@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from runtime.errors import BackendError
 from runtime.workers.ray_cluster import connected
 from runtime.workers.worker_group import Item, OpenTask, Result, Workers
 
-_REPEATS = 5  # of an item whose actor or machine dies
+_RESTARTS = 10  # of an actor whose process or machine dies; Ray Data repeats its item then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +66,7 @@ def run_on_ray(
 ) -> Iterator[tuple[Item, Result]]:
     """Do what `runtime.workers.tasks.run_tasks` says, by actors of Ray Data."""
     with connected(workers) as ray:
-        numbers = [{"number": number} for number in range(len(items))]
-        outcomes = ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(
-            _Worker,
-            fn_constructor_args=(open_task, items),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=_size(ray, items, workers), max_tasks_in_flight_per_actor=2),
-            num_cpus=workers.threads,
-            num_gpus=1 if workers.gpu else None,
-            max_restarts=-1,
-            max_task_retries=_REPEATS,
-        )
+        outcomes = _outcomes(ray, open_task, items, workers)
         try:
             for row in outcomes.iter_rows():
                 outcome: _Outcome = row["outcome"]
@@ -87,6 +78,22 @@ def run_on_ray(
                 f"workers died again and again before their work was done ({type(error).__name__}); use fewer of them "
                 "if memory is short. The same command continues with what is finished"
             ) from error
+
+
+def _outcomes(ray: Any, open_task: OpenTask[Item, Result], items: Sequence[Item], workers: Workers) -> Any:
+    """Return the lazy dataset of the outcomes of all items."""
+    numbers = [{"number": number} for number in range(len(items))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.64 will not have max_restarts; pyproject.toml asks for an earlier one
+        return ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(
+            _Worker,
+            fn_constructor_args=(open_task, items),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=_size(ray, items, workers), max_tasks_in_flight_per_actor=2),
+            num_cpus=workers.threads,
+            num_gpus=1 if workers.gpu else None,
+            max_restarts=_RESTARTS,
+        )
 
 
 def _size(ray: Any, items: Sequence[Any], workers: Workers) -> int:
