@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime.artifact.engine_builds import Shapes
 from runtime.backends.tensorrt_library import TensorRTLibrary
-from runtime.errors import RequestError
+from runtime.errors import BackendError, RequestError
 from runtime.files import check_writable, replacing
 from runtime.gpu.current_gpu import current_gpu
 
@@ -22,6 +22,10 @@ HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
 
 Progress = Callable[[str, int, int], None]
 """Is called with the name of a phase, its completed steps, and its number of steps."""
+
+
+_NO_FLOAT32 = {"tensorrt-rtx": ("sm_75",)}
+"""For each target the architectures for which it compiles no float32 matrix products. Every artifact has some."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +75,14 @@ class TensorRTBuilder:
 
         Raises:
             BackendError: The library is missing or builds wrong engines, or there is no GPU to build for.
-            RequestError: An architecture is unknown, or the library builds only for the GPU of this machine.
+            RequestError: An architecture is unknown or not supported, or the library builds only for the GPU of this
+                machine.
         """
         self._tensorrt = TensorRTLibrary(target)
         self._library, self.target, self.version = self._tensorrt.module, target, self._tensorrt.version
-        self._builder = self._tensorrt.new(self._library.Builder)
         self._selected = self._checked_architectures(architectures)
-        self.architectures = self._selected or (current_gpu().architecture,)
+        self.architectures = self._selected or (self._own_architecture(),)
+        self._builder = self._tensorrt.new(self._library.Builder)
 
     def build(
         self,
@@ -101,8 +106,9 @@ class TensorRTBuilder:
 
         Raises:
             BackendError: The library cannot read the graph or build the engine; the message has its log.
-            RequestError: This version of the library does not have one of the flags.
+            RequestError: This library does not have one of the flags, or only on a machine with a GPU.
         """
+        self._check_flags(flags)
         library = self._library
         self._tensorrt.log.lines.clear()
         typed = 1 << int(library.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -182,6 +188,34 @@ class TensorRTBuilder:
         )
         return cache
 
+    def _own_architecture(self) -> str:
+        """Return the architecture of the GPU of this machine. Raises `BackendError` if there is none."""
+        try:
+            return current_gpu().architecture
+        except BackendError as error:
+            if self.target != "tensorrt-rtx":
+                raise
+            raise BackendError(f"{error}; to build for another machine, give --architecture, such as sm_89") from None
+
+    def _check_flags(self, flags: BuilderFlags) -> None:
+        """Refuse by name what tensorrt-rtx cannot do, for which its compiler has no clear message."""
+        if self.target != "tensorrt-rtx":
+            return
+        if flags.version_compatible:
+            raise RequestError(
+                "tensorrt-rtx has no lean runtime, which --version-compatible needs; remove --version-compatible"
+            )
+        named = {"--refit": flags.refit, "--strip-weights": flags.strip_weights}
+        given = " and ".join(name for name, on in named.items() if on)
+        if given:
+            try:
+                current_gpu()
+            except BackendError as error:
+                raise RequestError(
+                    f"tensorrt-rtx needs an NVIDIA GPU to build with {given} ({error}); remove it, or build on a "
+                    "machine with a GPU"
+                ) from None
+
     def _checked_architectures(self, architectures: Sequence[str]) -> tuple[str, ...]:
         """Return the architectures once each, in the library's order, so that equal sets are equal tuples."""
         if not architectures:
@@ -190,7 +224,14 @@ class TensorRTBuilder:
             raise RequestError(f"{self.target} builds only for the GPU of this machine; remove --architecture")
         members = self._library.ComputeCapability.__members__
         known = [member.replace("SM", "sm_") for member in members if member.startswith("SM")]
+        unsupported = _NO_FLOAT32.get(self.target, ())
+        known = [name for name in known if name not in unsupported]
         for name in architectures:
+            if name in unsupported:
+                raise RequestError(
+                    f"{self.target} compiles no float32 matrix products for {name}, and every artifact has some; build "
+                    "on that machine with --target tensorrt, or run it with --backend onnxruntime --device cuda"
+                )
             if name not in known:
                 raise RequestError(f"{self.target} {self.version} cannot build for {name}; it knows {', '.join(known)}")
         return tuple(name for name in known if name in architectures)

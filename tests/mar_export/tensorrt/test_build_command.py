@@ -85,7 +85,7 @@ def test_unsupported_architecture_is_one_line(unbuilt_artifact: pathlib.Path, ma
     ended = mar(f"build {unbuilt_artifact} --target tensorrt-rtx --architecture sm_87")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.count("\n") == 1
-    assert "cannot build for sm_87; it knows sm_75, " in ended.err
+    assert "cannot build for sm_87; it knows sm_80, " in ended.err
 
 
 def test_building_imports_neither_torch_nor_onnx(unbuilt_artifact: pathlib.Path) -> None:
