@@ -8,6 +8,9 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
+
+_Progress = TypeVar("_Progress", bound="Progress")
 
 _SECONDS_TO_FIRST_LINE = 10.0
 _SECONDS_BETWEEN_LINES = 60.0
@@ -78,7 +81,7 @@ class Progress:
             _write("\n")
         self._closed = True
 
-    def __enter__(self) -> Progress:
+    def __enter__(self: _Progress) -> _Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

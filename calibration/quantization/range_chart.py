@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from calibration.quantization.statistics import ActivationStatistics
+from runtime.checks import pluralize
 from runtime.files import replacing
 
 _MAX_TICKS = 10
@@ -37,7 +38,7 @@ def save_range_chart(statistics: ActivationStatistics, path: pathlib.Path) -> No
     ticks = _ticks(over_timesteps.shape[1])
     right.set_xticks(ticks, [f"{statistics.timesteps[tick]:.0f}" for tick in ticks])
     figure.colorbar(heat_map, ax=[left, right], label="largest magnitude (white: all zero)", fraction=0.03)
-    figure.suptitle(f"Activation ranges over {statistics.images} images")
+    figure.suptitle(f"Activation ranges over {pluralize(statistics.images, 'image')}")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

@@ -14,6 +14,7 @@ from calibration.steps.error_model import PROPAGATED_STEPS, STEPS, ErrorModel, b
 from calibration.steps.knapsack import minimize_error
 from calibration.steps.solvers import Solver, deterministic_solvers
 from calibration.steps.timing import ROUNDS, StepTimes, measure_times
+from runtime.checks import pluralize
 from runtime.errors import CalibrationError, RequestError
 from runtime.generator import Generator
 from runtime.sampling.plan import build_plan
@@ -106,7 +107,8 @@ def find_steps(
     if budget is not None and budget < least:
         raise RequestError(
             f"--budget-ms {1e3 * budget:g} is less than the fastest plan takes here, {1e3 * least:.1f} ms with "
-            f"{STEPS[0]} steps in each of {iterations} iterations; give more time, or fewer --iterations"
+            f"{pluralize(STEPS[0], 'step')} in each of {pluralize(iterations, 'iteration')}; give more time, or fewer "
+            "--iterations"
         )
     error_model, costs = _measure_costs(generator, schedule, images, times, bar)
     searches = len(costs.errors) + _FINALISTS

@@ -10,16 +10,17 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.artifact.engine_builds import Build
-from runtime.checks import truncate
+from runtime.checks import pluralize, truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.model.config import LATER_FIELDS, ModelConfig
 from runtime.model.engine_spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
 from runtime.sampling.constraints import apply_constraints
-from runtime.sampling.plan import build_plan
+from runtime.sampling.plan import DEFAULT_ITERATIONS, build_plan
 from runtime.sampling.presets import check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
 from runtime.schema import SchemaError, parse_object
@@ -39,6 +40,11 @@ FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")
 
 QUANTIZED_PRECISIONS = ("int8", "fp8", "w8", "w4")
 """The precisions of a quantized artifact: matrix products in int8 or fp8, or only the weights in 8 or 4 bits."""
+
+CALIBRATED_FOR = "calibrated_for"
+"""The key under `Manifest.provenance` of the settings of a calibration, the text of `Manifest.describe_plan`."""
+
+_SETTING = re.compile(", (?=[a-z])")  # between two settings, but not between the numbers of one
 
 PRECISIONS = (*FLOAT_PRECISIONS, *QUANTIZED_PRECISIONS)
 
@@ -111,6 +117,29 @@ class Manifest:
         """
         graphs = {engine: self.graph_sha256(engine) for engine in self.engines}
         return content_sha256({"model": self.model.to_dict(), "tokenizer": self.tokenizer, "engines": graphs})
+
+    def describe_plan(self, sampling: Sampling) -> str:
+        """Return sampling settings as text, as `Sampling.describe` does, with the number of iterations in any case."""
+        iterations = min(DEFAULT_ITERATIONS, self.model.tokens) if sampling.iterations is None else sampling.iterations
+        return dataclasses.replace(sampling, iterations=iterations).describe()
+
+    def calibration_note(self, sampling: Sampling) -> str | None:
+        """Return a line if the engines were calibrated for other settings than `sampling`; it names both.
+
+        The scales of activations hold for the plan whose activations were measured.
+        """
+        calibrated = self.provenance.get(CALIBRATED_FOR)
+        if not isinstance(calibrated, str):
+            return None
+        then, now = (_SETTING.split(text) for text in (calibrated, self.describe_plan(sampling)))
+        if then == now:
+            return None
+        parts = (", ".join(part for part in one if part not in other) for one, other in ((then, now), (now, then)))
+        expected, found = (part or "no other settings" for part in parts)
+        return (
+            f"this {self.precision} artifact was calibrated for {expected}, and is used with {found}; images can be "
+            "worse, so give the settings of the calibration, or calibrate for these"
+        )
 
     def graph_sha256(self, engine: str) -> str:
         """Return the SHA-256 hash of the graph of an engine, including the file of its weights."""
@@ -217,7 +246,7 @@ def _check_names(value: Mapping[str, Any], model: ModelConfig, where: str) -> No
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ArtifactError(f"{where}: class_names must be a list of texts")
     if len(names) not in (0, model.class_num):
-        raise ArtifactError(f"{where}: {len(names)} class names for {model.class_num} classes")
+        raise ArtifactError(f"{where}: {pluralize(len(names), 'class name')} for {pluralize(model.class_num, 'class')}")
 
 
 def _parse_sampling(value: object, model: ModelConfig, where: str) -> Sampling:

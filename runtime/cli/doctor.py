@@ -16,6 +16,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import TARGETS, incompatibility
 from runtime.backends import available_threads
 from runtime.backends.telemetry import import_library
+from runtime.checks import pluralize
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 from runtime.errors import BackendError, MarError
@@ -134,7 +135,7 @@ def _describe_artifact(path: pathlib.Path, machine: Mapping[str, Any]) -> dict[s
 def _print_machine(found: Mapping[str, Any]) -> None:
     _line("mar", found["mar"])
     _line("python", f"{found['python']}, {found['machine']}, {found['system']}")
-    _line("processor", f"{found['threads']['available']} of {found['threads']['total']} threads available")
+    _line("processor", f"{found['threads']['available']} of {pluralize(found['threads']['total'], 'thread')} available")
     for name, library in found["libraries"].items():
         parts = [library["version"], *library.get("devices", ())]
         if library.get("precisions"):

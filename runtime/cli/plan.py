@@ -122,7 +122,7 @@ def _print_totals(config: ModelConfig, plan: Plan, batch: int) -> None:
     costs = plan_costs(config, plan, batch)
     parts = ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in costs.items())
     click.echo(
-        f"\n{pluralize(batch, 'image')}: {len(plan.iterations)} backbone passes, "
-        f"{plan.head_evaluations} head evaluations, "
+        f"\n{pluralize(batch, 'image')}: "
+        f"{pluralize(len(plan.iterations), 'backbone pass')}, {pluralize(plan.head_evaluations, 'head evaluation')}, "
         f"{sum(cost.operations for cost in costs.values()) / 1e12:.3f} TFLOP ({parts})"
     )

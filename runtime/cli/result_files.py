@@ -12,8 +12,8 @@ import json
 import pathlib
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import click
 
@@ -25,6 +25,8 @@ from runtime.structured_files import FaultReport, read_json_object
 OUTPUT = click.Path(path_type=pathlib.Path)
 """The type of an option that names what is written. It is no part of a mark, because a file may be renamed."""
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 _MARK = "made_by"  # the key in a JSON object, and in the text of a PNG file
 _FORCE = "mar.force"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -34,7 +36,7 @@ _MOST_CHUNKS = 64  # in front of the pixels of a PNG file, among which the mark 
 _DIGITS = 16
 
 
-def force_option(help_text: str) -> Any:
+def force_option(help_text: str) -> Callable[[_Command], _Command]:
     """Return the decorator that adds the option `--force` to a command; `is_forced` reads it."""
 
     def store(context: click.Context, option: click.Parameter, value: bool) -> None:

@@ -56,11 +56,10 @@ class HeadTraining(StepConfig):
         return (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
-HEAD_OPTIONS = ("count", "steps", "batch_size", "learning_rate", "seed", "precision", "bad_data", "checkpoint_every")
-HEAD_OPTIONS += ("sample_every", "keep")
-"""The fields of `HeadTraining` that are options of the commands."""
 RESUMED_OPTIONS = ("learning_rate", "precision", "bad_data", "checkpoint_every", "sample_every", "keep")
-"""Those that can be changed when a run is resumed."""
+"""The fields of `HeadTraining` that are options of the commands, and can be changed when a run is resumed."""
+HEAD_OPTIONS = ("count", "steps", "batch_size", "seed", *RESUMED_OPTIONS)
+"""All that are options of the commands."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,5 +115,5 @@ class DistillConfig(HeadRunConfig):
             raise ConfigError("the head is no distilled one")
         if not teacher_steps or teacher_steps % steps:
             raise ConfigError(
-                f"the teacher's steps must be a multiple of the head's {steps} steps, found {teacher_steps}"
+                f"the teacher's steps must be a multiple of those of the head, {steps}, found {teacher_steps}"
             )

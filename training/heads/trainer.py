@@ -13,7 +13,7 @@ from runtime.errors import CheckpointError, RequestError
 from runtime.image_files import parse_color
 from runtime.progress import Progress
 from runtime.sampling.constraints import check_masked_diffusion
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.data.class_names import check_known_classes
 from training.data.latent_dataset import LatentDataset, check_model_fits, open_latents
@@ -40,6 +40,7 @@ class HeadTrainer(TrainingLoop[HeadRunConfig, HeadTrainStep]):
     """
 
     next_command = "export it with mar export {run} --out ARTIFACT"
+    config_class: ClassVar[type[HeadRunConfig]]
     origin: ClassVar[str]
     _rows: HeadDataset
 
@@ -100,7 +101,7 @@ class HeadTrainer(TrainingLoop[HeadRunConfig, HeadTrainStep]):
 
     def _write_config(self) -> None:
         if self._source.vae is not None:
-            checkpoint.save_vae(self.run / checkpoint.TOKENIZER_FILE, self._source.vae)
+            checkpoint.save_vae(self.run / run_folder.TOKENIZER_FILE, self._source.vae)
         super()._write_config()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,7 +10,10 @@ from click.testing import CliRunner, Result
 
 from calibration.cli.calibrate import calibrate
 from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
+from runtime.files import write_json
+from runtime.sampling.settings import Sampling
 
 FEW_STEPS = ["--iterations", 2, "--diffusion-steps", 2, "--count", 2, "--threads", 1]
 
@@ -33,6 +37,23 @@ def test_the_command_writes_an_artifact_and_prints_a_line_for_every_layer(
     assert "all engines in int8: SQNR of the latents " in result.output
     assert (tmp_path / "low.statistics.npz").exists()
     Artifact(tmp_path / "low").verify()
+
+
+def test_an_artifact_is_replaced_only_by_force_and_its_presets_stay(small: Artifact, tmp_path: pathlib.Path) -> None:
+    out, own = tmp_path / "low", Sampling(iterations=3)
+    line = [small.path, "--out", out, "--weights-only", "--engines", "denoise", "--eval-count", 1, *FEW_STEPS]
+    assert run(*line).exception is None
+    first = Artifact(out).manifest
+    write_json(out / MANIFEST, dataclasses.replace(first, presets={"mine": own}).to_dict())
+    before = (out / MANIFEST).read_bytes()
+    assert run(*line).output == f"{out} holds this artifact already; --force quantizes again\n"
+    message = error_message(run(*line, "--target-sqnr", 1))
+    assert message.startswith(f"{out} holds another artifact (it differs in quantized with); choose another --out")
+    assert (out / MANIFEST).read_bytes() == before
+    replaced = run(*line, "--target-sqnr", 1, "--force")
+    assert "kept the presets of the replaced artifact: mine" in replaced.output
+    assert Artifact(out).manifest.presets == {"mine": own}
+    assert "at least 1 dB on 1 image" in Artifact(out).manifest.provenance["quantized_with"]
 
 
 def test_the_command_writes_a_ranking_and_a_chart(small: Artifact, tmp_path: pathlib.Path) -> None:

@@ -90,7 +90,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("tokenizer", ["kl"], "engines: missing keys decoder"),
     ("precision", ["int4", "FP16", None, ["fp32"], 32], "precision {value!r}"),
     ("class_names", ["abcdef", None, {}, [1] * 6, ["a"] * 5 + [None]], "class_names"),
-    ("class_names", [["a"], ["a"] * 5, ["a"] * 7], "class names for 6 classes"),
+    ("class_names", [["a"], ["a"] * 5, ["a"] * 7], "for 6 classes"),
     # Sampling settings
     ("sampling/surprise", [1], "surprise"),
     ("sampling/iterations", [MISSING, 0, 17, 2.5, "4", True], "iterations"),

@@ -197,7 +197,7 @@ def test_an_impossible_distillation_is_refused_before_the_work(teacher: pathlib.
     student = with_flow_head(load_checkpoint(teacher).model, 2)
     save_run(tmp_path / "student", Checkpoint(student, "pixel", ("a", "b", "c"), "tiny", "0" * 64))
     for source, steps, message in (
-        (teacher, 5, "the teacher's steps must be a multiple of the head's 2 steps, found 5"),
+        (teacher, 5, "the teacher's steps must be a multiple of those of the head, 2, found 5"),
         (tmp_path / "student", 4, "student has a distilled head, which cannot be a teacher"),
     ):
         line = ["distill", str(source), "--to=2", f"--teacher-steps={steps}", f"--data={tmp_path / 'nothing'}"]
