@@ -18,8 +18,7 @@ from runtime.errors import MarError
 from tests.fuzz.mutations import change
 from tests.fuzz.surface import Surface, WrongResultError
 
-_HANG_SECONDS = 60
-_MAKE_SECONDS = 600
+_HANG_SECONDS = {signal.ITIMER_PROF: 60, signal.ITIMER_REAL: 600}  # of the processor, and in all on a busy machine
 _ROOT = f"{pathlib.Path(__file__).parents[2]}/"
 
 Read = Callable[[], bytes]
@@ -48,7 +47,7 @@ class Report:
 
 def fuzz_files(name: str, surface: Surface, folder: pathlib.Path, seeds: range) -> Report:
     """Make a surface in `folder`, and read it after one change of one of its files for each seed."""
-    with _limited(_MAKE_SECONDS):
+    with _silent():
         surface.make(folder)
         expected = surface.read(folder)
     files = sorted({file for pattern in surface.files for file in folder.glob(pattern) if file.is_file()})
@@ -77,7 +76,7 @@ def fuzz_calls(name: str, call: Callable[[random.Random], bytes], seeds: range) 
 
 def _judge(report: Report, seed: int, read: Read, expected: bytes, exact: bool) -> None:
     try:
-        with _limited(_HANG_SECONDS):
+        with _limited(), _silent():
             result = read()
     except (MarError, click.UsageError) as error:
         message = str(error)
@@ -104,19 +103,28 @@ def _judge(report: Report, seed: int, read: Read, expected: bytes, exact: bool) 
 
 
 @contextlib.contextmanager
-def _limited(seconds: int) -> Iterator[None]:
-    """Raise `_HangError` after `seconds`, and keep what is printed."""
+def _limited() -> Iterator[None]:
+    """Raise `_HangError` if the block takes too long."""
 
     def hang(number: int, frame: object) -> None:
         raise _HangError
 
-    before = signal.signal(signal.SIGALRM, hang)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = [(number, signal.signal(number, hang)) for number in (signal.SIGPROF, signal.SIGALRM)]
+    for timer, seconds in _HANG_SECONDS.items():
+        signal.setitimer(timer, seconds)
     try:
-        out, error = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in _HANG_SECONDS:
+            signal.setitimer(timer, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what is printed."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

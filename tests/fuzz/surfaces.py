@@ -6,9 +6,11 @@ returns what a user would get, as bytes.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import shutil
+import tempfile
 
 import numpy as np
 import torch
@@ -79,12 +81,20 @@ def _read_state(folder: pathlib.Path) -> bytes:
     return digest(step) + _module(train_step.model)
 
 
-def export(folder: pathlib.Path) -> None:
-    """Export a tiny model with random weights to `artifact` in a folder."""
+@functools.cache
+def _exported() -> tempfile.TemporaryDirectory[str]:
+    """A folder with the artifact of a tiny model with random weights, made once in a process."""
+    folder = tempfile.TemporaryDirectory()
     torch.manual_seed(0)
     checkpoint = Checkpoint(MAR(**TINY.to_dict()).eval(), "pixel", ("a", "b", "c"), "random weights", "0" * 64)
     sampling = Sampling(iterations=2, diffusion_steps=2)
-    export_artifact(checkpoint, folder / "artifact", lambda text: None, sampling)
+    export_artifact(checkpoint, pathlib.Path(folder.name, "artifact"), lambda text: None, sampling)
+    return folder
+
+
+def export(folder: pathlib.Path) -> None:
+    """Put an artifact of a tiny model into a folder, as `artifact`."""
+    shutil.copytree(pathlib.Path(_exported().name, "artifact"), folder / "artifact")
 
 
 def _read_manifest(folder: pathlib.Path) -> bytes:
