@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sys
 import time
@@ -12,6 +13,8 @@ from typing import TypeVar
 
 _Progress = TypeVar("_Progress", bound="Progress")
 
+from runtime.log import LOG
+
 _SECONDS_TO_FIRST_LINE = 10.0
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_BARS = 0.1
@@ -20,8 +23,8 @@ _CLEAR_LINE = "\r\033[K"
 
 
 def terminal_shown() -> bool:
-    """Return whether progress is shown as a bar, because standard error is a terminal."""
-    return sys.stderr.isatty()
+    """Return whether progress is shown as a bar, because standard error is a terminal and the log level has it."""
+    return sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
 
 
 class Progress:
@@ -63,14 +66,11 @@ class Progress:
         self._done, self._done_before = self._done + by, self._done_before + by
 
     def message(self, text: str, report: Callable[[str], None] | None = None) -> None:
-        """Print a line of text on standard error, or by `report`, without disturbing the bar."""
+        """Tell a line of text by the log, or by `report`, without disturbing the bar."""
         redraw = self._bar and self._shown and not self._closed
         if redraw:
             _write(_CLEAR_LINE)
-        if report is None:
-            _write(f"{text}\n")
-        else:
-            report(text)
+        (report or LOG.info)(text)
         if redraw:
             self._show()
 
@@ -90,7 +90,7 @@ class Progress:
     def _show(self) -> None:
         self._shown = True
         if not self._bar:
-            _write(f"{self._label}: {', '.join(self._parts())}\n")
+            LOG.info(f"{self._label}: {', '.join(self._parts())}")
             return
         filled = _BAR * min(self._done, self._total) // max(1, self._total)
         line = f"{self._label}  [{'#' * filled}{'-' * (_BAR - filled)}]  {'  '.join(self._parts())}"

@@ -13,6 +13,7 @@ from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.cli.result_files import force_option, is_forced
 from runtime.files import holding
+from runtime.log import LOG
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
 from training.checkpoints.checkpoint import Checkpoint
@@ -67,9 +68,8 @@ def _resize(loaded: Checkpoint, image_size: int | None) -> Checkpoint:
     if image_size is None or image_size == loaded.model.config.img_size:
         return loaded
     trained, other = loaded.model.config.img_size, resize_model(loaded.model, image_size)
-    click.echo(
+    LOG.warning(
         f"warning: trained at {trained}x{trained}; position embeddings are interpolated to {image_size}x{image_size}, "
-        "and how good its images are there is for you to check",
-        err=True,
+        "and how good its images are there is for you to check"
     )
     return dataclasses.replace(loaded, model=other)

@@ -25,6 +25,7 @@ from runtime.files import replacing
 from runtime.generator import Generator
 from runtime.image_files import Color, read_image, read_mask
 from runtime.image_grid import check_image_file, save_grid, save_image
+from runtime.log import LOG
 from runtime.requests.inpainting import Edit, check_mask
 from runtime.requests.validation import check_labels, parse_class
 
@@ -166,4 +167,4 @@ def _check_size(path: pathlib.Path, pixels: NDArray[np.generic], size: int) -> N
 
 def _print_lines(lines: list[str]) -> None:
     for line in lines:
-        click.echo(line, err=True)
+        LOG.warning(line)

@@ -11,6 +11,7 @@ from runtime.checks import truncate
 from runtime.cli.options import PATH, backend_options, preset_option, threads_option
 from runtime.errors import RequestError
 from runtime.generator import Generator
+from runtime.log import LOG
 from runtime.service.access import read_api_keys
 from runtime.service.app import create_app
 from runtime.service.scheduler import MAX_BATCH
@@ -131,7 +132,7 @@ def serve(
         }
         app = create_app(generators, settings)
         if not settings.api_keys and not is_loopback(bound):
-            click.echo(f"anybody who reaches {host} can use this service: it has no --api-keys", err=True)
+            LOG.warning(f"anybody who reaches {host} can use this service: it has no --api-keys")
         click.echo(f"{', '.join(generators)} at {url(bound)}; the first image is being drawn")
         serve_until_stopped(app, bound, drain_s)
 

@@ -101,10 +101,10 @@ class _Server(uvicorn.Server):
 
 
 def _log_to_stderr() -> None:
-    """Write the log to standard error. Warnings of the server itself go there too, in the same form."""
+    """Write the log to standard error, as much as --log-level asks for. Warnings of the server itself go there too."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name, level in ((LOG.name, logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
+    server = logging.getLogger("uvicorn")
+    server.setLevel(max(logging.WARNING, LOG.getEffectiveLevel()))
+    for logger in (LOG, server):
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)

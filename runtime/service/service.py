@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from runtime import log
 from runtime.checks import truncate
 from runtime.engine_clocks import with_clocks
 from runtime.generator import Generator
@@ -24,7 +24,7 @@ from runtime.service.metrics import ENCODE, Metrics
 from runtime.service.served_model import ServedModel
 from runtime.service.settings import ServiceSettings
 
-LOG = logging.getLogger("mar.serve")
+LOG = log.LOG.getChild("serve")
 """What the service has to say."""
 
 _ENCODERS = 2  # threads

@@ -13,6 +13,7 @@ from runtime.cli.options import PATH, threads_option
 from runtime.errors import DataError, RequestError
 from runtime.files import holding_folder, sha256
 from runtime.image_files import Color
+from runtime.log import LOG
 from runtime.progress import Progress
 from training.checkpoints.published_files import load_vae
 from training.cli.options import echo_warnings, latent_scale_options
@@ -76,7 +77,7 @@ def cache(
     def warn(warning: str, progress: Progress) -> None:
         if bad_data == "stop":
             raise DataError(f"{warning}; remove --bad-data stop to leave out images that cannot be read")
-        progress.message(warning)
+        progress.message(warning, LOG.warning)
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -11,6 +11,7 @@ import click
 
 from runtime.cli.options import PATH
 from runtime.errors import ConfigError
+from runtime.log import LOG
 from training.config import StepConfig
 from training.models.model_sizes import MODEL_SIZES
 
@@ -61,9 +62,9 @@ def latent_scale_options(command: _Command) -> _Command:
 
 
 def echo_warnings(warnings: Sequence[str]) -> None:
-    """Print the warnings of a checkpoint on standard error."""
+    """Tell the warnings of a checkpoint."""
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        LOG.warning(f"warning: {warning}")
 
 
 epochs_option = click.option(

@@ -1,23 +1,24 @@
-"""Lines about a dataset for a person, on standard error."""
+"""Lines about a dataset for a person, by the log."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
+
+from runtime.log import LOG
 
 _MAX_WARNINGS = 10
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print what was found in a dataset on standard error."""
+    """Tell what was found in a dataset."""
     for line in lines:
-        print(line, file=sys.stderr, flush=True)
+        LOG.info(line)
 
 
 def print_warnings(warnings: Iterable[str]) -> None:
-    """Print the first ten different warnings on standard error, and how many more there are."""
+    """Tell the first ten different warnings, and how many more there are."""
     different = list(dict.fromkeys(warnings))
     for warning in different[:_MAX_WARNINGS]:
-        print(warning, file=sys.stderr)
+        LOG.warning(warning)
     if len(different) > _MAX_WARNINGS:
-        print(f"and {len(different) - _MAX_WARNINGS} more warnings like these", file=sys.stderr)
+        LOG.warning(f"and {len(different) - _MAX_WARNINGS} more warnings like these")

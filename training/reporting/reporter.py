@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from runtime.files import replacing
+from runtime.log import LOG
 from runtime.progress import Progress
 from training.config import StepConfig
 from training.reporting.estimate import Estimate
@@ -51,7 +52,7 @@ class Reporter:
 
     def skipped(self, step: int, message: str, **details: Any) -> None:
         """Report that step number `step` was skipped: `message` says why, `details` go to the log."""
-        self.event(step, message, skipped=details)
+        self.event(step, message, LOG.warning, skipped=details)
         self._progress.update()
         self.start_clock()
 
@@ -86,16 +87,16 @@ class Reporter:
         if (estimate := self._estimate.add(seconds, self._steps - step)) is not None:
             self.event(step, estimate)
 
-    def event(self, step: int, message: str, **details: Any) -> None:
-        """Print `message`, and write it to the log with `details`."""
-        self._progress.message(f"step {step}: {message}")
+    def event(self, step: int, message: str, tell: Callable[[str], None] = LOG.info, **details: Any) -> None:
+        """Report `message` by `tell`, and write it to the log of the run with `details`."""
+        self._progress.message(f"step {step}: {message}", tell)
         self._write({"step": step, "event": message, **details})
 
     def bad_data(self, step: int, warning: str) -> None:
         """Report a warning about the data, each different warning once, with the number of warnings so far."""
         if warning not in self._warnings:
             self._warnings.add(warning)
-            self.event(step, warning, bad_data=len(self._warnings))
+            self.event(step, warning, LOG.warning, bad_data=len(self._warnings))
             self._board.add_scalar("bad_data", len(self._warnings), step)
 
     def samples(self, step: int, path: pathlib.Path) -> None:
