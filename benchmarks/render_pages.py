@@ -234,6 +234,24 @@ def training_table(value: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def few_images_table(value: Mapping[str, Any]) -> str:
+    """Short training runs by data and learning rate, as Markdown."""
+    lines = [
+        f"{value['device']}, Python {value['python']}, torch {value['packages']['torch']}, commit {value['commit']}. "
+        "Loss: the mean over 50 steps.",
+        "",
+        "| data | learning rate | warm-up | steps | images a step | loss at half | loss at the end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in sorted(value["runs"], key=lambda run: (run["data"], run["learning_rate"], run["warmup_steps"])):
+        lines.append(
+            f"| {run['data']}, {run['image_size']}x{run['image_size']} | {run['learning_rate']:g} | "
+            f"{run['warmup_steps']} | {run['steps']} | {run['batch_size']} | {run['loss_at_half']:.3f} | "
+            f"{run['loss']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def steps_table(value: Mapping[str, Any]) -> str:
     """Reports of `mar optimize-steps`, by the name of the schedule, as Markdown."""
     lines = [
@@ -276,6 +294,7 @@ _TABLES = {
     "variants": variants_table,
     "tokenizer": tokenizer_table,
     "training": training_table,
+    "few_images": few_images_table,
     "steps": steps_table,
 }
 

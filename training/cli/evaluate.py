@@ -13,14 +13,18 @@ import torch
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
 from runtime.cli.json_document import PrintDocument, json_document, json_option
-from runtime.cli.options import PATH, backend_options, preset_option, progress_bar, sampling_options, threads_option
+from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
+from runtime.cli.result_files import OUTPUT, check_result_file, force_option, write_result_json
 from runtime.errors import DataError, MarError, RequestError
-from runtime.files import check_writable, holding_folder, write_json
+from runtime.files import holding_folder
 from runtime.image_files import Color
+from runtime.progress import Progress
+from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
 from training.cli.named_checkpoint import take_checkpoint_options
 from training.cli.options import checkpoint_options, echo_warnings
 from training.data.class_names import check_known_classes
-from training.data.datasets import ImageDataset, open_dataset
+from training.data.datasets import ImageDataset
+from training.data.validation_split import open_train_and_test
 from training.evaluation.comparison_table import GENERATED, TRAINING, compare_with_real, comparison_table
 from training.evaluation.feature_networks import (
     CLASSIFIER,
@@ -36,6 +40,7 @@ from training.evaluation.feature_networks import (
 )
 from training.evaluation.generate_images import GenerationJob, generate_images, read_images
 from training.evaluation.real_statistics import load_or_compute_statistics
+from training.evaluation.reliability import doubts
 from training.reporting.progress import print_lines, print_warnings
 
 
@@ -71,6 +76,12 @@ class _RealImages:
     type=click.IntRange(2),
     help="The number of real images to compare with. Default: all images of the split.",
 )
+@click.option(
+    "--validation-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="The share that mar train held out. The held-out images are the test split of a dataset that has none. "
+    "Default: that of the run.",
+)
 @click.option("--count", type=int, default=5000, show_default=True, help="The number of images to generate.")
 @click.option(
     "--features",
@@ -100,7 +111,7 @@ class _RealImages:
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="The number of processes that generate images. They share the threads of --threads.",
+    help="The number of processes that generate images, which share --threads. More than one need the extra ray.",
 )
 @background_option
 @backend_options
@@ -114,13 +125,15 @@ class _RealImages:
     type=click.FloatRange(0, 1),
     help="Fail if the top-1 accuracy of the classifier on the generated images is lower than this share.",
 )
-@click.option("--report", "report_file", type=PATH, help="Write the metrics to this file as JSON.")
+@click.option("--report", "report_file", type=OUTPUT, help="Write the metrics to this file as JSON.")
+@force_option("Replace a report that something else made.")
 @json_option
 def evaluate(
     source: pathlib.Path,
     data: pathlib.Path,
     split: str,
     real_count: int | None,
+    validation_share: float | None,
     count: int,
     names: Sequence[str],
     classifier: pathlib.Path,
@@ -151,18 +164,18 @@ def evaluate(
         source, seed, *(tuple(values.items()) for values in (settings, backend_arguments, checkpoint_arguments))
     )
     echo_warnings(job.resolved.warnings)
-    real = _open_real_images(data, split, real_count, background, job)
+    real = _open_real_images(data, split, real_count, background, validation_share, job)
     networks = [_open_network(name, classifier, real.train) for name in dict.fromkeys(names)]
     with holding_folder(out):
-        with progress_bar(count, "generating images") as bar:
-            generate_images(job, count, out, processes, threads, bar.update)
+        with Progress(count, "generating", unit="images") as progress:
+            generate_images(job, count, out, processes, threads, progress.update, progress.skip)
         comparisons = {network.name: _compare(network, job, real, count, out) for network in networks}
     print_warnings([*real.train.warnings, *real.compared.warnings])
     click.echo(comparison_table(comparisons))
     about = {**_describe(job), "data": str(data), "split": split, "count": count, "min_accuracy": min_accuracy}
     document = json_document("evaluate", {**about, "features": comparisons})
     if report_file is not None:
-        write_json(report_file, document)
+        write_result_json(report_file, document)
     print_document(document)
     _check_accuracy(comparisons, min_accuracy)
 
@@ -175,7 +188,7 @@ def _check_options(
     if count < 2:
         raise RequestError(f"--count must be at least 2, found {count}")
     if report_file is not None:
-        check_writable(report_file)
+        check_result_file(report_file)
 
 
 def _check_accuracy(comparisons: Mapping[str, Any], least: float | None) -> None:
@@ -183,13 +196,35 @@ def _check_accuracy(comparisons: Mapping[str, Any], least: float | None) -> None
         raise MarError(f"the top-1 accuracy is {accuracy:.1%}, and --min-accuracy requires {least:.1%}")
 
 
+def _held_out_share(source: pathlib.Path, validation_share: float | None) -> float:
+    """Return the share of the images that training held out: the given one, or that of a run.
+
+    Raises:
+        RequestError: The run held out another share than the given one.
+    """
+    run = (source / CONFIG_FILE).is_file()
+    training = read_run_config(source).get("training") if run else None
+    saved = training.get("validation_share") if isinstance(training, dict) else None
+    if validation_share is None:
+        return saved if isinstance(saved, float) else 0.0
+    if isinstance(saved, float) and saved != validation_share:
+        raise RequestError(f"{source} held out a share of {saved}, found --validation-share {validation_share}")
+    return validation_share
+
+
 def _open_real_images(
-    data: pathlib.Path, split: str, real_count: int | None, background: Color, job: GenerationJob
+    data: pathlib.Path,
+    split: str,
+    real_count: int | None,
+    background: Color,
+    validation_share: float | None,
+    job: GenerationJob,
 ) -> _RealImages:
     """Open the dataset in the size of the model's images, and check that it has the model's classes."""
     config = job.resolved.config
-    train = open_dataset(data, config.img_size, "train", background)
-    compared = train if split == "train" else open_dataset(data, config.img_size, split, background)
+    share = _held_out_share(job.source, validation_share)
+    train, test = open_train_and_test(data, config.img_size, background, share, with_test=split == "test")
+    compared = train if test is None else test
     print_lines(dict.fromkeys([*train.notes, *compared.notes]))
     check_known_classes(train.classes, job.resolved.class_names, str(data), str(job.source))
     if train.classes != compared.classes:
@@ -212,23 +247,29 @@ def _open_network(name: str, classifier: pathlib.Path, train: ImageDataset) -> F
         return EfficientNet()
     if name == INCEPTION:
         return Inception()
-    with progress_bar(100, "training the classifier") as bar:
-        return DatasetClassifier.load_or_train(classifier, train, _percent_progress(bar.update))
+    if len(train.classes) == 1:
+        raise RequestError(
+            f"--features {CLASSIFIER} tells classes apart, and this data has one; give --features {EFFICIENTNET}"
+        )
+    with Progress(100, "training the classifier") as progress:
+        return DatasetClassifier.load_or_train(classifier, train, _percent_progress(progress.update))
 
 
 def _compare(
     network: FeatureNetwork, job: GenerationJob, real: _RealImages, count: int, out: pathlib.Path
 ) -> dict[str, Any]:
     """Compute the metrics of the generated images, and of as many training images, against the real images."""
-    with progress_bar(real.count, f"{network.name}: real images") as bar:
-        compared = load_or_compute_statistics(network, real.compared, real.count, out, bar.update)
+    with Progress(real.count, f"{network.name}: real", unit="images") as progress:
+        compared = load_or_compute_statistics(network, real.compared, real.count, out, progress.update)
     channels = real.compared.channels
     generated = ((convert_channels(images, channels), labels) for images, labels in read_images(job, count, out))
     image_sets = {GENERATED: extract_features(network, generated)}
     if real.split == "test":  # training images show which values perfect images would reach
         train_count = min(count, len(real.train.labels))
-        with progress_bar(train_count, f"{network.name}: training images") as bar:
-            image_sets[TRAINING] = load_or_compute_statistics(network, real.train, train_count, out, bar.update)
+        with Progress(train_count, f"{network.name}: training", unit="images") as progress:
+            image_sets[TRAINING] = load_or_compute_statistics(network, real.train, train_count, out, progress.update)
+    counts = {name.replace("_", " "): statistics.images for name, statistics in image_sets.items()}
+    print_warnings(doubts(network.name, counts, compared, network.knows_classes))
     return compare_with_real(network, image_sets, compared)
 
 

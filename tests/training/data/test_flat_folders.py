@@ -11,7 +11,7 @@ from PIL import Image
 from runtime.errors import ConfigError, DataError
 from tests.helpers.image_files import IMAGES_FILE, LABELS_FILE, noise_images, save_image
 from tests.helpers.tiny_runs import TINY, one_sentence, start, tiny_training, write_idx
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.config import RunConfig
 from training.data.datasets import open_dataset
 from training.loop.mar_trainer import MarTrainer
@@ -81,6 +81,6 @@ def test_an_epoch_is_as_many_steps_as_there_are_full_batches(tmp_path: pathlib.P
     trainer = MarTrainer.start(tmp_path / "run", config, epochs=15)
     assert (trainer.config.training.steps, trainer.config.training.warmup_steps) == (30, 3)
     assert MarTrainer.resume(tmp_path / "run", epochs=20).config.training.steps == 40
-    assert checkpoint.read_run_config(tmp_path / "run")["training"]["steps"] == 40
+    assert run_folder.read_run_config(tmp_path / "run")["training"]["steps"] == 40
     with pytest.raises(ConfigError, match="a batch of 12 does not fit a dataset of 11 images"):
         MarTrainer.resume(tmp_path / "run", changes={"batch_size": 12}, epochs=2)

@@ -14,7 +14,7 @@ from tests.helpers.image_files import LABELS_FILE
 from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx, write_idx_dataset
 from tests.helpers.train_command import error_line
 from tests.helpers.training_runs import assert_same_run, copy_run
-from training.checkpoints import checkpoint
+from training.checkpoints import checkpoint, run_folder
 from training.data.data_record import DataRecord
 from training.loop.mar_trainer import MarTrainer
 
@@ -25,7 +25,7 @@ def test_a_run_resumed_with_its_data_elsewhere_is_the_same_run(
     run, moved = copy_run(half_done_run, tmp_path / "run"), write_idx_dataset(tmp_path / "moved")
     MarTrainer.resume(run, changes={"steps": 8}, data=moved).train()
     assert_same_run(run, finished_run)
-    assert checkpoint.read_run_config(run)["data"] == str(moved)
+    assert run_folder.read_run_config(run)["data"] == str(moved)
     assert "changed since" not in capfd.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_other_class_names_are_refused_with_both_lists_and_change_nothing(
 
 def test_a_damaged_record_is_one_line(half_done_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = copy_run(half_done_run, tmp_path / "run")
-    checkpoint.write_run_config(run, {**checkpoint.read_run_config(run), "dataset": {"images": {"0": "many"}}})
+    checkpoint.write_run_config(run, {**run_folder.read_run_config(run), "dataset": {"images": {"0": "many"}}})
     with pytest.raises(CheckpointError, match=r"config\.json: dataset") as caught:
         MarTrainer.resume(run)
     one_sentence(caught)
@@ -83,11 +83,11 @@ def test_a_damaged_record_is_one_line(half_done_run: pathlib.Path, tmp_path: pat
 
 def test_a_run_without_a_record_gets_one(half_done_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     run = copy_run(half_done_run, tmp_path / "run")
-    config = checkpoint.read_run_config(run)
+    config = run_folder.read_run_config(run)
     record = config.pop("dataset")
     checkpoint.write_run_config(run, config)
     MarTrainer.resume(run)
-    assert checkpoint.read_run_config(run)["dataset"] == record
+    assert run_folder.read_run_config(run)["dataset"] == record
 
 
 def test_a_class_that_is_gone_counts_zero() -> None:
