@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import os
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import pluralize, printable
 from runtime.errors import DataError
-from runtime.image_files import IMAGE_SUFFIXES, Color, ImageFileError, read_square
+from runtime.image_files import IMAGE_SUFFIXES, WHITE, Color, ImageFileError, read_square, read_transparency
 from training.data.class_names import describe_classes, list_some
 from training.data.unreadable_images import UnreadableImageError
 
@@ -32,6 +33,8 @@ _SYSTEM_FOLDERS = (
 )
 
 _ARRAYS = (".npz", ".npy")  # what the published code and its relatives cache latents in
+
+_LOOKED_AT = 64  # images of which transparency is told
 
 THE_ONE_CLASS = "image"
 """The name of the class of images that lie in no class folder."""
@@ -84,7 +87,7 @@ class FolderDataset:
         if not labels:
             raise DataError(_nothing_here(where, left_out, [*self.warnings[:1], *left]))
         found = describe_classes(self.classes, self.labels) if folders else _describe_one_class(len(labels))
-        self.notes: tuple[str, ...] = (f"{where}: {found}", *left)
+        self.notes: tuple[str, ...] = (f"{where}: {found}", *left, *_transparency(self._files, background, where))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -118,6 +121,23 @@ class FolderDataset:
             raise UnreadableImageError(str(error)) from error
         self.warnings += warnings
         return pixels
+
+
+def _transparency(files: list[pathlib.Path], background: Color, where: str) -> list[str]:
+    """Return a line about transparent images among a sample, if there are any; decoding all would take hours."""
+    sample = files[:: -(-len(files) // _LOOKED_AT)]
+    transparent = 0
+    for file in sample:
+        with contextlib.suppress(ImageFileError):  # whoever reads it reports it
+            transparent += bool(read_transparency(file).any())
+    if not transparent:
+        return []
+    looked_at = "" if len(sample) == len(files) else " looked at"
+    color = "white" if background == WHITE else "#{:02x}{:02x}{:02x}".format(*background)
+    return [
+        f"{where}: {transparent} of {pluralize(len(sample), 'image')}{looked_at} with transparent pixels, which show "
+        f"{color} (--background)"
+    ]
 
 
 def _describe_one_class(images: int) -> str:

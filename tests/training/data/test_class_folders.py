@@ -115,6 +115,21 @@ def test_transparent_pixels_show_the_background_and_change_the_fingerprint(tmp_p
     assert white.fingerprint != blue.fingerprint
 
 
+def test_images_with_transparent_pixels_are_counted_and_told(tmp_path: pathlib.Path) -> None:
+    for number in range(6):
+        save_image(tmp_path / "a" / f"{number}.png", Image.new("RGBA", (8, 8), (9, 9, 9, 0 if number < 2 else 255)))
+    (tmp_path / "a" / "torn.png").write_bytes(b"")
+    line = f"{tmp_path}: 2 of 7 images with transparent pixels, which show"
+    assert open_dataset(tmp_path, 8).notes[1:] == (f"{line} white (--background)",)
+    assert open_dataset(tmp_path, 8, background=(0, 16, 255)).notes[1:] == (f"{line} #0010ff (--background)",)
+
+
+def test_of_many_images_some_are_looked_at(tmp_path: pathlib.Path) -> None:
+    for number in range(130):
+        save_image(tmp_path / "a" / f"{number}.png", Image.new("LA", (2, 2), (9, 0)))
+    assert open_dataset(tmp_path, 8).notes[1].startswith(f"{tmp_path}: 44 of 44 images looked at with transparent")
+
+
 def test_other_classes_are_refused_with_both_lists() -> None:
     check_same_classes(("a", "b"), ["a", "b"], "data", "run")
     for found, message in (
