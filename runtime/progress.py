@@ -11,9 +11,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-_Progress = TypeVar("_Progress", bound="Progress")
+from runtime.log import DISPLAYS, LOG, hidden_displays
 
 from runtime.log import LOG
+
+_Progress = TypeVar("_Progress", bound="Progress")
 
 _SECONDS_TO_FIRST_LINE = 10.0
 _SECONDS_BETWEEN_LINES = 60.0
@@ -48,9 +50,9 @@ class Progress:
         self._bar = terminal_shown()
         self._next = self._opened + (0 if self._bar else _SECONDS_TO_FIRST_LINE)
         self._shown = False
-        self._closed = False
-        if self._bar and label:
-            self._show()
+        if self._bar:
+            DISPLAYS.append(self)
+            self.show()
 
     def update(self, by: int = 1, note: str = "") -> None:
         """Add an amount of work that is done; `note` is shown behind it until the next, such as the loss."""
@@ -59,7 +61,7 @@ class Progress:
         finished = self._done >= self._total and (self._bar or self._shown)
         if now >= self._next or finished:
             self._next = now + (_SECONDS_BETWEEN_BARS if self._bar else _SECONDS_BETWEEN_LINES)
-            self._show()
+            self.show()
 
     def skip(self, by: int) -> None:
         """Add an amount of work that was done before, by an earlier process for example."""
