@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -96,6 +97,40 @@ def test_a_device_generates_a_golden_case(
         cwd=tmp_path,
     )
     assert relative_l2(np.load(tmp_path / "latents.npy"), case.latents) < GOLDEN_TOLERANCE
+
+
+def run(device: pathlib.Path, folder: pathlib.Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [device / "mar", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_a_device_compares_runs(device: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"data": "images", "training": {"steps": 9}}))
+    entry = {"step": 3, "loss": 0.5, "gradient_norm": 1.0, "images_per_second": 2.0}
+    (tmp_path / "run" / "log.jsonl").write_text(json.dumps(entry) + "\n")
+    done = run(device, tmp_path, "runs", "run", "--json")
+    assert (done.returncode, "0.5000" in done.stderr) == (0, True)
+    assert json.loads(done.stdout)["runs"][0]["step"] == 3
+    done = run(device, tmp_path, "runs", "run", "--chart", "x.png")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("mar: this command needs the Python package matplotlib; pip install ")
+
+
+def test_a_device_measures_how_fast_it_is(
+    device: pathlib.Path, golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    settings = ["--iterations", 2, "--diffusion-steps", "ddim2", "--repeats", 1, "--threads", 1]
+    artifact = golden_artifacts["small"]
+    done = run(device, tmp_path, "bench", artifact, *settings, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [case["runner"] for case in report["cases"]] == ["runtime"]
+    assert report["machine"]["gflops"] > 0
+    assert report["versions"]["torch"] == "not installed"
+    done = run(device, tmp_path, "bench", artifact, *settings, "--checkpoint", "x", "--runner", "eager")
+    expected = "mar: eager: the Python package torch is needed; pip install 'mar-runtime[export]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
 
 
 def test_a_command_without_its_packages_prints_one_clear_line(device: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -73,6 +73,7 @@ def _describe(path: pathlib.Path, manifest: Manifest, verified: bool) -> dict[st
     engines = {name: {**engine, "bytes": _bytes(manifest, name)} for name, engine in stored["engines"].items()}
     return {
         "artifact": str(path),
+        "content_sha256": manifest.content_sha256,
         "format_version": stored["format_version"],
         "bytes": _bytes(manifest),
         "verified": verified,

@@ -28,6 +28,7 @@ from tests.helpers.benchmarks import (
     assert_table_agrees,
     colours,
 )
+from tests.helpers.json_documents import read_document
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.random_weights import random_checkpoint
 from training.models.model_sizes import model_config
@@ -55,6 +56,18 @@ def test_eager_pytorch_is_timed_if_there_is_a_checkpoint(
         assert (one.inputs.labels, one.inputs.threads) == ((5, 5), 3)
         assert one.finished
         assert one.stopped
+
+
+def test_json_prints_the_report_and_nothing_else_on_standard_output(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    line = f"{small_artifact} --repeats 1 --preset own --preset fast --json --report {tmp_path / 'b.json'}"
+    result = CliRunner().invoke(bench_cli.bench, line, catch_exceptions=False)
+    document = read_document(result.stdout)
+    assert [case["preset"] for case in document["cases"]] == ["own", "fast"]
+    assert_table_agrees(result.stderr, document)
+    in_file = read_document((tmp_path / "b.json").read_text())
+    assert {**document, "made_by": in_file["made_by"]} == in_file
 
 
 def test_sampling_options_change_every_preset(fake_runners: type[FakeRunner], small_artifact: pathlib.Path) -> None:

@@ -6,10 +6,11 @@ import click
 import pytest
 
 from runtime.cli.group import mar as group
-from runtime.cli.renamed_options import RENAMED, check_renamed
+from runtime.cli.renamed_options import FLAGS, RENAMED, check_renamed
 from runtime.errors import RequestError
 from tests.helpers.command_line import Mar
 
+FLAG_ROWS = [(command, old, new) for command, options in FLAGS.items() for old, new in options.items()]
 ROWS = [(command, old, new) for command, options in RENAMED.items() for old, new in options.items()]
 
 
@@ -35,6 +36,21 @@ def test_the_new_spelling_exists(command: str, old: str, new: str) -> None:
     found = group.get_command(context, command)
     assert found is not None
     assert new in {spelling for option in found.params for spelling in option.opts}
+
+
+@pytest.mark.parametrize(("command", "old", "new"), FLAG_ROWS)
+@pytest.mark.parametrize("line", ["{command} {old} x.json", "{command} a {old}=x.json --unknown"])
+def test_an_option_that_is_a_flag_now_says_what_takes_the_file(
+    mar: Mar, command: str, old: str, new: str, line: str
+) -> None:
+    message = f"{old} of mar {command} now prints to standard output; to write the file, use {new} x.json"
+    assert mar(line.format(command=command, old=old)) == (2, "", f"mar: {message} (see mar {command} --help)\n")
+    found = group.get_command(click.Context(group), command)
+    assert found is not None
+    options = {spelling: option for option in found.params for spelling in option.opts}
+    assert new in options
+    assert getattr(options[old], "is_flag", False)
+    check_renamed(command, found, ["a", old, "b"])
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from runtime.errors import BackendError, DataError, MarError, RequestError
+from tests.helpers.json_documents import read_document
 from tests.helpers.tiny_runs import one_sentence, one_thread, write_idx
 from training.cli.evaluate import evaluate
 from training.evaluation.feature_networks import convert_channels
@@ -49,7 +50,7 @@ def test_generated_images_are_compared_with_real_ones(
     pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = _evaluate(pixel_artifact, data, tmp_path)
-    value = json.loads((tmp_path / "figures.json").read_text())
+    value = read_document((tmp_path / "figures.json").read_text())
     figures = value["features"]["classifier"]
     assert figures["real"] == {"images": 40, "top1_accuracy": 1.0, "inception_score": None}
     assert (figures["real_training"]["images"], figures["real_training"]["top1_accuracy"]) == (_COUNT, 1.0)
@@ -97,6 +98,20 @@ def test_imagenet_features_and_another_backend(
     for network, figures in features["openvino"].items():
         expected = features["onnxruntime"][network]["generated"]["frechet"]
         assert figures["generated"]["frechet"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_json_prints_the_figures_even_if_the_accuracy_is_too_low(
+    pixel_artifact: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [pixel_artifact, "--data", data, "--count", _COUNT, "--iterations", 2, "--diffusion-steps", 3]
+    files = ["--out", tmp_path, "--classifier", tmp_path / "classifier.safetensors"]
+    with one_thread(), pytest.raises(MarError, match="--min-accuracy requires"):
+        evaluate.main([*map(str, [*arguments, *files]), "--json", "--min-accuracy", "1"], standalone_mode=False)
+    printed = capfd.readouterr()
+    document = read_document(printed.out)
+    assert document["min_accuracy"] == 1
+    assert document["features"]["classifier"]["generated"]["images"] == _COUNT
+    assert "top1 accuracy" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from runtime.errors import CheckpointError, RequestError
+from tests.helpers.json_documents import read_document
 from tests.helpers.tiny_runs import logged
 from training.cli.runs import runs as command
 
@@ -41,6 +42,15 @@ def test_mar_runs_shows_each_run_and_only_the_settings_that_differ(two_runs: pat
         "training.steps": ["4", "5"],
         "training.learning_rate": ["0.01", "0.001"],
     }
+
+
+def test_json_has_the_same_figures_and_all_settings(two_runs: pathlib.Path) -> None:
+    document = read_document(_compare(two_runs, "--json").stdout)
+    fast, slow = document["runs"]
+    assert (fast["run"], fast["step"], fast["steps"], slow["step"]) == (str(two_runs / "fast"), 4, 4, 5)
+    assert fast["loss"] == pytest.approx(sum(logged(two_runs / "fast", "loss").values()) / 4)
+    assert document["different_settings"] == ["training.steps", "training.learning_rate"]
+    assert (fast["settings"]["training.learning_rate"], slow["settings"]["training.learning_rate"]) == (0.01, 0.001)
 
 
 def test_mar_runs_lists_each_run_once_in_the_order_of_its_paths(two_runs: pathlib.Path) -> None:
