@@ -134,6 +134,7 @@ def load_checkpoint(
     tokenizer: pathlib.Path | None = None,
     latent_scale: float | None = None,
     latent_shift: float | None = None,
+    autoencoder: bool = True,
 ) -> Checkpoint:
     """Load the averaged weights of a run, a published `.pth` or `.safetensors`, or a folder in the format of diffusers.
 
@@ -147,6 +148,7 @@ def load_checkpoint(
         tokenizer: The file or folder of a KL autoencoder.
         latent_scale: The factor that gives the latents of that autoencoder unit variance, if its file has another.
         latent_shift: What is subtracted from these latents before, if its file has another.
+        autoencoder: Whether the autoencoder that the folder has is loaded; without it, this is a model of latents.
 
     Raises:
         CheckpointError: A file is missing or damaged.
@@ -158,8 +160,8 @@ def load_checkpoint(
                 raise ConfigError(
                     f"{option} is for checkpoints without a config, but {path} has its own {CONFIG_FILE}; remove it"
                 )
-        return _load_run(path, tokenizer, latent_scale, latent_shift)
-    return _load_published(path, config_file, name, tokenizer, latent_scale, latent_shift)
+        return _load_run(path, tokenizer, latent_scale, latent_shift, autoencoder)
+    return _load_published(path, config_file, name, tokenizer, latent_scale, latent_shift, autoencoder)
 
 
 def _load_published(
@@ -169,6 +171,7 @@ def _load_published(
     tokenizer: pathlib.Path | None,
     latent_scale: float | None,
     latent_shift: float | None,
+    autoencoder: bool,
 ) -> Checkpoint:
     warnings: list[str] = []
     published = read_published(path, warnings.append)
@@ -178,7 +181,7 @@ def _load_published(
     if config_file is not None:
         configs.append(PartialConfig(f"--model-config {config_file}", read_arguments(config_file)))
     vae = None
-    if (tokenizer := tokenizer or published.tokenizer) is not None:
+    if (tokenizer := tokenizer or (published.tokenizer if autoencoder else None)) is not None:
         vae = load_vae(tokenizer, latent_scale, latent_shift, warnings.append)
         configs.append(config_from_vae(vae, tokenizer))
     elif latent_scale is not None or latent_shift is not None:
@@ -226,7 +229,11 @@ def read_class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _load_run(
-    path: pathlib.Path, vae_file: pathlib.Path | None, latent_scale: float | None, latent_shift: float | None
+    path: pathlib.Path,
+    vae_file: pathlib.Path | None,
+    latent_scale: float | None,
+    latent_shift: float | None,
+    autoencoder: bool,
 ) -> Checkpoint:
     run = read_run_config(path)
     where, weights_file = f"{path / CONFIG_FILE}", path / WEIGHTS_FILE
@@ -240,7 +247,9 @@ def _load_run(
         raise ConfigError(f"--tokenizer is for checkpoints without one; {path} has its own, {tokenizer}")
     if vae_file is None and (latent_scale is not None or latent_shift is not None):
         raise ConfigError(f"--latent-scale and --latent-shift belong to --tokenizer; the scale of {path} is fixed")
-    if tokenizer == "kl":
+    if tokenizer == "kl" and not autoencoder:
+        tokenizer = "none"
+    elif tokenizer == "kl":
         vae_file = path / TOKENIZER_FILE
     config, vae = ModelConfig.from_dict(arguments, where), None
     warnings: list[str] = []

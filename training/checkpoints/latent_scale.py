@@ -30,12 +30,12 @@ class LatentScale:
     """How the latents of a model follow from those of its autoencoder.
 
     Attributes:
-        scale: The factor.
+        scale: The factor; None where only a shift is named.
         shift: What is subtracted before.
         source: Where the two come from, for people.
     """
 
-    scale: float = LATENT_SCALE
+    scale: float | None = LATENT_SCALE
     shift: float = 0.0
     source: str = "the published KL-16"
 
@@ -55,6 +55,18 @@ class LatentScale:
         return LatentScale(
             self.scale if scale is None else scale, self.shift if shift is None else shift, names or self.source
         )
+
+    def values(self, path: pathlib.Path) -> tuple[float, float]:
+        """Return the scale and the shift of the autoencoder at `path`.
+
+        Raises:
+            CheckpointError: Only a shift is named.
+        """
+        if self.scale is None:
+            raise CheckpointError(
+                f"{path}: a shift of {self.shift} is named ({self.source}), but no scale; give it with --latent-scale"
+            )
+        return self.scale, self.shift
 
 
 def scale_of_header(header: Mapping[str, str], path: pathlib.Path) -> LatentScale | None:
@@ -119,9 +131,7 @@ def _scale_of(values: Mapping[str, Any], path: pathlib.Path, place: str) -> Late
     shift_key = next((key for key in _SHIFT_KEYS if values.get(key) is not None), None)
     shift = 0.0 if shift_key is None else _number(values[shift_key], shift_key, path)
     if scale_key is None:
-        if shift:
-            raise CheckpointError(f"{path}: {shift_key} is {shift}, but there is no scale; give it with --latent-scale")
-        return None
+        return LatentScale(None, shift, f"{shift_key} in {place}") if shift else None
     scale = _number(values[scale_key], scale_key, path)
     if scale <= 0:
         raise CheckpointError(f"{path}: {scale_key} must be a positive number, found {scale}")

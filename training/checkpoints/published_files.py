@@ -150,7 +150,7 @@ def load_vae(
     with torch.device("meta"):
         vae = AutoencoderKL(config_of_vae)
     scale = scale.replaced(latent_scale, latent_shift)
-    vae.latent_scale, vae.latent_shift, vae.scale_source = scale.scale, scale.shift, scale.source
+    (vae.latent_scale, vae.latent_shift), vae.scale_source = scale.values(path), scale.source
     assign_weights(vae, weights, str(path))
     return vae
 
@@ -188,13 +188,13 @@ def _config_beside(path: pathlib.Path) -> Mapping[str, Any] | None:
     return config if path.is_dir() or _DIFFUSERS_CLASS in config else None
 
 
-def latent_scale(path: pathlib.Path) -> LatentScale:
+def latent_scale(path: pathlib.Path) -> tuple[float, float]:
     """Return the scale and shift in the header of an autoencoder that this project has written.
 
     Raises:
         CheckpointError: The header has a scale that is no positive number.
     """
-    return scale_of_header(read_metadata(path), path) or LatentScale()
+    return (scale_of_header(read_metadata(path), path) or LatentScale()).values(path)
 
 
 def config_from_vae(vae: AutoencoderKL, path: pathlib.Path) -> PartialConfig:

@@ -26,10 +26,11 @@ from tests.helpers.published_forms import (
     vae_weights,
     write_component,
     write_json,
+    write_pipeline,
     write_pth,
 )
 from tests.helpers.tiny_runs import one_sentence
-from training.checkpoints.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, save_run
 from training.checkpoints.published_files import load_vae
 
 _DIFFUSERS = GOLDEN / "diffusers"
@@ -128,7 +129,10 @@ def test_earlier_names_of_attention_in_diffusers_are_read(tmp_path: pathlib.Path
         ({"scaling_factor": "0.2"}, "scaling_factor must be a number, found '0.2'"),
         ({"scaling_factor": [0.1, 0.2]}, "scaling_factor must be a number, found list"),
         ({"shift_factor": True}, "shift_factor must be a number, found True"),
-        ({"scaling_factor": None, "shift_factor": 0.5}, "shift_factor is 0.5, but there is no scale"),
+        (
+            {"scaling_factor": None, "shift_factor": 0.5},
+            "a shift of 0.5 is named (shift_factor in vae/config.json), but",
+        ),
     ],
 )
 def test_a_config_that_cannot_be_applied_is_refused(
@@ -206,6 +210,26 @@ def test_the_default_of_diffusers_is_taken_where_its_config_has_no_scale(tmp_pat
 def test_an_impossible_scale_is_refused(tmp_path: pathlib.Path, scale: float) -> None:
     with pytest.raises(ConfigError, match="--latent-scale must be a positive number"):
         load_vae(_component(tmp_path), scale)
+
+
+def test_a_given_scale_completes_a_file_that_names_a_shift_alone(tmp_path: pathlib.Path) -> None:
+    folder = _write_diffusers("stable_diffusion", tmp_path / "vae", scaling_factor=None, shift_factor=0.5)
+    vae = load_vae(folder, 0.25)
+    assert vae.describe_scale() == "0.25 after a shift of 0.5, by --latent-scale"
+
+
+def test_a_model_is_loaded_without_its_autoencoder_whatever_the_state_of_that(tmp_path: pathlib.Path) -> None:
+    pipeline = write_pipeline(tmp_path / "pipeline")
+    write_json(pipeline / "vae" / "config.json", {"_class_name": "AutoencoderKL", "shift_factor": 0.5})
+    with pytest.raises(CheckpointError, match="give it with --latent-scale"):
+        load_checkpoint(pipeline)
+    loaded = load_checkpoint(pipeline, autoencoder=False)
+    assert (loaded.tokenizer, loaded.vae) == ("none", None)
+    run = tmp_path / "run"
+    save_run(run, load_checkpoint(pipeline, latent_scale=0.5))
+    without = load_checkpoint(run, autoencoder=False)
+    assert (load_checkpoint(run).tokenizer, without.tokenizer, without.vae) == ("kl", "none", None)
+    assert same_weights(without.model, loaded.model.state_dict())
 
 
 def test_a_given_scale_belongs_to_an_autoencoder(tmp_path: pathlib.Path, heads_file: pathlib.Path) -> None:
