@@ -35,6 +35,7 @@ _RENAMED_KEYS = {
 }
 """For each key of earlier versions the key that replaces it, and how a message names that."""
 
+_RATES_OF_SIZES = ", ".join(f"{size} {training['learning_rate']:g}" for size, training in TRAINING_OF_SIZES.items())
 _UNKNOWN_DATA = "not given yet"  # stands for `data` while a config without it is printed
 _UNKNOWN_STEPS = 1  # stands for `steps` while they are not known: before the data, which epochs count, are opened
 _LENGTHS = {"steps", "epochs"}  # the keys of `training` of which one says how long a run is
@@ -125,6 +126,9 @@ class TrainConfig(StepConfig):
         ConfigError: A value has the wrong type or lies outside its limits.
     """
 
+    learning_rate: float = setting(
+        1e-4, f"Learning rate after the warm-up; it stays constant. Of sizes: {_RATES_OF_SIZES}.", above=0
+    )
     weight_decay: float = setting(0.02, "Weight decay of the matrices of the transformer.", least=0)
     init: str = setting("", "A checkpoint to begin with, a run folder or a published file; the run has its model.")
     validation_share: float = setting(
