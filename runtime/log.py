@@ -9,9 +9,37 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Iterator
+from typing import Protocol
 
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 """The choices of `--log-level`: each also shows what the ones before it show."""
+
+
+class Display(Protocol):
+    """Something on a terminal that stays below what is printed, such as a bar."""
+
+    def hide(self) -> None:
+        """Remove it from the terminal."""
+
+    def show(self) -> None:
+        """Draw it again."""
+
+
+DISPLAYS: list[Display] = []
+"""What the terminal shows now."""
+
+
+@contextlib.contextmanager
+def hidden_displays() -> Iterator[None]:
+    """Hide what the terminal shows during the block, which prints lines."""
+    for display in DISPLAYS:
+        display.hide()
+    try:
+        yield
+    finally:
+        for display in DISPLAYS:
+            display.show()
 
 
 class _StandardError(logging.Handler):
@@ -19,7 +47,7 @@ class _StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
-            with contextlib.suppress(OSError):  # after a hang-up the terminal is gone, and the work goes on
+            with contextlib.suppress(OSError), hidden_displays():  # after a hang-up the terminal is gone
                 print(record.getMessage(), file=sys.stderr, flush=True)
 
 

@@ -13,8 +13,6 @@ from typing import TypeVar
 
 from runtime.log import DISPLAYS, LOG, hidden_displays
 
-from runtime.log import LOG
-
 _Progress = TypeVar("_Progress", bound="Progress")
 
 _SECONDS_TO_FIRST_LINE = 10.0
@@ -69,19 +67,18 @@ class Progress:
 
     def message(self, text: str, report: Callable[[str], None] | None = None) -> None:
         """Tell a line of text by the log, or by `report`, without disturbing the bar."""
-        redraw = self._bar and self._shown and not self._closed
-        if redraw:
-            _write(_CLEAR_LINE)
-        (report or LOG.info)(text)
-        if redraw:
-            self._show()
+        if report is None:
+            LOG.info(text)
+        else:
+            with hidden_displays():
+                report(text)
 
     def close(self) -> None:
         """End the display; the bar stays where it is."""
-        if self._bar and self._shown and not self._closed:
-            self._show()
+        if self in DISPLAYS:
+            self.show()
             _write("\n")
-        self._closed = True
+            DISPLAYS.remove(self)
 
     def __enter__(self: _Progress) -> _Progress:
         return self
@@ -89,7 +86,12 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _show(self) -> None:
+    def hide(self) -> None:
+        """Remove the bar from the terminal."""
+        _write(_CLEAR_LINE)
+
+    def show(self) -> None:
+        """Draw the bar, or print a line."""
         self._shown = True
         if not self._bar:
             LOG.info(f"{self._label}: {', '.join(self._parts())}")

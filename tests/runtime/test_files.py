@@ -272,3 +272,31 @@ def test_invalid_json_is_not_written(tmp_path: pathlib.Path) -> None:
         write_json(target, {"a": float("nan")})
     assert target.read_bytes() == before
     assert names(tmp_path) == ["value.json"]
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)]
+)
+def test_everything_has_the_permissions_that_the_umask_leaves(
+    tmp_path: pathlib.Path, umask: int, file: int, folder: int
+) -> None:
+    """Also what a library has written with permissions of its own, as those of temporary files are."""
+
+    def private(path: pathlib.Path) -> None:
+        path.unlink(missing_ok=True)
+        path.touch(0o600)
+
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "file") as temporary:
+            private(temporary)
+        with replacing_folder(tmp_path / "folder") as temporary:
+            (temporary / "inner").mkdir(0o700)
+            private(temporary / "inner" / "file")
+        with replacing(tmp_path / "new" / "file") as temporary:
+            temporary.write_text("content")
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    files, folders = ("file", "folder/inner/file", "new/file"), ("folder", "folder/inner", "new")
+    assert modes == {**dict.fromkeys(files, file), **dict.fromkeys(folders, folder)}

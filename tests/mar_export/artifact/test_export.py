@@ -178,8 +178,8 @@ def traced_before(golden_artifacts: dict[str, pathlib.Path], monkeypatch: pytest
     return copy_graph
 
 
-def silently(checkpoint: Checkpoint, out: pathlib.Path) -> Manifest:
-    return export_artifact(checkpoint, out, report=lambda text: None)
+def silently(checkpoint: Checkpoint, out: pathlib.Path, force: bool = False) -> Manifest:
+    return export_artifact(checkpoint, out, report=lambda text: None, force=force)
 
 
 @pytest.mark.usefixtures("traced_before")
@@ -214,17 +214,26 @@ def test_settings_that_cannot_be_drawn_with_are_refused_before_the_work(
 
 
 @pytest.mark.usefixtures("traced_before")
-def test_an_export_replaces_the_artifact_that_was_there(
+def test_an_export_replaces_another_artifact_only_by_force(
     checkpoint: Checkpoint, golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     out = tmp_path / "artifact"
     shutil.copytree(golden_artifacts["patch2"], out)
     (out / "left over.onnx").write_text("from before")
-    manifest = silently(checkpoint, out)
+    with pytest.raises(
+        RequestError, match=r"artifact holds another artifact \(it differs in checkpoint sha256, model\);"
+    ):
+        silently(checkpoint, out)
+    assert manifest_of(out) == manifest_of(golden_artifacts["patch2"])
+    manifest = silently(checkpoint, out, force=True)
     assert manifest.model == checkpoint.model.config
     assert manifest_of(out) == manifest
     assert names(out) == sorted([*manifest.files, MANIFEST])
     assert names(tmp_path) == ["artifact"]
+    before, lines = (out / MANIFEST).read_bytes(), list[str]()
+    assert export_artifact(checkpoint, out, lines.append) == manifest
+    assert lines == [f"{out} holds this export already; --force exports it again"]
+    assert (out / MANIFEST).read_bytes() == before
 
 
 @pytest.mark.usefixtures("traced_before")

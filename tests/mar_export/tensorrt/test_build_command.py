@@ -70,7 +70,12 @@ def test_build_replaces_the_older_one_and_others_stay(rtx_artifact: pathlib.Path
     assert manifest_of(rtx_artifact).builds[:3] == older
     single = manifest_of(rtx_artifact).builds[3:]
     assert [(build.engine, build.architectures) for build in single] == [(name, ("sm_89",)) for name in ENGINES]
-    assert mar(f"build {rtx_artifact} --target tensorrt-rtx --architecture sm_89 --tf32 --batch 2:2:2").code == 0
+    other = f"build {rtx_artifact} --target tensorrt-rtx --architecture sm_89 --tf32 --batch 2:2:2"
+    refused = mar(other)
+    assert refused.code == 2
+    assert refused.err.endswith("on sm_89 with other flags; give --force to replace it\n")
+    assert manifest_of(rtx_artifact).builds[3:] == single
+    assert mar(f"{other} --force").code == 0
     manifest = manifest_of(rtx_artifact)
     assert manifest.builds[:3] == older
     assert [build.engine for build in manifest.builds[3:]] == list(ENGINES)
@@ -174,7 +179,7 @@ class _Killed(BaseException):
 def test_artifact_is_valid_wherever_a_build_is_killed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, again: str, moment: str
 ) -> None:
-    """At every change of a name in the folder, which is all that a kill could fall between."""
+    """At every change of a name in the folder, which is all that a kill could fall between; nothing is left then."""
     replace, unlink = pathlib.Path.replace, pathlib.Path.unlink
     whole = textual_artifact(tmp_path / "whole", "none")
     if again != "first":
@@ -192,19 +197,27 @@ def test_artifact_is_valid_wherever_a_build_is_killed(
                 raise _Killed
             return result
 
+        def unlink_in_steps(file: pathlib.Path, *, path: pathlib.Path = path, **options: Any) -> None:
+            if file == path / ".lock":  # of this process, which goes on; the system unlocks it for a killed one
+                unlink(file, **options)
+            else:
+                step(unlink, file, **options)
+
         builder = InstantBuilder()
         builder._count = 10  # so that no plan has the size of the one before
         with monkeypatch.context() as patched:
             patched.setattr(pathlib.Path, "replace", lambda *arguments: step(replace, *arguments))
-            patched.setattr(pathlib.Path, "unlink", lambda *arguments, **options: step(unlink, *arguments, **options))
+            patched.setattr(pathlib.Path, "unlink", unlink_in_steps)
             try:
-                build_with(builder, path, force=again == "forced", flags=BuilderFlags(tf32=again == "replaced"))
+                build_with(builder, path, force=again != "first", flags=BuilderFlags(tf32=again == "replaced"))
                 finished = True
             except _Killed:
                 finished = False
         Artifact(path).verify(builds=True)
-        build_with(InstantBuilder(), path, flags=BuilderFlags(tf32=again == "replaced"))
+        build_with(InstantBuilder(), path, force=again == "replaced", flags=BuilderFlags(tf32=again == "replaced"))
         assert len(manifest_of(path).builds) == len(ENGINES)
+        stored = {name for name in plan_files(path) if "/." not in name}  # this process still holds what is hidden
+        assert stored == {build.file for build in manifest_of(path).builds}
         if finished:
             break
     assert last >= 4 * len(ENGINES)  # two files an engine, each a name given and a name gone

@@ -97,7 +97,7 @@ def test_a_signature_that_names_a_trusted_key_but_is_by_another_is_refused(
     signed: pathlib.Path, own: Keys, other: Keys
 ) -> None:
     trusted = (signed / SIGNATURE).read_text().split()[1]
-    sign(Artifact(signed), other.private)
+    sign(Artifact(signed), other.private, force=True)
     name, _, signature = (signed / SIGNATURE).read_text().split()
     (signed / SIGNATURE).write_text(f"{name} {trusted} {signature}\n")
     assert "altered since it was signed" in refusal(signed, IntegrityError, own.public)
@@ -155,3 +155,19 @@ def test_the_commands_sign_and_verify(artifact_copy: pathlib.Path, own: Keys, ot
     assert "which is not trusted" in mar("verify", artifact_copy, "--public-key", other.public).err
     (artifact_copy / "denoise.onnx").unlink()
     assert mar("verify", artifact_copy, "--public-key", own.public).code == 1
+
+
+def test_a_signature_by_another_key_is_replaced_only_by_force(
+    signed: pathlib.Path, own: Keys, other: Keys, mar: Mar
+) -> None:
+    before = (signed / SIGNATURE).read_bytes()
+    refused = mar(f"sign {signed} --key {other.private}")
+    assert refused.code == 2
+    assert re.search(r"manifest\.sig: signed with another key, .*; give --force to replace its signature$", refused.err)
+    assert (signed / SIGNATURE).read_bytes() == before
+    assert mar(f"sign {signed} --key {own.private}").code == 0  # the artifact may have changed since
+    assert mar(f"sign {signed} --key {other.private} --force").code == 0
+    Generator.load(signed, threads=1, trusted_keys=[other.public]).close()
+    (signed / SIGNATURE).write_text("mine")
+    assert "not a signature of mar sign" in mar(f"sign {signed} --key {own.private}").err
+    assert (signed / SIGNATURE).read_text() == "mine"
