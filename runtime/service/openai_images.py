@@ -141,7 +141,7 @@ class ImagesApi:
         count, shown = fields.n or 1, fields.partial_images or 0
         _check_most("n", count, settings.max_images)
         _check_most("partial_images", shown, settings.max_partial_images)
-        _check_form(fields, model)
+        _check_form(fields, model, settings.urls)
         with _about("prompt"):
             label = model.label(fields.prompt)
         preset = fields.preset or model.default_preset
@@ -285,7 +285,7 @@ def _check_most(param: str, value: int, most: int) -> None:
         check_int(param, value, 0 if param == "partial_images" else 1, most)
 
 
-def _check_form(fields: ImageFields, model: ServedModel) -> None:
+def _check_form(fields: ImageFields, model: ServedModel, urls: bool) -> None:
     """Check the fields that allow one value only."""
     if fields.size not in (None, "auto", _size(model)):
         message = f"{model.name} makes images of {_size(model)}, found {truncate(fields.size)}; leave size out"
@@ -295,6 +295,9 @@ def _check_form(fields: ImageFields, model: ServedModel) -> None:
         raise HttpError(400, message, param="negative_prompt", code="invalid_value")
     if fields.stream and fields.response_format == _URL:
         message = "a stream carries its images; leave response_format out"
+        raise HttpError(400, message, param="response_format", code="invalid_value")
+    if not urls and fields.response_format == _URL:
+        message = f"this service has several replicas, which share no images; ask for {_B64}"
         raise HttpError(400, message, param="response_format", code="invalid_value")
 
 

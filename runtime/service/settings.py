@@ -18,6 +18,7 @@ class ServiceSettings:
         max_images: The most images of a request.
         max_partial_images: How many times a stream may show an image before it is finished.
         max_body: The most bytes of a request.
+        urls: Whether an image can be asked for by `url`; not where replicas share an address, as one alone has it.
         url_seconds: How long an image that was asked for by `url` can be fetched.
         url_bytes: The most bytes of such images together; the oldest make room.
         api_keys: The keys of which a request must have one; none for a service without keys.
@@ -31,6 +32,7 @@ class ServiceSettings:
     max_images: int = 10
     max_partial_images: int = 16
     max_body: int = 16 * 2**20
+    urls: bool = True
     url_seconds: float = 600.0
     url_bytes: int = 256 * 2**20
     api_keys: tuple[str, ...] = ()

@@ -10,21 +10,27 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import secrets
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from runtime.backends.telemetry import import_library
-from runtime.errors import BackendError
+from runtime.checks import truncate
+from runtime.errors import BackendError, RequestError
 from runtime.files import scratch_folder
 from runtime.workers.worker_group import Workers
 
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # on every system: whether Ray listens for other machines
+_ATTEMPTS = 3  # to start: on a busy machine a part of Ray may take longer than the 15 seconds that Ray waits for it
 _OBJECT_BYTES = 2**30
 _LONGEST_FOLDER = 45  # characters: Ray adds 62 for its sockets, whose paths have at most 107
+_ADDRESS = re.compile(r"([\w.:\[\]-]+):([0-9]{1,5})")
+_SECONDS_TO_CONNECT = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,8 +39,11 @@ def connected(workers: Workers) -> Iterator[Any]:
     """Connect to the cluster of `workers`, or start one on this machine, and give the module `ray` to the block.
 
     Raises:
+        RequestError: The address is none.
         BackendError: Ray is not installed or does not start, or the cluster cannot be reached.
     """
+    if workers.address is not None:
+        _check_address(workers.address)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_python_on_standard_error())
         with _own_signal_handlers():
@@ -92,15 +101,39 @@ def _on_this_machine(workers: Workers, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def _check_address(address: str) -> None:
+    """Check that a cluster answers, for which Ray would wait minutes.
+
+    Raises:
+        RequestError: It is no address.
+        BackendError: Nothing answers there.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if address == "auto":
+        return
+    if match is None:
+        raise RequestError(f"--ray must be HOST:PORT or auto, found {truncate(address)}")
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), _SECONDS_TO_CONNECT).close()
+    except (OSError, OverflowError) as error:
+        raise BackendError(
+            f"no Ray cluster answers at {address} ({error}); give the address that ray start --head has printed"
+        ) from None
+
+
 def _start(ray: Any, settings: dict[str, Any], workers: Workers) -> None:
     where = f"the Ray cluster at {workers.address}" if workers.address else "Ray on this machine"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(**settings)
-    except Exception as error:  # Ray raises errors of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BackendError(f"{where} cannot be used ({reason})") from error
+    for attempts_left in reversed(range(1 if workers.address else _ATTEMPTS)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                ray.init(**settings)
+                break
+        except Exception as error:  # Ray raises errors of many kinds
+            ray.shutdown()
+            if not attempts_left:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise BackendError(f"{where} cannot be used ({reason})") from error
     if workers.gpu and ray.cluster_resources().get("GPU", 0) < 1:
         raise BackendError(f"{where} has no GPU; start its nodes with --num-gpus, or use --device cpu")
 

@@ -76,7 +76,7 @@ def run_on_ray(
         except ray.exceptions.RayError as error:
             raise BackendError(
                 f"workers died again and again before their work was done ({type(error).__name__}); use fewer of them "
-                "if memory is short. The same command continues with what is finished"
+                "if memory is short, and give the same command to continue with what is finished"
             ) from error
 
 

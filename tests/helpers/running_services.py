@@ -33,6 +33,20 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
+def connect(port: int) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+
+
+def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    """Send a request to a port of this machine; a body that is no bytes is sent as JSON."""
+    if body is not None and not isinstance(body, bytes):
+        body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
+    with contextlib.closing(connect(port)) as connection:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.headers), response.read())
+
+
 class RunningService:
     """A service, and where it listens.
 
@@ -46,16 +60,11 @@ class RunningService:
         self.service, self.port, self.url = service, port, f"http://127.0.0.1:{port}"
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
+        return connect(self.port)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """Send a request; a body that is no bytes is sent as JSON."""
-        if body is not None and not isinstance(body, bytes):
-            body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
-        with contextlib.closing(self.connect()) as connection:
-            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-            response = connection.getresponse()
-            return Answer(response.status, dict(response.headers), response.read())
+        return ask(self.port, method, path, body, **headers)
 
     def figures(self) -> dict[str, float]:
         """The figures of `/metrics` by name and labels."""
