@@ -27,6 +27,7 @@ from training.checkpoints.infer_config import (
 )
 from training.checkpoints.latent_scale import SCALE_KEY, SHIFT_KEY, SOURCE_KEY
 from training.checkpoints.published_files import (
+    NORM_GROUPS_KEY,
     config_from_vae,
     is_diffusers_folder,
     load_vae,
@@ -92,9 +93,14 @@ def save_weights(path: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Ma
 
 
 def save_vae(path: pathlib.Path, vae: AutoencoderKL) -> None:
-    """Write an autoencoder, with the scale of its latents in the header, for `load_vae` to read."""
-    scale = {SCALE_KEY: repr(vae.latent_scale), SHIFT_KEY: repr(vae.latent_shift), SOURCE_KEY: vae.scale_source}
-    save_weights(path, vae.state_dict(), scale)
+    """Write an autoencoder for `load_vae` to read; the header has what no shape tells: groups and latent scale."""
+    header = {
+        NORM_GROUPS_KEY: str(vae.config.norm_groups),
+        SCALE_KEY: repr(vae.latent_scale),
+        SHIFT_KEY: repr(vae.latent_shift),
+        SOURCE_KEY: vae.scale_source,
+    }
+    save_weights(path, vae.state_dict(), header)
 
 
 def load_into(module: nn.Module, path: pathlib.Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from training.models.autoencoder import GROUPS
+from training.models.autoencoder import NORM_GROUPS
 
-# Settings of diffusers' config that change what is computed, but no shape: the values that are computed here.
-_FIXED = {"norm_num_groups": GROUPS, "act_fn": ("silu", "swish")}
+# The activation changes what is computed, but no shape: these are what is computed here.
+_ACTIVATIONS = ("silu", "swish")
 
 _RENAMED = (
     (r"\.mid_block\.attentions\.0\.", ".mid.attn_1."),
@@ -68,9 +68,15 @@ def with_quantization_convolutions(
     return completed
 
 
-def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Raise `CheckpointError` if a config of diffusers has a setting that the published autoencoder has not."""
-    for key, expected in _FIXED.items():
-        allowed = expected if isinstance(expected, tuple) else (expected,)
-        if config.get(key, allowed[0]) not in allowed:
-            raise CheckpointError(f"{where}: {key} must be {' or '.join(map(str, allowed))}, found {config[key]!r}")
+def read_norm_groups(config: Mapping[str, Any], where: str) -> int:
+    """Return the groups of the normalizations in a config of diffusers, after checking its activation.
+
+    Raises:
+        CheckpointError: The groups are no positive whole number, or the activation is not the published one.
+    """
+    groups, activation = config.get("norm_num_groups", NORM_GROUPS), config.get("act_fn", _ACTIVATIONS[0])
+    if type(groups) is not int or groups < 1:
+        raise CheckpointError(f"{where}: norm_num_groups must be a positive whole number, found {groups!r}")
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(f"{where}: act_fn must be {' or '.join(_ACTIVATIONS)}, found {activation!r}")
+    return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from runtime import structured_files
+from runtime.checks import truncate
 from runtime.errors import CheckpointError
 from runtime.structured_files import FaultReport
 from training.checkpoints.diffusers_autoencoder import (
-    check_config,
+    read_norm_groups,
     with_published_names,
     with_quantization_convolutions,
 )
@@ -25,7 +27,10 @@ from training.checkpoints.latent_scale import LatentScale, scale_of_config, scal
 from training.checkpoints.pickles import StandIn, read_pickle
 from training.checkpoints.sharded_checkpoints import refuse_sharded_content
 from training.checkpoints.tensor_files import assign_weights, check_tensors, read_metadata, read_safetensors
-from training.models.autoencoder import AutoencoderKL, vae_config
+from training.models.autoencoder import NORM_GROUPS, AutoencoderKL, vae_config
+
+NORM_GROUPS_KEY = "norm_groups"
+"""The key in the header of an autoencoder that this project has written."""
 
 Warn = Callable[[str], None]
 """Is called with one line for each thing that a person should know about a file."""
@@ -43,7 +48,7 @@ _MAR = Sought("the averaged weights under 'model_ema'", "z_proj.weight")
 _VAE = Sought(
     "the weights of an autoencoder under 'model'",
     "decoder.conv_in.weight",
-    ("encoder", "decoder", "quant_conv", "post_quant_conv"),
+    ("encoder", "decoder", "quant_conv", "post_quant_conv", "linear"),
 )
 
 
@@ -144,9 +149,11 @@ def load_vae(
     """
     if (path / _DIFFUSERS_INDEX).is_file():
         path = path / _VAE_FOLDER
-    weights, scale, config = _read_vae(path, warn)
+    config = _config_beside(path)
+    groups = _norm_groups(path) if config is None else read_norm_groups(config, str(path))
+    weights, scale = _read_vae(path, config, warn)
     weights = with_quantization_convolutions(with_published_names(weights), config)
-    config_of_vae = vae_config(shapes_of(weights), str(path))
+    config_of_vae = vae_config(shapes_of(weights), str(path), groups)
     with torch.device("meta"):
         vae = AutoencoderKL(config_of_vae)
     scale = scale.replaced(latent_scale, latent_shift)
@@ -155,11 +162,10 @@ def load_vae(
     return vae
 
 
-def _read_vae(path: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], LatentScale, Mapping[str, Any] | None]:
-    """Return the weights of an autoencoder, the scale of its latents, and its config where diffusers wrote it."""
-    config = _config_beside(path)
-    if config is not None:
-        check_config(config, str(path))
+def _read_vae(
+    path: pathlib.Path, config: Mapping[str, Any] | None, warn: Warn
+) -> tuple[dict[str, Tensor], LatentScale]:
+    """Return the weights of an autoencoder and the scale of its latents; `config` is that of diffusers, if any."""
     if path.is_dir():
         weights, _ = _read_folder(path, warn)
         scale = None
@@ -175,7 +181,19 @@ def _read_vae(path: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], Latent
     if scale is None and config is not None:
         scale = scale_of_config(config, (path if path.is_dir() else path.parent) / _DIFFUSERS_CONFIG)
     scale = scale or dataclasses.replace(LatentScale(), source=f"{LatentScale.source}, because {path.name} names none")
-    return _of_file(weights, _VAE, path), scale, config
+    return _of_file(weights, _VAE, path), scale
+
+
+def _norm_groups(path: pathlib.Path) -> int:
+    """Return the groups of the normalizations in the header of an autoencoder, or the published number.
+
+    Raises:
+        CheckpointError: They are no positive whole number.
+    """
+    text = read_metadata(path).get(NORM_GROUPS_KEY, str(NORM_GROUPS))
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise CheckpointError(f"{path}: {NORM_GROUPS_KEY} must be a positive whole number, found {truncate(text)}")
+    return int(text)
 
 
 def _config_beside(path: pathlib.Path) -> Mapping[str, Any] | None:

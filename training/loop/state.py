@@ -77,8 +77,7 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
             parameter.copy_(saved("model", name, parameter))
             train_step.average[name].copy_(saved("average", name, parameter))
             updates = torch.tensor(float(step - skipped), device=train_step.processes.device)
-            # In the parameter's own order of values in memory, which the fused optimizer does not compare.
-            moments = {key: torch.empty_like(parameter).copy_(saved(key, name, parameter)) for key in _MOMENTS}
+            moments = {key: saved(key, name, parameter) for key in _MOMENTS}
             train_step.optimizer.state[parameter] = {"step": updates, **moments}
     train_step.skipped = skipped
     if train_step.processes.is_main and checkpoint.saved_step(run / run_folder.WEIGHTS_FILE) != step:

@@ -16,7 +16,7 @@ from training.config import (
     resolve_model,
     setting,
 )
-from training.models.autoencoder import GROUPS, VAEConfig
+from training.models.autoencoder import VAEConfig
 
 TOKENIZER_SIZES: dict[str, dict[str, Any]] = {
     # The autoencoder of MAR (arXiv 2406.11838), and one of LDM (arXiv 2112.10752, table 8).
@@ -59,6 +59,7 @@ class TokenizerTraining(StepConfig):
         64, "Channels of the first layer of the discriminator, a multiple of 8.", least=8
     )
     discriminator_layers: int = setting(3, "How many times the discriminator halves the size of an image.", least=1)
+    init: str = setting("", "The file of an autoencoder of the same shape, to begin with its weights.")
     eval_count: int = setting(2000, "Images on which reconstructions are evaluated.", least=2)
 
 
@@ -117,21 +118,28 @@ def read_vae(values: Mapping[str, Any], where: str) -> VAEConfig:
         ConfigError: A key is unknown, or a value is impossible.
     """
     check_known_keys(values, field_names(VAEConfig), where)
-    for name in ("latent_channels", "width", "blocks"):
+    for name in ("latent_channels", "width", "blocks", "norm_groups", "patch_size"):
         if name in values and not _is_int(values[name], 1):
             raise ConfigError(f"{where}: {name} must be a whole number of at least 1, found {values[name]!r}")
     for name, least in (("multipliers", 1), ("attention_levels", 0)):
         numbers = values.get(name, ())
         if not isinstance(numbers, Sequence) or not all(_is_int(number, least) for number in numbers):
             raise ConfigError(f"{where}: {name} must be a list of whole numbers of at least {least}, found {numbers!r}")
+    if type(values.get("linear_path", False)) is not bool:
+        raise ConfigError(f"{where}: linear_path must be true or false, found {values['linear_path']!r}")
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
     vae = VAEConfig(**fields)
-    if not vae.multipliers or vae.width % GROUPS or vae.image_channels != 3:
+    if not vae.multipliers or vae.width % vae.norm_groups or vae.image_channels != 3:
         raise ConfigError(
-            f"{where}: expected a width that is a multiple of {GROUPS}, multipliers and 3 image_channels, found "
-            f"{vae.width}, {list(vae.multipliers)} and {vae.image_channels}"
+            f"{where}: expected a width that is a multiple of {vae.norm_groups} norm_groups, multipliers and 3 "
+            f"image_channels, found {vae.width}, {list(vae.multipliers)} and {vae.image_channels}"
+        )
+    if vae.linear_path and vae.latent_channels > vae.image_channels * vae.stride**2:
+        raise ConfigError(
+            f"{where}: with linear_path, latent_channels must be at most the {vae.image_channels * vae.stride**2} "
+            f"values of a patch, found {vae.latent_channels}"
         )
     if any(level >= len(vae.multipliers) for level in vae.attention_levels):
         raise ConfigError(f"{where}: attention_levels must be below {len(vae.multipliers)}, the number of multipliers")

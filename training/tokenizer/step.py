@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,14 @@ class TokenizerTrainStep(TrainStep):
         super().__init__(model, model, optimizer, config.training, processes)
         perceptual = open_perceptual(config.training.perceptual)
         self.perceptual = None if perceptual is None else perceptual.to(processes.device)
+
+    def set_autoencoder(self, weights: Mapping[str, Tensor]) -> None:
+        """Set parameters of the autoencoder, by their names in it; every process must pass the same."""
+        parameters = dict(self.model.vae.named_parameters())
+        with torch.no_grad():
+            for name, weight in weights.items():
+                for copy in (parameters[name], self.average[f"vae.{name}"]):
+                    copy.copy_(weight)
 
     def averaged_model(self) -> AutoencoderKL:
         """Return a new autoencoder with the moving average of the weights, in evaluation mode."""

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from runtime.errors import BackendError, DataError
+from torch import Tensor
+
+from runtime.errors import BackendError, CheckpointError, DataError
 from runtime.image_files import parse_color
 from training.checkpoints import checkpoint, run_folder
+from training.checkpoints.published_files import load_vae
 from training.data.datasets import ImageDataset, open_dataset, to_rgb
 from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch, micro_batches
@@ -19,6 +22,7 @@ from training.evaluation.feature_networks import EfficientNet
 from training.loop.training_loop import TrainingLoop
 from training.reporting.reporter import Reporter
 from training.tokenizer.config import TokenizerConfig
+from training.tokenizer.principal_components import principal_components
 from training.tokenizer.reconstruction import ReconstructionEvaluator, measure_latent_scale
 from training.tokenizer.step import TokenizerTrainStep
 
@@ -47,6 +51,23 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
 
     def _make_train_step(self) -> TokenizerTrainStep:
         return TokenizerTrainStep(self.config, self.processes)
+
+    def _initialize(self) -> None:
+        if self.config.training.init:
+            self.train_step.set_autoencoder(self._initial_weights(pathlib.Path(self.config.training.init)))
+        elif self.config.model.linear_path:
+            self.train_step.set_autoencoder(principal_components(self.config.model, self.dataset.image_dataset))
+
+    def _initial_weights(self, file: pathlib.Path) -> Mapping[str, Tensor]:
+        """Return the weights of the autoencoder to begin with.
+
+        Raises:
+            CheckpointError: The file is missing or damaged, or has an autoencoder of another shape.
+        """
+        vae = load_vae(file)
+        if vae.config != self.config.model:
+            raise CheckpointError(f"{file}: expected an autoencoder of {self.config.model}, found one of {vae.config}")
+        return vae.state_dict()
 
     def _batches(self) -> Iterator[MicroBatch]:
         me, vae, training = self.processes, self.config.model, self.config.training

@@ -106,6 +106,14 @@ def test_an_autoencoder_of_diffusers_computes_what_the_library_computes(
     assert vae.scale_source == "scaling_factor in vae/config.json"
 
 
+def test_the_groups_in_the_config_of_diffusers_are_those_of_every_normalization(tmp_path: pathlib.Path) -> None:
+    vae = load_vae(_write_diffusers("stable_diffusion", tmp_path / "vae", norm_num_groups=16))
+    assert vae.config.norm_groups == 16
+    published = load_vae(_write_diffusers("stable_diffusion", tmp_path / "published"))
+    image = torch.rand(1, 3, 32, 32)
+    assert not torch.allclose(vae.encode(image), published.encode(image))
+
+
 def test_earlier_names_of_attention_in_diffusers_are_read(tmp_path: pathlib.Path) -> None:
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     folder = _write_diffusers("stable_diffusion", tmp_path / "vae")
@@ -121,7 +129,9 @@ def test_earlier_names_of_attention_in_diffusers_are_read(tmp_path: pathlib.Path
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"norm_num_groups": 16}, "norm_num_groups must be 32, found 16"),
+        ({"norm_num_groups": 0}, "norm_num_groups must be a positive whole number, found 0"),
+        ({"norm_num_groups": "8"}, "norm_num_groups must be a positive whole number, found '8'"),
+        ({"norm_num_groups": 24}, "a width that is a multiple of 24"),
         ({"act_fn": "gelu"}, "act_fn must be silu or swish, found 'gelu'"),
         ({"latents_mean": [0.1, 0.2, 0.3, 0.4]}, "latents_mean has a value for each channel, which the engines cannot"),
         ({"latents_std": [1, 1, 1, 2]}, "latents_std has a value for each channel, which the engines cannot apply"),

@@ -133,6 +133,8 @@ def _configs(draw: st.DrawFn) -> VAEConfig:
         multipliers=multipliers,
         blocks=draw(st.integers(1, 3)),
         attention_levels=tuple(sorted(levels)),
+        patch_size=draw(st.integers(1, 3)),
+        linear_path=draw(st.booleans()),
     )
 
 
@@ -161,6 +163,39 @@ def test_a_first_layer_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> No
     with pytest.raises(CheckpointError, match=r"^vae\.ckpt: ") as caught:
         vae_config({**vae_shapes(VAE), "encoder.conv_in.weight": shape}, "vae.ckpt")
     one_sentence(caught)
+
+
+def test_the_groups_of_normalizations_are_a_field_and_no_shape_tells_them() -> None:
+    """With 32 groups a width of 32 would have a mean and a variance for every single channel."""
+    narrow = dataclasses.replace(VAE, norm_groups=8)
+    assert vae_shapes(narrow) == vae_shapes(VAE)
+    assert vae_config(vae_shapes(narrow), "vae.ckpt", 8) == narrow
+    norms = [module for module in AutoencoderKL(narrow).modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {8}
+    with pytest.raises(CheckpointError, match="a multiple of 24, found 3 and 32"):
+        vae_config(vae_shapes(VAE), "vae.ckpt", 24)
+
+
+def test_a_patch_becomes_the_channels_of_one_position() -> None:
+    """The stride grows with it, and an image moved by a patch gives moved features of the first convolution."""
+    config = dataclasses.replace(VAE, patch_size=2, multipliers=(1, 2))
+    vae = AutoencoderKL(config)
+    assert config.stride == 4
+    image = torch.rand(1, 3, 16, 24)
+    assert vae.encode(image).shape == (1, 4, 4, 6)
+    assert vae.decode(vae.encode(image)).shape == image.shape
+    first = [vae.encoder.conv_in(vae.encoder.patchify(each)) for each in (image, image.roll(2, dims=3))]
+    torch.testing.assert_close(first[0][..., 2:-2], first[1][..., 3:-1])
+
+
+def test_a_network_beside_a_linear_path_begins_with_zeros() -> None:
+    vae = AutoencoderKL(dataclasses.replace(VAE, linear_path=True))
+    assert vae.linear is not None
+    image, latents = torch.rand(2, 3, 16, 16), torch.randn(2, 4, 4, 4)
+    torch.testing.assert_close(vae.moments(image), vae.linear.encode(image))
+    torch.testing.assert_close(vae.decode(latents * vae.latent_scale), vae.linear.decode(latents))
+    vae.moments(image).square().sum().backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in vae.encoder.conv_out.parameters())
 
 
 @pytest.mark.parametrize("width", [16, 48])
@@ -196,6 +231,8 @@ def test_different_configs_have_different_parameters() -> None:
         {"multipliers": (1, 2, 3)},
         {"blocks": 2},
         {"attention_levels": ()},
+        {"patch_size": 2},
+        {"linear_path": True},
     ]
     made = [vae_shapes(dataclasses.replace(VAE, **change)) for change in ({}, *changes)]
     assert all(one != other for number, one in enumerate(made) for other in made[:number])

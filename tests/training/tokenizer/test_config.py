@@ -28,6 +28,13 @@ def test_a_config_written_as_toml_is_read_back(tmp_path: pathlib.Path) -> None:
     ("values", "message"),
     [
         ({"model": {"width": 40}}, "width that is a multiple of 32"),
+        ({"model": {"width": 40, "norm_groups": 16}}, "width that is a multiple of 16"),
+        ({"model": {"norm_groups": 0}}, "norm_groups must be a whole number"),
+        ({"model": {"linear_path": 1}}, "linear_path must be true or false"),
+        (
+            {"model": {"linear_path": True, "multipliers": [1], "attention_levels": [], "latent_channels": 4}},
+            "latent_channels must be at most the 3 values of a patch, found 4",
+        ),
         ({"model": {"depth": 4}}, "unknown keys depth"),
         ({"model": {"blocks": 0}}, "blocks must be a whole number"),
         ({"model": {"multipliers": "12"}}, "multipliers must be a list of whole numbers"),

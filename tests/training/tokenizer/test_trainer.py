@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.decomposition import PCA
 
 from runtime.errors import CheckpointError, ConfigError, MarError
+from runtime.model.latents import from_uint8
 from tests.helpers.command_line import Mar
 from tests.helpers.tiny_runs import (
     TINY_VAE,
@@ -92,6 +94,49 @@ def test_a_published_tokenizer_keeps_the_published_scale(tmp_path: pathlib.Path)
     vae.latent_scale = 1 / 3
     save_vae(tmp_path / "ours.safetensors", vae)
     assert load_vae(tmp_path / "ours.safetensors").latent_scale == 1 / 3
+
+
+def test_the_groups_of_normalizations_are_saved_with_a_tokenizer(tmp_path: pathlib.Path) -> None:
+    file, vae = tmp_path / "kl.safetensors", AutoencoderKL(read_vae({**TINY_VAE, "norm_groups": 8}, "test"))
+    save_vae(file, vae)
+    assert load_vae(file).config == vae.config
+    save_weights(file, vae.state_dict(), {"norm_groups": "-8"})
+    with pytest.raises(CheckpointError, match="norm_groups must be a positive whole number, found '-8'") as caught:
+        load_vae(file)
+    one_sentence(caught)
+
+
+def test_a_run_begins_with_the_best_linear_autoencoder(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Its reconstructions are those of scikit-learn's PCA; its latents have a mean variance of 1."""
+    model = read_vae({**TINY_VAE, "linear_path": True, "latent_channels": 5}, "test")
+    trainer = TokenizerTrainer.start(tmp_path / "run", dataclasses.replace(tiny_tokenizer(data, 1), model=model))
+    images = trainer.dataset.image_dataset.images(np.arange(len(trainer.dataset.labels)))
+    pixels = torch.from_numpy(from_uint8(images))
+    patches = torch.nn.functional.pixel_unshuffle(pixels, 2).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    kept = PCA(5).fit(patches)
+    expected = kept.inverse_transform(kept.transform(patches))
+    for vae in (trainer.train_step.averaged_model(), trainer.train_step.model.vae):
+        with torch.no_grad():
+            latents = vae.encode(pixels)
+            decoded = vae.decode(latents)
+        actual = torch.nn.functional.pixel_unshuffle(decoded, 2).permute(0, 2, 3, 1).flatten(0, 2).numpy()
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+        variances = (latents / vae.latent_scale).var(dim=(0, 2, 3))
+        assert variances.mean().item() == pytest.approx(1, rel=0.01)
+
+
+def test_a_run_begins_with_the_weights_of_another(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    TokenizerTrainer.start(tmp_path / "first", tiny_tokenizer(data, 1)).train()
+    file = tmp_path / "first" / "tokenizer.safetensors"
+    second = TokenizerTrainer.start(tmp_path / "second", tiny_tokenizer(data, 1, init=str(file), seed=1))
+    expected = load_vae(file).state_dict()
+    for vae in (second.train_step.averaged_model(), second.train_step.model.vae):
+        assert all(torch.equal(weight, expected[name]) for name, weight in vae.state_dict().items())
+    model = read_vae({**TINY_VAE, "blocks": 2}, "test")
+    other = dataclasses.replace(tiny_tokenizer(data, 1, init=str(file)), model=model)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: expected an autoencoder of") as caught:
+        TokenizerTrainer.start(tmp_path / "third", other)
+    one_sentence(caught)
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "inf", "nan", "much"])
