@@ -1,7 +1,8 @@
 """Files that a command writes under a name that the user gave: images, charts and reports.
 
-An image in PNG and a report in JSON carry a mark of the command and the arguments that made them. A command replaces a
-file that it has made with the same arguments. Anything else that has the name is replaced only with `--force`.
+An image in PNG, a report in JSON and an array in `.npy` carry a mark of the command and the arguments that made them. A
+command replaces a file that it has made with the same arguments. Anything else that has the name is replaced only with
+`--force`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +32,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _MARK = "made_by"  # the key in a JSON object, and in the text of a PNG file
 _FORCE = "mar.force"
-_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG, _NPY = b"\x89PNG\r\n\x1a\n", b"\x93NUMPY"
 _HEADER_END = 33  # of a PNG file: the signature, and the chunk IHDR
 _LONGEST_MARK = 200  # bytes
+_NPY_MARK = re.compile(rb"\nmade_by (mar [a-z-]+ [0-9a-f]{16})\n\Z")  # behind the array, which readers do not look at
 _MOST_CHUNKS = 64  # in front of the pixels of a PNG file, among which the mark is looked for
 _DIGITS = 16
 
@@ -67,7 +71,7 @@ def check_result_file(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def result_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give a temporary file, as `runtime.files.replacing` does, and mark what is written if it is PNG or JSON."""
+    """Give a temporary file, as `runtime.files.replacing` does, and mark what is written there."""
     with replacing(path) as temporary:
         yield temporary
         _mark(temporary, _own_mark())
@@ -112,6 +116,9 @@ def _read_mark(path: pathlib.Path) -> str | None:
                         size = 0
                     file.seek(size + 4, 1)  # the content, and its checksum
                 return None
+            file.seek(-min(_LONGEST_MARK, path.stat().st_size), os.SEEK_END)
+            if match := _NPY_MARK.search(file.read()):
+                return match[1].decode()
         mark = read_json_object(path, FaultReport(MarError)).get(_MARK)
     except (OSError, MarError, struct.error):
         return None
@@ -119,12 +126,15 @@ def _read_mark(path: pathlib.Path) -> str | None:
 
 
 def _mark(path: pathlib.Path, mark: str) -> None:
-    """Put a mark into a PNG file or a JSON object; a file of another kind stays as it is."""
+    """Put a mark into a PNG file, a `.npy` file or a JSON object; a file of another kind stays as it is."""
     content = path.read_bytes()
     if content.startswith(_PNG):
         text = b"tEXt" + _MARK.encode() + b"\0" + mark.encode()
         chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
         path.write_bytes(content[:_HEADER_END] + chunk + content[_HEADER_END:])
+    elif content.startswith(_NPY):
+        with path.open("ab") as file:
+            file.write(f"\n{_MARK} {mark}\n".encode())
     elif content.startswith(b"{"):
         value = {**json.loads(content), _MARK: mark}
         path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
 from runtime.files import holding_folder
-from training.checkpoints.run_folder import CONFIG_FILE
+from training.checkpoints.run_folder import CONFIG_FILE, TOKENIZER_FILE
 from training.cli.options import check_resume_options, checkpoint_options, echo_warnings, training_options
 from training.heads.config import HEAD_OPTIONS, RESUMED_OPTIONS, HeadTraining
 from training.heads.trainer import HeadTrainer, head_config, load_source
@@ -108,7 +108,9 @@ def run_head(
 def _holding_new(out: pathlib.Path) -> Any:
     """Hold the folder of a new run, or of a run that was begun. Raises `RequestError` if it holds something else."""
     begun = (out / CONFIG_FILE).is_file() or not out.exists()
-    if not begun and not (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())):
+    if not begun and not (
+        out.is_dir() and all(path.name.startswith(".") or path.name == TOKENIZER_FILE for path in out.iterdir())
+    ):
         raise RequestError(f"{out} exists and is no run; choose another --out, or remove it yourself")
     return holding_folder(out)
 

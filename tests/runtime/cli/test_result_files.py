@@ -134,12 +134,14 @@ def test_an_image_that_another_program_saved_again_is_refused(image: pathlib.Pat
     assert "did not make it" in refused("--image", image)
 
 
-def test_a_file_that_holds_no_mark_is_never_replaced_without_force(tmp_path: pathlib.Path) -> None:
+def test_an_array_is_marked_behind_its_end(tmp_path: pathlib.Path) -> None:
     latents = tmp_path / "latents.npy"
-    run("--latents", latents)
-    assert np.load(latents).tolist() == [0]
+    for _ in range(2):
+        assert run("--latents", latents, "--seed", 3).exception is None
+    assert np.load(latents).tolist() == np.load(latents, mmap_mode="r").tolist() == [3]
     assert "did not make it" in refused("--latents", latents)
-    assert run("--latents", latents, "--force").exception is None
+    np.save(latents, np.load(latents))
+    assert "did not make it" in refused("--latents", latents, "--seed", 3)
 
 
 def test_a_path_is_the_same_argument_from_any_folder(
