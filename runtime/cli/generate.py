@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -13,25 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.checks import check_int, pluralize
+from runtime.cli.calibration_note import tell_other_plan
+from runtime.cli.generate_batches import generate_batches
+from runtime.cli.generate_folder import fill_folder
+from runtime.cli.generate_outputs import FOLDER_HINT, Outputs
+from runtime.cli.generate_sequence import ImageSequence, image_sequence, parse_shard
+from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import (
     CLASS_HELP,
     PATH,
     backend_options,
-    bar_shown,
     preset_option,
-    progress_bar,
     sampling_options,
     threads_option,
 )
+from runtime.cli.output_file import OutputFile
+from runtime.cli.result_files import force_option
 from runtime.errors import RequestError
-from runtime.files import check_writable, replacing
-from runtime.generator import Generator, Result
-from runtime.image_grid import check_image_file, save_grid
-from runtime.requests.validation import MAX_BATCH, parse_class
+from runtime.generator import Generator
+from runtime.image_records.record import ImageRecord
+from runtime.requests.validation import MAX_BATCH, check_batch, parse_class
 from runtime.structured_files import FaultReport, NpzFile
-
-_MAX_COUNT = 100_000
-_GRID_COLUMNS = 8
 
 
 @click.command()
@@ -46,9 +48,31 @@ _GRID_COLUMNS = 8
 @click.option(
     "--count", type=int, help="Number of images; they take the classes in turn. Default: one image of each class."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same images.")
-@click.option("--out", type=PATH, help="The PNG file to write, a grid of all images.")
-@click.option("--save-latents", type=PATH, help="The .npy file to write, with the latents [B, C, h, w].")
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    default=(0,),
+    show_default="0",
+    help="The same seed gives the same images. Repeat it for one seed for each class, or several of one class.",
+)
+@click.option(
+    "--first", type=int, default=0, show_default=True, help="The number of the first image in the sequence of the seed."
+)
+@click.option("--out", type=OutputFile(FOLDER_HINT), help="The PNG file to write: one image, or a grid of several.")
+@click.option(
+    "--out-dir",
+    type=PATH,
+    help="The folder to write each image into, as a PNG file of its own, with index.jsonl. A run that was stopped "
+    "continues if it is given again.",
+)
+@click.option("--shard", metavar="K/N", help="With --out-dir: generate only the K-th of N shards of the images.")
+@click.option(
+    "--save-latents",
+    type=OutputFile("give the name of a .npy file"),
+    help="The .npy file to write, with the latents [B, C, h, w].",
+)
 @preset_option
 @sampling_options
 @click.option("--batch-size", type=int, default=16, show_default=True, help="Number of images generated together.")
@@ -67,12 +91,17 @@ _GRID_COLUMNS = 8
 )
 @backend_options
 @threads_option
+@force_option("Replace a file at --out or --save-latents that something else made.")
+@json_option
 def generate(
     artifact: pathlib.Path,
     classes: tuple[str, ...],
     count: int | None,
-    seed: int,
+    seeds: tuple[int, ...],
+    first: int,
     out: pathlib.Path | None,
+    out_dir: pathlib.Path | None,
+    shard: str | None,
     save_latents: pathlib.Path | None,
     batch_size: int,
     order_file: pathlib.Path | None,
@@ -82,92 +111,67 @@ def generate(
     device: str | None,
     cuda_graphs: bool,
     threads: int | None,
+    print_document: PrintDocument,
     **settings: Any,
 ) -> None:
-    """Generate images with ARTIFACT, and write them as a grid, as latents, or both."""
-    _check_outputs(out, save_latents)
-    order = _read_array(order_file, "generation_order")
-    noise = _read_array(noise_file, "noise")
+    """Generate images with ARTIFACT, and write each into a file of its own, or all as a grid, or their latents."""
+    outputs = Outputs(out, out_dir, save_latents, None if shard is None else parse_shard(shard))
+    outputs.check(given_numbers=order_file is not None or noise_file is not None)
+    check_int("--decode-batch", decode_batch, 1, MAX_BATCH)
+    given = {"order": _read_array(order_file, "generation_order"), "noise": _read_array(noise_file, "noise")}
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
-        manifest = generator.manifest
-        if out is not None and manifest.tokenizer == "none":
-            raise RequestError(
-                f"{artifact} has no decoder, so it makes latents, not images; use --save-latents instead of --out, "
-                "or export it with --tokenizer"
-            )
-        chosen = [parse_class(text, manifest.class_names) for text in classes]
-        labels = _labels(chosen or range(manifest.model.class_num), count)
+        outputs.check_decoder(generator, artifact)
+        sequence = _sequence(generator, classes, seeds, first, count)
+        columns = outputs.columns(sequence, generator.image_size)
+        records = _records(generator, sequence, batch_size, settings)
+        tell_other_plan(generator, settings)
         started = time.perf_counter()
-        results = _generate(generator, labels, batch_size, seed, order, noise, decode_batch, settings)
+        if out_dir is not None:
+            drawn = fill_folder(generator, out_dir, records, outputs.shard, batch_size, decode_batch, settings)
+        else:
+            results = list(
+                generate_batches(generator, records, batch_size, settings, decode_batch=decode_batch, **given)
+            )
+            drawn = len(records)
         seconds = time.perf_counter() - started
-    if save_latents is not None:
-        with replacing(save_latents) as temporary, temporary.open("wb") as file:
-            np.save(file, np.concatenate([result.latents for result in results]))
-    if out is not None:
-        _save_grid(out, results, labels, manifest.class_names)
-    click.echo(
-        f"{pluralize(len(labels), 'image')} in {seconds:.2f} s, {seconds / len(labels):.3f} s each "
-        f"({generator.description})"
-    )
-    for what, path in (("latents", save_latents), ("grid", out)):
-        if path is not None:
-            click.echo(f"{what} written to {path}")
+    if out_dir is None:
+        outputs.write(results, columns)
+    _print_time(drawn, seconds, generator)
+    outputs.print_places(len(records))
+    figures = {"images": len(records), "drawn": drawn, "seconds": seconds}
+    content = {"artifact": str(artifact), **_describe(generator, settings), **figures, **outputs.to_dict()}
+    print_document(json_document("generate", content))
 
 
-def _check_outputs(out: pathlib.Path | None, save_latents: pathlib.Path | None) -> None:
-    """Check that there is an output, and that every output can be written."""
-    if out is None and save_latents is None:
-        raise RequestError("nothing to write: give --out GRID.png, --save-latents FILE.npy, or both")
-    if out is not None and save_latents is not None and out.resolve() == save_latents.resolve():
-        raise RequestError(f"--out and --save-latents are both {out}; give them different files")
-    if out is not None:
-        check_image_file(out)
-    if save_latents is not None:
-        check_writable(save_latents)
+def _print_time(drawn: int, seconds: float, generator: Generator) -> None:
+    """Print how long the images took, if any were drawn."""
+    if drawn:
+        each = f"{pluralize(drawn, 'image')} in {seconds:.2f} s, {seconds / drawn:.3f} s each"
+        click.echo(f"{each} ({generator.description})")
 
 
-def _save_grid(out: pathlib.Path, results: list[Result], labels: list[int], names: Sequence[str]) -> None:
-    images = np.concatenate([result.images for result in results if result.images is not None])
-    captions = [names[label] if names else f"class {label}" for label in labels]
-    with replacing(out) as temporary:
-        save_grid(temporary, images, captions, columns=min(len(labels), max(len(set(labels)), _GRID_COLUMNS)))
+def _describe(generator: Generator, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the images are generated with, for the JSON document."""
+    sampling = dataclasses.asdict(generator.sampling(**settings))
+    return {"runs_on": generator.description, "preset": settings["preset"], "sampling": sampling}
 
 
-def _labels(classes: Sequence[int], count: int | None) -> list[int]:
-    """Return the classes in turn for `count` images, or each class once."""
-    total = len(classes) if count is None else count
-    if not 1 <= total <= _MAX_COUNT:
-        raise RequestError(f"--count must lie in 1..{_MAX_COUNT}, found {total}")
-    return [classes[number % len(classes)] for number in range(total)]
+def _sequence(
+    generator: Generator, classes: Sequence[str], seeds: Sequence[int], first: int, count: int | None
+) -> ImageSequence:
+    """Return the images that the options name."""
+    chosen = [parse_class(text, generator.class_names) for text in classes]
+    return image_sequence(chosen or range(generator.manifest.model.class_num), seeds, first, count)
 
 
-def _generate(
-    generator: Generator,
-    labels: list[int],
-    batch_size: int,
-    seed: int,
-    order: NDArray[np.generic] | None,
-    noise: NDArray[np.generic] | None,
-    decode_batch: int,
-    settings: dict[str, Any],
-) -> list[Result]:
-    """Generate all images, batch by batch, with a progress bar."""
-    check_int("--decode-batch", decode_batch, 1, MAX_BATCH)
-    batches = generator.generate_batches(
-        labels,
-        batch_size,
-        seed=seed,
-        order=order,
-        noise=noise,
-        decode_batch=decode_batch,
-        progress=(lambda done, total: bar.update(1)) if bar_shown() else None,
-        **settings,
-    )
-    passes = math.ceil(len(labels) / batch_size) * len(generator.plan(**settings).iterations)
-    with progress_bar(passes, "generating") as bar:
-        return list(batches)
+def _records(
+    generator: Generator, sequence: ImageSequence, batch_size: int, settings: Mapping[str, Any]
+) -> tuple[ImageRecord, ...]:
+    """Return how the images are made. Raises `RequestError` if a setting or the size of a batch is wrong."""
+    check_batch(batch_size, generator.plan(**settings).diffusion_steps, generator.manifest.model)
+    return generator.records(sequence.labels, seed=sequence.seeds_of_images, index=sequence.indices, **settings)
 
 
 def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | None:

@@ -11,9 +11,12 @@ import click
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest, is_latents_report
-from runtime.checks import printable
+from runtime.checks import pluralize, printable
+from runtime.cli.inspect_image import inspect_image
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
+from runtime.distance import sqnr_db
+from runtime.errors import RequestError
 
 _HEAD_AXES = "G guidance halves, N rows of the head (one for each predicted token), T diffusion steps"
 _AXES = f"B images, V known tokens, K predicted tokens, R remaining tokens, {_HEAD_AXES}"
@@ -21,11 +24,20 @@ _CAUSAL_AXES = f"B images, S new slots of the sequence, P earlier slots, {_HEAD_
 
 
 @click.command()
-@click.argument("artifact", type=PATH)
-@click.option("--verify", is_flag=True, help="Check the SHA-256 hash of every file too.")
+@click.argument("artifact", metavar="ARTIFACT|IMAGE", type=PATH)
+@click.option("--verify", is_flag=True, help="Check the SHA-256 hash of every file of an artifact too.")
 @json_option
 def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument) -> None:
-    """Show what ARTIFACT contains: model, sampling settings, engines, shapes, sizes, parity and provenance."""
+    """Show what an artifact contains, or how an image was made.
+
+    Of an artifact: model, sampling settings, engines, shapes, sizes, parity and provenance. Of an image that mar wrote:
+    class, seed, settings and artifact, and the command that makes it again.
+    """
+    if artifact.is_file():
+        if verify:
+            raise RequestError(f"--verify is for the folder of an artifact, found the file {artifact}; leave it out")
+        print_document(json_document("inspect", inspect_image(artifact)))
+        return
     opened = Artifact(artifact)
     if verify:
         opened.verify(builds=True)
@@ -34,14 +46,8 @@ def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument)
     click.echo(
         f"{artifact}: {manifest.precision}, {_size(_bytes(manifest))}" + (", every hash matches" if verify else "")
     )
-    click.echo(
-        f"\nmodel       {config.tokens} tokens of {config.token_channels} values, "
-        f"{config.img_size}x{config.img_size} pixels, {config.class_num} classes, tokenizer {manifest.tokenizer}\n"
-        f"            {config.attention} attention, {config.order} order, {config.head} head"
-        + (f" (codebook of {config.codebook_size})" if config.codebook_size else "")
-        + f"\n            blocks x width: encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
-        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
-    )
+    _print_model(manifest)
+    click.echo(f"hash        {manifest.content_sha256}, of model, tokenizer and engines; its images carry it")
     click.echo(f"sampling    {manifest.sampling.describe()} (the default settings)")
     for name, preset in manifest.presets.items():
         click.echo(f"preset      {name}: {preset.describe()}")
@@ -64,6 +70,20 @@ def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument)
     click.echo(f"shapes: {_CAUSAL_AXES if config.attention == 'causal' else _AXES}")
     click.echo("\nprovenance  " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
     print_document(json_document("inspect", _describe(artifact, manifest, verify)))
+
+
+def _print_model(manifest: Manifest) -> None:
+    config = manifest.model
+    click.echo(
+        f"\nmodel       {pluralize(config.tokens, 'token')} of {pluralize(config.token_channels, 'value')}, "
+        f"{config.img_size}x{config.img_size} pixels, {pluralize(config.class_num, 'class')}, "
+        f"tokenizer {manifest.tokenizer}\n"
+        f"            {config.attention} attention, {config.order} order, {config.head} head"
+        + (f" (codebook of {config.codebook_size})" if config.codebook_size else "")
+        + (f", distilled to {pluralize(config.distilled_steps, 'step')}" if config.distilled_steps else "")
+        + f"\n            blocks x width: encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
+        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
+    )
 
 
 def _describe(path: pathlib.Path, manifest: Manifest, verified: bool) -> dict[str, Any]:
@@ -91,7 +111,8 @@ def _bytes(manifest: Manifest, engine: str | None = None) -> int:
 
 def _distance(report: Mapping[str, Any]) -> str:
     between = "of latents from those in float32" if is_latents_report(report) else "from eager PyTorch"
-    return f"relative L2 {between} {report['relative_l2']:.1e}"
+    distance = report["relative_l2"]
+    return f"relative L2 {between} {distance:.1e} ({sqnr_db(distance):.0f} dB)"
 
 
 def _allowed(report: Mapping[str, Any]) -> str:

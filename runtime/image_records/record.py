@@ -17,6 +17,9 @@ from runtime.structured_files import parse_json
 TEXT_BYTES = 2**20
 """The most bytes of the text about an image, or about all images of a grid."""
 
+GIVEN = ("order", "noise", "image", "mask")
+"""What a caller can give beside labels and seed: random numbers of its own, or what an edit starts from."""
+
 _WHERE = "the text about this image"
 _LARGEST = 2**64 - 1
 
@@ -34,7 +37,7 @@ class ImageRecord:
         preset: The preset from which the settings come. None: the artifact's own settings, or settings without a name.
         artifact_sha256: The hash of the model, `Manifest.content_sha256`.
         version: The version of this package.
-        given: The SHA-256 of each array that the caller gave: `order`, `noise`; of an edit `image` and `mask`.
+        given: The SHA-256 of each array that the caller gave, by its name in `GIVEN`.
         dilate: Of an edit: whether the neighbours of the mask were regenerated too.
         paste: Of an edit: whether the known pixels were restored.
     """
@@ -113,6 +116,8 @@ def parse_record_text(text: str) -> tuple[ImageRecord, ...]:
 def parse_record(value: object, where: str) -> ImageRecord:
     """Return the record that a parsed JSON value describes; raises `SchemaError`, whose message begins with `where`."""
     record = parse_object(ImageRecord, value, where)
+    if not record.given.keys() <= {*GIVEN}:
+        raise SchemaError(f"{where}: given: expected the keys {', '.join(GIVEN)}")
     check_settings(record.settings, where)
     return record
 

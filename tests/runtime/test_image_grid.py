@@ -11,7 +11,7 @@ from PIL import Image
 
 from runtime.cli.generate import generate
 from runtime.generator import Generator
-from runtime.image_grid import save_grid
+from runtime.image_grid import class_caption, grid_image, grid_size, save_grid
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -43,6 +43,30 @@ def test_a_caption_stays_below_its_own_image(tmp_path: pathlib.Path, caption: st
     assert not dark[118:].any()
 
 
+def test_the_size_of_a_grid_is_known_before_it_is_made() -> None:
+    for side, count, columns in ((8, 5, 2), (100, 3, 3), (97, 1, 1)):
+        images = np.zeros((count, side, side, 1), np.uint8)
+        assert grid_image(images, [""] * count, columns).size == grid_size(count, columns, side, side)
+
+
+@pytest.mark.parametrize(
+    ("name", "caption"),
+    [
+        ("dress", "dress"),
+        ("T-shirt/top", "T-shirt/top"),
+        ("Caf\u00e9 cr\u00e8me", "Cafe creme"),
+        ("two\nlines", "two lines"),
+        ("", "class 7"),
+        ("\u9774\u5b50", "class 7"),
+        ("\u0431\u043e\u0442\u0438\u043d\u043e\u043a", "class 7"),
+        ("Stra\u00dfe", "class 7"),
+        ("\u0301", "class 7"),
+    ],
+)
+def test_a_name_that_the_font_cannot_write_becomes_the_number(name: str, caption: str) -> None:
+    assert class_caption(name, 7) == caption
+
+
 def test_the_command_writes_a_grid_of_the_requested_images(
     pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -57,7 +81,8 @@ def test_the_command_writes_a_grid_of_the_requested_images(
     assert images.shape == (5, 8, 8, 1)
     with Image.open(file) as sheet:
         pixels = np.asarray(sheet)
-    assert pixels.shape == (96 + 14 + 4 + 4, 5 * 100 + 4, 3)
+    assert pixels.shape == (3 * (96 + 14 + 4) + 4, 2 * 100 + 4, 3)  # one column for each class
     for number, image in enumerate(images):
-        shown = pixels[4:100, 4 + 100 * number : 100 + 100 * number, 0]
+        top, left = 4 + 114 * (number // 2), 4 + 100 * (number % 2)
+        shown = pixels[top : top + 96, left : left + 96, 0]
         assert (shown == image[:, :, 0].repeat(12, axis=0).repeat(12, axis=1)).all()

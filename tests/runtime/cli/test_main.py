@@ -128,8 +128,13 @@ WRONG_USE = [
     ("generate", "Missing argument 'ARTIFACT'"),
     ("generate {artifact}", "nothing to write"),
     ("generate {artifact} --out {folder}/grid.png", "no decoder"),
+    ("generate {artifact} --out-dir {folder}/images", "use --save-latents instead of --out-dir"),
+    ("generate {artifact} --save-latents {inputs}/folder.npz", "/folder.npz is a folder; give the name of a .npy file"),
+    ("generate {artifact} --save-latents {folder}/latents/", "/latents/ is a folder; give the name of a .npy file"),
+    ("generate {artifact} --out-dir {folder}/images --noise-file noise.npz", "--noise-file are for one request"),
+    ("generate {artifact} --out-dir {folder}/images --out {folder}/grid.png", "either --out-dir or --out, found both"),
     ("edit", "Missing argument 'ARTIFACT'"),
-    ("inspect", "Missing argument 'ARTIFACT'"),
+    ("inspect", "Missing argument 'ARTIFACT|IMAGE'"),
     ("inspect {artifact} {artifact}", "unexpected extra argument"),
 ]
 WRONG_OPTIONS = [
@@ -141,7 +146,7 @@ WRONG_OPTIONS = [
     ("--class x", "class 'x' is unknown; this model has no names for its classes, only numbers"),
     ("--out {folder}/latents.npy", "--out and --save-latents are both"),
     ("--out {folder}/grid.jpg", "grid.jpg: images are written as PNG"),
-    ("--count 0", "--count must lie in 1..100000, found 0"),
+    ("--count 0", "--count must be a whole number in 1..100000, found 0"),
     ("--count -1", "found -1"),
     ("--count 100001", "found 100001"),
     ("--count x", "'x' is not a valid integer"),
@@ -150,6 +155,17 @@ WRONG_OPTIONS = [
     ("--decode-batch x", "'x' is not a valid integer"),
     ("--seed -1", "seed must be a whole number in 0..2^64-1, found -1"),
     ("--seed 18446744073709551616", "18446744073709551616"),
+    ("--seed 1 --seed 1", "--seed 1 is given twice"),
+    ("--class 1 --class 2 --class 3 --seed 1 --seed 2", "2 seeds for 3 classes; give one --seed for all images"),
+    ("--first -1", "--first must be a whole number in 0..18446744073709551609, found -1"),
+    ("--shard 1/2", "--shard is a part of --out-dir"),
+    *(
+        (f"--shard {shard}", "--shard must be K/N with K in 1..N, such as 1/4")
+        for shard in ("0/2", "3/2", "x", "1/", "1")
+    ),
+    ("--out-dir {folder}/images", "give either --out-dir or --save-latents, found both"),
+    ("--out {folder}/images/", "/images/ is a folder; to write each image into its own file, use --out-dir"),
+    ("--out {folder}", " is a folder; to write each image into its own file, use --out-dir"),
     ("--iterations 0", "iterations must lie in 1..16, the tokens of an image, found 0"),
     ("--iterations 17", "found 17"),
     ("--cfg-scale -1", "cfg_scale must be a number in 0..1000, found -1.0"),
@@ -204,7 +220,6 @@ FAILURES = [
     ("inspect '{folder}/two\nlines'", "two lines: not an artifact"),
     ("inspect --verify {damaged}", "denoise.onnx: altered since export"),
     (f"generate {{artifact}} {QUICK} --save-latents {{inputs}}/text.npz/latents.npy", "cannot write"),
-    (f"generate {{artifact}} {QUICK} --save-latents {{inputs}}/folder.npz", "cannot write"),
 ]
 LINES = [
     *((line, message, 2) for line, message in WRONG_USE),
