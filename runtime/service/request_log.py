@@ -95,7 +95,8 @@ class RequestLog:
                 await self._failure(scope["path"], error)(scope, receive, send_with_id)
         finally:
             self._service.metrics.in_progress.dec(counted)
-            self._note(scope, error.status if error else status, request_id, time.perf_counter() - started, error)
+            status = error.status if error else status or CLIENT_GONE  # none: the task was cancelled
+            self._note(scope, status, request_id, time.perf_counter() - started, error)
 
     def _explained(self, raised: Exception, request_id: str) -> HttpError:
         """Return what a client is told about an exception. The log gets the traceback of a fault."""

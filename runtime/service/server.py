@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from runtime.service.service import LOG, Service
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG = 2048
+_SECONDS_TO_FAIL = 10  # for the iteration that runs, and for the answers about it
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -61,7 +63,7 @@ def serve(app: Starlette, bound: socket.socket, drain_seconds: float) -> None:
     Args:
         app: The application.
         bound: The socket, from `bind`.
-        drain_seconds: How long the requests that run are waited for. A second signal ends them at once.
+        drain_seconds: How long the requests that run are waited for. Then, or after a second signal, they fail.
     """
     _log_to_stderr()
     config = uvicorn.Config(
@@ -71,17 +73,17 @@ def serve(app: Starlette, bound: socket.socket, drain_seconds: float) -> None:
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        timeout_graceful_shutdown=math.ceil(drain_seconds) + _SECONDS_TO_FAIL,
     )
-    asyncio.run(_Server(config, app.state.service).serve([bound]))
+    asyncio.run(_Server(config, app.state.service, drain_seconds).serve([bound]))
 
 
 class _Server(uvicorn.Server):
     """A server that SIGTERM and Ctrl-C stop, and that then ends as after its own wish."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
         super().__init__(config)
-        self._service = service
+        self._service, self._drain_seconds = service, drain_seconds
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -93,11 +95,20 @@ class _Server(uvicorn.Server):
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # it is obeyed already
 
     def _stop(self) -> None:
-        self.force_exit = self.should_exit
+        """Obey a signal."""
+        if self.should_exit:
+            self._end_requests()
+            return
         self.should_exit = self._service.stopping = True
-        LOG.info("stopping at once" if self.force_exit else "stopping: no new requests, those that run are finished")
+        LOG.info("stopping: no new requests, those that run are finished")
+        asyncio.get_running_loop().call_later(self._drain_seconds, self._end_requests)
+
+    def _end_requests(self) -> None:
+        LOG.info("stopping: requests that run are not finished any more")
+        asyncio.get_running_loop().run_in_executor(None, self._service.end_requests)
 
 
 def _log_to_stderr() -> None:

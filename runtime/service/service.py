@@ -16,7 +16,7 @@ from runtime.checks import truncate
 from runtime.engine_clocks import with_clocks
 from runtime.generator import Generator
 from runtime.image_records.encoding import QUALITY
-from runtime.service.drawing import DeadlineError, Drawn, Shown
+from runtime.service.drawing import DeadlineError, Drawn, SchedulerClosedError, Shown
 from runtime.service.http_errors import CLIENT_GONE, HttpError
 from runtime.service.image_content import encode_shown
 from runtime.service.kept_images import KeptImages
@@ -102,6 +102,7 @@ class Service:
                 task.cancel()
             for future in futures:
                 future.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def in_thread(self, function: Callable[[], _Value]) -> _Value:
         """Run a function that takes a while in a thread, so that other requests go on."""
@@ -119,14 +120,22 @@ class Service:
         for model in self.models.values():
             try:
                 await asyncio.wrap_future(model.scheduler.submit(model.warm_up()))
+            except SchedulerClosedError:
+                return
             except Exception as error:  # it stays not ready, and its requests say why
                 LOG.error("the first image of %s failed: %s", model.name, error)
             else:
                 model.ready = True
                 LOG.info("ready", extra={"model": model.name})
 
+    def end_requests(self) -> None:
+        """Fail every request that is not done, after the iteration that runs."""
+        self.stopping = True
+        for model in self.models.values():
+            model.scheduler.close()
+
     def close(self) -> None:
-        """Fail what waits, and free all engines."""
+        """Fail every request that is not done, and free all engines."""
         self.stopping = True
         for model in self.models.values():
             model.close()

@@ -86,6 +86,20 @@ def test_sigterm_finishes_what_runs_and_exits_0(process: Process) -> None:
         process.ask("/livez")
 
 
+def test_a_second_signal_fails_what_runs_and_it_exits_0(pixel_artifact: pathlib.Path) -> None:
+    process = Process(f"pixels={pixel_artifact}", "--threads", 1, "--max-batch", 1)
+    until(process.is_ready)
+    body = {"prompt": "dog", "n": 10, "preset": "exact", "stream": True}
+    request = urllib.request.Request(f"{process.url}/v1/images/generations", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=WAIT) as answer:
+        process.process.send_signal(signal.SIGTERM)
+        code, log = process.stop(signal.SIGINT)
+        events = answer.read().decode()
+    assert code == 0
+    assert "event: error" in events or events.count("completed") == 10
+    assert [line for line in log if line["level"] == "error"] == []
+
+
 def test_a_damaged_artifact_stops_it_before_it_listens(
     mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
