@@ -33,10 +33,10 @@ lock: $(VENV)/installed
 		"$$($(VENV)/bin/pip hash out/torch/torch-*.whl | tail -1)" >> requirements.txt
 
 demo: $(VENV)/installed
-	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
-	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png
+	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100 --force
+	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png --force
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --preset own --preset fast \
-		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png
+		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png --force
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
 test: lint docs
@@ -88,14 +88,14 @@ DATA ?= /usr/share/datasets/fashion-mnist
 FIGURES := docs/benchmarks/data
 
 benchmarks: $(VENV)/installed
-	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100
+	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100 --force
 	$(MAR) study $(DEMO)/artifact --checkpoint $(EXAMPLE) --data $(DATA) \
-		--out $(FIGURES)/study --report $(FIGURES)/study.json --chart $(FIGURES)/study.png
+		--out $(FIGURES)/study --report $(FIGURES)/study.json --chart $(FIGURES)/study.png --force
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --runner runtime --runner naive-onnx --runner eager \
 		--runner eager-optimized --preset own --preset balanced --preset fast --preset turbo \
-		--report $(FIGURES)/example.json --chart $(FIGURES)/example.png
+		--report $(FIGURES)/example.json --chart $(FIGURES)/example.png --force
 	$(MAR) bench --model mar_base --random-weights --preset exact --preset balanced --preset fast --preset turbo \
-		--repeats 3 --report $(FIGURES)/mar_base.json --chart $(FIGURES)/mar_base.png
+		--repeats 3 --report $(FIGURES)/mar_base.json --chart $(FIGURES)/mar_base.png --force
 	$(VENV)/bin/python -m benchmarks.variants --data $(DATA) --out out/variants --steps 3000 \
 		--report $(FIGURES)/variants.json --chart $(FIGURES)/variants.png
 	$(MAKE) benchmark-pages

@@ -20,6 +20,7 @@ from runtime.backends import available_threads
 from runtime.files import replacing, write_json
 from runtime.generator import Generator
 from runtime.image_grid import save_grid
+from runtime.workers.worker_group import Workers
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
 HEADS = pathlib.Path("out/heads")
@@ -48,10 +49,8 @@ def run_folder(name: str) -> pathlib.Path:
 
 
 def train(run: pathlib.Path, command: list[str], data: pathlib.Path) -> None:
-    """Train a head with a command of `mar`, unless its run folder exists."""
-    if not run.exists():
-        run.parent.mkdir(parents=True, exist_ok=True)
-        mar([*command, "--data", str(data), "--out", str(run), "--threads=1"])
+    """Train a head with a command of `mar`, which resumes or keeps a run that it began."""
+    mar([*command, "--data", str(data), "--out", str(run), "--threads=1"])
 
 
 def export(name: str, run: pathlib.Path, settings: list[str]) -> None:
@@ -75,7 +74,7 @@ def evaluate(data: pathlib.Path, classifier: pathlib.Path, count: int) -> list[t
         settings = [Setting({"example": "fast", "flow": "flow-8"}.get(name, name), {"preset": "fast"})]
         if name == "example":
             settings.insert(0, Setting("exact", {"preset": "exact"}))
-        run_study(study, settings, HEADS / "results", 1, print)
+        run_study(study, settings, HEADS / "results", Workers.of_this_machine(1, 1), print)
         evaluated.append((study, settings))
     return evaluated
 

@@ -9,6 +9,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
+from torch import Tensor
+
 from runtime.errors import CheckpointError, RequestError
 from runtime.image_files import parse_color
 from runtime.progress import Progress
@@ -33,7 +36,7 @@ class HeadTrainer(TrainingLoop[HeadRunConfig, HeadTrainStep]):
     """A run that trains a head, see `TrainingLoop`. Its folder holds the whole model, for `mar export`.
 
     The head is trained on what the backbone says about masked tokens of real images. That is computed before the first
-    step, and again when a run is resumed.
+    step, and again when an unfinished run is resumed.
 
     Attributes:
         origin: The key of the run's config that says what the head was made from.
@@ -42,7 +45,6 @@ class HeadTrainer(TrainingLoop[HeadRunConfig, HeadTrainStep]):
     next_command = "export it with mar export {run} --out ARTIFACT"
     config_class: ClassVar[type[HeadRunConfig]]
     origin: ClassVar[str]
-    _rows: HeadDataset
 
     @classmethod
     def open_data(cls, config: HeadRunConfig) -> LatentDataset:
@@ -50,18 +52,35 @@ class HeadTrainer(TrainingLoop[HeadRunConfig, HeadTrainStep]):
         background = parse_color("background", config.training.background)
         return open_latents(pathlib.Path(config.data), config.model.img_size, background)
 
+    def train(self) -> None:
+        """Train to the last step, see `TrainingLoop.train`."""
+        if self.step < self.config.training.steps:
+            _ = self._loss  # before the loop, whose time per step it would spoil
+        super().train()
+
     @abc.abstractmethod
-    def _loss(self, model: MAR) -> Loss:
+    def _make_loss(self, model: MAR) -> Loss:
         """Return the loss of the head of `model`, on `_rows`."""
 
-    def _make_train_step(self) -> HeadTrainStep:
+    @functools.cached_property
+    def _loss(self) -> Loss:
+        return self._make_loss(self.train_step.mar)
+
+    @functools.cached_property
+    def _rows(self) -> HeadDataset:
         training = self.config.training
         with Progress(training.count, "running the backbone", unit="images") as progress:
-            self._rows = collect_head_dataset(
+            return collect_head_dataset(
                 self._source.model, self.dataset, training.count, training.seed, progress.update
             )
+
+    def _make_train_step(self) -> HeadTrainStep:
         model = with_flow_head(self._source.model, self.config.model.distilled_steps)
-        return HeadTrainStep(model, self._loss(model), training, self.processes)
+        return HeadTrainStep(model, self._loss_of, self.config.training, self.processes)
+
+    def _loss_of(self, rows: Tensor, random: np.random.Generator) -> Tensor:
+        """Return the loss [] of rows at indices int64 [B]; what it needs is computed at the first call."""
+        return self._loss(rows, random)
 
     def _check_data(self) -> None:
         check_model_fits(self.dataset, self.config.model, self.config.data)
@@ -79,7 +98,7 @@ class HeadTrainer(TrainingLoop[HeadRunConfig, HeadTrainStep]):
         return source
 
     def _batches(self) -> Iterator[MicroBatch]:
-        return row_batches(self._rows, self.config.training, self.step)
+        yield from row_batches(self._rows, self.config.training, self.step)
 
     def _save_first_batch(self, batch: MicroBatch) -> None:
         """Save nothing: the batches are tokens."""
@@ -112,7 +131,7 @@ class FlowHeadTrainer(HeadTrainer):
     config_class = FlowHeadConfig
     origin = "head_trained_for"
 
-    def _loss(self, model: MAR) -> Loss:
+    def _make_loss(self, model: MAR) -> Loss:
         return flow_loss(model, self._rows)
 
 
@@ -123,7 +142,7 @@ class DistillTrainer(HeadTrainer):
     config_class = DistillConfig
     origin = "distilled_from"
 
-    def _loss(self, model: MAR) -> Loss:
+    def _make_loss(self, model: MAR) -> Loss:
         training, steps = self.config.training, self.config.model.distilled_steps
         teacher = guided_teacher(self._source.model, training.cfg_scale)
         with Progress(len(self._rows), "running the teacher", unit="tokens") as progress:
