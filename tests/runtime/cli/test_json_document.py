@@ -108,15 +108,17 @@ def test_plan(mar: Mar, artifact: pathlib.Path) -> None:
 
 def test_generate_and_inspect_of_its_image(mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     image = tmp_path / "image.png"
-    line = f"generate {pixel_artifact} --class 3 --count 1 --seed 5 --preset turbo --iterations 2 --threads 1"
-    document = read_document(mar(f"{line} --out {image} --json").out)
+    line = f"generate {pixel_artifact} --class 1 --count 1 --seed 5 --preset turbo --iterations 2 --threads 1"
+    ended = mar(f"{line} --out {image} --json")
+    assert ended.code == 0, ended.err
+    document = read_document(ended.out)
     assert (document["images"], document["drawn"], document["preset"]) == (1, 1, "turbo")
     assert (document["out"], document["out_dir"], document["save_latents"]) == (str(image), None, None)
     assert document["sampling"]["iterations"] == 2
     assert document["seconds"] > 0
     found = read_document(mar(f"inspect {image} --json").out)
     (record,) = found["records"]
-    assert (record["class_number"], record["seed"], record["settings"]) == (3, 5, document["sampling"])
+    assert (record["class_number"], record["seed"], record["settings"]) == (1, 5, document["sampling"])
     assert found["commands"][0][:3] == ["mar", "generate", "ARTIFACT"]
     artifact = read_document(mar(f"inspect {pixel_artifact} --json").out)
     assert record["artifact_sha256"] == artifact["content_sha256"]
