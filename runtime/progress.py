@@ -18,7 +18,7 @@ _Progress = TypeVar("_Progress", bound="Progress")
 _SECONDS_TO_FIRST_LINE = 10.0
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_BARS = 0.1
-_BAR = 30  # characters
+_SHORTEST_BAR, _LONGEST_BAR = 10, 30  # characters
 _CLEAR_LINE = "\r\033[K"
 
 
@@ -96,23 +96,23 @@ class Progress:
         if not self._bar:
             LOG.info(f"{self._label}: {', '.join(self._parts())}")
             return
-        filled = _BAR * min(self._done, self._total) // max(1, self._total)
-        line = f"{self._label}  [{'#' * filled}{'-' * (_BAR - filled)}]  {'  '.join(self._parts())}"
         width = shutil.get_terminal_size().columns - 1  # a full line would begin a new one
+        text = "  ".join(self._parts())
+        bar = min(_LONGEST_BAR, max(_SHORTEST_BAR, width - len(f"{self._label}  []  {text}")))
+        filled = bar * min(self._done, self._total) // max(1, self._total)
+        line = f"{self._label}  [{'#' * filled}{'-' * (bar - filled)}]  {text}"
         _write(f"{_CLEAR_LINE}{line[:width]}")
 
     def _parts(self) -> list[str]:
         share = 100 * min(self._done, self._total) // max(1, self._total)
         amount = f"{self._done:,} of {self._total:,}{f' {self._unit}' if self._unit else ''}"
         parts = [f"{amount} ({share}%)"] if self._unit else [f"{share}%"]
-        if self._note:
-            parts.append(self._note)
         seconds, done = time.monotonic() - self._opened, self._done - self._done_before
         if self._done >= self._total:
             parts.append(f"in {readable_time(seconds)}")
         elif done and seconds:
             parts.append(f"{readable_time((self._total - self._done) * seconds / done)} left")
-        return parts
+        return [*parts, self._note] if self._note else parts
 
 
 def readable_time(seconds: float) -> str:

@@ -46,9 +46,9 @@ def test_without_a_terminal_progress_is_a_line_per_minute_with_the_time_left(
             clock.now += 2  # seconds a step
             shown.update(note="loss 0.5000")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training: 505 of 1,000 steps (50%), loss 0.5000, 16 min 30 s left"
-    assert lines[1] == "training: 535 of 1,000 steps (53%), loss 0.5000, 15 min 30 s left"
-    assert lines[-1] == "training: 1,000 of 1,000 steps (100%), loss 0.5000, in 16 min 40 s"
+    assert lines[0] == "training: 505 of 1,000 steps (50%), 16 min 30 s left, loss 0.5000"
+    assert lines[1] == "training: 535 of 1,000 steps (53%), 15 min 30 s left, loss 0.5000"
+    assert lines[-1] == "training: 1,000 of 1,000 steps (100%), in 16 min 40 s, loss 0.5000"
     assert len(lines) == 18
 
 
@@ -74,11 +74,11 @@ def test_on_a_terminal_progress_is_a_bar_with_the_time_left(clock: _Clock, capsy
         assert last_bar(capsys) == f"encoding  [{'-' * 30}]  0 of 4 images (0%)"
         clock.now += 3
         shown.update(note="a note")
-        assert last_bar(capsys) == f"encoding  [{'#' * 7}{'-' * 23}]  1 of 4 images (25%)  a note  9 s left"
+        assert last_bar(capsys) == f"encoding  [{'#' * 7}{'-' * 23}]  1 of 4 images (25%)  9 s left  a note"
         shown.message("a line")
         printed = capsys.readouterr().err
         assert "\r\033[Ka line\n" in printed  # on a line of its own, with the bar below
-        assert printed.endswith("a note  9 s left")
+        assert printed.endswith("9 s left  a note")
         clock.now += 9
         shown.update(3)
     assert last_bar(capsys) == f"encoding  [{'#' * 30}]  4 of 4 images (100%)  in 12 s\n"
@@ -88,10 +88,18 @@ def test_on_a_terminal_progress_is_a_bar_with_the_time_left(clock: _Clock, capsy
 def test_a_bar_is_never_longer_than_the_line(
     clock: _Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    with Progress(4, "a long label of much work", unit="images") as shown:
-        shown.update(note="and a long note")
-    assert {len(bar.rstrip()) for bar in capsys.readouterr().err.split("\r\033[K")[1:]} == {39}
+    monkeypatch.setenv("COLUMNS", "60")
+    with Progress(4, "encoding", unit="images") as shown:
+        clock.now += 3
+        shown.update(note="a note that is longer than the line")
+        assert last_bar(capsys) == "encoding  [##--------]  1 of 4 images (25%)  9 s left  a no"
+    monkeypatch.setenv("COLUMNS", "79")
+    with Progress(4, "encoding", unit="images") as shown:
+        clock.now += 3
+        shown.update(note="a note that is longer")  # the bar becomes shorter first
+        assert (
+            last_bar(capsys) == f"encoding  [{'#' * 3}{'-' * 9}]  1 of 4 images (25%)  9 s left  a note that is longer"
+        )
 
 
 @pytest.mark.usefixtures("terminal")
