@@ -42,6 +42,7 @@ from training.checkpoints.tensor_files import (
     read_metadata,
     read_safetensors,
     sort_metadata,
+    tensors_sha256,
 )
 from training.models.autoencoder import AutoencoderKL
 from training.models.mar import MAR
@@ -199,25 +200,27 @@ def _load_published(
     return Checkpoint(model, kind, (), path.name, _hash(published.files), vae, tuple(warnings))
 
 
-def save_run(run: pathlib.Path, checkpoint: Checkpoint, origin: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint as the folder of a run, completely or not at all, for `load_checkpoint` to read.
+def imported_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the config of the run that `save_run` writes, which says what the model was imported from."""
+    origin = {"file": checkpoint.source, "sha256": checkpoint.sha256}
+    if checkpoint.vae is not None:
+        origin["latent_scale"] = checkpoint.vae.describe_scale()
+        origin["tokenizer_sha256"] = tensors_sha256(checkpoint.vae.state_dict())
+    return {
+        "model": checkpoint.model.config.to_dict(),
+        "tokenizer": checkpoint.tokenizer,
+        "class_names": list(checkpoint.class_names),
+        "imported_from": origin,
+    }
 
-    Args:
-        run: The folder.
-        checkpoint: The model.
-        origin: What the config says about where the model comes from; by default the file it was imported from.
-    """
+
+def save_run(run: pathlib.Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as the folder of a run, completely or not at all, for `load_checkpoint` to read."""
     with replacing_folder(run) as folder:
         save_weights(folder / WEIGHTS_FILE, checkpoint.model.state_dict())
         if checkpoint.vae is not None:
             save_vae(folder / TOKENIZER_FILE, checkpoint.vae)
-        config = {
-            "model": checkpoint.model.config.to_dict(),
-            "tokenizer": checkpoint.tokenizer,
-            "class_names": list(checkpoint.class_names),
-            **(origin or {"imported_from": {"file": checkpoint.source, "sha256": checkpoint.sha256}}),
-        }
-        write_run_config(folder, config)
+        write_run_config(folder, imported_config(checkpoint))
 
 
 def read_class_names(config: Mapping[str, Any], where: str) -> tuple[str, ...]:

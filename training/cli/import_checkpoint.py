@@ -7,10 +7,13 @@ from typing import Any
 
 import click
 
+from runtime.checks import pluralize
 from runtime.cli.options import PATH
+from runtime.cli.result_files import force_option, is_forced
 from runtime.errors import RequestError
 from runtime.files import holding
-from training.checkpoints.checkpoint import save_run
+from training.checkpoints.checkpoint import Checkpoint, imported_config, save_run
+from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
 from training.cli.named_checkpoint import load_named_checkpoint
 from training.cli.options import checkpoint_options
 
@@ -19,6 +22,7 @@ from training.cli.options import checkpoint_options
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The run folder to create.")
 @checkpoint_options
+@force_option("Replace another run at --out.")
 def import_(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
@@ -30,14 +34,23 @@ def import_(
     moving average of the weights.
     """
     with holding(out):
-        if out.exists():
-            raise RequestError(f"{out} exists; choose another --out, or remove it yourself")
+        if out.exists() and not (out / CONFIG_FILE).is_file():
+            raise RequestError(f"{out} exists and is no run; choose another --out, or remove it yourself")
         loaded = load_named_checkpoint(checkpoint, options)
+        if out.exists() and not is_forced():
+            _check_same(out, loaded)
         save_run(out, loaded)
     config, parameters = loaded.model.config, sum(tensor.numel() for tensor in loaded.model.parameters())
     click.echo(
-        f"{parameters / 1e6:.1f} M parameters, {config.tokens} tokens of {config.token_channels} values, "
-        f"{config.img_size}x{config.img_size} pixels, tokenizer {loaded.tokenizer}; wrote {out}"
+        f"{parameters / 1e6:.1f} M parameters, {pluralize(config.tokens, 'token')} of "
+        f"{pluralize(config.token_channels, 'value')}, {config.img_size}x{config.img_size} pixels, "
+        f"tokenizer {loaded.tokenizer}; wrote {out}"
     )
     if loaded.vae is not None:
         click.echo(f"latent scale {loaded.vae.describe_scale()}")
+
+
+def _check_same(out: pathlib.Path, loaded: Checkpoint) -> None:
+    """Raise `RequestError` unless a run folder holds this checkpoint already."""
+    if read_run_config(out) != imported_config(loaded):
+        raise RequestError(f"{out} holds another run; choose another --out, or give --force to replace it")

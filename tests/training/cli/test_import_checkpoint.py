@@ -109,7 +109,9 @@ def test_an_imported_run_has_the_weights_bit_for_bit_and_keeps_their_hash_and_so
     assert (loaded.vae is not None) == with_tokenizer
     assert loaded.vae is None or (loaded.vae.config == VAE and same_weights(loaded.vae, vae_weights()))
     config = json.loads((run / "config.json").read_text())
-    assert config["imported_from"] == {"file": path.name, "sha256": _sha256(file)}
+    origin = {"file": path.name, "sha256": _sha256(file)}
+    assert {name: config["imported_from"][name] for name in origin} == origin
+    assert ("tokenizer_sha256" in config["imported_from"]) == with_tokenizer
 
 
 def test_a_pipeline_folder_is_imported_with_its_autoencoder(import_: Command, tmp_path: pathlib.Path) -> None:
@@ -150,10 +152,14 @@ def test_an_existing_path_is_not_overwritten(import_: Command, tmp_path: pathlib
         out.mkdir()
     else:
         assert import_(path, "--out", out, *options)[0] == 0
+        assert import_(path, "--out", out, *options)[0] == 0  # the same again
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**config, "training": {"steps": 1000}}))
     before = {file: file.read_bytes() for file in [out, *out.rglob("*")] if file.is_file()}
     code, stdout, err = import_(path, "--out", out, *options)
     assert (code, stdout) == (2, "")
-    assert f"{out} exists; choose another --out" in error_line(err)
+    held = "holds another run" if kind == "run" else "exists and is no run"
+    assert f"{out} {held}; choose another --out" in error_line(err)
     assert {file: file.read_bytes() for file in [out, *out.rglob("*")] if file.is_file()} == before
     assert out.is_file() == (kind == "file")
 
