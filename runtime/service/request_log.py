@@ -1,15 +1,12 @@
-"""The log, a JSON object on each line, and what is noted of each request."""
+"""What is noted of each request: its id, a line in the log, and its figures."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import logging
 import re
 import secrets
 import time
 from collections.abc import Callable, Collection
-from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -17,28 +14,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.service.http_errors import CLIENT_GONE, INTERNAL, HttpError, as_http_error
-from runtime.service.service import LOG, Service
+from runtime.service.service import Service
+from runtime.service.service_log import LOG
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_PLAIN = {*vars(logging.makeLogRecord({})), "message", "color_message"}  # what every record has
 _LONGEST_PATH = 200
-
-
-class JsonLines(logging.Formatter):
-    """Formats a record as a JSON object: time, level, message, and what was given as `extra`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
-        time_ = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        line: dict[str, Any] = {
-            "time": time_.isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **{name: value for name, value in vars(record).items() if name not in _PLAIN},
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
 
 
 class RequestLog:

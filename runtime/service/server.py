@@ -15,8 +15,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from runtime.errors import RequestError
-from runtime.service.request_log import JsonLines
-from runtime.service.service import LOG, Service
+from runtime.service.service import Service
+from runtime.service.service_log import HANDLER, LOG
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG = 2048
@@ -65,7 +65,7 @@ def serve(app: Starlette, bound: socket.socket, drain_seconds: float) -> None:
         bound: The socket, from `bind`.
         drain_seconds: How long the requests that run are waited for. Then, or after a second signal, they fail.
     """
-    _log_to_stderr()
+    _log_warnings()
     config = uvicorn.Config(
         app,
         backlog=_BACKLOG,
@@ -111,11 +111,8 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().run_in_executor(None, self._service.end_requests)
 
 
-def _log_to_stderr() -> None:
-    """Write the log to standard error, as much as --log-level asks for. Warnings of the server itself go there too."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
+def _log_warnings() -> None:
+    """Write warnings of the HTTP server into the log, unless --log-level asks for less."""
     server = logging.getLogger("uvicorn")
     server.setLevel(max(logging.WARNING, LOG.getEffectiveLevel()))
-    for logger in (LOG, server):
-        logger.handlers, logger.propagate = [handler], False
+    server.handlers, server.propagate = [HANDLER], False

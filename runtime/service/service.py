@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from runtime import log
 from runtime.checks import truncate
 from runtime.engine_clocks import with_clocks
 from runtime.generator import Generator
@@ -22,10 +21,8 @@ from runtime.service.image_content import encode_shown
 from runtime.service.kept_images import KeptImages
 from runtime.service.metrics import ENCODE, Metrics
 from runtime.service.served_model import ServedModel
+from runtime.service.service_log import LOG
 from runtime.service.settings import ServiceSettings
-
-LOG = log.LOG.getChild("serve")
-"""What the service has to say."""
 
 _ENCODERS = 2  # threads
 _Value = TypeVar("_Value")

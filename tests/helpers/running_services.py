@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from runtime.generator import Generator
 from runtime.service.app import create_app
 from runtime.service.server import bind
 from runtime.service.service import Service
+from runtime.service.service_log import LOG
 from runtime.service.settings import ServiceSettings
 from tests.helpers.fake_generators import WAIT
 
@@ -75,7 +77,8 @@ class RunningService:
 
 @contextlib.contextmanager
 def running_service(generators: Mapping[str, Generator], settings: ServiceSettings) -> Iterator[RunningService]:
-    """Serve generators until the block ends, which closes them."""
+    """Serve generators until the block ends, which closes them. Only warnings are logged."""
+    LOG.setLevel(logging.WARNING)
     app = create_app(generators, settings)
     with bind("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]

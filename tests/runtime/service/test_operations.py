@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import BackendError
-from runtime.service.request_log import JsonLines
-from runtime.service.service import LOG
+from runtime.service.service_log import LOG, JsonLines
 from runtime.service.settings import ServiceSettings
 from tests.helpers.fake_generators import FakeEngines, Gate, fake_generator
 from tests.helpers.running_services import Answer, RunningService, running_service, until
@@ -114,7 +113,7 @@ def test_a_request_keeps_its_id_or_gets_one(service: RunningService) -> None:
 def test_the_log_has_a_json_object_for_each_request(
     service: RunningService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LOG, "propagate", True)
+    monkeypatch.setattr(LOG, "handlers", [caplog.handler])
     with caplog.at_level(logging.INFO, LOG.name):
         service.ask("POST", GENERATIONS, {"prompt": 'bird\n"'}, X_Request_ID="logged")
         service.ask("GET", "/livez")  # asked for all the time
