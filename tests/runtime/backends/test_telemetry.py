@@ -83,14 +83,18 @@ def test_the_consent_that_a_user_gave_to_openvino_is_respected(
     assert file.read_text() == consent
 
 
-def test_a_process_that_is_started_inherits_the_setting() -> None:
+@pytest.mark.parametrize(("setting", "value"), [("ORT_DISABLE_TELEMETRY", "1"), ("RAY_USAGE_STATS_ENABLED", "0")])
+def test_a_process_that_is_started_inherits_the_setting(setting: str, value: str) -> None:
     script = (
         "import os, subprocess, sys\n"
         "from runtime.backends.telemetry import disable_telemetry\n"
         "disable_telemetry()\n"
-        "subprocess.run([sys.executable, '-c', \"import os; print(os.environ['ORT_DISABLE_TELEMETRY'])\"], check=True)"
+        f"subprocess.run([sys.executable, '-c', \"import os; print(os.environ['{setting}'])\"], check=True)"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    command = [sys.executable, "-c", script]
-    ended = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ended.stdout == "1\n"
+    for own, expected in (({}, value), ({setting: "own"}, "own")):
+        environment = {name: text for name, text in os.environ.items() if name != setting}
+        command = [sys.executable, "-c", script]
+        ended = subprocess.run(
+            command, env={**environment, **own}, cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout == f"{expected}\n"

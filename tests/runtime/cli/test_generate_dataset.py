@@ -146,6 +146,21 @@ def test_a_folder_of_other_images_is_refused(mar: Mar, pixel_artifact: pathlib.P
     assert "shards of another format or --shard-size" in ended.err
 
 
+@pytest.mark.parametrize("format_name", ["png", "webdataset"])
+def test_a_damaged_index_is_one_line(
+    mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, format_name: str
+) -> None:
+    dataset(mar, pixel_artifact, tmp_path / "out", "--count", 6, "--format", format_name)
+    index = tmp_path / "out" / INDEX
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join([lines[0], lines[1][:50], *lines[2:]]))
+    arguments = f"generate-dataset {SETTINGS} --shard-size 4 --count 6 --format {format_name}"
+    ended = mar(arguments, pixel_artifact, "--out", tmp_path / "out")
+    assert ended.code == 1
+    assert ended.err.startswith(f"mar: {index}: line 2: ")
+    assert ended.err.count("\n") == 1
+
+
 def test_several_workers_without_ray_are_one_line(
     mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ def test_generated_images_are_compared_with_real_ones(
     for function in (
         "classifier.train_classifier",
         "feature_networks.labelled_batches",
-        "generate_images._generate_file",
+        "generate_images.open_artifact",
         "real_statistics.extract_features",
     ):
         monkeypatch.setattr(f"training.evaluation.{function}", pytest.fail)
