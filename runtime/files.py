@@ -188,33 +188,42 @@ def holding_folder(folder: pathlib.Path) -> Iterator[None]:
     Raises:
         MarError: Another process holds the folder, or it cannot be written.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    try:
-        with _holding(folder / _LOCK, folder):
-            _clear_tree(folder)
-            try:
-                yield
-            finally:
-                _clear_tree(folder)  # of the processes that this one has started
-    finally:
-        with contextlib.suppress(OSError):
-            for parent in made:
-                parent.rmdir()
+    with _without_empty(folder), _holding(folder / _LOCK, folder):
+        _clear_tree(folder)
+        try:
+            yield
+        finally:
+            _clear_tree(folder)  # of the processes that this one has started
 
 
 @contextlib.contextmanager
 def holding(path: pathlib.Path) -> Iterator[None]:
     """Hold a file, or a folder that is replaced as a whole, so that no other process makes it during the block.
 
-    The staging folders that dead processes left beside it are removed.
+    The staging folders that dead processes left beside it are removed. Folders that were made and are empty after the
+    block are removed too.
 
     Raises:
         MarError: Another process holds it, or its folder cannot be written.
     """
     real = pathlib.Path(os.path.realpath(path))  # another name of the same place has the same lock
-    with _holding(real.parent / f".{real.name}{_LOCK}", path):
+    with _without_empty(real.parent), _holding(real.parent / f".{real.name}{_LOCK}", path):
         clear_dead(real.parent)
         yield
+
+
+@contextlib.contextmanager
+def _without_empty(folder: pathlib.Path) -> Iterator[None]:
+    """Remove a folder and its parents after the block, as far as they were missing before it and are empty."""
+    made: list[pathlib.Path] = []
+    with contextlib.suppress(OSError):  # of a name that is too long; writing to it reports the error
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class Progress:
         """Add an amount of work that is done; `note` is shown behind it until the next, such as the loss."""
         self._done, self._note = self._done + by, note
         now = time.monotonic()
-        finished = self._done >= self._total and (self._bar or self._shown)
+        finished = by > 0 and self._done >= self._total and (self._bar or self._shown)
         if now >= self._next or finished:
             self._next = now + (_SECONDS_BETWEEN_BARS if self._bar else _SECONDS_BETWEEN_LINES)
             self.show()

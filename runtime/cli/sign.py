@@ -25,8 +25,9 @@ def sign(artifact: pathlib.Path, key: pathlib.Path) -> None:
     The signature covers the manifest, and with it the hash of every file. Sign last: a changed artifact needs a new
     signature.
     """
+    opened = Artifact(artifact)
     with holding(artifact / SIGNATURE):
-        fingerprint = sign_artifact(Artifact(artifact), key, is_forced())
+        fingerprint = sign_artifact(opened, key, is_forced())
     click.echo(f"{artifact / SIGNATURE}: signed with the key {fingerprint}")
 
 

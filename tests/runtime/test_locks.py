@@ -214,3 +214,12 @@ def test_no_folder_for_temporary_files_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(files.tempfile, "gettempdir", none_usable)
     with pytest.raises(MarError, match=r"^no folder for temporary files can be written .*set TMPDIR$"):
         files.scratch_folder()
+
+
+@pytest.mark.parametrize("hold", [holding_folder, holding])
+def test_folders_that_a_failed_command_made_are_removed(
+    tmp_path: pathlib.Path, hold: type[contextlib.AbstractContextManager[None]]
+) -> None:
+    with pytest.raises(MarError, match="nothing to do"), hold(tmp_path / "a" / "b" / "artifact"):
+        raise MarError("nothing to do")
+    assert names(tmp_path) == []
