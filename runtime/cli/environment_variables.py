@@ -49,6 +49,7 @@ def name_variables(message: str, variables: Mapping[str, str]) -> str:
 
 
 def _is_about(message: str, variable: str, value: str) -> bool:
-    """Return whether a message contains the name of the variable's option, or the value."""
+    """Return whether a message contains the name of the variable's option, or a value that is no number."""
     option = variable.removeprefix("MAR_").lower().replace("_", "[-_ ]")
-    return re.search(rf"(?<!\w)({option}|{re.escape(value)})(?!\w)", message) is not None
+    words = option if value.isdigit() else f"{option}|{re.escape(value)}"
+    return re.search(rf"(?<!\w)({words})(?!\w)", message) is not None

@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
+
+from runtime.log import LOG
 
 FORMAT = 1
 """The version of the documents. New keys do not change it; it grows if a key is removed or gets another meaning."""
@@ -42,7 +46,7 @@ def json_option(command: Callable[..., None]) -> Callable[..., None]:
             return
         documents: list[Mapping[str, Any]] = []
         try:
-            with _output_on_standard_error():
+            with _output_elsewhere():
                 command(*arguments, print_document=documents.append, **options)
         finally:
             for document in documents:
@@ -57,16 +61,20 @@ def json_document(command: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _output_on_standard_error() -> Iterator[None]:
-    """Write to standard error what this process, its libraries and its child processes print on standard output."""
+def _output_elsewhere() -> Iterator[None]:
+    """Write to standard error what this process, its libraries and its child processes print on standard output.
+
+    If the log level has no notes, or there is no standard error, nobody gets it.
+    """
     if sys.stdout is not None:
         sys.stdout.flush()
     kept = os.dup(1)
-    try:
-        with contextlib.suppress(OSError):  # there is no standard error
-            os.dup2(2, 1)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+    with pathlib.Path(os.devnull).open("w", encoding="utf-8") as nothing:
+        shown = sys.stderr is not None and LOG.isEnabledFor(logging.INFO)
+        try:
+            os.dup2(2 if shown else nothing.fileno(), 1)
+            with contextlib.redirect_stdout(sys.stderr if shown else nothing):
+                yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)

@@ -115,6 +115,7 @@ def test_a_variable_is_named_only_where_the_message_is_about_it(
     monkeypatch.setenv("MAR_THREADS", "2")
     monkeypatch.setenv("MAR_BACKEND", "nope")
     assert "environment" not in mar(f"plan {artifact}/nothing").err
+    assert "environment" not in mar(f"plan {artifact} --no-time --iterations 0 --last-diffusion-steps 2").err
     assert "environment" not in mar(f"plan {artifact} --backend other").err
     assert "environment" not in mar(f"plan {artifact} --backend openvino --threads 0").err
     monkeypatch.setenv("MAR_BACKEND", "")

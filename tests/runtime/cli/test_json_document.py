@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import pathlib
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.cli.group import mar as group
 from runtime.cli.json_document import PrintDocument, json_option
 from runtime.errors import MarError
+from runtime.log import LOG
 from tests.helpers.command_line import Mar
 from tests.helpers.damaged_artifacts import change_manifest
 from tests.helpers.json_documents import SCHEMAS, read_document
@@ -65,6 +67,18 @@ def test_nothing_but_the_document_is_on_standard_output(capfd: pytest.CaptureFix
     out, err = capfd.readouterr()
     assert all(text in out for text in PRINTED)
     assert "command" not in out
+    assert err == ""
+
+
+def test_at_a_log_level_without_notes_nobody_gets_the_rest(capfd: pytest.CaptureFixture[str]) -> None:
+    level = LOG.level
+    LOG.setLevel(logging.WARNING)
+    try:
+        talkative.main(["--json"], standalone_mode=False)
+    finally:
+        LOG.setLevel(level)
+    out, err = capfd.readouterr()
+    assert json.loads(out)["command"] == "talkative"
     assert err == ""
 
 
