@@ -1,10 +1,12 @@
-"""Files that a download left in place of the content: pointers of large-file stores, and web pages."""
+"""Files that a download left in place of the content: pointers of large-file stores, web pages, and archives."""
 
 from __future__ import annotations
 
 import pathlib
 
-_BYTES = 200
+_BYTES = 512
+_TAR = slice(257, 262), b"ustar"  # where every tar archive says that it is one
+_PACKED = "an archive in place of the content; unpack it and give what is in it"
 
 # How such files begin, in lower case; what they are, and what to do.
 _PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
@@ -18,6 +20,8 @@ _PLACEHOLDERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
         (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--"),
         "a web page in place of the content; download the file itself, signed in if its host asks for it",
     ),
+    ((b'{"error',), "an error message of a server in place of the content; download the file again"),
+    ((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"rar!"), _PACKED),
 )
 
 
@@ -28,5 +32,7 @@ def placeholder(path: pathlib.Path) -> str | None:
             start = file.read(_BYTES)
     except OSError:
         return None
+    if start[_TAR[0]] == _TAR[1]:
+        return _PACKED
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((what for beginnings, what in _PLACEHOLDERS if text.startswith(beginnings)), None)

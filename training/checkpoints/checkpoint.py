@@ -162,6 +162,7 @@ def load_checkpoint(
         ConfigError: Two sources of the config contradict each other, or none gives a value.
     """
     if path.is_dir() and not is_diffusers_folder(path):
+        read_run_config(path)
         for option, value in (("--model-config", config_file), ("--model", name)):
             if value is not None:
                 raise ConfigError(

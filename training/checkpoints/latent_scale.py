@@ -72,7 +72,7 @@ class LatentScale:
 def scale_of_header(header: Mapping[str, str], path: pathlib.Path) -> LatentScale | None:
     """Return the scale in the header of a safetensors file; None where it has none. Raises `CheckpointError`."""
     values: dict[str, Any] = {}
-    for key in (*_SCALE_KEYS, *_SHIFT_KEYS):
+    for key in (*_SCALE_KEYS, *_SHIFT_KEYS, *_EACH_CHANNEL):
         if key in header:
             try:
                 values[key] = float(header[key])
@@ -89,12 +89,6 @@ def scale_of_config(config: Mapping[str, Any], path: pathlib.Path) -> LatentScal
     Raises:
         CheckpointError: A value is no number, or there is one for each channel.
     """
-    for key in _EACH_CHANNEL:
-        if config.get(key) is not None:
-            raise CheckpointError(
-                f"{path}: {key} has a value for each channel, which the engines cannot apply; expected one "
-                "scaling_factor and one shift_factor"
-            )
     place = f"{path.parent.name}/{path.name}"
     if (found := _scale_of(config, path, place)) is not None:
         return found
@@ -127,6 +121,12 @@ def _mappings(content: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _scale_of(values: Mapping[str, Any], path: pathlib.Path, place: str) -> LatentScale | None:
+    for key in _EACH_CHANNEL:
+        if values.get(key) is not None:
+            raise CheckpointError(
+                f"{path}: {key} has a value for each channel, which the engines cannot apply; expected one "
+                "scaling_factor and one shift_factor"
+            )
     scale_key = next((key for key in _SCALE_KEYS if values.get(key) is not None), None)
     shift_key = next((key for key in _SHIFT_KEYS if values.get(key) is not None), None)
     shift = 0.0 if shift_key is None else _number(values[shift_key], shift_key, path)

@@ -117,7 +117,8 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 
 
-def _is_archive(path: pathlib.Path) -> bool:
+def is_archive(path: pathlib.Path) -> bool:
+    """Return whether a file is a zip archive, as `torch.save` writes since PyTorch 1.6."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # an archive that says it spans several disks
@@ -135,7 +136,7 @@ def read_pickle(path: pathlib.Path) -> Any:
     if (what := placeholder(path)) is not None:
         raise CheckpointError(f"{path}: {what}")
     refuse_sharded_file(path)
-    is_archive = _is_archive(path)
+    mapped = is_archive(path)
     allowed: dict[str, Callable[..., Any]] = dict(_KNOWN)
     while True:
         try:
@@ -143,12 +144,26 @@ def read_pickle(path: pathlib.Path) -> Any:
             with torch.serialization.safe_globals(pairs), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about an unknown format; torch.load raises an error for it anyway
                 # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             if not _allow_more(allowed, str(error), path) or len(allowed) > _MOST_NAMES:
                 raise CheckpointError(f"{path}: not a PyTorch checkpoint, or not one of tensors alone") from error
         except Exception as error:  # damaged bytes can raise any exception in torch.load
-            raise CheckpointError(f"{path}: not a complete PyTorch checkpoint; copy it again") from error
+            raise CheckpointError(f"{path}: {_unreadable(path)}") from error
+
+
+def _unreadable(path: pathlib.Path) -> str:
+    """Return what a file is that PyTorch does not read, and what to do."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # damaged bytes can raise any exception
+        names = []
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript program, not weights; torch.save the state_dict() of the model where it was made"
+    if names and not any(name.endswith("/data.pkl") for name in names):
+        return "a zip archive, not weights; unpack it and give what is in it"
+    return "not a complete PyTorch checkpoint; copy it again"
 
 
 def _allow_more(allowed: dict[str, Callable[..., Any]], refusal: str, path: pathlib.Path) -> bool:

@@ -25,8 +25,15 @@ from training.checkpoints.find_weights import Sought, find_weights
 from training.checkpoints.infer_config import PartialConfig, Shapes, configs_from_arguments
 from training.checkpoints.latent_scale import LatentScale, scale_of_config, scale_of_header, scale_of_pickle
 from training.checkpoints.pickles import StandIn, read_pickle
+from training.checkpoints.run_folder import describe_weight_files
 from training.checkpoints.sharded_checkpoints import refuse_sharded_content
-from training.checkpoints.tensor_files import assign_weights, check_tensors, read_metadata, read_safetensors
+from training.checkpoints.tensor_files import (
+    assign_weights,
+    check_tensors,
+    is_safetensors,
+    read_metadata,
+    read_safetensors,
+)
 from training.models.autoencoder import NORM_GROUPS, AutoencoderKL, vae_config
 
 NORM_GROUPS_KEY = "norm_groups"
@@ -40,6 +47,10 @@ _DIFFUSERS_INDEX = "model_index.json"
 _DIFFUSERS_CONFIG = "config.json"
 _MODEL_FOLDERS, _VAE_FOLDER = ("transformer", "mar", "model"), "vae"
 _WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_PICKLE_FILES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")  # of earlier versions
+
+# Where training codes keep the arguments of a training: the published one, Lightning, and others.
+_ARGUMENT_KEYS = ("args", "hyper_parameters", "config", "cfg", "opt")
 
 # Arguments of the published constructor that concern sampling or training and not the model.
 _IGNORED_ARGUMENTS = ("num_sampling_steps", "grad_checkpointing")
@@ -81,7 +92,7 @@ def read_published(path: pathlib.Path, warn: Warn = _ignore) -> PublishedCheckpo
     """
     if path.is_dir():
         return _read_diffusers(path, warn)
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         return PublishedCheckpoint(_of_file(read_safetensors(path), _MAR, path), [path], [])
     content = read_pickle(path)
     refuse_sharded_content(path, content)
@@ -95,15 +106,18 @@ def read_published(path: pathlib.Path, warn: Warn = _ignore) -> PublishedCheckpo
 
 
 def _arguments(content: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-    """Return the arguments of a training, by name."""
-    arguments = content.get("args", {})
-    if isinstance(arguments, (argparse.Namespace, StandIn)):
-        arguments = vars(arguments)
-    if not isinstance(arguments, dict):
-        raise CheckpointError(
-            f"{path}: expected the arguments of its training under 'args', found {type(arguments).__name__}"
-        )
-    return {name: value for name, value in arguments.items() if isinstance(name, str)}
+    """Return the arguments of a training, by name: those under the first of `_ARGUMENT_KEYS` that has some."""
+    for key in _ARGUMENT_KEYS:
+        arguments = content.get(key)
+        if isinstance(arguments, (argparse.Namespace, StandIn)):
+            arguments = vars(arguments)
+        if isinstance(arguments, Mapping):
+            return {name: value for name, value in arguments.items() if isinstance(name, str)}
+        if arguments is not None and key == _ARGUMENT_KEYS[0]:
+            raise CheckpointError(
+                f"{path}: expected the arguments of its training under {key!r}, found {type(arguments).__name__}"
+            )
+    return {}
 
 
 def _of_file(tensors: Mapping[str, Tensor], sought: Sought, path: pathlib.Path) -> dict[str, Tensor]:
@@ -169,7 +183,7 @@ def _read_vae(
     if path.is_dir():
         weights, _ = _read_folder(path, warn)
         scale = None
-    elif path.suffix == ".safetensors":
+    elif is_safetensors(path):
         weights, scale = read_safetensors(path), scale_of_header(read_metadata(path), path)
     else:
         content = read_pickle(path)
@@ -266,15 +280,32 @@ def _read_diffusers(path: pathlib.Path, warn: Warn) -> PublishedCheckpoint:
 
 def _read_folder(folder: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
     """Return the tensors of a component by name, and its files: the shards that its index names, or one file."""
-    candidates = [folder / f"{name}{suffix}" for suffix in (".index.json", "") for name in _WEIGHT_FILES]
-    present = [file for file in candidates if file.is_file()]
+    names = (*(f"{name}.index.json" for name in _WEIGHT_FILES), *_WEIGHT_FILES, *_PICKLE_FILES)
+    present = [folder / name for name in names if (folder / name).is_file()]
     if not present:
-        raise CheckpointError(f"{folder}: no weights; looked for {', '.join(_WEIGHT_FILES)} and their indices")
+        raise CheckpointError(
+            f"{folder}: no weights; looked for {', '.join(_WEIGHT_FILES)}, their indices, and "
+            f"{', '.join(_PICKLE_FILES)}{describe_weight_files(folder)}"
+        )
     taken = present[0]
-    tensors, files = _read_shards(taken, warn) if taken.suffix == ".json" else (read_safetensors(taken), [taken])
+    if taken.suffix == ".json":
+        tensors, files = _read_shards(taken, warn)
+    elif taken.name in _PICKLE_FILES:
+        tensors, files = _read_state_dict(taken), [taken]
+    else:
+        tensors, files = read_safetensors(taken), [taken]
     if others := [file.name for file in present[1:] if file not in files]:
         warn(f"{folder}: {taken.name} is followed, and {', '.join(others)} beside it left out; remove what is old")
     return tensors, files
+
+
+def _read_state_dict(path: pathlib.Path) -> dict[str, Tensor]:
+    """Return the tensors in a file of `torch.save` that holds nothing else."""
+    content = read_pickle(path)
+    refuse_sharded_content(path, content)
+    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
+        raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__}")
+    return check_tensors(content, str(path))
 
 
 def _read_shards(index: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], list[pathlib.Path]]:

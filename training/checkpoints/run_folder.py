@@ -23,6 +23,9 @@ TOKENIZER_FILE = "tokenizer.safetensors"
 STATE_FILE = "training-state.safetensors"
 """What a run resumes from."""
 
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+_FILES_NAMED = 5
+
 
 def read_run_config(run: pathlib.Path) -> dict[str, Any]:
     """Return the config in the folder of a run.
@@ -34,5 +37,16 @@ def read_run_config(run: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         refuse_sharded_folder(run)
         what = "an artifact" if is_artifact(run) else "a folder"
-        raise CheckpointError(f"{run}: {what}, not a run of mar train: it has no {CONFIG_FILE}")
+        raise CheckpointError(
+            f"{run}: {what}, not a run of mar train: it has no {CONFIG_FILE}{describe_weight_files(run)}"
+        )
     return read_json_object(path, FaultReport(CheckpointError))
+
+
+def describe_weight_files(folder: pathlib.Path) -> str:
+    """Return the end of a message about a folder: which of its files a person may have meant, if there are any."""
+    try:
+        names = sorted(file.name for file in folder.iterdir() if file.suffix.lower() in _WEIGHT_SUFFIXES)
+    except OSError:
+        return ""
+    return f"; to use one of its files, name that: {', '.join(names[:_FILES_NAMED])}" if names else ""

@@ -21,12 +21,28 @@ from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
 from runtime.stored_files import HASH_KEY, check_hash, content_sha256, with_hash
 from runtime.structured_files import FaultReport, parse_json
+from training.checkpoints.pickles import is_archive
+
+_SUFFIX = ".safetensors"
 
 # Integers are counters, such as that of a batch norm, or codes; complex numbers and packed types belong to no model.
 _DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 )
+
+
+def is_safetensors(path: pathlib.Path) -> bool:
+    """Return whether a file is one of safetensors, by its name or by its first bytes."""
+    named = path.suffix.lower() == _SUFFIX
+    if not path.is_file():  # a pipe would be waited for
+        return named
+    try:
+        with path.open("rb") as file:
+            size, brace = int.from_bytes(file.read(8), "little"), file.read(1)
+        return named or (brace == b"{" and size + 8 <= path.stat().st_size)
+    except OSError:
+        return named
 
 
 def read_safetensors(path: pathlib.Path, remedy: str = "copy it again") -> dict[str, Tensor]:
@@ -59,6 +75,10 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
     except MemoryError:
         raise
     except Exception as error:  # damaged headers can raise any exception
+        if is_archive(path):
+            raise CheckpointError(
+                f"{path}: a checkpoint of PyTorch, not a safetensors file; rename it so that it ends in .pth"
+            ) from None
         fault_report.raise_(path, error, "not a complete safetensors file")
     if HASH_KEY in metadata:
         metadata = check_hash(metadata, _as_arrays(tensors), path, fault_report)

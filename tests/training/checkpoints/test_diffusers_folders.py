@@ -37,7 +37,7 @@ def test_a_pipeline_folder_without_a_model_is_refused(tmp_path: pathlib.Path) ->
 
 def test_a_component_folder_without_weights_is_refused(tmp_path: pathlib.Path) -> None:
     folder = write_component(tmp_path / "mar", mar_weights(), CONFIG.to_dict())
-    (folder / WEIGHTS_FILE).rename(folder / "diffusion_pytorch_model.bin")
+    (folder / WEIGHTS_FILE).rename(folder / "diffusion_flax_model.msgpack")
     message = refusal(folder)
     for part in (str(folder), WEIGHTS_FILE):
         assert part in message
