@@ -23,10 +23,10 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import BACKENDS
 from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.checks import pluralize
+from runtime.engine_clocks import with_clocks
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
-from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import DEVICE
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 
@@ -177,7 +177,7 @@ def _eager(inputs: RunnerInputs) -> tuple[str, Generate]:
         sample(checkpoint.model, labels, plan, order, noise, times=times)
         return times
 
-    return f"torch {torch.__version__}, float32, {inputs.threads} threads", generate
+    return f"torch {torch.__version__}, float32, {pluralize(inputs.threads, 'thread')}", generate
 
 
 def _naive_onnx(inputs: RunnerInputs) -> tuple[str, Generate]:
@@ -234,13 +234,9 @@ def checked_checkpoint(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:
     Raises:
         RequestError: The checkpoint is missing, or the artifact was exported from another one.
     """
-    manifest, checkpoint = Artifact(inputs.artifact).manifest, open_checkpoint(inputs)
-    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
-        raise RequestError(
-            f"{inputs.checkpoint or checkpoint.source} is not the checkpoint that the artifact was exported from; "
-            "export it first"
-        )
-    return manifest, checkpoint
+    from mar_export.artifact.exported_checkpoint import as_exported
+
+    return Artifact(inputs.artifact).manifest, as_exported(open_checkpoint(inputs), inputs.artifact)
 
 
 def _in_torch(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:
@@ -264,19 +260,12 @@ def open_checkpoint(inputs: RunnerInputs) -> Checkpoint:
         return random_checkpoint(inputs.random_model)
     if inputs.checkpoint is None:
         raise RequestError("eager PyTorch and naive-onnx need the weights; add --checkpoint")
-    return load_checkpoint(inputs.checkpoint, inputs.config_file)
+    return load_checkpoint(inputs.checkpoint, inputs.config_file, autoencoder=False)
 
 
 def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, Generate]:
     """Time every engine of a generator, or its loop as one stage where that runs on a device."""
-    manifest, description = generator.manifest, generator.description
-    if generator.on_host:
-        engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(Engines)}
-        clocks = {name: _Clock(engine) for name, engine in engines.items() if engine is not None}
-        timed = Generator(manifest, Engines(**clocks), description)
-    else:
-        clocks = {DEVICE: _Clock(generator.loop)}
-        timed = Generator(manifest, generator.engines, description, loop=clocks[DEVICE])
+    timed, clocks = with_clocks(generator)
 
     def generate(settings: Mapping[str, Any]) -> Stages:
         for clock in clocks.values():
@@ -285,16 +274,3 @@ def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, G
         return {name: clock.seconds for name, clock in clocks.items()}
 
     return generator.description, generate
-
-
-class _Clock:
-    """An engine or a loop that adds up the seconds spent in its calls."""
-
-    def __init__(self, timed: Callable[..., Any]) -> None:
-        self._timed, self.seconds = timed, 0.0
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        started = time.perf_counter()
-        result = self._timed(*arguments, **named)
-        self.seconds += time.perf_counter() - started
-        return result
