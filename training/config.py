@@ -90,7 +90,7 @@ class StepConfig:
         1, "Number of checkpoints to keep. More than one are run folders in the folder checkpoints of the run.", least=1
     )
     sample_every: int = setting(
-        0, "Steps between grids of sample images. 0: at 2%, 5% and every tenth of the run.", least=0
+        0, "Steps between grids of sample images. 0: at 2%, 5%, 10% and every quarter of the run.", least=0
     )
 
     def __post_init__(self) -> None:

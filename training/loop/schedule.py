@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-_SAMPLED_SHARES = (0.02, 0.05, *(tenth / 10 for tenth in range(1, 10)))
+_SAMPLED_SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75)  # few, because a grid takes as long as many steps
 _FIRST_SAMPLES = 10  # steps; before them every sample is noise
 _MEASUREMENTS = 50  # of the loss on held-out images
 _BETWEEN_MEASUREMENTS = 10  # steps, at least
@@ -16,7 +16,7 @@ def samples_are_due(step: int, steps: int, every: int) -> bool:
     Args:
         step: The steps done, from 1.
         steps: The steps of the whole run.
-        every: The steps between samples; 0 for samples at 2%, 5% and every tenth of the run.
+        every: The steps between samples; 0 for samples at 2%, 5%, 10% and every quarter of the run.
     """
     if step == steps:
         return True

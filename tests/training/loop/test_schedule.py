@@ -10,13 +10,15 @@ from training.loop.schedule import samples_are_due, validation_is_due
 @pytest.mark.parametrize(
     ("steps", "every", "expected"),
     [
-        (1000, 0, [20, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000]),
-        (300, 0, [15, 30, 60, 90, 120, 150, 180, 210, 240, 270, 300]),
+        (1000, 0, [20, 50, 100, 250, 500, 750, 1000]),
+        (300, 0, [15, 30, 75, 150, 225, 300]),
         (8, 0, [8]),
         (7, 3, [3, 6, 7]),
     ],
 )
-def test_samples_come_by_two_percent_of_a_run_and_then_every_tenth(steps: int, every: int, expected: list[int]) -> None:
+def test_samples_come_by_two_percent_of_a_run_and_later_every_quarter(
+    steps: int, every: int, expected: list[int]
+) -> None:
     assert [step for step in range(1, steps + 1) if samples_are_due(step, steps, every)] == expected
 
 
