@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -92,8 +92,7 @@ def calibrate(
     check_number("--target-sqnr", target_sqnr, 0, _MAX_SQNR)
     _check_files(out, report, sensitivity)
     precision, engine_names = _precision(precision, weights_only, report), _engines(engines)
-    keep_share = _share(keep_fp)
-    source = _open(artifact, out)
+    keep_share, source = _share(keep_fp), _open(artifact, out)
     config = QuantizationConfig(
         precision=precision,
         engines=engine_names,
@@ -105,22 +104,28 @@ def calibrate(
         images=0 if weights_only else count,
         threads=threads or available_threads(),
     )
-    if statistics is None and out is not None:
-        statistics = out.with_name(f"{out.name}.statistics.npz")
-    with contextlib.ExitStack() as held:
-        for target in (out, statistics):
-            if target is not None:
-                held.enter_context(holding(target))
+    statistics = statistics or (None if out is None else out.with_name(f"{out.name}.statistics.npz"))
+    with _holding(out, statistics):
         finished = out is not None and is_quantized(source, config, out, is_forced())
         if finished:
             click.echo(f"{out} holds this artifact already; --force quantizes again")
-        if finished and report is None and sensitivity is None:
-            return
+            if report is None and sensitivity is None:
+                return
         collected = None if weights_only else _collect(source, statistics, config)
         if report is not None and collected is not None:
             _save_chart(collected, report)
         if out is not None and (not finished or sensitivity is not None):
             _quantize(source, collected, out, config, sensitivity)
+
+
+@contextlib.contextmanager
+def _holding(*targets: pathlib.Path | None) -> Iterator[None]:
+    """Hold those of the targets that are given."""
+    with contextlib.ExitStack() as held:
+        for target in targets:
+            if target is not None:
+                held.enter_context(holding(target))
+        yield
 
 
 def _save_chart(statistics: ActivationStatistics, file: pathlib.Path) -> None:

@@ -52,10 +52,9 @@ def collect(
         resumed: Called once with the number of images whose statistics are in `file` already.
 
     Raises:
-        CalibrationError: If `file` belongs to another artifact or to other sampling settings, or cannot be read.
+        CalibrationError: If `file` belongs to another artifact or to other settings, or cannot be read.
     """
-    manifest = artifact.manifest
-    plan = build_plan(manifest.model.tokens, sampling)
+    manifest, plan = artifact.manifest, build_plan(artifact.manifest.model.tokens, sampling)
     statistics = _load_or_start(artifact, file, sampling, plan)
     resumed(statistics.images)
     random = np.random.default_rng()

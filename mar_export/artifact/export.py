@@ -55,21 +55,21 @@ def export_artifact(
 ) -> Manifest:
     """Export a checkpoint as an artifact, and compare every engine and a complete generation with eager PyTorch.
 
-    Returns the manifest. If `out` holds this export already, nothing is done. After a failure `out` is as before.
+    Returns the manifest; if `out` holds this export already, nothing is done. After a failure `out` is as before.
     Weights are released as soon as their engine is written, if the caller keeps no reference to `checkpoint`.
 
     Args:
         checkpoint: The model, and its tokenizer if it has one.
         out: The artifact folder to write.
         report: Called with a line of text for each step.
-        sampling: The sampling settings of the artifact, used where a request names none; None for the default.
+        sampling: The sampling settings of requests that name none; None for the default.
         precision: The precision of weights and matrix products, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`.
         encoder: Whether the artifact contains the encoder of the tokenizer, for editing images.
         force: Whether an artifact at `out` is replaced, see `runtime.artifact.replacement`.
 
     Raises:
         ParityError: An engine or the generation differs by more than the tolerance, or fp16 cannot hold a value.
-        RequestError: The sampling settings are invalid, there is no encoder to export, or `out` is another artifact.
+        RequestError: The settings are invalid, there is no encoder to export, or `out` is another artifact.
         ArtifactError: `out` is something else than an artifact folder.
     """
     if encoder and checkpoint.vae is None:
@@ -83,19 +83,21 @@ def export_artifact(
     trajectory = eager_trajectory(checkpoint.model, precision)
     del checkpoint
     openvino = _openvino(precision, report)
-    if precision == "fp16":
-        _check_ranges(modules, trajectory, base)
+    _check_ranges(modules, trajectory, base)
     with replacing_folder(out) as folder, scratch_beside(out) as emulations:
         engines, parity, runnable = _export_engines(modules, base, folder, emulations, openvino, report)
         files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
         parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
         report(f"complete generation: {_describe(parity['generation'])}")
-        manifest = keep_additions(out, folder, manifest, report)
-        write_json(folder / MANIFEST, manifest.to_dict())
-        Artifact(folder).verify()
+        _write_manifest(folder, manifest := keep_additions(out, folder, manifest, report))
     report(f"artifact written to {out}")
     return manifest
+
+
+def _write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST, manifest.to_dict())
+    Artifact(folder).verify()
 
 
 def _export_engines(
@@ -192,7 +194,9 @@ def _export_module(module: nn.Module, spec: EngineSpec, manifest: Manifest, file
 
 
 def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, manifest: Manifest) -> None:
-    """Generate the image of `trajectory` in float32, and check that fp16 can hold the values of all products."""
+    """For fp16, generate the image of `trajectory` in float32, and check that fp16 can hold all values of products."""
+    if manifest.precision != "fp16":
+        return
     observed = {name: to_precision(module, DTYPES["fp32"]) for name, module in modules.items()}
     engines = {name: torch_engine(module) for name, module in observed.items()}
     with largest_values(observed) as largest:

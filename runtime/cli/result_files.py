@@ -23,7 +23,7 @@ import click
 from runtime.cli.output_file import OutputFile
 from runtime.errors import MarError, RequestError
 from runtime.files import check_writable, replacing
-from runtime.structured_files import FaultReport, read_json_object
+from runtime.structured_files import FaultReport, parse_json, read_json_object
 
 OUTPUT = click.Path(path_type=pathlib.Path)
 """The type of an option that names what is written. It is no part of a mark, because a file may be renamed."""
@@ -136,5 +136,5 @@ def _mark(path: pathlib.Path, mark: str) -> None:
         with path.open("ab") as file:
             file.write(f"\n{_MARK} {mark}\n".encode())
     elif content.startswith(b"{"):
-        value = {**json.loads(content), _MARK: mark}
+        value = {**parse_json(content), _MARK: mark}
         path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -57,17 +57,8 @@ def run_head(
 ) -> None:
     """Start a run of a head, or resume one.
 
-    Args:
-        trainer: The kind of the run.
-        distilled_steps: The steps of a distilled head; 0 for a flow head.
-        teacher: The settings of a teacher, fields of `HeadTraining`.
-        checkpoint: The checkpoint of a new run.
-        data: The dataset of a new run.
-        out: The folder of a new run.
-        resume: The folder of a run to resume.
-        threads: The number of threads; None for all.
-        background: The colour under transparent pixels of images.
-        options: The options of `checkpoint_options` and of `HeadTraining`; None for those that are not given.
+    `trainer` is the kind of the run. `distilled_steps` are those of a distilled head, 0 for a flow head, and `teacher`
+    has the settings of its teacher, fields of `HeadTraining`. All other arguments are the options of `head_options`.
 
     Raises:
         RequestError: An argument is missing, or `out` holds something else.
@@ -84,16 +75,7 @@ def run_head(
         return
     if checkpoint is None or data is None or out is None:
         raise RequestError("a new run needs CHECKPOINT, --data and --out; to resume a run, give --resume instead")
-    names = {
-        "checkpoint": str(checkpoint.resolve()),
-        "size": options["model"] or "",
-        "tokenizer": _absolute(options["tokenizer"]),
-        "model_config": _absolute(options["config_file"]),
-        "latent_scale": options["latent_scale"],
-        "latent_shift": options["latent_shift"],
-        "background": f"#{bytes(background).hex()}",
-    }
-    training = HeadTraining(**names, **teacher, **changes)
+    training = HeadTraining(**_names(checkpoint, background, options), **teacher, **changes)
     config = head_config(trainer.config_class, data, training, distilled_steps)
     echo_warnings(load_source(training).warnings)
     with _holding_new(out):
@@ -103,6 +85,19 @@ def run_head(
         if trainer.read_config(out, {}) != config.with_training({"warmup_steps": config.training.warmup}):
             raise RequestError(f"{out} holds a run with other settings; choose another --out, or resume it by --resume")
         finish(trainer.resume(out))
+
+
+def _names(checkpoint: pathlib.Path, background: tuple[int, int, int], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `HeadTraining` that name the checkpoint, with absolute paths, and the background."""
+    return {
+        "checkpoint": str(checkpoint.resolve()),
+        "size": options["model"] or "",
+        "tokenizer": _absolute(options["tokenizer"]),
+        "model_config": _absolute(options["config_file"]),
+        "latent_scale": options["latent_scale"],
+        "latent_shift": options["latent_shift"],
+        "background": f"#{bytes(background).hex()}",
+    }
 
 
 def _holding_new(out: pathlib.Path) -> Any:
