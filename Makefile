@@ -5,7 +5,7 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test test-slow fuzz kill locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages clean
+.PHONY: demo test browser test-slow fuzz kill locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,7 +39,12 @@ demo: $(VENV)/installed
 		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png --force
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
-test: lint docs
+# The browser for tests of the page: Debian's Chromium, with its driver.
+browser:
+	@command -v chromedriver > /dev/null || apt-get install --yes --quiet=2 chromium chromium-driver > /dev/null || \
+		{ echo "the tests of the page need chromium and chromedriver; install them, or run make as root on Debian"; exit 1; }
+
+test: lint docs browser
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.

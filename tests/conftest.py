@@ -21,9 +21,11 @@ disable_telemetry()  # some tests import these libraries themselves
 pytest_plugins = [
     "tests.helpers.artifacts",
     "tests.helpers.benchmarks",
+    "tests.helpers.browser",
     "tests.helpers.command_line",
     "tests.helpers.damaged_artifacts",
     "tests.helpers.exported_artifacts",
+    "tests.helpers.one_ray",
     "tests.helpers.quantized_artifacts",
     "tests.helpers.simulated_gpu",
     "tests.helpers.step_search",

@@ -99,4 +99,4 @@ def until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT
     while not happened():
         assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.002)
+        time.sleep(0.01)
