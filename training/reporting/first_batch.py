@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from runtime.files import replacing
-from runtime.image_grid import save_grid
+from runtime.image_grid import class_caption, save_grid
 from training.data.latent_dataset import LatentDataset
 from training.data.loader import Batch, MicroBatch
 
@@ -27,6 +27,7 @@ def save_first_batch(path: pathlib.Path, part: MicroBatch, dataset: LatentDatase
     """
     images = dataset.images(part.batch[0][:_MOST_IMAGES].cpu().numpy())
     labels = part.batch.labels.tolist() if isinstance(part.batch, Batch) else dataset.labels[part.examples].tolist()
-    captions = [(*dataset.classes, _NO_CLASS)[label] for label in labels[:_MOST_IMAGES]]
+    names = (*dataset.classes, _NO_CLASS)
+    captions = [class_caption(names[label], label) for label in labels[:_MOST_IMAGES]]
     with replacing(path) as temporary:
         save_grid(temporary, images, captions, columns=min(_COLUMNS, len(images)))

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from runtime.files import replacing
-from runtime.image_grid import save_grid
+from runtime.image_grid import class_caption, save_grid
 from runtime.sampling.constraints import apply_constraints, default_sampling
 from runtime.sampling.plan import build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
@@ -49,4 +49,5 @@ def save_sample_grid(path: pathlib.Path, model: MAR, dataset: LatentDataset) -> 
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:
-        save_grid(temporary, dataset.images(latents), [dataset.classes[label] for label in labels], columns=columns)
+        captions = [class_caption(dataset.classes[label], label) for label in labels.tolist()]
+        save_grid(temporary, dataset.images(latents), captions, columns=columns)
