@@ -10,7 +10,6 @@ import torch
 
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
-from training.checkpoints.initial_model import with_initial_model
 from training.cli.options import check_resume_options, epochs_option, training_options
 from training.config import (
     RunConfig,
@@ -22,6 +21,7 @@ from training.config import (
     take_epochs,
 )
 from training.distributed import process_group
+from training.loop.initial_model import with_initial_model
 from training.loop.mar_trainer import MarTrainer
 from training.loop.profiling import profile_training
 from training.loop.training_loop import finish, holding_run

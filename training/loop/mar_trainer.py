@@ -12,7 +12,6 @@ import torch
 
 from runtime.image_files import parse_color
 from training.checkpoints import checkpoint, run_folder
-from training.checkpoints.transfer import transfer_weights
 from training.config import RunConfig
 from training.data.class_names import check_no_gaps, check_same_classes
 from training.data.codebook import fit_codebook
@@ -22,6 +21,7 @@ from training.data.validation_split import TrainingPart
 from training.loop.optimizer_step import MarTrainStep
 from training.loop.schedule import validation_is_due
 from training.loop.training_loop import TrainingLoop
+from training.loop.transfer import transfer_weights
 from training.loop.validation import ValidationLoss
 from training.reporting.progress import print_lines
 from training.reporting.reporter import Reporter

@@ -17,7 +17,7 @@ from tests.helpers.train_command import error_line
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.resize import resize_model
-from training.checkpoints.transfer import Transfer, transfer_weights
+from training.loop.transfer import Transfer, transfer_weights
 from training.models.mar import MAR
 
 _CLASSES = "class_emb.weight"
