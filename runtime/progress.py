@@ -23,7 +23,11 @@ _CLEAR_LINE = "\r\033[K"
 
 
 def terminal_shown() -> bool:
-    """Return whether progress is shown as a bar, because standard error is a terminal and the log level has it."""
+    """Return whether progress is shown as a bar, because standard error is a terminal and the log level has it.
+
+    If it is not, pass no function for the progress of iterations to a generator: with one, the host waits for the GPU
+    after every iteration.
+    """
     return sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
 
 

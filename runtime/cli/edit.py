@@ -19,9 +19,7 @@ from runtime.cli.options import (
     CLASS_HELP,
     PATH,
     backend_options,
-    bar_shown,
     preset_option,
-    progress_bar,
     sampling_options,
     threads_option,
 )
@@ -32,6 +30,7 @@ from runtime.generator import Generator
 from runtime.image_files import Color
 from runtime.image_grid import check_image_file
 from runtime.log import LOG
+from runtime.progress import Progress, terminal_shown
 from runtime.requests.inpainting import Edit, check_mask
 from runtime.requests.validation import check_labels, parse_class
 
@@ -120,14 +119,14 @@ def edit(
         check_grid(count, min(count, COLUMNS), generator.image_size, "lower --count")
         edit_mask = check_mask(mask, dilate, config)
         plan = generator.plan(known_tokens=edit_mask.known, **settings)
-        tell_other_plan(generator, settings)
-        with progress_bar(len(plan.iterations), "generating") as bar:
+        tell_other_plan(generator.manifest, generator.sampling(**settings))
+        with Progress(len(plan.iterations), "generating") as bar:
             result = generator.generate(
                 [label] * count,
                 seed=seed,
                 index=range(first, first + count),
                 edit=Edit(image, mask, dilate=dilate, paste=paste),
-                progress=(lambda done, total: bar.update(1)) if bar_shown() else None,
+                progress=(lambda done, total: bar.update(1)) if terminal_shown() else None,
                 **settings,
             )
     assert result.images is not None

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runtime.cli.options import bar_shown, progress_bar
 from runtime.generator import Generator, Result
 from runtime.image_records.record import ImageRecord
+from runtime.progress import Progress, terminal_shown
 
 
 def generate_batches(
@@ -24,8 +24,8 @@ def generate_batches(
         **request: Other arguments of `Generator.generate_batches`.
     """
     iterations = len(generator.plan(**settings).iterations)
-    on_terminal = bar_shown()
-    with progress_bar(math.ceil(len(records) / batch_size) * iterations, "generating") as bar:
+    on_terminal = terminal_shown()
+    with Progress(math.ceil(len(records) / batch_size) * iterations, "generating") as bar:
         batches = generator.generate_batches(
             [record.class_number for record in records],
             batch_size,

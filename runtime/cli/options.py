@@ -12,7 +12,6 @@ from runtime.backends import BACKENDS
 from runtime.checks import truncate
 from runtime.cli.environment_variables import MachineOption
 from runtime.errors import RequestError
-from runtime.progress import Progress, terminal_shown
 from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import TOKEN_ORDERS
@@ -111,19 +110,6 @@ _CHAIN = (
     click.option("--temperature", type=float, help="Factor on the noise of every diffusion step."),
     click.option("--eta", type=float, help="Amount of noise in the sampler ddim or flow-euler, 0 to 1."),
 )
-
-
-def bar_shown() -> bool:
-    """Return whether a progress bar is visible, because standard error is a terminal.
-
-    If it is not, pass no `progress` to a generator either: with it, the host waits for the GPU after every iteration.
-    """
-    return terminal_shown()
-
-
-def progress_bar(length: int, label: str) -> Progress:
-    """Open the display of the progress of some work."""
-    return Progress(length, label)
 
 
 def sampling_options(command: _Command) -> _Command:
