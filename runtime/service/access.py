@@ -1,4 +1,4 @@
-"""Who may use a service: API keys."""
+"""Who may use a service: who has an API key, and no web page of somebody else."""
 
 from __future__ import annotations
 
@@ -68,6 +68,22 @@ class ApiKeys:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        await self._app(scope, receive, send)
+
+
+class NoOtherSites:
+    """Middleware that refuses what a web page of another site sends from the browser of somebody who can connect."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or raise `HttpError`."""
+        posted = scope["type"] == "http" and scope["method"] == "POST"
+        if posted and Headers(scope=scope).get("sec-fetch-site") == "cross-site":  # browsers say so, programs do not
+            message = "a web page of another site sent this request; ask from a program, or from the page at /"
+            raise HttpError(403, message, code="cross_site")
         await self._app(scope, receive, send)
 
 

@@ -40,6 +40,9 @@ class SchedulerClosedError(RetryLaterError):
 class DeadlineError(MarError):
     """A request that was not done in time."""
 
+    def __init__(self) -> None:
+        super().__init__("the request was not done in time; ask for fewer images or iterations")
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:

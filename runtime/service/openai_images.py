@@ -23,7 +23,7 @@ from runtime.errors import RequestError
 from runtime.image_records.encoding import FORMATS, QUALITY
 from runtime.image_records.record import settings_values
 from runtime.sampling.settings import Sampling
-from runtime.service.drawing import Drawing, Drawn, Shown, Timing
+from runtime.service.drawing import DeadlineError, Drawing, Drawn, Shown, Timing
 from runtime.service.event_stream import Event, EventStream
 from runtime.service.http_errors import HttpError, as_http_error
 from runtime.service.image_content import MEDIA_TYPES, uploaded_image, uploaded_mask
@@ -218,6 +218,8 @@ class ImagesApi:
                     event |= {"usage": _usage(asked.model, 1), "timing": _timing(shown.timing, asked), **_how(shown)}
                 yield {"type": f"{asked.event}.{kind}", **event}
             future.result()
+        except asyncio.TimeoutError:
+            yield {"type": "error", **error_body(as_http_error(DeadlineError()))}
         except Exception as error:  # the response has begun, so its status cannot tell
             yield {"type": "error", **error_body(as_http_error(error))}
 

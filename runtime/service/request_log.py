@@ -91,7 +91,7 @@ class RequestLog:
         route, metrics = self._route(scope), self._service.metrics
         metrics.requests.labels(route, str(status)).inc()
         metrics.request_seconds.labels(route).observe(seconds)
-        if error is not None and status in (401, 413, 429, 503):
+        if error is not None and status in (401, 403, 413, 429, 503):
             metrics.rejected.labels(error.code or str(status)).inc()
         client = scope.get("client")
         LOG.log(

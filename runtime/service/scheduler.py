@@ -263,7 +263,7 @@ class _Request:
         """Return whether nobody waits for it, after failing it if its deadline is over."""
         deadline = self.drawing.deadline
         if deadline is not None and now >= deadline:
-            self.fail(DeadlineError("the request was not done in time; ask for fewer images or iterations"))
+            self.fail(DeadlineError())
         return self.future.done()
 
     def fail(self, error: Exception) -> None:

@@ -93,7 +93,7 @@ class Service:
                 return waiting.result()
             if gone.done():
                 raise HttpError(CLIENT_GONE, "the client has gone", code="client_gone")
-            raise DeadlineError("the request was not done in time; ask for fewer images or iterations")
+            raise DeadlineError()
         finally:
             for task in tasks:
                 task.cancel()

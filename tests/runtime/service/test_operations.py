@@ -177,6 +177,7 @@ def test_a_request_that_takes_too_long_is_status_504() -> None:
         assert (answer.status, answer.json["error"]["code"]) == (504, "timeout")
         stream = service.running.ask("POST", GENERATIONS, {**CAT, "stream": True})
         assert (stream.status, stream.body.startswith(b"event: error\n")) == (200, True)
+        assert b'"code":"timeout"' in stream.body
         assert service.waiting() == 0
 
 
@@ -258,6 +259,14 @@ def test_a_service_with_keys_answers_only_who_has_one() -> None:
             "POST", GENERATIONS, {**CAT, "response_format": "url"}, Authorization=f"bearer {keys[1]}"
         ).json["data"][0]["url"]
         assert running.ask("GET", with_url.removeprefix(running.url)).status == 200
+
+
+def test_a_page_of_another_site_is_refused(service: RunningService) -> None:
+    refused = service.ask("POST", GENERATIONS, CAT, Sec_Fetch_Site="cross-site")
+    assert (refused.status, refused.json["error"]["code"]) == (403, "cross_site")
+    for site in ("same-origin", "none"):
+        assert service.ask("POST", GENERATIONS, CAT, Sec_Fetch_Site=site).status == 200
+    assert service.ask("GET", "/", Sec_Fetch_Site="cross-site").status == 200  # a link leads here
 
 
 def test_the_page_is_served(service: RunningService) -> None:
