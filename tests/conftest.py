@@ -25,7 +25,6 @@ pytest_plugins = [
     "tests.helpers.command_line",
     "tests.helpers.damaged_artifacts",
     "tests.helpers.exported_artifacts",
-    "tests.helpers.one_ray",
     "tests.helpers.quantized_artifacts",
     "tests.helpers.simulated_gpu",
     "tests.helpers.step_search",

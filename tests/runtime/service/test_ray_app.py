@@ -22,6 +22,7 @@ from runtime.service.ray_app import RayArguments, build, parse_arguments
 from runtime.service.server import bind
 from runtime.workers.ray_cluster import connected
 from runtime.workers.worker_group import Workers
+from tests.helpers.one_ray import one_ray_at_a_time
 from tests.helpers.running_services import Answer, ask
 from tests.helpers.tiny_runs import one_sentence
 
@@ -29,11 +30,11 @@ SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="module")
-def port(pixel_artifact: pathlib.Path) -> Iterator[int]:
+def port(pixel_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a service of two replicas."""
     with bind("127.0.0.1", 0) as free:
         port: int = free.getsockname()[1]
-    with connected(Workers(count=2)):
+    with one_ray_at_a_time(tmp_path_factory), connected(Workers(count=2)):
         serve = import_library("ray.serve")
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         arguments = {"artifact": str(pixel_artifact), "name": "tiny", "replicas": "2", "max_wait_ms": "5"}
