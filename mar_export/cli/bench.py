@@ -25,6 +25,7 @@ from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
 from runtime.checks import check_choice, pluralize
+from runtime.cli.calibration_note import tell_other_plan
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
@@ -268,6 +269,8 @@ def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inp
     check_labels(inputs.labels, config)
     samplings = {name: manifest.resolve_sampling(overrides) for name, overrides in settings.items()}
     plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
+    for sampling in samplings.values():
+        tell_other_plan(manifest, sampling)
     for plan in plans.values():
         check_batch(len(inputs.labels), plan.diffusion_steps, config)
     return Workload(config, len(inputs.labels), samplings, plans)

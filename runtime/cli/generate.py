@@ -126,7 +126,7 @@ def generate(
         sequence = _sequence(generator, classes, seeds, first, count)
         columns = outputs.columns(sequence, generator.image_size)
         records = _records(generator, sequence, batch_size, settings)
-        tell_other_plan(generator, settings)
+        tell_other_plan(generator.manifest, generator.sampling(**settings))
         started = time.perf_counter()
         if out_dir is not None:
             drawn = fill_folder(generator, out_dir, records, outputs.shard, batch_size, decode_batch, settings)

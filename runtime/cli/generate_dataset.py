@@ -14,6 +14,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads, uses_gpu
 from runtime.checks import pluralize
+from runtime.cli.calibration_note import tell_other_plan
 from runtime.cli.options import CLASS_HELP, PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.dataset.artifact_model import open_artifact
 from runtime.dataset.draw import draw_dataset
@@ -103,6 +104,7 @@ def generate_dataset(
     plan = DrawingPlan(model, chosen, manifest.class_names, count, batch_size, size)
     sampling = manifest.resolve_sampling(settings)
     check_batch(batch_size, build_plan(manifest.model.tokens, sampling).diffusion_steps, manifest.model)
+    tell_other_plan(manifest, sampling)
     who = _workers(workers, address, threads, backend, device)
     arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs, "threads": who.threads}
     place = pathlib.Path(artifact).absolute()

@@ -88,8 +88,13 @@ class ImageRecord:
 
 def settings_values(sampling: Sampling) -> dict[str, Any]:
     """Return complete sampling settings as the JSON values of `ImageRecord.settings`."""
-    values = plain_settings(vars(sampling))
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _json_value(value) for name, value in plain_settings(vars(sampling)).items()}
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, str) and value.isdecimal():  # a number of steps from a command line
+        return int(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def record_text(records: Sequence[ImageRecord]) -> str:

@@ -23,8 +23,9 @@ from runtime.cli.inspect import inspect
 from runtime.errors import CalibrationError, RequestError
 from runtime.generator import Generator
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
+from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
-from tests.helpers.quantized_artifacts import FLOAT32_LAYERS, REQUEST, quantization_config
+from tests.helpers.quantized_artifacts import FLOAT32_LAYERS, REQUEST, SAMPLING, quantization_config
 
 
 def distance_from_float32(small: Artifact, low: pathlib.Path, backend: str) -> float:
@@ -46,6 +47,8 @@ def test_images_are_close_to_those_in_float32_and_the_manifest_stores_the_distan
     manifest = Artifact(quantized_artifacts[precision]).manifest
     assert manifest.precision == precision
     assert manifest.provenance["calibration_images"] == 10
+    assert manifest.calibration_note(SAMPLING) is None
+    assert "calibrated for iterations 4," in (manifest.calibration_note(Sampling()) or "")
     report = manifest.parity["generation"]
     assert report["relative_l2"] == pytest.approx(distance, rel=1.0)
     assert report["relative_l2"] <= report["tolerance"]
