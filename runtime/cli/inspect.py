@@ -17,6 +17,7 @@ from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 from runtime.distance import sqnr_db
 from runtime.errors import RequestError
+from runtime.image_files import IMAGE_SUFFIXES
 
 _HEAD_AXES = "G guidance halves, N rows of the head (one for each predicted token), T diffusion steps"
 _AXES = f"B images, V known tokens, K predicted tokens, R remaining tokens, {_HEAD_AXES}"
@@ -33,7 +34,7 @@ def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument)
     Of an artifact: model, sampling settings, engines, shapes, sizes, parity and provenance. Of an image that mar wrote:
     class, seed, settings and artifact, and the command that makes it again.
     """
-    if artifact.is_file():
+    if artifact.is_file() or (artifact.suffix.lower() in IMAGE_SUFFIXES and not artifact.exists()):
         if verify:
             raise RequestError(f"--verify is for the folder of an artifact, found the file {artifact}; leave it out")
         print_document(json_document("inspect", inspect_image(artifact)))
