@@ -111,6 +111,7 @@ CASES = {
 }
 _NEED_ARTIFACT = {"calibrate", "generate", "build", "optimize-steps", "sign"}
 
+_OF_DATA = ("class_num", "vae_embed_dim")  # which a new run takes from its data
 _CONFIG = """
 [model]
 {model}
@@ -182,8 +183,8 @@ def make_inputs(inputs: pathlib.Path, names: list[str]) -> None:
     (inputs / "tokenizer.toml").write_text(_TOKENIZER_CONFIG)
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
     (inputs / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    values = {name: value for name, value in TINY.to_dict().items() if isinstance(value, (int, float))}
-    lines = "\n".join(f"{name} = {value}" for name, value in values.items() if not isinstance(value, bool))
+    values = {name: value for name, value in TINY.to_dict().items() if type(value) in (int, float)}
+    lines = "\n".join(f"{name} = {value}" for name, value in values.items() if name not in _OF_DATA)
     (inputs / "train.toml").write_text(_CONFIG.format(model=lines))
     if _NEED_ARTIFACT & {*names}:
         _run_once(inputs, _EXPORT.replace("{work}", "{inputs}"))

@@ -67,7 +67,7 @@ def _server_error(file: pathlib.Path, packed: pathlib.Path) -> None:
 
 
 def _torchscript(file: pathlib.Path, packed: pathlib.Path) -> None:
-    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(packed)  # type: ignore[no-untyped-call]
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(packed)
 
 
 @pytest.mark.parametrize(
