@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 from runtime.artifact.artifact_folder import is_artifact
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, RequestError
 from runtime.structured_files import FaultReport, read_json_object
 from training.checkpoints.sharded_checkpoints import refuse_sharded_folder
 
@@ -25,6 +25,20 @@ STATE_FILE = "training-state.safetensors"
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _FILES_NAMED = 5
+
+
+def check_new_folder(folder: pathlib.Path, what: str = "run") -> None:
+    """Check that a new run, or `what` is made, would replace nothing in a folder.
+
+    What a killed process has left before it wrote the config or index, hidden files and an autoencoder, may be there.
+
+    Raises:
+        RequestError: The folder holds something else, or is a file.
+    """
+    if folder.is_dir() and all(path.name.startswith(".") or path.name == TOKENIZER_FILE for path in folder.iterdir()):
+        return
+    if folder.exists():
+        raise RequestError(f"{folder} exists and is no {what}; choose another --out, or remove it yourself")
 
 
 def read_run_config(run: pathlib.Path) -> dict[str, Any]:

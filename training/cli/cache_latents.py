@@ -16,9 +16,10 @@ from runtime.image_files import Color
 from runtime.log import LOG
 from runtime.progress import Progress
 from training.checkpoints.published_files import load_vae
+from training.checkpoints.run_folder import check_new_folder
 from training.cli.options import echo_warnings, latent_scale_options
 from training.data.datasets import open_dataset, to_rgb
-from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
+from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents, is_cache
 from training.reporting.progress import print_lines
 
 
@@ -91,6 +92,8 @@ def cache(
         digest += f", latent scale {vae.describe_scale()}"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device)
+    if not is_cache(out):
+        check_new_folder(out, "cache of latents")
     with holding_folder(out), Progress(len(dataset.labels), "encoding", unit="images") as progress:
         cache_latents(dataset, encoder, out, progress.update, lambda line: warn(line, progress), progress.skip)
     cached = CachedLatents(out, image_size)

@@ -13,7 +13,7 @@ from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
 from runtime.files import holding_folder
-from training.checkpoints.run_folder import CONFIG_FILE, TOKENIZER_FILE
+from training.checkpoints.run_folder import CONFIG_FILE, check_new_folder
 from training.cli.options import check_resume_options, checkpoint_options, echo_warnings, training_options
 from training.heads.config import HEAD_OPTIONS, RESUMED_OPTIONS, HeadTraining
 from training.heads.trainer import HeadTrainer, head_config, load_source
@@ -78,7 +78,9 @@ def run_head(
     training = HeadTraining(**_names(checkpoint, background, options), **teacher, **changes)
     config = head_config(trainer.config_class, data, training, distilled_steps)
     echo_warnings(load_source(training).warnings)
-    with _holding_new(out):
+    if not (out / CONFIG_FILE).is_file():
+        check_new_folder(out)
+    with holding_folder(out):
         if not (out / CONFIG_FILE).is_file():
             finish(trainer.start(out, config))
             return
@@ -98,16 +100,6 @@ def _names(checkpoint: pathlib.Path, background: tuple[int, int, int], options: 
         "latent_shift": options["latent_shift"],
         "background": f"#{bytes(background).hex()}",
     }
-
-
-def _holding_new(out: pathlib.Path) -> Any:
-    """Hold the folder of a new run, or of a run that was begun. Raises `RequestError` if it holds something else."""
-    begun = (out / CONFIG_FILE).is_file() or not out.exists()
-    if not begun and not (
-        out.is_dir() and all(path.name.startswith(".") or path.name == TOKENIZER_FILE for path in out.iterdir())
-    ):
-        raise RequestError(f"{out} exists and is no run; choose another --out, or remove it yourself")
-    return holding_folder(out)
 
 
 def _absolute(path: pathlib.Path | None) -> str:

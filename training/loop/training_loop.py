@@ -99,6 +99,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         processes = processes or Processes()
         if (run / run_folder.CONFIG_FILE).exists():
             raise MarError(f"{run} already holds a run; continue it with --resume {run}, or choose another --out")
+        run_folder.check_new_folder(run)
         config, dataset = cls.fit_to_data(config)
         config = _with_epochs(config, dataset, epochs)
         config = config.with_training({"warmup_steps": config.training.warmup})
@@ -136,7 +137,7 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         """
         processes = processes or Processes()
         config = cls.read_config(run, changes or {}, data)
-        dataset = cls.open_data(config)
+        dataset = cls._reopen_data(config)
         config = _with_epochs(config, dataset, epochs)
         loop = cls(run, config, dataset, processes)
         if (run / run_folder.STATE_FILE).exists():
@@ -171,6 +172,16 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
     def fit_to_data(cls, config: Any) -> tuple[Any, LatentDataset]:
         """Open the data of a new run; return it after the config, whose path is then absolute and which fits it."""
         return config, cls.open_data(config)
+
+    @classmethod
+    def _reopen_data(cls, config: Any) -> LatentDataset:
+        """Open the data of a run that is resumed. Raises `DataError`, which says what to do if they have moved."""
+        try:
+            return cls.open_data(config)
+        except DataError as error:
+            if pathlib.Path(config.data).exists():
+                raise
+            raise DataError(f"{error}; give their new place (--data) if they were moved") from None
 
     @classmethod
     @abc.abstractmethod

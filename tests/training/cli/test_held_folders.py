@@ -52,3 +52,16 @@ def test_the_second_command_in_a_folder_is_told_who_holds_it(mar: Mar, folder: p
         assert last.startswith(f"mar: {folder / name} is in use by process {process.pid} on ")
         assert "Traceback" not in ended.err
         assert (names(folder / name) if (folder / name).exists() else []) == before
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "{folder}/new" in line and "evaluate" not in line])
+def test_a_folder_of_something_else_is_not_written_into(
+    mar: Mar, folder: pathlib.Path, tmp_path: pathlib.Path, line: str
+) -> None:
+    (tmp_path / "loss.png").write_text("mine")
+    ended = mar(line.format(folder=folder).replace(f"{folder}/new", str(tmp_path)))
+    assert ended.code == 2
+    kind = "cache of latents" if line.startswith("cache") else "run"
+    expected = f"mar: {tmp_path} exists and is no {kind}; choose another --out, or remove it yourself\n"
+    assert ended.err.endswith(expected)
+    assert names(tmp_path) == ["loss.png"]
