@@ -189,7 +189,7 @@ def test_resuming_without_the_data_is_refused(half_done_run: pathlib.Path, tmp_p
     run = copy_run(half_done_run, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone")}))
-    with pytest.raises(DataError, match="gone") as caught:
+    with pytest.raises(DataError, match=r"gone: .*; give their new place \(--data\) if they were moved") as caught:
         resume(run, steps=8)
     one_sentence(caught)
 
