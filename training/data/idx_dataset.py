@@ -40,6 +40,7 @@ IDX_PREFIX = {"train": "train", "test": "t10k"}
 """How the names of MNIST's files begin, for each split."""
 # Such as train-images-idx3-ubyte, t10k-labels.idx1-ubyte.gz and emnist-letters-test-images-idx3-ubyte.
 _FILE = re.compile(r"(.*?)[-_.]?(train|t10k|test)[-_.](images|labels)[-_.]idx[13][-_.]ubyte(\.gz)?", re.IGNORECASE)
+_TRANSPOSED = "emnist"  # how the names of files begin whose images have rows and columns exchanged
 _FOLDER = re.compile(r"mnist|idx|^raw$|^gzip$", re.IGNORECASE)  # folders that such files come in
 _LEVELS = 3
 _SPLITS = {"train": "train", "t10k": "test", "test": "test"}
@@ -91,7 +92,8 @@ def _idx_files(path: pathlib.Path) -> list[_IdxFile]:
 class IdxDataset:
     """Gray images in the IDX format of MNIST, plain or gzipped; all of them are held in memory.
 
-    Images that are smaller than `image_size` are padded with zeros on all sides.
+    Images that are smaller than `image_size` are padded with zeros on all sides. Those of EMNIST, which its files have
+    transposed, are turned upright.
 
     Attributes:
         notes: The classes and the number of images of each.
@@ -113,6 +115,9 @@ class IdxDataset:
         self.labels = _read_idx(files["labels"], dimensions=1).astype(np.int64)
         if len(pixels) != len(self.labels):
             raise DataError(f"{where}: {len(pixels)} images but {len(self.labels)} labels in the {split} files")
+        is_transposed = files["images"].name.lower().startswith(_TRANSPOSED)
+        if is_transposed:
+            pixels = pixels.transpose(0, 2, 1)
         height, width = pixels.shape[1:]
         if max(height, width) > image_size:
             raise DataError(f"{where}: images of {height}x{width} do not fit the model's {image_size}x{image_size}")
@@ -125,6 +130,8 @@ class IdxDataset:
         self.notes: tuple[str, ...] = (
             f"{printable(str(files['images']))}: {describe_classes(self.classes, self.labels)}",
         )
+        if is_transposed:
+            self.notes += (f"{where}: EMNIST stores its images transposed; they are turned upright",)
         empty = [numbers[label] for label in np.flatnonzero(np.bincount(self.labels) == 0)]
         self.warnings = [f"{where}: {_describe_empty(empty, len(numbers))}"] if empty else []
 
