@@ -1,12 +1,13 @@
 """The study of quality against time: every preset, and every sampler at several numbers of steps.
 
 Every setting generates images of the same classes from the same token orders and noise. Thousands of images for each
-take hours on a processor, so they are generated with the engines in PyTorch in bfloat16, with one process for each
-core. The times are those of the runtime in float32, with a batch of one image.
+take hours on a processor, so they are generated with the engines in PyTorch in bfloat16, by one or several processes.
+The times are those of the runtime in float32, with a batch of one image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mar_export.artifact.exported_checkpoint import as_exported
 from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import RequestError
@@ -26,10 +28,13 @@ from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.image_files import WHITE, Color
 from runtime.model.config import ModelConfig
+from runtime.progress import Progress
 from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
 from runtime.stored_files import check_hash, with_hash
 from runtime.structured_files import FaultReport, read_json_object
+from runtime.workers.tasks import run_tasks
+from runtime.workers.worker_group import Workers
 from training.checkpoints.checkpoint import load_checkpoint
 from training.data.class_names import check_known_classes
 from training.data.datasets import chunks, open_dataset
@@ -41,7 +46,7 @@ from training.evaluation.feature_networks import (
     labelled_batches,
 )
 from training.evaluation.metrics import frechet_distance
-from training.evaluation.worker_processes import run_in_processes
+from training.evaluation.reliability import doubts
 
 STEPS = (100, 50, 25, 14, 10, 6)
 _SAMPLER_ITERATIONS = 16
@@ -101,7 +106,7 @@ def preset_settings(own: Iterable[str]) -> list[Setting]:
 
 
 def run_study(
-    study: Study, settings: list[Setting], out: pathlib.Path, processes: int, report: Callable[[str], None]
+    study: Study, settings: list[Setting], out: pathlib.Path, workers: Workers, report: Callable[[str], None]
 ) -> None:
     """Evaluate every setting that has no result in `out` yet.
 
@@ -109,21 +114,54 @@ def run_study(
         study: The inputs.
         settings: The settings to evaluate.
         out: A folder with one JSON file for each setting; results are written as soon as they are there.
-        processes: The number of settings that are evaluated at the same time.
+        workers: The processes, each of which evaluates one setting at a time.
         report: Called with a line of text for each new result.
+
+    Raises:
+        BackendError: Ray, which more than one process need, is not installed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _load_study(study)  # trains a missing classifier once for all processes
+    if not workers.in_this_process:
+        _load_study(study)  # trains a missing classifier once for all processes
     missing = [setting for setting in settings if _figures(out, setting, study) is None]
+    if not missing:
+        return
+    with Progress(len(missing), "evaluating", unit="settings") as progress:
+        for setting, figures in run_tasks(functools.partial(_evaluating, study, workers.threads), missing, workers):
+            write_json(_file(out, setting), with_hash(figures))
+            progress.message(
+                f"{setting.name:20} top-1 accuracy {figures['top1_accuracy']:.1%}, "
+                f"Fréchet distance {figures['frechet']:.3f}",
+                report,
+            )
+            progress.update()
 
-    def save(setting: Setting, figures: dict[str, Any]) -> None:
-        write_json(_file(out, setting), with_hash(figures))
-        report(
-            f"{setting.name:20} top-1 accuracy {figures['top1_accuracy']:.1%}, "
-            f"Fréchet distance {figures['frechet']:.3f}"
-        )
 
-    run_in_processes(functools.partial(evaluate_setting, study), missing, processes, save)
+@contextlib.contextmanager
+def _evaluating(study: Study, threads: int) -> Iterator[Callable[[Setting], dict[str, Any]]]:
+    """Open the evaluation of settings in a worker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield functools.partial(evaluate_setting, study)
+    finally:
+        torch.set_num_threads(before)
+
+
+def study_doubts(study: Study) -> list[str]:
+    """Return one line for each reason to doubt the figures of a study, see `training.evaluation.reliability`."""
+    _, classifier, real = _load_study(study)
+    return doubts(classifier.name, {"generated": study.count}, real, classifier.knows_classes)
+
+
+def check_results(study: Study, settings: list[Setting], out: pathlib.Path) -> None:
+    """Raise `RequestError` if the folder `out` has a result that `run_study` would replace by another one."""
+    for setting in settings:
+        if _file(out, setting).exists() and _figures(out, setting, study) is None:
+            raise RequestError(
+                f"{_file(out, setting)} is the result of another model, of other settings or of another number of "
+                "images; choose another --out, or give --force to replace it"
+            )
 
 
 def time_settings(study: Study, settings: list[Setting], threads: int, repeats: int) -> dict[str, list[float]]:
@@ -133,13 +171,17 @@ def time_settings(study: Study, settings: list[Setting], threads: int, repeats: 
         The seconds of `repeats` images for each setting, by its name.
     """
     seconds: dict[str, list[float]] = {setting.name: [] for setting in settings}
-    with Generator.load(study.artifact, threads=threads) as generator:
+    with (
+        Generator.load(study.artifact, threads=threads) as generator,
+        Progress((repeats + 1) * len(settings), "timing") as progress,
+    ):
         for repeat in range(-1, repeats):
             for setting in settings:
                 started = time.perf_counter()
                 generator.generate([0], **setting.sampling)
                 if repeat >= 0:  # the first round warms up
                     seconds[setting.name].append(time.perf_counter() - started)
+                progress.update()
     return seconds
 
 
@@ -164,12 +206,11 @@ def summarize_study(
 
 
 def evaluate_setting(study: Study, setting: Setting) -> dict[str, Any]:
-    """Generate the images of one setting and evaluate them, in one thread.
+    """Generate the images of one setting and evaluate them.
 
     Returns:
         The result as JSON: the settings, the top-1 accuracy, and the Fréchet distance from the real test images.
     """
-    torch.set_num_threads(1)
     generator, classifier, real = _load_study(study)
     labels = np.arange(study.count, dtype=np.int64) % generator.manifest.model.class_num
     started = time.perf_counter()
@@ -190,9 +231,10 @@ def evaluate_setting(study: Study, setting: Setting) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _load_study(study: Study) -> tuple[Generator, DatasetClassifier, FeatureStatistics]:
     """Open the generator and the classifier, and compute the statistics of the real test images; once per process."""
-    manifest, checkpoint = Artifact(study.artifact).manifest, load_checkpoint(study.checkpoint, None)
-    if checkpoint.sha256 != manifest.provenance.get("checkpoint_sha256"):
-        raise RequestError(f"{study.checkpoint} is not the checkpoint that {study.artifact} was exported from")
+    manifest = Artifact(study.artifact).manifest
+    if manifest.tokenizer != "pixel":
+        raise RequestError(f"{study.artifact} is a model of latents, mar study is for pixels; use mar evaluate")
+    checkpoint = as_exported(load_checkpoint(study.checkpoint), study.artifact)
     generator = eager_generator(manifest, checkpoint.model, bfloat16=True)
     side = manifest.model.img_size
     train, test = (open_dataset(study.data, side, split, study.background) for split in ("train", "test"))

@@ -8,9 +8,11 @@ import click
 
 from mar_export.benchmark.study import (
     Study,
+    check_results,
     preset_settings,
     run_study,
     sampler_settings,
+    study_doubts,
     summarize_study,
     time_settings,
 )
@@ -19,9 +21,19 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import available_threads
 from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
+from runtime.cli.result_files import (
+    OUTPUT,
+    check_result_file,
+    force_option,
+    is_forced,
+    result_file,
+    write_result_json,
+)
 from runtime.errors import RequestError
-from runtime.files import check_writable, holding_folder, write_json
+from runtime.files import holding_folder
 from runtime.image_files import Color
+from runtime.workers.worker_group import Workers
+from training.cli.options import echo_warnings
 
 _REPEATS = 5
 
@@ -43,9 +55,17 @@ _REPEATS = 5
 )
 @click.option("--presets-only", is_flag=True, help="Evaluate the presets only, not the samplers.")
 @background_option
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="The number of settings that are evaluated at the same time. More than one need the extra ray.",
+)
 @threads_option
-@click.option("--report", "report_file", type=PATH, help="Write the report to this file as JSON.")
-@click.option("--chart", type=PATH, help="Write a chart of the report to this file as PNG.")
+@click.option("--report", "report_file", type=OUTPUT, help="Write the report to this file as JSON.")
+@click.option("--chart", type=OUTPUT, help="Write a chart of the report to this file as PNG.")
+@force_option("Replace results of other settings in --out, and files that something else made.")
 def study(
     artifact: pathlib.Path,
     checkpoint: pathlib.Path,
@@ -55,6 +75,7 @@ def study(
     out: pathlib.Path,
     presets_only: bool,
     background: Color,
+    processes: int,
     threads: int | None,
     report_file: pathlib.Path | None,
     chart: pathlib.Path | None,
@@ -67,13 +88,16 @@ def study(
         raise RequestError(f"--count must be at least 2, found {count}")
     for path in (report_file, chart):
         if path is not None:
-            check_writable(path)
+            check_result_file(path)
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
     settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
     inputs = Study(artifact, checkpoint, classifier, data, count, background)
     with holding_folder(out):
-        run_study(inputs, settings, out, threads, click.echo)
+        if not is_forced():
+            check_results(inputs, settings, out)
+        run_study(inputs, settings, out, Workers.of_this_machine(processes, threads), click.echo)
+    echo_warnings(study_doubts(inputs))
     report = summarize_study(inputs, settings, out, time_settings(inputs, settings, threads, _REPEATS))
     click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top-1':>12}{'Fréchet distance':>18}")
     for setting in report["settings"]:
@@ -82,6 +106,7 @@ def study(
             f"{setting['top1_accuracy']:12.1%}{setting['frechet']:18.3f}"
         )
     if report_file is not None:
-        write_json(report_file, report)
+        write_result_json(report_file, report)
     if chart is not None:
-        save_study_chart(report, chart)
+        with result_file(chart) as temporary:
+            save_study_chart(report, temporary)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -85,15 +85,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> EvaluatedSettings:
         )
         return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
 
-    def run_here(
-        task: Callable[[Setting], Any], settings: Sequence[Setting], processes: int, on_result: Callable[..., None]
-    ) -> None:
-        for setting in settings:
-            on_result(setting, task(setting))
-
     monkeypatch.setattr(study, "evaluate_setting", judge)
     monkeypatch.setattr(study, "_load_study", lambda inputs: None)
-    monkeypatch.setattr(study, "run_in_processes", run_here)
+    monkeypatch.setattr("mar_export.cli.study.study_doubts", lambda inputs: [])
     return seen
 
 

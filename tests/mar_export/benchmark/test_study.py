@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
+import pickle
 import shutil
 import time
 from collections.abc import Iterable
@@ -22,6 +24,7 @@ from mar_export.benchmark.study import (
 )
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError, RequestError
+from runtime.workers.worker_group import Workers
 from tests.helpers.studies import OTHER, QUICK, EvaluatedSettings, fail, ignore
 from training.evaluation.feature_networks import (
     FeatureNetwork,
@@ -82,18 +85,23 @@ def test_checkpoint_of_another_model_is_refused(
     assert not (tmp_path / "c.safetensors").exists()
 
 
+def test_a_model_of_latents_is_refused(tiny_study: Study, kl_artifact: pathlib.Path) -> None:
+    with pytest.raises(RequestError, match=r"is a model of latents, mar study is for pixels; use mar evaluate"):
+        study._load_study(dataclasses.replace(tiny_study, artifact=kl_artifact))
+
+
 def test_every_setting_has_a_file_and_is_evaluated_once(
     tiny_study: Study, evaluated: EvaluatedSettings, tmp_path: pathlib.Path
 ) -> None:
     said: list[str] = []
     out = tmp_path / "new" / "out"
-    run_study(tiny_study, [QUICK, OTHER], out, 2, said.append)
+    run_study(tiny_study, [QUICK, OTHER], out, Workers(), said.append)
     assert sorted(evaluated) == [("dpm++2m 4", 10), ("quick", 10)]
     assert sorted(path.name for path in out.iterdir()) == ["dpmpp2m-4.json", "quick.json"]
     assert json.loads((out / "quick.json").read_text())["name"] == "quick"
     assert sorted(line.split("  ")[0] for line in said) == ["dpm++2m 4", "quick"]
     assert all("top-1 accuracy 50.0%, Fréchet distance " in line for line in said)
-    run_study(tiny_study, [QUICK, OTHER], out, 2, said.append)
+    run_study(tiny_study, [QUICK, OTHER], out, Workers(), said.append)
     assert len(evaluated) == len(said) == 2
 
 
@@ -111,40 +119,40 @@ def test_every_setting_has_a_file_and_is_evaluated_once(
 def test_other_sampling_or_count_is_evaluated_again(
     tiny_study: Study, evaluated: EvaluatedSettings, tmp_path: pathlib.Path, change: dict[str, Any]
 ) -> None:
-    run_study(tiny_study, [QUICK, OTHER], tmp_path, 1, ignore)
+    run_study(tiny_study, [QUICK, OTHER], tmp_path, Workers(), ignore)
     images = change.get("images", 10)
     changed = dataclasses.replace(tiny_study, count=images)
     setting = Setting("quick", {**QUICK.sampling, **change.get("setting", {})})
     evaluated.clear()
-    run_study(changed, [setting, OTHER], tmp_path, 1, ignore)
+    run_study(changed, [setting, OTHER], tmp_path, Workers(), ignore)
     assert evaluated == [("quick", images)] + ([("dpm++2m 4", images)] if images != 10 else [])
     evaluated.clear()
-    run_study(changed, [setting, OTHER], tmp_path, 1, ignore)
+    run_study(changed, [setting, OTHER], tmp_path, Workers(), ignore)
     assert evaluated == []
 
 
 def test_a_damaged_or_altered_result_is_refused(
     tiny_study: Study, evaluated: EvaluatedSettings, tmp_path: pathlib.Path
 ) -> None:
-    run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
+    run_study(tiny_study, [QUICK], tmp_path, Workers(), ignore)
     file = tmp_path / "quick.json"
     value = json.loads(file.read_text())
     for content in ('{"sampling":', json.dumps({**value, "frechet": 0.5}), json.dumps([value])):
         file.write_text(content)
         with pytest.raises(RequestError, match="remove it to evaluate the setting again"):
-            run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
+            run_study(tiny_study, [QUICK], tmp_path, Workers(), ignore)
     assert evaluated == [("quick", 10)]
 
 
 def test_results_of_another_model_are_evaluated_again(
     tiny_study: Study, evaluated: EvaluatedSettings, tmp_path: pathlib.Path
 ) -> None:
-    run_study(tiny_study, [QUICK], tmp_path / "out", 1, ignore)
+    run_study(tiny_study, [QUICK], tmp_path / "out", Workers(), ignore)
     other = pathlib.Path(shutil.copytree(tiny_study.artifact, tmp_path / "other"))
     manifest = json.loads((other / MANIFEST).read_text())
     manifest["provenance"]["checkpoint_sha256"] = "1" * 64
     (other / MANIFEST).write_text(json.dumps(manifest))
-    run_study(dataclasses.replace(tiny_study, artifact=other), [QUICK], tmp_path / "out", 1, ignore)
+    run_study(dataclasses.replace(tiny_study, artifact=other), [QUICK], tmp_path / "out", Workers(), ignore)
     assert len(evaluated) == 2
 
 
@@ -154,10 +162,10 @@ def test_failed_setting_is_evaluated_the_next_time(
     judge = study.evaluate_setting
     monkeypatch.setattr(study, "evaluate_setting", fail)
     with pytest.raises(MarError, match="out of luck"):
-        run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
+        run_study(tiny_study, [QUICK], tmp_path, Workers(), ignore)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(study, "evaluate_setting", judge)
-    run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
+    run_study(tiny_study, [QUICK], tmp_path, Workers(), ignore)
     assert evaluated == [("quick", 10)]
 
 
@@ -176,14 +184,16 @@ def test_failure_ends_the_study(
     monkeypatch.setattr(study, "evaluate_setting", judge_slowly)
     settings = [OTHER, *(Setting(f"quick {number}", QUICK.sampling) for number in range(8))]
     with pytest.raises(MarError, match="out of luck"):
-        run_study(tiny_study, settings, tmp_path, 1, ignore)
+        run_study(tiny_study, settings, tmp_path, Workers(), ignore)
     assert len(evaluated) < 4
 
 
-def test_settings_are_evaluated_in_their_own_processes(tiny_study: Study, tmp_path: pathlib.Path) -> None:
-    """The real thing, once: figures from another process are those of this one."""
-    run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
-    found, expected = json.loads((tmp_path / "quick.json").read_text()), evaluate_setting(tiny_study, QUICK)
-    for same in ("name", "images", "head_evaluations", "engines", "top1_accuracy"):
+def test_a_worker_gets_the_evaluation_pickled(tiny_study: Study, tmp_path: pathlib.Path) -> None:
+    """As Ray passes it to other processes, and their figures back: they are those of this one."""
+    task = pickle.loads(pickle.dumps(functools.partial(study._evaluating, tiny_study, 1)))
+    with task() as evaluate:
+        found = pickle.loads(pickle.dumps(evaluate(pickle.loads(pickle.dumps(QUICK)))))
+    run_study(tiny_study, [QUICK], tmp_path, Workers(), ignore)
+    expected = json.loads((tmp_path / "quick.json").read_text())
+    for same in ("name", "images", "head_evaluations", "engines", "top1_accuracy", "frechet"):
         assert found[same] == expected[same]
-    assert found["frechet"] == pytest.approx(expected["frechet"], rel=1e-3)

@@ -29,6 +29,7 @@ from runtime.generator import Generator
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
 from runtime.stored_files import HASH_KEY
+from runtime.workers.worker_group import Workers
 from tests.helpers.studies import OTHER, QUICK, EvaluatedSettings, figures, ignore
 from training.models.model_sizes import model_config
 
@@ -82,7 +83,7 @@ def test_settings_are_timed_in_turn_with_one_image_after_a_warm_up(
 def test_report_has_the_figures_and_times_of_evaluated_settings(
     tiny_study: Study, evaluated: EvaluatedSettings, tmp_path: pathlib.Path
 ) -> None:
-    run_study(tiny_study, [QUICK], tmp_path, 1, ignore)
+    run_study(tiny_study, [QUICK], tmp_path, Workers(), ignore)
     seconds = {"quick": [float(number) for number in range(1, 12)], "dpm++2m 4": [1.0]}
     found = summarize_study(tiny_study, [OTHER, QUICK], tmp_path, seconds)
     assert found["images"] == 10
