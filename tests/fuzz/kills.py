@@ -93,6 +93,14 @@ CASES = {
         "generate {inputs}/artifact --out {work}/grid.png --save-latents {work}/latents.npy --count 2 --iterations 2 "
         "--threads 1"
     ),
+    "generate-dataset": Case(
+        "generate-dataset {inputs}/artifact --out {work}/out --count 8 --batch-size 2 --shard-size 4 --iterations 2 "
+        "--threads 1"
+    ),
+    "generate-dataset-tar": Case(
+        "generate-dataset {inputs}/artifact --out {work}/out --count 8 --batch-size 2 --shard-size 4 --iterations 2 "
+        "--threads 1 --format webdataset"
+    ),
     "build": Case(f"build {{work}}/built {_BUILD} --tf32 --force", changes="built"),
     "import": Case(
         "import {inputs}/published.pth --model-config {inputs}/heads.json --tokenizer {inputs}/kl.safetensors "
@@ -109,7 +117,15 @@ CASES = {
     ),
     "sign": Case("sign {work}/artifact --key {inputs}/key.pem", changes="artifact"),
 }
-_NEED_ARTIFACT = {"calibrate", "generate", "build", "optimize-steps", "sign"}
+_NEED_ARTIFACT = {
+    "calibrate",
+    "generate",
+    "generate-dataset",
+    "generate-dataset-tar",
+    "build",
+    "optimize-steps",
+    "sign",
+}
 
 _OF_DATA = ("class_num", "vae_embed_dim")  # which a new run takes from its data
 _CONFIG = """
