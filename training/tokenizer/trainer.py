@@ -38,7 +38,8 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
 
     command = "mar train-tokenizer"
     next_command = (
-        "encode images with mar cache-latents --data DATA --tokenizer {run}/tokenizer.safetensors --out LATENTS"
+        "encode images with mar cache-latents --data DATA --tokenizer {run}/tokenizer.safetensors --out LATENTS, "
+        "or train on with mar train-tokenizer --resume {run} --steps N"
     )
     config_class = TokenizerConfig
     dataset: PixelLatents
