@@ -1,6 +1,6 @@
 """Short training runs on few images: their losses, and their last sample images on one sheet.
 
-    python -m benchmarks.few_images RUN... --json few-images.json --chart few-images.png
+    python -m benchmarks.few_images RUN... --report few-images.json --chart few-images.png
 
 Each RUN is the folder of a finished run of `mar train`.
 """
@@ -30,17 +30,17 @@ _MARGIN, _TITLE = 8, 18  # pixels
 
 @click.command()
 @click.argument("runs", type=PATH, nargs=-1, required=True)
-@click.option("--json", "json_file", type=PATH, required=True, help="The JSON file to write.")
+@click.option("--report", "report_file", type=PATH, required=True, help="The JSON file to write.")
 @click.option("--chart", type=PATH, required=True, help="The PNG file to write.")
 @click.option("--commit", help="The commit of the code, where the runs do not know it.")
 def few_images(
-    runs: tuple[pathlib.Path, ...], json_file: pathlib.Path, chart: pathlib.Path, commit: str | None
+    runs: tuple[pathlib.Path, ...], report_file: pathlib.Path, chart: pathlib.Path, commit: str | None
 ) -> None:
     """Summarize RUNS as JSON, and show their last sample images."""
     rows = [_row(run) for run in runs]
     sessions = [read_sessions(run)[-1] for run in runs]
     about = {key: sessions[0][key] for key in ("device", "python", "packages")}
-    write_json(json_file, {"commit": commit or sessions[0]["commit"], **about, "runs": rows})
+    write_json(report_file, {"commit": commit or sessions[0]["commit"], **about, "runs": rows})
     titles = [
         f"{row['data']}: rate {row['learning_rate']:g}, {row['steps']} steps, loss {row['loss']:.3f}" for row in rows
     ]

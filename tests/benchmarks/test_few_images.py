@@ -35,7 +35,7 @@ def _write_run(run: pathlib.Path, rate: float) -> pathlib.Path:
 
 
 def _summarize(tmp_path: pathlib.Path, *runs: pathlib.Path) -> None:
-    files = ["--json", str(tmp_path / "few.json"), "--chart", str(tmp_path / "few.png"), "--commit", "abc"]
+    files = ["--report", str(tmp_path / "few.json"), "--chart", str(tmp_path / "few.png"), "--commit", "abc"]
     CliRunner().invoke(few_images, [*map(str, runs), *files], catch_exceptions=False, standalone_mode=False)
 
 
