@@ -207,7 +207,7 @@ def holding(path: pathlib.Path) -> Iterator[None]:
         MarError: Another process holds it, or its folder cannot be written.
     """
     real = pathlib.Path(os.path.realpath(path))  # another name of the same place has the same lock
-    with _without_empty(real.parent), _holding(real.parent / f".{real.name}{_LOCK}", path):
+    with _without_empty(real.parent), _holding(_lock_beside(real), path):
         clear_dead(real.parent)
         yield
 
@@ -224,6 +224,18 @@ def _without_empty(folder: pathlib.Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()
+
+
+def clear_dead_lock(path: pathlib.Path) -> None:
+    """Remove the lock of `holding(path)` if the process that took it was killed."""
+    with contextlib.suppress(OSError):
+        lock = LockFile.acquire(_lock_beside(pathlib.Path(os.path.realpath(path))), create=False)
+        if lock is not None:
+            lock.release()
+
+
+def _lock_beside(path: pathlib.Path) -> pathlib.Path:
+    return path.parent / f".{path.name}{_LOCK}"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,15 @@ import pytest
 
 from runtime import files
 from runtime.errors import MarError
-from runtime.files import check_writable, holding, holding_folder, replacing, replacing_folder, scratch_beside
+from runtime.files import (
+    check_writable,
+    clear_dead_lock,
+    holding,
+    holding_folder,
+    replacing,
+    replacing_folder,
+    scratch_beside,
+)
 from runtime.locks import LockFile
 
 # Opens the block that argv names for argv's path, says so, and stays in it until its input ends.
@@ -144,6 +152,17 @@ def test_a_held_folder_is_cleared_of_what_is_dead_in_all_its_folders(tmp_path: p
         assert names(run) == [".lock", "samples"]
     assert names(run) == ["samples"]
     assert names(run / "samples") == ["kept.png"]
+
+
+def test_the_lock_of_a_dead_process_is_removed_and_that_of_a_live_one_stays(tmp_path: pathlib.Path) -> None:
+    lock = tmp_path / ".weights.lock"
+    with holding(tmp_path / "weights"):
+        clear_dead_lock(tmp_path / "weights")
+        assert lock.exists()
+    lock.write_text("process 1 on a since b\n")
+    clear_dead_lock(tmp_path / "weights")
+    clear_dead_lock(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_were_made_and_stay_empty_are_removed(tmp_path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.errors import DataError
-from runtime.files import holding
+from runtime.files import clear_dead_lock, holding
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_metadata
 from training.data.datasets import ImageDataset, readable_batches
@@ -107,6 +107,7 @@ def load_or_train_classifier(
             )
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)
+        clear_dead_lock(file)  # of a process that was killed after it had saved the classifier
         return model
     with holding(file):
         model = train_classifier(dataset, progress)
