@@ -76,7 +76,7 @@ def test_statistics_of_other_real_images_are_not_reused(
 ) -> None:
     _evaluate(pixel_artifact, data, tmp_path)
     before = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
-    _evaluate(pixel_artifact, data, tmp_path, "--split", "train")
+    _evaluate(pixel_artifact, data, tmp_path, "--split", "train", "--force")
     after = json.loads((tmp_path / "figures.json").read_text())["features"]["classifier"]
     assert (before["real"]["images"], after["real"]["images"]) == (40, 256)
     assert before["generated"]["frechet"] != after["generated"]["frechet"]
