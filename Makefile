@@ -44,7 +44,17 @@ browser:
 	@command -v chromedriver > /dev/null || apt-get install --yes --quiet=2 chromium chromium-driver > /dev/null || \
 		{ echo "the tests of the page need chromium and chromedriver; install them, or run make as root on Debian"; exit 1; }
 
-test: lint docs browser
+# Triton Inference Server, for tests of exported repositories, in an environment of its own: the backend of this version
+# misreads the arrays of numpy 2.
+$(VENV)/triton: $(VENV)/installed
+	rm -rf $@ && $(PYTHON) -m venv $@
+	grep -v '^numpy==' constraints.txt > $@/constraints.txt
+	$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint $@/constraints.txt \
+		numpy==1.26.4 pillow click onnxruntime
+	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	$@/bin/python -c 'import site, pathlib; pathlib.Path(site.getsitepackages()[0], "mar.pth").write_text("$(CURDIR)")'
+
+test: lint docs browser $(VENV)/triton
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.

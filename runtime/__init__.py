@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runtime.version import __version__
+
 if TYPE_CHECKING:
     from runtime.errors import MarError
     from runtime.generator import Generator, Result
     from runtime.requests.inpainting import Edit
     from runtime.sampling.settings import Sampling
 
-__version__ = "0.1.0"
 __all__ = ["Edit", "Generator", "MarError", "Result", "Sampling", "__version__"]
 
 _MODULES = {

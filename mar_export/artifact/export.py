@@ -21,7 +21,6 @@ from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
 from mar_export.torch_backends.torch_cpu import torch_engine
-from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions
@@ -36,6 +35,7 @@ from runtime.model.engine_spec import ENGINES, EngineSpec, engine_specs, tokeniz
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
+from runtime.version import __version__
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.tensor_files import tensors_sha256
 from training.models.autoencoder import AutoencoderKL

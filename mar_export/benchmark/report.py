@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mar_export.benchmark.timing import Measurement
-from runtime import __version__
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import DEVICE
 from runtime.provenance import commit, processor_name
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
+from runtime.version import __version__
 
 _LIBRARIES = ("numpy", "onnxruntime", "openvino", "torch")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import TARGETS, incompatibility
 from runtime.backends import available_threads
@@ -21,6 +20,7 @@ from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 from runtime.errors import BackendError, MarError
 from runtime.gpu.current_gpu import current_gpu
+from runtime.version import __version__
 
 _REMEDIES = {
     "onnxruntime": "pip install 'mar-runtime[cpu]'",

@@ -9,11 +9,11 @@ import warnings
 import click
 from click.shell_completion import CompletionItem
 
-from runtime import __version__
 from runtime.cli.environment_variables import MachineOption
 from runtime.cli.renamed_options import check_renamed
 from runtime.errors import BackendError
 from runtime.log import LEVELS, LOG
+from runtime.version import __version__
 
 # Command -> (its module and function, one sentence for --help). The modules are text, because this package may not
 # import the others.
@@ -25,6 +25,10 @@ _COMMANDS = {
     ),
     "edit": ("runtime.cli.edit:edit", "Regenerate a part of an image with an artifact."),
     "serve": ("runtime.cli.serve:serve", "Serve images over HTTP, to many clients at once."),
+    "export-triton": (
+        "runtime.cli.export_triton:export_triton",
+        "Write a model repository for Triton Inference Server.",
+    ),
     "inspect": ("runtime.cli.inspect:inspect", "Show what an artifact contains."),
     "sign": ("runtime.cli.sign:sign", "Sign an artifact with a private key."),
     "verify": ("runtime.cli.sign:verify", "Check the signature and every hash of an artifact."),

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from runtime import __version__
 from runtime.checks import check_choice, check_int, printable
 from runtime.image_files import ImageFileError, read_text
 from runtime.image_records.record import ImageRecord, parse_record_text, record_text
 from runtime.schema import SchemaError
+from runtime.version import __version__
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 """The formats of image files that are written, with the endings of their names."""

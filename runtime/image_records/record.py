@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime import __version__
 from runtime.checks import printable
 from runtime.errors import RequestError
 from runtime.sampling.settings import Sampling, plain_settings
 from runtime.schema import SchemaError, parse_object
 from runtime.structured_files import parse_json
+from runtime.version import __version__
 
 TEXT_BYTES = 2**20
 """The most bytes of the text about an image, or about all images of a grid."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from runtime import __version__
 from runtime.engine_clocks import EngineClock
 from runtime.generator import Generator
+from runtime.version import __version__
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 """The media type of `Metrics.text`."""

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime import __version__
 from runtime.checks import truncate
 from runtime.errors import RequestError
 from runtime.schema import SchemaError, parse_object
@@ -24,6 +23,7 @@ from runtime.service.request_body import read_body
 from runtime.service.request_fields import parse_json_object
 from runtime.service.served_model import ServedModel
 from runtime.service.service import Service
+from runtime.version import __version__
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 """The paths of liveness and readiness, which need no key."""

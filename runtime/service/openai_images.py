@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from runtime import __version__
 from runtime.checks import check_int, truncate
 from runtime.errors import RequestError
 from runtime.image_records.encoding import FORMATS, QUALITY
@@ -31,6 +30,7 @@ from runtime.service.request_body import read_body, read_form
 from runtime.service.request_fields import parse_fields, parse_json_object
 from runtime.service.served_model import ServedModel, image_indices, random_seed
 from runtime.service.service import Service
+from runtime.version import __version__
 
 FILES = "/v1/images/files"
 """The path under which kept images are fetched. Their names are secrets, so it needs no key."""

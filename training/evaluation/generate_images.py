@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.backends import available_threads, uses_gpu
 from runtime.dataset.artifact_model import open_artifact
@@ -39,6 +38,7 @@ from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from runtime.stored_files import content_sha256
 from runtime.structured_files import FaultReport
+from runtime.version import __version__
 from runtime.workers.worker_group import Workers
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.evaluation.feature_networks import LabelledBatch

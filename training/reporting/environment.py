@@ -12,11 +12,11 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-from runtime import __version__
 from runtime.errors import CheckpointError
 from runtime.files import write_json
 from runtime.provenance import commit, processor_name, without_secrets
 from runtime.structured_files import FaultReport, read_json
+from runtime.version import __version__
 
 if TYPE_CHECKING:
     from training.distributed import Processes

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import __version__
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Build, incompatibility
 from runtime.artifact.manifest import MANIFEST, FileEntry
@@ -23,6 +22,7 @@ from runtime.cli import doctor as doctor_cli
 from runtime.errors import BackendError
 from runtime.files import sha256, write_json
 from runtime.gpu.current_gpu import Gpu
+from runtime.version import __version__
 from tests.helpers.command_line import Ended, Mar
 
 ORIN = Gpu("Orin", "sm_87", 8 * 2**30, "12.6", shared_memory=True)

@@ -178,7 +178,8 @@ def test_several_results_are_a_grid_with_the_class_below(
 def test_a_class_is_its_number_or_its_name_in_any_case(
     mar: Mar, pixel_artifact: pathlib.Path, files: pathlib.Path
 ) -> None:
-    line = f"edit {pixel_artifact} --image {files}/gray.png --mask {files}/mask.png {QUICK} --force --out {files}/edited.png"
+    given_files = f"--image {files}/gray.png --mask {files}/mask.png --out {files}/edited.png"
+    line = f"edit {pixel_artifact} {given_files} {QUICK} --force"
     for given in ("1", "dog", "DOG"):
         assert mar(f"{line} --class {given}").code == 0
         assert read(files / "edited.png").tolist() == edited(pixel_artifact, [1])[0].tolist()

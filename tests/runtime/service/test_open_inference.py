@@ -12,8 +12,8 @@ import pytest
 import tritonclient.http as triton
 from numpy.typing import NDArray
 
-from runtime import __version__
 from runtime.service.settings import ServiceSettings
+from runtime.version import __version__
 from tests.helpers.fake_generators import fake_generator
 from tests.helpers.running_services import RunningService, running_service, until
 

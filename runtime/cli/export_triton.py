@@ -1,0 +1,74 @@
+"""The command `mar export-triton`."""
+
+from __future__ import annotations
+
+import pathlib
+
+import click
+
+from runtime.artifact.artifact_folder import Artifact
+from runtime.backends import BACKENDS
+from runtime.cli.options import PATH, preset_option
+from runtime.cli.result_files import force_option, is_forced
+from runtime.service.scheduler import MAX_BATCH
+from runtime.triton.repository import TritonSettings, write_model
+
+_DEFAULTS = TritonSettings()
+
+
+@click.command("export-triton")
+@click.argument("artifact", type=PATH)
+@click.option("--out", type=PATH, required=True, metavar="REPOSITORY", help="The folder of the model repository.")
+@click.option("--name", help="The name of the model. Default: the name of the artifact's folder.")
+@preset_option
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, MAX_BATCH),
+    default=_DEFAULTS.max_batch,
+    show_default=True,
+    help="The most images that are drawn together, and the most of a request.",
+)
+@click.option(
+    "--max-wait-ms",
+    type=click.FloatRange(0, 60_000),
+    default=_DEFAULTS.max_wait_ms,
+    show_default=True,
+    help="How long Triton waits for further requests of a batch.",
+)
+@click.option(
+    "--partial-images",
+    type=click.IntRange(0, 64),
+    default=_DEFAULTS.partial_images,
+    show_default=True,
+    help="How many times each image is sent before it is finished. Above 0, only clients that stream can ask.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    default=_DEFAULTS.backend,
+    show_default=True,
+    help="The library that runs the engines.",
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="The device that runs the engines. Default: the backend's own."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Number of processor threads. Default: all.")
+@force_option("Replace another model of this name.")
+def export_triton(
+    artifact: pathlib.Path,
+    out: pathlib.Path,
+    name: str | None,
+    preset: str | None,
+    max_batch: int,
+    max_wait_ms: float,
+    partial_images: int,
+    backend: str,
+    device: str | None,
+    threads: int | None,
+) -> None:
+    """Write ARTIFACT as a model for the Python backend of Triton Inference Server."""
+    opened = Artifact(artifact)
+    settings = TritonSettings(preset, max_batch, max_wait_ms, partial_images, backend, device, threads)
+    name = name or artifact.resolve().name
+    write_model(opened, out, name, settings, is_forced())
+    click.echo(f"{out / name} written; start the server with tritonserver --model-repository={out.resolve()}")
