@@ -231,7 +231,7 @@ def _read_diffusers(folder: pathlib.Path) -> bytes:
 
 def _make_toml(folder: pathlib.Path) -> None:
     (folder / "run.toml").write_text(
-        'data = "images"\n\n[model]\nname = "pixel_small"\nclass_num = 3\nmlp_ratio = 4.0\n\n[training]\nsteps = 20\n'
+        'data = "images"\n\n[model]\nname = "pixel_small"\nbuffer_size = 3\nmlp_ratio = 4.0\n\n[training]\nsteps = 20\n'
         'learning_rate = 1e-4\nprecision = "bf16"\nema_rate = 0.999\nseed = 3\n'
     )
 
