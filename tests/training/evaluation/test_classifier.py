@@ -56,22 +56,34 @@ def test_a_classifier_is_trained_once_and_then_loaded(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("other", [Stripes(256, seed=1), Stripes(384, seed=0)])
-def test_a_classifier_of_other_data_is_trained_again(tmp_path: pathlib.Path, other: Stripes) -> None:
-    file, steps = tmp_path / "classifier.safetensors", list[int]()
+def test_a_classifier_of_other_data_is_refused_and_stays(tmp_path: pathlib.Path, other: Stripes) -> None:
+    file = tmp_path / "classifier.safetensors"
     load_or_train_classifier(file, Stripes(256, seed=0), lambda done, total: None)
-    load_or_train_classifier(file, other, lambda done, total: steps.append(done))
-    assert steps
+    before = file.read_bytes()
+    with pytest.raises(DataError, match="is not the classifier of this dataset"):
+        load_or_train_classifier(file, other, lambda done, total: None)
+    assert file.read_bytes() == before
 
 
-def test_a_classifier_is_trained_again_when_only_the_last_image_has_changed(tmp_path: pathlib.Path) -> None:
+def test_weights_of_something_else_are_not_replaced(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"mine")
+    with pytest.raises(DataError, match="is not the classifier of this dataset"):
+        load_or_train_classifier(file, Stripes(256, seed=0), lambda done, total: None)
+    assert file.read_bytes() == b"mine"
+
+
+def test_a_classifier_is_of_other_data_when_only_the_last_image_has_changed(tmp_path: pathlib.Path) -> None:
     train, file, steps = Stripes(256, seed=0), tmp_path / "classifier.safetensors", list[int]()
     pixels = train.images(np.arange(256))[..., 0]
     for _ in range(2):
         write_idx(tmp_path / "train-images-idx3-ubyte", pixels)
         write_idx(tmp_path / "train-labels-idx1-ubyte", train.labels.astype(np.uint8))
-        steps.clear()
-        load_or_train_classifier(file, open_dataset(tmp_path, 16), lambda done, total: steps.append(done))
-        assert steps
+        if steps:
+            with pytest.raises(DataError, match="is not the classifier of this dataset"):
+                load_or_train_classifier(file, open_dataset(tmp_path, 16), lambda done, total: None)
+        else:
+            load_or_train_classifier(file, open_dataset(tmp_path, 16), lambda done, total: steps.append(done))
         pixels[-1] = 255 - pixels[-1]
 
 
