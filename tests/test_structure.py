@@ -56,7 +56,7 @@ def test_files_with_structure_are_read_in_one_place() -> None:
         "json.loads": ("runtime/structured_files.py",),
         "tomllib.loads": ("runtime/structured_files.py",),
         "np.load": (),
-        "zipfile.ZipFile": ("runtime/structured_files.py", "training/checkpoints/sharded_checkpoints.py"),
+        "zipfile.ZipFile": ("runtime/structured_files.py", "training/checkpoints/zip_archives.py"),
         "load_file": ("training/checkpoints/tensor_files.py",),
         "safe_open": ("training/checkpoints/tensor_files.py", "training/data/latent_cache.py"),
         "torch.load": ("training/checkpoints/pickles.py", "training/evaluation/feature_networks.py"),

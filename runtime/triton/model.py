@@ -6,7 +6,6 @@ The artifact lies beside it. `config.pbtxt` has the inputs, the outputs, and the
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from runtime.generator import Generator
 from runtime.service.drawing import Drawing, Drawn, Shown
 from runtime.service.inference_tensors import IMAGE, drawings
 from runtime.service.served_model import ServedModel
+from runtime.structured_files import parse_json
 from runtime.triton.repository import ARTIFACT, DONE, ROW, TOTAL, TritonSettings
 
 
@@ -31,7 +31,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the artifact and draw one image. Raises Triton's error, so that the model is not ready."""
-        config = json.loads(args["model_config"])
+        config = parse_json(args["model_config"])
         settings = TritonSettings.from_parameters(
             {name: value["string_value"] for name, value in config["parameters"].items()}
         )

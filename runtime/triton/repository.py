@@ -20,6 +20,7 @@ from runtime.files import replacing_folder
 from runtime.service.inference_tensors import IMAGE, INPUTS
 from runtime.service.served_model import check_model_name
 from runtime.service.settings import ServiceSettings
+from runtime.structured_files import parse_json
 
 ARTIFACT = "artifact"
 """The folder of the artifact, beside `model.py`."""
@@ -66,7 +67,7 @@ class TritonSettings:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> TritonSettings:
         """Return the settings that `parameters` wrote."""
-        return cls(**{field.name: json.loads(parameters[field.name]) for field in dataclasses.fields(cls)})
+        return cls(**{field.name: parse_json(parameters[field.name]) for field in dataclasses.fields(cls)})
 
 
 def write_model(artifact: Artifact, repository: pathlib.Path, name: str, settings: TritonSettings, force: bool) -> None:
@@ -100,7 +101,7 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
     with replacing_folder(folder) as written:
         version = written / VERSION
         version.mkdir()
-        (written / CONFIG).write_text(config)
+        (written / CONFIG).write_text(config, "utf-8")
         shutil.copyfile(pathlib.Path(__file__).with_name(MODEL), version / MODEL)
         _copy(artifact, version / ARTIFACT)
 
@@ -148,7 +149,7 @@ def _list(key: str, values: list[str]) -> list[str]:
 def _is_same(folder: pathlib.Path, artifact: Artifact, config: str) -> bool:
     """Return whether a folder holds the model that would be written."""
     try:
-        same_config = (folder / CONFIG).read_text() == config
+        same_config = (folder / CONFIG).read_text("utf-8") == config
         copied = Artifact(folder / VERSION / ARTIFACT)
     except (OSError, ValueError, ArtifactError):
         return False

@@ -16,7 +16,6 @@ import re
 import struct
 import sys
 import warnings
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
 from training.checkpoints.sharded_checkpoints import refuse_sharded_file
+from training.checkpoints.zip_archives import is_archive, member_names
 
 _MOST_NAMES = 200
 
@@ -117,14 +117,6 @@ _KNOWN: dict[str, Callable[..., Any]] = {
 }
 
 
-def is_archive(path: pathlib.Path) -> bool:
-    """Return whether a file is a zip archive, as `torch.save` writes since PyTorch 1.6."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # an archive that says it spans several disks
-        return True
-
-
 def read_pickle(path: pathlib.Path) -> Any:
     """Read a file of `torch.save`: tensors, plain values, and stand-ins for all other objects.
 
@@ -154,11 +146,7 @@ def read_pickle(path: pathlib.Path) -> Any:
 
 def _unreadable(path: pathlib.Path) -> str:
     """Return what a file is that PyTorch does not read, and what to do."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # damaged bytes can raise any exception
-        names = []
+    names = member_names(path)
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program, not weights; torch.save the state_dict() of the model where it was made"
     if names and not any(name.endswith("/data.pkl") for name in names):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from runtime.errors import CheckpointError
+from training.checkpoints.zip_archives import read_member
 
 _ZERO_FILE = re.compile(r"(^|_)zero_pp_rank_\d+|_optim_states\.pt$")
 _ZERO_KEYS = ("ds_config", "ds_version", "param_shapes")
@@ -32,7 +32,8 @@ def refuse_sharded_file(path: pathlib.Path) -> None:
         _refuse_dcp(path, path.parent)
     if _ZERO_FILE.search(path.name):
         _refuse_zero(path)
-    if any(name in _pickle_of(path) for name in (b"\nDTensor\n", b"\nShardedTensor\n")):
+    pickled = read_member(path, "/data.pkl", _MOST_PICKLE_BYTES)
+    if any(name in pickled for name in (b"\nDTensor\n", b"\nShardedTensor\n")):
         raise CheckpointError(
             f"{path}: one process's part of a model (tensors of torch.distributed, as FSDP saves them); gather it "
             "where it was trained, with get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
@@ -71,15 +72,3 @@ def _refuse_zero(path: pathlib.Path) -> NoReturn:
         f"{path}: parts of a model, saved by DeepSpeed's ZeRO; gather them with the script zero_to_fp32.py that it "
         "wrote into the checkpoint's folder: python zero_to_fp32.py . gathered"
     )
-
-
-def _pickle_of(path: pathlib.Path) -> bytes:
-    """Return the pickle of a file of `torch.save`, where it is an archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if member.filename.endswith("/data.pkl") and member.file_size <= _MOST_PICKLE_BYTES:
-                    return archive.read(member)
-    except Exception:  # damaged bytes can raise any exception; what reads the file reports them
-        pass
-    return b""

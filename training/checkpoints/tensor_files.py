@@ -21,7 +21,7 @@ from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
 from runtime.stored_files import HASH_KEY, check_hash, content_sha256, with_hash
 from runtime.structured_files import FaultReport, parse_json
-from training.checkpoints.pickles import is_archive
+from training.checkpoints.zip_archives import is_archive
 
 _SUFFIX = ".safetensors"
 
