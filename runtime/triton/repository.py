@@ -101,7 +101,7 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
     with replacing_folder(folder) as written:
         version = written / VERSION
         version.mkdir()
-        (written / CONFIG).write_text(config, "utf-8")
+        (written / CONFIG).write_text(config, encoding="utf-8")
         shutil.copyfile(pathlib.Path(__file__).with_name(MODEL), version / MODEL)
         _copy(artifact, version / ARTIFACT)
 
@@ -149,7 +149,7 @@ def _list(key: str, values: list[str]) -> list[str]:
 def _is_same(folder: pathlib.Path, artifact: Artifact, config: str) -> bool:
     """Return whether a folder holds the model that would be written."""
     try:
-        same_config = (folder / CONFIG).read_text("utf-8") == config
+        same_config = (folder / CONFIG).read_text(encoding="utf-8") == config
         copied = Artifact(folder / VERSION / ARTIFACT)
     except (OSError, ValueError, ArtifactError):
         return False
