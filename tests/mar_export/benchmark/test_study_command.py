@@ -129,6 +129,7 @@ def command(
         return {setting.name: [0.1 * (1 + number)] * repeats for number, setting in enumerate(settings)}
 
     monkeypatch.setattr(study_cli, "time_settings", timed)
+    monkeypatch.setattr(study_cli, "study_doubts", lambda inputs: ["10 images are few"])  # without the classifier
     options = {
         "--checkpoint": tiny_study.checkpoint,
         "--data": tiny_study.data,
@@ -161,8 +162,13 @@ def test_command_prints_a_row_for_every_setting_and_writes_the_same(
     ]
     with Image.open(chart) as image:
         assert image.convert("L").getextrema()[0] < 50
+    assert "10 images are few" in output
     run([*command, "--presets-only"])
     assert len(evaluated) == len(PRESETS)
+    with pytest.raises(MarError, match=r"json is the result of another model, of other settings or of another number"):
+        run([*command, "--presets-only", "--count", "11"])
+    run([*command, "--presets-only", "--count", "11", "--force"])
+    assert len(evaluated) == 2 * len(PRESETS)
 
 
 def test_command_evaluates_samplers_too(command: list[str], evaluated: EvaluatedSettings) -> None:
