@@ -111,7 +111,7 @@ def load_into(module: nn.Module, path: pathlib.Path) -> None:
         CheckpointError: The file is missing or damaged, or its tensors are not those of the module.
     """
     try:
-        module.load_state_dict(read_safetensors(path, "delete it"))
+        module.load_state_dict(read_safetensors(path, "delete it", own=True))
     except RuntimeError as error:
         raise CheckpointError(
             f"{path}: not the weights of this {type(module).__name__}; delete it ({error})"
@@ -268,7 +268,7 @@ def _load_run(
         merge_configs([PartialConfig(where, config.to_dict()), config_from_vae(vae, vae_file)], str(path))
     resumable = (path / STATE_FILE).exists()
     remedy = f"mar train --resume {path} writes it again" if resumable else "copy it again"
-    model = _build_model(config, read_safetensors(weights_file, remedy), str(weights_file))
+    model = _build_model(config, read_safetensors(weights_file, remedy, own=True), str(weights_file))
     digest = sha256(weights_file)
     return Checkpoint(model, tokenizer, class_names, path.name, digest, vae, tuple(warnings))
 

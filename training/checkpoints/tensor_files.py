@@ -45,20 +45,24 @@ def is_safetensors(path: pathlib.Path) -> bool:
         return named
 
 
-def read_safetensors(path: pathlib.Path, remedy: str = "copy it again") -> dict[str, Tensor]:
+def read_safetensors(path: pathlib.Path, remedy: str = "copy it again", *, own: bool = False) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, by name.
 
     Args:
         path: The file.
         remedy: What a person can do about a damaged file, for the message.
+        own: Whether this project wrote the file, so that it must carry the hash of its content. In a file of others the
+            hash is compared if it is there.
 
     Raises:
         CheckpointError: The file is missing, damaged, or altered since this project wrote it.
     """
-    return read_with_metadata(path, remedy)[0]
+    return read_with_metadata(path, remedy, own=own)[0]
 
 
-def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_with_metadata(
+    path: pathlib.Path, remedy: str = "copy it again", *, own: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a safetensors file, and the metadata in its header without the hash.
 
     The arguments and errors are those of `read_safetensors`.
@@ -80,7 +84,7 @@ def read_with_metadata(path: pathlib.Path, remedy: str = "copy it again") -> tup
                 f"{path}: a checkpoint of PyTorch, not a safetensors file; rename it so that it ends in .pth"
             ) from None
         fault_report.raise_(path, error, "not a complete safetensors file")
-    if HASH_KEY in metadata:
+    if own or HASH_KEY in metadata:
         metadata = check_hash(metadata, _as_arrays(tensors), path, fault_report)
     return check_tensors(tensors, str(path)), metadata
 

@@ -60,7 +60,7 @@ def load_state(run: pathlib.Path, train_step: TrainStep) -> int:
         "copy it again, or delete it to train from the first step on; the averaged weights, in "
         f"{run_folder.WEIGHTS_FILE}, can still be used"
     )
-    state, metadata = read_with_metadata(path, remedy)
+    state, metadata = read_with_metadata(path, remedy, own=True)
     step, skipped = (checkpoint.parse_count(metadata.get(key, "0")) for key in _COUNTS)
     if not {"step"} <= metadata.keys() <= set(_COUNTS) or step is None or skipped is None or skipped > step:
         raise CheckpointError(f"{path}: its header names no step; {remedy}")

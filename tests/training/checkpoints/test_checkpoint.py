@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from runtime.errors import CheckpointError, ConfigError
@@ -67,6 +68,15 @@ def test_truncated_weights_of_a_run_are_refused(tmp_path: pathlib.Path, percent:
     with pytest.raises(CheckpointError, match=r"copy it again$") as caught:  # it has no state to go on from
         load_checkpoint(run)
     assert str(run / "model.safetensors") in one_sentence(caught)
+
+
+def test_weights_of_a_run_without_their_hash_are_refused(tmp_path: pathlib.Path) -> None:
+    """A damaged header can lose the hash; altered weights would then be believed."""
+    weights = write_tiny_run(tmp_path / "run") / "model.safetensors"
+    save_file(read_safetensors(weights), weights, {"step": "7"})
+    with pytest.raises(CheckpointError, match="carries no hash of its content") as caught:
+        load_checkpoint(tmp_path / "run")
+    assert str(weights) in one_sentence(caught)
 
 
 @pytest.mark.parametrize("key", ["model", "tokenizer", "class_names"])
