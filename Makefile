@@ -113,6 +113,7 @@ benchmarks: $(VENV)/installed
 		--repeats 3 --report $(FIGURES)/mar_base.json --chart $(FIGURES)/mar_base.png --force
 	$(VENV)/bin/python -m benchmarks.variants --data $(DATA) --out out/variants --steps 3000 \
 		--report $(FIGURES)/variants.json --chart $(FIGURES)/variants.png
+	$(VENV)/bin/python -m benchmarks.serving $(DEMO)/artifact --report $(FIGURES)/serving.json
 	$(MAKE) benchmark-pages
 
 # The tables of docs/benchmarks, rendered from the figures that are there.

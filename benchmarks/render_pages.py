@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.serving_tables import chaos_table, soak_table, speed_table
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
 from runtime.files import replacing
@@ -296,6 +297,9 @@ _TABLES = {
     "training": training_table,
     "few_images": few_images_table,
     "steps": steps_table,
+    "serving": speed_table,
+    "serving_soak": soak_table,
+    "serving_chaos": chaos_table,
 }
 
 if __name__ == "__main__":

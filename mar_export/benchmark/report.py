@@ -57,25 +57,30 @@ def build_report(
     """
     slowest = max(measurements, key=lambda measurement: measurement.total.median)
     baseline = next((measurement for measurement in measurements if measurement.case.runner == "eager"), slowest)
+    measured_on = provenance(_LIBRARIES)
+    rates = {"gflops": machine.operations / 1e9, "read_gb_per_second": machine.bytes / 1e9}
     return {
         **about,
         "batch": workload.batch,
         "baseline": dataclasses.asdict(baseline.case),
-        "machine": {
-            "processor": processor_name(),
-            "system": platform.platform(),
-            "gflops": machine.operations / 1e9,
-            "read_gb_per_second": machine.bytes / 1e9,
-        },
+        **measured_on,
+        "machine": {**measured_on["machine"], **rates},
+        "runners": dict(runners),
+        "plans": {name: _plan_entry(workload, name, machine) for name in workload.plans},
+        "cases": [_case_entry(measurement, workload, machine, baseline) for measurement in measurements],
+    }
+
+
+def provenance(libraries: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the machine that a benchmark runs on, and the versions of this project, Python and some libraries."""
+    return {
+        "machine": {"processor": processor_name(), "system": platform.platform()},
         "versions": {
             "mar": __version__,
             "commit": commit(),
             "python": platform.python_version(),
-            **{name: _version(name) for name in _LIBRARIES},
+            **{name: _version(name) for name in libraries},
         },
-        "runners": dict(runners),
-        "plans": {name: _plan_entry(workload, name, machine) for name in workload.plans},
-        "cases": [_case_entry(measurement, workload, machine, baseline) for measurement in measurements],
     }
 
 

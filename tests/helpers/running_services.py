@@ -49,6 +49,13 @@ def ask(port: int, method: str, path: str, body: Any = None, **headers: str) -> 
         return Answer(response.status, dict(response.headers), response.read())
 
 
+def figures(port: int) -> dict[str, float]:
+    """Return the figures of `/metrics` by name and labels."""
+    lines = ask(port, "GET", "/metrics").body.decode().splitlines()
+    pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, _, value in pairs}
+
+
 class RunningService:
     """A service, and where it listens.
 
@@ -70,9 +77,7 @@ class RunningService:
 
     def figures(self) -> dict[str, float]:
         """The figures of `/metrics` by name and labels."""
-        lines = self.ask("GET", "/metrics").body.decode().splitlines()
-        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
-        return {name: float(value) for name, _, value in pairs}
+        return figures(self.port)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,250 @@
+"""`mar serve` under load: how fast it is, what it leaves behind, and whether it loses anything.
+
+    python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json
+    python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json --soak-minutes 20
+    python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json --chaos-requests 10000
+
+The first command measures images a second and latencies of `mar serve`, of `mar serve --max-batch 1` and of
+`benchmarks.plain_handler` at 1, 4, 8 and 16 clients, in turns, and of `Generator.generate` alone. The others measure
+one service. Each command writes its own part of the report and leaves the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import serving_tables as tables
+from benchmarks.faulty_requests import PATH as GENERATIONS
+from benchmarks.faulty_requests import AskedImage, FaultyRequests, images_asked
+from benchmarks.load import Load, Target, draw_alone, put_under_load
+from benchmarks.server_processes import Settings, plain, service, usage
+from benchmarks.serving_tables import ALONE, MANY, PLAIN, SERVICE, UNBATCHED
+from mar_export.benchmark.report import provenance
+from runtime.backends import available_threads
+from runtime.cli.options import PATH, threads_option
+from runtime.errors import MarError
+from runtime.files import write_json
+from runtime.generator import Generator
+from runtime.progress import Progress
+from runtime.structured_files import FaultReport, read_json_object
+from tests.helpers.running_services import figures
+
+CLIENTS = (1, 4, MANY, 16)
+CHAOS_CLIENTS = 16
+SETTLE_SECONDS = 120.0
+"""The first part of a soak, in which memory may grow."""
+
+_LIBRARIES = ("numpy", "onnxruntime", "starlette", "uvicorn", "fastapi", "aiohttp")
+_WARM_UP_SECONDS, _SAMPLE_SECONDS, _LONGEST_DRAIN = 2.0, 5.0, 60.0
+
+
+class Turn(NamedTuple):
+    """A server that is asked by some clients, in a round; round -1 warms up."""
+
+    round: int
+    clients: int
+    server: str
+
+
+def turns(rounds: int) -> list[Turn]:
+    """Return all turns: in each round each number of clients asks each server. The first one changes by round."""
+    found = []
+    for number in range(-1, rounds):
+        for clients in CLIENTS:
+            servers = [SERVICE, UNBATCHED, PLAIN, *([ALONE] if clients == 1 else [])]
+            first = number % len(servers)
+            found += [Turn(number, clients, name) for name in (*servers[first:], *servers[:first])]
+    return found
+
+
+def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds: float) -> dict[str, Any]:
+    """Put all servers under load in turns. Returns the part `speed` of the report."""
+    classes, runs = generator.manifest.model.class_num, []
+    with contextlib.ExitStack() as started:
+        ours, unbatched, other = (
+            started.enter_context(context)
+            for context in (service(settings), service(settings, "--max-batch", "1"), plain(settings))
+        )
+        targets = {
+            SERVICE: service_target(SERVICE, ours.url, classes),
+            UNBATCHED: service_target(UNBATCHED, unbatched.url, classes),
+            PLAIN: Target(PLAIN, f"{other.url}/images", lambda number: {"label": number % classes, "seed": number}),
+        }
+        draw = functools.partial(_draw, generator, settings.preset)
+        schedule = turns(rounds)
+        progress = started.enter_context(Progress(len(schedule), "measuring", unit="turns"))
+        for turn in schedule:
+            time_limit = min(seconds, _WARM_UP_SECONDS) if turn.round < 0 else seconds
+            load = _take(turn, targets, draw, time_limit)
+            if turn.round >= 0:
+                runs.append({**turn._asdict(), **load.figures()})
+            progress.update()
+    return {"rounds": rounds, "seconds": seconds, "runs": runs}
+
+
+def _take(turn: Turn, targets: Mapping[str, Target], draw: Callable[[int], object], seconds: float) -> Load:
+    if turn.server == ALONE:
+        return draw_alone(draw, seconds)
+    return asyncio.run(put_under_load(targets[turn.server], turn.clients, seconds))
+
+
+def _draw(generator: Generator, preset: str, number: int) -> None:
+    generator.generate([number % generator.manifest.model.class_num], seed=number, preset=preset)
+
+
+def service_target(name: str, url: str, classes: int) -> Target:
+    """Return what clients ask a service of this project: each time one image of the next class and seed."""
+    return Target(name, f"{url}{GENERATIONS}", lambda number: {"prompt": str(number % classes), "seed": number})
+
+
+async def soak(
+    target: Target, pid: int, seconds: float, every: float = _SAMPLE_SECONDS
+) -> tuple[Load, list[dict[str, float]]]:
+    """Put a service under load, and look at its process all the time; returns what was seen, with its second."""
+    samples: list[dict[str, float]] = []
+    with Progress(math.ceil(seconds), "soaking", unit="seconds") as progress:
+
+        async def watch() -> None:
+            started = time.monotonic()
+            while True:
+                await asyncio.sleep(every)
+                samples.append({"second": time.monotonic() - started, **usage(pid)})
+                progress.update(math.ceil(every))
+
+        watching = asyncio.create_task(watch())
+        try:
+            load = await put_under_load(target, MANY, seconds)
+        finally:
+            watching.cancel()
+    if watching.done() and not watching.cancelled():
+        watching.result()
+    return load, samples
+
+
+def growth(samples: Sequence[Mapping[str, float]], settle_seconds: float) -> dict[str, dict[str, float]]:
+    """Return, for what is sampled, the medians of the first and of the last fifth of the samples after settling."""
+    settled = [sample for sample in samples if sample["second"] >= settle_seconds]
+    if not settled:
+        raise MarError(f"a soak of less than {settle_seconds:g} s has nothing to compare; give more --soak-minutes")
+    count = max(1, len(settled) // 5)
+    names = [name for name in settled[0] if name != "second"]
+
+    def medians(part: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        return {name: statistics.median(sample[name] for sample in part) for name in names}
+
+    first, last = medians(settled[:count]), medians(settled[-count:])
+    return {name: {"first": first[name], "last": last[name]} for name in names}
+
+
+def measure_soak(settings: Settings, generator: Generator, seconds: float) -> dict[str, Any]:
+    """Put `mar serve` under load for long. Returns the part `soak` of the report."""
+    with service(settings) as running:
+        target = service_target(SERVICE, running.url, generator.manifest.model.class_num)
+        load, samples = asyncio.run(soak(target, running.process.pid, seconds))
+    return {
+        "clients": MANY,
+        "seconds": load.seconds,
+        "settle_seconds": SETTLE_SECONDS,
+        **load.figures(),
+        "growth": growth(samples, SETTLE_SECONDS),
+        "samples": samples,
+    }
+
+
+def measure_chaos(settings: Settings, generator: Generator, requests: int) -> dict[str, Any]:
+    """Send requests of all kinds to `mar serve`. Returns the part `chaos` of the report."""
+    classes = generator.manifest.model.class_num
+    asked = {each for number in range(requests) for each in images_asked(number, classes)}
+    expected = draw_each(generator, settings.preset, sorted(asked))
+    with service(settings) as running:
+        clients = FaultyRequests(running.port, classes, expected)
+        with Progress(requests, "asking", unit="requests") as progress:
+            asyncio.run(clients.run(requests, CHAOS_CLIENTS, progress.update))
+        left = left_over(running.port)
+    about = {"requests": requests, "clients": CHAOS_CLIENTS, "left": left, "exit_code": running.process.returncode}
+    return {**about, **clients.report()}
+
+
+def draw_each(
+    generator: Generator, preset: str | None, asked: Sequence[AskedImage]
+) -> dict[AskedImage, NDArray[np.uint8]]:
+    """Draw images one by one, as `Generator.generate` does without a service."""
+    drawn = {}
+    with Progress(len(asked), "drawing what is expected", unit="images") as progress:
+        for label, seed, index in asked:
+            images = generator.generate([label], seed=seed, index=[index], preset=preset).images
+            if images is None:
+                raise MarError("the artifact has no decoder, so it makes no images; export it with --tokenizer")
+            drawn[label, seed, index] = images[0]
+            progress.update()
+    return drawn
+
+
+def left_over(port: int) -> dict[str, float]:
+    """Return how many requests and images a service still has in hand, after a time in which it can finish them."""
+    deadline = time.monotonic() + _LONGEST_DRAIN
+    while True:
+        found = figures(port)
+        queued = sum(value for name, value in found.items() if name.startswith("mar_queue_depth{"))
+        left = {"in_progress": found["mar_requests_in_progress"], "queued": queued}
+        if not any(left.values()) or time.monotonic() > deadline:
+            return left
+        time.sleep(0.1)
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--report", "report_file", type=PATH, required=True, help="The JSON file; other parts in it are kept.")
+@click.option("--preset", default="fast", show_default=True, help="The preset of all images.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often each server is measured."
+)
+@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="The length of a turn.")
+@click.option("--soak-minutes", type=click.FloatRange(3), help=f"Measure what grows under {MANY} clients instead.")
+@click.option("--chaos-requests", type=click.IntRange(10), help="Count lost and wrong answers instead.")
+@threads_option
+def serving(
+    artifact: pathlib.Path,
+    report_file: pathlib.Path,
+    preset: str,
+    rounds: int,
+    seconds: float,
+    soak_minutes: float | None,
+    chaos_requests: int | None,
+    threads: int | None,
+) -> None:
+    """Measure `mar serve` with ARTIFACT under load."""
+    settings = Settings(artifact, preset, threads)
+    report = read_json_object(report_file, FaultReport(MarError, "remove it")) if report_file.exists() else {}
+    with Generator.load(artifact, threads=threads) as generator:
+        if soak_minutes is not None:
+            name, measured = "soak", measure_soak(settings, generator, 60 * soak_minutes)
+        elif chaos_requests is not None:
+            name, measured = "chaos", measure_chaos(settings, generator, chaos_requests)
+        else:
+            name, measured = "speed", measure_speed(settings, generator, rounds, seconds)
+    about = provenance(_LIBRARIES)
+    machine = {**about["machine"], "threads": threads or available_threads()}
+    report[name] = {**about, "machine": machine, "preset": preset, **measured}
+    write_json(report_file, report)
+    click.echo({"speed": tables.speed_table, "soak": tables.soak_table, "chaos": tables.chaos_table}[name](report))
+
+
+if __name__ == "__main__":
+    try:
+        serving(standalone_mode=False)
+    except (MarError, click.UsageError) as error:
+        sys.exit(f"serving: {error}")
