@@ -36,10 +36,10 @@ from mar_export.benchmark.report import provenance
 from runtime.backends import available_threads
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import MarError
-from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.progress import Progress
-from runtime.structured_files import FaultReport, read_json_object
+from runtime.storage.files import write_json
+from runtime.storage.structured_files import FaultReport, read_json_object
 from tests.helpers.running_services import figures
 
 CLIENTS = (1, 4, MANY, 16)
@@ -227,6 +227,7 @@ def serving(
     threads: int | None,
 ) -> None:
     """Measure `mar serve` with ARTIFACT under load."""
+    check_writable(report_file)
     settings = Settings(artifact, preset, threads)
     report = read_json_object(report_file, FaultReport(MarError, "remove it")) if report_file.exists() else {}
     with Generator.load(artifact, threads=threads) as generator:
