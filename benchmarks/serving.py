@@ -38,7 +38,7 @@ from runtime.cli.options import PATH, threads_option
 from runtime.errors import MarError
 from runtime.generator import Generator
 from runtime.progress import Progress
-from runtime.storage.files import write_json
+from runtime.storage.files import check_writable, write_json
 from runtime.storage.structured_files import FaultReport, read_json_object
 from tests.helpers.running_services import figures
 
