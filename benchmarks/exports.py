@@ -22,9 +22,9 @@ import torch
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import MarError
-from runtime.files import write_json
 from runtime.provenance import commit
-from runtime.structured_files import FaultReport, read_json_object
+from runtime.storage.files import write_json
+from runtime.storage.structured_files import FaultReport, read_json_object
 from tests.helpers.formula_weights import write_published_mar, write_published_vae
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.load import open_session
-from runtime.structured_files import parse_json
+from runtime.storage.structured_files import parse_json
 
 GOOD, BAD, ABORTED, CANCELLED = "good", "bad", "aborted", "cancelled"
 IDENTICAL, ROUNDED, REFUSED, LEFT, WRONG, LOST = "identical", "rounded", "refused", "left", "wrong", "lost"

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime.cli.options import PATH
 from runtime.errors import MarError, RequestError
-from runtime.files import replacing, write_json
+from runtime.storage.files import replacing, write_json
 from training.checkpoints.run_folder import read_run_config
 from training.reporting.environment import read_sessions
 from training.reporting.run_log import LOG_FILE, logged_steps

@@ -34,7 +34,6 @@ from runtime.backends.telemetry import import_library
 from runtime.cost.operations import plan_costs
 from runtime.distance import relative_l2
 from runtime.errors import MarError
-from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import Cuda
@@ -45,6 +44,7 @@ from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import write_json
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase, golden_cases
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.checkpoints.random_weights import random_checkpoint

@@ -17,9 +17,9 @@ import numpy as np
 
 from mar_export.benchmark.study import Setting, Study, run_study, summarize_study, time_settings
 from runtime.backends import available_threads
-from runtime.files import replacing, write_json
 from runtime.generator import Generator
 from runtime.image_grid import save_grid
+from runtime.storage.files import replacing, write_json
 from runtime.workers.worker_group import Workers
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")

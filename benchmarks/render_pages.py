@@ -20,10 +20,10 @@ from typing import Any
 from benchmarks.serving_tables import chaos_table, soak_table, speed_table
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
-from runtime.files import replacing
 from runtime.model.engine_spec import DECODER, ENGINES
 from runtime.sampling.settings import Sampling
-from runtime.structured_files import parse_json, read_bytes
+from runtime.storage.files import replacing
+from runtime.storage.structured_files import parse_json, read_bytes
 
 
 def render_page(page: pathlib.Path, folder: pathlib.Path) -> None:

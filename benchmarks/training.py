@@ -20,9 +20,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from runtime.files import write_json
 from runtime.model.config import ModelConfig
 from runtime.provenance import commit
+from runtime.storage.files import write_json
 from training.config import TrainConfig
 from training.data.draws import draw_example, example_stream, masked_tokens
 from training.data.loader import Batch, MicroBatch

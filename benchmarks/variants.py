@@ -24,10 +24,10 @@ from mar_export.benchmark.study import generated_batches
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.cli.options import PATH
 from runtime.errors import MarError
-from runtime.files import check_writable, replacing, sha256, write_json
 from runtime.generator import Generator
 from runtime.image_grid import save_grid
 from runtime.model.latents import from_uint8, patchify, to_uint8, unpatchify
+from runtime.storage.files import check_writable, replacing, sha256, write_json
 from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.run_folder import CONFIG_FILE, WEIGHTS_FILE
 from training.config import RunConfig

@@ -48,7 +48,7 @@ from runtime.sampling.plan import Float, Plan, PlanLoop, Progress, build_plan
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
-from runtime.stored_files import content_sha256
+from runtime.storage.stored_files import content_sha256
 
 if TYPE_CHECKING:  # a device does not need typing_extensions
     from PIL import Image

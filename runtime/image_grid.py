@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import RequestError
-from runtime.files import check_writable
+from runtime.storage.files import check_writable
 
 _SUFFIXES = ("", ".png")
 _MARGIN = 4

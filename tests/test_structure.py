@@ -50,18 +50,18 @@ def test_libraries_that_send_statistics_are_imported_without_them() -> None:
 
 
 def test_files_with_structure_are_read_in_one_place() -> None:
-    """JSON, TOML and npz files by `runtime.structured_files`; tensors of others by `training.checkpoints`."""
+    """JSON, TOML and npz files by `runtime.storage.structured_files`; tensors of others by `training.checkpoints`."""
     readers = {
         "json.load": (),
-        "json.loads": ("runtime/structured_files.py",),
-        "tomllib.loads": ("runtime/structured_files.py",),
+        "json.loads": ("runtime/storage/structured_files.py",),
+        "tomllib.loads": ("runtime/storage/structured_files.py",),
         "np.load": (),
-        "zipfile.ZipFile": ("runtime/structured_files.py", "training/checkpoints/zip_archives.py"),
+        "zipfile.ZipFile": ("runtime/storage/structured_files.py", "training/checkpoints/zip_archives.py"),
         "load_file": ("training/checkpoints/tensor_files.py",),
         "safe_open": ("training/checkpoints/tensor_files.py", "training/data/latent_cache.py"),
         "torch.load": ("training/checkpoints/pickles.py", "training/evaluation/feature_networks.py"),
     }
-    own_values = ("runtime/stored_files.py", "mar_export/benchmark/study.py")  # json.loads(json.dumps(value))
+    own_values = ("runtime/storage/stored_files.py", "mar_export/benchmark/study.py")  # json.loads(json.dumps(value))
     found = []
     for file in python_files(*ROOMS):
         name = str(file.relative_to(ROOT))

@@ -13,12 +13,12 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from runtime import structured_files
 from runtime.errors import ConfigError, RequestError
 from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
-from runtime.schema import SchemaError, parse_value
-from runtime.structured_files import FaultReport
+from runtime.storage import structured_files
+from runtime.storage.schema import SchemaError, parse_value
+from runtime.storage.structured_files import FaultReport
 from training.models.model_sizes import MODEL_SIZES, TRAINING_OF_SIZES
 
 _Training = TypeVar("_Training", bound="StepConfig")

@@ -31,10 +31,10 @@ from runtime.cli.result_files import (
     write_result_json,
 )
 from runtime.errors import RequestError
-from runtime.files import check_writable, holding, scratch_folder
 from runtime.model.engine_spec import ENGINES
 from runtime.progress import Progress
 from runtime.sampling.constraints import check_masked_diffusion
+from runtime.storage.files import check_writable, holding, scratch_folder
 
 _MAX_COUNT = 100_000
 _MAX_EVAL_COUNT = 1000

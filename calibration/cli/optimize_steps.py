@@ -19,11 +19,11 @@ from runtime.checks import check_int, check_number
 from runtime.cli.options import PATH, backend_options, preset_option, schedule_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, is_forced, write_result_json
 from runtime.errors import RequestError
-from runtime.files import holding
 from runtime.generator import Generator
 from runtime.progress import Progress
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import holding
 
 _MAX_COUNT = 10_000
 _MAX_MILLISECONDS = 1e9

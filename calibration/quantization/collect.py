@@ -16,12 +16,12 @@ from calibration.quantization.statistics import ActivationStatistics, LayerStati
 from calibration.seeds import STATISTICS_SEED
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
-from runtime.files import scratch_beside
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Array
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import scratch_beside
 
 _BATCH = 8
 

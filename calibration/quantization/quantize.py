@@ -27,9 +27,9 @@ from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.checks import pluralize
 from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
-from runtime.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.progress import Progress
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
 
 _MAX_ATTEMPTS = 8  # to reach the target SQNR; each attempt keeps more layers in float32
 

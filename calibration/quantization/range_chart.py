@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calibration.quantization.statistics import ActivationStatistics
 from runtime.checks import pluralize
-from runtime.files import replacing
+from runtime.storage.files import replacing
 
 _MAX_TICKS = 10
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from runtime.checks import truncate
 from runtime.errors import CalibrationError
-from runtime.stored_files import load_arrays, save_arrays
-from runtime.structured_files import FaultReport, shape_fits
+from runtime.storage.stored_files import load_arrays, save_arrays
+from runtime.storage.structured_files import FaultReport, shape_fits
 
 VERSION = 2
 BINS = 2048

@@ -11,10 +11,10 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions, report_stale_signature
 from runtime.errors import RequestError
-from runtime.files import check_writable, replacing_folder, write_json
 from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.presets import check_preset_name
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import check_writable, replacing_folder, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,13 +28,13 @@ from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
-from runtime.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.version import __version__
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.tensor_files import tensors_sha256

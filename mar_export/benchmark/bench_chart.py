@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.files import replacing
+from runtime.storage.files import replacing
 
 _COLOURS = {
     "backbone": "#31688e",

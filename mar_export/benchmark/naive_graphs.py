@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mar_export.benchmark.naive_onnx import naive_specs
 from mar_export.onnx_export.exporter import export_graph
-from runtime.files import replacing_folder
+from runtime.storage.files import replacing_folder
 from training.models.mar import MAR
 
 

@@ -24,15 +24,15 @@ from mar_export.artifact.exported_checkpoint import as_exported
 from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import RequestError
-from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.image_files import WHITE, Color
 from runtime.model.config import ModelConfig
 from runtime.progress import Progress
 from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import PRESETS
-from runtime.stored_files import check_hash, with_hash
-from runtime.structured_files import FaultReport, read_json_object
+from runtime.storage.files import write_json
+from runtime.storage.stored_files import check_hash, with_hash
+from runtime.storage.structured_files import FaultReport, read_json_object
 from runtime.workers.tasks import run_tasks
 from runtime.workers.worker_group import Workers
 from training.checkpoints.checkpoint import load_checkpoint

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.files import replacing
 from runtime.sampling.samplers import SAMPLERS
+from runtime.storage.files import replacing
 
 
 def save_study_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:

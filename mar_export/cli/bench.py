@@ -31,7 +31,6 @@ from runtime.cli.options import PATH, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
 from runtime.cost.operations import Machine
 from runtime.errors import BackendError, RequestError
-from runtime.files import holding_folder, scratch_folder
 from runtime.progress import Progress
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
@@ -39,6 +38,7 @@ from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import OWN, PRESETS
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import holding_folder, scratch_folder
 from training.models.model_sizes import MODEL_SIZES, model_config
 
 _NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)

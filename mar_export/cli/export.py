@@ -12,10 +12,10 @@ from mar_export.artifact.export import export_artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.cli.result_files import force_option, is_forced
-from runtime.files import holding
 from runtime.log import LOG
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
+from runtime.storage.files import holding
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.resize import resize_model
 from training.cli.named_checkpoint import load_named_checkpoint

@@ -30,8 +30,8 @@ from runtime.cli.result_files import (
     write_result_json,
 )
 from runtime.errors import RequestError
-from runtime.files import holding_folder
 from runtime.image_files import Color
+from runtime.storage.files import holding_folder
 from runtime.workers.worker_group import Workers
 from training.cli.options import echo_warnings
 

@@ -15,11 +15,11 @@ from runtime.artifact.engine_builds import FOLDER, TARGETS, Build
 from runtime.artifact.manifest import MANIFEST, FileEntry
 from runtime.artifact.replacement import report_stale_signature
 from runtime.errors import RequestError
-from runtime.files import holding_folder, replacing, sha256, write_json
 from runtime.gpu.current_gpu import precisions_of
 from runtime.sampling.constraints import check_no_kv_cache
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.presets import PRESETS
+from runtime.storage.files import holding_folder, replacing, sha256, write_json
 
 
 @dataclasses.dataclass(frozen=True)

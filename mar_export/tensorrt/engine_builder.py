@@ -14,8 +14,8 @@ from typing import Any
 from runtime.artifact.engine_builds import Shapes
 from runtime.backends.tensorrt_library import TensorRTLibrary
 from runtime.errors import BackendError, RequestError
-from runtime.files import check_writable, replacing
 from runtime.gpu.current_gpu import current_gpu
+from runtime.storage.files import check_writable, replacing
 
 HARDWARE = {"ampere+": "AMPERE_PLUS", "same": "SAME_COMPUTE_CAPABILITY"}
 """The choices of hardware compatibility, and the `HardwareCompatibilityLevel` of each."""

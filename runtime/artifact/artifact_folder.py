@@ -17,10 +17,10 @@ from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.artifact.verified_files import GraphFile, OpenFile
 from runtime.checks import truncate
-from runtime.download_placeholders import placeholder
 from runtime.errors import ArtifactError, IntegrityError, RequestError
-from runtime.files import check_writable_folder
-from runtime.structured_files import FaultReport, parse_json, read_bytes, read_json_object
+from runtime.storage.download_placeholders import placeholder
+from runtime.storage.files import check_writable_folder
+from runtime.storage.structured_files import FaultReport, parse_json, read_bytes, read_json_object
 
 
 def is_artifact(path: pathlib.Path) -> bool:

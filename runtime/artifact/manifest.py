@@ -23,8 +23,8 @@ from runtime.sampling.constraints import apply_constraints
 from runtime.sampling.plan import DEFAULT_ITERATIONS, build_plan
 from runtime.sampling.presets import check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
-from runtime.schema import SchemaError, parse_object
-from runtime.stored_files import content_sha256
+from runtime.storage.schema import SchemaError, parse_object
+from runtime.storage.stored_files import content_sha256
 
 FORMAT_VERSION = 7
 """The version of the format that this code writes and reads."""

@@ -15,7 +15,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.checks import truncate
 from runtime.errors import IntegrityError, MarError, RequestError
-from runtime.files import replacing
+from runtime.storage.files import replacing
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey

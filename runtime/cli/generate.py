@@ -33,7 +33,7 @@ from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.image_records.record import ImageRecord
 from runtime.requests.validation import MAX_BATCH, check_batch, parse_class
-from runtime.structured_files import FaultReport, NpzFile
+from runtime.storage.structured_files import FaultReport, NpzFile
 
 
 @click.command()

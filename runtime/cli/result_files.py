@@ -22,8 +22,8 @@ import click
 
 from runtime.cli.output_file import OutputFile
 from runtime.errors import MarError, RequestError
-from runtime.files import check_writable, replacing
-from runtime.structured_files import FaultReport, parse_json, read_json_object
+from runtime.storage.files import check_writable, replacing
+from runtime.storage.structured_files import FaultReport, parse_json, read_json_object
 
 OUTPUT = click.Path(path_type=pathlib.Path)
 """The type of an option that names what is written. It is no part of a mark, because a file may be renamed."""
@@ -71,7 +71,7 @@ def check_result_file(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def result_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Give a temporary file, as `runtime.files.replacing` does, and mark what is written there."""
+    """Give a temporary file, as `runtime.storage.files.replacing` does, and mark what is written there."""
     with replacing(path) as temporary:
         yield temporary
         _mark(temporary, _own_mark())

@@ -12,7 +12,7 @@ from runtime.artifact.signatures import sign as sign_artifact
 from runtime.checks import pluralize
 from runtime.cli.options import PATH
 from runtime.cli.result_files import force_option, is_forced
-from runtime.files import holding
+from runtime.storage.files import holding
 
 
 @click.command()

@@ -88,6 +88,6 @@ class Signals:
 
 
 def _files(function: str) -> Any:
-    """Call a function of `runtime.files` if it is imported; otherwise nothing can have been written."""
-    called = getattr(sys.modules.get("runtime.files"), function, None)
+    """Call a function of `runtime.storage.files` if it is imported; otherwise nothing can have been written."""
+    called = getattr(sys.modules.get("runtime.storage.files"), function, None)
     return None if called is None else called()

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from runtime.image_records.encoding import encode_image
 from runtime.image_records.names import image_name
 from runtime.image_records.record import ImageRecord
-from runtime.stored_files import load_arrays, pack_arrays
-from runtime.structured_files import FaultReport, shape_fits
+from runtime.storage.stored_files import load_arrays, pack_arrays
+from runtime.storage.structured_files import FaultReport, shape_fits
 
 
 @dataclasses.dataclass(frozen=True)

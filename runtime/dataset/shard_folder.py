@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import MarError, RequestError
-from runtime.files import holding_folder, replacing
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, read_index, write_index
 from runtime.image_records.record import ImageRecord
+from runtime.storage.files import holding_folder, replacing
 
 PackedShard = tuple[bytes, Sequence[str]]
 """The bytes of the file of a shard, and the hash of each image in it."""

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from runtime.checks import check_choice, check_int, printable
 from runtime.image_files import ImageFileError, read_text
 from runtime.image_records.record import ImageRecord, parse_record_text, record_text
-from runtime.schema import SchemaError
+from runtime.storage.schema import SchemaError
 from runtime.version import __version__
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import MarError, RequestError
-from runtime.files import holding, scratch_beside, sync
 from runtime.image_records.encoding import FORMATS, encode_image, read_records
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, is_cut, read_index, write_index
 from runtime.image_records.names import class_folder, image_name
 from runtime.image_records.record import ImageRecord
+from runtime.storage.files import holding, scratch_beside, sync
 
 _INDEX_OF_A_SHARD = "index-{}-of-{}.jsonl"
 _INDEXES = "index*.jsonl"

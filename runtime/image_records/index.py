@@ -13,10 +13,10 @@ from typing import Any
 
 from runtime.checks import truncate
 from runtime.errors import DataError
-from runtime.files import replacing
 from runtime.image_records.record import ImageRecord, parse_record
-from runtime.schema import REST
-from runtime.structured_files import FaultReport, read_json_lines
+from runtime.storage.files import replacing
+from runtime.storage.schema import REST
+from runtime.storage.structured_files import FaultReport, read_json_lines
 
 INDEX = "index.jsonl"
 """The name of the index of a folder."""

@@ -10,8 +10,8 @@ from typing import Any
 from runtime.checks import printable
 from runtime.errors import RequestError
 from runtime.sampling.settings import Sampling, plain_settings
-from runtime.schema import SchemaError, parse_object
-from runtime.structured_files import parse_json
+from runtime.storage.schema import SchemaError, parse_object
+from runtime.storage.structured_files import parse_json
 from runtime.version import __version__
 
 TEXT_BYTES = 2**20

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from runtime.checks import printable
 from runtime.errors import RequestError
 from runtime.service.http_errors import HttpError
-from runtime.structured_files import read_bytes
+from runtime.storage.structured_files import read_bytes
 
 _KEY_FILE_BYTES = 2**20
 _SHORTEST = 16  # characters

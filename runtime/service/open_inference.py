@@ -16,13 +16,13 @@ from starlette.routing import Route
 
 from runtime.checks import truncate
 from runtime.errors import RequestError
-from runtime.schema import SchemaError, parse_object
 from runtime.service.http_errors import HttpError
 from runtime.service.inference_tensors import DTYPES, IMAGE, INPUTS, drawings
 from runtime.service.request_body import read_body
 from runtime.service.request_fields import parse_json_object
 from runtime.service.served_model import ServedModel
 from runtime.service.service import Service
+from runtime.storage.schema import SchemaError, parse_object
 from runtime.version import __version__
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")

@@ -17,10 +17,10 @@ from runtime.backends import uses_gpu
 from runtime.backends.telemetry import import_library
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
-from runtime.schema import SchemaError, parse_object
 from runtime.service.access import read_api_keys
 from runtime.service.app import create_app
 from runtime.service.settings import ServiceSettings
+from runtime.storage.schema import SchemaError, parse_object
 
 _REQUESTS = 10_000  # of one replica, which refuses too many itself
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from runtime.checks import truncate
-from runtime.schema import SchemaError, parse_value
 from runtime.service.http_errors import HttpError
-from runtime.structured_files import parse_json
+from runtime.storage.schema import SchemaError, parse_value
+from runtime.storage.structured_files import parse_json
 
 _Fields = TypeVar("_Fields")
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
@@ -32,7 +32,7 @@ def parse_fields(kind: type[_Fields], values: Mapping[str, Any], *, text: bool =
     """Return the object of the dataclass `kind` whose fields are the fields of a request.
 
     Args:
-        kind: The dataclass; see `runtime.schema.parse_object` for types and limits.
+        kind: The dataclass; see `runtime.storage.schema.parse_object` for types and limits.
         values: The fields by name.
         text: Whether the values are texts, as in a form.
 

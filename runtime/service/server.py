@@ -20,7 +20,8 @@ from runtime.service.service_log import HANDLER, LOG
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG = 2048
-_SECONDS_TO_FAIL = 10  # for the iteration that runs, and for the answers about it
+SECONDS_TO_FAIL = 10
+"""How long a service that ends waits, after the drain, for the iteration that runs and for the answers about it."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -73,7 +74,7 @@ def serve(app: Starlette, bound: socket.socket, drain_seconds: float) -> None:
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_graceful_shutdown=math.ceil(drain_seconds) + _SECONDS_TO_FAIL,
+        timeout_graceful_shutdown=math.ceil(drain_seconds) + SECONDS_TO_FAIL,
     )
     asyncio.run(_Server(config, app.state.service, drain_seconds).serve([bound]))
 

@@ -22,7 +22,7 @@ from runtime.generator import Generator
 from runtime.service.drawing import Drawing, Drawn, Shown
 from runtime.service.inference_tensors import IMAGE, drawings
 from runtime.service.served_model import ServedModel
-from runtime.structured_files import parse_json
+from runtime.storage.structured_files import parse_json
 from runtime.triton.repository import ARTIFACT, DONE, ROW, TOTAL, TritonSettings
 
 

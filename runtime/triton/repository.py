@@ -16,11 +16,11 @@ from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signatures import SIGNATURE
 from runtime.backends import uses_gpu
 from runtime.errors import ArtifactError, RequestError
-from runtime.files import replacing_folder
 from runtime.service.inference_tensors import IMAGE, INPUTS
 from runtime.service.served_model import check_model_name
 from runtime.service.settings import ServiceSettings
-from runtime.structured_files import parse_json
+from runtime.storage.files import replacing_folder
+from runtime.storage.structured_files import parse_json
 
 ARTIFACT = "artifact"
 """The folder of the artifact, beside `model.py`."""

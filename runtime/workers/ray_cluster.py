@@ -22,7 +22,7 @@ from typing import Any
 from runtime.backends.telemetry import import_library
 from runtime.checks import truncate
 from runtime.errors import BackendError, RequestError
-from runtime.files import scratch_folder
+from runtime.storage.files import scratch_folder
 from runtime.workers.worker_group import Workers
 
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # on every system: whether Ray listens for other machines

@@ -28,7 +28,7 @@ from runtime.cli.generate import _read_array
 from runtime.model.config import LATER_FIELDS
 from runtime.requests.validation import check_noise, check_order
 from runtime.sampling.settings import Sampling
-from runtime.stored_files import save_arrays
+from runtime.storage.stored_files import save_arrays
 from tests.fuzz.image_surfaces import IMAGE_SURFACES
 from tests.fuzz.surface import Surface, WrongResultError, digest
 from tests.helpers.published_forms import (

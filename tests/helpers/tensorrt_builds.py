@@ -15,7 +15,6 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.errors import BackendError
-from runtime.files import sha256, write_json
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import (
     DECODER,
@@ -24,6 +23,7 @@ from runtime.model.engine_spec import (
 )
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import sha256, write_json
 
 RTX_GPUS = ("sm_86", "sm_89", "sm_120")
 BATCH = (1, 1, 8)

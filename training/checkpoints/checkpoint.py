@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from runtime.artifact.manifest import TOKENIZERS
 from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
-from runtime.files import replacing, replacing_folder, sha256, write_json
 from runtime.model.config import ModelConfig
+from runtime.storage.files import replacing, replacing_folder, sha256, write_json
 from training.checkpoints.infer_config import (
     PartialConfig,
     config_from_size_name,

@@ -7,7 +7,7 @@ import pathlib
 import re
 import shutil
 
-from runtime.files import replacing_folder
+from runtime.storage.files import replacing_folder
 from training.checkpoints.run_folder import CONFIG_FILE, STATE_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 
 CHECKPOINTS_FOLDER = "checkpoints"

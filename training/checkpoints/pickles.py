@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
+from runtime.storage.download_placeholders import placeholder
 from training.checkpoints.sharded_checkpoints import refuse_sharded_file
 from training.checkpoints.zip_archives import is_archive, member_names
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime import structured_files
 from runtime.checks import truncate
 from runtime.errors import CheckpointError
-from runtime.structured_files import FaultReport
+from runtime.storage import structured_files
+from runtime.storage.structured_files import FaultReport
 from training.checkpoints.diffusers_autoencoder import (
     read_norm_groups,
     with_published_names,

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.artifact.artifact_folder import is_artifact
 from runtime.errors import CheckpointError, RequestError
-from runtime.structured_files import FaultReport, read_json_object
+from runtime.storage.structured_files import FaultReport, read_json_object
 from training.checkpoints.sharded_checkpoints import refuse_sharded_folder
 
 CONFIG_FILE = "config.json"

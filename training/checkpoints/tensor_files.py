@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from runtime.checks import truncate
-from runtime.download_placeholders import placeholder
 from runtime.errors import CheckpointError
-from runtime.stored_files import HASH_KEY, check_hash, content_sha256, with_hash
-from runtime.structured_files import FaultReport, parse_json
+from runtime.storage.download_placeholders import placeholder
+from runtime.storage.stored_files import HASH_KEY, check_hash, content_sha256, with_hash
+from runtime.storage.structured_files import FaultReport, parse_json
 from training.checkpoints.zip_archives import is_archive
 
 _SUFFIX = ".safetensors"

@@ -11,10 +11,10 @@ from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import DataError, RequestError
-from runtime.files import holding_folder, sha256
 from runtime.image_files import Color
 from runtime.log import LOG
 from runtime.progress import Progress
+from runtime.storage.files import holding_folder, sha256
 from training.checkpoints.published_files import load_vae
 from training.checkpoints.run_folder import check_new_folder
 from training.cli.options import echo_warnings, latent_scale_options

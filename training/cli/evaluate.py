@@ -16,9 +16,9 @@ from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, write_result_json
 from runtime.errors import DataError, MarError, RequestError
-from runtime.files import holding_folder
 from runtime.image_files import Color
 from runtime.progress import Progress
+from runtime.storage.files import holding_folder
 from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
 from training.cli.named_checkpoint import take_checkpoint_options
 from training.cli.options import checkpoint_options, echo_warnings

@@ -12,7 +12,7 @@ import torch
 from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import RequestError
-from runtime.files import holding_folder
+from runtime.storage.files import holding_folder
 from training.checkpoints.run_folder import CONFIG_FILE, check_new_folder
 from training.cli.options import check_resume_options, checkpoint_options, echo_warnings, training_options
 from training.heads.config import HEAD_OPTIONS, RESUMED_OPTIONS, HeadTraining

@@ -11,7 +11,7 @@ from runtime.checks import pluralize
 from runtime.cli.options import PATH
 from runtime.cli.result_files import force_option, is_forced
 from runtime.errors import RequestError
-from runtime.files import holding
+from runtime.storage.files import holding
 from training.checkpoints.checkpoint import Checkpoint, imported_config, save_run
 from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
 from training.cli.named_checkpoint import load_named_checkpoint

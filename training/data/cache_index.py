@@ -11,9 +11,9 @@ import dataclasses
 import pathlib
 
 from runtime.errors import DataError
-from runtime.files import sha256
-from runtime.stored_files import read_stored_json, write_stored_json
-from runtime.structured_files import FaultReport
+from runtime.storage.files import sha256
+from runtime.storage.stored_files import read_stored_json, write_stored_json
+from runtime.storage.structured_files import FaultReport
 from training.checkpoints.run_folder import TOKENIZER_FILE
 
 INDEX_FILE = "index.json"

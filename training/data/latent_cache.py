@@ -30,8 +30,8 @@ from torch import Tensor
 
 from runtime.checks import pluralize
 from runtime.errors import DataError, RequestError
-from runtime.files import replacing, sha256
 from runtime.model.latents import from_uint8, to_uint8
+from runtime.storage.files import replacing, sha256
 from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.published_files import latent_scale, load_vae
 from training.data.cache_index import INDEX_FILE, CachedFile, CacheIndex, file_name, unreadable

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from runtime.errors import DataError
-from runtime.files import clear_dead_lock, holding
+from runtime.storage.files import clear_dead_lock, holding
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_metadata
 from training.data.datasets import ImageDataset, readable_batches

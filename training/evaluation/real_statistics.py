@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import DataError
-from runtime.stored_files import load_arrays, save_arrays
-from runtime.structured_files import FaultReport, shape_fits
+from runtime.storage.stored_files import load_arrays, save_arrays
+from runtime.storage.structured_files import FaultReport, shape_fits
 from training.data.datasets import ImageDataset, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics, LabelledBatch, extract_features
 from training.evaluation.metrics import Moments

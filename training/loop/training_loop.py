@@ -15,8 +15,8 @@ import click
 
 from runtime.checks import pluralize
 from runtime.errors import CheckpointError, ConfigError, DataError, MarError
-from runtime.files import holding_folder, is_lock
-from runtime.schema import SchemaError, parse_object
+from runtime.storage.files import holding_folder, is_lock
+from runtime.storage.schema import SchemaError, parse_object
 from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.kept_checkpoints import keep_checkpoint
 from training.config import BaseRunConfig, StepConfig

@@ -13,9 +13,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import CheckpointError
-from runtime.files import write_json
 from runtime.provenance import commit, processor_name, without_secrets
-from runtime.structured_files import FaultReport, read_json
+from runtime.storage.files import write_json
+from runtime.storage.structured_files import FaultReport, read_json
 from runtime.version import __version__
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pathlib
 
-from runtime.files import replacing
 from runtime.image_grid import class_caption, save_grid
+from runtime.storage.files import replacing
 from training.data.latent_dataset import LatentDataset
 from training.data.loader import Batch, MicroBatch
 

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.files import replacing
+from runtime.storage.files import replacing
 from training.reporting.run_log import LogEntry, read_log
 
 _MAX_WINDOW = 100  # steps of the running mean; a shorter run uses a tenth of its steps

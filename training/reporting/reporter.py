@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from runtime.files import replacing
 from runtime.log import LOG
 from runtime.progress import Progress
+from runtime.storage.files import replacing
 from training.config import StepConfig
 from training.reporting.estimate import Estimate
 from training.reporting.run_log import LOG_FILE, logged_warnings, read_log

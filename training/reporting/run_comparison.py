@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from runtime.errors import CheckpointError, RequestError
-from runtime.schema import REST, SchemaError, parse_object
+from runtime.storage.schema import REST, SchemaError, parse_object
 from training.checkpoints import run_folder
 from training.reporting.environment import ENVIRONMENT_FILE, read_sessions
 from training.reporting.run_log import LOG_FILE, LogEntry, read_log

@@ -7,8 +7,8 @@ import pathlib
 from typing import Any
 
 from runtime.errors import CheckpointError
-from runtime.schema import REST
-from runtime.structured_files import FaultReport, read_json_lines
+from runtime.storage.schema import REST
+from runtime.storage.structured_files import FaultReport, read_json_lines
 
 LOG_FILE = "log.jsonl"
 """The name of the log in the folder of a run."""

@@ -7,11 +7,11 @@ import pathlib
 
 import numpy as np
 
-from runtime.files import replacing
 from runtime.image_grid import class_caption, save_grid
 from runtime.sampling.constraints import apply_constraints, default_sampling
 from runtime.sampling.plan import build_plan
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.storage.files import replacing
 from training.data.latent_dataset import LatentDataset
 from training.models.mar import MAR
 from training.models.reference_loop import sample

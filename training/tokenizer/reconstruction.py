@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from runtime.files import replacing
 from runtime.image_grid import save_grid
 from runtime.model.latents import from_uint8, to_uint8
+from runtime.storage.files import replacing
 from training.data.datasets import ImageDataset, readable_batches
 from training.evaluation.feature_networks import FeatureNetwork, LabelledBatch, extract_features, labelled_batches
 from training.evaluation.metrics import frechet_distance

@@ -12,8 +12,8 @@ from calibration.cli.calibrate import calibrate
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
-from runtime.files import write_json
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import write_json
 
 FEW_STEPS = ["--iterations", 2, "--diffusion-steps", 2, "--count", 2, "--threads", 1]
 

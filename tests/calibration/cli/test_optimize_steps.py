@@ -17,10 +17,10 @@ from calibration.cli.optimize_steps import optimize_steps
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
-from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import write_json
 from tests.helpers.step_search import SCHEDULE
 
 

@@ -27,7 +27,6 @@ from runtime import generator as generator_module
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError, RequestError
-from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.config import ModelConfig
@@ -36,6 +35,7 @@ from runtime.sampling.plan import Float
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import sha256
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint

@@ -19,8 +19,8 @@ from mar_export.cli import bench as bench_cli
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import BackendError
-from runtime.files import write_json
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import write_json
 from tests.helpers.benchmarks import (
     BACKBONE_COLOUR,
     WEIGHTS,

@@ -89,7 +89,7 @@ def test_checkpoint_of_another_model_is_one_line(
     assert ended.code in (1, 2)
     assert ended.err.startswith("mar: eager: ")
     assert ended.err.count("\n") == 1
-    assert "not the checkpoint that the artifact was exported from" in ended.err
+    assert f"not the checkpoint that {small_artifact} was exported from" in ended.err
 
 
 def test_naive_export_needs_the_checkpoint_of_the_artifact(

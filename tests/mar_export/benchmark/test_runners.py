@@ -16,6 +16,7 @@ import torch
 
 from mar_export.benchmark import runners
 from mar_export.benchmark.runners import RUNNERS, Runner
+from runtime import engine_clocks
 from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines, run_plan
@@ -73,7 +74,7 @@ def test_each_generation_is_timed_separately(small_artifact: pathlib.Path, monke
 
         return call
 
-    monkeypatch.setattr(runners, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(engine_clocks, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     with Generator.load(small_artifact, threads=1) as generator:
         engines = generator.engines
         generator.engines = Engines(

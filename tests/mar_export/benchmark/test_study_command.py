@@ -28,7 +28,7 @@ from runtime.errors import MarError
 from runtime.generator import Generator
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
-from runtime.stored_files import HASH_KEY
+from runtime.storage.stored_files import HASH_KEY
 from runtime.workers.worker_group import Workers
 from tests.helpers.studies import OTHER, QUICK, EvaluatedSettings, figures, ignore
 from training.models.model_sizes import model_config

@@ -15,7 +15,6 @@ from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS, MANIFEST, FileEntry
-from runtime.files import sha256
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import (
     BACKBONE,
@@ -29,6 +28,7 @@ from runtime.model.engine_spec import (
 )
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import sha256
 from tests.helpers.command_line import Mar
 from tests.helpers.golden_cases import GOLDEN
 from tests.helpers.tensorrt_builds import (

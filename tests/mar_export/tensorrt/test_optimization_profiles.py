@@ -19,7 +19,6 @@ from mar_export.tensorrt.artifact_builds import plans_to_build
 from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
-from runtime.files import write_json
 from runtime.loops import host_loop as loop
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.engine_spec import (
@@ -36,6 +35,7 @@ from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import write_json
 from tests.helpers.command_line import Mar
 from tests.helpers.tensorrt_builds import (
     BATCH,

@@ -10,8 +10,8 @@ import pytest
 
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import ArtifactError, BackendError, IntegrityError
-from runtime.files import sha256
 from runtime.model.engine_spec import ENGINES
+from runtime.storage.files import sha256
 from tests.helpers.damaged_artifacts import Refused, change_manifest, load, read_manifest
 
 DIGEST = "0123456789abcdef" * 4

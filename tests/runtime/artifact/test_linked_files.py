@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import IntegrityError
-from runtime.files import sha256
 from runtime.generator import Generator
+from runtime.storage.files import sha256
 from tests.helpers.command_line import Mar
 from tests.helpers.damaged_artifacts import load
 

@@ -15,9 +15,9 @@ import pytest
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import open_backend
 from runtime.errors import IntegrityError
-from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.model.engine_spec import DENOISE
+from runtime.storage.files import sha256
 from tests.helpers.damaged_artifacts import change_manifest, read_manifest
 
 GRAPH = f"{DENOISE}.onnx"

@@ -14,8 +14,8 @@ from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.artifact.signatures import SIGNATURE
 from runtime.errors import ArtifactError, RequestError
-from runtime.files import sha256, write_json
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import sha256, write_json
 
 OWN = Sampling(iterations=2, diffusion_steps=3)
 

@@ -16,9 +16,9 @@ import pytest
 
 from runtime.backends import onnxruntime_cuda
 from runtime.errors import BackendError
-from runtime.files import sha256
 from runtime.generator import Generator
 from runtime.model.engine_spec import ENGINES
+from runtime.storage.files import sha256
 from tests.fakes import simulated_onnxruntime as simulated
 from tests.fakes.real_library import parameters
 from tests.fakes.simulated_cuda import SimulatedCuda

@@ -16,9 +16,9 @@ from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, pla
 from mar_export.tensorrt.engine_builder import BuilderFlags
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
-from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.engine_spec import ENGINES
+from runtime.storage.files import write_json
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.tensorrt import TensorRTScript, fake_tensorrt
 from tests.fakes.tensorrt import runtime as fake_runtime

@@ -15,9 +15,9 @@ from mar_export.tensorrt.engine_builder import BuilderFlags
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import IntegrityError
-from runtime.files import sha256, write_json
 from runtime.generator import Generator
 from runtime.model.engine_spec import ENGINES
+from runtime.storage.files import sha256, write_json
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.tensorrt import TensorRTScript
 from tests.fakes.tensorrt.runtime import DataType, ICudaEngine, TensorIOMode

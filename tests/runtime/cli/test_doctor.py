@@ -20,8 +20,8 @@ from runtime.artifact.engine_builds import Build, incompatibility
 from runtime.artifact.manifest import MANIFEST, FileEntry
 from runtime.cli import doctor as doctor_cli
 from runtime.errors import BackendError
-from runtime.files import sha256, write_json
 from runtime.gpu.current_gpu import Gpu
+from runtime.storage.files import sha256, write_json
 from runtime.version import __version__
 from tests.helpers.command_line import Ended, Mar
 

@@ -61,7 +61,7 @@ IN_A_LIBRARY = (
     + """
 import hashlib, pathlib, threading
 from runtime.cli.signals import Signals
-from runtime.files import holding_folder, replacing
+from runtime.storage.files import holding_folder, replacing
 folder = pathlib.Path(sys.argv[2])
 with Signals(), holding_folder(folder / "held"), replacing(folder / "file") as temporary:
     temporary.write_text("half")

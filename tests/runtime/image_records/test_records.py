@@ -17,7 +17,7 @@ from runtime.image_records.encoding import FORMATS, encode_image, read_records
 from runtime.image_records.names import class_folder, image_name
 from runtime.image_records.record import ImageRecord, parse_record_text, record_text, settings_values
 from runtime.sampling.settings import Sampling
-from runtime.schema import SchemaError
+from runtime.storage.schema import SchemaError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 RECORD = ImageRecord(7, "sneaker", 2**64 - 1, 5, settings_values(Sampling(iterations=4)), "fast", "a" * 64)

@@ -18,12 +18,12 @@ from runtime.cli.generate import generate
 from runtime.cli.inspect import inspect
 from runtime.cli.plan import plan
 from runtime.errors import RequestError
-from runtime.files import write_json
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import PRESETS, check_preset_name, resolve_sampling
 from runtime.sampling.settings import Sampling
+from runtime.storage.files import write_json
 
 # Every value differs from the default.
 OWN = Sampling(

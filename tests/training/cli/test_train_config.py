@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.structured_files import parse_toml
+from runtime.storage.structured_files import parse_toml
 from tests.helpers.command_line import Command, Mar
 from tests.helpers.tiny_runs import logged, one_thread
 from tests.helpers.train_command import error_line

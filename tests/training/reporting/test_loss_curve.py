@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
-from runtime.schema import parse_object
+from runtime.storage.schema import parse_object
 from training.reporting import loss_curve
 from training.reporting.run_log import LogEntry
 

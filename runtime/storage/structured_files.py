@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import truncate
 from runtime.errors import MarError
-from runtime.schema import parse_object
+from runtime.storage.schema import parse_object
 
 JSON_BYTES = 32 * 2**20
 """The most bytes of a JSON file, and of a line of a log."""

@@ -17,9 +17,9 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.files import replacing, write_json
-from runtime.schema import parse_object
-from runtime.structured_files import FaultReport, NpzFile, parse_json, read_json_object
+from runtime.storage.files import replacing, write_json
+from runtime.storage.schema import parse_object
+from runtime.storage.structured_files import FaultReport, NpzFile, parse_json, read_json_object
 
 HASH_KEY = "mar_content_sha256"
 """The key of the hash in a header."""

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from runtime.errors import MarError
-from runtime.locks import LockFile, held_files, holder
+from runtime.storage.locks import LockFile, held_files, holder
 
 _LOCK = ".lock"
 _STAGING_FOLDER = re.compile(r"\..*-\d+-[a-z0-9_]{8}\.tmp", re.DOTALL)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import DataError, MarError
-from runtime.structured_files import (
+from runtime.storage.structured_files import (
     DEPTH,
     JSON_BYTES,
     TOML_BYTES,
@@ -44,7 +44,7 @@ def test_text_is_utf8_with_or_without_a_mark_in_any_locale(tmp_path: pathlib.Pat
     (tmp_path / "a.json").write_bytes(mark + '{"name": "café"}'.encode())
     (tmp_path / "a.toml").write_bytes(mark + 'name = "café"\r\n'.encode())
     code = (
-        "import pathlib, sys; from runtime.structured_files import *; from runtime.errors import DataError;"
+        "import pathlib, sys; from runtime.storage.structured_files import *; from runtime.errors import DataError;"
         "fault_report = FaultReport(DataError); folder = pathlib.Path(sys.argv[1]);"
         "print(ascii([read_json(folder / 'a.json', fault_report), read_toml(folder / 'a.toml', fault_report)]))"
     )

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import pytest
 
-from runtime import files
 from runtime.errors import MarError
-from runtime.files import check_writable, check_writable_folder, replacing, replacing_folder, sha256, write_json
+from runtime.storage import files
+from runtime.storage.files import check_writable, check_writable_folder, replacing, replacing_folder, sha256, write_json
 
 OLD, NEW = "old and complete", "new and complete"
 
@@ -169,7 +169,7 @@ def test_a_write_without_disk_space_is_reported(kind: Kind, path: pathlib.Path) 
 # Each ends its process inside the block, with half of the content on the disk. argv: kind, path.
 DYING = """
 import os, pathlib, resource, signal, sys
-from runtime.files import replacing, replacing_folder
+from runtime.storage.files import replacing, replacing_folder
 kind, inside = {"file": (replacing, ""), "folder": (replacing_folder, "content.txt")}[sys.argv[1]]
 with kind(pathlib.Path(sys.argv[2])) as temporary:
 """

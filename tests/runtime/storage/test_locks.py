@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime import files
 from runtime.errors import MarError
-from runtime.files import (
+from runtime.storage import files
+from runtime.storage.files import (
     check_writable,
     clear_dead_lock,
     holding,
@@ -23,12 +23,12 @@ from runtime.files import (
     replacing_folder,
     scratch_beside,
 )
-from runtime.locks import LockFile
+from runtime.storage.locks import LockFile
 
 # Opens the block that argv names for argv's path, says so, and stays in it until its input ends.
 HELD = """
 import pathlib, sys
-from runtime import files
+from runtime.storage import files
 with getattr(files, sys.argv[1])(pathlib.Path(sys.argv[2])) as temporary:
     print("in the block", flush=True)
     sys.stdin.read()
@@ -37,7 +37,7 @@ with getattr(files, sys.argv[1])(pathlib.Path(sys.argv[2])) as temporary:
 
 @contextlib.contextmanager
 def other_process(block: str, path: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, inside the block of a function of runtime.files."""
+    """Another process, inside the block of a function of runtime.storage.files."""
     command = [sys.executable, "-c", HELD, block, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -87,7 +87,7 @@ def test_a_staging_folder_that_was_killed_before_it_had_a_lock_is_removed(tmp_pa
 
 KILLED_BETWEEN = """
 import os, pathlib, signal, sys
-from runtime import files
+from runtime.storage import files
 files._exchange = lambda one, other: False
 rename, target = pathlib.Path.replace, pathlib.Path(sys.argv[1])
 def replace(source, name):
@@ -177,7 +177,7 @@ def test_a_forked_child_does_not_keep_a_lock_after_its_parent(tmp_path: pathlib.
     """Such as a process that reads data ahead, which lives for some seconds after a kill of its parent."""
     code = (
         "import os, pathlib, signal, sys, time\n"
-        "from runtime.files import holding_folder\n"
+        "from runtime.storage.files import holding_folder\n"
         "with holding_folder(pathlib.Path(sys.argv[1])):\n"
         "    if os.fork() == 0:\n"
         "        print('forked', flush=True)\n"
@@ -199,7 +199,7 @@ def test_a_file_system_without_locks_can_be_written(tmp_path: pathlib.Path, monk
     def unsupported(descriptor: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("runtime.locks.fcntl.flock", unsupported)
+    monkeypatch.setattr("runtime.storage.locks.fcntl.flock", unsupported)
     with holding_folder(tmp_path / "run"), replacing(tmp_path / "run" / "file") as temporary:
         temporary.write_text("content")
         check_writable(tmp_path / "run" / "other")  # nobody can tell whether the first staging folder is in use
