@@ -167,7 +167,7 @@ def test_the_artifact_and_the_keys_are_on_volumes_of_the_pod(pod: dict[str, Any]
 @pytest.fixture(scope="module")
 def unit() -> configparser.SectionProxy:
     parser = configparser.ConfigParser(interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names keep their capitals
+    parser.optionxform = str  # names keep their capitals
     parser.read(UNIT)
     return parser["Service"]
 

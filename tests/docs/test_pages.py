@@ -81,7 +81,7 @@ def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
 
 def test_the_files_and_folders_that_pages_name_exist() -> None:
     pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
-    folders = "runtime|training|mar_export|calibration|benchmarks|tests|examples|docs"
+    folders = "runtime|training|mar_export|calibration|benchmarks|tests|examples|docs|deploy"
     for page in pages:
         for path in re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text()):
             assert (ROOT / path).exists(), f"{page.relative_to(ROOT)}: {path}"
