@@ -55,7 +55,7 @@ $(VENV)/triton: $(VENV)/installed
 	$@/bin/python -c 'import site, pathlib; pathlib.Path(site.getsitepackages()[0], "mar.pth").write_text("$(CURDIR)")'
 
 test: lint docs browser $(VENV)/triton
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --durations 40
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed

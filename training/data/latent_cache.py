@@ -143,6 +143,7 @@ def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Pa
         index.tokenizer_sha256 if index else sha256(cache / run_folder.TOKENIZER_FILE),
     )
     if index is None:
+        empty.write(cache)  # so that a killed process leaves a cache that the next one resumes
         return empty
     check_same_classes(dataset.classes, index.classes, "the dataset", str(cache))
     if dataclasses.replace(index, next=0, files=[], left_out=[]) != empty:

@@ -75,16 +75,14 @@ def test_inspect_prints_what_was_compared_and_a_tolerance_only_if_one_applies(
     manifest = json.loads(path.read_text())
     parity = manifest["parity"]
     assert {name for name, report in parity.items() if "tolerance" not in report} == set(engines)
+    found = {name: f"{report['relative_l2']:.1e} ({report['sqnr_db']:.0f} dB)" for name, report in parity.items()}
     lines = [line.strip() for line in printed.splitlines() if "relative L2" in line]
     assert lines == [
-        f"relative L2 of latents from those in float32 {parity[name]['relative_l2']:.1e}"
+        f"relative L2 of latents from those in float32 {found[name]}"
         if name in engines
-        else f"relative L2 from eager PyTorch {parity[name]['relative_l2']:.1e}, allowed 1e-05"
+        else f"relative L2 from eager PyTorch {found[name]}, allowed 1e-05"
         for name in ENGINES
-    ] + [
-        f"complete generation: relative L2 of latents from those in float32 {parity['generation']['relative_l2']:.1e}, "
-        "allowed 3e-01"
-    ]
+    ] + [f"complete generation: relative L2 of latents from those in float32 {found['generation']}, allowed 3e-01"]
     for name in engines:  # as in manifests of an earlier format
         parity[name]["tolerance"] = 1.0
     path.write_text(json.dumps(manifest))

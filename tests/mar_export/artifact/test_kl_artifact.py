@@ -324,7 +324,7 @@ def test_generate_decodes_as_many_images_together_as_it_is_asked_to(
         return Generator(generator.manifest, engines, generator.description)
 
     monkeypatch.setattr(Generator, "load", load)
-    line = f"generate {kl_artifact} --class 1 --count 7 --batch-size 5 {QUICK} --out"
+    line = f"generate {kl_artifact} --class 1 --count 7 --batch-size 5 {QUICK} --force --out"
     sheets = []
     for option, rows in (("--decode-batch 3", [3, 2, 2]), ("", [1] * 7)):
         code, _, err = mar(f"{line} {tmp_path}/grid.png {option}")

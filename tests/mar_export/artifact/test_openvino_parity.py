@@ -26,13 +26,15 @@ Tracing = Callable[..., AbstractContextManager[None]]
 
 def test_the_manifest_says_what_openvino_computes(lowered_artifacts: dict[str, pathlib.Path]) -> None:
     products = "bf16" if OpenVino("openvino", 1).has_bf16 else "fp32"
-    for name, report in Artifact(lowered_artifacts["bf16"]).manifest.parity.items():
+    parity = Artifact(lowered_artifacts["bf16"]).manifest.parity
+    for name, report in parity.items():
         found = report["openvino"]
         tolerances = GENERATION_TOLERANCES if name == "generation" else ENGINE_TOLERANCES
         assert 0 < found["relative_l2"] <= found["tolerance"] == tolerances["bf16"]
         assert found["products"] == products
         assert found["backend"].startswith("openvino 20")
-        assert found["relative_l2"] != report["relative_l2"]  # measured for itself
+    # It is measured for itself. One product alone, such as that of `conditioning`, can round to the same bits.
+    assert parity["backbone"]["openvino"]["relative_l2"] != parity["backbone"]["relative_l2"]
     assert all("openvino" not in report for report in Artifact(lowered_artifacts["fp16"]).manifest.parity.values())
 
 

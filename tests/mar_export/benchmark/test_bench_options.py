@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from torch import nn
 
+from mar_export.artifact.exported_checkpoint import as_exported
 from mar_export.benchmark import naive_graphs
 from mar_export.benchmark.timing import warm_up_settings
 from mar_export.cli import bench as bench_cli
@@ -126,7 +127,8 @@ def test_model_with_random_weights_is_exported_once_to_the_work_folder(
 
     monkeypatch.setattr("mar_export.artifact.export.export_artifact", export)
     monkeypatch.setattr(naive_graphs, "export_naive", export_naive)
-    parameters = sum(p.numel() for p in random_checkpoint("pixel_small").model.parameters())
+    model = as_exported(random_checkpoint("pixel_small"), pixel_artifact).model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     for _ in range(2):
         run(f"--model pixel_small --random-weights --work {tmp_path / 'work'} --repeats 1")
     assert exported == [("random weights, pixel_small", 2.9), parameters]

@@ -14,7 +14,8 @@ from mar_export.tensorrt.artifact_builds import plans_to_build
 from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import FLOAT_PRECISIONS, MANIFEST, FileEntry
+from runtime.artifact.manifest import FLOAT_PRECISIONS, FileEntry
+from runtime.errors import BackendError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import (
     BACKBONE,
@@ -29,7 +30,6 @@ from runtime.model.engine_spec import (
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256
-from tests.helpers.command_line import Mar
 from tests.helpers.golden_cases import GOLDEN
 from tests.helpers.tensorrt_builds import (
     BATCH,
@@ -148,14 +148,17 @@ def test_real_library_reports_its_progress(golden_artifacts: dict[str, pathlib.P
         assert next(done for name, done, _ in seen if name == phase) == 0
 
 
-def test_failure_of_the_real_library_is_one_line_with_its_log(unbuilt_artifact: pathlib.Path, mar: Mar) -> None:
-    """Its lean runtime, which a version-compatible engine carries, is not in its package."""
-    before = (unbuilt_artifact / MANIFEST).read_bytes()
-    ended = mar(f"build {unbuilt_artifact} --target tensorrt-rtx --architecture sm_89 --version-compatible")
-    assert (ended.code, ended.out) == (1, "")
-    message = ended.err.splitlines()[-1]
-    assert message.startswith("mar: tensorrt-rtx 1.")
-    assert "backbone.onnx was not built | " in message
-    assert "libnvinfer_lean" in message
-    assert (unbuilt_artifact / MANIFEST).read_bytes() == before
-    Artifact(unbuilt_artifact).verify(builds=True)
+def test_failure_of_the_real_library_is_one_line_with_its_log(
+    golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    artifact = Artifact(golden_artifacts["small"])
+    sizes = input_shapes(artifact.manifest.specs[DENOISE], axis_ranges(plans_to_build(artifact, {}), BATCH), BATCH)
+    graph = tmp_path / "denoise.onnx"
+    graph.write_bytes(artifact.engine_file(DENOISE).read_bytes()[:1000])
+    with pytest.raises(BackendError) as caught:
+        TensorRTBuilder("tensorrt-rtx", ["sm_89"]).build(graph, sizes, BuilderFlags(), None, lambda *step: None)
+    message = str(caught.value)
+    assert message.startswith("tensorrt-rtx 1.")
+    assert "denoise.onnx" in message
+    assert " | " in message  # what the library logged
+    assert "\n" not in message

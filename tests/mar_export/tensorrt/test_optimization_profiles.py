@@ -175,7 +175,7 @@ def shapes_of(plans: Sequence[Plan], images: int) -> dict[str, list[dict[str, tu
             order=np.tile(np.arange(config.tokens)[:, None], images),
             noise=np.zeros((plan.diffusion_steps + 1, config.tokens, images, config.token_channels), np.float32),
             known=np.zeros((plan.iterations[0].known, images, config.token_channels), np.float32),
-            progress=None,
+            after_iteration=None,
         )
     return {name: engine.calls for name, engine in engines.items()}
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from runtime.artifact.artifact_folder import Artifact
+from runtime.distance import sqnr_db
 from runtime.generator import Generator
 from tests.helpers.command_line import Ended, Mar
 from tests.helpers.distance import relative_l2
@@ -342,6 +343,7 @@ def test_inspect_shows_engines_shapes_parity_and_provenance(mar: Mar, artifact: 
         for tensor in (*spec.inputs, *spec.outputs):
             assert f"{tensor.name} {tensor.dtype} [{tensor.shape_letters()}]" in words
     for report in manifest.parity.values():
-        assert f"{report['relative_l2']:.1e}, allowed {report['tolerance']:.0e}" in words
+        distance = report["relative_l2"]
+        assert f"{distance:.1e} ({sqnr_db(distance):.0f} dB), allowed {report['tolerance']:.0e}" in words
     for key, value in manifest.provenance.items():
         assert f"{key} {value}" in words

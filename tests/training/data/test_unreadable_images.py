@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from runtime.errors import DataError
+from runtime.errors import DataError, RequestError
 from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
 from tests.helpers.tiny_runs import (
     TINY,
@@ -85,18 +85,22 @@ def test_with_bad_data_stop_a_run_stops_at_the_first_unreadable_image(data: path
 
 
 def test_a_run_that_stops_before_its_first_step_leaves_no_folder(data: pathlib.Path) -> None:
-    """So that the same command can be given again; what else is in the folder stays."""
+    """So that the same command can be given again."""
     for _ in range(2):
         trainer = _start(data, bad_data="stop")  # a class is empty
         with pytest.raises(DataError, match=r"bird.*--bad-data report"):
             trainer.train()
         assert trainer.step == 0
         assert not trainer.run.exists()
-    trainer.run.mkdir()
-    (trainer.run / "notes").write_text("kept")
-    with pytest.raises(DataError, match="bird"):
-        _start(data, bad_data="stop").train()
-    assert (trainer.run / "notes").read_text() == "kept"
+
+
+def test_a_run_does_not_start_in_a_folder_of_something_else(data: pathlib.Path) -> None:
+    notes = data.parent / "run" / "notes"
+    notes.parent.mkdir()
+    notes.write_text("kept")
+    with pytest.raises(RequestError, match="exists and is no run; choose another --out"):
+        _start(data, bad_data="stop")
+    assert notes.read_text() == "kept"
 
 
 def test_a_run_that_stops_later_is_kept_and_resumes_as_advised(data: pathlib.Path) -> None:
