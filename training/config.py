@@ -212,8 +212,8 @@ class RunConfig(BaseRunConfig):
         config = ModelConfig.from_dict(fields, where_model)
         if config.distilled_steps:
             raise ConfigError(
-                f"{where_model}: distilled_steps {config.distilled_steps} is set by mar distill, which trains from a "
-                "finished model; remove it"
+                f"{where_model}: distilled_steps {config.distilled_steps} is set by mar distill; "
+                "resume its run with mar distill --resume, and leave it out of a run of mar train"
             )
         training = {**TRAINING_OF_SIZES.get(size, {}), **values.get("training", {})}
         return cls(data, config, read_training(TrainConfig, training, where))

@@ -29,7 +29,7 @@ def read_image_and_mask(
         line for each file that was scaled or has a defect that reading can live with.
 
     Raises:
-        RequestError: A file cannot be read, or the proportions differ.
+        RequestError: A file cannot be read, the proportions differ, or the mask has no white pixel.
     """
     side = config.img_size
     image, lines = read_image(image_file, background)
@@ -44,7 +44,13 @@ def read_image_and_mask(
         for file, (width, height) in sizes
         if (width, height) != (side, side)
     ]
-    return pixels, square_mask(mask, side), [*lines, *mask_lines, *notes]
+    square = square_mask(mask, side)
+    if not square.any():
+        raise RequestError(
+            f"{printable(str(mask_file))}: the mask has no white pixel, so nothing is to be regenerated; paint "
+            "the part white, or make it transparent"
+        )
+    return pixels, square, [*lines, *mask_lines, *notes]
 
 
 def _check_proportions(image: tuple[pathlib.Path, tuple[int, int]], mask: tuple[pathlib.Path, tuple[int, int]]) -> None:

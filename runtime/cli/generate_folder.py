@@ -50,6 +50,12 @@ def fill_folder(
     batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
     own = _share(batches, shard or (1, 1))
     with ImageFolder(out_dir, shard=shard) as folder:
+        if not own:
+            click.echo(
+                f"this shard has no images: {pluralize(len(records), 'image')} in batches of {batch_size} are "
+                f"{pluralize(len(batches), 'batch')}; a smaller --batch-size makes more",
+                err=True,
+            )
         finished = [[folder.has(record) for record in batch] for batch in own]
         count, before = sum(map(len, own)), sum(map(sum, finished))
         if before:

@@ -10,12 +10,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import MarError, RequestError
+from runtime.errors import DataError, MarError, RequestError
 from runtime.image_records.encoding import FORMATS, encode_image, read_records
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, is_cut, read_index, write_index
 from runtime.image_records.names import class_folder, image_name
 from runtime.image_records.record import ImageRecord
-from runtime.storage.files import holding, scratch_beside, sync
+from runtime.storage.files import holding, scratch_beside, sha256, sync
 
 _INDEX_OF_A_SHARD = "index-{}-of-{}.jsonl"
 _INDEXES = "index*.jsonl"
@@ -48,6 +48,7 @@ class ImageFolder:
         self._index = folder / (INDEX if shard is None else _INDEX_OF_A_SHARD.format(*shard))
         self._entries: dict[str, IndexEntry] = {}
         self._unlisted: list[IndexEntry] = []
+        self._checked: set[str] = set()
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> ImageFolder:
@@ -80,6 +81,7 @@ class ImageFolder:
         """Return whether the folder has an image already.
 
         Raises:
+            DataError: Its file was altered since it was written.
             RequestError: The file of this image holds another one, which was made with other settings.
         """
         name = self.file_of(record)
@@ -92,6 +94,7 @@ class ImageFolder:
             raise RequestError(
                 f"{self.folder / name} was made with {entry.record.difference(record)}; choose another folder"
             )
+        self._check_content(entry)
         return True
 
     def add(self, records: Sequence[ImageRecord], images: NDArray[np.uint8]) -> None:
@@ -116,6 +119,7 @@ class ImageFolder:
             if not self.has(record):
                 entries.append(self._write(record, content))
                 self._entries[entries[-1].file] = entries[-1]
+                self._checked.add(entries[-1].file)
         self._append(entries)
 
     def complete(self, records: Iterable[ImageRecord]) -> bool:
@@ -142,6 +146,16 @@ class ImageFolder:
         except OSError as error:
             raise MarError(f"cannot write {target}: {error.strerror or error}") from error
         return IndexEntry.of(name, content, record)
+
+    def _check_content(self, entry: IndexEntry) -> None:
+        """Raise `DataError` unless a file is what the index says; what was read or written here is not read again."""
+        if entry.file not in self._checked:
+            if sha256(self.folder / entry.file) != entry.sha256:
+                raise DataError(
+                    f"{self.folder / entry.file} was altered: its SHA-256 is not the one in its index; "
+                    "remove it, and it is made again"
+                )
+            self._checked.add(entry.file)
 
     def _adopted(self, name: str) -> IndexEntry:
         """Return the entry of a file that has no line in an index, because its run was stopped between the two."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.storage.files import replacing
-from training.reporting.run_log import LogEntry, read_log
+from training.reporting.run_log import MAX_WINDOW, LogEntry, mean_window, read_log
 
-_MAX_WINDOW = 100  # steps of the running mean; a shorter run uses a tenth of its steps
 _MAX_DOTS = 100  # a line of so many points or fewer shows each of them as a dot
 
 
@@ -34,9 +32,9 @@ def save_loss_curve(log: pathlib.Path, out: pathlib.Path) -> None:
         return
     validation = np.array([(entry.step, entry.validation_loss) for entry in read if entry.validation_loss is not None])
     steps, losses = _losses(entries)
-    window = _window(losses)
+    window = mean_window(len(losses))
     mean_steps, mean = _running_mean(steps, losses)
-    long = window == _MAX_WINDOW
+    long = window == MAX_WINDOW
     figure, axes = _axes("Training loss")
     thin = {"alpha": 0.2, "linewidth": 0.5} if long else {"alpha": 0.4, "linewidth": 1}
     axes.plot(steps, losses, _line_style(losses), color="tab:blue", label="each step", **thin)
@@ -71,12 +69,8 @@ def _losses(entries: Sequence[LogEntry]) -> NDArray[np.float64]:
 
 def _running_mean(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
     """Return the last step of each window [m], and the mean loss of the window [m]."""
-    window = _window(losses)
+    window = mean_window(len(losses))
     return steps[window - 1 :], np.convolve(losses, np.ones(window) / window, mode="valid")
-
-
-def _window(losses: NDArray[np.float64]) -> int:
-    return min(_MAX_WINDOW, math.ceil(len(losses) / 10))
 
 
 def _line_style(points: NDArray[np.float64]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import pathlib
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -18,7 +20,7 @@ from runtime.progress import Progress
 from runtime.storage.files import replacing
 from training.config import StepConfig
 from training.reporting.estimate import Estimate
-from training.reporting.run_log import LOG_FILE, logged_warnings, read_log
+from training.reporting.run_log import LOG_FILE, MAX_WINDOW, logged_warnings, mean_window, read_log
 
 BOARD_FOLDER = "tensorboard"
 
@@ -37,7 +39,7 @@ class Reporter:
         self._log = open_log(run / LOG_FILE, step)
         self._board = SummaryWriter(str(run / BOARD_FOLDER), purge_step=step)
         self._progress = Progress(config.steps, "training", unit="steps", done=step)
-        self._smoothed: float | None = None
+        self._losses: collections.deque[float] = collections.deque(maxlen=MAX_WINDOW)  # of the last steps
         self._validation = ""
         self._steps, self._estimate = config.steps, Estimate()
         self._warnings = logged_warnings(run / LOG_FILE)  # of earlier sessions
@@ -72,7 +74,7 @@ class Reporter:
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         rate = self._batch / seconds
-        self._smoothed = loss if self._smoothed is None else 0.98 * self._smoothed + 0.02 * loss
+        self._losses.append(loss)
         scalars = {
             "loss": loss,
             "gradient_norm": gradient_norm,
@@ -83,9 +85,13 @@ class Reporter:
         self._write({"step": step, **scalars})
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
-        self._progress.update(note=f"loss {self._smoothed:.4f}{self._validation}  {rate:.1f} {self._unit}/s")
+        self._progress.update(note=f"loss {self._mean_loss(step):.4f}{self._validation}  {rate:.1f} {self._unit}/s")
         if (estimate := self._estimate.add(seconds, self._steps - step)) is not None:
             self.event(step, estimate)
+
+    def _mean_loss(self, step: int) -> float:
+        """Return what the loss curve shows at a step, as far as its steps are of this session."""
+        return statistics.fmean(list(self._losses)[-mean_window(step) :])
 
     def event(self, step: int, message: str, tell: Callable[[str], None] = LOG.info, **details: Any) -> None:
         """Report `message` by `tell`, and write it to the log of the run with `details`."""

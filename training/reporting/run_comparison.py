@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from runtime.errors import CheckpointError, RequestError
+from runtime.errors import CheckpointError
 from runtime.storage.schema import REST, SchemaError, parse_object
 from training.checkpoints import run_folder
 from training.reporting.environment import ENVIRONMENT_FILE, read_sessions
@@ -103,13 +103,13 @@ def find_runs(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     """Find the run folders among `paths`, and those directly inside of `paths`, each once.
 
     Raises:
-        RequestError: A path is no run folder and contains none.
+        CheckpointError: A path is no run folder and contains none.
     """
     all_runs: list[pathlib.Path] = []
     for path in paths:
         runs = [path] if _is_run(path) else sorted(run for run in path.glob("*") if _is_run(run))
         if not runs:
-            raise RequestError(f"{path} is neither a run folder of mar train nor a folder that contains run folders")
+            raise CheckpointError(f"{path} is neither a run folder of mar train nor a folder that contains run folders")
         all_runs += runs
     return list(dict.fromkeys(all_runs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -10,6 +11,8 @@ from runtime.errors import CheckpointError
 from runtime.storage.schema import REST
 from runtime.storage.structured_files import FaultReport, read_json_lines
 
+MAX_WINDOW = 100
+"""The most steps that a shown loss is the mean of."""
 LOG_FILE = "log.jsonl"
 """The name of the log in the folder of a run."""
 
@@ -47,6 +50,11 @@ class LogEntry:
     bad_data: int | None = None
     skipped: dict[str, Any] | None = None
     others: dict[str, Any] = dataclasses.field(default_factory=dict, metadata={REST: True})
+
+
+def mean_window(steps: int) -> int:
+    """Return over how many steps the mean of the losses is shown after `steps` steps: the last tenth, 100 at most."""
+    return min(MAX_WINDOW, math.ceil(steps / 10))
 
 
 def read_log(log: pathlib.Path) -> list[LogEntry]:

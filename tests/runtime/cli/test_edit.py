@@ -212,7 +212,7 @@ WRONG = [
     (f"{ALL} --seed -1", "seed must be a whole number in 0..2^64-1, found -1"),
     (f"{ALL} --iterations 5", "iterations must lie in 1..4"),
     (f"{ALL} --preset nope", "'nope'"),
-    (f"{ALL} --mask {{files}}/black.png", "mask is false everywhere"),
+    (f"{ALL} --mask {{files}}/black.png", "black.png: the mask has no white pixel"),
     (f"{ALL} --image {{files}}/wide.png", "mask.png: 8x8 pixels, but "),
     (f"{ALL} --mask {{files}}/wide.png", "wide.png: 12x8 pixels, but "),
     (FILES, "give --class, the class of the image; the model has 2 classes"),

@@ -114,6 +114,14 @@ def test_shards_make_what_one_process_makes(
     assert contents(tmp_path / "out") == whole
 
 
+def test_a_shard_without_a_batch_says_so(mar: Mar, line: str, tmp_path: pathlib.Path) -> None:
+    ended = mar(f"{line} --shard 1/5 --out-dir {tmp_path}/out")
+    assert ended.code == 0
+    assert ended.err.startswith(
+        "this shard has no images: 7 images in batches of 2 are 4 batches; a smaller --batch-size"
+    )
+
+
 def test_a_run_can_begin_at_any_image_and_add_to_a_folder(
     mar: Mar, line: str, tmp_path: pathlib.Path, whole: dict[str, bytes]
 ) -> None:

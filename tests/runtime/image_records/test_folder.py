@@ -119,6 +119,18 @@ def test_what_is_missing_is_made_again(tmp_path: pathlib.Path, expected: dict[st
         assert contents(tmp_path / "expected") == expected
 
 
+def test_an_image_that_was_altered_is_an_error_that_names_it(
+    tmp_path: pathlib.Path, expected: dict[str, bytes]
+) -> None:
+    altered = sorted((tmp_path / "expected").glob("*.png"))[3]
+    altered.write_bytes(altered.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"{altered.name} was altered: .* index; remove it, and it is made again"):
+        fill(tmp_path / "expected")
+    altered.unlink()
+    assert fill(tmp_path / "expected")
+    assert contents(tmp_path / "expected") == expected
+
+
 def test_an_image_of_other_settings_is_refused_and_kept(tmp_path: pathlib.Path, expected: dict[str, bytes]) -> None:
     other = dataclasses.replace(RECORDS[0], settings=settings_values(Sampling(cfg_scale=2.0)))
     for index in (True, False):

@@ -85,7 +85,7 @@ def test_a_run_of_a_flow_model_trains_samples_and_resumes(tmp_path: pathlib.Path
 def test_mar_train_refuses_distilled_steps() -> None:
     model = {"name": "pixel_small", "head": "flow", "distilled_steps": 2}
     with pytest.raises(
-        ConfigError, match="distilled_steps 2 is set by mar distill, which trains from a finished model; remove it"
+        ConfigError, match="distilled_steps 2 is set by mar distill; resume its run with mar distill --resume"
     ):
         RunConfig.from_dict({"data": "x", "model": model, "training": {"steps": 1}}, "the flags")
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from runtime.errors import CheckpointError, RequestError
+from runtime.errors import CheckpointError
 from tests.helpers.json_documents import read_document
 from tests.helpers.tiny_runs import logged
 from training.cli.runs import runs as command
@@ -107,8 +107,9 @@ def test_mar_runs_refuses_a_damaged_run_in_one_line(
 
 
 def test_mar_runs_refuses_a_folder_without_runs(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(RequestError, match=str(tmp_path)):
-        _compare(tmp_path)
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(CheckpointError, match=f"{path} is neither a run folder"):
+            _compare(path)
     (tmp_path / "config.json").write_text('{"model": 3}')
     with pytest.raises(CheckpointError, match=r"config\.json: model must be an object"):
         _compare(tmp_path)
