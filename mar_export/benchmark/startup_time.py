@@ -40,7 +40,8 @@ def startup_seconds(
 
     Returns:
         Median seconds by name: `interpreter`, an empty Python process; `import_runtime`, the additional time of
-        `import runtime`; `first_backbone_call`, from the start of a process to its first call of the backbone.
+        `import runtime`, 0 where it is less than the scatter; `first_backbone_call`, from the start of a process to its
+        first call of the backbone.
 
     Raises:
         BackendError: A process failed, for example because the backend cannot load the artifact.
@@ -51,7 +52,7 @@ def startup_seconds(
     first_calls = [float(_run(_GENERATE, str(time.time()), *arguments)) for _ in range(repeats)]
     return {
         "interpreter": float(np.median(interpreter)),
-        "import_runtime": float(np.median(imports) - np.median(interpreter)),
+        "import_runtime": max(0.0, float(np.median(imports) - np.median(interpreter))),
         "first_backbone_call": float(np.median(first_calls)),
     }
 

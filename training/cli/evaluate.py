@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
@@ -16,7 +17,7 @@ from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, write_result_json
 from runtime.errors import DataError, MarError, RequestError
-from runtime.image_files import Color
+from runtime.image_files import Color, parse_color
 from runtime.progress import Progress
 from runtime.storage.files import holding_folder
 from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
@@ -202,14 +203,25 @@ def _held_out_share(source: pathlib.Path, validation_share: float | None) -> flo
     Raises:
         RequestError: The run held out another share than the given one.
     """
-    run = (source / CONFIG_FILE).is_file()
-    training = read_run_config(source).get("training") if run else None
-    saved = training.get("validation_share") if isinstance(training, dict) else None
+    saved = _setting_of_run(source, "validation_share")
     if validation_share is None:
         return saved if isinstance(saved, float) else 0.0
     if isinstance(saved, float) and saved != validation_share:
         raise RequestError(f"{source} held out a share of {saved}, found --validation-share {validation_share}")
     return validation_share
+
+
+def _background(source: pathlib.Path, background: Color) -> Color:
+    """Return the colour that was given as `--background`, or else that of a run, or the default."""
+    saved = _setting_of_run(source, "background")
+    given = click.get_current_context().get_parameter_source("background") is not ParameterSource.DEFAULT
+    return background if given or not isinstance(saved, str) else parse_color(f"{source}, background", saved)
+
+
+def _setting_of_run(source: pathlib.Path, name: str) -> Any:
+    """Return a setting of the training if a source is a run folder that has it; None otherwise."""
+    training = read_run_config(source).get("training") if (source / CONFIG_FILE).is_file() else None
+    return training.get(name) if isinstance(training, dict) else None
 
 
 def _open_real_images(
@@ -223,7 +235,8 @@ def _open_real_images(
     """Open the dataset in the size of the model's images, and check that it has the model's classes."""
     config = job.resolved.config
     share = _held_out_share(job.source, validation_share)
-    train, test = open_train_and_test(data, config.img_size, background, share, with_test=split == "test")
+    color = _background(job.source, background)
+    train, test = open_train_and_test(data, config.img_size, color, share, with_test=split == "test")
     compared = train if test is None else test
     print_lines(dict.fromkeys([*train.notes, *compared.notes]))
     check_known_classes(train.classes, job.resolved.class_names, str(data), str(job.source))

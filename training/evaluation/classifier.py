@@ -102,8 +102,8 @@ def load_or_train_classifier(
     if file.exists():
         if read_metadata(file).get("dataset") != dataset.fingerprint:
             raise DataError(
-                f"{file} is not the classifier of this dataset, read with these settings; give another --classifier, "
-                "or remove the file to train a new one"
+                f"{file} is not the classifier of this dataset, read in this size, with this --background and "
+                "--validation-share; give another --classifier, or remove the file to train a new one"
             )
         model = Classifier(dataset.channels, len(dataset.classes)).eval()
         checkpoint.load_into(model, file)

@@ -53,6 +53,18 @@ def test_the_held_out_images_of_a_run_are_the_test_split(
     assert figures["real"]["images"] == 240 - trained
 
 
+@pytest.mark.parametrize(("options", "color"), [("", "#102030"), ("--background red", "#ff0000")])
+def test_a_run_says_its_own_background(mar: Mar, tmp_path: pathlib.Path, options: str, color: str) -> None:
+    data = tmp_path / "data"
+    for number in range(8):
+        (data / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (12, 12), (0, 0, number, 0)).save(data / str(number % 2) / f"{number}.png")
+    with one_thread():
+        start(tmp_path / "run", data, 1, validation_share=0.3, background="#102030").train()
+    ended = mar(f"evaluate {tmp_path / 'run'} --data {data} {_QUICK} --out {tmp_path / 'out'} {options}")
+    assert f"transparent pixels, which show {color} (--background)" in ended.err
+
+
 def test_another_share_than_that_of_the_run_is_refused(
     mar: Mar, run: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
