@@ -30,7 +30,7 @@ ROUNDS, REPEATS = 3, 3
 
 
 def main(
-    json_file: pathlib.Path, image: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path, count: int
+    json_file: pathlib.Path, image: pathlib.Path, data: pathlib.Path, classifier: pathlib.Path | None, count: int
 ) -> None:
     """Train and evaluate all heads; write the figures and a grid of their images."""
     export("example", EXAMPLE, [GUIDANCE, "--diffusion-steps=ddim100"])
@@ -66,7 +66,7 @@ def mar(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "runtime.cli", *arguments], check=True)
 
 
-def evaluate(data: pathlib.Path, classifier: pathlib.Path, count: int) -> list[tuple[Study, list[Setting]]]:
+def evaluate(data: pathlib.Path, classifier: pathlib.Path | None, count: int) -> list[tuple[Study, list[Setting]]]:
     """Evaluate every artifact, and return the settings of each."""
     evaluated = []
     for name in ("example", *TRAINED):
@@ -112,6 +112,6 @@ if __name__ == "__main__":
     parser.add_argument("json_file", type=pathlib.Path)
     parser.add_argument("image", type=pathlib.Path)
     parser.add_argument("--data", type=pathlib.Path, default="/usr/share/datasets/fashion-mnist")
-    parser.add_argument("--classifier", type=pathlib.Path, default="out/classifier.safetensors")
+    parser.add_argument("--classifier", type=pathlib.Path)
     parser.add_argument("--count", type=int, default=5000)
     main(**vars(parser.parse_args()))

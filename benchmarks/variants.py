@@ -112,7 +112,7 @@ VARIANTS = tuple(
 @click.option(
     "--chart", type=PATH, required=True, help="Write an image of each class by each variant to this file as PNG."
 )
-@click.option("--classifier", type=PATH, default="out/classifier.safetensors", show_default=True)
+@click.option("--classifier", type=PATH)
 @click.option("--steps", type=int, default=500, show_default=True, help="Training steps of each variant.")
 @click.option("--count", type=int, default=1000, show_default=True, help="Images that each variant generates.")
 def variants(
@@ -120,7 +120,7 @@ def variants(
     out: pathlib.Path,
     report_file: pathlib.Path,
     chart: pathlib.Path,
-    classifier: pathlib.Path,
+    classifier: pathlib.Path | None,
     steps: int,
     count: int,
 ) -> None:

@@ -73,7 +73,8 @@ class Study:
     Attributes:
         artifact: The artifact folder.
         checkpoint: The checkpoint that the artifact was exported from.
-        classifier: The file with the weights of the classifier; it is trained and written if it is missing.
+        classifier: The file with the weights of the classifier; it is trained and written if it is missing. None: that
+            of `training.evaluation.classifier.default_file`.
         data: The dataset that the model was trained on.
         count: The number of images that each setting generates.
         background: The colour under transparent pixels of the dataset's images.
@@ -81,7 +82,7 @@ class Study:
 
     artifact: pathlib.Path
     checkpoint: pathlib.Path
-    classifier: pathlib.Path
+    classifier: pathlib.Path | None
     data: pathlib.Path
     count: int
     background: Color = WHITE

@@ -34,6 +34,7 @@ from runtime.image_files import Color
 from runtime.storage.files import holding_folder
 from runtime.workers.worker_group import Workers
 from training.cli.options import echo_warnings
+from training.cli.run_settings import background_of_run
 
 _REPEATS = 5
 
@@ -45,9 +46,8 @@ _REPEATS = 5
 @click.option(
     "--classifier",
     type=PATH,
-    default="out/classifier.safetensors",
-    show_default=True,
-    help="The weights of the classifier. It is trained if the file is missing.",
+    help="The file of the classifier, which is trained first if it does not exist. Default: one in out/classifiers for "
+    "each dataset.",
 )
 @click.option("--count", type=int, default=5000, show_default=True, help="Images that each setting generates.")
 @click.option(
@@ -70,7 +70,7 @@ def study(
     artifact: pathlib.Path,
     checkpoint: pathlib.Path,
     data: pathlib.Path,
-    classifier: pathlib.Path,
+    classifier: pathlib.Path | None,
     count: int,
     out: pathlib.Path,
     presets_only: bool,
@@ -92,7 +92,7 @@ def study(
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
     settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
-    inputs = Study(artifact, checkpoint, classifier, data, count, background)
+    inputs = Study(artifact, checkpoint, classifier, data, count, background_of_run(checkpoint, background))
     with holding_folder(out):
         if not is_forced():
             check_results(inputs, settings, out)

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import torch
-from click.core import ParameterSource
 
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
@@ -17,12 +16,12 @@ from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, write_result_json
 from runtime.errors import DataError, MarError, RequestError
-from runtime.image_files import Color, parse_color
+from runtime.image_files import Color
 from runtime.progress import Progress
 from runtime.storage.files import holding_folder
-from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
 from training.cli.named_checkpoint import take_checkpoint_options
 from training.cli.options import checkpoint_options, echo_warnings
+from training.cli.run_settings import background_of_run, setting_of_run
 from training.data.class_names import check_known_classes
 from training.data.datasets import ImageDataset
 from training.data.validation_split import open_train_and_test
@@ -96,9 +95,8 @@ class _RealImages:
 @click.option(
     "--classifier",
     type=PATH,
-    default="out/classifier.safetensors",
-    show_default=True,
-    help="The file of the classifier. If it does not exist, the classifier is trained first.",
+    help="The file of the classifier, which is trained first if it does not exist. Default: one in out/classifiers for "
+    "each dataset.",
 )
 @click.option(
     "--out",
@@ -137,7 +135,7 @@ def evaluate(
     validation_share: float | None,
     count: int,
     names: Sequence[str],
-    classifier: pathlib.Path,
+    classifier: pathlib.Path | None,
     out: pathlib.Path,
     processes: int,
     background: Color,
@@ -203,25 +201,12 @@ def _held_out_share(source: pathlib.Path, validation_share: float | None) -> flo
     Raises:
         RequestError: The run held out another share than the given one.
     """
-    saved = _setting_of_run(source, "validation_share")
+    saved = setting_of_run(source, "validation_share")
     if validation_share is None:
         return saved if isinstance(saved, float) else 0.0
     if isinstance(saved, float) and saved != validation_share:
         raise RequestError(f"{source} held out a share of {saved}, found --validation-share {validation_share}")
     return validation_share
-
-
-def _background(source: pathlib.Path, background: Color) -> Color:
-    """Return the colour that was given as `--background`, or else that of a run, or the default."""
-    saved = _setting_of_run(source, "background")
-    given = click.get_current_context().get_parameter_source("background") is not ParameterSource.DEFAULT
-    return background if given or not isinstance(saved, str) else parse_color(f"{source}, background", saved)
-
-
-def _setting_of_run(source: pathlib.Path, name: str) -> Any:
-    """Return a setting of the training if a source is a run folder that has it; None otherwise."""
-    training = read_run_config(source).get("training") if (source / CONFIG_FILE).is_file() else None
-    return training.get(name) if isinstance(training, dict) else None
 
 
 def _open_real_images(
@@ -235,7 +220,7 @@ def _open_real_images(
     """Open the dataset in the size of the model's images, and check that it has the model's classes."""
     config = job.resolved.config
     share = _held_out_share(job.source, validation_share)
-    color = _background(job.source, background)
+    color = background_of_run(job.source, background)
     train, test = open_train_and_test(data, config.img_size, color, share, with_test=split == "test")
     compared = train if test is None else test
     print_lines(dict.fromkeys([*train.notes, *compared.notes]))
@@ -255,7 +240,7 @@ def _describe(job: GenerationJob) -> dict[str, Any]:
     return {"source": str(job.source), "seed": job.seed, "sampling": sampling}
 
 
-def _open_network(name: str, classifier: pathlib.Path, train: ImageDataset) -> FeatureNetwork:
+def _open_network(name: str, classifier: pathlib.Path | None, train: ImageDataset) -> FeatureNetwork:
     if name == EFFICIENTNET:
         return EfficientNet()
     if name == INCEPTION:

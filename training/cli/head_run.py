@@ -15,6 +15,7 @@ from runtime.errors import RequestError
 from runtime.storage.files import holding_folder
 from training.checkpoints.run_folder import CONFIG_FILE, check_new_folder
 from training.cli.options import check_resume_options, checkpoint_options, echo_warnings, training_options
+from training.cli.run_settings import background_of_run
 from training.heads.config import HEAD_OPTIONS, RESUMED_OPTIONS, HeadTraining
 from training.heads.trainer import HeadTrainer, head_config, load_source
 from training.loop.training_loop import finish
@@ -75,7 +76,9 @@ def run_head(
         return
     if checkpoint is None or data is None or out is None:
         raise RequestError("a new run needs CHECKPOINT, --data and --out; to resume a run, give --resume instead")
-    training = HeadTraining(**_names(checkpoint, background, options), **teacher, **changes)
+    training = HeadTraining(
+        **_names(checkpoint, background_of_run(checkpoint, background), options), **teacher, **changes
+    )
     config = head_config(trainer.config_class, data, training, distilled_steps)
     echo_warnings(load_source(training).warnings)
     if not (out / CONFIG_FILE).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Callable
@@ -88,12 +89,18 @@ def train_classifier(dataset: ImageDataset, progress: Callable[[int, int], None]
     return model.eval()
 
 
+def default_file(dataset: ImageDataset) -> pathlib.Path:
+    """Return the file of the classifier of a dataset, read in one way, where no other is named."""
+    digest = hashlib.sha256(dataset.fingerprint.encode()).hexdigest()
+    return pathlib.Path("out") / "classifiers" / f"{digest[:16]}.safetensors"
+
+
 def load_or_train_classifier(
     file: pathlib.Path, dataset: ImageDataset, progress: Callable[[int, int], None]
 ) -> Classifier:
     """Load the classifier of `dataset` from `file`, or train one and save it there if there is no such file.
 
-    The arguments are those of `train_classifier`.
+    The other arguments are those of `train_classifier`.
 
     Raises:
         DataError: There are fewer than 128 readable images, or the file holds something else.

@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime.errors import DataError
 from runtime.storage.files import sha256
 from training.data.datasets import ImageDataset, chunks
-from training.evaluation.classifier import Classifier, load_or_train_classifier
+from training.evaluation.classifier import Classifier, default_file, load_or_train_classifier
 from training.evaluation.efficientnet import efficientnet_file, load_efficientnet
 from training.evaluation.inception import inception_file, load_inception, resize
 from training.evaluation.metrics import Moments, inception_score
@@ -120,9 +120,16 @@ class DatasetClassifier:
 
     @classmethod
     def load_or_train(
-        cls, file: pathlib.Path, dataset: ImageDataset, progress: Callable[[int, int], None] = lambda done, total: None
+        cls,
+        file: pathlib.Path | None,
+        dataset: ImageDataset,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> DatasetClassifier:
-        """Load the classifier of `dataset` from `file`; train it and save it there if `file` has none."""
+        """Load the classifier of `dataset` from `file`; train it and save it there if there is none.
+
+        Without `file`, it is that of `training.evaluation.classifier.default_file`.
+        """
+        file = file or default_file(dataset)
         return cls(load_or_train_classifier(file, dataset, progress), file)
 
     @torch.inference_mode()

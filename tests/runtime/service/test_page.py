@@ -168,47 +168,54 @@ def test_a_mistake_is_told_and_the_page_goes_on(page: Chrome) -> None:
     assert not page.find_element(By.ID, "error").is_displayed()
 
 
-def test_images_appear_while_they_are_drawn_and_can_be_cancelled(browser: Chrome) -> None:
-    gate = Gate()
-    engines = FakeEngines()
+@pytest.fixture
+def held(browser: Chrome) -> Iterator[tuple[RunningService, Gate]]:
+    """A service behind a gate, and its page in the browser."""
+    gate, engines = Gate(), FakeEngines()
     with running_service({"owls": fake_generator(engines)}, SETTINGS) as service:
         until(lambda: service.service.ready)
         engines.before_pass = gate
         open_page(browser, service)
-        fill(browser, prompt="dog", count=1)
-        draw(browser)
-        gate.let(8)
-        partial = find(browser, "figure button:disabled img[src]")
-        assert pixels(partial).shape == (16, 16)
-        assert find(browser, "progress").get_attribute("value")
-        screenshot(browser, "page-partial")
-        browser.find_element(By.ID, "cancel").click()
-        find_all(browser, "figure", 0)
-        gate.open()
-        until(lambda: service.figures()["mar_requests_in_progress"] == 0)
-        assert not browser.find_element(By.ID, "error").is_displayed()
+        yield service, gate
 
 
-def test_a_reload_ends_the_request_and_keeps_the_settings(browser: Chrome) -> None:
-    gate = Gate()
-    engines = FakeEngines()
-    with running_service({"owls": fake_generator(engines)}, SETTINGS) as service:
-        until(lambda: service.service.ready)
-        engines.before_pass = gate
-        open_page(browser, service)
-        fill(browser, prompt="dog", count=2, seed=9, preset="turbo")
-        draw(browser)
-        gate.wait_until_reached()
-        browser.refresh()
-        gate.open()
-        find_all(browser, "#class-names option", 3)
-        values = {name: find(browser, f"#settings [name={name}]") for name in ("prompt", "count", "seed", "preset")}
-        until(lambda: values["prompt"].get_attribute("value") == "dog")
-        found = {name: field.get_attribute("value") for name, field in values.items()}
-        assert found == {"prompt": "dog", "count": "2", "seed": "9", "preset": "turbo"}
-        until(lambda: service.figures()["mar_requests_in_progress"] == 0)
-        draw(browser)
-        assert np.array_equal(pixels(find_all(browser, FINISHED, 2)[1]), alone(1, 9, 1, preset="turbo"))
+def is_idle(service: RunningService) -> bool:
+    return service.figures()["mar_requests_in_progress"] == 0
+
+
+def test_images_appear_while_they_are_drawn_and_can_be_cancelled(
+    browser: Chrome, held: tuple[RunningService, Gate]
+) -> None:
+    service, gate = held
+    fill(browser, prompt="dog", count=1)
+    draw(browser)
+    gate.let(8)
+    partial = find(browser, "figure button:disabled img[src]")
+    assert pixels(partial).shape == (16, 16)
+    assert find(browser, "progress").get_attribute("value")
+    screenshot(browser, "page-partial")
+    browser.find_element(By.ID, "cancel").click()
+    find_all(browser, "figure", 0)
+    gate.open()
+    until(lambda: is_idle(service))
+    assert not browser.find_element(By.ID, "error").is_displayed()
+
+
+def test_a_reload_ends_the_request_and_keeps_the_settings(browser: Chrome, held: tuple[RunningService, Gate]) -> None:
+    service, gate = held
+    fill(browser, prompt="dog", count=2, seed=9, preset="turbo")
+    draw(browser)
+    gate.wait_until_reached()
+    browser.refresh()
+    gate.open()
+    find_all(browser, "#class-names option", 3)
+    values = {name: find(browser, f"#settings [name={name}]") for name in ("prompt", "count", "seed", "preset")}
+    until(lambda: values["prompt"].get_attribute("value") == "dog")
+    found = {name: field.get_attribute("value") for name, field in values.items()}
+    assert found == {"prompt": "dog", "count": "2", "seed": "9", "preset": "turbo"}
+    until(lambda: is_idle(service))
+    draw(browser)
+    assert np.array_equal(pixels(find_all(browser, FINISHED, 2)[1]), alone(1, 9, 1, preset="turbo"))
 
 
 def test_a_key_is_asked_for_where_the_service_wants_one(browser: Chrome) -> None:

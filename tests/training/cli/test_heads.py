@@ -20,7 +20,7 @@ from mar_export.artifact.export import export_artifact
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
-from tests.helpers.tiny_runs import TINY, logged, one_sentence, randomized, write_idx_dataset
+from tests.helpers.tiny_runs import TINY, logged, one_sentence, one_thread, randomized, start, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_run, save_weights
 from training.cli.distill import distill
 from training.cli.flow_head import flow_head
@@ -204,6 +204,15 @@ def test_an_impossible_distillation_is_refused_before_the_work(teacher: pathlib.
         with pytest.raises(RequestError) as caught:
             run_command([*line, f"--out={tmp_path / 'run'}"])
         assert message in one_sentence(caught)
+
+
+def test_a_head_sees_the_background_of_the_run_that_it_is_for(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with one_thread():
+        start(tmp_path / "teacher", data, 1, background="#102030").train()
+    for number, (options, color) in enumerate((([], "#102030"), (["--background=red"], "#ff0000"))):
+        out = tmp_path / f"head-{number}"
+        run_command(["flow-head", str(tmp_path / "teacher"), f"--data={data}", f"--out={out}", *SHORT, *options])
+        assert json.loads((out / "config.json").read_text())["training"]["background"] == color
 
 
 def test_data_of_other_classes_is_refused_and_nothing_is_written(teacher: pathlib.Path, tmp_path: pathlib.Path) -> None:

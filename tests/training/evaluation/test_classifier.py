@@ -65,6 +65,14 @@ def test_a_classifier_of_other_data_is_refused_and_stays(tmp_path: pathlib.Path,
     assert file.read_bytes() == before
 
 
+def test_each_dataset_has_a_classifier_of_its_own(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    datasets = [Stripes(256, seed=seed) for seed in (0, 1)]
+    first = [DatasetClassifier.load_or_train(None, dataset).sha256 for dataset in datasets]
+    assert len(list((tmp_path / "out" / "classifiers").iterdir())) == 2
+    assert first == [DatasetClassifier.load_or_train(None, dataset).sha256 for dataset in datasets]
+
+
 def test_weights_of_something_else_are_not_replaced(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"mine")
