@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.command_line import Mar
 from tests.helpers.golden_cases import GOLDEN
-from tests.runtime.test_locks import other_process
+from tests.helpers.held_places import other_process
 
 SMALL = f"{GOLDEN}/small/checkpoint-last.pth --model-config {GOLDEN}/small/meta.json"
 LINES = {

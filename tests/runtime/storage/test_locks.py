@@ -8,7 +8,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -24,37 +23,7 @@ from runtime.storage.files import (
     scratch_beside,
 )
 from runtime.storage.locks import LockFile
-
-# Opens the block that argv names for argv's path, says so, and stays in it until its input ends.
-HELD = """
-import pathlib, sys
-from runtime.storage import files
-with getattr(files, sys.argv[1])(pathlib.Path(sys.argv[2])) as temporary:
-    print("in the block", flush=True)
-    sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def other_process(block: str, path: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process, inside the block of a function of runtime.storage.files."""
-    command = [sys.executable, "-c", HELD, block, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "in the block\n"
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def names(folder: pathlib.Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
+from tests.helpers.held_places import kill, names, other_process
 
 
 @pytest.mark.parametrize("block", ["replacing", "replacing_folder", "scratch_beside"])

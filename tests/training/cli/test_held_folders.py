@@ -7,9 +7,9 @@ import pathlib
 import pytest
 
 from tests.helpers.command_line import Mar
+from tests.helpers.held_places import names, other_process
 from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
 from tests.helpers.tiny_runs import TINY, randomized, start, write_idx_dataset
-from tests.runtime.test_locks import names, other_process
 from training.checkpoints.checkpoint import Checkpoint, save_run
 from training.models.mar import MAR
 
