@@ -39,9 +39,11 @@ demo: $(VENV)/installed
 		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png --force
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
+APT_INSTALL := apt-get install --yes --quiet=2 chromium chromium-driver
+
 # The browser for tests of the page: Debian's Chromium, with its driver.
 browser:
-	@command -v chromedriver > /dev/null || apt-get install --yes --quiet=2 chromium chromium-driver > /dev/null || \
+	@command -v chromedriver > /dev/null || $(APT_INSTALL) > /dev/null || { apt-get update --quiet=2 && $(APT_INSTALL) > /dev/null; } || \
 		{ echo "the tests of the page need chromium and chromedriver; install them, or run make as root on Debian"; exit 1; }
 
 # Triton Inference Server, for tests of exported repositories, in an environment of its own: the backend of this version
