@@ -114,6 +114,11 @@ def read_square(path: pathlib.Path, side: int, background: Color) -> tuple[NDArr
         return np.asarray(middle_square(image, side)), lines
 
 
+def to_pixels(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB image, uint8 [H, W, c], in gray if c, `channels`, is 1."""
+    return np.asarray(image.convert("L"))[..., None] if channels == 1 else np.asarray(image)
+
+
 def middle_square(
     image: Image.Image, side: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
 ) -> Image.Image:

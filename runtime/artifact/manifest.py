@@ -123,6 +123,18 @@ class Manifest:
         iterations = min(DEFAULT_ITERATIONS, self.model.tokens) if sampling.iterations is None else sampling.iterations
         return dataclasses.replace(sampling, iterations=iterations).describe()
 
+    def check_decoder(self, name: str) -> None:
+        """Check that the artifact makes images.
+
+        Args:
+            name: What the artifact is called in the message.
+
+        Raises:
+            RequestError: It has no decoder.
+        """
+        if self.tokenizer == "none":
+            raise RequestError(f"{name} has no decoder, so it makes latents, not images; export it with --tokenizer")
+
     def calibration_note(self, sampling: Sampling) -> str | None:
         """Return a line if the engines were calibrated for other settings than `sampling`; it names both.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import printable
 from runtime.errors import RequestError
-from runtime.image_files import Color, middle_square, read_image, read_mask, square_mask
+from runtime.image_files import Color, middle_square, read_image, read_mask, square_mask, to_pixels
 from runtime.model.config import ModelConfig
 
 
@@ -37,8 +37,7 @@ def read_image_and_mask(
     sizes = (image_file, image.size), (mask_file, (mask.shape[1], mask.shape[0]))
     _check_proportions(*sizes)
     scaled = middle_square(image, side)
-    gray = config.vae_stride == 1 and config.vae_embed_dim == 1
-    pixels = np.asarray(scaled.convert("L"))[..., None] if gray else np.asarray(scaled)
+    pixels = to_pixels(scaled, config.image_shape[-1])
     notes = [
         f"{printable(str(file))}: {width}x{height}, the square in its middle scaled to {side}x{side}"
         for file, (width, height) in sizes

@@ -8,9 +8,9 @@ import click
 
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import BACKENDS
+from runtime.cli.batch_options import batch_options
 from runtime.cli.options import PATH, preset_option
 from runtime.cli.result_files import force_option, is_forced
-from runtime.service.scheduler import MAX_BATCH
 from runtime.triton.repository import TritonSettings, write_model
 
 _DEFAULTS = TritonSettings()
@@ -21,19 +21,9 @@ _DEFAULTS = TritonSettings()
 @click.option("--out", type=PATH, required=True, metavar="REPOSITORY", help="The folder of the model repository.")
 @click.option("--name", help="The name of the model. Default: the name of the artifact's folder.")
 @preset_option
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, MAX_BATCH),
-    default=_DEFAULTS.max_batch,
-    show_default=True,
-    help="The most images that are drawn together, and the most of a request.",
-)
-@click.option(
-    "--max-wait-ms",
-    type=click.FloatRange(0, 60_000),
-    default=_DEFAULTS.max_wait_ms,
-    show_default=True,
-    help="How long Triton waits for further requests of a batch.",
+@batch_options(
+    "The most images that are drawn together, and the most of a request.",
+    "How long Triton waits for further requests of a batch.",
 )
 @click.option(
     "--partial-images",

@@ -96,8 +96,7 @@ def generate_dataset(
     together; with --ray, those of each.
     """
     manifest = Artifact(artifact).manifest
-    if manifest.tokenizer == "none":
-        raise RequestError(f"{artifact} has no decoder, so it makes no images; export it with --tokenizer")
+    manifest.check_decoder(str(artifact))
     model = _model_record(manifest, seed, settings)
     chosen = _parse_classes(classes, manifest)
     size = 4 * batch_size if shard_size is None else shard_size

@@ -8,13 +8,13 @@ import pathlib
 import click
 
 from runtime.checks import truncate
+from runtime.cli.batch_options import batch_options
 from runtime.cli.options import PATH, backend_options, preset_option, threads_option
 from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.log import LOG
 from runtime.service.access import read_api_keys
 from runtime.service.app import create_app
-from runtime.service.scheduler import MAX_BATCH
 from runtime.service.served_model import check_model_name
 from runtime.service.server import bind, is_loopback, url
 from runtime.service.server import serve as serve_until_stopped
@@ -36,19 +36,9 @@ _MIB = 2**20
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 takes a free one."
 )
 @preset_option
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, MAX_BATCH),
-    default=_DEFAULTS.max_batch,
-    show_default=True,
-    help="The most images that are drawn together.",
-)
-@click.option(
-    "--max-wait-ms",
-    type=click.FloatRange(0, 60_000),
-    default=1000 * _DEFAULTS.max_wait,
-    show_default=True,
-    help="How long a batch that is not full waits for the clients of the last batch to return.",
+@batch_options(
+    "The most images that are drawn together.",
+    "How long a batch that is not full waits for the clients of the last batch to return.",
 )
 @click.option(
     "--max-queue",

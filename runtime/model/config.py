@@ -161,6 +161,11 @@ class ModelConfig:
         return self.grid**2
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """H, W and c of an image that is generated or edited: c is 3 behind an autoencoder."""
+        return self.img_size, self.img_size, self.vae_embed_dim if self.vae_stride == 1 else 3
+
+    @property
     def token_channels(self) -> int:
         """D, the number of values of one token."""
         return self.vae_embed_dim * self.patch_size**2

@@ -99,10 +99,7 @@ def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> KnownImage
     """
     array, side = as_array("known", known), config.img_size // config.vae_stride
     pixels = array.dtype == np.uint8
-    if pixels:
-        shape = (config.img_size, config.img_size, config.vae_embed_dim if config.vae_stride == 1 else 3)
-    else:
-        shape = (config.vae_embed_dim, side, side)
+    shape = config.image_shape if pixels else (config.vae_embed_dim, side, side)
     if not (pixels or array.dtype.kind == "f") or array.shape not in (shape, (batch, *shape)):
         raise RequestError(
             f"known must be an image, uint8 of shape {[config.img_size] * 2 + ['channels']}, or latents, floating "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import RequestError
-from runtime.image_files import WHITE, ImageBytes, read_image, read_size, read_transparency
+from runtime.image_files import WHITE, ImageBytes, read_image, read_size, read_transparency, to_pixels
 from runtime.image_records.encoding import encode_image, to_pil
 from runtime.model.config import ModelConfig
 from runtime.service.drawing import Shown
@@ -46,8 +46,7 @@ def uploaded_image(content: bytes, config: ModelConfig) -> NDArray[np.uint8]:
     """
     with _READING:
         image, _ = read_image(_checked("image", content, config), WHITE)
-    gray = config.vae_stride == 1 and config.vae_embed_dim == 1
-    return np.asarray(image.convert("L"))[..., None] if gray else np.asarray(image)
+    return to_pixels(image, config.image_shape[-1])
 
 
 def uploaded_mask(name: str, content: bytes, config: ModelConfig) -> NDArray[np.bool_]:

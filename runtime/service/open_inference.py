@@ -106,13 +106,14 @@ class OpenInference:
     async def metadata(self, request: Request) -> Response:
         """Answer with the inputs and outputs of a model."""
         model = self._model(request)
+        image = [-1, *model.generator.manifest.model.image_shape]
         return JSONResponse(
             {
                 "name": model.name,
                 "versions": [_VERSION],
                 "platform": "mar_runtime",
                 "inputs": [{"name": each.name, "datatype": each.datatype, "shape": [-1, 1]} for each in INPUTS],
-                "outputs": [{"name": IMAGE, "datatype": "UINT8", "shape": [-1, *_image_shape(model)]}],
+                "outputs": [{"name": IMAGE, "datatype": "UINT8", "shape": image}],
             }
         )
 
@@ -150,11 +151,6 @@ class OpenInference:
 def error_body(error: HttpError) -> dict[str, Any]:
     """Return a failure in the form of this protocol."""
     return {"error": str(error)}
-
-
-def _image_shape(model: ServedModel) -> tuple[int, int, int]:
-    config = model.generator.manifest.model
-    return config.img_size, config.img_size, config.vae_embed_dim if config.vae_stride == 1 else 3
 
 
 def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:

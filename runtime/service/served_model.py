@@ -55,10 +55,7 @@ class ServedModel:
             RequestError: The name or a setting has a wrong value, or the artifact makes no images.
         """
         check_model_name(name)
-        if generator.manifest.tokenizer == "none":
-            raise RequestError(
-                f"the artifact of {name} has no decoder, so it makes latents, not images; export it with --tokenizer"
-            )
+        generator.manifest.check_decoder(f"the artifact of {name}")
         self.name, self.generator, self.created, self.ready = name, generator, int(time.time()), False
         self.default_preset, self._settings = settings.preset, settings
         self._plan = functools.lru_cache(_PLANS_KEPT)(self._checked_plan)

@@ -29,6 +29,7 @@ CONFIG, VERSION, MODEL = "config.pbtxt", "1", "model.py"
 ROW, DONE, TOTAL = "ROW", "DONE", "TOTAL"
 """Outputs of a stream, INT32 [1, 1]: which image of the request it is, its iterations so far, and all of them."""
 
+_DEFAULTS = ServiceSettings()
 _DATA_TYPES = {"BYTES": "TYPE_STRING"}  # others are TYPE_ and the name in the Open Inference Protocol
 _MOST_WAITING = 1_000_000  # Triton bounds its own queue
 
@@ -49,8 +50,8 @@ class TritonSettings:
     """
 
     preset: str | None = None
-    max_batch: int = 8
-    max_wait_ms: float = 20.0
+    max_batch: int = _DEFAULTS.max_batch
+    max_wait_ms: float = 1000 * _DEFAULTS.max_wait
     partial_images: int = 0
     backend: str = "onnxruntime"
     device: str | None = None
@@ -81,17 +82,14 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
         force: Whether another model of this name may be replaced.
 
     Raises:
-        ArtifactError: The artifact is damaged, or makes no images.
-        RequestError: The name is no name of a model, the preset is unknown, or the repository has another model of
-            this name.
+        ArtifactError: The artifact is damaged.
+        RequestError: The artifact makes no images, the name is no name of a model, the preset is unknown, or the
+            repository has another model of this name.
         MarError: The repository cannot be written.
     """
     check_model_name(name)
     manifest = artifact.manifest
-    if manifest.tokenizer == "none":
-        raise ArtifactError(
-            f"{artifact.path} has no decoder, so it makes latents, not images; export it with --tokenizer"
-        )
+    manifest.check_decoder(str(artifact.path))
     manifest.resolve_sampling({"preset": settings.preset})
     config = model_config(artifact, name, settings)
     folder = repository / name
@@ -109,9 +107,8 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
 def model_config(artifact: Artifact, name: str, settings: TritonSettings) -> str:
     """Return the text of `config.pbtxt`."""
     model = artifact.manifest.model
-    channels = model.vae_embed_dim if model.vae_stride == 1 else 3
     inputs = [_tensor(each.name, each.datatype, [1], optional=True) for each in INPUTS]
-    outputs = [_tensor(IMAGE, "UINT8", [model.img_size, model.img_size, channels])]
+    outputs = [_tensor(IMAGE, "UINT8", list(model.image_shape))]
     if settings.partial_images:
         outputs += [_tensor(output, "INT32", [1]) for output in (ROW, DONE, TOTAL)]
     kind = "KIND_GPU" if uses_gpu(settings.backend, settings.device) else "KIND_CPU"

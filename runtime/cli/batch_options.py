@@ -1,0 +1,36 @@
+"""The options of the commands that form batches of requests: `mar serve` and `mar export-triton`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from runtime.service.scheduler import MAX_BATCH
+from runtime.service.settings import ServiceSettings
+
+_DEFAULTS = ServiceSettings()
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def batch_options(batch_help: str, wait_help: str) -> Callable[[_Command], _Command]:
+    """Return the decorator that adds `--max-batch` and `--max-wait-ms` to a command, with their help."""
+
+    def add(command: _Command) -> _Command:
+        command = click.option(
+            "--max-wait-ms",
+            type=click.FloatRange(0, 60_000),
+            default=1000 * _DEFAULTS.max_wait,
+            show_default=True,
+            help=wait_help,
+        )(command)
+        return click.option(
+            "--max-batch",
+            type=click.IntRange(1, MAX_BATCH),
+            default=_DEFAULTS.max_batch,
+            show_default=True,
+            help=batch_help,
+        )(command)
+
+    return add
