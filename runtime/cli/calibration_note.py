@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import click
-
 from runtime.artifact.manifest import Manifest
+from runtime.log import LOG
 from runtime.sampling.settings import Sampling
 
 
@@ -12,4 +11,4 @@ def tell_other_plan(manifest: Manifest, sampling: Sampling) -> None:
     """Print a line on standard error if an artifact was calibrated for other sampling settings; it names both."""
     note = manifest.calibration_note(sampling)
     if note is not None:
-        click.echo(note, err=True)
+        LOG.warning(note)

@@ -6,14 +6,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import click
-
 from runtime.checks import pluralize
 from runtime.cli.generate_batches import generate_batches
 from runtime.generator import Generator
 from runtime.image_records.folder import ImageFolder
 from runtime.image_records.index import INDEX
 from runtime.image_records.record import ImageRecord
+from runtime.log import LOG
 
 _Item = TypeVar("_Item")
 
@@ -51,22 +50,21 @@ def fill_folder(
     own = _share(batches, shard or (1, 1))
     with ImageFolder(out_dir, shard=shard) as folder:
         if not own:
-            click.echo(
+            LOG.warning(
                 f"this shard has no images: {pluralize(len(records), 'image')} in batches of {batch_size} are "
-                f"{pluralize(len(batches), 'batch')}; a smaller --batch-size makes more",
-                err=True,
+                f"{pluralize(len(batches), 'batch')}; a smaller --batch-size makes more"
             )
         finished = [[folder.has(record) for record in batch] for batch in own]
         count, before = sum(map(len, own)), sum(map(sum, finished))
         if before:
-            click.echo(f"{before} of {pluralize(count, 'image')} are in {out_dir} already", err=True)
+            LOG.info(f"{before} of {pluralize(count, 'image')} are in {out_dir} already")
         missing = [record for batch, done in zip(own, finished, strict=True) if not all(done) for record in batch]
         if missing:
             for result in generate_batches(generator, missing, batch_size, settings, decode_batch=decode_batch):
                 assert result.images is not None  # an artifact without a decoder is refused before
                 folder.add(result.records, result.images)
         if not folder.complete(records):
-            click.echo(f"{INDEX} lists every image as soon as all {(shard or (1, 1))[1]} shards are complete", err=True)
+            LOG.info(f"{INDEX} lists every image as soon as all {(shard or (1, 1))[1]} shards are complete")
     return count - before
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-
-import numpy as np
-from numpy.typing import NDArray
 
 from runtime.errors import MarError, RequestError
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, read_index, write_index
@@ -17,9 +14,6 @@ from runtime.storage.files import holding_folder, replacing
 
 PackedShard = tuple[bytes, Sequence[str]]
 """The bytes of the file of a shard, and the hash of each image in it."""
-
-Pack = Callable[[NDArray[np.uint8], Sequence[ImageRecord]], PackedShard]
-"""Packs images uint8 [B, H, W, c] and their B records."""
 
 
 def shard_name(number: int, suffix: str) -> str:
