@@ -49,6 +49,12 @@ from training.reporting.progress import print_lines
     show_default=True,
     help="What to do about unreadable images, images that are too small, and classes without images.",
 )
+@click.option(
+    "--mirror/--no-mirror",
+    default=True,
+    show_default=True,
+    help="Encode mirror images too, which mar train needs unless its setting flip is false.",
+)
 @background_option
 @click.option(
     "--device",
@@ -64,13 +70,14 @@ def cache(
     image_size: int,
     batch_size: int,
     bad_data: str,
+    mirror: bool,
     background: Color,
     device: str | None,
     threads: int | None,
     latent_scale: float | None,
     latent_shift: float | None,
 ) -> None:
-    """Encode the images of a dataset, and their mirror images, into latents for mar train --data OUT.
+    """Encode the images of a dataset into latents for mar train --data OUT.
 
     Unreadable images are reported and left out. A stopped command resumes when it is repeated.
     """
@@ -91,7 +98,7 @@ def cache(
     if latent_scale is not None or latent_shift is not None:
         digest += f", latent scale {vae.describe_scale()}"
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device)
+    encoder = LatentEncoder(vae, digest, image_size, batch_size, torch_device, mirror)
     if not is_cache(out):
         check_new_folder(out, "cache of latents")
     with holding_folder(out), Progress(len(dataset.labels), "encoding", unit="images") as progress:
@@ -99,6 +106,6 @@ def cache(
     cached = CachedLatents(out, image_size)
     images, classes = pluralize(len(cached.labels), "image"), pluralize(len(cached.classes), "class")
     click.echo(
-        f"wrote {out} with the latents of {images} of {classes} and of their mirror images, "
+        f"wrote {out} with the latents of {images} of {classes}{' and of their mirror images' if mirror else ''}, "
         f"{len(dataset.labels) - len(cached.labels)} left out; train with mar train --data {out}"
     )

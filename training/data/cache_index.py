@@ -55,6 +55,7 @@ class CacheIndex:
         next: The first image that no file covers.
         files: The files of latents.
         left_out: One line about each image that could not be read.
+        mirrored: Whether the files have the latents of mirror images too.
         format: The version of the format.
     """
 
@@ -69,6 +70,7 @@ class CacheIndex:
     next: int = 0
     files: list[CachedFile] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
+    mirrored: bool = True
     format: int = _FORMAT
 
     def write(self, cache: pathlib.Path) -> None:

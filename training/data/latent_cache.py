@@ -1,11 +1,11 @@
-"""A cache of latents: the mean and log-variance of every image and of its mirror image, in a few large files.
+"""A cache of latents: the mean and log-variance of every image, and of its mirror image, in a few large files.
 
 A cache is a folder:
 
     index.json            what is cached, of which images, up to which one; its files with their hashes; images that
                           were left out
-    latents-00000.safetensors ...   moments float32 [n, 2, 2C, h, w], straight and mirrored; labels int64 [n];
-                          names uint8, one line of UTF-8 for each image
+    latents-00000.safetensors ...   moments float32 [n, M, 2C, h, w], straight and, where M is 2, mirrored;
+                          labels int64 [n]; names uint8, one line of UTF-8 for each image
     tokenizer.safetensors the autoencoder itself, so that a run can decode images and be exported
 
 Each file is written completely or not at all, and the index after it. An interrupted cache therefore resumes at the
@@ -53,6 +53,7 @@ class LatentEncoder:
         image_size: The side of the images in pixels.
         batch_size: Images encoded together.
         device: Where the autoencoder runs.
+        mirror: Whether mirror images are encoded too.
     """
 
     vae: AutoencoderKL
@@ -60,21 +61,27 @@ class LatentEncoder:
     image_size: int
     batch_size: int
     device: torch.device
+    mirror: bool = True
+
+    @property
+    def versions(self) -> int:
+        """M, the versions of an image that are encoded: itself, and its mirror image."""
+        return 2 if self.mirror else 1
 
     @property
     def images_per_file(self) -> int:
         """The number of images whose moments fill one file of a cache."""
         channels, side = self.vae.config.latent_channels, self.image_size // self.vae.config.stride
-        return max(1, _FILE_BYTES // (2 * 2 * channels * side**2 * 4))
+        return max(1, _FILE_BYTES // (self.versions * 2 * channels * side**2 * 4))
 
     @torch.inference_mode()
     def moments(self, images: NDArray[np.uint8]) -> Tensor:
-        """Encode images uint8 [b, H, W, 3]: the moments of each and of its mirror image, float32 [b, 2, 2C, h, w]."""
+        """Encode images uint8 [b, H, W, 3]: the moments of each and of its mirror image, float32 [b, M, 2C, h, w]."""
         vae = self.vae.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         straight = torch.from_numpy(from_uint8(images)).to(self.device)  # [b, 3, H, W]
-        both = torch.cat([straight, straight.flip(-1)]).contiguous(memory_format=torch.channels_last)
-        moments: Tensor = vae.moments(both).cpu().float().contiguous()  # [2b, 2C, h, w]
-        return torch.stack(moments.chunk(2), dim=1)
+        versions = torch.cat([straight, straight.flip(-1)][: self.versions])  # [M b, 3, H, W]
+        moments: Tensor = vae.moments(versions.contiguous(memory_format=torch.channels_last)).cpu().float().contiguous()
+        return torch.stack(moments.chunk(self.versions), dim=1)
 
 
 def is_cache(path: pathlib.Path) -> bool:
@@ -141,6 +148,7 @@ def _open_index(dataset: ImageDataset, encoder: LatentEncoder, cache: pathlib.Pa
         dataset.fingerprint,
         encoder.name,
         index.tokenizer_sha256 if index else sha256(cache / run_folder.TOKENIZER_FILE),
+        mirrored=encoder.mirror,
     )
     if index is None:
         empty.write(cache)  # so that a killed process leaves a cache that the next one resumes
@@ -159,7 +167,7 @@ def _encode(
     progress: Callable[[int], None],
     warn: Callable[[str], None],
 ) -> tuple[list[int], Tensor, list[str]]:
-    """Return the readable images, their moments [n, 2, 2C, h, w], and one line about each unreadable image."""
+    """Return the readable images, their moments [n, M, 2C, h, w], and one line about each unreadable image."""
     kept: list[int] = []
     left_out: list[str] = []
     moments: list[Tensor] = []
@@ -194,6 +202,7 @@ class CachedLatents:
         classes: The names of the classes.
         channels: C, the channels of a latent.
         stride: Pixels along one side of a latent.
+        mirrored: Whether it has the latents of mirror images.
         labels: The class of each image, int64 [n].
     """
 
@@ -210,6 +219,7 @@ class CachedLatents:
         index.check_files(cache)
         self._content = hashlib.sha256(repr([file.sha256 for file in index.files]).encode()).hexdigest()
         self.classes, self.channels, self.stride = tuple(index.classes), index.channels, index.stride
+        self.mirrored = index.mirrored
         self._scale, self._shift = latent_scale(cache / run_folder.TOKENIZER_FILE)
         self._cache, self._files = cache, [_open(cache / file.name) for file in index.files]
         parts = [_labels(cache, index, number, opened) for number, opened in enumerate(self._files)]
@@ -281,7 +291,7 @@ def _labels(cache: pathlib.Path, index: CacheIndex, number: int, opened: Any) ->
         dtypes = [labels.dtype.name, moments.get_dtype(), names.get_dtype()]
     except Exception as error:  # a tensor is missing, or of a dtype that numpy does not have
         raise unreadable(cache / file.name, error) from None
-    expected = [[file.images], [file.images, 2, 2 * index.channels, side, side], 1]
+    expected = [[file.images], [file.images, 1 + index.mirrored, 2 * index.channels, side, side], 1]
     if [shapes, dtypes] != [expected, ["int64", "F32", "U8"]]:
         raise unreadable(cache / file.name, f"tensors {shapes} {dtypes}, expected {expected}")
     if labels.min() < 0 or labels.max() >= len(index.classes):

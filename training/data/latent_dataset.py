@@ -29,6 +29,7 @@ class LatentDataset(Protocol):
         classes: The names of the classes.
         channels: c, the channels of a latent.
         stride: Pixels along one side of a latent.
+        mirrored: Whether it has mirror images.
         labels: The class of each example, int64 [n].
     """
 
@@ -39,6 +40,7 @@ class LatentDataset(Protocol):
     classes: tuple[str, ...]
     channels: int
     stride: int
+    mirrored: bool
     labels: NDArray[np.int64]
 
     @property
@@ -73,7 +75,7 @@ class PixelLatents:
     The attributes are those of `LatentDataset`, and `image_dataset`, the images.
     """
 
-    tokenizer, stride = "pixel", 1
+    tokenizer, stride, mirrored = "pixel", 1, True
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.image_dataset = dataset
@@ -153,4 +155,13 @@ def check_model_fits(dataset: LatentDataset, model: ModelConfig, data: str) -> N
         raise DataError(
             f"{data}: {pluralize(len(dataset.classes), 'class')} of {pluralize(dataset.channels, 'channel')}, but the "
             f"model was made for {pluralize(model.class_num, 'class')} of {model.vae_embed_dim}"
+        )
+
+
+def check_mirror_images(dataset: LatentDataset, flip: bool, data: str) -> None:
+    """Check that there are mirror images if a training shows them. Raises `DataError`, which names the path `data`."""
+    if flip and not dataset.mirrored:
+        raise DataError(
+            f"{data}: latents without mirror images, which flip needs; train with --no-flip, or cache the images again "
+            "without --no-mirror"
         )

@@ -95,6 +95,7 @@ class LatentSubset:
     def __init__(self, dataset: LatentDataset, chosen: NDArray[np.int64]) -> None:
         self._dataset, self._chosen = dataset, chosen
         self.tokenizer, self.stride, self.channels = dataset.tokenizer, dataset.stride, dataset.channels
+        self.mirrored = dataset.mirrored
         self.classes, self.labels = dataset.classes, dataset.labels[chosen]
         self.notes, self.warnings = dataset.notes, dataset.warnings
 

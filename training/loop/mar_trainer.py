@@ -15,7 +15,7 @@ from training.checkpoints import checkpoint, run_folder
 from training.config import RunConfig
 from training.data.class_names import check_no_gaps, check_same_classes
 from training.data.codebook import fit_codebook
-from training.data.latent_dataset import LatentDataset, check_model_fits, open_latents
+from training.data.latent_dataset import LatentDataset, check_mirror_images, check_model_fits, open_latents
 from training.data.loader import MicroBatch, MicroBatches, micro_batches
 from training.data.validation_split import TrainingPart
 from training.loop.optimizer_step import MarTrainStep
@@ -63,6 +63,7 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
             names = checkpoint.read_class_names(config, str(self.run / run_folder.CONFIG_FILE))
             check_same_classes(self.dataset.classes, names, self.config.data, str(self.run))
         check_model_fits(self.dataset, self.config.model, self.config.data)
+        check_mirror_images(self.dataset, self.config.training.flip, self.config.data)
         super()._check_data()
 
     def _initialize(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,6 +19,7 @@ from PIL import Image
 from runtime.errors import DataError, MarError, RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.latents import from_uint8
+from runtime.storage.files import sha256
 from tests.helpers.published_forms import VAE, vae_weights, write_safetensors
 from tests.helpers.tiny_runs import TINY, logged, one_sentence, one_thread, tiny_training
 from training.checkpoints.checkpoint import load_checkpoint, save_vae, save_weights
@@ -26,7 +28,7 @@ from training.checkpoints.tensor_files import read_safetensors
 from training.cli.cache_latents import cache as command
 from training.config import RunConfig
 from training.data import latent_cache
-from training.data.datasets import open_dataset
+from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents
 from training.loop.mar_trainer import MarTrainer
 from training.models.autoencoder import LATENT_SCALE
@@ -120,6 +122,29 @@ def test_a_model_trains_on_a_cache_and_its_run_has_all_that_an_export_needs(
     assert loaded.tokenizer == "kl"
     assert loaded.vae is not None
     assert (loaded.class_names, loaded.model.config) == (("a", "b", "c"), MODEL)
+
+
+def test_a_cache_without_mirror_images_is_half_as_large_and_trains_without_flips(
+    cached: pathlib.Path, data: pathlib.Path, tokenizer: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "cache"
+    assert "the latents of 7 images of 3 classes, 1 left out" in _make(data, tokenizer, out, "--no-mirror")
+    straight, both = CachedLatents(out, _SIZE), CachedLatents(cached, _SIZE)
+    for index in range(7):
+        ours, theirs = (each.latent(index, False, np.random.default_rng(index)) for each in (straight, both))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)  # other batches, other sums
+    training = tiny_training(2)
+    with pytest.raises(DataError, match="without mirror images, which flip needs"):
+        MarTrainer.start(tmp_path / "run", RunConfig(str(out), MODEL, dataclasses.replace(training, flip=True)))
+    MarTrainer.start(tmp_path / "run", RunConfig(str(out), MODEL, dataclasses.replace(training, flip=False))).train()
+    with pytest.raises(RequestError, match="holds latents of other images or settings"):
+        _resume_mirrored(data, tokenizer, out)
+
+
+def _resume_mirrored(data: pathlib.Path, tokenizer: pathlib.Path, out: pathlib.Path) -> None:
+    dataset = to_rgb(open_dataset(data, _SIZE))
+    encoder = LatentEncoder(load_vae(tokenizer), sha256(tokenizer), _SIZE, 3, torch.device("cpu"))
+    cache_latents(dataset, encoder, out, lambda done: None, print)
 
 
 def test_an_interrupted_cache_resumes_to_the_same_files(
