@@ -17,12 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signatures import verify_signature
-from runtime.backends import open_backend
+from runtime.backends import available_threads, open_backend
 from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
 from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.host_loop import Engines, run_plan
+from runtime.loops.lanes import in_lanes, share_threads
+from runtime.model.engine_spec import ENGINES
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
     Edit,
@@ -203,6 +205,7 @@ class Generator:
         manifest: The manifest of the artifact.
         engines: The loaded engines, each a function of numpy arrays.
         description: The backend, device and number of threads, for people.
+        lanes: Further engines for the loop, a set for each lane; see `load`. Empty: batches are not split.
         on_host: Whether the loop of iterations runs on the host in numpy; otherwise a GPU runs all of it.
         loop: The function that executes a plan.
     """
@@ -214,6 +217,7 @@ class Generator:
         description: str,
         close: Callable[[], None] = lambda: None,
         loop: PlanLoop | None = None,
+        lanes: Sequence[Engines] = (),
     ) -> None:
         """Make a generator from engines that are already loaded; `load` is the usual way to get one.
 
@@ -223,6 +227,7 @@ class Generator:
             description: What runs the engines, for people.
             close: Called by `close`; frees the engines.
             loop: Executes plans. None: the loop on the host that suits the model's attention.
+            lanes: Engines of the loop on the host for each lane, in which parts of a batch are generated together.
         """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
         self._request_lock = RequestLock()
@@ -230,6 +235,9 @@ class Generator:
         self.on_host = loop is None
         host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
         self.loop = loop or functools.partial(host_loop, engines, manifest.model)
+        self.lanes = tuple(lanes)
+        if self.lanes:
+            self.loop = in_lanes([functools.partial(host_loop, each, manifest.model) for each in lanes], self.loop)
 
     @classmethod
     def load(
@@ -241,6 +249,7 @@ class Generator:
         threads: int | None = None,
         cuda_graphs: bool = True,
         trusted_keys: Sequence[str | pathlib.Path] | None = None,
+        split_batches: bool = False,
     ) -> Generator:
         """Compare every file of an artifact with its manifest, then load its engines.
 
@@ -252,6 +261,8 @@ class Generator:
             cuda_graphs: Whether a GPU records each iteration once and replays it, which gives the same images faster.
             trusted_keys: Files with Ed25519 public keys in PEM. The artifact must be signed with one of them. None: it
                 need not be signed.
+            split_batches: Whether a small model on a processor generates the parts of a batch at the same time, each
+                with a share of the threads. Its engines are then loaded once more for each part.
 
         Raises:
             ArtifactError: The folder is not an artifact of this format version.
@@ -272,9 +283,15 @@ class Generator:
                     f"{', '.join(runner.precisions)}; export it in one of these, or use another backend"
                 )
             engines = {name: runner.load(opened, name) for name in manifest.specs}
-            loop = runner.loop(manifest.model)
-            unless_loaded.pop_all()
-        return cls(manifest, Engines(**engines), runner.description, runner.close, loop)
+            loop, lanes = runner.loop(manifest.model), list[Engines]()
+            if split_batches and loop is None:
+                size = sum(map(manifest.graph_bytes, ENGINES))
+                for lane_threads in share_threads(threads or available_threads(), size):
+                    lane = open_backend(backend, device, lane_threads)
+                    unless_loaded.callback(lane.close)
+                    lanes.append(Engines(**{name: lane.load(opened, name) for name in ENGINES}))
+            close = unless_loaded.pop_all().close
+        return cls(manifest, Engines(**engines), runner.description, close, loop, lanes)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -155,9 +155,15 @@ class Manifest:
 
     def graph_sha256(self, engine: str) -> str:
         """Return the SHA-256 hash of the graph of an engine, including the file of its weights."""
+        return hashlib.sha256("".join(entry.sha256 for entry in self._files_of(engine)).encode()).hexdigest()
+
+    def graph_bytes(self, engine: str) -> int:
+        """Return the size of the graph of an engine, including the file of its weights."""
+        return sum(entry.bytes for entry in self._files_of(engine))
+
+    def _files_of(self, engine: str) -> list[FileEntry]:
         file = self.engines[engine]
-        hashes = [entry.sha256 for name, entry in sorted(self.files.items()) if name in (file, f"{file}.data")]
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return [entry for name, entry in sorted(self.files.items()) if name in (file, f"{file}.data")]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON values; the inverse of `from_dict`."""

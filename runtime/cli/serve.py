@@ -38,7 +38,7 @@ _MIB = 2**20
 @preset_option
 @batch_options(
     "The most images that are drawn together.",
-    "How long a batch that is not full waits for the clients of the last batch to return.",
+    "How long a batch that is not full waits for the next client of the last batch to return.",
 )
 @click.option(
     "--max-queue",
@@ -116,7 +116,14 @@ def serve(
     with bind(host, port) as bound, contextlib.ExitStack() as loaded:
         generators = {
             name: loaded.enter_context(
-                Generator.load(folder, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs)
+                Generator.load(
+                    folder,
+                    backend=backend,
+                    device=device,
+                    threads=threads,
+                    cuda_graphs=cuda_graphs,
+                    split_batches=max_batch > 1,
+                )
             )
             for name, folder in folders.items()
         }

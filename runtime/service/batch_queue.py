@@ -26,7 +26,7 @@ class _Returning:
     Attributes:
         key: What the images of the last batch have in common.
         count: The images of this key that the batch had, and those that waited when it ended.
-        since: When it ended, in seconds.
+        since: When it ended, or when the last image of this key came after that, in seconds.
     """
 
     key: Hashable
@@ -40,7 +40,8 @@ class BatchQueue(Generic[_Image]):
     A batch that is full can be taken at any time. Another one is taken once nothing is being drawn, and
 
     - at once, if it is as large as the clients of the last batch can make it;
-    - otherwise after `max_wait` from the end of the last batch, so that these clients can return.
+    - otherwise once none of these clients has returned for `max_wait`: neither from the end of the last batch nor
+      from the one that returned last.
 
     So one client never waits for others, and eight clients that repeat their requests are soon drawn together.
     """
@@ -50,7 +51,7 @@ class BatchQueue(Generic[_Image]):
 
         Args:
             max_batch: The most images in a batch.
-            max_wait: How long a batch that is not full waits for further images, in seconds.
+            max_wait: How long a batch that is not full waits for the next image, in seconds.
         """
         self._max_batch, self._max_wait = max_batch, max_wait
         self._waiting: list[_Image] = []
@@ -62,9 +63,13 @@ class BatchQueue(Generic[_Image]):
     def __iter__(self) -> Iterator[_Image]:
         return iter(self._waiting)
 
-    def add(self, images: Iterable[_Image]) -> None:
-        """Add images behind all others."""
-        self._waiting.extend(images)
+    def add(self, images: Iterable[_Image], now: float) -> None:
+        """Add images that come now behind all others."""
+        added = list(images)
+        self._waiting.extend(added)
+        returning = self._returning
+        if now < returning.since + self._max_wait and any(image.key == returning.key for image in added):
+            self._returning = dataclasses.replace(returning, since=now)
 
     def remove(self, chosen: Callable[[_Image], bool]) -> None:
         """Remove the images that `chosen` is true for."""
@@ -74,7 +79,7 @@ class BatchQueue(Generic[_Image]):
         """Remove and return the next batch, oldest image first; nothing if no batch is to be drawn now.
 
         Args:
-            now: The time in seconds, on the clock of `ended`.
+            now: The time in seconds, on the clock of `add` and `ended`.
             drawing: Whether another batch is being drawn.
         """
         batch = self._next_batch()

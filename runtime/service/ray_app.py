@@ -119,5 +119,11 @@ class Replica:
             api_keys=read_api_keys(pathlib.Path(chosen.api_keys)) if chosen.api_keys else (),
         )
         folder = pathlib.Path(chosen.artifact)
-        generator = Generator.load(folder, backend=chosen.backend, device=chosen.device, threads=chosen.threads)
+        generator = Generator.load(
+            folder,
+            backend=chosen.backend,
+            device=chosen.device,
+            threads=chosen.threads,
+            split_batches=chosen.max_batch > 1,
+        )
         return create_app({chosen.name or folder.resolve().name: generator}, settings)

@@ -42,7 +42,11 @@ class TritonPythonModel:
         self._max_batch = settings.max_batch
         try:
             generator = Generator.load(
-                folder, backend=settings.backend, device=settings.device, threads=settings.threads
+                folder,
+                backend=settings.backend,
+                device=settings.device,
+                threads=settings.threads,
+                split_batches=settings.max_batch > 1,
             )
             self._model = ServedModel(args["model_name"], generator, settings.service_settings())
             self._model.scheduler.submit(self._model.warm_up()).result()
