@@ -265,6 +265,10 @@ class AutoencoderKL(nn.Module):
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 
+    def encoding_parts(self) -> list[nn.Module]:
+        """Return the modules that take part in encoding only: the latents of an image depend on no others."""
+        return [self.encoder, self.quant_conv, *([] if self.linear is None else [self.linear.encode])]
+
     def moments(self, image: Tensor) -> Tensor:
         """Return mean and log-variance of the unscaled latents, [B, 2C, H/s, W/s], of images [B, 3, H, W] in -1..1."""
         moments = self.quant_conv(self.encoder(image))

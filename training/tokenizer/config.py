@@ -60,6 +60,9 @@ class TokenizerTraining(StepConfig):
     )
     discriminator_layers: int = setting(3, "How many times the discriminator halves the size of an image.", least=1)
     init: str = setting("", "The file of an autoencoder of the same shape, to begin with its weights.")
+    decoder_only: bool = setting(
+        False, "Keep the encoder of init, and with it the latents, and train the decoder alone."
+    )
     eval_count: int = setting(2000, "Images on which reconstructions are evaluated.", least=2)
 
 
@@ -83,6 +86,8 @@ class TokenizerConfig(BaseRunConfig):
         size, layers, width = (
             getattr(self.training, name) for name in ("image_size", "discriminator_layers", "discriminator_width")
         )
+        if self.training.decoder_only and not self.training.init:
+            raise ConfigError("decoder_only needs init, the autoencoder whose encoder is kept")
         if size % self.model.stride:
             raise ConfigError(f"image_size must be a multiple of {self.model.stride}, found {size}")
         if width % 8:

@@ -41,6 +41,9 @@ class TokenizerTrainStep(TrainStep):
     def __init__(self, config: TokenizerConfig, processes: Processes) -> None:
         torch.manual_seed(config.training.seed)
         model = TokenizerModel(config).to(processes.device)
+        if config.training.decoder_only:
+            for part in model.vae.encoding_parts():
+                part.requires_grad_(False)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.training.learning_rate, betas=(0.5, 0.9), weight_decay=0.0, fused=True
         )

@@ -20,6 +20,7 @@ from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch, micro_batches
 from training.evaluation.feature_networks import EfficientNet
 from training.loop.training_loop import TrainingLoop
+from training.models.autoencoder import AutoencoderKL
 from training.reporting.reporter import Reporter
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.principal_components import principal_components
@@ -80,10 +81,20 @@ class TokenizerTrainer(TrainingLoop[TokenizerConfig, TokenizerTrainStep]):
     def _save_products(self, reporter: Reporter | None) -> None:
         vae = self.train_step.averaged_model()
         if reporter:
-            vae.latent_scale = measure_latent_scale(vae, self.dataset.image_dataset)
-            vae.scale_source = "the measurement of mar train-tokenizer"
+            self._set_scale(vae)
             self._report_warnings(reporter, self.dataset.warnings)
             checkpoint.save_vae(self.run / run_folder.TOKENIZER_FILE, vae)
+
+    def _set_scale(self, vae: AutoencoderKL) -> None:
+        """Set the scale of the latents: that of the encoder if it is kept, otherwise a measured one."""
+        if self.config.training.decoder_only:
+            saved = self.run / run_folder.TOKENIZER_FILE
+            kept = load_vae(saved if saved.exists() else pathlib.Path(self.config.training.init))
+            vae.latent_scale, vae.latent_shift = kept.latent_scale, kept.latent_shift
+            vae.scale_source = kept.scale_source
+        else:
+            vae.latent_scale = measure_latent_scale(vae, self.dataset.image_dataset)
+            vae.scale_source = "the measurement of mar train-tokenizer"
 
     def _save_samples(self, reporter: Reporter | None) -> None:
         vae = self.train_step.averaged_model()

@@ -139,6 +139,26 @@ def test_a_run_begins_with_the_weights_of_another(data: pathlib.Path, tmp_path: 
     one_sentence(caught)
 
 
+def test_a_decoder_alone_is_trained_for_latents_that_stay(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigError, match="decoder_only needs init"):
+        tiny_tokenizer(data, 1, decoder_only=True)
+    first = tmp_path / "first" / "tokenizer.safetensors"
+    TokenizerTrainer.start(tmp_path / "first", tiny_tokenizer(data, 1)).train()
+    vae = load_vae(first)
+    vae.latent_scale, vae.scale_source = 0.5, "this test"
+    save_vae(first, vae)
+    other_images = write_idx_dataset(tmp_path / "data", images=8, side=16)
+    config = tiny_tokenizer(other_images, 2, init=str(first), decoder_only=True, seed=1)
+    TokenizerTrainer.start(tmp_path / "second", config).train()
+    first.unlink()
+    TokenizerTrainer.resume(tmp_path / "second", changes={"steps": 4}).train()
+    trained, images = load_vae(tmp_path / "second" / "tokenizer.safetensors"), torch.rand(2, 3, 16, 16)
+    assert (trained.latent_scale, trained.scale_source) == (0.5, "this test")
+    assert torch.equal(vae.moments(images), trained.moments(images))
+    latents = vae.encode(images)
+    assert not torch.allclose(vae.decode(latents), trained.decode(latents))
+
+
 @pytest.mark.parametrize("scale", ["0", "-1", "inf", "nan", "much"])
 def test_an_invalid_scale_is_refused(tmp_path: pathlib.Path, scale: str) -> None:
     save_weights(
