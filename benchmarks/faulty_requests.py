@@ -6,8 +6,11 @@ import asyncio
 import base64
 import contextlib
 import io
+import itertools
 import json
+import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -76,9 +79,19 @@ class FaultyRequests:
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.failures: list[str] = []
 
-    async def run(self, requests: int, clients: int, progress: Callable[[], None] = lambda: None) -> None:
-        """Send requests by some clients, each of which sends its next one when the last has an outcome."""
-        numbered = iter(enumerate(kinds(requests)))
+    async def run(
+        self, requests: int, clients: int, seconds: float = math.inf, progress: Callable[[], None] = lambda: None
+    ) -> None:
+        """Send requests by some clients, each of which sends its next one when the last has an outcome.
+
+        Args:
+            requests: The number of requests.
+            clients: The number of clients.
+            seconds: After which time no further request is sent.
+            progress: Called after each request.
+        """
+        end = time.monotonic() + seconds
+        numbered = itertools.takewhile(lambda _: time.monotonic() < end, enumerate(kinds(requests)))
         async with open_session() as session:
             await asyncio.gather(*(self._client(session, numbered, progress) for _ in range(clients)))
 
@@ -154,12 +167,12 @@ class FaultyRequests:
             self.failures.append(text)
 
     def report(self) -> Mapping[str, Any]:
-        """Return the number of requests by kind and outcome, of faults of the service, and the first of these."""
+        """Return the number of requests, by kind and outcome, of faults of the service, and the first of these."""
         by_kind: dict[str, dict[str, int]] = {kind: {} for kind in (GOOD, BAD, ABORTED, CANCELLED)}
         for (kind, outcome), count in sorted(self.outcomes.items()):
             by_kind[kind][outcome] = count
         faults = {name: sum(found.get(name, 0) for found in by_kind.values()) for name in (LOST, WRONG, ROUNDED)}
-        return {"outcomes": by_kind, **faults, "failures": self.failures}
+        return {"requests": self.outcomes.total(), "outcomes": by_kind, **faults, "failures": self.failures}
 
 
 def _decode(content: str) -> NDArray[np.uint8]:

@@ -6,7 +6,8 @@
 
 The first command measures images a second and latencies of `mar serve`, of `mar serve --max-batch 1` and of
 `benchmarks.plain_handler` at 1, 4, 8 and 16 clients, in turns, and of `Generator.generate` alone. The others measure
-one service. Each command writes its own part of the report and leaves the others.
+one service. Each command writes its own part of the report and leaves the others. It writes while it measures: the
+speed after each round, the others every few seconds into a part named `unfinished`, which the finished one replaces.
 """
 
 from __future__ import annotations
@@ -48,7 +49,40 @@ SETTLE_SECONDS = 120.0
 """The first part of a soak, in which memory may grow."""
 
 _LIBRARIES = ("numpy", "onnxruntime", "starlette", "uvicorn", "fastapi", "aiohttp")
-_WARM_UP_SECONDS, _SAMPLE_SECONDS, _LONGEST_DRAIN = 2.0, 5.0, 60.0
+_WARM_UP_SECONDS, _SAMPLE_SECONDS, _WRITE_SECONDS = 2.0, 5.0, 10.0
+_LONGEST_CHAOS, _LONGEST_DRAIN = 3600.0, 60.0  # seconds
+
+
+class Writer:
+    """Writes one part of a report file, and leaves the others."""
+
+    def __init__(self, file: pathlib.Path, name: str, about: Mapping[str, Any]) -> None:
+        """Read what the file has.
+
+        Args:
+            file: The JSON file.
+            name: The name of the part.
+            about: What the part begins with.
+
+        Raises:
+            MarError: The file is no report.
+        """
+        self._file, self._name, self._about = file, name, about
+        self.report = read_json_object(file, FaultReport(MarError, "remove it")) if file.exists() else {}
+        self._written = -math.inf
+
+    def write(self, measured: Mapping[str, Any]) -> None:
+        """Write the part with what was measured."""
+        self.report.pop(f"{self._name}_unfinished", None)
+        self.report[self._name] = {**self._about, **measured}
+        write_json(self._file, self.report)
+
+    def write_unfinished(self, measured: Mapping[str, Any]) -> None:
+        """Write what was measured so far beside the part, unless that was done a moment ago."""
+        if (now := time.monotonic()) > self._written + _WRITE_SECONDS:
+            self._written = now
+            self.report[f"{self._name}_unfinished"] = {**self._about, **measured}
+            write_json(self._file, self.report)
 
 
 class Turn(NamedTuple):
@@ -70,8 +104,8 @@ def turns(rounds: int) -> list[Turn]:
     return found
 
 
-def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds: float) -> dict[str, Any]:
-    """Put all servers under load in turns. Returns the part `speed` of the report."""
+def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds: float, writer: Writer) -> None:
+    """Put all servers under load in turns, and write the part `speed` of the report after each round."""
     classes, runs = generator.manifest.model.class_num, []
     with contextlib.ExitStack() as started:
         ours, unbatched, other = (
@@ -85,6 +119,7 @@ def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds
         }
         draw = functools.partial(_draw, generator, settings.preset)
         schedule = turns(rounds)
+        turns_of_round = len(schedule) // (rounds + 1)
         progress = started.enter_context(Progress(len(schedule), "measuring", unit="turns"))
         for turn in schedule:
             time_limit = min(seconds, _WARM_UP_SECONDS) if turn.round < 0 else seconds
@@ -92,7 +127,8 @@ def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds
             if turn.round >= 0:
                 runs.append({**turn._asdict(), **load.figures()})
             progress.update()
-    return {"rounds": rounds, "seconds": seconds, "runs": runs}
+            if turn.round >= 0 and len(runs) % turns_of_round == 0:
+                writer.write({"rounds": turn.round + 1, "seconds": seconds, "runs": runs})
 
 
 def _take(turn: Turn, targets: Mapping[str, Target], draw: Callable[[int], object], seconds: float) -> Load:
@@ -111,9 +147,24 @@ def service_target(name: str, url: str, classes: int) -> Target:
 
 
 async def soak(
-    target: Target, pid: int, seconds: float, every: float = _SAMPLE_SECONDS
+    target: Target,
+    pid: int,
+    seconds: float,
+    every: float = _SAMPLE_SECONDS,
+    seen: Callable[[list[dict[str, float]]], None] = lambda samples: None,
 ) -> tuple[Load, list[dict[str, float]]]:
-    """Put a service under load, and look at its process all the time; returns what was seen, with its second."""
+    """Put a service under load, and look at its process all the time.
+
+    Args:
+        target: The service.
+        pid: Its process.
+        seconds: How long.
+        every: After how many seconds each sample is taken.
+        seen: Called with all samples after each one.
+
+    Returns:
+        What the clients saw, and the samples: `usage` of the process, each with its second.
+    """
     samples: list[dict[str, float]] = []
     with Progress(math.ceil(seconds), "soaking", unit="seconds") as progress:
 
@@ -122,6 +173,7 @@ async def soak(
             while True:
                 await asyncio.sleep(every)
                 samples.append({"second": time.monotonic() - started, **usage(pid)})
+                seen(samples)
                 progress.update(math.ceil(every))
 
         watching = asyncio.create_task(watch())
@@ -149,33 +201,43 @@ def growth(samples: Sequence[Mapping[str, float]], settle_seconds: float) -> dic
     return {name: {"first": first[name], "last": last[name]} for name in names}
 
 
-def measure_soak(settings: Settings, generator: Generator, seconds: float) -> dict[str, Any]:
-    """Put `mar serve` under load for long. Returns the part `soak` of the report."""
+def measure_soak(settings: Settings, generator: Generator, seconds: float, writer: Writer) -> None:
+    """Put `mar serve` under load for long, and write the part `soak` of the report."""
+
+    def seen(samples: list[dict[str, float]]) -> None:
+        writer.write_unfinished({"samples": samples})
+
     with service(settings) as running:
         target = service_target(SERVICE, running.url, generator.manifest.model.class_num)
-        load, samples = asyncio.run(soak(target, running.process.pid, seconds))
-    return {
-        "clients": MANY,
-        "seconds": load.seconds,
-        "settle_seconds": SETTLE_SECONDS,
-        **load.figures(),
-        "growth": growth(samples, SETTLE_SECONDS),
-        "samples": samples,
-    }
+        load, samples = asyncio.run(soak(target, running.process.pid, seconds, seen=seen))
+    writer.write(
+        {
+            "clients": MANY,
+            "seconds": load.seconds,
+            "settle_seconds": SETTLE_SECONDS,
+            **load.figures(),
+            "growth": growth(samples, SETTLE_SECONDS),
+            "samples": samples,
+        }
+    )
 
 
-def measure_chaos(settings: Settings, generator: Generator, requests: int) -> dict[str, Any]:
-    """Send requests of all kinds to `mar serve`. Returns the part `chaos` of the report."""
+def measure_chaos(settings: Settings, generator: Generator, requests: int, writer: Writer) -> None:
+    """Send requests of all kinds to `mar serve`, for an hour at most, and write the part `chaos` of the report."""
     classes = generator.manifest.model.class_num
     asked = {each for number in range(requests) for each in images_asked(number, classes)}
     expected = draw_each(generator, settings.preset, sorted(asked))
     with service(settings) as running:
         clients = FaultyRequests(running.port, classes, expected)
         with Progress(requests, "asking", unit="requests") as progress:
-            asyncio.run(clients.run(requests, CHAOS_CLIENTS, progress.update))
+
+            def ended() -> None:
+                progress.update()
+                writer.write_unfinished(clients.report())
+
+            asyncio.run(clients.run(requests, CHAOS_CLIENTS, _LONGEST_CHAOS, ended))
         left = left_over(running.port)
-    about = {"requests": requests, "clients": CHAOS_CLIENTS, "left": left, "exit_code": running.process.returncode}
-    return {**about, **clients.report()}
+    writer.write({"clients": CHAOS_CLIENTS, "left": left, "exit_code": running.process.returncode, **clients.report()})
 
 
 def draw_each(
@@ -229,19 +291,19 @@ def serving(
     """Measure `mar serve` with ARTIFACT under load."""
     check_writable(report_file)
     settings = Settings(artifact, preset, threads)
-    report = read_json_object(report_file, FaultReport(MarError, "remove it")) if report_file.exists() else {}
-    with Generator.load(artifact, threads=threads) as generator:
-        if soak_minutes is not None:
-            name, measured = "soak", measure_soak(settings, generator, 60 * soak_minutes)
-        elif chaos_requests is not None:
-            name, measured = "chaos", measure_chaos(settings, generator, chaos_requests)
-        else:
-            name, measured = "speed", measure_speed(settings, generator, rounds, seconds)
     about = provenance(_LIBRARIES)
     machine = {**about["machine"], "threads": threads or available_threads()}
-    report[name] = {**about, "machine": machine, "preset": preset, **measured}
-    write_json(report_file, report)
-    click.echo({"speed": tables.speed_table, "soak": tables.soak_table, "chaos": tables.chaos_table}[name](report))
+    name = "soak" if soak_minutes is not None else "speed" if chaos_requests is None else "chaos"
+    writer = Writer(report_file, name, {**about, "machine": machine, "preset": preset})
+    with Generator.load(artifact, threads=threads) as generator:
+        if soak_minutes is not None:
+            measure_soak(settings, generator, 60 * soak_minutes, writer)
+        elif chaos_requests is not None:
+            measure_chaos(settings, generator, chaos_requests, writer)
+        else:
+            measure_speed(settings, generator, rounds, seconds, writer)
+    table = {"speed": tables.speed_table, "soak": tables.soak_table, "chaos": tables.chaos_table}[name]
+    click.echo(table(writer.report))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import io
+import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from PIL import Image
 from benchmarks import faulty_requests
 from benchmarks.faulty_requests import ABORTED, BAD, CANCELLED, GOOD, FaultyRequests, images_asked, kinds
 from benchmarks.load import Load, put_under_load
-from benchmarks.serving import draw_each, growth, left_over, service_target, soak, turns
+from benchmarks.serving import Writer, draw_each, growth, left_over, service_target, soak, turns
 from benchmarks.serving_tables import (
     ALONE,
     NOT_MEASURED,
@@ -155,7 +156,11 @@ def running() -> Iterator[RunningService]:
 
 def test_clients_draw_images_while_the_process_is_watched(running: RunningService) -> None:
     target = service_target("fake", running.url, len(CLASSES))
-    load, samples = asyncio.run(soak(target, os.getpid(), seconds=0.3, every=0.1))
+    seen: list[int] = []
+    load, samples = asyncio.run(
+        soak(target, os.getpid(), seconds=0.3, every=0.1, seen=lambda samples: seen.append(len(samples)))
+    )
+    assert seen == list(range(1, len(samples) + 1))
     assert load.seconds >= 0.3
     assert len(load.latencies) >= 8  # one for each client at least
     assert len(samples) >= 2
@@ -190,7 +195,8 @@ def test_every_request_has_its_outcome_and_the_bars_are_met(running: RunningServ
         CANCELLED: {"left": 2},
     }
     left = {"in_progress": 0, "queued": 0}
-    part = {**ABOUT, **found, "requests": 60, "clients": 8, "left": left, "exit_code": 0}
+    assert found["requests"] == 60
+    part = {**ABOUT, **found, "clients": 8, "left": left, "exit_code": 0}
     lines = chaos_table({"chaos": part}).splitlines()
     assert lines[4] == "| good | 54 | identical: 54 |"
     assert [line.rsplit(" | ", 1)[1] for line in lines[-4:]] == ["met |"] * 4
@@ -198,6 +204,24 @@ def test_every_request_has_its_outcome_and_the_bars_are_met(running: RunningServ
     assert [line.rsplit(" | ", 1)[1] for line in chaos_table({"chaos": worse}).splitlines()[-4:]] == [
         "**missed** |"
     ] * 4
+
+
+def test_no_request_is_sent_after_the_time_is_over(running: RunningService) -> None:
+    clients = FaultyRequests(running.port, len(CLASSES), {})
+    asyncio.run(clients.run(60, 8, seconds=0))
+    assert clients.report()["requests"] == 0
+
+
+def test_what_was_measured_is_written_at_once_and_other_parts_stay(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "report.json"
+    file.write_text('{"speed": {"rounds": 1}}')
+    writer = Writer(file, "soak", {"preset": "fast"})
+    writer.write_unfinished({"samples": [1]})
+    writer.write_unfinished({"samples": [1, 2]})  # too soon after the first
+    about, other = {"preset": "fast"}, {"speed": {"rounds": 1}}
+    assert json.loads(file.read_text()) == {**other, "soak_unfinished": {**about, "samples": [1]}}
+    writer.write({"seconds": 3})
+    assert json.loads(file.read_text()) == {**other, "soak": {**about, "seconds": 3}}
 
 
 def test_images_of_other_seeds_are_wrong(running: RunningService) -> None:
