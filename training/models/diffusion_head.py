@@ -45,7 +45,8 @@ class TimestepEmbedder(nn.Module):
 class ResidualBlock(nn.Module):
     """x + gate * MLP(shift + (1 + scale) * LayerNorm(x)); the condition gives shift, scale and gate.
 
-    This is adaptive layer normalization with a gate, adaLN (arXiv 2212.09748, section 3.2).
+    This is adaptive layer normalization with a gate, adaLN (arXiv 2212.09748, section 3.2). SiLU of the condition, the
+    first layer of `adaLN_modulation`, is the same for every block, so the caller computes it once.
     """
 
     def __init__(self, width: int) -> None:
@@ -54,10 +55,10 @@ class ResidualBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Return the block's output [N, W] for x [N, W] and the condition [N, W]."""
-        shift, scale, gate = self.adaLN_modulation(condition).chunk(3, dim=-1)
-        return x + gate * self.mlp(self.in_ln(x) * (1 + scale) + shift)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        """Return the block's output [N, W] for x [N, W] and SiLU of the condition, [N, W]."""
+        shift, scale, gate = self.adaLN_modulation[1](activated).chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.mlp(_modulate(self.in_ln(x), shift, scale)))
 
 
 class FinalLayer(nn.Module):
@@ -69,10 +70,15 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Return eps and v side by side, [N, 2D], for x [N, W] and the condition [N, W]."""
-        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return self.linear(self.norm_final(x) * (1 + scale) + shift)
+    def forward(self, x: Tensor, activated: Tensor) -> Tensor:
+        """Return eps and v side by side, [N, 2D], for x [N, W] and SiLU of the condition, [N, W]."""
+        shift, scale = self.adaLN_modulation[1](activated).chunk(2, dim=-1)
+        return self.linear(_modulate(self.norm_final(x), shift, scale))
+
+
+def _modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Return shift + (1 + scale) * normed, all [N, W], in the dtype of the shift: that of the product that follows."""
+    return torch.addcmul(shift, normed.to(shift.dtype), 1 + scale)
 
 
 class HeadMLP(nn.Module):
@@ -120,14 +126,14 @@ class HeadMLP(nn.Module):
             embedded = F.embedding(timesteps, self.time_embed(every))  # [N, W]
         else:
             embedded = self.time_embed(timesteps.to(dtype))
-        return embedded + self.cond_embed(z).repeat(len(timesteps) // len(z), 1)
+        return (embedded.unflatten(0, (-1, len(z))) + self.cond_embed(z)).flatten(0, 1)
 
     def denoise(self, x: Tensor, condition: Tensor) -> Tensor:
         """Return eps and v, [N, 2D], for noisy tokens [N, D] under conditions [N, W]."""
-        x = self.input_proj(x)
+        x, activated = self.input_proj(x), F.silu(condition)
         for block in self.res_blocks:
-            x = block(x, condition)
-        return self.final_layer(x, condition)
+            x = block(x, activated)
+        return self.final_layer(x, activated)
 
 
 class DiffusionLoss(nn.Module):
@@ -167,50 +173,68 @@ class DiffusionLoss(nn.Module):
         row = {name: table[timesteps][:, None] for name, table in self.named_buffers()}  # [N, 1] each
         x = row["signal"] * target + row["sigma"] * noise  # [N, D]
         eps, v = network(x).to(x.dtype).chunk(2, dim=-1)
-        fraction = (v + 1) / 2
-        log_variance = fraction * row["log_beta"] + (1 - fraction) * row["posterior_log_variance"]
-        x0 = (x - row["sigma"] * eps.detach()) / row["signal"]
-        mean = row["posterior_mean_x0"] * x0 + row["posterior_mean_x"] * x
-        true_mean = row["posterior_mean_x0"] * target + row["posterior_mean_x"] * x
-        bound = torch.where(
-            (timesteps == 0)[:, None],
-            _discretized_nll(target, mean, log_variance),
-            _gaussian_kl(true_mean, row["posterior_log_variance"], mean, log_variance),
+        error = eps - noise
+        excess = (v + 1) * row["half_log_ratio"]  # of the log-variance over that of the posterior
+        squares = error.square()
+        bound = _gaussian_kl(squares.detach() * row["kl_of_error"], excess)  # [N]
+        first = (timesteps == 0).nonzero().squeeze(1)  # few rows: one of a thousand
+        nll = _discretized_nll(
+            target[first],
+            error.detach()[first] * row["mean_of_error"][first],
+            excess[first] + row["posterior_log_variance"][first],
         )
-        return (eps - noise).square().mean(dim=-1) + bound.mean(dim=-1) / math.log(2.0)
+        return squares.mean(dim=-1) + bound.index_copy(0, first, nll) / math.log(2.0)
 
 
 def _loss_tables(schedule: NoiseSchedule) -> dict[str, np.ndarray]:
-    """Return the coefficients of the loss at each of the 1000 timesteps, by name."""
+    """Return the coefficients of the loss at each of the 1000 timesteps, by name.
+
+    The means of the posterior and of the model differ by the error of eps times `mean_of_error`; `kl_of_error` is the
+    square of this factor over the variance of the posterior. `half_log_ratio` is half of the difference between the
+    logarithms of beta and of this variance.
+    """
+    signal, sigma = np.sqrt(schedule.alphas_cumprod), np.sqrt(1 - schedule.alphas_cumprod)
+    mean_of_error = schedule.posterior_mean_x0 * sigma / signal
     return {
-        "signal": np.sqrt(schedule.alphas_cumprod),
-        "sigma": np.sqrt(1 - schedule.alphas_cumprod),
-        "log_beta": np.log(schedule.betas),
-        "posterior_mean_x0": schedule.posterior_mean_x0,
-        "posterior_mean_x": schedule.posterior_mean_x,
+        "signal": signal,
+        "sigma": sigma,
+        "mean_of_error": mean_of_error,
+        "kl_of_error": np.square(mean_of_error) * np.exp(-schedule.posterior_log_variance),
+        "half_log_ratio": 0.5 * (np.log(schedule.betas) - schedule.posterior_log_variance),
         "posterior_log_variance": schedule.posterior_log_variance,
     }
 
 
-def _gaussian_kl(mean_a: Tensor, log_variance_a: Tensor, mean_b: Tensor, log_variance_b: Tensor) -> Tensor:
-    """Return KL(a || b) of diagonal Gaussians in nats, element by element."""
-    ratio = (log_variance_a - log_variance_b).exp() + (mean_a - mean_b).square() * (-log_variance_b).exp()
-    return 0.5 * (ratio - 1 + log_variance_b - log_variance_a)
+def _gaussian_kl(distance: Tensor, excess: Tensor) -> Tensor:
+    """Return KL(a || b) of diagonal Gaussians in nats, the mean over dimensions, [N].
+
+    Args:
+        distance: The squared difference of their means over the variance of a, [N, D].
+        excess: The log-variance of b minus that of a, [N, D].
+    """
+    return 0.5 * (((1 + distance) * (-excess).exp() + excess).mean(dim=-1) - 1)
 
 
-def _discretized_nll(target: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+def _discretized_nll(target: Tensor, distance: Tensor, log_variance: Tensor) -> Tensor:
     """Return -log of a Gaussian's mass on the bin of each target, in nats (DDPM, arXiv 2006.11239, equation 13).
 
     There are 256 bins over [-1, 1], the outer two unbounded.
+
+    Args:
+        target: [N, D].
+        distance: From the mean of the Gaussian to the target, [N, D].
+        log_variance: [N, D].
+
+    Returns:
+        The mean over dimensions, [N].
     """
     scale = (-0.5 * log_variance).exp()
-    distance = target - mean
     # The mass of a bin depends on its distance alone; below the mean, the difference of CDFs is exact in float32.
     inner = _normal_cdf((1 / 255 - distance.abs()) * scale) - _normal_cdf((-1 / 255 - distance.abs()) * scale)
     lowest = _normal_cdf((distance + 1 / 255) * scale)
     highest = _normal_cdf((1 / 255 - distance) * scale)
     mass = torch.where(target < -0.999, lowest, torch.where(target > 0.999, highest, inner))
-    return -mass.clamp(min=1e-12).log()
+    return -mass.clamp(min=1e-12).log().mean(dim=-1)
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
