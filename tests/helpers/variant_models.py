@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
+import pytest
 import torch
 
+from mar_export.artifact.export import export_artifact
+from tests.helpers.artifacts import made_once
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.mar import MAR
 from training.models.model_sizes import model_config
@@ -39,3 +43,12 @@ def variant_checkpoint(form: str) -> Checkpoint:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return Checkpoint(model.eval(), "pixel", ("cat", "dog", "cow"), "random weights", "0" * 64)
+
+
+def variant_artifact(form: str, factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The model of `variant_checkpoint`, exported once a session. Read only."""
+
+    def export(folder: pathlib.Path) -> None:
+        export_artifact(variant_checkpoint(form), folder / "artifact", lambda text: None)
+
+    return made_once(factory, f"{form.replace(' ', '-')}-artifact", export) / "artifact"

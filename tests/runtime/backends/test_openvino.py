@@ -16,16 +16,14 @@ import numpy as np
 import onnx
 import pytest
 
-from mar_export.artifact.export import export_artifact
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import open_backend
 from runtime.errors import BackendError, IntegrityError
 from runtime.generator import Generator
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, EngineSpec
-from tests.helpers.artifacts import made_once
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE, GoldenCase
-from tests.helpers.variant_models import variant_checkpoint
+from tests.helpers.variant_models import variant_artifact
 
 FORMS = ("causal", "raster vq", "causal vq")
 REQUEST: dict[str, Any] = {"iterations": 5, "cfg_scale": 2.0, "diffusion_steps": "ddim5"}
@@ -67,11 +65,7 @@ def test_images_are_the_same_in_a_batch_and_when_repeated(generators: dict[str, 
 def test_a_model_of_another_variant_gives_the_images_of_onnx_runtime(
     form: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    def export(folder: pathlib.Path) -> None:
-        export_artifact(variant_checkpoint(form), folder / "artifact", lambda text: None)
-
-    artifact = made_once(tmp_path_factory, f"{form.replace(' ', '-')}-for-openvino", export) / "artifact"
-    latents = []
+    artifact, latents = variant_artifact(form, tmp_path_factory), []
     for backend in ("onnxruntime", "openvino"):
         with load(artifact, backend) as generator:
             latents.append(generator.generate([0, 2, 1], cfg_scale=1.5).latents)
