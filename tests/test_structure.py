@@ -50,7 +50,10 @@ def test_libraries_that_send_statistics_are_imported_without_them() -> None:
 
 
 def test_files_with_structure_are_read_in_one_place() -> None:
-    """JSON, TOML and npz files by `runtime.storage.structured_files`; tensors of others by `training.checkpoints`."""
+    """JSON, TOML and npz files by `runtime.storage.structured_files`; tensors of others by `training.checkpoints`.
+
+    Files of tensors are also written in one place, which makes every tensor contiguous.
+    """
     readers = {
         "json.load": (),
         "json.loads": ("runtime/storage/structured_files.py",),
@@ -58,6 +61,7 @@ def test_files_with_structure_are_read_in_one_place() -> None:
         "np.load": (),
         "zipfile.ZipFile": ("runtime/storage/structured_files.py", "training/checkpoints/zip_archives.py"),
         "load_file": ("training/checkpoints/tensor_files.py",),
+        "save_file": ("training/checkpoints/checkpoint.py",),
         "safe_open": ("training/checkpoints/tensor_files.py", "training/data/latent_cache.py"),
         "torch.load": ("training/checkpoints/pickles.py", "training/evaluation/feature_networks.py"),
     }
