@@ -62,7 +62,11 @@ class EfficientNetLite0(nn.Module):
         return maps
 
     def features(self, images: Tensor) -> Tensor:
-        """Compute the features [B, 1280] of images [B, 3, H, W], after resizing to 224x224 as in its training."""
+        """Compute the features [B, 1280] of images [B, 3, H, W], after resizing to 224x224 as in its training.
+
+        The resizing is bicubic with a filter, in float32, as Pillow resizes float32. That of 8-bit images by PyTorch
+        2.13 differs by ten levels and more.
+        """
         resized = F.interpolate(images, (SIDE, SIDE), mode="bicubic", antialias=True).clamp(-1, 1)
         return F.relu6(self._bn1(self._conv_head(self.stages(resized)[-1]))).mean(dim=(2, 3))
 
