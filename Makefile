@@ -56,7 +56,11 @@ $(VENV)/triton: $(VENV)/installed
 	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
 	$@/bin/python -c 'import site, pathlib; pathlib.Path(site.getsitepackages()[0], "mar.pth").write_text("$(CURDIR)")'
 
-test: lint docs browser $(VENV)/triton
+# The oldest safetensors that pyproject.toml allows, for a test of the files that it writes.
+out/oldest/safetensors: $(VENV)/installed
+	rm -rf $@ && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ safetensors==0.4.5
+
+test: lint docs browser $(VENV)/triton out/oldest/safetensors
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --durations 40
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
