@@ -22,6 +22,7 @@ from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
 from runtime.loops.causal_loop import run_causal_plan
+from runtime.loops.finite_engines import check_finite, finite_engines
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.loops.lanes import in_lanes, share_threads
 from runtime.model.engine_spec import ENGINES
@@ -234,10 +235,11 @@ class Generator:
         self._unfinished: _Unfinished | None = None  # during a progress callback
         self.on_host = loop is None
         host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
-        self.loop = loop or functools.partial(host_loop, engines, manifest.model)
+        on_host = [functools.partial(host_loop, finite_engines(each), manifest.model) for each in (engines, *lanes)]
+        self.loop = loop or on_host[0]
         self.lanes = tuple(lanes)
         if self.lanes:
-            self.loop = in_lanes([functools.partial(host_loop, each, manifest.model) for each in lanes], self.loop)
+            self.loop = in_lanes(on_host[1:], self.loop)
 
     @classmethod
     def load(
@@ -568,7 +570,7 @@ class Generator:
         generated = self.loop(
             request.plan, request.labels, request.order.T, request.noise, request.known_tokens, after_iteration
         ).swapaxes(0, 1)  # [B, L, D]
-        _check_finite(generated, "the engines")
+        check_finite(generated, "the engines")
         latents = self._latents(generated, request.order)
         images = self._decode(latents, decode_batch)
         if images is not None and request.pasted is not None and request.edit_mask is not None:
@@ -615,7 +617,7 @@ class Generator:
         decoded = []
         for start in range(0, len(latents), batch_size):
             (pixels,) = self.engines.decoder(latents=latents[start : start + batch_size])
-            _check_finite(pixels, "the decoder")
+            check_finite(pixels, "the decoder")
             decoded.append(to_uint8(pixels))
         return np.concatenate(decoded)
 
@@ -664,12 +666,3 @@ def _check_delivery(decode_batch: object, progress: object) -> None:
     check_int("decode_batch", decode_batch, 1, MAX_BATCH)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")
-
-
-def _check_finite(values: NDArray[np.float32], source: str) -> None:
-    """Raise `BackendError` if numbers overflowed, because an image of 8-bit values does not show it."""
-    if not np.isfinite(values).all():
-        raise BackendError(
-            f"{source} produced values that are not finite; check the export's parity report, and if it is in fp16, "
-            "export with --precision bf16"
-        )

@@ -1,0 +1,48 @@
+"""Engines for the loop on the host that stop an image at the first value that is not finite.
+
+NaN and infinity do not always reach the image: ONNX Runtime and OpenVINO make numbers of them when they quantize to
+int8 or fp8, and some of their operators lose NaN; a comparison, such as that which chooses a code, loses it everywhere.
+So every array that the loop holds between two engines is checked, a millisecond for 16 MiB. A GPU would have to wait
+for such a check: there the tokens are checked when all are done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from runtime.errors import BackendError
+from runtime.loops.host_loop import Engines
+from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array
+
+
+def finite_engines(engines: Engines) -> Engines:
+    """Return engines that raise `BackendError` if z, a modulation or the tokens of an iteration are not finite.
+
+    The tokens of the last iteration reach no engine, so the caller of the loop checks them.
+    """
+
+    def backbone(**inputs: Array) -> tuple[Array, ...]:
+        check_finite(inputs["tokens"], f"engine {DENOISE}")
+        outputs = engines.backbone(**inputs)
+        for output in outputs:
+            check_finite(output, f"engine {BACKBONE}")
+        return outputs
+
+    def conditioning(**inputs: Array) -> tuple[Array, ...]:
+        outputs = engines.conditioning(**inputs)
+        for output in outputs:
+            check_finite(output, f"engine {CONDITIONING}")
+        return outputs
+
+    return dataclasses.replace(engines, backbone=backbone, conditioning=conditioning)
+
+
+def check_finite(values: Array, source: str) -> None:
+    """Raise `BackendError` if `values` are not finite; `source` is what computed them, for the message."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"{source} produced values that are not finite; check the export's parity report, and if it is in fp16, "
+            "export with --precision bf16"
+        )
