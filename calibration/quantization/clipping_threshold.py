@@ -32,6 +32,12 @@ def clipping_thresholds(statistics: LayerStatistics) -> dict[str, float]:
     return {method: min(threshold, statistics.largest) for method, threshold in thresholds.items()}
 
 
+def saturated_share(statistics: LayerStatistics, threshold: float) -> float:
+    """Return the share of all counted magnitudes in the bins that lie beyond a clipping threshold."""
+    beyond = np.arange(len(statistics.histogram)) * statistics.width > threshold
+    return float(statistics.histogram[beyond].sum() / max(1, statistics.histogram.sum()))
+
+
 def _squared_error(histogram: NDArray[np.int64], centers: NDArray[np.float64], threshold: float) -> float:
     """The squared error of int8: rounding below the threshold, clipping beyond it."""
     step = max(threshold, 1e-12) / INT8_MAX

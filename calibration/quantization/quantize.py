@@ -139,8 +139,11 @@ def quantize(
     ):
         search = _TargetSearch(variant, evaluator, scratch, config, log)
         parity, kept, ranking = search.run()
-        _write_files(folder, artifact, variant, set(variant.layers) - kept)
+        chosen = set(variant.layers) - kept
+        _write_files(folder, artifact, variant, chosen)
         manifest = _quantized_manifest(artifact, folder, config, statistics, parity, kept)
+        provenance = {**manifest.provenance, **variant.provenance(chosen)}
+        manifest = dataclasses.replace(manifest, provenance=provenance)
         manifest = keep_additions(out, folder, manifest, log)
         write_json(folder / MANIFEST, manifest.to_dict())
         Artifact(folder).verify()
@@ -156,7 +159,7 @@ def _variant(
         raise CalibrationError(f"the statistics are of another artifact than {artifact.path}; calibrate again")
     variant = QdqVariant(artifact, config.engines, config.precision, statistics)
     for layer, scale in variant.scales.items():
-        log(f"{layer}: {scale.method}, error {scale.error:.2%}")
+        log(f"{layer}: {scale.method}, error {scale.error:.2%}, {scale.saturated:.3%} of the values saturate")
     return variant
 
 

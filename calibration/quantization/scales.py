@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.quantization.clipping_threshold import INT8_MAX, clipping_thresholds
+from calibration.quantization.clipping_threshold import INT8_MAX, clipping_thresholds, saturated_share
 from calibration.quantization.statistics import LayerStatistics
 
 Float = NDArray[np.float32]
@@ -25,6 +25,7 @@ class Scale:
         scale: The real value of one step of int8, or the factor between real and fp8 values.
         method: The name of the method that found the clipping threshold, for the log.
         error: Relative L2 error of the layer's output with quantized activation and weights, on sampled rows.
+        saturated: The share of the activation's values beyond the threshold, which become the largest number.
         smoothing: What the activation is divided by and the weights are multiplied by, float32 [C]; None if neither
             is changed.
     """
@@ -32,11 +33,16 @@ class Scale:
     scale: float
     method: str
     error: float
+    saturated: float = 0.0
     smoothing: Float | None = None
 
 
 def fake_quantize(x: Float, scale: Float | float, precision: str) -> Float:
-    """Return `x` quantized to `precision`, "int8" or "fp8", and dequantized again: float32 of the same shape."""
+    """Return `x` quantized to `precision`, "int8" or "fp8", and dequantized again: float32 of the same shape.
+
+    All fp8 numbers are made by ml_dtypes, here or from what this returns. Beyond the largest number ml_dtypes 0.6 has
+    NaN where PyTorch 2.13 saturates, so values are clipped first, as QuantizeLinear does.
+    """
     if precision == "fp8":
         low = np.clip(x / scale, -_FP8_MAX, _FP8_MAX).astype(ml_dtypes.float8_e4m3fn)
         return (low.astype(np.float32) * scale).astype(np.float32)
@@ -98,5 +104,5 @@ def _best_scale(statistics: LayerStatistics, weights: Float, precision: str) -> 
     for method, threshold in clipping_thresholds(statistics).items():
         scale = max(threshold, 1e-12) / largest
         error = float(np.linalg.norm(fake_quantize(rows, scale, precision) @ low_weights - exact)) / norm
-        scales.append(Scale(scale, method, error))
+        scales.append(Scale(scale, method, error, saturated_share(statistics, scale * largest)))
     return min(scales, key=lambda scale: scale.error)

@@ -50,6 +50,10 @@ class QuantizedVariant(abc.ABC):
             The graphs that were written.
         """
 
+    def provenance(self, chosen: Collection[str]) -> dict[str, str]:
+        """Return what the manifest says of quantizing the layers `chosen`."""
+        return {}
+
     def _graph_files(self, engine: str, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
         """The graph of an engine in the artifact, and its quantized copy in `folder`."""
         return self.artifact.engine_file(engine), folder / self.artifact.manifest.engines[engine]
@@ -97,6 +101,15 @@ class QdqVariant(QuantizedVariant):
             quantize_graph(source, out, self.precision, scales, divisors if engine == CONDITIONING else None)
             graphs[engine] = out, self.precision
         return graphs
+
+    def provenance(self, chosen: Collection[str]) -> dict[str, str]:
+        """Return the share of the activations that saturate."""
+        shares = {name: self.scales[name].saturated for name in chosen}
+        if not shares:
+            return {}
+        worst = max(sorted(shares), key=shares.__getitem__)
+        mean = sum(shares.values()) / len(shares)
+        return {"saturated": f"{mean:.3%} of the activations, at most {shares[worst]:.3%}, in {worst}"}
 
     def _modulation_divisors(self, scales: Mapping[str, Scale]) -> np.ndarray | None:
         """What smoothing divides the modulation by, [M]; None if it changes nothing."""

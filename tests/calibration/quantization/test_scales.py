@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.quantization.clipping_threshold import clipping_thresholds
+from calibration.quantization.clipping_threshold import clipping_thresholds, saturated_share
 from calibration.quantization.scales import activation_scale, fake_quantize, weight_scales
-from calibration.quantization.statistics import ActivationStatistics
+from calibration.quantization.statistics import ActivationStatistics, LayerStatistics
 from tests.helpers.distance import relative_l2
 
 
@@ -47,3 +47,19 @@ def test_smoothing_is_chosen_only_if_it_reduces_the_error(statistics: Activation
     without, smooth = (activation_scale(spread, weights, "int8", smooth=smooth) for smooth in (False, True))
     assert smooth.smoothing is not None
     assert smooth.error < 0.7 * without.error
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_values_that_saturate_are_counted(precision: str) -> None:
+    """Of 20,000 values 1 % are beyond the threshold that the others fit."""
+    statistics = LayerStatistics(100, 1, 1)
+    values = np.random.default_rng(0).uniform(-1, 1, (200, 100)).astype(np.float32)
+    values[::2, ::50] *= 1e-3
+    values[1::2, ::50] = 2
+    for row in values:
+        statistics.update(row[None], 0, range(0), np.random.default_rng(0))
+    assert saturated_share(statistics, 1.5) == pytest.approx(0.01)
+    assert saturated_share(statistics, 2.1) == 0
+    scale = activation_scale(statistics, np.eye(100, 3, dtype=np.float32), precision)
+    largest = {"int8": 127, "fp8": 448}[precision]
+    assert scale.saturated == pytest.approx((np.abs(values) > scale.scale * largest).mean(), abs=1e-3)
