@@ -64,6 +64,13 @@ def test_the_tokens_of_the_last_iteration_are_checked_too() -> None:
         Generator(generator.manifest, engines, "").generate([0])
 
 
+def test_every_lane_is_checked() -> None:
+    generator = fake_generator()
+    lanes = [generator.engines, broken(generator.engines, BACKBONE, math.nan, 1)]
+    with pytest.raises(BackendError, match="engine backbone produced values that are not finite"):
+        Generator(generator.manifest, generator.engines, "", lanes=lanes).generate([0, 1, 2, 1])
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", [BACKBONE, CONDITIONING])
 def test_a_value_that_int8_engines_lose_is_found(
