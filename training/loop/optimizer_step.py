@@ -22,6 +22,7 @@ from runtime.model.config import ModelConfig
 from training.config import StepConfig, TrainConfig
 from training.data.loader import MicroBatch
 from training.distributed import Processes, distribute_like, full_tensor, gradient_sync, local_shard, parallelize
+from training.memory import keep_freed_memory
 from training.models.mar import MAR
 from training.models.numerics import autocast, choose_operators
 
@@ -73,6 +74,8 @@ class TrainStep(abc.ABC):
         config: StepConfig,
         processes: Processes,
     ) -> None:
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         self.model, self.module, self.optimizer = model, module, optimizer
         self.config, self.processes = config, processes
         self.average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

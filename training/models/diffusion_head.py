@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, activated: Tensor) -> Tensor:
         """Return the block's output [N, W] for x [N, W] and SiLU of the condition, [N, W]."""
         shift, scale, gate = self.adaLN_modulation[1](activated).chunk(3, dim=-1)
-        return torch.addcmul(x, gate, self.mlp(_modulate(self.in_ln(x), shift, scale)))
+        return x + gate * self.mlp(_modulate(self.in_ln(x), shift, scale))
 
 
 class FinalLayer(nn.Module):
@@ -78,7 +78,7 @@ class FinalLayer(nn.Module):
 
 def _modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Return shift + (1 + scale) * normed, all [N, W], in the dtype of the shift: that of the product that follows."""
-    return torch.addcmul(shift, normed.to(shift.dtype), 1 + scale)
+    return normed.to(shift.dtype) * (1 + scale) + shift
 
 
 class HeadMLP(nn.Module):
