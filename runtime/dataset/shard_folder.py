@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pathlib
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -10,7 +11,7 @@ from types import TracebackType
 from runtime.errors import MarError, RequestError
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, read_index, write_index
 from runtime.image_records.record import ImageRecord
-from runtime.storage.files import holding_folder, replacing
+from runtime.storage.files import holding_folder, replacing, sha256
 
 PackedShard = tuple[bytes, Sequence[str]]
 """The bytes of the file of a shard, and the hash of each image in it."""
@@ -25,7 +26,8 @@ class ShardFolder:
     """A folder of shards that one process fills at a time. A context manager.
 
     A shard is written under another name and then renamed, and only then the lines of its images are appended to the
-    index `index.jsonl`. So every file is complete at any moment, and what is finished is never drawn again.
+    index `index.jsonl`. So every file is complete at any moment, and what is finished is never drawn again. A file
+    whose hash is not in the index is drawn again: it was altered, or a run was stopped between the two.
     """
 
     def __init__(self, folder: pathlib.Path, suffix: str, shard_size: int) -> None:
@@ -51,8 +53,8 @@ class ShardFolder:
         with contextlib.ExitStack() as unless_read:
             unless_read.callback(self._open.close)
             entries = read_index(self.folder / INDEX)
-            there = {name for name in {entry.file for entry in entries} if (self.folder / name).is_file()}
-            self._entries = {entry.record.index: entry for entry in entries if entry.file in there}
+            found = {name: self._hash_of(name) for name in {entry.file for entry in entries}}
+            self._entries = {entry.record.index: entry for entry in entries if entry.shard_sha256 == found[entry.file]}
             if entries:
                 write_index(self.folder / INDEX, self._entries.values())  # without a line that a kill has cut
             unless_read.pop_all()
@@ -82,13 +84,18 @@ class ShardFolder:
             raise RequestError(f"{self.folder} has shards of another format or --shard-size; choose another folder")
         return True
 
+    def _hash_of(self, name: str) -> str:
+        """Return the hash of a file, or an empty text if it is missing."""
+        return sha256(self.folder / name) if (self.folder / name).is_file() else ""
+
     def add_packed(self, records: Sequence[ImageRecord], packed: PackedShard) -> None:
         """Write the file of a shard, then the lines of its images. Raises `MarError` if they cannot be written."""
         content, hashes = packed
         name, index = self.file_of(records[0]), self.folder / INDEX
         with replacing(self.folder / name) as temporary:
             temporary.write_bytes(content)
-        entries = [IndexEntry(name, sha256, record) for record, sha256 in zip(records, hashes, strict=True)]
+        of_shard = hashlib.sha256(content).hexdigest()
+        entries = [IndexEntry(name, each, record, of_shard) for record, each in zip(records, hashes, strict=True)]
         try:
             append_entries(index, entries)
         except OSError as error:

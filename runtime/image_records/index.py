@@ -30,13 +30,15 @@ class IndexEntry:
 
     Attributes:
         file: The image's file, relative to the folder, with `/` between folders.
-        sha256: The SHA-256 hash of the file.
+        sha256: The SHA-256 hash of the image; that of the file, if it has one image.
         record: How the image was made.
+        shard_sha256: The SHA-256 hash of a file of several images; None for a file of one.
     """
 
     file: str
     sha256: str
     record: ImageRecord
+    shard_sha256: str | None = None
 
     @classmethod
     def of(cls, file: str, content: bytes, record: ImageRecord) -> IndexEntry:
@@ -50,7 +52,8 @@ class IndexEntry:
 
     def to_line(self) -> str:
         """Return the line, without its end."""
-        return json.dumps({"file": self.file, "sha256": self.sha256, **self.record.to_dict()}, allow_nan=False)
+        hashes = {"sha256": self.sha256, **({"shard_sha256": self.shard_sha256} if self.shard_sha256 else {})}
+        return json.dumps({"file": self.file, **hashes, **self.record.to_dict()}, allow_nan=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class _Line:
     file: str
     sha256: str
     record: dict[str, Any] = dataclasses.field(metadata={REST: True})
+    shard_sha256: str | None = None
 
 
 def read_index(path: pathlib.Path) -> list[IndexEntry]:
@@ -76,7 +80,8 @@ def read_index(path: pathlib.Path) -> list[IndexEntry]:
         if file.is_absolute() or ".." in file.parts or "\0" in line.file:
             _FAULTS.raise_(path, f"file {truncate(line.file)} must be inside the folder")
         try:
-            entries.append(IndexEntry(line.file, line.sha256, parse_record(line.record, str(path))))
+            record = parse_record(line.record, str(path))
+            entries.append(IndexEntry(line.file, line.sha256, record, line.shard_sha256))
         except ValueError as error:
             _FAULTS.raise_(path, str(error).removeprefix(f"{path}: "))
     return entries

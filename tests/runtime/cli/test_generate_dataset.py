@@ -104,6 +104,21 @@ def test_more_images_are_added_to_what_is_there(
     assert (tmp_path / "out" / INDEX).read_bytes() == (tmp_path / "whole" / INDEX).read_bytes()
 
 
+@pytest.mark.parametrize("format_name", ["webdataset", "npz"])
+def test_a_shard_that_was_altered_is_drawn_again(
+    mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, format_name: str
+) -> None:
+    options = ("--count", 11, "--format", format_name)
+    dataset(mar, pixel_artifact, tmp_path, *options)
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    second = sorted(set(whole) - {INDEX})[1]
+    content = bytearray(whole[second])
+    content[len(content) // 2] ^= 1  # in place, and of the same size
+    (tmp_path / second).write_bytes(content)
+    assert dataset(mar, pixel_artifact, tmp_path, *options).endswith("; 7 were there before\n")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
 def test_classes_are_taken_in_turn(mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     dataset(mar, pixel_artifact, tmp_path, "--count", 3, "--classes", 1, "--format", "npz")
     with np.load(tmp_path / "shard-000000.npz") as arrays:
