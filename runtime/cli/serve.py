@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 
 import click
@@ -16,7 +17,7 @@ from runtime.log import LOG
 from runtime.service.access import read_api_keys
 from runtime.service.app import create_app
 from runtime.service.served_model import check_model_name
-from runtime.service.server import bind, is_loopback, url
+from runtime.service.server import LOOPBACK_NAMES, bind, is_loopback, url
 from runtime.service.server import serve as serve_until_stopped
 from runtime.service.settings import ServiceSettings
 
@@ -78,6 +79,14 @@ _MIB = 2**20
 @click.option(
     "--api-keys", type=PATH, metavar="FILE", help="A file with one API key on each line; requests must have one."
 )
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A further name by which the service may be asked; repeat it for several. On a loopback address these are "
+    "localhost, 127.0.0.1, ::1 and --host; elsewhere any name, unless this option is given.",
+)
 @backend_options
 @threads_option
 def serve(
@@ -93,6 +102,7 @@ def serve(
     timeout_s: float,
     drain_s: float,
     api_keys: pathlib.Path | None,
+    allowed_hosts: tuple[str, ...],
     backend: str,
     device: str | None,
     cuda_graphs: bool,
@@ -114,6 +124,8 @@ def serve(
         api_keys=() if api_keys is None else read_api_keys(api_keys),
     )
     with bind(host, port) as bound, contextlib.ExitStack() as loaded:
+        if allowed_hosts or is_loopback(bound):
+            settings = dataclasses.replace(settings, hosts=(*LOOPBACK_NAMES, host, *allowed_hosts))
         generators = {
             name: loaded.enter_context(
                 Generator.load(

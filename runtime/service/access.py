@@ -1,16 +1,17 @@
-"""Who may use a service: who has an API key, and no web page of somebody else."""
+"""Who may use a service: who has an API key and asks by its own name, and no web page of somebody else."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import pathlib
-from collections.abc import Callable, Sequence
+import urllib.parse
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runtime.checks import printable
+from runtime.checks import printable, truncate
 from runtime.errors import RequestError
 from runtime.service.http_errors import HttpError
 from runtime.storage.structured_files import read_bytes
@@ -85,6 +86,40 @@ class NoOtherSites:
             message = "a web page of another site sent this request; ask from a program, or from the page at /"
             raise HttpError(403, message, code="cross_site")
         await self._app(scope, receive, send)
+
+
+class KnownHosts:
+    """Middleware that lets only requests pass whose header `Host` has a name of the service.
+
+    Another site can give its own name the address of the service (DNS rebinding). A browser then takes the service for
+    that site, so that its page may read the answers; but the browser still sends the name.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            hosts: The names and addresses of the service, without ports.
+        """
+        self._app, self._hosts = app, frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or raise `HttpError`."""
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "")
+            if _name_of(host) not in self._hosts:
+                message = f"this service does not have the name {truncate(host)}; if it should, give it --allowed-host"
+                raise HttpError(403, message, code="unknown_host")
+        await self._app(scope, receive, send)
+
+
+def _name_of(host: str) -> str | None:
+    """Return the name or address in a header `Host`, without its port; None if it is malformed."""
+    try:
+        return urllib.parse.urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _hash(key: str) -> bytes:

@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from runtime.generator import Generator
 from runtime.service import open_inference, openai_images
-from runtime.service.access import ApiKeys, NoOtherSites
+from runtime.service.access import ApiKeys, KnownHosts, NoOtherSites
 from runtime.service.http_errors import HttpError, as_http_error
 from runtime.service.open_inference import OpenInference
 from runtime.service.openai_images import ImagesApi
@@ -63,6 +63,8 @@ def create_app(models: Mapping[str, Generator], settings: ServiceSettings) -> St
 
     quiet = {*_OPEN_PATHS - {"/"}, METRICS}
     middleware = [Middleware(RequestLog, service=service, route=route_name, failure=_failure, quiet=quiet)]
+    if settings.hosts:
+        middleware.append(Middleware(KnownHosts, hosts=settings.hosts))
     middleware.append(Middleware(NoOtherSites))
     if settings.api_keys:
         middleware.append(Middleware(ApiKeys, keys=settings.api_keys, is_open=is_open))

@@ -47,6 +47,10 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+"""The names and addresses by which this machine asks itself."""
+
+
 def is_loopback(bound: socket.socket) -> bool:
     """Return whether only this machine can connect to a bound socket."""
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback

@@ -21,6 +21,7 @@ class ServiceSettings:
         urls: Whether an image can be asked for by `url`; not where replicas share an address, as one alone has it.
         url_seconds: How long an image that was asked for by `url` can be fetched.
         url_bytes: The most bytes of such images together; the oldest make room.
+        hosts: The names and addresses by which the service may be asked; none: by every one.
         api_keys: The keys of which a request must have one; none for a service without keys.
     """
 
@@ -35,4 +36,5 @@ class ServiceSettings:
     urls: bool = True
     url_seconds: float = 600.0
     url_bytes: int = 256 * 2**20
+    hosts: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()

@@ -42,6 +42,15 @@ class Process:
         with urllib.request.urlopen(request, timeout=WAIT) as answer:
             return json.load(answer)
 
+    def status(self, host: str) -> int:
+        """Return the status of a request with a header Host."""
+        request = urllib.request.Request(f"{self.url}/livez", headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
     def is_ready(self) -> bool:
         try:
             return bool(self.ask("/readyz"))
@@ -57,10 +66,17 @@ class Process:
 
 @pytest.fixture(scope="module")
 def process(pixel_artifact: pathlib.Path) -> Iterator[Process]:
-    process = Process(f"pixels={pixel_artifact}", "--threads", 1, "--max-batch", 1)
+    process = Process(f"pixels={pixel_artifact}", "--threads", 1, "--max-batch", 1, "--allowed-host", "clothes.example")
     yield process
     process.process.kill()
     process.process.communicate()
+
+
+def test_on_loopback_it_answers_to_its_own_names_only(process: Process) -> None:
+    until(process.is_ready)
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "clothes.example"):
+        assert process.status(host) == 200, host
+    assert process.status("rebound.example") == 403
 
 
 def test_sigterm_finishes_what_runs_and_exits_0(process: Process) -> None:
@@ -161,6 +177,8 @@ def test_names_of_artifacts() -> None:
 
 def test_without_a_key_other_addresses_are_told_in_one_line(pixel_artifact: pathlib.Path) -> None:
     process = Process(f"pixels={pixel_artifact}", "--host", "0.0.0.0", "--threads", 1)
+    until(process.is_ready)
+    assert process.status("other.example") == 200
     process.process.send_signal(signal.SIGINT)
     _, err = process.process.communicate(timeout=WAIT)
     assert process.process.returncode in (0, 130)

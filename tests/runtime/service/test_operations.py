@@ -269,6 +269,18 @@ def test_a_page_of_another_site_is_refused(service: RunningService) -> None:
     assert service.ask("GET", "/", Sec_Fetch_Site="cross-site").status == 200  # a link leads here
 
 
+def test_a_service_with_names_is_asked_by_no_other_one() -> None:
+    names = ("localhost", "::1", "Clothes.example")
+    with running_service({"owls": fake_generator()}, ServiceSettings(hosts=names)) as running:
+        for host in ("localhost", "LOCALHOST:80", "[::1]", "[::1]:8000", "clothes.example:443"):
+            assert running.ask("GET", "/livez", Host=host).status == 200, host
+        for host in ("localhost.rebound.example", "127.0.0.1", "rebound.example:8000", "[::1", "[::2]", ""):
+            refused = running.ask("GET", "/metrics", Host=host)
+            assert (refused.status, refused.json["error"]["code"]) == (403, "unknown_host"), host
+        refused_reasons = running.ask("GET", "/metrics", Host="localhost").body.decode()
+        assert 'mar_rejected_total{reason="unknown_host"} 6.0' in refused_reasons
+
+
 def test_the_page_is_served(service: RunningService) -> None:
     answer = service.ask("GET", "/")
     assert answer.status == 200
