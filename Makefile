@@ -5,7 +5,7 @@ MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
 
-.PHONY: demo test browser test-slow fuzz kill locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages clean
+.PHONY: demo test browser test-slow fuzz kill locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages compatibility clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -122,9 +122,15 @@ benchmarks: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.serving $(DEMO)/artifact --report $(FIGURES)/serving.json
 	$(MAKE) benchmark-pages
 
-# The tables of docs/benchmarks, rendered from the figures that are there.
+# The tables of docs/benchmarks, rendered from the figures that are there, and those of docs/compatibility.md.
 benchmark-pages: $(VENV)/installed
 	$(VENV)/bin/python -m benchmarks.render_pages $(FIGURES) docs/benchmarks/*.md docs/benchmarks/history/*.md
+	$(VENV)/bin/python -m benchmarks.render_pages runtime docs/compatibility.md
+
+# What the libraries make of exported graphs. TensorRT-RTX compiles for minutes; other parts take seconds.
+compatibility: $(VENV)/installed
+	$(VENV)/bin/python -m benchmarks.compatibility engines operators tensorrt-rtx
+	$(MAKE) benchmark-pages
 
 clean:
 	rm -rf $(VENV) out build

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.compatibility_tables import engines_table, operators_table, pins_table, tensorrt_rtx_table
 from benchmarks.serving_tables import chaos_table, soak_table, speed_table
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
@@ -300,6 +301,10 @@ _TABLES = {
     "serving": speed_table,
     "serving_soak": soak_table,
     "serving_chaos": chaos_table,
+    "engines_run": engines_table,
+    "operators_run": operators_table,
+    "tensorrt_rtx": tensorrt_rtx_table,
+    "pins": pins_table,
 }
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from runtime.backends.telemetry import import_library
 from runtime.checks import pluralize
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
+from runtime.compatibility import running_precisions, untested_version
 from runtime.errors import BackendError, MarError
 from runtime.gpu.current_gpu import current_gpu
 from runtime.version import __version__
@@ -28,6 +29,9 @@ _REMEDIES = {
     **{target: f"it is needed to build and run engines of {target}" for target in TARGETS},
 }
 """What to say of a library that is not installed."""
+
+_PACKAGES = {"tensorrt-rtx": "tensorrt-rtx-cu12"}
+"""The packages on PyPI of libraries that have another name there."""
 
 
 @click.command()
@@ -66,23 +70,25 @@ def _describe_machine() -> dict[str, Any]:
 
 
 def _library(module: str, name: str | None = None) -> dict[str, Any]:
-    """Describe a library: its version, or None and the problem. A library that does not load has no version."""
+    """Describe a library: its version and what is unusual about it, or None and why it does not load."""
+    name = name or module
     try:
-        return {"version": str(import_library(module).__version__), "problem": None}
+        version = str(import_library(module).__version__)
+        return {"version": version, "problem": untested_version(_PACKAGES.get(name, name), version)}
     except (ImportError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module:
-            return {"version": None, "problem": f"not installed; {_REMEDIES[name or module]}"}
+            return {"version": None, "problem": f"not installed; {_REMEDIES[name]}"}
         return {"version": None, "problem": f"does not load: {error}"}
 
 
 def _onnxruntime() -> dict[str, Any]:
-    """Describe ONNX Runtime, with its devices."""
-    found = _library("onnxruntime")
-    devices = []
-    if found["version"] is not None:
-        providers = import_library("onnxruntime").get_available_providers()
-        devices = [name for name in ("CUDA", "CPU") if f"{name}ExecutionProvider" in providers]
-    return {**found, "devices": devices}
+    """Describe ONNX Runtime, with its devices and the precisions that it was seen to run on a processor."""
+    found = {**_library("onnxruntime"), "devices": [], "precisions": []}
+    if found["version"] is None:
+        return found
+    providers = import_library("onnxruntime").get_available_providers()
+    devices = [name for name in ("CUDA", "CPU") if f"{name}ExecutionProvider" in providers]
+    return {**found, "devices": devices, "precisions": running_precisions("onnxruntime")}
 
 
 def _openvino() -> dict[str, Any]:
@@ -98,7 +104,8 @@ def _openvino() -> dict[str, Any]:
     except (BackendError, RuntimeError) as error:
         return {**found, "problem": str(error)}
     precisions = [name.lower() for name in ("FP32", "BF16", "INT8") if name in capabilities]
-    return {"version": openvino_version(library), "problem": None, "precisions": precisions}
+    version = openvino_version(library)
+    return {"version": version, "problem": untested_version("openvino", version), "precisions": precisions}
 
 
 def _describe_gpu() -> tuple[dict[str, Any] | None, str | None]:
