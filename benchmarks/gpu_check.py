@@ -40,7 +40,8 @@ from runtime.gpu.cuda import Cuda
 from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
 from runtime.provenance import commit
-from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.constraints import plan_for
+from runtime.sampling.plan import Plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
@@ -186,10 +187,7 @@ class Check:
         checkpoint = random_checkpoint(model)
         config = checkpoint.model.config
         settings = {name: {"preset": name, "cfg_scale": GUIDANCE} for name in names}
-        plans = {
-            name: build_plan(config.tokens, resolve_sampling(Sampling(), config, each))
-            for name, each in settings.items()
-        }
+        plans = {name: plan_for(config, resolve_sampling(Sampling(), config, each)) for name, each in settings.items()}
         with self._skipping(f"{model} {precision}, eager"):
             checkpoint.model.cuda()
             for batch in batches:
@@ -233,7 +231,7 @@ class Check:
         self, name: str, checkpoint: Checkpoint, cases: Sequence[GoldenCase], graphs: bool
     ) -> list[np.ndarray]:
         config = checkpoint.model.config
-        plans = [build_plan(config.tokens, resolve_sampling(Sampling(), config, case.settings)) for case in cases]
+        plans = [plan_for(config, resolve_sampling(Sampling(), config, case.settings)) for case in cases]
         batch = max(len(case.labels) for case in cases)
         with self._backends.open(name, checkpoint, "fp32", graphs, plans, batch) as generator:
             return [

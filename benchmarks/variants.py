@@ -131,7 +131,7 @@ def variants(
         click.echo(f"{variant.name}: training")
         train(variant, data, out / variant.name, steps)
         export(out / variant.name, out / variant.name / "artifact")
-    side = Artifact(out / VARIANTS[0].name / "artifact").manifest.model.img_size
+    side = Artifact(out / VARIANTS[0].name / "artifact").manifest.model.image_shape[0]
     training, test = (open_dataset(data, side, split) for split in ("train", "test"))
     network = DatasetClassifier.load_or_train(classifier, training)
     real = extract_features(network, labelled_batches(test, np.arange(len(test.labels))))
@@ -222,7 +222,7 @@ def _through_codebook(model: MAR, dataset: ImageDataset, count: int) -> Iterator
     for images, labels in labelled_batches(dataset, np.arange(count)):
         tokens = patchify(from_uint8(images), patch)  # [B, L, D]
         codes = nearest_codes(torch.from_numpy(tokens).flatten(0, 1), codebook)
-        yield to_uint8(unpatchify(codebook[codes].numpy().reshape(tokens.shape), grid, patch)), labels
+        yield to_uint8(unpatchify(codebook[codes].numpy().reshape(tokens.shape), (grid, grid), patch)), labels
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,11 +21,11 @@ from runtime.backends import available_threads, open_backend
 from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
-from runtime.loops.causal_loop import run_causal_plan
 from runtime.loops.finite_engines import check_finite, finite_engines
-from runtime.loops.host_loop import Engines, run_plan
+from runtime.loops.host_loop import Engines
 from runtime.loops.lanes import in_lanes, share_threads
 from runtime.model.engine_spec import ENGINES
+from runtime.model.families import family_of, imported
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
     Edit,
@@ -38,16 +38,17 @@ from runtime.requests.inpainting import (
     select_known_tokens,
 )
 from runtime.requests.request_lock import LockedIterator, RequestLock
+from runtime.requests.subjects import PROMPT_ARGUMENTS, CheckSubjects, ImageRequest, Subjects
 from runtime.requests.validation import (
     MAX_BATCH,
     check_batch,
     check_indices,
-    check_labels,
     check_noise,
     check_order,
     check_seeds,
 )
-from runtime.sampling.plan import Float, Plan, PlanLoop, Progress, build_plan
+from runtime.sampling.constraints import check_editable, plan_for
+from runtime.sampling.plan import Float, Plan, PlanLoop, Progress
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
@@ -123,7 +124,7 @@ class Result:
 class _CheckedImages:
     """The images of a request, checked: what each of them is, and the random numbers that a caller gives."""
 
-    labels: NDArray[np.int64]  # [B]
+    subjects: Subjects
     seeds: Sequence[int]
     indices: Sequence[int]
     orders: NDArray[np.int64] | None  # [B, L]
@@ -133,11 +134,12 @@ class _CheckedImages:
         """Return some of the images."""
         orders = None if self.orders is None else self.orders[images]
         noises = None if self.noises is None else self.noises[:, images]
-        return _CheckedImages(self.labels[images], self.seeds[images], self.indices[images], orders, noises)
+        return _CheckedImages(self.subjects.part(images), self.seeds[images], self.indices[images], orders, noises)
 
     def given(self, place: int) -> dict[str, str]:
-        """Return the hashes of the random numbers that the caller gave for one image."""
+        """Return the hashes of the arrays that the caller gave for one image."""
         arrays = {
+            **self.subjects.given(place),
             "order": None if self.orders is None else self.orders[place],
             "noise": None if self.noises is None else self.noises[:, place],
         }
@@ -173,7 +175,7 @@ class _PreparedRequest:
     """A checked request: the arguments of the loop, and what an edit needs after it."""
 
     plan: Plan
-    labels: NDArray[np.int64]  # [B]
+    subjects: Subjects
     order: NDArray[np.int64]  # [B, L], positions in generation order
     noise: NDArray[np.float32]  # [T + 1, L, B, D], in generation order
     known_tokens: NDArray[np.float32]  # [V, B, D], the first tokens of the order, which are not generated
@@ -227,16 +229,18 @@ class Generator:
             engines: The loaded engines.
             description: What runs the engines, for people.
             close: Called by `close`; frees the engines.
-            loop: Executes plans. None: the loop on the host that suits the model's attention.
+            loop: Executes plans. None: the loop on the host of the model's family.
             lanes: Engines of the loop on the host for each lane, in which parts of a batch are generated together.
         """
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
         self._request_lock = RequestLock()
         self._unfinished: _Unfinished | None = None  # during a progress callback
         self.on_host = loop is None
-        host_loop = run_causal_plan if manifest.model.attention == "causal" else run_plan
+        family = family_of(manifest.model)
+        self._check_subjects: CheckSubjects = imported(family.request)
+        host_loop = imported(family.host_loop)
         on_host = [functools.partial(host_loop, finite_engines(each), manifest.model) for each in (engines, *lanes)]
-        self.loop = loop or on_host[0]
+        self.loop: PlanLoop = loop or on_host[0]
         self.lanes = tuple(lanes)
         if self.lanes:
             self.loop = in_lanes(on_host[1:], self.loop)
@@ -309,7 +313,7 @@ class Generator:
     @property
     def image_size(self) -> int:
         """The width and height of the images, in pixels."""
-        return self.manifest.model.img_size
+        return self.manifest.model.image_shape[1]
 
     def sampling(self, **settings: Unpack[SamplingRequest]) -> Sampling:
         """Return the sampling settings that `generate` uses for these arguments, which are those of `generate`.
@@ -335,15 +339,15 @@ class Generator:
         Raises:
             RequestError: A setting is unknown or has a wrong value.
         """
-        return build_plan(self.manifest.model.tokens, self.sampling(**settings), known_tokens)
+        return plan_for(self.manifest.model, self.sampling(**settings), known_tokens)
 
     def records(
         self,
-        labels: Sequence[int | str],
+        labels: Sequence[int | str] | None = None,
         *,
         seed: int | Sequence[int] = 0,
         index: Sequence[int] | None = None,
-        **settings: Unpack[SamplingRequest],
+        **settings: Unpack[ImageRequest],
     ) -> tuple[ImageRecord, ...]:
         """Return how the images of a request are made, B records, without generating them.
 
@@ -353,13 +357,13 @@ class Generator:
             RequestError: An argument is wrong.
         """
         request = self._resolve(settings)
-        classes = check_labels(labels, self.manifest.model, self.class_names)
-        plan = build_plan(self.manifest.model.tokens, request.sampling)
-        return self._records(self._check_images(classes, plan, seed, index), request)
+        subjects = self._subjects(labels, settings)
+        plan = plan_for(self.manifest.model, request.sampling)
+        return self._records(self._check_images(subjects, plan, seed, index), request)
 
     def generate(
         self,
-        labels: Sequence[int | str],
+        labels: Sequence[int | str] | None = None,
         *,
         seed: int | Sequence[int] = 0,
         index: Sequence[int] | None = None,
@@ -368,14 +372,15 @@ class Generator:
         edit: Edit | None = None,
         decode_batch: int = 1,
         progress: Progress | None = None,
-        **settings: Unpack[SamplingRequest],
+        **settings: Unpack[ImageRequest],
     ) -> Result:
-        """Generate one image for each class in `labels`, or regenerate a part of an image.
+        """Generate one image for each class or prompt, or regenerate a part of an image.
 
-        An image depends on its seed, index, class and sampling settings only, not on the batch it is generated in.
+        An image depends on its seed, index, class or prompt, and sampling settings only, not on the batch it is
+        generated in.
 
         Args:
-            labels: Classes by number or name, B of them.
+            labels: Classes by number or name, B of them, for a model of classes.
             seed: The seed of the random numbers, 0 to 2^64 - 1; or one for each image, B of them.
             index: The number of each image in the sequence of its seed, B of them. None: the number of images before
                 it that have the same seed, which is 0, 1, 2, ... for one seed.
@@ -388,7 +393,9 @@ class Generator:
             progress: Called after each iteration with the number of iterations done and their total. An exception
                 that it raises cancels the request and reaches the caller.
             **settings: Sampling settings: `preset` (a name) or `sampling` (a complete `Sampling`), and single fields
-                of `Sampling`, which override it. What is missing or None is the artifact's own setting.
+                of `Sampling`, which override it. What is missing or None is the artifact's own setting. For a model
+                that draws from text also `prompt_embeds` and `negative_prompt_embeds`, see
+                `runtime.requests.subjects.PromptArguments`.
 
         Raises:
             RequestError: An argument is wrong. Nothing has run yet.
@@ -396,18 +403,18 @@ class Generator:
         """
         _check_delivery(decode_batch, progress)
         config, request = self.manifest.model, self._resolve(settings)
-        classes = check_labels(labels, config, self.class_names)
-        checked = self._check_edit(edit, len(classes))
-        plan = build_plan(config.tokens, request.sampling, checked.mask.known if checked else 0)
-        check_batch(len(classes), plan.diffusion_steps, config)
-        images = self._check_images(classes, plan, seed, index, order, noise)
+        subjects = self._subjects(labels, settings)
+        checked = self._check_edit(edit, len(subjects))
+        plan = plan_for(config, request.sampling, checked.mask.known if checked else 0)
+        check_batch(len(subjects), plan.diffusion_steps, config)
+        images = self._check_images(subjects, plan, seed, index, order, noise)
         prepared = self._prepare(images, plan, request, checked)
         with self._request_lock.hold():
             return self._execute(prepared, decode_batch, progress)
 
     def generate_batches(
         self,
-        labels: Sequence[int | str],
+        labels: Sequence[int | str] | None,
         batch_size: int,
         *,
         seed: int | Sequence[int] = 0,
@@ -416,15 +423,15 @@ class Generator:
         noise: ArrayLike | None = None,
         decode_batch: int = 1,
         progress: Progress | None = None,
-        **settings: Unpack[SamplingRequest],
+        **settings: Unpack[ImageRequest],
     ) -> Iterator[Result]:
-        """Generate one image for each class in `labels`, `batch_size` at a time; yield the result of each batch.
+        """Generate one image for each class or prompt, `batch_size` at a time; yield the result of each batch.
 
         While one batch is generated, a thread makes the noise of the next, so that a GPU does not wait for it. All
         arguments are checked before the first batch; the other arguments are those of `generate`, for all images.
 
         Args:
-            labels: Classes by number or name, B of them over all batches.
+            labels: Classes by number or name, B of them over all batches; None for a model that draws from text.
             batch_size: The number of images in a batch; the last batch may have fewer.
             seed: The seed of the random numbers; or one for each image, B of them.
             index: The number of each image in the sequence of its seed, B of them. None: as in `generate`.
@@ -439,12 +446,12 @@ class Generator:
             BackendError: By the iterator: an engine failed, its numbers overflowed, or the generator was closed.
         """
         config, request = self.manifest.model, self._resolve(settings)
-        classes = check_labels(labels, config, self.class_names)
-        plan = build_plan(config.tokens, request.sampling)
+        subjects = self._subjects(labels, settings)
+        plan = plan_for(config, request.sampling)
         check_batch(batch_size, plan.diffusion_steps, config)
         _check_delivery(decode_batch, progress)
-        images = self._check_images(classes, plan, seed, index, order, noise)
-        starts = range(0, len(classes), batch_size)
+        images = self._check_images(subjects, plan, seed, index, order, noise)
+        starts = range(0, len(subjects), batch_size)
 
         def prepare(start: int) -> _PreparedRequest:
             return self._prepare(images.part(slice(start, start + batch_size)), plan, request)
@@ -454,12 +461,18 @@ class Generator:
 
         return LockedIterator(self._request_lock, _prepared_ahead(prepare, execute, starts))
 
-    def _resolve(self, settings: SamplingRequest) -> _Settings:
-        return _Settings(self.sampling(**settings), settings.get("preset"))
+    def _subjects(self, labels: Sequence[int | str] | None, arguments: ImageRequest) -> Subjects:
+        """Check what the images of a request show: its labels, or the prompts among its named arguments."""
+        inputs = {"labels": labels, **{name: arguments.get(name) for name in PROMPT_ARGUMENTS}}
+        return self._check_subjects(inputs, self.manifest.model, self.class_names)
+
+    def _resolve(self, settings: ImageRequest) -> _Settings:
+        sampling: Any = {name: value for name, value in settings.items() if name not in PROMPT_ARGUMENTS}
+        return _Settings(self.sampling(**sampling), settings.get("preset"))
 
     def _check_images(
         self,
-        classes: NDArray[np.int64],
+        subjects: Subjects,
         plan: Plan,
         seed: int | Sequence[int],
         index: Sequence[int] | None,
@@ -467,12 +480,12 @@ class Generator:
         noise: ArrayLike | None = None,
     ) -> _CheckedImages:
         """Check the arguments that decide the random numbers of a request."""
-        config, count = self.manifest.model, len(classes)
+        config, count = self.manifest.model, len(subjects)
         seeds = check_seeds(seed, count)
         indices = check_indices(index, seeds)
         orders = None if order is None else check_order(order, count, config)
         noises = None if noise is None else check_noise(noise, count, plan.diffusion_steps, config)
-        return _CheckedImages(classes, seeds, indices, orders, noises)
+        return _CheckedImages(subjects, seeds, indices, orders, noises)
 
     def partial_images(self, places: Sequence[int]) -> NDArray[np.uint8]:
         """Return images as they are after the last iteration, for the progress callback of the request that runs.
@@ -518,7 +531,7 @@ class Generator:
         noise = np.take_along_axis(noise, order[None, :, :, None], axis=2)  # by position -> in generation order
         return _PreparedRequest(
             plan=plan,
-            labels=images.labels,
+            subjects=images.subjects,
             order=order,
             noise=noise.swapaxes(1, 2),
             known_tokens=known_tokens.swapaxes(0, 1),
@@ -531,11 +544,10 @@ class Generator:
         self, images: _CheckedImages, request: _Settings, edit: _CheckedEdit | None = None
     ) -> tuple[ImageRecord, ...]:
         """Return how each image of a request is made."""
-        names, settings = self.class_names, settings_values(request.sampling)
+        settings = settings_values(request.sampling)
         return tuple(
             ImageRecord(
-                class_number=label,
-                class_name=names[label] if names else "",
+                **images.subjects.record(place),
                 seed=images.seeds[place],
                 index=images.indices[place],
                 settings=settings,
@@ -545,7 +557,7 @@ class Generator:
                 dilate=edit.dilate if edit else False,
                 paste=edit.paste if edit else True,
             )
-            for place, label in enumerate(images.labels.tolist())
+            for place in range(len(images.subjects))
         )
 
     def _check_edit(self, edit: object, batch: int) -> _CheckedEdit | None:
@@ -554,11 +566,7 @@ class Generator:
             return None
         if not isinstance(edit, Edit):
             raise RequestError(f"edit must be a runtime.Edit with known and mask, found {truncate(edit)}")
-        if config.order == "raster":
-            raise RequestError(
-                "this model was trained to generate tokens in raster order only, so it cannot regenerate a part of an "
-                "image; use a model trained with order random"
-            )
+        check_editable(config)
         for name in ("dilate", "paste"):
             check_bool(name, getattr(edit, name))
         mask, known = check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
@@ -567,8 +575,9 @@ class Generator:
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
         """Run the loop of a request and decode its images. The caller holds the lock."""
         after_iteration = None if progress is None else functools.partial(self._after_iteration, request, progress)
+        condition = request.subjects.condition(self.engines, request.plan.guided)
         generated = self.loop(
-            request.plan, request.labels, request.order.T, request.noise, request.known_tokens, after_iteration
+            request.plan, condition, request.order.T, request.noise, request.known_tokens, after_iteration
         ).swapaxes(0, 1)  # [B, L, D]
         check_finite(generated, "the engines")
         latents = self._latents(generated, request.order)
@@ -590,7 +599,7 @@ class Generator:
         """Return the latents [B, C, h, w] of tokens [B, L, D] in generation order."""
         config, by_position = self.manifest.model, np.empty_like(tokens)
         np.put_along_axis(by_position, order[..., None], tokens, axis=1)
-        return unpatchify(by_position, config.grid, config.patch_size)
+        return unpatchify(by_position, config.grid_shape, config.patch_size)
 
     def _encode(self, known: KnownImages) -> NDArray[np.float32]:
         """Return the latents [B, C, h, w] of known images."""

@@ -32,8 +32,8 @@ from runtime.cli.result_files import (
 )
 from runtime.errors import RequestError
 from runtime.model.engine_spec import ENGINES
+from runtime.model.families import check_supported
 from runtime.progress import Progress
-from runtime.sampling.constraints import check_masked_diffusion
 from runtime.storage.files import check_writable, holding, scratch_folder
 
 _MAX_COUNT = 100_000
@@ -163,7 +163,7 @@ def _open(path: pathlib.Path, out: pathlib.Path | None) -> Artifact:
         check_output(artifact, out)
     artifact.verify()
     check_float32(artifact)
-    check_masked_diffusion(artifact.manifest.model, "mar calibrate")
+    check_supported(artifact.manifest.model, "mar calibrate")
     return artifact
 
 

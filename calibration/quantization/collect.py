@@ -19,7 +19,8 @@ from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Array
-from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.constraints import plan_for
+from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import scratch_beside
 
@@ -54,7 +55,7 @@ def collect(
     Raises:
         CalibrationError: If `file` belongs to another artifact or to other settings, or cannot be read.
     """
-    manifest, plan = artifact.manifest, build_plan(artifact.manifest.model.tokens, sampling)
+    manifest, plan = artifact.manifest, plan_for(artifact.manifest.model, sampling)
     statistics = _load_or_start(artifact, file, sampling, plan)
     resumed(statistics.images)
     random = np.random.default_rng()

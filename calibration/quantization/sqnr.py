@@ -18,7 +18,7 @@ from runtime.distance import distance_report, drift, relative_l2
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import ENGINES, Engine
-from runtime.sampling.plan import build_plan
+from runtime.sampling.constraints import plan_for
 from runtime.sampling.rng import seeded_order
 from runtime.sampling.settings import Sampling
 
@@ -58,7 +58,7 @@ class SqnrEvaluator:
         """Return the distance of the latents, and of the tokens of each iteration, as the manifest stores them."""
         latents = self._latents(changed)
         model = self._artifact.manifest.model
-        plan = build_plan(model.tokens, self._sampling)
+        plan = plan_for(model, self._sampling)
         order = seeded_order(SQNR_SEED, range(len(self._labels)), model, plan.token_order)  # [B, L]
         return {
             **distance_report(relative_l2(latents, self._expected)),

@@ -18,6 +18,7 @@ from calibration.quantization.weight_only import quantize_weights
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.model.engine_spec import CONDITIONING, DENOISE
+from runtime.model.families import check_supported
 from runtime.model.low_precision import stays_in_float32
 
 ChangedGraphs = dict[str, tuple[pathlib.Path, str]]
@@ -113,7 +114,7 @@ class QdqVariant(QuantizedVariant):
 
     def _modulation_divisors(self, scales: Mapping[str, Scale]) -> np.ndarray | None:
         """What smoothing divides the modulation by, [M]; None if it changes nothing."""
-        config = self.artifact.manifest.model
+        config = check_supported(self.artifact.manifest.model, "mar calibrate")
         divisors = np.ones(config.modulation_channels, np.float32)
         for layer, scale in scales.items():
             block = modulated_block(DENOISE, layer)

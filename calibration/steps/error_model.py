@@ -18,8 +18,9 @@ from calibration.steps.solvers import REFERENCE, REFERENCE_STEPS, Solver
 from calibration.steps.trajectories import Trajectory, TrajectoryInputs, TrajectorySampler, energies
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
-from runtime.model.config import ModelConfig
-from runtime.sampling.plan import Float, Plan, build_plan
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.constraints import plan_for
+from runtime.sampling.plan import Float, Plan
 from runtime.sampling.settings import Sampling
 
 Float64 = NDArray[np.float64]
@@ -47,7 +48,7 @@ class ErrorModel:
     """
 
     sampler: TrajectorySampler
-    config: ModelConfig
+    config: FamilyConfig
     schedule: Sampling
     trajectories: Sequence[Trajectory]
 
@@ -68,7 +69,7 @@ class ErrorModel:
         """
         config = generator.manifest.model
         sampler = TrajectorySampler(generator.engines, config)
-        plan = build_plan(config.tokens, REFERENCE.sampling(schedule, REFERENCE_STEPS))
+        plan = plan_for(config, REFERENCE.sampling(schedule, REFERENCE_STEPS))
         trajectories = [
             sampler.record(
                 plan, TrajectoryInputs.seeded(STEP_SEARCH_SEED, numbers, config, schedule.token_order), advance
@@ -84,7 +85,7 @@ class ErrorModel:
 
     def plan(self, solver: Solver, steps: int | Sequence[int]) -> Plan:
         """Return the plan of the schedule with this solver, and one number of steps or one for each iteration."""
-        return build_plan(self.config.tokens, solver.sampling(self.schedule, steps))
+        return plan_for(self.config, solver.sampling(self.schedule, steps))
 
     def chain_errors(self, solver: Solver, advance: Callable[[int], None]) -> Float64:
         """Measure the error in the tokens of each iteration alone, with the reference's output of the backbone.

@@ -17,7 +17,7 @@ from calibration.steps.timing import ROUNDS, StepTimes, measure_times
 from runtime.checks import pluralize
 from runtime.errors import CalibrationError, RequestError
 from runtime.generator import Generator
-from runtime.sampling.plan import build_plan
+from runtime.sampling.constraints import plan_for
 from runtime.sampling.settings import Sampling
 
 Bar = Callable[[int, str], AbstractContextManager[Any]]
@@ -100,7 +100,7 @@ def find_steps(
         RequestError: If even the fewest steps exceed the budget.
         CalibrationError: If no plan is within the allowed error, or the reference is not finite.
     """
-    iterations = len(build_plan(generator.manifest.model.tokens, schedule).iterations)
+    iterations = len(plan_for(generator.manifest.model, schedule).iterations)
     with bar(2 * ROUNDS, "timing") as progress:
         times = measure_times(generator, schedule, progress.update)
     least = times.seconds([STEPS[0]] * iterations)

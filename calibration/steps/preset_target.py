@@ -7,11 +7,13 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+from calibration.steps.solvers import REFERENCE
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions, report_stale_signature
 from runtime.errors import RequestError
-from runtime.sampling.constraints import check_masked_diffusion
+from runtime.model.families import check_supported
+from runtime.sampling.constraints import supported_samplers
 from runtime.sampling.presets import check_preset_name
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import check_writable, replacing_folder, write_json
@@ -37,9 +39,11 @@ class PresetTarget:
         """Return the artifact as it is now. Raise `MarError` if the preset cannot be written."""
         check_preset_name(self.name)
         artifact = Artifact(self.artifact)
-        check_masked_diffusion(artifact.manifest.model, "mar optimize-steps")
-        if artifact.manifest.model.head != "diffusion":
-            raise RequestError(f"{self.artifact} has a flow head; mar optimize-steps needs a diffusion head")
+        model = check_supported(artifact.manifest.model, "mar optimize-steps")
+        if REFERENCE.sampler not in supported_samplers(model):
+            raise RequestError(
+                f"{self.artifact} has {model.describe_head()}; mar optimize-steps needs a diffusion head"
+            )
         presets = set(artifact.manifest.presets)
         if self.out is None:
             artifact.check_changeable()

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.loops.host_loop import Engines, diffuse, run_plan
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Array
+from runtime.model.family_config import FamilyConfig
+from runtime.requests.class_subjects import both_halves
 from runtime.sampling.plan import Float, Int, Iteration, Plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 
@@ -33,7 +34,7 @@ class TrajectoryInputs:
     noise: Float
 
     @classmethod
-    def seeded(cls, seed: int, numbers: range, config: ModelConfig, token_order: str) -> TrajectoryInputs:
+    def seeded(cls, seed: int, numbers: range, config: FamilyConfig, token_order: str) -> TrajectoryInputs:
         """Return the inputs of the images `numbers` of a seed, as `Generator.generate` uses them; classes in turn."""
         order = seeded_order(seed, numbers, config, token_order)  # [B, L]
         noise = seeded_noise(seed, numbers, 0, config)[0]  # [B, L, D] by position
@@ -59,7 +60,7 @@ class Trajectory:
 class TrajectorySampler:
     """Generates images, from the start or from known tokens, with the same first noise each time."""
 
-    def __init__(self, engines: Engines, config: ModelConfig) -> None:
+    def __init__(self, engines: Engines, config: FamilyConfig) -> None:
         """Use the engines of a model."""
         self._engines, self._config = engines, config
 
@@ -102,7 +103,16 @@ class TrajectorySampler:
 
     def _run(self, engines: Engines, plan: Plan, inputs: TrajectoryInputs, known: Float) -> Float:
         noise = _noise_of_steps(inputs.noise, plan.diffusion_steps)
-        return run_plan(engines, self._config, plan, inputs.labels, inputs.order, noise, known, None)
+        return run_plan(
+            engines,
+            self._config,
+            plan,
+            both_halves(inputs.labels, self._config.class_num),
+            inputs.order,
+            noise,
+            known,
+            None,
+        )
 
 
 def _noise_of_steps(first: Float, steps: int) -> Float:

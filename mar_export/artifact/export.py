@@ -30,9 +30,9 @@ from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENGINES, EngineSpec, engine_specs, tokenizer_specs
-from runtime.sampling.constraints import default_sampling
-from runtime.sampling.plan import build_plan
+from runtime.model.engine_spec import EngineSpec, tokenizer_specs
+from runtime.model.families import engine_specs
+from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.version import __version__
@@ -159,7 +159,7 @@ def _compare_generation(
 ) -> dict[str, Any]:
     """Generate the image of `trajectory` with the engines in the files `runnable`; return its parity."""
     specs = engine_specs(manifest.model)
-    engines = Engines(**{name: backend.load_graph(runnable[name], specs[name]) for name in ENGINES})
+    engines = Engines(**{name: backend.load_graph(runnable[name], spec) for name, spec in specs.items()})
     with Generator(manifest, engines, backend.description, backend.close) as generator:
         parity = generation_parity(generator, trajectory, manifest.precision)
     return parity | (_computed_by(backend) if isinstance(backend, OpenVino) else {})
@@ -208,7 +208,7 @@ def _manifest(checkpoint: Checkpoint, sampling: Sampling | None, precision: str)
     """Return a manifest that lists no files, engines or parity yet. Raises `RequestError` for invalid settings."""
     config = checkpoint.model.config
     sampling = sampling or default_sampling(config)
-    build_plan(config.tokens, sampling)
+    plan_for(config, sampling)
     return Manifest(
         model=config,
         tokenizer=checkpoint.tokenizer,

@@ -26,7 +26,6 @@ def as_exported(checkpoint: Checkpoint, artifact: pathlib.Path) -> Checkpoint:
         raise RequestError(
             f"{checkpoint.source} is not the checkpoint that {artifact} was exported from; export it first"
         )
-    side = manifest.model.img_size
-    if side == checkpoint.model.config.img_size:
+    if manifest.model == checkpoint.model.config:
         return checkpoint
-    return dataclasses.replace(checkpoint, model=resize_model(checkpoint.model, side))
+    return dataclasses.replace(checkpoint, model=resize_model(checkpoint.model, manifest.model.image_shape[0]))

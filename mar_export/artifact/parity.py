@@ -15,14 +15,13 @@ from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
 from runtime.distance import distance_report, drift, relative_l2
 from runtime.errors import ParityError
 from runtime.generator import Generator
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine, EngineSpec
-from runtime.sampling.constraints import default_sampling, fixed_settings, short_chain_settings
-from runtime.sampling.plan import Plan, build_plan
+from runtime.model.families import family_of, imported
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.constraints import default_sampling, fixed_settings, plan_for, short_chain_settings
+from runtime.sampling.plan import Plan
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
-from training.models.mar import MAR
-from training.models.reference_loop import sample
 
 ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
 """The largest relative L2 distance of an engine from eager float32, by precision.
@@ -44,7 +43,7 @@ class Trajectory:
     """A generation of one image by the reference loop in eager PyTorch, with all its inputs.
 
     Attributes:
-        labels: The class, [1].
+        request: What the image shows, as named arguments of `Generator.generate`.
         settings: The sampling settings of the request.
         plan: The plan of these settings.
         order: The generation order [1, L].
@@ -52,7 +51,7 @@ class Trajectory:
         latents: The latents [1, c, H, W] that the reference loop generated.
     """
 
-    labels: NDArray[np.int64]
+    request: Mapping[str, Any]
     settings: dict[str, Any]
     plan: Plan
     order: NDArray[np.int64]
@@ -61,10 +60,10 @@ class Trajectory:
 
     def generate_with(self, generator: Generator) -> NDArray[np.float32]:
         """Generate the same image with another generator; returns its latents [1, c, H, W]."""
-        return generator.generate(list(self.labels), order=self.order, noise=self.noise, **self.settings).latents
+        return generator.generate(**self.request, order=self.order, noise=self.noise, **self.settings).latents
 
 
-def eager_outputs(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[Arrays]:
+def eager_outputs(module: nn.Module, spec: EngineSpec, config: FamilyConfig) -> list[Arrays]:
     """Return the outputs of a module for random inputs, at each of the sizes of `parity_sizes`."""
     outputs = []
     for inputs in _cases(spec, config):
@@ -75,7 +74,7 @@ def eager_outputs(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> l
 
 
 def engine_parity(
-    engine: Engine, expected: list[Arrays], spec: EngineSpec, config: ModelConfig, precision: str, backend: str = ""
+    engine: Engine, expected: list[Arrays], spec: EngineSpec, config: FamilyConfig, precision: str, backend: str = ""
 ) -> dict[str, Any]:
     """Compare an engine with eager PyTorch at every size.
 
@@ -107,15 +106,16 @@ def engine_parity(
     return _checked_distance(what, worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
 
 
-def eager_trajectory(model: MAR, precision: str) -> Trajectory:
+def eager_trajectory(model: Any, precision: str) -> Trajectory:
     """Generate an image with the reference loop in eager PyTorch, to compare an export with.
 
     Args:
-        model: The model, in float32.
+        model: The model of any family, in float32.
         precision: The precision of the export, which decides the number of iterations.
     """
     config = model.config
-    labels = np.array([config.class_num - 1], dtype=np.int64)
+    eager = imported(family_of(config).eager)
+    shown = eager.example_request(config)
     request: dict[str, Any] = {
         "preset": "exact",
         "iterations": min(_ITERATIONS[precision], config.tokens),
@@ -123,9 +123,9 @@ def eager_trajectory(model: MAR, precision: str) -> Trajectory:
         **short_chain_settings(config, 10),
     }
     settings = {name: value for name, value in request.items() if name not in fixed_settings(config)}
-    plan = build_plan(config.tokens, resolve_sampling(default_sampling(config), config, settings))
+    plan = plan_for(config, resolve_sampling(default_sampling(config), config, settings))
     order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
-    return Trajectory(labels, settings, plan, order, noise, sample(model, labels, plan, order, noise))
+    return Trajectory(shown, settings, plan, order, noise, eager.sample_request(model, shown, plan, order, noise))
 
 
 def generation_parity(generator: Generator, trajectory: Trajectory, precision: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def generation_parity(generator: Generator, trajectory: Trajectory, precision: s
     return parity | {"drift": growth} | trajectory.settings
 
 
-def _cases(spec: EngineSpec, config: ModelConfig) -> list[Mapping[str, NDArray[Any]]]:
+def _cases(spec: EngineSpec, config: FamilyConfig) -> list[Mapping[str, NDArray[Any]]]:
     return [example_inputs(spec, config, sizes, seed) for seed, sizes in enumerate(parity_sizes(spec, config))]
 
 

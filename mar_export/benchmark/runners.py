@@ -27,7 +27,9 @@ from runtime.checks import pluralize
 from runtime.engine_clocks import with_clocks
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
-from runtime.sampling.plan import Plan, build_plan
+from runtime.model.families import check_supported
+from runtime.sampling.constraints import plan_for
+from runtime.sampling.plan import Plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 
 if TYPE_CHECKING:
@@ -186,7 +188,7 @@ def _naive_onnx(inputs: RunnerInputs) -> tuple[str, Generate]:
 
     manifest = Artifact(inputs.artifact).manifest
     backend = OnnxRuntime("onnxruntime", inputs.threads)
-    engines = NaiveEngines.load(backend, inputs.naive, manifest.model)
+    engines = NaiveEngines.load(backend, inputs.naive, check_supported(manifest.model, "mar bench"))
 
     def generate(settings: Mapping[str, Any]) -> Stages:
         labels, plan, order, noise = _request(manifest, inputs.labels, settings)
@@ -202,7 +204,7 @@ def _request(
 ) -> tuple[NDArray[np.int64], Plan, NDArray[np.int64], NDArray[np.float32]]:
     """Resolve the settings of a request to labels [B], plan, order [B, L] and noise, as `Generator.generate` does."""
     config, indices = manifest.model, range(len(labels))
-    plan = build_plan(config.tokens, manifest.resolve_sampling(settings))
+    plan = plan_for(config, manifest.resolve_sampling(settings))
     order = seeded_order(0, indices, config, plan.token_order)
     return np.array(labels), plan, order, seeded_noise(0, indices, plan.diffusion_steps, config)
 

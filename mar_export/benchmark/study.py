@@ -237,7 +237,7 @@ def _load_study(study: Study) -> tuple[Generator, DatasetClassifier, FeatureStat
         raise RequestError(f"{study.artifact} is a model of latents, mar study is for pixels; use mar evaluate")
     checkpoint = as_exported(load_checkpoint(study.checkpoint), study.artifact)
     generator = eager_generator(manifest, checkpoint.model, bfloat16=True)
-    side = manifest.model.img_size
+    side = manifest.model.image_shape[0]
     train, test = (open_dataset(study.data, side, split, study.background) for split in ("train", "test"))
     check_known_classes(train.classes, manifest.class_names, str(study.data), str(study.artifact))
     classifier = DatasetClassifier.load_or_train(study.classifier, train)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mar_export.benchmark.runners import Runner, Stages
 from runtime.cost.operations import Machine
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import short_chain_settings
 
 
@@ -65,7 +65,7 @@ class Measurement:
     stages: Mapping[str, Timing]
 
 
-def warm_up_settings(model: ModelConfig) -> dict[str, Any]:
+def warm_up_settings(model: FamilyConfig) -> dict[str, Any]:
     """Return sampling settings of a very short generation that still calls every engine with every kind of input."""
     return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain_settings(model, 2)}
 

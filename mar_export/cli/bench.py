@@ -31,11 +31,11 @@ from runtime.cli.options import PATH, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
 from runtime.cost.operations import Machine
 from runtime.errors import BackendError, RequestError
+from runtime.model.families import check_supported
 from runtime.progress import Progress
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
-from runtime.sampling.constraints import check_masked_diffusion
-from runtime.sampling.plan import build_plan
+from runtime.sampling.constraints import plan_for
 from runtime.sampling.presets import OWN, PRESETS
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import holding_folder, scratch_folder
@@ -264,11 +264,10 @@ def _check_presets(names: Iterable[str], manifest: Manifest) -> None:
 
 def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inputs: RunnerInputs) -> Workload:
     """Resolve the sampling settings of each preset to a plan, and check them before anything is loaded."""
-    config = manifest.model
-    check_masked_diffusion(config, "mar bench")
+    config = check_supported(manifest.model, "mar bench")
     check_labels(inputs.labels, config)
     samplings = {name: manifest.resolve_sampling(overrides) for name, overrides in settings.items()}
-    plans = {name: build_plan(config.tokens, sampling) for name, sampling in samplings.items()}
+    plans = {name: plan_for(config, sampling) for name, sampling in samplings.items()}
     for sampling in samplings.values():
         tell_other_plan(manifest, sampling)
     for plan in plans.values():
@@ -320,7 +319,7 @@ def _export_missing(inputs: RunnerInputs, owns_artifact: bool, naive: bool) -> N
 
         check_labels(inputs.labels, model_config(inputs.random_model))
         export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, _RANDOM_SAMPLING)
-    config = Artifact(inputs.artifact).manifest.model
+    config = check_supported(Artifact(inputs.artifact).manifest.model, "mar bench")
     files = [inputs.naive / f"{name}.onnx" for name in naive_specs(config)]
     if naive and not all(file.is_file() for file in files):
         from mar_export.benchmark.naive_graphs import export_naive

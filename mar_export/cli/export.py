@@ -13,6 +13,7 @@ from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.cli.result_files import force_option, is_forced
 from runtime.log import LOG
+from runtime.model.families import check_supported
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
 from runtime.storage.files import holding
@@ -52,7 +53,7 @@ def export(
     diffusers. The size of the model is inferred from the weights; --model and --model-config say what they do not.
     --preset and the sampling options become the artifact's own settings, for requests that name none.
     """
-    loaded = load_named_checkpoint(checkpoint, options)
+    loaded = load_named_checkpoint(checkpoint, options, any_family=True)
     loaded = _resize(loaded, image_size)
     config = loaded.model.config
     sampling = resolve_sampling(default_sampling(config), config, options)
@@ -65,7 +66,7 @@ def export(
 
 
 def _resize(loaded: Checkpoint, image_size: int | None) -> Checkpoint:
-    if image_size is None or image_size == loaded.model.config.img_size:
+    if image_size is None or image_size == check_supported(loaded.model.config, "mar export --image-size").img_size:
         return loaded
     trained, other = loaded.model.config.img_size, resize_model(loaded.model, image_size)
     LOG.warning(

@@ -31,6 +31,7 @@ from runtime.cli.result_files import (
 )
 from runtime.errors import RequestError
 from runtime.image_files import Color
+from runtime.model.families import check_supported
 from runtime.storage.files import holding_folder
 from runtime.workers.worker_group import Workers
 from training.cli.options import echo_warnings
@@ -91,7 +92,9 @@ def study(
             check_result_file(path)
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
-    settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(manifest.model))
+    settings = preset_settings(manifest.presets) + (
+        [] if presets_only else sampler_settings(check_supported(manifest.model, "mar study"))
+    )
     inputs = Study(artifact, checkpoint, classifier, data, count, background_of_run(checkpoint, background))
     with holding_folder(out):
         if not is_forced():

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mar_export.graphs.channel_padding import linear, pad_layers
 from training.models.mar import MAR
-from training.models.transformer import Attention, Block
+from training.models.nova import Attention as NovaAttention
+from training.models.transformer import Attention, Block, FeedForward
 
 
 class Backbone(nn.Module):
@@ -72,20 +73,23 @@ class Backbone(nn.Module):
         return model.decoder_norm(x) + model.diffusion_pos_embed_learned[0][predict]
 
 
-class _SequenceAttention(nn.Module):
+class SequenceAttention(nn.Module):
     """`Attention` over x [S, B, E].
 
     The bias of the keys adds the same number to every score of a query, which softmax cancels, so it is left out. The
     bias of the values passes the weighted sum unchanged, so it becomes part of the output's bias.
+
+    Where keys are rotated by their positions, their bias adds another number for each of them, and stays.
     """
 
-    def __init__(self, attention: Attention) -> None:
+    def __init__(self, attention: Attention | NovaAttention, rotated: bool = False) -> None:
         super().__init__()
         queries, keys, values = attention.qkv.weight.detach().chunk(3)
-        query_bias, _, value_bias = attention.qkv.bias.detach().chunk(3)
+        query_bias, key_bias, value_bias = attention.qkv.bias.detach().chunk(3)
         output = attention.proj.weight.detach()
         self.heads, self.attend = attention.heads, attention.attend
-        self.q, self.k, self.v = linear(queries, query_bias), linear(keys), linear(values)
+        self.q, self.v = linear(queries, query_bias), linear(values)
+        self.k = linear(keys, key_bias if rotated else None)
         self.proj = linear(output, attention.proj.bias.detach() + output @ value_bias)
 
     def forward(self, x: Tensor, queries: Tensor) -> Tensor:
@@ -104,10 +108,8 @@ class SequenceBlock(nn.Module):
     def __init__(self, block: Block) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
-        self.mlp = copy.copy(block.mlp)
-        fc1, fc2 = pad_layers(block.mlp.fc1, block.mlp.fc2)
-        self.mlp._modules = {**block.mlp._modules, "fc1": fc1, "fc2": fc2}
-        self.attn = _SequenceAttention(block.attn)
+        self.mlp = padded_mlp(block.mlp)
+        self.attn = SequenceAttention(block.attn)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the block for all rows of x [S, B, E]."""
@@ -120,6 +122,14 @@ class SequenceBlock(nn.Module):
         normed = self.norm1(x)
         output = x.narrow(0, start, count) + self.attn(normed, normed.narrow(0, start, count))
         return output + self.mlp(self.norm2(output))
+
+
+def padded_mlp(mlp: FeedForward) -> FeedForward:
+    """Return a copy of the MLP of a block with a padded inner width; weights are shared where nothing is padded."""
+    padded = copy.copy(mlp)
+    fc1, fc2 = pad_layers(mlp.fc1, mlp.fc2)
+    padded._modules = {**mlp._modules, "fc1": fc1, "fc2": fc2}
+    return padded
 
 
 def with_blocks(model: MAR, kind: Callable[[Block], nn.Module]) -> MAR:

@@ -85,13 +85,32 @@ class Denoise(nn.Module):
         out = self.final_layer.linear(self.final_layer.norm_final(h) * scale + shift)  # [G*N, 2D]
         eps, v = out.reshape(halves, rows, 2 * channels).chunk(2, dim=-1)  # [G, N, D] each
         eps = eps[-1] + guidance * (eps[0] - eps[-1])
-        # The columns of runtime.model.coefficients.COEFFICIENTS, in that order, [1] each.
-        x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high = coefficients.split(1)
-        x0 = x0_x * x + x0_eps * eps
-        fraction = (v[0] + 1) / 2  # the variance is the conditional one
-        sigma = torch.exp(0.5 * (fraction * high + (1 - fraction) * low))
-        next_x = x_x * x + x_x0 * x0 + x_previous * previous_x0 + noise_scale * sigma * noise
-        return next_x, x0
+        return next_state(x, eps, previous_x0, noise, coefficients, v[0])  # the variance is the conditional one
+
+
+def next_state(
+    x: Tensor, eps: Tensor, previous_x0: Tensor, noise: Tensor, coefficients: Tensor, v: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Apply one row of a sampler's table; see `runtime.sampling.samplers` for the formulas.
+
+    Args:
+        x: Noisy tokens [N, D].
+        eps: The guided first output of the head [N, D].
+        previous_x0: The clean tokens [N, D] that the previous step predicted.
+        noise: Standard normal noise [N, D].
+        coefficients: The row, in the order of `runtime.model.coefficients.COEFFICIENTS`.
+        v: The second output of the head [N, D]. None: the head has one output, and the sampler sets the variance.
+
+    Returns:
+        The next noisy tokens, and the predicted clean ones, [N, D] each.
+    """
+    x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high = coefficients.split(1)  # [1] each
+    x0 = x0_x * x + x0_eps * eps
+    fresh = noise_scale * noise
+    if v is not None:
+        fraction = (v + 1) / 2
+        fresh = noise_scale * torch.exp(0.5 * (fraction * high + (1 - fraction) * low)) * noise
+    return x_x * x + x_x0 * x0 + x_previous * previous_x0 + fresh, x0
 
 
 def _residual_block(block: ResidualBlock) -> nn.Module:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from mar_export.graphs.backbone import Backbone
-from mar_export.graphs.causal_backbone import CausalBackbone
-from mar_export.graphs.diffusion_head import Conditioning, Denoise
-from mar_export.graphs.vq_head import VQConditioning, VQDenoise
-from runtime.model.engine_spec import BACKBONE, CONDITIONING, DECODER, DENOISE, ENCODER
+from runtime.model.engine_spec import DECODER, ENCODER
+from runtime.model.families import family_of, imported
 from training.models.autoencoder import AutoencoderKL
-from training.models.mar import MAR
 
 
 class Decoder(nn.Module):
@@ -37,18 +35,16 @@ class Encoder(nn.Module):
         return self.vae.encode(image)
 
 
-def loop_modules(model: MAR) -> dict[str, nn.Module]:
-    """Return the modules of the engines that the sampling loop calls, in evaluation mode, by name."""
-    causal, vq = model.config.attention == "causal", model.config.head == "vq"
-    modules: dict[str, nn.Module] = {
-        BACKBONE: CausalBackbone(model) if causal else Backbone(model),
-        CONDITIONING: VQConditioning(model) if vq else Conditioning(model),
-        DENOISE: VQDenoise(model) if vq else Denoise(model),
-    }
-    return {name: module.eval() for name, module in modules.items()}
+def loop_modules(model: Any) -> dict[str, nn.Module]:
+    """Return the modules of the engines that the sampling loop calls, in evaluation mode, by name.
+
+    Args:
+        model: A model of any family; `runtime.model.families` names the modules.
+    """
+    return {name: imported(module)(model).eval() for name, module in family_of(model.config).modules.items()}
 
 
-def graph_modules(model: MAR, vae: AutoencoderKL | None, encoder: bool) -> dict[str, nn.Module]:
+def graph_modules(model: Any, vae: AutoencoderKL | None, encoder: bool) -> dict[str, nn.Module]:
     """Return the module of every engine of an artifact, in evaluation mode, by name.
 
     Args:

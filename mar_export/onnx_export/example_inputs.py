@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
+from runtime.model.families import family_of, imported
+from runtime.model.family_config import FamilyConfig
 
 Sizes = Mapping[str, int]
 """The size of each dynamic axis, by the axis name in `runtime.model.engine_spec`."""
 
 # The exporter traces with these sizes. All differ, so that it cannot mistake one axis for another.
-EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8, "S": 9, "P": 11}
+EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8, "S": 9, "P": 11, "Q": 10}
 
 
-def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
+def parity_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
     """Return the sizes at which an exported engine is compared with PyTorch, also empty axes and sizes of one.
 
     Each axis has sizes below and above that of the export, since the exporter keeps only one branch of Python code
@@ -30,15 +32,12 @@ def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
     """
     if spec.name in TOKENIZER_ENGINES:  # few cases, because each image takes seconds
         return [{"B": 1}, {"B": 3}]
-    if config.attention == "causal" and spec.name == BACKBONE:
-        buffer, end = config.buffer_size, config.buffer_size + config.tokens - 1
-        return [
-            {"B": 1, "GB": 1, "S": buffer, "P": 0},
-            {"B": 1, "GB": 2, "S": 1, "P": buffer},
-            {"B": 3, "GB": 3, "S": 1, "P": end - 1},
-            {"B": 2, "GB": 4, "S": end, "P": 0},
-            {"B": 3, "GB": 6, "S": 2, "P": 3},
-        ]
+    sizes: list[Sizes] = imported(family_of(config).example_sizes)(spec, config)
+    return sizes
+
+
+def masked_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
+    """Return the sizes for a model with bidirectional attention, for any of its engines."""
     length = config.tokens
     middle = length // 2
     last = length - 1
@@ -51,7 +50,26 @@ def parity_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
     ]
 
 
-def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:
+def causal_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
+    """Return the sizes for a model with causal attention: parts of a sequence for its backbone."""
+    if spec.name != BACKBONE:
+        return masked_sizes(spec, config)
+    buffer, end = config.buffer_size, config.buffer_size + config.tokens - 1
+    return [
+        {"B": 1, "GB": 1, "S": buffer, "P": 0},
+        {"B": 1, "GB": 2, "S": 1, "P": buffer},
+        {"B": 3, "GB": 3, "S": 1, "P": end - 1},
+        {"B": 2, "GB": 4, "S": end, "P": 0},
+        {"B": 3, "GB": 6, "S": 2, "P": 3},
+    ]
+
+
+def prompt_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
+    """Return the sizes for a model that draws from prompts."""
+    return [{**sizes, "Q": prompts} for prompts, sizes in enumerate(masked_sizes(spec, config), start=1)]
+
+
+def example_inputs(spec: EngineSpec, config: FamilyConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:
     """Return random inputs of an engine, by name.
 
     Floats are standard normal. Integers are positions of tokens or classes, including the class of no guidance.
@@ -73,12 +91,7 @@ def example_inputs(spec: EngineSpec, config: ModelConfig, sizes: Sizes, seed: in
     return inputs
 
 
-def _bounds(name: str, config: ModelConfig) -> tuple[int, int]:
+def _bounds(name: str, config: FamilyConfig) -> tuple[int, int]:
     """Return the bounds of an integer input: the least value, and one more than the largest."""
-    positions = config.buffer_size + config.tokens
-    bounds = {
-        "labels": (0, config.class_num + 1),
-        "position_ids": (0, positions),
-        "next_position_ids": (config.buffer_size, positions),
-    }
-    return bounds.get(name, (0, config.tokens))
+    bounds: tuple[int, int] = config.index_bounds().get(name, (0, config.tokens))
+    return bounds

@@ -16,8 +16,8 @@ from onnxscript import optimizer
 from torch import nn
 
 from mar_export.onnx_export.example_inputs import EXPORT_SIZES, example_inputs
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import EngineSpec
+from runtime.model.family_config import FamilyConfig
 
 OPSET = 20
 """The ONNX opset: the newest that TensorRT 10.3, the oldest supported release (JetPack 6), reads."""
@@ -28,7 +28,7 @@ _ANY = 2**62  # bytes
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's metadata key for the modules that contain a node
 
 
-def export_graph(module: nn.Module, spec: EngineSpec, config: ModelConfig, path: pathlib.Path) -> None:
+def export_graph(module: nn.Module, spec: EngineSpec, config: FamilyConfig, path: pathlib.Path) -> None:
     """Write a module to an ONNX file, with large weights in `<path>.data` beside it.
 
     The module's weights are released from the exporter's caches, so that the caller decides how long they stay in

@@ -16,8 +16,9 @@ from runtime.artifact.manifest import MANIFEST, FileEntry
 from runtime.artifact.replacement import report_stale_signature
 from runtime.errors import RequestError
 from runtime.gpu.current_gpu import precisions_of
-from runtime.sampling.constraints import check_no_kv_cache
-from runtime.sampling.plan import Plan, build_plan
+from runtime.model.families import GPU_LOOP, check_supported
+from runtime.sampling.constraints import plan_for
+from runtime.sampling.plan import Plan
 from runtime.sampling.presets import PRESETS
 from runtime.storage.files import holding_folder, replacing, sha256, write_json
 
@@ -52,8 +53,8 @@ def plans_to_build(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan
     manifest = artifact.manifest
     named = any(value is not None for value in settings.values())
     requests = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
-    samplings, tokens = [manifest.resolve_sampling(request) for request in requests], manifest.model.tokens
-    return [build_plan(tokens, sampling, known) for sampling in samplings for known in range(tokens)]
+    samplings, model = [manifest.resolve_sampling(request) for request in requests], manifest.model
+    return [plan_for(model, sampling, known) for sampling in samplings for known in range(model.tokens)]
 
 
 def build_engines(
@@ -143,7 +144,7 @@ def _check_nothing_replaced(artifact: Artifact, builds: Sequence[Build]) -> None
 
 def _check_supported(artifact: Artifact, builder: TensorRTBuilder) -> None:
     """Check the artifact's files, and that the GPUs of the builder can run its model and precision."""
-    check_no_kv_cache(artifact.manifest.model, "the loop on a GPU")
+    check_supported(artifact.manifest.model, GPU_LOOP)
     artifact.check_changeable()
     artifact.verify()
     for architecture in builder.architectures:

@@ -20,7 +20,8 @@ from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend
 from runtime.gpu.engine import Execution
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import EngineSpec, TensorSpec, engine_specs
+from runtime.model.engine_spec import EngineSpec, TensorSpec
+from runtime.model.families import engine_specs
 from training.models.mar import MAR
 
 

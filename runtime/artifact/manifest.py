@@ -17,12 +17,14 @@ from typing import Any
 from runtime.artifact.engine_builds import Build
 from runtime.checks import pluralize, truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
-from runtime.model.config import LATER_FIELDS, ModelConfig
-from runtime.model.engine_spec import DECODER, ENCODER, ENGINES, EngineSpec, engine_specs, tokenizer_specs
-from runtime.sampling.constraints import apply_constraints
-from runtime.sampling.plan import DEFAULT_ITERATIONS, build_plan
+from runtime.model.config import LATER_FIELDS
+from runtime.model.engine_spec import DECODER, ENCODER, EngineSpec, tokenizer_specs
+from runtime.model.families import FAMILY_KEY, config_class, engine_specs, parse_config
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.constraints import apply_constraints, plan_for
+from runtime.sampling.plan import DEFAULT_ITERATIONS
 from runtime.sampling.presets import check_preset_name, resolve_sampling
-from runtime.sampling.settings import Sampling
+from runtime.sampling.settings import LATER_SETTINGS, Sampling
 from runtime.storage.schema import SchemaError, parse_object
 from runtime.storage.stored_files import content_sha256
 
@@ -81,7 +83,7 @@ class Manifest:
         presets: The artifact's own presets by name, each made for this model.
     """
 
-    model: ModelConfig
+    model: FamilyConfig
     tokenizer: str
     class_names: tuple[str, ...]
     sampling: Sampling
@@ -236,29 +238,31 @@ def is_latents_report(report: Mapping[str, Any]) -> bool:
     return report.get("of") == "latents"
 
 
-def _possible_specs(model: ModelConfig) -> dict[str, EngineSpec]:
+def _possible_specs(model: FamilyConfig) -> dict[str, EngineSpec]:
     """Return the specs of all engines that a model can have, by name."""
     return {**engine_specs(model), **tokenizer_specs(model)}
 
 
-def _parse_model(value: Mapping[str, Any], where: str) -> ModelConfig:
-    fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    _check_keys(value, fields - (LATER_FIELDS - value.keys()), f"{where}: model")
+def _parse_model(value: Mapping[str, Any], where: str) -> FamilyConfig:
     try:
-        return ModelConfig.from_dict(value, where)
+        fields = {field.name for field in dataclasses.fields(config_class(value, where))}
+        _check_keys(value, (fields - (LATER_FIELDS - value.keys())) | ({FAMILY_KEY} & value.keys()), f"{where}: model")
+        return parse_config(value, where)
     except ConfigError as error:
         raise ArtifactError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from None
 
 
-def _check_names(value: Mapping[str, Any], model: ModelConfig, where: str) -> None:
+def _check_names(value: Mapping[str, Any], model: FamilyConfig, where: str) -> None:
     """Check the tokenizer, the precision and the names of the classes."""
     for key, known in (("tokenizer", TOKENIZERS), ("precision", PRECISIONS)):
         if value[key] not in known:
             raise ArtifactError(f"{where}: {key} {value[key]!r} is not one of {', '.join(known)}")
-    if value["tokenizer"] == "pixel" and (model.vae_stride != 1 or model.vae_embed_dim not in (1, 3)):
+    channels, *side = model.latent_shape
+    stride = model.image_shape[0] // side[0]
+    if value["tokenizer"] == "pixel" and (stride != 1 or channels not in (1, 3)):
         raise ArtifactError(
-            f"{where}: tokenizer pixel needs vae_stride 1 and 1 or 3 channels, found vae_stride "
-            f"{model.vae_stride} and vae_embed_dim {model.vae_embed_dim}"
+            f"{where}: tokenizer pixel needs vae_stride 1 and 1 or 3 channels, found vae_stride {stride} and "
+            f"vae_embed_dim {channels}"
         )
     names = value["class_names"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -267,18 +271,19 @@ def _check_names(value: Mapping[str, Any], model: ModelConfig, where: str) -> No
         raise ArtifactError(f"{where}: {pluralize(len(names), 'class name')} for {pluralize(model.class_num, 'class')}")
 
 
-def _parse_sampling(value: object, model: ModelConfig, where: str) -> Sampling:
+def _parse_sampling(value: object, model: FamilyConfig, where: str) -> Sampling:
     settings = _as_object(value, where)
-    _check_keys(settings, {field.name for field in dataclasses.fields(Sampling)}, where)
+    fields = {field.name for field in dataclasses.fields(Sampling)}
+    _check_keys(settings, fields - (LATER_SETTINGS - settings.keys()), where)
     try:
         sampling = apply_constraints(model, Sampling(**settings), settings)
-        build_plan(model.tokens, sampling)
+        plan_for(model, sampling)
     except RequestError as error:
         raise ArtifactError(f"{where}: {error}") from None
     return sampling
 
 
-def _parse_preset(name: str, value: object, model: ModelConfig, where: str) -> Sampling:
+def _parse_preset(name: str, value: object, model: FamilyConfig, where: str) -> Sampling:
     try:
         check_preset_name(name)
     except RequestError as error:
@@ -352,9 +357,9 @@ def _parse_builds(value: object, engines: Iterable[str], files: Mapping[str, Any
 
 
 def _parse_engines(
-    value: Mapping[str, Any], tokenizer: str, model: ModelConfig, files: Mapping[str, Any], where: str
+    value: Mapping[str, Any], tokenizer: str, model: FamilyConfig, files: Mapping[str, Any], where: str
 ) -> dict[str, str]:
-    required = {*ENGINES, *([DECODER] if tokenizer == "kl" else [])}
+    required = {*engine_specs(model), *([DECODER] if tokenizer == "kl" else [])}
     allowed = {*required, *([ENCODER] if tokenizer == "kl" else [])}
     _check_keys(value, required | (allowed & value.keys()), f"{where}: engines")
     paths = {}

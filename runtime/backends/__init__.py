@@ -12,8 +12,8 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.backends.control_groups import cpu_quota
 from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import RequestError
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import PlanLoop
 
 
@@ -35,7 +35,7 @@ class Backend(Protocol):
             BackendError: The library cannot load the engine, or it differs from its spec in the manifest.
         """
 
-    def loop(self, config: ModelConfig) -> PlanLoop | None:
+    def loop(self, config: FamilyConfig) -> PlanLoop | None:
         """Create the loop that executes plans on the device with the loaded engines.
 
         Returns:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from runtime.checks import pluralize
 from runtime.errors import BackendError
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import PlanLoop
 
 RunGraph = Callable[[Sequence[Array]], Sequence[Array]]
@@ -67,7 +67,7 @@ class CpuBackend:
         self.description = f"{library}, cpu, {pluralize(threads, 'thread')}"
         self._engines: list[CpuEngine] = []
 
-    def loop(self, config: ModelConfig) -> PlanLoop | None:
+    def loop(self, config: FamilyConfig) -> PlanLoop | None:
         """Return None: the loop on the host calls the engines."""
         return None
 

@@ -10,6 +10,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.artifact_folder import Artifact
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
 from runtime.cli.calibration_note import tell_other_plan
@@ -30,6 +31,7 @@ from runtime.generator import Generator
 from runtime.image_files import Color
 from runtime.image_grid import check_image_file
 from runtime.log import LOG
+from runtime.model.families import check_supported
 from runtime.progress import Progress, terminal_shown
 from runtime.requests.inpainting import Edit, check_mask
 from runtime.requests.validation import check_labels, parse_class
@@ -106,6 +108,7 @@ def edit(
     """Regenerate a part of an image: the white part of the mask, as an image of --class, to fit the rest."""
     check_image_file(out)
     check_result_file(out)
+    check_supported(Artifact(artifact).manifest.model, "mar edit")
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:

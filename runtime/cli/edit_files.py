@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from runtime.checks import printable
 from runtime.errors import RequestError
 from runtime.image_files import Color, middle_square, read_image, read_mask, square_mask, to_pixels
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 
 
 def read_image_and_mask(
-    image_file: pathlib.Path, mask_file: pathlib.Path, config: ModelConfig, background: Color
+    image_file: pathlib.Path, mask_file: pathlib.Path, config: FamilyConfig, background: Color
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[str]]:
     """Read the image to edit and its mask: the square in the middle of each, scaled to the size of the model.
 
@@ -31,7 +31,7 @@ def read_image_and_mask(
     Raises:
         RequestError: A file cannot be read, the proportions differ, or the mask has no white pixel.
     """
-    side = config.img_size
+    side = config.image_shape[0]
     image, lines = read_image(image_file, background)
     mask, mask_lines = read_mask(mask_file)
     sizes = (image_file, image.size), (mask_file, (mask.shape[1], mask.shape[0]))

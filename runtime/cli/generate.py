@@ -12,6 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.artifact.artifact_folder import Artifact
 from runtime.checks import check_int, pluralize
 from runtime.cli.calibration_note import tell_other_plan
 from runtime.cli.generate_batches import generate_batches
@@ -32,6 +33,7 @@ from runtime.cli.result_files import force_option
 from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.image_records.record import ImageRecord
+from runtime.model.families import check_supported
 from runtime.requests.validation import MAX_BATCH, check_batch, parse_class
 from runtime.storage.structured_files import FaultReport, NpzFile
 
@@ -118,6 +120,7 @@ def generate(
     outputs = Outputs(out, out_dir, save_latents, None if shard is None else parse_shard(shard))
     outputs.check(given_numbers=order_file is not None or noise_file is not None)
     check_int("--decode-batch", decode_batch, 1, MAX_BATCH)
+    check_supported(Artifact(artifact).manifest.model, "mar generate")
     given = {"order": _read_array(order_file, "generation_order"), "noise": _read_array(noise_file, "noise")}
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs

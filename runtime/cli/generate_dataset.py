@@ -22,9 +22,10 @@ from runtime.dataset.formats import FORMATS
 from runtime.dataset.plan import DrawingPlan
 from runtime.errors import RequestError
 from runtime.image_records.record import ImageRecord, settings_values
+from runtime.model.families import check_supported
 from runtime.progress import Progress, readable_time
 from runtime.requests.validation import check_batch, check_seed, parse_class
-from runtime.sampling.plan import build_plan
+from runtime.sampling.constraints import plan_for
 from runtime.workers.worker_group import Workers
 
 _ALL = "all"
@@ -96,13 +97,14 @@ def generate_dataset(
     together; with --ray, those of each.
     """
     manifest = Artifact(artifact).manifest
+    check_supported(manifest.model, "mar generate-dataset")
     manifest.check_decoder(str(artifact))
     model = _model_record(manifest, seed, settings)
     chosen = _parse_classes(classes, manifest)
     size = 4 * batch_size if shard_size is None else shard_size
     plan = DrawingPlan(model, chosen, manifest.class_names, count, batch_size, size)
     sampling = manifest.resolve_sampling(settings)
-    check_batch(batch_size, build_plan(manifest.model.tokens, sampling).diffusion_steps, manifest.model)
+    check_batch(batch_size, plan_for(manifest.model, sampling).diffusion_steps, manifest.model)
     tell_other_plan(manifest, sampling)
     who = _workers(workers, address, threads, backend, device)
     arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs, "threads": who.threads}

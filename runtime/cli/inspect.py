@@ -18,10 +18,7 @@ from runtime.cli.options import PATH
 from runtime.distance import sqnr_db
 from runtime.errors import RequestError
 from runtime.image_files import IMAGE_SUFFIXES
-
-_HEAD_AXES = "G guidance halves, N rows of the head (one for each predicted token), T diffusion steps"
-_AXES = f"B images, V known tokens, K predicted tokens, R remaining tokens, {_HEAD_AXES}"
-_CAUSAL_AXES = f"B images, S new slots of the sequence, P earlier slots, {_HEAD_AXES}"
+from runtime.model.engine_spec import AXES
 
 
 @click.command()
@@ -43,7 +40,6 @@ def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument)
     if verify:
         opened.verify(builds=True)
     manifest = opened.manifest
-    config = manifest.model
     click.echo(
         f"{artifact}: {manifest.precision}, {_size(_bytes(manifest))}" + (", every hash matches" if verify else "")
     )
@@ -68,23 +64,26 @@ def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument)
     generation = manifest.parity["generation"]
     click.echo(f"\ncomplete generation: {_distance(generation)}{_allowed(generation)}")
     _on_openvino(generation)
-    click.echo(f"shapes: {_CAUSAL_AXES if config.attention == 'causal' else _AXES}")
+    click.echo(f"shapes: {_axes(manifest)}")
     click.echo("\nprovenance  " + "\n            ".join(f"{key} {value}" for key, value in manifest.provenance.items()))
     print_document(json_document("inspect", _describe(artifact, manifest, verify)))
 
 
 def _print_model(manifest: Manifest) -> None:
     config = manifest.model
+    height, width, _ = config.image_shape
     click.echo(
         f"\nmodel       {pluralize(config.tokens, 'token')} of {pluralize(config.token_channels, 'value')}, "
-        f"{config.img_size}x{config.img_size} pixels, {pluralize(config.class_num, 'class')}, "
-        f"tokenizer {manifest.tokenizer}\n"
-        f"            {config.attention} attention, {config.order} order, {config.head} head"
-        + (f" (codebook of {config.codebook_size})" if config.codebook_size else "")
-        + (f", distilled to {pluralize(config.distilled_steps, 'step')}" if config.distilled_steps else "")
-        + f"\n            blocks x width: encoder {config.encoder_depth} x {config.encoder_embed_dim}, "
-        f"decoder {config.decoder_depth} x {config.decoder_embed_dim}, head {config.diffloss_d} x {config.diffloss_w}"
+        f"{width}x{height} pixels, {pluralize(config.class_num, 'class')}, tokenizer {manifest.tokenizer}"
+        + "".join(f"\n            {line}" for line in config.describe())
     )
+
+
+def _axes(manifest: Manifest) -> str:
+    """Return what the letters in the shapes of an artifact's engines stand for."""
+    tensors = [tensor for spec in manifest.specs.values() for tensor in (*spec.inputs, *spec.outputs)]
+    used = {letter for tensor in tensors for letter in tensor.shape_letters() if letter in AXES}
+    return ", ".join(f"{letter} {meaning}" for letter, meaning in AXES.items() if letter in used)
 
 
 def _describe(path: pathlib.Path, manifest: Manifest, verified: bool) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from runtime.image_records.encoding import read_records
 from runtime.image_records.record import ImageRecord
 from runtime.sampling.samplers import SAMPLERS
 
-_GIVEN = {"order": "the generation order", "noise": "the noise", "image": "an image", "mask": "a mask"}
+_GIVEN = {
+    "order": "the generation order",
+    "noise": "the noise",
+    "image": "an image",
+    "mask": "a mask",
+    "prompt_embeds": "a prompt",
+    "negative_prompt_embeds": "a negative prompt",
+}
 
 
 def inspect_image(path: pathlib.Path) -> dict[str, Any]:

@@ -79,6 +79,8 @@ _SCHEDULE = (
     click.option(
         "--cfg-schedule", type=click.Choice(CFG_SCHEDULES), help="How the guidance scale grows over the iterations."
     ),
+    click.option("--cfg-min", type=float, help="Scale from which the guidance schedule ramp grows."),
+    click.option("--cfg-truncation", type=float, help="Diffusion steps below this timestep have no guidance."),
     click.option(
         "--cfg-interval",
         type=(float, float),
@@ -109,6 +111,7 @@ _CHAIN = (
     ),
     click.option("--temperature", type=float, help="Factor on the noise of every diffusion step."),
     click.option("--eta", type=float, help="Amount of noise in the sampler ddim or flow-euler, 0 to 1."),
+    click.option("--flow-shift", type=float, help="Shift of the noise levels of a NOVA with a flow."),
 )
 
 

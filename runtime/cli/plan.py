@@ -17,9 +17,10 @@ from runtime.cost.operations import iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
+from runtime.model.families import check_supported
 from runtime.requests.validation import check_batch
-from runtime.sampling.constraints import check_masked_diffusion
-from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.constraints import plan_for
+from runtime.sampling.plan import Plan
 
 
 @click.command()
@@ -44,10 +45,9 @@ def plan(
 ) -> None:
     """Show the iterations of a generation with ARTIFACT: their settings, their cost and their predicted time."""
     manifest = Artifact(artifact).manifest
-    config = manifest.model
-    check_masked_diffusion(config, "mar plan")
+    config = check_supported(manifest.model, "mar plan")
     sampling = manifest.resolve_sampling(settings)
-    planned = build_plan(config.tokens, sampling)
+    planned = plan_for(config, sampling)
     check_batch(batch_size, planned.diffusion_steps, config)
     seconds = where = None
     if timed:

@@ -15,6 +15,7 @@ import numpy as np
 from runtime.cost.operations import iteration_costs
 from runtime.generator import Generator
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, DEVICE, ENGINES
+from runtime.model.families import check_supported
 from runtime.sampling.plan import Iteration, Plan
 
 _TIMED_ITERATIONS = 4
@@ -40,7 +41,7 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
     Raises:
         BackendError: An engine failed.
     """
-    config = generator.manifest.model
+    config = check_supported(generator.manifest.model, "mar plan")
     if not generator.on_host:
         return _time_on_device(generator, plan, batch)
     costs = [iteration_costs(config, iteration, batch) for iteration in plan.iterations]
@@ -61,7 +62,7 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
 
 def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
     config = generator.manifest.model
-    labels = np.zeros(batch, np.int64)
+    labels = np.zeros(2 * batch, np.int64)
     order = np.tile(np.arange(config.tokens)[:, None], batch)
     noise = np.zeros((plan.diffusion_steps + 1, config.tokens, batch, config.token_channels), np.float32)
     known = np.zeros((0, batch, config.token_channels), np.float32)
@@ -79,7 +80,7 @@ def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> d
     positions = np.tile(np.arange(config.tokens)[:, None], batch)
     stop = iteration.known + iteration.count
     x = np.zeros((images, config.token_channels), np.float32)
-    z = np.zeros((rows, config.decoder_embed_dim), np.float32)
+    z = np.zeros((rows, config.z_channels), np.float32)
     table, scale = iteration.table, np.array([iteration.guidance_scale], np.float32)
     modulation = np.zeros((rows, config.modulation_channels), np.float32)
     seconds = {

@@ -8,9 +8,9 @@ from runtime.gpu.cuda import Cuda
 from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
 from runtime.gpu.engine import GpuEngine, HostEngine
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, Engine
-from runtime.sampling.constraints import check_no_kv_cache
+from runtime.model.families import GPU_LOOP, check_supported
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import PlanLoop
 
 
@@ -42,13 +42,13 @@ class GpuBackend:
         self.description = f"{library}, {self._gpu.name}"
         self._engines: dict[str, HostEngine] = {}
 
-    def loop(self, config: ModelConfig) -> PlanLoop | None:
+    def loop(self, config: FamilyConfig) -> PlanLoop | None:
         """Create the loop that keeps every array on the GPU. All engines of the loop must be loaded.
 
         Raises:
             RequestError: The model has causal attention, which this loop does not support.
         """
-        check_no_kv_cache(config, "the loop on a GPU")
+        check_supported(config, GPU_LOOP)
         engines = {name: self._engines[name].on_gpu for name in ENGINES}
         loop = GpuLoop(self._cuda, engines, config, self._captures)
         self._owner.callback(loop.close)

@@ -19,11 +19,12 @@ from numpy.typing import DTypeLike
 from runtime.gpu.clock import StageClock
 from runtime.gpu.cuda import ALIGNMENT, Cuda, PinnedBuffer, aligned
 from runtime.gpu.engine import Execution, GpuEngine
-from runtime.loops.host_loop import both_halves, steps_at_once
+from runtime.loops.host_loop import steps_at_once
 from runtime.model.coefficients import COEFFICIENTS
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
-from runtime.sampling.plan import AfterIteration, Float, Int, Iteration, Plan
+from runtime.model.families import family_of
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Iteration, Plan
 
 _SHAPES_KEPT = 4  # the usual requests of a server differ in their values, but seldom in the shape of plan or batch
 _FLOAT, _INT = 4, 8  # bytes
@@ -79,7 +80,7 @@ class GpuLoop:
         clock: For benchmarks: a clock that measures the stages `upload`, `backbone` and `head`. None by default.
     """
 
-    def __init__(self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: ModelConfig, graphs: bool) -> None:
+    def __init__(self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: FamilyConfig, graphs: bool) -> None:
         """Create the loop.
 
         Args:
@@ -93,7 +94,13 @@ class GpuLoop:
         self.clock: StageClock | None = None
 
     def __call__(
-        self, plan: Plan, labels: Int, order: Int, noise: Float, known: Float, after_iteration: AfterIteration | None
+        self,
+        plan: Plan,
+        condition: Condition,
+        order: Int,
+        noise: Float,
+        known: Float,
+        after_iteration: AfterIteration | None,
     ) -> Float:
         """Execute a plan, with the arguments and the result of `runtime.sampling.plan.PlanLoop`.
 
@@ -103,10 +110,10 @@ class GpuLoop:
             BackendError: An engine does not support the plan's sizes, or the driver or a library reports a failure.
         """
         self.cuda.activate()
-        prepared = self._prepared(PlanShape.from_plan(plan, len(labels)))
+        prepared = self._prepared(PlanShape.from_plan(plan, order.shape[1]))
         mark = self.clock.mark if self.clock is not None else _no_mark
         mark("before")
-        prepared.upload(plan, labels, order, noise, known)
+        prepared.upload(plan, condition, order, noise, known)
         mark("upload")
         for number in range(len(plan.iterations)):
             prepared.predict(number)
@@ -138,9 +145,10 @@ class _PreparedPlan:
     """The memory for plans of one shape, and functions that enqueue their iterations."""
 
     def __init__(
-        self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: ModelConfig, shape: PlanShape, graphs: bool
+        self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: FamilyConfig, shape: PlanShape, graphs: bool
     ) -> None:
         self._cuda, self._engines, self._config, self._shape, self._graphs = cuda, engines, config, shape, graphs
+        self._condition_name = family_of(config).condition
         with contextlib.ExitStack() as owner:
             self._owner = owner
             self._allocate()
@@ -151,15 +159,15 @@ class _PreparedPlan:
             ]
             self._owner = owner.pop_all()
 
-    def upload(self, plan: Plan, labels: Int, order: Int, noise: Float, known: Float) -> None:
+    def upload(self, plan: Plan, condition: Condition, order: Int, noise: Float, known: Float) -> None:
         """Copy all arrays of a request to the GPU, which needs nothing else from the host."""
-        self._labels.host[...] = both_halves(labels, self._config)
+        self._condition.host[...] = condition[: len(self._condition.host)]
         self._order.host[...] = order
         self._noise.host[...] = noise
         self._tokens.host[: len(known)] = known
         for row, iteration, chain in zip(self._schedule.host, plan.iterations, self._shape.chains, strict=True):
             self._write_schedule(row, iteration, chain)
-        for array in (self._labels, self._order, self._noise, self._tokens, self._schedule):
+        for array in (self._condition, self._order, self._noise, self._tokens, self._schedule):
             self._cuda.upload(array)
 
     def predict(self, number: int) -> None:
@@ -197,7 +205,9 @@ class _PreparedPlan:
         def memory(size: int) -> int:
             return self._cuda.memory(size, self._owner)
 
-        self._labels = pinned_buffer((2 * batch,), np.int64)
+        spec = next(tensor for tensor in self._engines[BACKBONE].spec.inputs if tensor.name == self._condition_name)
+        halves = max(chain.halves for chain in shape.chains)
+        self._condition = pinned_buffer(spec.sized({"GB": halves * batch}), spec.dtype)
         self._order = pinned_buffer((length, batch), np.int64)
         self._tokens = pinned_buffer((length, batch, channels), np.float32)
         self._noise = pinned_buffer((steps + 1, length, batch, channels), np.float32)
@@ -207,7 +217,7 @@ class _PreparedPlan:
         self._predict_now, self._rest_now = (memory(_INT * length * batch) for _ in range(2))
         self._noise_now = memory((steps + 1) * aligned(count * self._token_bytes))
         self._schedule_now = memory(self._schedule.host[0].nbytes)
-        self._z = memory(_FLOAT * rows * config.decoder_embed_dim)
+        self._z = memory(_FLOAT * rows * config.z_channels)
         self._modulation = memory(max(self._modulation_bytes(chain) for chain in shape.chains))
         row = _FLOAT * config.modulation_channels
         # The modulation of one step, aligned, for models in which the rows of a step may begin at an unaligned address.
@@ -259,7 +269,7 @@ class _PreparedPlan:
             "visible": order,
             "predict": self._predict_now,
             "rest": self._rest_now,
-            "labels": self._labels.address,
+            self._condition_name: self._condition.address,
             "z": self._z,
         }
         size = chain.count * self._token_bytes

@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime.checks import printable
 from runtime.errors import RequestError
-from runtime.sampling.settings import Sampling, plain_settings
+from runtime.sampling.settings import LATER_SETTINGS, Sampling, plain_settings
 from runtime.storage.schema import SchemaError, parse_object
 from runtime.storage.structured_files import parse_json
 from runtime.version import __version__
@@ -17,8 +17,8 @@ from runtime.version import __version__
 TEXT_BYTES = 2**20
 """The most bytes of the text about an image, or about all images of a grid."""
 
-GIVEN = ("order", "noise", "image", "mask")
-"""What a caller can give beside labels and seed: random numbers of its own, or what an edit starts from."""
+GIVEN = ("order", "noise", "image", "mask", "prompt_embeds", "negative_prompt_embeds")
+"""What a caller can give beside labels and seed: random numbers of its own, what an edit starts from, or prompts."""
 
 _WHERE = "the text about this image"
 _LARGEST = 2**64 - 1
@@ -77,7 +77,7 @@ class ImageRecord:
         mine, others = ({**vars(record), **record.settings} for record in (self, other))
         names = {
             "artifact_sha256": "another artifact",
-            "given": "another image, mask, order or noise",
+            "given": "another image, mask, order, noise or prompt",
         }
         return ", ".join(
             names.get(name) or f"{name} {printable(str(mine.get(name)))} instead of {printable(str(value))}"
@@ -87,8 +87,12 @@ class ImageRecord:
 
 
 def settings_values(sampling: Sampling) -> dict[str, Any]:
-    """Return complete sampling settings as the JSON values of `ImageRecord.settings`."""
-    return {name: _json_value(value) for name, value in plain_settings(vars(sampling)).items()}
+    """Return complete sampling settings as the JSON values of `ImageRecord.settings`; later ones only where set."""
+    return {
+        name: _json_value(value)
+        for name, value in plain_settings(vars(sampling)).items()
+        if value is not None or name not in LATER_SETTINGS
+    }
 
 
 def _json_value(value: Any) -> Any:
@@ -130,7 +134,7 @@ def parse_record(value: object, where: str) -> ImageRecord:
 def check_settings(settings: Mapping[str, Any], where: str) -> None:
     """Raise `SchemaError` unless `settings` are complete sampling settings. Their values are numbers and texts."""
     fields = {field.name for field in dataclasses.fields(Sampling)}
-    if settings.keys() != fields:
+    if settings.keys() != fields - (LATER_SETTINGS - settings.keys()):
         raise SchemaError(f"{where}: settings: expected the keys {', '.join(sorted(fields))}")
     try:
         plain_settings(settings)

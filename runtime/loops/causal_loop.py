@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.loops.host_loop import Engines, both_halves, diffuse
+from runtime.loops.host_loop import Engines, diffuse
 from runtime.model.config import ModelConfig
-from runtime.sampling.plan import AfterIteration, Float, Int, Plan
+from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Plan
 
 
 def run_causal_plan(
     engines: Engines,
     config: ModelConfig,
     plan: Plan,
-    labels: Int,
+    condition: Condition,
     order: Int,
     noise: Float,
     known: Float,
@@ -34,12 +34,11 @@ def run_causal_plan(
         BackendError: An engine failed.
     """
     (length, batch), buffer = order.shape, config.buffer_size
-    guided = any(iteration.guided for iteration in plan.iterations)
-    both = both_halves(labels, config) if guided else labels  # [G*B]
+    labels = condition if plan.guided else condition[:batch]  # [G*B]
     positions = np.concatenate([np.tile(np.arange(buffer)[:, None], batch), buffer + order])  # [buffer + L, B]
     tokens = np.zeros((buffer + length, batch, config.token_channels), np.float32)
     tokens[buffer : buffer + len(known)] = known
-    key_values = np.empty((buffer + length, len(both), config.cache_channels), np.float32)
+    key_values = np.empty((buffer + length, len(labels), config.cache_channels), np.float32)
     read = 0
     for number, iteration in enumerate(plan.iterations):
         stop = buffer + iteration.known
@@ -47,7 +46,7 @@ def run_causal_plan(
             tokens=tokens[read:stop],
             position_ids=positions[read:stop],
             next_position_ids=positions[read + 1 : stop + 1],
-            labels=both,
+            labels=labels,
             past_key_values=key_values[:read],
         )
         read = stop

@@ -11,9 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine
-from runtime.sampling.plan import AfterIteration, Float, Int, Plan
+from runtime.model.families import family_of
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Plan
 from runtime.sampling.samplers import CoefficientTable
 
 # The modulation of all diffusion steps together can be large. It is computed for groups of steps of at most this size.
@@ -30,6 +31,7 @@ class Engines:
         backbone: Tokens and positions to z, the conditions of the tokens to predict.
         conditioning: z and timesteps to the modulation of the head.
         denoise: One diffusion step.
+        condition: What is drawn to the prefix of the backbone, for families that have one. The loop does not use it.
         decoder: Latents to an image, if the artifact has a KL tokenizer. The loop does not use it.
         encoder: An image to latents, if the artifact has that too. The loop does not use it.
     """
@@ -37,15 +39,16 @@ class Engines:
     backbone: Engine
     conditioning: Engine
     denoise: Engine
+    condition: Engine | None = None
     decoder: Engine | None = None
     encoder: Engine | None = None
 
 
 def run_plan(
     engines: Engines,
-    config: ModelConfig,
+    config: FamilyConfig,
     plan: Plan,
-    labels: Int,
+    condition: Condition,
     order: Int,
     noise: Float,
     known: Float,
@@ -57,7 +60,7 @@ def run_plan(
         engines: The engines to call.
         config: The model's sizes.
         plan: The iterations.
-        labels: Classes, int64 [B].
+        condition: What is drawn, [G*B, ...]: see `runtime.sampling.plan.Condition`.
         order: Generation order, int64 [L, B]: token positions, first generated first.
         noise: Noise of the diffusion chains, float32 [T + 1, L, B, D], in generation order.
         known: The first V tokens in generation order, float32 [V, B, D], which stay as they are.
@@ -72,7 +75,7 @@ def run_plan(
     length, batch = order.shape
     tokens = np.zeros((length, batch, config.token_channels), np.float32)
     tokens[: len(known)] = known
-    both = both_halves(labels, config)
+    family = family_of(config)
     for number, iteration in enumerate(plan.iterations):
         start, stop = iteration.known, iteration.known + iteration.count
         (z,) = engines.backbone(
@@ -80,7 +83,7 @@ def run_plan(
             visible=order[:start],
             predict=order[start:stop],
             rest=order[stop:],
-            labels=both if iteration.guided else labels,
+            **{family.condition: condition if iteration.guided else condition[:batch]},
         )  # [G*N, C]
         steps = iteration.table.steps
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
@@ -91,18 +94,13 @@ def run_plan(
     return tokens
 
 
-def both_halves(labels: Int, config: ModelConfig) -> Int:
-    """Return the labels of both guidance halves [2B]: the labels [B], and the class "none" B times."""
-    return np.concatenate([labels, np.full_like(labels, config.class_num)])
-
-
-def steps_at_once(config: ModelConfig, rows: int) -> int:
+def steps_at_once(config: FamilyConfig, rows: int) -> int:
     """Return how many diffusion steps have their modulation computed in one call, for `rows` rows of the head."""
     return min(MOST_STEPS_AT_ONCE, max(1, _MODULATION_BYTES // (4 * rows * config.modulation_channels)))
 
 
 def diffuse(
-    engines: Engines, config: ModelConfig, z: Float, noise: Float, table: CoefficientTable, guidance_scale: float
+    engines: Engines, config: FamilyConfig, z: Float, noise: Float, table: CoefficientTable, guidance_scale: float
 ) -> Float:
     """Run the diffusion chain of N tokens.
 
@@ -124,11 +122,12 @@ def diffuse(
     for first in range(0, table.steps, together):
         (modulation,) = engines.conditioning(z=z, timesteps=table.timesteps[first : first + together])  # [t, G N, M]
         for step, modulation_of_step in enumerate(modulation, start=first):
+            halves = len(z) if step < table.steps - table.unguided else len(x)
             x, x0 = engines.denoise(
                 x=x,
                 previous_x0=x0,
                 noise=noise[1 + step],
-                modulation=modulation_of_step,
+                modulation=modulation_of_step[:halves],
                 coefficients=table.coefficients[step],
                 guidance=guidance,
             )

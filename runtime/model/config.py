@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.checks import truncate
+from runtime.checks import pluralize, truncate
 from runtime.errors import ConfigError
 
 FREQUENCIES = 256
@@ -151,6 +151,12 @@ class ModelConfig:
                 raise ConfigError(f"model config: {half}_embed_dim {width} is not a multiple of its {heads} heads")
 
     @property
+    def family(self) -> str:
+        """The name of the row of `runtime.model.families.FAMILIES`, which attention and head decide."""
+        causal = "-causal" if self.attention == "causal" else ""
+        return f"mar{causal}{'-vq' if self.head == 'vq' else ''}"
+
+    @property
     def grid(self) -> int:
         """The number of tokens along one side of the image."""
         return self.img_size // self.vae_stride // self.patch_size
@@ -161,6 +167,17 @@ class ModelConfig:
         return self.grid**2
 
     @property
+    def grid_shape(self) -> tuple[int, int]:
+        """The rows and columns of the grid of tokens."""
+        return self.grid, self.grid
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h and w of the latents of an image."""
+        side = self.img_size // self.vae_stride
+        return self.vae_embed_dim, side, side
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """H, W and c of an image that is generated or edited: c is 3 behind an autoencoder."""
         return self.img_size, self.img_size, self.vae_embed_dim if self.vae_stride == 1 else 3
@@ -169,6 +186,11 @@ class ModelConfig:
     def token_channels(self) -> int:
         """D, the number of values of one token."""
         return self.vae_embed_dim * self.patch_size**2
+
+    @property
+    def z_channels(self) -> int:
+        """The values of a vector z, which the backbone gives to the head."""
+        return self.decoder_embed_dim
 
     @property
     def modulation_channels(self) -> int:
@@ -188,6 +210,29 @@ class ModelConfig:
     def loss_repeats(self) -> int:
         """How many timesteps of each masked token a training step uses; a vq head has no timesteps, so 1."""
         return 1 if self.head == "vq" else self.diffusion_batch_mul
+
+    def index_bounds(self) -> dict[str, tuple[int, int]]:
+        """Return the bounds of integer inputs of the engines; see `FamilyConfig.index_bounds`."""
+        positions = self.buffer_size + self.tokens
+        return {
+            "labels": (0, self.class_num + 1),
+            "position_ids": (0, positions),
+            "next_position_ids": (self.buffer_size, positions),
+        }
+
+    def describe_head(self) -> str:
+        """Return what turns z into a token, for messages."""
+        return f"a {self.head} head"
+
+    def describe(self) -> tuple[str, ...]:
+        """Return lines about the kind and the sizes of the model, for people."""
+        return (
+            f"{self.attention} attention, {self.order} order, {self.head} head"
+            + (f" (codebook of {self.codebook_size})" if self.codebook_size else "")
+            + (f", distilled to {pluralize(self.distilled_steps, 'step')}" if self.distilled_steps else ""),
+            f"blocks x width: encoder {self.encoder_depth} x {self.encoder_embed_dim}, "
+            f"decoder {self.decoder_depth} x {self.decoder_embed_dim}, head {self.diffloss_d} x {self.diffloss_w}",
+        )
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> ModelConfig:

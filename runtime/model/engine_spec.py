@@ -27,10 +27,24 @@ from typing import Any
 from numpy.typing import NDArray
 
 from runtime.model.coefficients import COEFFICIENTS
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 
 Axis = str | int
 """A dynamic axis by its letter, a product of several (`K*GB`), or a fixed size."""
+
+AXES = {
+    "B": "images",
+    "V": "known tokens",
+    "K": "predicted tokens",
+    "R": "remaining tokens",
+    "S": "new slots of the sequence",
+    "P": "earlier slots",
+    "G": "guidance halves",
+    "N": "rows of the head (one for each predicted token)",
+    "T": "diffusion steps",
+    "Q": "prompts",
+}
+"""What the letters of dynamic axes stand for."""
 
 Array = NDArray[Any]
 
@@ -40,13 +54,17 @@ Engine = Callable[..., tuple[Array, ...]]
 BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denoise")
 """The engines of the sampling loop, which every artifact has."""
 
+CONDITION = "condition"
+"""The engine that computes what the backbone reads as a prefix, once for each image, in families that have one."""
+
 DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")
 """The engines of a KL tokenizer; the encoder is optional."""
 
 DEVICE = "device"
 """In reports of times, the name of the complete sampling loop when one device runs all of it."""
 
-_FLOAT, _INT = "float32", "int64"
+FLOAT, INT = "float32", "int64"
+"""The dtypes of inputs and outputs."""
 
 _SHAPE_LETTERS = {"GB": "G*B", "GN": "G*N", "K*GB": "G*N"}  # axes of the graphs -> products of shape letters
 
@@ -102,85 +120,67 @@ def _tensor_to_dict(tensor: TensorSpec) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
 
 
-def engine_specs(config: ModelConfig) -> dict[str, EngineSpec]:
-    """Return the specs of the engines of the sampling loop for a model, by name."""
-    backbone = _causal_backbone(config) if config.attention == "causal" else _backbone(config)
-    return {spec.name: spec for spec in (backbone, _conditioning(config), _denoise(config))}
+def masked_backbone(config: FamilyConfig, condition: TensorSpec) -> EngineSpec:
+    """Return the spec of a bidirectional backbone: known tokens and positions to z of the predicted tokens.
 
-
-def _backbone(config: ModelConfig) -> EngineSpec:
-    """The bidirectional backbone: known tokens and positions to z of the predicted tokens."""
+    Args:
+        config: The model.
+        condition: The input that says what is drawn, with `GB` as first axis.
+    """
     return EngineSpec(
         BACKBONE,
         inputs=(
-            TensorSpec("tokens", _FLOAT, ("V", "B", config.token_channels)),
-            TensorSpec("visible", _INT, ("V", "B")),
-            TensorSpec("predict", _INT, ("K", "B")),
-            TensorSpec("rest", _INT, ("R", "B")),
-            TensorSpec("labels", _INT, ("GB",)),
+            TensorSpec("tokens", FLOAT, ("V", "B", config.token_channels)),
+            TensorSpec("visible", INT, ("V", "B")),
+            TensorSpec("predict", INT, ("K", "B")),
+            TensorSpec("rest", INT, ("R", "B")),
+            condition,
         ),
-        outputs=(TensorSpec("z", _FLOAT, ("K*GB", config.decoder_embed_dim)),),
+        outputs=(TensorSpec("z", FLOAT, ("K*GB", config.z_channels)),),
     )
 
 
-def _causal_backbone(config: ModelConfig) -> EngineSpec:
-    """The causal backbone: new slots and the keys and values of earlier ones to z of the next token."""
-    return EngineSpec(
-        BACKBONE,
-        inputs=(
-            TensorSpec("tokens", _FLOAT, ("S", "B", config.token_channels)),
-            TensorSpec("position_ids", _INT, ("S", "B")),
-            TensorSpec("next_position_ids", _INT, ("S", "B")),
-            TensorSpec("labels", _INT, ("GB",)),
-            TensorSpec("past_key_values", _FLOAT, ("P", "GB", config.cache_channels)),
-        ),
-        outputs=(
-            TensorSpec("z", _FLOAT, ("GB", config.decoder_embed_dim)),
-            TensorSpec("present_key_values", _FLOAT, ("S", "GB", config.cache_channels)),
-        ),
-    )
+def head_specs(config: FamilyConfig) -> tuple[EngineSpec, EngineSpec]:
+    """Return the specs of the two engines of a head that denoises every token for itself.
 
-
-def _conditioning(config: ModelConfig) -> EngineSpec:
-    """The part of the head that does not depend on x: z and all timesteps to the modulation of every step."""
-    return EngineSpec(
+    `conditioning` is the part that does not depend on x: z and all timesteps to the modulation of every step.
+    `denoise` is one diffusion step: x and the modulation of the step to the next x.
+    """
+    channels = config.token_channels
+    conditioning = EngineSpec(
         CONDITIONING,
         inputs=(
-            TensorSpec("z", _FLOAT, ("GN", config.decoder_embed_dim)),
-            TensorSpec("timesteps", _FLOAT, ("T",)),
+            TensorSpec("z", FLOAT, ("GN", config.z_channels)),
+            TensorSpec("timesteps", FLOAT, ("T",)),
         ),
-        outputs=(TensorSpec("modulation", _FLOAT, ("T", "GN", config.modulation_channels)),),
+        outputs=(TensorSpec("modulation", FLOAT, ("T", "GN", config.modulation_channels)),),
     )
-
-
-def _denoise(config: ModelConfig) -> EngineSpec:
-    """One diffusion step: x and the modulation of the step to the next x."""
-    channels = config.token_channels
-    return EngineSpec(
+    denoise = EngineSpec(
         DENOISE,
         inputs=(
-            TensorSpec("x", _FLOAT, ("N", channels)),
-            TensorSpec("previous_x0", _FLOAT, ("N", channels)),
-            TensorSpec("noise", _FLOAT, ("N", channels)),
-            TensorSpec("modulation", _FLOAT, ("GN", config.modulation_channels)),
-            TensorSpec("coefficients", _FLOAT, (len(COEFFICIENTS),)),
-            TensorSpec("guidance", _FLOAT, (1,)),
+            TensorSpec("x", FLOAT, ("N", channels)),
+            TensorSpec("previous_x0", FLOAT, ("N", channels)),
+            TensorSpec("noise", FLOAT, ("N", channels)),
+            TensorSpec("modulation", FLOAT, ("GN", config.modulation_channels)),
+            TensorSpec("coefficients", FLOAT, (len(COEFFICIENTS),)),
+            TensorSpec("guidance", FLOAT, (1,)),
         ),
         outputs=(
-            TensorSpec("next_x", _FLOAT, ("N", channels)),
-            TensorSpec("x0", _FLOAT, ("N", channels)),
+            TensorSpec("next_x", FLOAT, ("N", channels)),
+            TensorSpec("x0", FLOAT, ("N", channels)),
         ),
     )
+    return conditioning, denoise
 
 
-def tokenizer_specs(config: ModelConfig) -> dict[str, EngineSpec]:
+def tokenizer_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
     """Return the specs of the engines of a KL tokenizer, by name.
 
     The decoder turns latents into pixels of -1..1. The encoder turns pixels into the mean of their latents.
     """
-    side = config.img_size // config.vae_stride
-    latents = TensorSpec("latents", _FLOAT, ("B", config.vae_embed_dim, side, side))
-    image = TensorSpec("image", _FLOAT, ("B", 3, config.img_size, config.img_size))
+    height, width, _ = config.image_shape
+    latents = TensorSpec("latents", FLOAT, ("B", *config.latent_shape))
+    image = TensorSpec("image", FLOAT, ("B", 3, height, width))
     return {
         DECODER: EngineSpec(DECODER, inputs=(latents,), outputs=(image,)),
         ENCODER: EngineSpec(ENCODER, inputs=(image,), outputs=(latents,)),

@@ -6,21 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def unpatchify(tokens: NDArray[np.float32], grid: int, patch_size: int) -> NDArray[np.float32]:
+def unpatchify(tokens: NDArray[np.float32], grid_shape: tuple[int, int], patch_size: int) -> NDArray[np.float32]:
     """Return the latents of tokens.
 
     Args:
         tokens: Tokens in raster order, float32 [B, L, D]; within a token, channels are outermost.
-        grid: The number of tokens along one side.
+        grid_shape: The rows and columns of the grid of tokens.
         patch_size: The number of latent values along one side of a token.
 
     Returns:
         Latents, float32 [B, C, h, w].
     """
-    batch = len(tokens)
-    cells = tokens.reshape(batch, grid, grid, -1, patch_size, patch_size)  # [B, h, w, c, p, p]
-    side = grid * patch_size
-    return np.ascontiguousarray(cells.transpose(0, 3, 1, 4, 2, 5)).reshape(batch, -1, side, side)
+    batch, (rows, columns) = len(tokens), grid_shape
+    cells = tokens.reshape(batch, rows, columns, -1, patch_size, patch_size)  # [B, h, w, c, p, p]
+    parts = np.ascontiguousarray(cells.transpose(0, 3, 1, 4, 2, 5))  # [B, c, h, p, w, p]
+    return parts.reshape(batch, -1, rows * patch_size, columns * patch_size)
 
 
 def patchify(latents: NDArray[np.float32], patch_size: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.errors import RequestError
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 from runtime.model.latents import patchify
 from runtime.requests.validation import as_array
 
@@ -54,25 +54,25 @@ class EditMask:
         return int(len(self.tokens) - self.tokens.sum())
 
 
-def check_mask(mask: ArrayLike, dilate: bool, config: ModelConfig) -> EditMask:
+def check_mask(mask: ArrayLike, dilate: bool, config: FamilyConfig) -> EditMask:
     """Return the checked mask of an edit; `mask` and `dilate` are those of `Edit`.
 
     Raises:
         RequestError: The mask has another shape or dtype, or is false everywhere.
     """
     array = as_array("mask", mask)
-    size, grid = config.img_size, config.grid
-    if array.dtype != np.bool_ or array.shape not in ((size, size), (grid, grid)):
+    size, (rows, columns) = config.image_shape[:2], config.grid_shape
+    if array.dtype != np.bool_ or array.shape not in (size, (rows, columns)):
         raise RequestError(
-            f"mask must be bool [{size}, {size}] (pixels) or [{grid}, {grid}] (tokens), found {array.dtype} "
+            f"mask must be bool {list(size)} (pixels) or {[rows, columns]} (tokens), found {array.dtype} "
             f"{list(array.shape)}"
         )
-    step = size // grid
-    pixels = array if array.shape == (size, size) else array.repeat(step, 0).repeat(step, 1)  # [H, W]
-    tokens = pixels.reshape(grid, step, grid, step).any(axis=(1, 3))  # [grid, grid]
+    step = size[0] // rows
+    pixels = array if array.shape == size else array.repeat(step, 0).repeat(step, 1)  # [H, W]
+    tokens = pixels.reshape(rows, step, columns, step).any(axis=(1, 3))  # [rows, columns]
     if dilate:
         padded = np.pad(tokens, 1)
-        tokens = np.any([padded[y : y + grid, x : x + grid] for y in range(3) for x in range(3)], axis=0)
+        tokens = np.any([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
     if not tokens.any():
         raise RequestError("mask is false everywhere; set it to true where the image is to be regenerated")
     return EditMask(pixels, tokens.reshape(-1))
@@ -91,19 +91,19 @@ class KnownImages:
     latents: NDArray[np.float32] | None = None
 
 
-def check_known(known: ArrayLike, batch: int, config: ModelConfig) -> KnownImages:
+def check_known(known: ArrayLike, batch: int, config: FamilyConfig) -> KnownImages:
     """Return the checked images of an edit of `batch` images; `known` is that of `Edit`.
 
     Raises:
         RequestError: The array has another shape or dtype, or values that are not finite.
     """
-    array, side = as_array("known", known), config.img_size // config.vae_stride
+    array = as_array("known", known)
     pixels = array.dtype == np.uint8
-    shape = config.image_shape if pixels else (config.vae_embed_dim, side, side)
+    shape = config.image_shape if pixels else config.latent_shape
     if not (pixels or array.dtype.kind == "f") or array.shape not in (shape, (batch, *shape)):
         raise RequestError(
-            f"known must be an image, uint8 of shape {[config.img_size] * 2 + ['channels']}, or latents, floating "
-            f"point of shape {[config.vae_embed_dim, side, side]}, alone or {batch} of them; found {array.dtype} "
+            f"known must be an image, uint8 of shape {[*config.image_shape[:2], 'channels']}, or latents, floating "
+            f"point of shape {list(config.latent_shape)}, alone or {batch} of them; found {array.dtype} "
             f"{list(array.shape)}"
         )
     if pixels:

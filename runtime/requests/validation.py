@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.checks import check_int, printable, truncate
 from runtime.errors import RequestError
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 
 MAX_BATCH = 4096
 """The most images in a batch."""
@@ -26,7 +26,7 @@ _NUMBER = re.compile("-?(0|[1-9][0-9]{0,19})")
 
 
 def check_labels(
-    labels: ArrayLike | Sequence[int | str], config: ModelConfig, names: Sequence[str] = ()
+    labels: ArrayLike | Sequence[int | str], config: FamilyConfig, names: Sequence[str] = ()
 ) -> NDArray[np.int64]:
     """Return class numbers as int64 [B].
 
@@ -116,7 +116,7 @@ def _name_problem(matches: Sequence[int], names: Sequence[str]) -> str:
     return f"unknown; this model has {some}"
 
 
-def check_batch(size: int, steps: int, config: ModelConfig) -> int:
+def check_batch(size: int, steps: int, config: FamilyConfig) -> int:
     """Return the number of images in a batch, checked against the memory of its noise.
 
     Args:
@@ -133,7 +133,7 @@ def check_batch(size: int, steps: int, config: ModelConfig) -> int:
     return size
 
 
-def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np.int64]:
+def check_order(order: ArrayLike, batch: int, config: FamilyConfig) -> NDArray[np.int64]:
     """Return a generation order as int64 [B, L], each row a permutation of the token positions.
 
     Raises:
@@ -147,7 +147,7 @@ def check_order(order: ArrayLike, batch: int, config: ModelConfig) -> NDArray[np
     return array.astype(np.int64)
 
 
-def check_noise(noise: ArrayLike, batch: int, steps: int, config: ModelConfig) -> NDArray[np.float32]:
+def check_noise(noise: ArrayLike, batch: int, steps: int, config: FamilyConfig) -> NDArray[np.float32]:
     """Return noise by token position as float32 [T + 1, B, L, D], for T = `steps` and B = `batch`.
 
     Raises:

@@ -4,56 +4,96 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
-from runtime.model.config import ModelConfig
-from runtime.sampling.samplers import DIFFUSION_SAMPLERS, FLOW_SAMPLERS, SAMPLERS, VQ
+from runtime.model.families import family_of, imported
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.samplers import SAMPLERS, VQ, CoefficientTable
 from runtime.sampling.settings import Sampling
 
-_SAMPLERS = {"diffusion": DIFFUSION_SAMPLERS, "flow": FLOW_SAMPLERS, "vq": (VQ,)}
-_FLOW_SAMPLING = Sampling(sampler="flow-2m", diffusion_steps=25)
+
+class SamplingRules(Protocol):
+    """How the plan of a family is filled; `Family.sampling` names a module with these functions.
+
+    The model that they get is of the family.
+    """
+
+    def supported_samplers(self, model: Any) -> tuple[str, ...]:
+        """Return the samplers that the model can use."""
+
+    def own_sampling(self, model: Any) -> Sampling:
+        """Return the settings of a model that has none of its own, before `fixed_settings` apply."""
+
+    def fixed_settings(self, model: Any) -> dict[str, tuple[Any, str]]:
+        """Return the settings that cannot be changed: the value of each, and the reason for messages."""
+
+    def preset_settings(self, model: Any, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that the built-in preset `name` has, where other models have `settings`."""
+
+    def short_chain(self, model: Any, steps: int) -> dict[str, int]:
+        """Return settings of a chain of few steps that amplifies errors little."""
+
+    def coefficients(self, model: Any, sampling: Sampling, steps: int | str) -> CoefficientTable:
+        """Return the coefficients of a chain. Raises `RequestError` if a value is wrong."""
+
+    def edit_refusal(self, model: Any) -> str | None:
+        """Return why the model cannot edit images; None if it can."""
 
 
-def supported_samplers(model: ModelConfig) -> tuple[str, ...]:
-    """Return the samplers that a model can use: those of its head, or the one that a distilled head was trained for."""
-    return FLOW_SAMPLERS[:1] if model.distilled_steps else _SAMPLERS[model.head]
+def _rules(model: FamilyConfig) -> SamplingRules:
+    rules: SamplingRules = imported(family_of(model).sampling)
+    return rules
 
 
-def default_sampling(model: ModelConfig) -> Sampling:
+def plan_for(model: FamilyConfig, sampling: Sampling, known: int = 0) -> Plan:
+    """Return the plan of an image of a model; see `runtime.sampling.plan.build_plan`.
+
+    Raises:
+        RequestError: A setting has a wrong value.
+    """
+    rules = _rules(model)
+    return build_plan(model.tokens, sampling, known, lambda steps: rules.coefficients(model, sampling, steps))
+
+
+def supported_samplers(model: FamilyConfig) -> tuple[str, ...]:
+    """Return the samplers that a model can use."""
+    return _rules(model).supported_samplers(model)
+
+
+def default_sampling(model: FamilyConfig) -> Sampling:
     """Return the sampling settings of a model that has no settings of its own: the published ones, where they apply."""
-    return apply_constraints(model, _FLOW_SAMPLING if model.head == "flow" else Sampling(), {})
+    return apply_constraints(model, _rules(model).own_sampling(model), {})
 
 
-def fixed_settings(model: ModelConfig) -> dict[str, tuple[Any, str]]:
+def preset_settings(model: FamilyConfig, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the built-in preset `name` has for a model, where others have `settings`."""
+    return _rules(model).preset_settings(model, name, settings)
+
+
+def fixed_settings(model: FamilyConfig) -> dict[str, tuple[Any, str]]:
     """Return the settings that a model does not allow to change: the value of each, and the reason for messages."""
-    fixed: dict[str, tuple[Any, str]] = {}
-    if model.attention == "causal":
-        fixed["iterations"] = model.tokens, "causal attention generates one token in each iteration"
-    if model.order == "raster":
-        fixed["token_order"] = "raster", "the model was trained in this order only"
-    if model.head == "vq":
-        fixed |= _fixed_chain(model, 1, "a vq head chooses a vector of the codebook in one step")
-        fixed["start_timestep"] = None, "a vq head has no timesteps"
-    if model.distilled_steps:
-        fixed |= _fixed_chain(model, model.distilled_steps, "the head was distilled to these steps")
-        fixed["cfg_scale"] = 1.0, "guidance is already part of the distilled head"
-    return fixed
+    return _rules(model).fixed_settings(model)
 
 
-def _fixed_chain(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple[Any, str]]:
-    """Return the fixed settings of a chain of `steps` steps, each with the reason."""
-    chain = {
-        "sampler": supported_samplers(model)[0],
-        "diffusion_steps": steps,
-        "last_diffusion_steps": None,
-        "eta": 0.0,
-    }
-    return {name: (value, reason) for name, value in chain.items()}
+def is_editable(model: FamilyConfig) -> bool:
+    """Return whether a model can regenerate a part of an image."""
+    return _rules(model).edit_refusal(model) is None
 
 
-def apply_constraints(model: ModelConfig, sampling: Sampling, explicit: Mapping[str, Any]) -> Sampling:
+def check_editable(model: FamilyConfig) -> None:
+    """Check that a model can regenerate a part of an image.
+
+    Raises:
+        RequestError: It cannot.
+    """
+    if (reason := _rules(model).edit_refusal(model)) is not None:
+        raise RequestError(reason)
+
+
+def apply_constraints(model: FamilyConfig, sampling: Sampling, explicit: Mapping[str, Any]) -> Sampling:
     """Return sampling settings with the values that the model fixes.
 
     Args:
@@ -74,43 +114,11 @@ def apply_constraints(model: ModelConfig, sampling: Sampling, explicit: Mapping[
     if sampling.sampler not in supported_samplers(model):
         check_choice("sampler", sampling.sampler, (*SAMPLERS, VQ))
         known = " or ".join(supported_samplers(model))
-        raise RequestError(f"the sampler of a {model.head} head must be {known}, found {sampling.sampler!r}")
+        raise RequestError(f"the sampler of {model.describe_head()} must be {known}, found {sampling.sampler!r}")
     return sampling
 
 
-def short_chain_settings(model: ModelConfig, steps: int) -> dict[str, int]:
+def short_chain_settings(model: FamilyConfig, steps: int) -> dict[str, int]:
     """Return settings of a chain of few steps that amplifies errors little, for quick checks; none that are fixed."""
-    chain = {"diffusion_steps": steps} | ({"start_timestep": 900} if model.head == "diffusion" else {})
-    return {name: value for name, value in chain.items() if name not in fixed_settings(model)}
-
-
-def check_masked_diffusion(model: ModelConfig, command: str) -> None:
-    """Check that a model has bidirectional attention and a diffusion or flow head.
-
-    Args:
-        model: The config of the model.
-        command: What needs such a model, for example `mar bench`.
-
-    Raises:
-        RequestError: The model has causal attention or a vq head.
-    """
-    if model.attention != "bidirectional":
-        raise RequestError(f"{command} does not support models with {model.attention} attention; mar generate does")
-    if model.head == "vq":
-        raise RequestError(f"{command} does not support models with a {model.head} head; mar generate does")
-
-
-def check_no_kv_cache(model: ModelConfig, loop: str) -> None:
-    """Check that a model needs no cache of keys and values.
-
-    Args:
-        model: The config of the model.
-        loop: The loop that has no such cache, for example `the loop on a GPU`.
-
-    Raises:
-        RequestError: The model has causal attention.
-    """
-    if model.attention == "causal":
-        raise RequestError(
-            f"{loop} has no cache for causal attention; generate on a CPU with --backend onnxruntime or openvino"
-        )
+    fixed = fixed_settings(model)
+    return {name: value for name, value in _rules(model).short_chain(model, steps).items() if name not in fixed}

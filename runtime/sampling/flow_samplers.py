@@ -19,30 +19,30 @@ def flow_times(steps: int) -> Float64:
     return np.arange(steps, 0, -1) / steps
 
 
-def euler(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]:
+def euler(t: Float64, temperature: float, eta: float) -> tuple[Float64, Columns]:
     """Return the timesteps and coefficients of Euler steps, with fresh noise as in DDIM (arXiv 2010.02502).
 
     Args:
-        steps: T, the number of steps.
+        t: The time of every step, from 1 downwards, [T].
         temperature: The factor on the noise.
         eta: The share of the noise of the posterior q(x' | x, x0). Without noise x' = x + (t' - t) v.
 
     Returns:
         Timesteps, float64 [T], and the coefficients by name.
     """
-    t, after = _times(steps)
+    after = _next(t)
     kept = (
         after / t * (1 - t) / (1 - after)
     )  # the share of the noise of x that x' would keep if it were sampled from the posterior
     noise = eta * after * np.sqrt(1 - np.square(kept))
     direction = np.sqrt(np.square(after) - np.square(noise)) / t
     columns = columns_with_fixed_noise(
-        np.ones(steps), t, direction, 1 - after - direction * (1 - t), np.zeros(steps), temperature * noise
+        np.ones_like(t), t, direction, 1 - after - direction * (1 - t), np.zeros_like(t), temperature * noise
     )
     return TRAIN_STEPS * t, columns
 
 
-def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, Columns]:
+def second_order(t: Float64, temperature: float, eta: float) -> tuple[Float64, Columns]:
     """Return the timesteps and coefficients of a multistep solver of second order.
 
     x0 is extrapolated linearly in t from the step before, and dx/dt = (x - x0) / t is integrated exactly. This is DEIS
@@ -51,14 +51,14 @@ def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, C
     an extrapolation would end up in the token, so both are of first order.
 
     Args:
-        steps: T, the number of steps.
+        t: The time of every step, from 1 downwards, [T].
         temperature: Not used: the solver adds no noise.
         eta: Not used.
 
     Returns:
         Timesteps, float64 [T], and the coefficients by name.
     """
-    t, after = _times(steps)
+    after, steps = _next(t), len(t)
     slope = np.zeros(steps)  # of x' as a function of x0 - previous x0
     inner = slice(1, steps - 1)
     share, step_before = after[inner] / t[inner], t[: max(steps - 2, 0)] - t[inner]
@@ -67,7 +67,10 @@ def second_order(steps: int, temperature: float, eta: float) -> tuple[Float64, C
     return TRAIN_STEPS * t, columns
 
 
-def _times(steps: int) -> tuple[Float64, Float64]:
-    """Return the time t of every step, and of the step after each, which is 0 for the last."""
-    t = flow_times(steps)
-    return t, np.append(t[1:], 0.0)
+FLOWS = {"flow-euler": euler, "flow-2m": second_order}
+"""The samplers of a flow, by name."""
+
+
+def _next(t: Float64) -> Float64:
+    """Return the time of the step after each, which is 0 for the last."""
+    return np.append(t[1:], 0.0)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from runtime.sampling.settings import Sampling
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
+Condition = NDArray[Any]
+"""What is drawn, as the backbone reads it: an entry for each image and guidance half, the conditional half first. With
+guidance in any iteration both halves are there. Int64 [G*B] for classes; float32 [G*B, Lc, C] for a prefix."""
 Progress = Callable[[int, int], None]
 """Called with the number of iterations done and their total."""
 AfterIteration = Callable[[int, int, Callable[[], Float]], None]
@@ -31,7 +36,7 @@ AfterIteration = Callable[[int, int, Callable[[], Float]], None]
 all tokens [L, B, D] in generation order, of which those of later iterations have no meaning yet. An exception ends the
 loop."""
 
-CFG_SCHEDULES = ("linear", "constant")
+CFG_SCHEDULES = ("linear", "constant", "ramp")
 """The values of `Sampling.cfg_schedule`."""
 
 DEFAULT_ITERATIONS = 64
@@ -42,7 +47,9 @@ _MASKED_SHARE: dict[str, Callable[[float], float]] = {
     "cosine": lambda s: math.cos(math.pi / 2 * s),  # MaskGIT, arXiv 2202.04200
     "exponential": lambda s: (1 - math.exp(-5 * (1 - s))) / (1 - math.exp(-5)),  # eMIGM, arXiv 2503.07197
     "linear": lambda s: 1 - s,
+    "cosine-rounded": lambda s: math.cos(math.pi / 2 * s),  # NOVA, arXiv 2412.14169
 }
+_ROUNDED = "cosine-rounded"
 MASK_SCHEDULES = tuple(_MASKED_SHARE)
 """The values of `Sampling.mask_schedule`."""
 
@@ -99,6 +106,11 @@ class Plan:
         return max(iteration.table.steps for iteration in self.iterations)
 
     @property
+    def guided(self) -> bool:
+        """Whether any iteration computes the unconditional half."""
+        return any(iteration.guided for iteration in self.iterations)
+
+    @property
     def guidance_scale(self) -> float:
         """The largest guidance scale of all iterations."""
         return max(iteration.guidance_scale for iteration in self.iterations)
@@ -109,14 +121,19 @@ class Plan:
         return sum(iteration.table.steps for iteration in self.iterations)
 
 
-PlanLoop = Callable[[Plan, Int, Int, Float, Float, "AfterIteration | None"], Float]
-"""Executes a plan for labels [B], order [L, B], noise [T + 1, L, B, D] and the tokens [V, B, D] that are known before
-the first iteration, and calls the last argument after each iteration. All arrays are in generation order. Returns
-all tokens, [L, B, D]."""
+PlanLoop = Callable[[Plan, Condition, Int, Float, Float, "AfterIteration | None"], Float]
+"""Executes a plan for a condition [G*B, ...], order [L, B], noise [T + 1, L, B, D] and the tokens [V, B, D] that are
+known before the first iteration, and calls the last argument after each iteration. All arrays are in generation order.
+Returns all tokens, [L, B, D]."""
 
 
-def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
-    """Return the plan of an image.
+def build_plan(
+    length: int,
+    sampling: Sampling,
+    known: int = 0,
+    chain: Callable[[int | str], CoefficientTable] | None = None,
+) -> Plan:
+    """Return the plan of an image. `runtime.sampling.constraints.plan_for` returns that of a model.
 
     Args:
         length: L, the number of tokens.
@@ -124,6 +141,7 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
         known: The number of tokens that an edit keeps. The others are spread over the same number of iterations, but
             at least one in each. If the settings have one number of diffusion steps for each iteration, an iteration
             of an edit takes the number of the iteration in which a complete image has as many known tokens.
+        chain: Returns the coefficients of a chain of some steps. None: `chain_table` of the settings.
 
     Raises:
         RequestError: A setting has a wrong value.
@@ -131,6 +149,7 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
     check_choice("token_order", sampling.token_order, TOKEN_ORDERS)
     check_choice("cfg_schedule", sampling.cfg_schedule, CFG_SCHEDULES)
     check_scale("cfg_scale", sampling.cfg_scale)
+    _check_ramp(sampling)
     _check_interval(sampling.cfg_interval)
     check_int("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
@@ -138,11 +157,25 @@ def build_plan(length: int, sampling: Sampling, known: int = 0) -> Plan:
     if known:
         counts = tokens_per_iteration(length - known, min(iterations, length - known), sampling.mask_schedule)
     before = [known + done for done in _running_totals(counts)]
-    planned = []
+    table_of = chain or functools.partial(chain_table, sampling)
+    planned: list[Iteration] = []
     for start, count, steps in zip(before, counts, _steps_per_iteration(sampling, complete, before), strict=True):
-        table = coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)
-        planned.append(Iteration(start, count, _guidance_scale(sampling, start, count, length), table))
+        share = (len(planned) + 1) / len(counts)
+        scale = _guidance_scale(sampling, start, count, length, share)
+        planned.append(Iteration(start, count, scale, table_of(steps)))
     return Plan(length, tuple(planned), sampling.token_order)
+
+
+def chain_table(sampling: Sampling, steps: int | str) -> CoefficientTable:
+    """Return the coefficients of a chain of `steps` steps by the sampler of the settings.
+
+    Raises:
+        RequestError: A setting has a wrong value.
+    """
+    for name in ("cfg_truncation", "flow_shift"):
+        if (value := getattr(sampling, name)) is not None:
+            raise RequestError(f"{name} belongs to models of the family nova, found {truncate(value)}; leave it out")
+    return coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)
 
 
 def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cosine") -> list[int]:
@@ -150,6 +183,8 @@ def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cos
 
     After iteration i, floor(L share((i + 1) / I)) tokens are still masked, where the share is that of the mask schedule
     (MaskGIT, arXiv 2202.04200). Every iteration predicts at least one token and leaves at least one for each later one.
+    The schedule `cosine-rounded` rounds instead, halves to even numbers, and has no iteration for no token: there may
+    be fewer iterations than asked for.
 
     Raises:
         RequestError: There are more iterations than tokens, or none, or the schedule is unknown.
@@ -158,6 +193,9 @@ def tokens_per_iteration(length: int, iterations: int, mask_schedule: str = "cos
     if isinstance(iterations, bool) or not isinstance(iterations, int) or not 1 <= iterations <= length:
         raise RequestError(f"iterations must lie in 1..{length}, the tokens of an image, found {truncate(iterations)}")
     share, counts, masked = _MASKED_SHARE[mask_schedule], [], length
+    if mask_schedule == _ROUNDED:
+        left = [round(length * share(k / iterations)) for k in range(iterations + 1)]
+        return [before - after for before, after in itertools.pairwise(left) if before > after]
     for k in range(iterations - 1):
         still_masked = max(iterations - 1 - k, min(masked - 1, math.floor(length * share((k + 1) / iterations))))
         counts.append(masked - still_masked)
@@ -213,15 +251,29 @@ def _listed_steps(sampling: Sampling, complete: Sequence[int], before: Sequence[
     return [listed[bisect.bisect_right(begins, known) - 1] for known in before]
 
 
-def _guidance_scale(sampling: Sampling, known: int, count: int, length: int) -> float:
-    """Return the guidance scale of the iteration that predicts `count` tokens after `known` of `length`."""
+def _guidance_scale(sampling: Sampling, known: int, count: int, length: int, share: float) -> float:
+    """Return the guidance scale of the iteration that predicts `count` tokens after `known` of `length`.
+
+    `share` is the share of the iterations that are done after it.
+    """
     low, high = sampling.cfg_interval
     if not low <= known / length <= high:
         return 1.0
     if sampling.cfg_schedule == "constant":
         return float(sampling.cfg_scale)
+    if sampling.cfg_schedule == "ramp":
+        least = sampling.cfg_scale if sampling.cfg_min is None else sampling.cfg_min
+        return float(least + (sampling.cfg_scale - least) * share)
     # The published linear schedule counts at most all tokens but one, even in the last iteration.
     return 1 + (sampling.cfg_scale - 1) * min(known + count, length - 1) / length
+
+
+def _check_ramp(sampling: Sampling) -> None:
+    if sampling.cfg_min is None:
+        return
+    check_scale("cfg_min", sampling.cfg_min)
+    if sampling.cfg_schedule != "ramp":
+        raise RequestError(f"cfg_min belongs to the cfg_schedule ramp, found cfg_schedule {sampling.cfg_schedule!r}")
 
 
 def _check_interval(interval: object) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
-from runtime.model.config import ModelConfig
-from runtime.sampling.constraints import apply_constraints, default_sampling
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.constraints import apply_constraints, default_sampling, preset_settings
 from runtime.sampling.settings import Sampling, plain_settings
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -24,14 +24,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """The built-in presets of a diffusion head, slowest first: the settings that each has, by the name of the preset."""
 
-# The samplers and steps of a flow head: its paths are straighter, so fewer steps are enough.
-_FLOW_CHAINS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "balanced": {"sampler": "flow-2m", "diffusion_steps": 12},
-    "fast": {"sampler": "flow-2m", "diffusion_steps": 8},
-    "turbo": {"sampler": "flow-2m", "diffusion_steps": 6},
-}
-
 OWN = "own"
 """The name of the artifact's own settings where presets are listed beside them; no preset can have it."""
 
@@ -41,7 +33,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 # a preset with diffusion steps of its own changes the others.
 _OF_THE_MODEL = ("cfg_scale", "temperature")
 _CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
-_CHAIN = ("sampler", "diffusion_steps")  # the settings of the chain that a preset has
 
 
 def check_preset_name(name: object) -> None:
@@ -59,7 +50,7 @@ def check_preset_name(name: object) -> None:
 
 
 def resolve_sampling(
-    own: Sampling, model: ModelConfig, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
+    own: Sampling, model: FamilyConfig, settings: Mapping[str, Any], presets: Mapping[str, Sampling] | None = None
 ) -> Sampling:
     """Return the complete sampling settings of a request.
 
@@ -96,12 +87,12 @@ def resolve_sampling(
     return apply_constraints(model, start.changed(overrides), overrides)
 
 
-def _preset_sampling(own: Sampling, model: ModelConfig, name: str, presets: Mapping[str, Sampling]) -> Sampling:
+def _preset_sampling(own: Sampling, model: FamilyConfig, name: str, presets: Mapping[str, Sampling]) -> Sampling:
     """Return the settings of the preset `name`, built-in or one of `presets`, for an artifact whose own are `own`."""
     check_choice("preset", name, [*PRESETS, *presets])
     if name in presets:
         return presets[name]
-    changes = _changes(name, model)
+    changes = preset_settings(model, name, PRESETS[name])
     per_iteration = isinstance(own.diffusion_steps, tuple)  # these steps belong to iterations that a preset changes
     fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or per_iteration else _CHAIN_OF_THE_MODEL)
     kept = {field: getattr(own, field) for field in fields}
@@ -109,10 +100,3 @@ def _preset_sampling(own: Sampling, model: ModelConfig, name: str, presets: Mapp
     if sampling.iterations is None:
         return sampling
     return dataclasses.replace(sampling, iterations=min(sampling.iterations, model.tokens))
-
-
-def _changes(name: str, model: ModelConfig) -> dict[str, Any]:
-    """Return the settings that the built-in preset `name` has for a model."""
-    if model.head != "flow":
-        return PRESETS[name]
-    return {field: value for field, value in PRESETS[name].items() if field not in _CHAIN} | _FLOW_CHAINS[name]

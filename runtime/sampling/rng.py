@@ -8,12 +8,13 @@ order, stream 1 the first noise, and stream 2 + s the noise of diffusion step s.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 
 TOKEN_ORDERS = ("random", "raster", "checkerboard")
 """The kinds of generation order, see `image_order`."""
@@ -26,22 +27,23 @@ def _philox(seed: int, index: int, stream: int) -> np.random.Philox:
     return np.random.Philox(key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
 
 
-def image_order(seed: int, index: int, grid: int, kind: str = "random") -> NDArray[np.int64]:
+def image_order(seed: int, index: int, grid_shape: tuple[int, int], kind: str = "random") -> NDArray[np.int64]:
     """Return the generation order of one image: int64 [L], token positions, first generated first.
 
     Args:
         seed: The seed, 0 to 2^64 - 1.
         index: The number of the image in the sequence of the seed, 0 to 2^64 - 1.
-        grid: The number of tokens along one side of the image; L is its square.
+        grid_shape: The rows and columns of the grid of tokens; L is their product.
         kind: `random`; `raster`, row by row; or `checkerboard`, from coarse to fine (GtR, arXiv 2510.17171): first one
             half of the squares of one colour, chosen by their diagonals, then the other half, then all squares of the
             other colour, each of which has four known neighbours by then. Within each of these sets the order is
             random.
     """
+    length = math.prod(grid_shape)
     if kind == "raster":
-        return np.arange(grid * grid, dtype=np.int64)
-    keys = _philox(seed, index, _ORDER_STREAM).random_raw(grid * grid)
-    row, column = np.divmod(np.arange(grid * grid), grid)
+        return np.arange(length, dtype=np.int64)
+    keys = _philox(seed, index, _ORDER_STREAM).random_raw(length)
+    row, column = np.divmod(np.arange(length), grid_shape[1])
     diagonal = (row + column) % 4
     stage = np.where(diagonal % 2, 2, diagonal // 2) if kind == "checkerboard" else np.zeros_like(row)
     return np.lexsort((keys, stage)).astype(np.int64)
@@ -70,7 +72,7 @@ def image_noise(seed: int, index: int, steps: int, length: int, channels: int) -
 
 
 def seeded_order(
-    seed: int | Sequence[int], indices: Sequence[int], config: ModelConfig, kind: str = "random"
+    seed: int | Sequence[int], indices: Sequence[int], config: FamilyConfig, kind: str = "random"
 ) -> NDArray[np.int64]:
     """Return the generation orders of images, int64 [B, L]; see `image_order`.
 
@@ -80,11 +82,11 @@ def seeded_order(
         config: The config of the model.
         kind: One of `TOKEN_ORDERS`.
     """
-    return np.stack([image_order(*image, config.grid, kind) for image in _images(seed, indices)])
+    return np.stack([image_order(*image, config.grid_shape, kind) for image in _images(seed, indices)])
 
 
 def seeded_noise(
-    seed: int | Sequence[int], indices: Sequence[int], steps: int, config: ModelConfig
+    seed: int | Sequence[int], indices: Sequence[int], steps: int, config: FamilyConfig
 ) -> NDArray[np.float32]:
     """Return the noise of images, by token position, float32 [T + 1, B, L, D]; see `image_noise` and `seeded_order`."""
     noise = np.empty((steps + 1, len(indices), config.tokens, config.token_channels), np.float32)

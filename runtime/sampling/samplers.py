@@ -55,10 +55,12 @@ class CoefficientTable:
     Attributes:
         timesteps: The timesteps that the conditioning engine receives, float32 [T].
         coefficients: The columns of `runtime.model.coefficients.COEFFICIENTS`, float32 [T, 8].
+        unguided: How many of the last steps have no guidance, in an iteration that has it.
     """
 
     timesteps: NDArray[np.float32]
     coefficients: NDArray[np.float32]
+    unguided: int = 0
 
     @property
     def steps(self) -> int:
@@ -121,7 +123,7 @@ def least_steps(sampler: str) -> int:
 @functools.lru_cache(maxsize=256)
 def _table(sampler: str, steps: int | str, temperature: float, eta: float, start: int | None) -> CoefficientTable:
     if sampler in FLOW_SAMPLERS:
-        timesteps, rows = _FLOWS[sampler](int(steps), temperature, eta)
+        timesteps, rows = flow.FLOWS[sampler](flow.flow_times(int(steps)), temperature, eta)
     else:
         timesteps, rows = _CHAINS[sampler](steps, temperature, eta, start)
     return CoefficientTable(
@@ -199,8 +201,7 @@ _CHAINS: dict[str, Callable[[int | str, float, float, int | None], _Chain]] = {
     "dpm++2m": _dpm_solver,
     "dpm++2m-sde": _sde_dpm_solver,
 }
-_FLOWS = {"flow-euler": flow.euler, "flow-2m": flow.second_order}
-DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_CHAINS), tuple(_FLOWS)
+DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_CHAINS), tuple(flow.FLOWS)
 """The samplers of a diffusion head, and those of a flow head."""
 
 SAMPLERS = (*DIFFUSION_SAMPLERS, *FLOW_SAMPLERS)

@@ -14,6 +14,10 @@ from runtime.errors import RequestError
 _INT64 = 2**63
 
 
+LATER_SETTINGS = frozenset({"cfg_min", "cfg_truncation", "flow_shift"})
+"""Settings that older manifests and images do not have. None stands for them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """The sampling settings of one generation. Their values are checked when a plan is built from them.
@@ -25,7 +29,7 @@ class Sampling:
         token_order: Which tokens are generated first, one of `runtime.sampling.rng.TOKEN_ORDERS`.
         cfg_scale: The scale of classifier-free guidance (the published `cfg`); 1 is no guidance.
         cfg_schedule: `linear`: the scale grows from 1 with the share of tokens that are known. `constant`: every
-            iteration has the full scale.
+            iteration has the full scale. `ramp`: it grows by equal steps from `cfg_min`.
         cfg_interval: The lowest and highest share of known tokens, 0 to 1, between which iterations are guided.
             Other iterations have no guidance and do not compute the unconditional half.
         sampler: The sampler of the head, one of `runtime.sampling.samplers.SAMPLERS`, or `vq`.
@@ -38,6 +42,9 @@ class Sampling:
         temperature: The factor on the noise that each step adds.
         eta: The share of noise that the samplers `ddim` and `flow-euler` add in a step: 0 is none, 1 is as much as
             DDPM.
+        cfg_min: The scale from which the schedule `ramp` of guidance grows. None: `cfg_scale`.
+        cfg_truncation: Diffusion steps below this timestep, 0 to 1000, have no guidance. None: all steps have it.
+        flow_shift: The shift of the noise levels of a NOVA with a flow. None: that of the model.
     """
 
     iterations: int | None = None
@@ -53,6 +60,9 @@ class Sampling:
     start_timestep: int | None = None
     temperature: float = 1.0
     eta: float = 0.0
+    cfg_min: float | None = None
+    cfg_truncation: float | None = None
+    flow_shift: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("cfg_interval", "diffusion_steps"):
@@ -111,6 +121,9 @@ class SamplingOverrides(TypedDict, total=False):
     start_timestep: int | None
     temperature: float | None
     eta: float | None
+    cfg_min: float | None
+    cfg_truncation: float | None
+    flow_shift: float | None
 
 
 class SamplingRequest(SamplingOverrides, total=False):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.errors import RequestError
 from runtime.image_files import WHITE, ImageBytes, read_image, read_size, read_transparency, to_pixels
 from runtime.image_records.encoding import encode_image, to_pil
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 from runtime.service.drawing import Shown
 
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP")
@@ -38,7 +38,7 @@ def encode_shown(shown: Shown, format_name: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def uploaded_image(content: bytes, config: ModelConfig) -> NDArray[np.uint8]:
+def uploaded_image(content: bytes, config: FamilyConfig) -> NDArray[np.uint8]:
     """Return the pixels of an uploaded image, uint8 [H, W, c] as the model makes them.
 
     Raises:
@@ -49,7 +49,7 @@ def uploaded_image(content: bytes, config: ModelConfig) -> NDArray[np.uint8]:
     return to_pixels(image, config.image_shape[-1])
 
 
-def uploaded_mask(name: str, content: bytes, config: ModelConfig) -> NDArray[np.bool_]:
+def uploaded_mask(name: str, content: bytes, config: FamilyConfig) -> NDArray[np.bool_]:
     """Return an uploaded mask, bool [H, W], true where its alpha says that the image is regenerated.
 
     Args:
@@ -67,13 +67,13 @@ def uploaded_mask(name: str, content: bytes, config: ModelConfig) -> NDArray[np.
     return mask
 
 
-def _checked(name: str, content: bytes, config: ModelConfig) -> ImageBytes:
+def _checked(name: str, content: bytes, config: FamilyConfig) -> ImageBytes:
     """Return an uploaded file whose format and size are right; nothing was decoded yet."""
     file = ImageBytes(content, f"the {name}")
     width, height = read_size(file, UPLOAD_FORMATS)
-    if (width, height) != (config.img_size, config.img_size):
+    expected = config.image_shape[1], config.image_shape[0]
+    if (width, height) != expected:
         raise RequestError(
-            f"the {name} must have {config.img_size}x{config.img_size} pixels, as the model generates, found "
-            f"{width}x{height}"
+            f"the {name} must have {expected[0]}x{expected[1]} pixels, as the model generates, found {width}x{height}"
         )
     return file

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from runtime.checks import truncate
 from runtime.errors import RequestError
 from runtime.generator import Generator
+from runtime.model.families import check_supported
 from runtime.requests.inpainting import Edit, check_mask
 from runtime.requests.validation import check_batch, check_labels, parse_class
-from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.constraints import is_editable, plan_for
+from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
 from runtime.service.drawing import Drawing
 from runtime.service.scheduler import Scheduler, SchedulerEvents
@@ -55,6 +57,7 @@ class ServedModel:
             RequestError: The name or a setting has a wrong value, or the artifact makes no images.
         """
         check_model_name(name)
+        check_supported(generator.manifest.model, "mar serve")
         generator.manifest.check_decoder(f"the artifact of {name}")
         self.name, self.generator, self.created, self.ready = name, generator, int(time.time()), False
         self.default_preset, self._settings = settings.preset, settings
@@ -116,7 +119,7 @@ class ServedModel:
     def can_edit(self) -> bool:
         """Whether the model can regenerate a part of an image."""
         manifest = self.generator.manifest
-        return manifest.model.order != "raster" and (manifest.tokenizer == "pixel" or "encoder" in manifest.engines)
+        return is_editable(manifest.model) and (manifest.tokenizer == "pixel" or "encoder" in manifest.engines)
 
     @property
     def iterations(self) -> dict[str, int]:
@@ -134,7 +137,7 @@ class ServedModel:
 
     def _checked_plan(self, sampling: Sampling, known: int) -> Plan:
         config = self.generator.manifest.model
-        plan = build_plan(config.tokens, sampling, known)
+        plan = plan_for(config, sampling, known)
         check_batch(self._settings.max_batch, plan.diffusion_steps, config)
         return plan
 

@@ -16,6 +16,7 @@ from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signatures import SIGNATURE
 from runtime.backends import uses_gpu
 from runtime.errors import ArtifactError, RequestError
+from runtime.model.families import check_supported
 from runtime.service.inference_tensors import IMAGE, INPUTS
 from runtime.service.served_model import check_model_name
 from runtime.service.settings import ServiceSettings
@@ -89,6 +90,7 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
     """
     check_model_name(name)
     manifest = artifact.manifest
+    check_supported(manifest.model, "mar export-triton")
     manifest.check_decoder(str(artifact.path))
     manifest.resolve_sampling({"preset": settings.preset})
     config = model_config(artifact, name, settings)

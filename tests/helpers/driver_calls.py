@@ -57,7 +57,7 @@ class Scenario:
     replay = generate
 
     def call(self) -> None:
-        z = np.zeros((1, self._generator.manifest.model.decoder_embed_dim), np.float32)
+        z = np.zeros((1, self._generator.manifest.model.z_channels), np.float32)
         self._generator.engines.conditioning(z=z, timesteps=np.ones(1, np.float32))
 
     def timed(self) -> None:

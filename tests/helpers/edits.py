@@ -45,9 +45,8 @@ def identical(one: Result, other: Result) -> bool:
 
 def random_latents(generator: Generator, count: int, seed: int = 0) -> NDArray[np.float32]:
     """Normal latents [count, C, h, w] of the generator's model."""
-    config = generator.manifest.model
-    side = config.img_size // config.vae_stride
-    return np.random.default_rng(seed).standard_normal((count, config.vae_embed_dim, side, side), np.float32)
+    shape = generator.manifest.model.latent_shape
+    return np.random.default_rng(seed).standard_normal((count, *shape), np.float32)
 
 
 def random_images(count: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -41,7 +41,7 @@ def test_drift_is_the_distance_of_the_tokens_of_each_group_of_iterations() -> No
         for image in range(2):
             generated = order[image, iteration.known : iteration.known + iteration.count]
             tokens[image, generated] *= 1 + 10.0**-number
-    found = unpatchify(tokens, 4, 2)
+    found = unpatchify(tokens, (4, 4), 2)
     entries = drift(found, expected, order, plan, patch_size=2)
     assert [entry["iteration"] for entry in entries] == [1, 2, 3, 4]
     assert [entry["relative_l2"] for entry in entries] == pytest.approx([1, 0.1, 0.01, 0.001], rel=1e-3)

@@ -17,6 +17,7 @@ from runtime.artifact.manifest import TOKENIZERS
 from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
 from runtime.model.config import ModelConfig
+from runtime.model.families import FAMILIES, imported
 from runtime.storage.files import replacing, replacing_folder, sha256, write_json
 from training.checkpoints.infer_config import (
     PartialConfig,
@@ -55,7 +56,8 @@ class Checkpoint:
     """A trained model, and what is needed to generate images with it.
 
     Attributes:
-        model: The model with its averaged weights, in evaluation mode.
+        model: The model with its averaged weights, in evaluation mode: a MAR, or the model of another family where
+            that was asked for.
         tokenizer: One of `runtime.artifact.manifest.TOKENIZERS`.
         class_names: The name of each class; empty where they are unknown.
         source: The name of the file or folder of the weights.
@@ -64,7 +66,7 @@ class Checkpoint:
         warnings: What a person should know about the files, one line each.
     """
 
-    model: MAR
+    model: Any
     tokenizer: str
     class_names: tuple[str, ...]
     source: str
@@ -142,6 +144,7 @@ def load_checkpoint(
     latent_scale: float | None = None,
     latent_shift: float | None = None,
     autoencoder: bool = True,
+    any_family: bool = False,
 ) -> Checkpoint:
     """Load the averaged weights of a run, a published `.pth` or `.safetensors`, or a folder in the format of diffusers.
 
@@ -156,11 +159,24 @@ def load_checkpoint(
         latent_scale: The factor that gives the latents of that autoencoder unit variance, if its file has another.
         latent_shift: What is subtracted from these latents before, if its file has another.
         autoencoder: Whether the autoencoder that the folder has is loaded; without it, this is a model of latents.
+        any_family: Whether the model may be of another family than MAR, see `runtime.model.families`.
 
     Raises:
         CheckpointError: A file is missing or damaged.
         ConfigError: Two sources of the config contradict each other, or none gives a value.
     """
+    for family in FAMILIES.values():
+        if family.published is None or not (reader := imported(family.published)).is_published(path):
+            continue
+        if not any_family:
+            raise CheckpointError(f"{path}: a {family.kind}, which this command does not support; mar export does")
+        for option, value in (("--model", name), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise ConfigError(f"{option} is for checkpoints of a MAR, but {path} is a {family.kind}; remove it")
+        loaded: Checkpoint = reader.load_published(
+            path, config_file, latent_scale=latent_scale, latent_shift=latent_shift, autoencoder=autoencoder
+        )
+        return loaded
     if path.is_dir() and not is_diffusers_folder(path):
         read_run_config(path)
         for option, value in (("--model-config", config_file), ("--model", name)):
@@ -198,7 +214,7 @@ def _load_published(
     config = infer_config(configs, shapes_of(weights), str(path))
     model = _build_model(config, weights, str(path))
     kind = "none" if vae is None else "kl"
-    return Checkpoint(model, kind, (), path.name, _hash(published.files), vae, tuple(warnings))
+    return Checkpoint(model, kind, (), path.name, hash_files(published.files), vae, tuple(warnings))
 
 
 def imported_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -280,7 +296,7 @@ def _build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str
     return model
 
 
-def _hash(files: list[pathlib.Path]) -> str:
+def hash_files(files: list[pathlib.Path]) -> str:
     """Return the SHA-256 of a file; of several files, that of their hashes."""
     digests = [sha256(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

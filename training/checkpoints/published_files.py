@@ -39,13 +39,18 @@ from training.models.autoencoder import NORM_GROUPS, AutoencoderKL, vae_config
 NORM_GROUPS_KEY = "norm_groups"
 """The key in the header of an autoencoder that this project has written."""
 
+DIFFUSERS_INDEX = "model_index.json"
+"""The file that makes a folder a pipeline of diffusers."""
+
+VAE_FOLDER = "vae"
+"""The folder of the autoencoder in a pipeline."""
+
 Warn = Callable[[str], None]
 """Is called with one line for each thing that a person should know about a file."""
 
 _DIFFUSERS_CLASS = "_class_name"  # a key that every config of diffusers has
-_DIFFUSERS_INDEX = "model_index.json"
 _DIFFUSERS_CONFIG = "config.json"
-_MODEL_FOLDERS, _VAE_FOLDER = ("transformer", "mar", "model"), "vae"
+_MODEL_FOLDERS = ("transformer", "mar", "model")
 _WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLE_FILES = ("diffusion_pytorch_model.bin", "pytorch_model.bin")  # of earlier versions
 
@@ -132,7 +137,7 @@ def _of_file(tensors: Mapping[str, Tensor], sought: Sought, path: pathlib.Path) 
 
 def is_diffusers_folder(path: pathlib.Path) -> bool:
     """Return whether a folder is in the format of diffusers: a pipeline, or one of its components."""
-    if (path / _DIFFUSERS_INDEX).is_file():
+    if (path / DIFFUSERS_INDEX).is_file():
         return True
     config = path / "config.json"
     return config.is_file() and _DIFFUSERS_CLASS in read_json_object(config)
@@ -161,8 +166,8 @@ def load_vae(
         CheckpointError: A file is missing or damaged, or holds something else.
         ConfigError: The given scale or shift is impossible.
     """
-    if (path / _DIFFUSERS_INDEX).is_file():
-        path = path / _VAE_FOLDER
+    if (path / DIFFUSERS_INDEX).is_file():
+        path = path / VAE_FOLDER
     config = _config_beside(path)
     groups = _norm_groups(path) if config is None else read_norm_groups(config, str(path))
     weights, scale = _read_vae(path, config, warn)
@@ -181,7 +186,7 @@ def _read_vae(
 ) -> tuple[dict[str, Tensor], LatentScale]:
     """Return the weights of an autoencoder and the scale of its latents; `config` is that of diffusers, if any."""
     if path.is_dir():
-        weights, _ = _read_folder(path, warn)
+        weights, _ = read_component(path, warn)
         scale = None
     elif is_safetensors(path):
         weights, scale = read_safetensors(path), scale_of_header(read_metadata(path), path)
@@ -266,20 +271,26 @@ def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
 def _read_diffusers(path: pathlib.Path, warn: Warn) -> PublishedCheckpoint:
     """Read a component of diffusers, or a pipeline with a model and possibly an autoencoder."""
     folder, vae = path, None
-    if (path / _DIFFUSERS_INDEX).is_file():
+    if (path / DIFFUSERS_INDEX).is_file():
         present = [path / name for name in _MODEL_FOLDERS if (path / name / _DIFFUSERS_CONFIG).is_file()]
         if not present:
             raise CheckpointError(f"{path}: a pipeline without a model; looked for {', '.join(_MODEL_FOLDERS)}")
-        folder, vae = present[0], path / _VAE_FOLDER
-    tensors, files = _read_folder(folder, warn)
+        folder, vae = present[0], path / VAE_FOLDER
+    tensors, files = read_component(folder, warn)
     arguments = read_arguments(folder / _DIFFUSERS_CONFIG)
     configs = configs_from_arguments({name: value for name, value in arguments.items() if not name.startswith("_")})
     weights = _of_file(tensors, _MAR, folder)
     return PublishedCheckpoint(weights, files, configs, vae if vae is not None and vae.is_dir() else None)
 
 
-def _read_folder(folder: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
-    """Return the tensors of a component by name, and its files: the shards that its index names, or one file."""
+def read_component(folder: pathlib.Path, warn: Warn) -> tuple[dict[str, Tensor], list[pathlib.Path]]:
+    """Return the tensors of a component of diffusers by name, and its files.
+
+    These are the shards that its index names, or one file.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+    """
     names = (*(f"{name}.index.json" for name in _WEIGHT_FILES), *_WEIGHT_FILES, *_PICKLE_FILES)
     present = [folder / name for name in names if (folder / name).is_file()]
     if not present:

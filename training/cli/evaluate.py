@@ -221,7 +221,7 @@ def _open_real_images(
     config = job.resolved.config
     share = _held_out_share(job.source, validation_share)
     color = background_of_run(job.source, background)
-    train, test = open_train_and_test(data, config.img_size, color, share, with_test=split == "test")
+    train, test = open_train_and_test(data, config.image_shape[0], color, share, with_test=split == "test")
     compared = train if test is None else test
     print_lines(dict.fromkeys([*train.notes, *compared.notes]))
     check_known_classes(train.classes, job.resolved.class_names, str(data), str(job.source))

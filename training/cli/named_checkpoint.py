@@ -23,8 +23,11 @@ def take_checkpoint_options(options: dict[str, Any]) -> dict[str, Any]:
     return {argument: options.pop(option) for option, argument in _ARGUMENTS.items()}
 
 
-def load_named_checkpoint(checkpoint: pathlib.Path, options: dict[str, Any]) -> Checkpoint:
-    """Load a checkpoint and print its warnings; its options are removed from `options`. Raises `MarError`."""
-    loaded = load_checkpoint(checkpoint, **take_checkpoint_options(options))
+def load_named_checkpoint(checkpoint: pathlib.Path, options: dict[str, Any], *, any_family: bool = False) -> Checkpoint:
+    """Load a checkpoint and print its warnings; its options are removed from `options`. Raises `MarError`.
+
+    `any_family` is that of `load_checkpoint`.
+    """
+    loaded = load_checkpoint(checkpoint, **take_checkpoint_options(options), any_family=any_family)
     echo_warnings(loaded.warnings)
     return loaded

@@ -28,10 +28,9 @@ from runtime.dataset.plan import DrawingPlan
 from runtime.dataset.shard_folder import shard_name
 from runtime.errors import DataError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
-from runtime.model.config import ModelConfig
+from runtime.model.family_config import FamilyConfig
 from runtime.model.latents import to_uint8
-from runtime.sampling.constraints import default_sampling
-from runtime.sampling.plan import build_plan
+from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
@@ -95,7 +94,7 @@ class GenerationJob:
             inputs = {"checkpoint": loaded.sha256, "vae": vae, "torch": torch.__version__}
         if tokenizer == "none":
             raise RequestError(f"{self.source} has no decoder, so it makes no images to evaluate; see --tokenizer")
-        build_plan(config.tokens, sampling)  # refuses invalid settings before the work
+        plan_for(config, sampling)  # refuses invalid settings before the work
         inputs |= {"model": config.to_dict(), "tokenizer": tokenizer, "sampling": dataclasses.asdict(sampling)}
         return ResolvedJob(config, names, sampling, {"seed": self.seed, **inputs}, warnings)
 
@@ -112,7 +111,7 @@ class ResolvedJob:
         warnings: What a person should know about the files of a checkpoint, one line each.
     """
 
-    config: ModelConfig
+    config: FamilyConfig
     class_names: tuple[str, ...]
     sampling: Sampling
     inputs: dict[str, Any]
@@ -163,7 +162,7 @@ def read_images(job: GenerationJob, count: int, out: pathlib.Path) -> Iterator[L
         DataError: A file is missing, damaged, or was altered.
     """
     fault_report = FaultReport(DataError, "remove the file to generate its images again")
-    folder, side, plan = _folder(job, out), job.resolved.config.img_size, _plan(job, count)
+    folder, side, plan = _folder(job, out), job.resolved.config.image_shape[0], _plan(job, count)
     for number, shard in enumerate(plan.shards()):
         records = list(plan.records(shard))
         images = read_npz(folder / shard_name(number, ".npz"), records, side, fault_report)
@@ -210,7 +209,7 @@ def _open_model(job: GenerationJob, threads: int) -> Iterator[Draw]:
 
 def _checkpoint_drawing(job: GenerationJob) -> Draw:
     loaded, config = _load_checkpoint(job), job.resolved.config
-    plan = build_plan(config.tokens, job.resolved.sampling)
+    plan = plan_for(config, job.resolved.sampling)
 
     def draw_batch(records: Sequence[ImageRecord]) -> NDArray[np.uint8]:
         seeds, index = [record.seed for record in records], [record.index for record in records]

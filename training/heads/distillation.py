@@ -96,7 +96,7 @@ def teacher_trajectories(
         seed: The seed of the initial noise.
         progress: Is called with the number of rows of each finished batch.
     """
-    times, columns = second_order(teacher_steps, 1.0, 0.0)
+    times, columns = second_order(flow_times(teacher_steps), 1.0, 0.0)
     random = np.random.default_rng(seed)
     batches = []
     for start in range(0, len(dataset), _TEACHER_BATCH):

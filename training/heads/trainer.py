@@ -14,8 +14,8 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError, RequestError
 from runtime.image_files import parse_color
+from runtime.model.families import check_supported
 from runtime.progress import Progress
-from runtime.sampling.constraints import check_masked_diffusion
 from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.data.class_names import check_known_classes
@@ -173,7 +173,7 @@ def head_config(
     """
     source = load_source(training)
     model = source.model.config
-    check_masked_diffusion(model, "training a head on a frozen backbone")
+    check_supported(model, "training a head on a frozen backbone")
     if model.distilled_steps and distilled_steps:
         raise RequestError(
             f"{source.source} has a distilled head, which cannot be a teacher; distill its original checkpoint"

@@ -8,6 +8,8 @@ attention, without a cache, and from models with a VQ head.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.model.coefficients import COEFFICIENTS
+from runtime.model.config import ModelConfig
 from runtime.model.latents import unpatchify
 from runtime.sampling.plan import Plan
 from runtime.sampling.samplers import CoefficientTable
@@ -74,7 +77,7 @@ def sample(
         if times is not None:
             times["backbone"] = times.get("backbone", 0.0) + between - started
             times["head"] = times.get("head", 0.0) + time.perf_counter() - between
-    return unpatchify(tokens.cpu().numpy(), model.config.grid, model.config.patch_size)
+    return unpatchify(tokens.cpu().numpy(), model.config.grid_shape, model.config.patch_size)
 
 
 def training_loss(
@@ -97,6 +100,18 @@ def training_loss(
     weight = mask.flatten().repeat(repeats).to(noise.dtype)
     loss = model.diffloss.loss_of(target, timesteps, noise, lambda x: model.diffloss.net(x, timesteps.to(x.dtype), z))
     return (loss * weight).sum() / weight.sum()
+
+
+def example_request(config: ModelConfig) -> dict[str, Any]:
+    """Return the named arguments of a request for one image, the last class, to compare an export with."""
+    return {"labels": [config.class_num - 1]}
+
+
+def sample_request(
+    model: MAR, request: Mapping[str, Any], plan: Plan, order: NDArray[np.int64], noise: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """Generate the latents of the classes of a request; see `sample` for the other arguments."""
+    return sample(model, np.array(request["labels"], np.int64), plan, order, noise)
 
 
 def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import pathlib
 import numpy as np
 
 from runtime.image_grid import class_caption, save_grid
-from runtime.sampling.constraints import apply_constraints, default_sampling
-from runtime.sampling.plan import build_plan
+from runtime.sampling.constraints import apply_constraints, default_sampling, plan_for
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.storage.files import replacing
 from training.data.latent_dataset import LatentDataset
@@ -44,7 +43,7 @@ def save_sample_grid(path: pathlib.Path, model: MAR, dataset: LatentDataset) -> 
     # With one class there is nothing to guide towards, and a distilled head has its guidance built in.
     cfg_scale = 1.0 if one_class or config.distilled_steps else _CFG_SCALE
     sampling = dataclasses.replace(sampling, cfg_scale=cfg_scale, iterations=min(_MAX_ITERATIONS, config.tokens))
-    plan = build_plan(config.tokens, apply_constraints(config, sampling, {}))
+    plan = plan_for(config, apply_constraints(config, sampling, {}))
     order = seeded_order(0, range(len(labels)), config, plan.token_order)
     noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
     latents = sample(model, labels, plan, order, noise)

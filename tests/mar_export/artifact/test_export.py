@@ -23,14 +23,15 @@ from mar_export.artifact.parity import ENGINE_TOLERANCES, GENERATION_TOLERANCES
 from mar_export.cli.export import export as export_command
 from mar_export.onnx_export import exporter
 from mar_export.onnx_export.exporter import OPSET
-from runtime import generator as generator_module
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError, RequestError
 from runtime.generator import Generator
+from runtime.loops import host_loop
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.config import ModelConfig
-from runtime.model.engine_spec import ENGINES, EngineSpec, TensorSpec, engine_specs
+from runtime.model.engine_spec import ENGINES, EngineSpec, TensorSpec
+from runtime.model.families import engine_specs
 from runtime.sampling.plan import Float
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS
@@ -316,7 +317,7 @@ def test_a_loop_that_differs_from_the_published_one_is_refused_though_every_engi
 
         return run_plan(dataclasses.replace(engines, backbone=backbone), *rest)
 
-    monkeypatch.setattr(generator_module, "run_plan", crossed)
+    monkeypatch.setattr(host_loop, "run_plan", crossed)
     with pytest.raises(ParityError, match=r"complete generation on onnxruntime .*: relative L2 distance"):
         silently(checkpoint, tmp_path / "artifact")
     assert names(tmp_path) == []

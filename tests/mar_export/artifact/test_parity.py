@@ -27,7 +27,8 @@ from runtime.artifact.manifest import Manifest
 from runtime.errors import ParityError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENGINES, TOKENIZER_ENGINES, engine_specs, tokenizer_specs
+from runtime.model.engine_spec import ENGINES, TOKENIZER_ENGINES, tokenizer_specs
+from runtime.model.families import engine_specs
 from training.checkpoints.checkpoint import Checkpoint
 
 

@@ -92,7 +92,7 @@ def generate(
     noise = seeded_noise(0, range(len(LABELS)), plan.diffusion_steps, config)
     tokens = NaiveEngines(config, *engines).sample(plan, np.array(LABELS), order, noise, times)
     assert tokens.dtype == np.float32
-    return unpatchify(tokens, config.grid, config.patch_size)
+    return unpatchify(tokens, config.grid_shape, config.patch_size)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -109,7 +109,7 @@ def test_naive_loop_generates_the_golden_cases(
 ) -> None:
     config, plan = generator.manifest.model, generator.plan(**case.settings)
     tokens = NaiveEngines(config, *engines).sample(plan, case.labels, case.order, case.noise, {})
-    assert relative_l2(unpatchify(tokens, config.grid, config.patch_size), case.latents) <= GOLDEN_TOLERANCE
+    assert relative_l2(unpatchify(tokens, config.grid_shape, config.patch_size), case.latents) <= GOLDEN_TOLERANCE
 
 
 def test_both_graphs_are_called_for_the_halves_that_guidance_needs(

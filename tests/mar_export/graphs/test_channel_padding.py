@@ -20,7 +20,8 @@ from mar_export.graphs.channel_padding import pad_layers, padding_channels
 from mar_export.graphs.engine_modules import loop_modules
 from mar_export.onnx_export.example_inputs import example_inputs
 from runtime.generator import Generator
-from runtime.model.engine_spec import ENGINES, engine_specs
+from runtime.model.engine_spec import ENGINES
+from runtime.model.families import engine_specs
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint

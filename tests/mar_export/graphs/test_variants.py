@@ -35,8 +35,8 @@ from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.gpu.backend import GpuBackend
 from runtime.model.config import LATER_FIELDS, ModelConfig
+from runtime.model.families import check_supported
 from runtime.requests.inpainting import Edit
-from runtime.sampling.constraints import check_masked_diffusion
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
@@ -213,8 +213,8 @@ def test_commands_that_know_the_published_form_alone_say_so(
 
 def test_a_head_of_codes_is_not_the_published_form_either() -> None:
     with pytest.raises(RequestError, match="mar plan does not support models with a vq head"):
-        check_masked_diffusion(variant_checkpoint("raster vq").model.config, "mar plan")
-    check_masked_diffusion(ModelConfig(), "mar plan")
+        check_supported(variant_checkpoint("raster vq").model.config, "mar plan")
+    check_supported(ModelConfig(), "mar plan")
 
 
 def test_engines_for_a_gpu_are_not_built_where_its_loop_would_not_run_them(artifact: pathlib.Path) -> None:

@@ -8,7 +8,8 @@ import weakref
 
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.exporter import export_graph
-from runtime.model.engine_spec import DENOISE, engine_specs
+from runtime.model.engine_spec import DENOISE
+from runtime.model.families import engine_specs
 from tests.helpers.tiny_runs import TINY, randomized
 from training.models.mar import MAR
 

@@ -18,7 +18,8 @@ from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
 from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
 from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.model.engine_spec import ENGINES, engine_specs
+from runtime.model.engine_spec import ENGINES
+from runtime.model.families import engine_specs
 from tests.helpers.distance import relative_l2
 from training.checkpoints.checkpoint import Checkpoint
 

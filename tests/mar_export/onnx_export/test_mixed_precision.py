@@ -31,9 +31,9 @@ from runtime.model.engine_spec import (
     ENGINES,
     TOKENIZER_ENGINES,
     EngineSpec,
-    engine_specs,
     tokenizer_specs,
 )
+from runtime.model.families import engine_specs
 from runtime.model.low_precision import stays_in_float32
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import golden_cases

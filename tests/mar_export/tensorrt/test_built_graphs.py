@@ -24,9 +24,9 @@ from runtime.model.engine_spec import (
     DENOISE,
     ENCODER,
     ENGINES,
-    engine_specs,
     tokenizer_specs,
 )
+from runtime.model.families import engine_specs
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256

@@ -28,8 +28,8 @@ from runtime.model.engine_spec import (
     DENOISE,
     ENCODER,
     EngineSpec,
-    engine_specs,
 )
+from runtime.model.families import engine_specs
 from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES, Plan, build_plan
 from runtime.sampling.presets import PRESETS, resolve_sampling
 from runtime.sampling.rng import TOKEN_ORDERS
@@ -171,7 +171,7 @@ def shapes_of(plans: Sequence[Plan], images: int) -> dict[str, list[dict[str, tu
             Engines(**engines),
             config,
             plan,
-            labels=np.zeros(images, np.int64),
+            condition=np.zeros(2 * images, np.int64),
             order=np.tile(np.arange(config.tokens)[:, None], images),
             noise=np.zeros((plan.diffusion_steps + 1, config.tokens, images, config.token_channels), np.float32),
             known=np.zeros((plan.iterations[0].known, images, config.token_channels), np.float32),

@@ -17,7 +17,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.model.coefficients import COEFFICIENTS
-from runtime.model.engine_spec import engine_specs
+from runtime.model.families import engine_specs
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint

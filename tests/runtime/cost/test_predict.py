@@ -17,7 +17,8 @@ from runtime.cost import predict
 from runtime.cost.operations import iteration_costs
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES, EngineSpec, engine_specs
+from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES, EngineSpec
+from runtime.model.families import engine_specs
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 

@@ -10,7 +10,7 @@ from runtime.model.latents import from_uint8, patchify, to_uint8, unpatchify
 
 def test_a_token_is_a_patch_with_its_channels_outermost() -> None:
     tokens = np.arange(4 * 8, dtype=np.float32).reshape(1, 4, 8)  # a grid of 2x2, patches of 2x2, 2 channels
-    latents = unpatchify(tokens, grid=2, patch_size=2)
+    latents = unpatchify(tokens, grid_shape=(2, 2), patch_size=2)
     assert latents.shape == (1, 2, 4, 4)
     assert latents[0, 0].tolist() == [[0, 1, 8, 9], [2, 3, 10, 11], [16, 17, 24, 25], [18, 19, 26, 27]]
     assert (latents[0, 1] == latents[0, 0] + 4).all()
@@ -27,7 +27,7 @@ def test_patchify_is_the_inverse_of_unpatchify(patch_size: int) -> None:
     latents = np.random.default_rng(0).standard_normal((2, 5, 6, 6), np.float32)
     tokens = patchify(latents, patch_size)
     assert tokens.shape == (2, (6 // patch_size) ** 2, 5 * patch_size**2)
-    assert unpatchify(tokens, 6 // patch_size, patch_size).tobytes() == latents.tobytes()
+    assert unpatchify(tokens, (6 // patch_size, 6 // patch_size), patch_size).tobytes() == latents.tobytes()
 
 
 def test_every_8_bit_value_survives_the_conversion_to_float_and_back() -> None:

@@ -269,7 +269,7 @@ def test_unpatchify_of_the_runtime_inverts_patchify(patch_size: int, channels: i
     latents, _ = _images(channels=channels)
     tokens = model.patchify(latents)
     assert tokens.shape == (5, model.config.tokens, model.config.token_channels)
-    assert np.array_equal(unpatchify(tokens.numpy(), model.config.grid, patch_size), latents.numpy())
+    assert np.array_equal(unpatchify(tokens.numpy(), model.config.grid_shape, patch_size), latents.numpy())
 
 
 def test_a_token_is_a_patch_in_raster_order_with_channels_outermost() -> None:

@@ -1,0 +1,220 @@
+"""The model families: one table with a row for each, which says everything in which families differ.
+
+What lies in a higher layer or in another package is named as text, `package.module:attribute` or `package.module`, and
+imported when it is used. So this table names parts of `training` and `mar_export`, and the runtime imports neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runtime.checks import truncate
+from runtime.errors import ConfigError, RequestError
+from runtime.model.config import ModelConfig
+from runtime.model.engine_spec import BACKBONE, CONDITION, CONDITIONING, DENOISE, EngineSpec
+from runtime.model.family_config import FamilyConfig
+from runtime.model.mar_engines import causal_specs, mar_specs
+from runtime.model.nova_config import FAMILY as NOVA
+from runtime.model.nova_config import NovaConfig
+from runtime.model.nova_engines import nova_specs
+
+DEFAULT = "mar"
+"""The name that the stored config of every MAR stands for, which has no key `family`."""
+
+FAMILY_KEY = "family"
+"""The key of the family in a stored config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One row: a family of models.
+
+    Attributes:
+        kind: What its models are called in messages, such as `models with causal attention`.
+        config: The class of its configs, a `runtime.model.family_config.FamilyConfig`.
+        specs: The specs of the engines of the sampling loop, which follow from a config.
+        condition: The input of the backbone that says what is drawn. Its first axis has an entry for each image and
+            guidance half.
+        request: Checks what a request holds, a `runtime.requests.subjects.CheckSubjects`.
+        sampling: How a plan is filled: a module as `runtime.sampling.constraints.SamplingRules` describes it.
+        host_loop: The loop on the host, called with engines, config and the arguments of
+            `runtime.sampling.plan.PlanLoop`.
+        modules: The PyTorch module of each engine, a class that is called with the model, by the engine's name.
+        example_sizes: Returns the sizes at which an exported backbone is compared with PyTorch.
+        published: How published checkpoints are recognised and read: a module with `is_published` and `load_published`,
+            see `training.checkpoints.nova_folder`. None: as a MAR, which all other checkpoints are.
+        eager: The reference in eager PyTorch: a module with `example_request`, the named arguments of a request for one
+            image, and `sample_request`, which makes its latents; see `training.models.reference_loop`.
+        refused: What does not support the family: the rest of the sentence that says so, by the name of the command.
+    """
+
+    kind: str
+    config: type[Any]
+    specs: Callable[[Any], tuple[EngineSpec, ...]]
+    condition: str
+    request: str
+    sampling: str
+    host_loop: str
+    modules: Mapping[str, str]
+    example_sizes: str
+    eager: str
+    published: str | None = None
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def imported(name: str) -> Any:
+    """Import what a row names: `package.module:attribute`, or the module `package.module` itself."""
+    module, _, attribute = name.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+GPU_LOOP = "the loop on a GPU"
+"""The name of that loop in `Family.refused`."""
+
+_MEASURED = (
+    "mar plan",
+    "mar bench",
+    "mar calibrate",
+    "mar optimize-steps",
+    "training a head on a frozen backbone",
+)
+"""What measures or changes single engines of a masked diffusion model."""
+
+
+_BY_CLASS = ("mar generate", "mar generate-dataset", "mar edit", "mar serve", "mar export-triton")
+"""What asks for the classes of images."""
+
+
+def _unsupported(kind: str) -> dict[str, str]:
+    return dict.fromkeys(_MEASURED, f"does not support {kind}; mar generate does")
+
+
+_MAR = Family(
+    kind="MAR",
+    config=ModelConfig,
+    specs=mar_specs,
+    condition="labels",
+    request="runtime.requests.class_subjects:check_classes",
+    sampling="runtime.sampling.mar_sampling",
+    host_loop="runtime.loops.host_loop:run_plan",
+    modules={
+        BACKBONE: "mar_export.graphs.backbone:Backbone",
+        CONDITIONING: "mar_export.graphs.diffusion_head:Conditioning",
+        DENOISE: "mar_export.graphs.diffusion_head:Denoise",
+    },
+    example_sizes="mar_export.onnx_export.example_inputs:masked_sizes",
+    eager="training.models.reference_loop",
+)
+_CAUSAL = dataclasses.replace(
+    _MAR,
+    kind="models with causal attention",
+    specs=causal_specs,
+    host_loop="runtime.loops.causal_loop:run_causal_plan",
+    modules={**_MAR.modules, BACKBONE: "mar_export.graphs.causal_backbone:CausalBackbone"},
+    example_sizes="mar_export.onnx_export.example_inputs:causal_sizes",
+    refused={
+        **_unsupported("models with causal attention"),
+        GPU_LOOP: "has no cache for causal attention; generate on a CPU with --backend onnxruntime or openvino",
+    },
+)
+_VQ_HEAD = {
+    CONDITIONING: "mar_export.graphs.vq_head:VQConditioning",
+    DENOISE: "mar_export.graphs.vq_head:VQDenoise",
+}
+_VQ = dataclasses.replace(
+    _MAR,
+    kind="models with a vq head",
+    modules={**_MAR.modules, **_VQ_HEAD},
+    refused=_unsupported("models with a vq head"),
+)
+_CAUSAL_VQ = dataclasses.replace(_CAUSAL, modules={**_CAUSAL.modules, **_VQ_HEAD})
+
+_NOVA = Family(
+    kind="NOVA",
+    config=NovaConfig,
+    specs=nova_specs,
+    condition="condition",
+    request="runtime.requests.prompt_subjects:check_prompts",
+    sampling="runtime.sampling.nova_sampling",
+    host_loop="runtime.loops.host_loop:run_plan",
+    modules={
+        CONDITION: "mar_export.graphs.nova:Condition",
+        BACKBONE: "mar_export.graphs.nova:Backbone",
+        CONDITIONING: "mar_export.graphs.nova:Conditioning",
+        DENOISE: "mar_export.graphs.nova:Denoise",
+    },
+    example_sizes="mar_export.onnx_export.example_inputs:prompt_sizes",
+    eager="training.models.nova_reference",
+    published="training.checkpoints.nova_folder",
+    refused={
+        **_unsupported("NOVA"),
+        **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; call Generator.generate in Python"),
+        "mar study": "is for models of pixels with classes; a NOVA draws from text",
+        "mar export --image-size": "does not support NOVA, whose tables of positions are not trained for other sizes",
+    },
+)
+
+FAMILIES: dict[str, Family] = {
+    DEFAULT: _MAR,
+    "mar-causal": _CAUSAL,
+    "mar-vq": _VQ,
+    "mar-causal-vq": _CAUSAL_VQ,
+    NOVA: _NOVA,
+}
+"""All families, by the name that a config has as `family`."""
+
+
+def family_of(config: FamilyConfig) -> Family:
+    """Return the row of a model."""
+    return FAMILIES[config.family]
+
+
+def engine_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
+    """Return the specs of the engines of the sampling loop for a model, by name."""
+    return {spec.name: spec for spec in family_of(config).specs(config)}
+
+
+def check_supported(config: FamilyConfig, command: str) -> Any:
+    """Return the config of a model, after checking that a command supports its family.
+
+    The class of the config is then one that the command knows.
+
+    Args:
+        config: The config of the model.
+        command: The command as `Family.refused` names it, for example `mar bench`.
+
+    Raises:
+        RequestError: It does not.
+    """
+    refused = family_of(config).refused
+    if command in refused:
+        raise RequestError(f"{command} {refused[command]}")
+    return config
+
+
+def config_class(values: Mapping[str, Any], where: str) -> type[Any]:
+    """Return the class of the config that stored values describe.
+
+    Raises:
+        ConfigError: This version has no such family; the message names `where`.
+    """
+    name = values.get(FAMILY_KEY, DEFAULT)
+    if not isinstance(name, str) or name not in FAMILIES:
+        known = ", ".join(dict.fromkeys(FAMILIES))
+        raise ConfigError(f"{where}: the family {truncate(name)} is unknown; this version has {known}")
+    return FAMILIES[name].config
+
+
+def parse_config(values: Mapping[str, Any], where: str) -> FamilyConfig:
+    """Return the config that stored values describe, the inverse of `FamilyConfig.to_dict`.
+
+    Raises:
+        ConfigError: The family or a field is unknown, or a value is impossible; the message names `where`.
+    """
+    fields = {name: value for name, value in values.items() if name != FAMILY_KEY}
+    config: FamilyConfig = config_class(values, where).from_dict(fields, where)
+    return config

@@ -1,0 +1,71 @@
+"""What the images of a request show: the part of a request in which families differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypedDict
+
+from numpy.typing import ArrayLike
+
+from runtime.model.engine_spec import Array, Engine
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.plan import Condition
+from runtime.sampling.settings import SamplingRequest
+
+
+class ConditionEngines(Protocol):
+    """The engines of a model, of which the one that computes the condition is used, if there is one."""
+
+    @property
+    def condition(self) -> Engine | None:
+        """The engine `condition`."""
+
+
+class Subjects(Protocol):
+    """What each of B images shows, checked."""
+
+    def __len__(self) -> int:
+        """Return B."""
+
+    def part(self, images: slice) -> Subjects:
+        """Return those of some of the images."""
+
+    def condition(self, engines: ConditionEngines, guided: bool) -> Condition:
+        """Return what the backbone reads.
+
+        Args:
+            engines: The engines of the model.
+            guided: Whether the unconditional half is there too.
+        """
+
+    def given(self, place: int) -> dict[str, Array]:
+        """Return the arrays that say what one of the images shows, by their names in `image_records.record.GIVEN`."""
+
+    def record(self, place: int) -> dict[str, Any]:
+        """Return the fields of `runtime.image_records.record.ImageRecord` that name one of the subjects."""
+
+
+class PromptArguments(TypedDict, total=False):
+    """The arguments of a request to a model that draws from text.
+
+    Attributes:
+        prompt_embeds: The embeddings of B prompts, arrays [n, d] of d values a row and at most S rows, as `mar inspect`
+            shows both.
+        negative_prompt_embeds: The prompts that guidance leads away from, B of them. None: the empty prompt.
+    """
+
+    prompt_embeds: Sequence[ArrayLike] | None
+    negative_prompt_embeds: Sequence[ArrayLike] | None
+
+
+PROMPT_ARGUMENTS = tuple(PromptArguments.__annotations__)
+"""Their names."""
+
+
+class ImageRequest(SamplingRequest, PromptArguments, total=False):
+    """The named arguments of a request for images: sampling settings and prompts."""
+
+
+CheckSubjects = Callable[[Mapping[str, Any], FamilyConfig, Sequence[str]], Subjects]
+"""Checks the arguments of a request that name its subjects, by name, for a model and the names of its classes. Raises
+`RequestError`."""
