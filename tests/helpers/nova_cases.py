@@ -1,0 +1,99 @@
+"""The golden cases of NOVA: what the published code computed for tiny models, stage by stage.
+
+They lie beside the repository, in `shared/golden/nova`, whose README says what each array is. Where they are missing,
+tests that need them are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from runtime.model.latents import patchify
+from runtime.model.nova_config import NovaConfig
+from runtime.sampling.constraints import default_sampling, plan_for
+from runtime.sampling.plan import Plan
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
+
+NOVA_GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "golden" / "nova"
+CASES = [(model, file) for model in ("case0", "case1") for file in ("run0.npz", "run1.npz")]
+"""Model and file of the cases without renormalized guidance."""
+
+needs_golden = pytest.mark.skipif(not NOVA_GOLDEN.is_dir(), reason=f"no golden cases in {NOVA_GOLDEN}")
+
+
+@dataclasses.dataclass(frozen=True)
+class NovaCase:
+    """One case: what a request gives, and what the published code made of it.
+
+    Attributes:
+        settings: Keyword arguments of `Generator.generate`.
+        plan: The plan of these settings.
+        noise: By position, [T + 1, B, L, D]: that of the iteration in which a token is predicted.
+        arrays: The arrays of the case.
+    """
+
+    settings: dict[str, Any]
+    plan: Plan
+    noise: NDArray[np.float32]
+    arrays: dict[str, NDArray[Any]]
+
+    @property
+    def prompts(self) -> list[NDArray[np.float32]]:
+        return [self.arrays[f"prompt_embeds_{place}"] for place in range(len(self.arrays["order"]))]
+
+    def text(self, config: NovaConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows and the lengths of the prompts of both halves; guided, those of the second half are empty."""
+        halves = 2 if self.plan.guided else 1
+        count = halves * len(self.prompts)
+        rows = torch.zeros(count, config.text_token_len, config.text_token_dim, dtype=dtype)
+        lengths = torch.zeros(count, dtype=torch.int64)
+        for place, prompt in enumerate(self.prompts):
+            rows[place, : len(prompt)] = torch.from_numpy(prompt).to(dtype)
+            lengths[place] = len(prompt)
+        return rows, lengths
+
+
+@functools.cache
+def nova_checkpoint(model: str) -> Checkpoint:
+    """The checkpoint of a golden model, whose folder does not tell its heads."""
+    heads = pathlib.Path(__file__).parents[1] / "golden" / "nova_heads.json"
+    return load_checkpoint(NOVA_GOLDEN / model, heads, any_family=True)
+
+
+def nova_case(model: str, file: str) -> NovaCase:
+    config: NovaConfig = nova_checkpoint(model).model.config
+    meta = next(c for c in json.loads((NOVA_GOLDEN / model / "meta.json").read_text())["cases"] if c["file"] == file)
+    settings: dict[str, Any] = {
+        "iterations": meta["num_inference_steps"],
+        "diffusion_steps": meta["num_diffusion_steps"],
+        "cfg_scale": float(meta["guidance_scale"]),
+    }
+    if "flow_shift" in meta:
+        settings["flow_shift"] = meta["flow_shift"]
+    plan = plan_for(config, dataclasses.replace(default_sampling(config), **settings))
+    with np.load(NOVA_GOLDEN / model / file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    order, draws = arrays["order"], arrays["noise"]
+    noise = np.zeros((plan.diffusion_steps + 1, *order.shape, config.token_channels), np.float32)
+    for iteration, drawn in zip(plan.iterations, draws, strict=True):
+        for step, latents in enumerate(drawn):
+            tokens = patchify(latents, config.patch_size)
+            for image, places in enumerate(order[:, iteration.known : iteration.known + iteration.count]):
+                noise[step, image, places] = tokens[image, places]
+    return NovaCase(settings, plan, noise, arrays)
+
+
+def channels_first(tokens: NDArray[np.float32], config: NovaConfig) -> NDArray[np.float32]:
+    """Golden tokens [..., D], whose channels are innermost, in the order of this project."""
+    patch = config.patch_size
+    cells = tokens.reshape(*tokens.shape[:-1], patch, patch, config.image_dim)
+    return np.moveaxis(cells, -1, -3).reshape(tokens.shape)

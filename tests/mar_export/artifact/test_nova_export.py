@@ -1,0 +1,126 @@
+"""A NOVA as an artifact: its engines draw what the published code drew, on both backends of a processor."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from mar_export.artifact.export import export_artifact
+from runtime.artifact.artifact_folder import Artifact
+from runtime.errors import RequestError
+from runtime.generator import Generator
+from runtime.model.latents import patchify
+from tests.helpers.distance import relative_l2
+from tests.helpers.golden_cases import GOLDEN_TOLERANCE
+from tests.helpers.nova_cases import CASES, channels_first, needs_golden, nova_case, nova_checkpoint
+
+pytestmark = needs_golden
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Exports a golden model once."""
+
+    @functools.cache
+    def export(model: str) -> pathlib.Path:
+        out = tmp_path_factory.mktemp("nova") / model
+        export_artifact(nova_checkpoint(model), out, lambda line: None)
+        return out
+
+    return export
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("model", "file"), CASES)
+def test_condition_tokens_and_latents_are_the_published_ones(
+    exported: Any, model: str, file: str, backend: str
+) -> None:
+    case = nova_case(model, file)
+    after: list[NDArray[np.float32]] = []
+    with Generator.load(exported(model), backend=backend, threads=1) as generator:
+        config, engine, guided = generator.manifest.model, generator.engines.condition, case.plan.guided
+        assert engine is not None
+        text, lengths = (array.numpy() for array in case.text(config, _float32()))
+        condition, unconditional = engine(text=text, lengths=lengths)
+        assert relative_l2(condition, case.arrays["c"]) <= 2e-6
+        if guided:
+            assert relative_l2(unconditional, case.arrays["c"][-1]) <= 2e-6
+
+        def keep(done: int, total: int) -> None:
+            unfinished = generator._unfinished
+            assert unfinished is not None
+            after.append(unfinished.tokens().swapaxes(0, 1).copy())
+
+        result = generator.generate(
+            prompt_embeds=case.prompts,
+            order=case.arrays["order"],
+            noise=case.noise,
+            progress=keep,
+            **case.settings,
+        )
+    order = case.arrays["order"]
+    for iteration, tokens, expected in zip(case.plan.iterations, after, case.arrays["tokens_after"], strict=True):
+        known = order[:, : iteration.known + iteration.count, None]
+        assert (
+            relative_l2(tokens[:, : known.shape[1]], np.take_along_axis(channels_first(expected, config), known, 1))
+            <= GOLDEN_TOLERANCE
+        )
+    assert relative_l2(result.latents, case.arrays["latents_float64"]) <= GOLDEN_TOLERANCE
+    assert patchify(result.latents, config.patch_size).shape == after[-1].shape
+    if "image_first" in case.arrays:
+        decoded = case.arrays["image_first"][0].transpose(1, 2, 0) * 127.5 + 127.5
+        assert result.images is not None
+        assert np.abs(result.images[0] - np.clip(decoded, 0, 255)).max() <= 0.51  # rounded, where published cuts
+
+
+def _float32() -> Any:
+    import torch
+
+    return torch.float32
+
+
+def test_the_manifest_names_the_family_and_its_engines(exported: Any) -> None:
+    manifest = Artifact(exported("case0")).manifest
+    assert manifest.model == nova_checkpoint("case0").model.config
+    assert manifest.to_dict()["model"]["family"] == "nova"
+    assert manifest.engines.keys() == {"condition", "backbone", "conditioning", "denoise", "decoder"}
+    assert manifest.sampling.mask_schedule == "cosine-rounded"
+
+
+ROWS = np.zeros((3, 40), np.float32)
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "labels": ({"labels": [1]}, "this model draws from prompts, not from classes"),
+    "nothing": ({}, "prompt_embeds is missing, a list of arrays [n, 40]"),
+    "no prompt": ({"prompt_embeds": []}, "prompt_embeds is empty"),
+    "another width": (
+        {"prompt_embeds": [ROWS[:, :7]]},
+        "prompt_embeds[0] must be floating point of shape [n, 40], found float32 [3, 7]",
+    ),
+    "too many rows": (
+        {"prompt_embeds": [ROWS, np.zeros((17, 40))]},
+        "prompt_embeds[1] must have at most 16 rows, found 17",
+    ),
+    "not finite": ({"prompt_embeds": [ROWS * np.inf]}, "prompt_embeds[0] holds values that are not finite"),
+    "fewer negative prompts": (
+        {"prompt_embeds": [ROWS, ROWS], "negative_prompt_embeds": [ROWS]},
+        "negative_prompt_embeds must have one array a prompt, 2; found 1",
+    ),
+    "a single array": ({"prompt_embeds": ROWS}, "prompt_embeds must be a list of arrays [n, 40]"),
+    "guidance below 1": ({"prompt_embeds": [ROWS], "cfg_scale": 0.5}, "cfg_scale of a NOVA must be at least 1"),
+    "a start": ({"prompt_embeds": [ROWS], "start_timestep": 900}, "start_timestep of this model must be None"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_request_is_one_line(exported: Any, wrong: str) -> None:
+    arguments, message = WRONG[wrong]
+    with Generator.load(exported("case0"), threads=1) as generator, pytest.raises(RequestError) as caught:
+        generator.generate(**arguments)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
