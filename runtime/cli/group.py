@@ -47,6 +47,10 @@ _COMMANDS = {
         "training.cli.evaluate:evaluate",
         "Measure the quality of generated images against a dataset: Fréchet distances, accuracy.",
     ),
+    "evaluate-tokenizer": (
+        "training.cli.evaluate_tokenizer:evaluate_tokenizer",
+        "Measure how well an autoencoder reconstructs images: PSNR, Fréchet distances.",
+    ),
     "import": ("training.cli.import_checkpoint:import_", "Convert a published checkpoint into a run folder."),
     "export": ("mar_export.cli.export:export", "Export a checkpoint as an artifact of ONNX engines."),
     "calibrate": ("calibration.cli.calibrate:calibrate", "Quantize an artifact's engines."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -29,14 +29,26 @@ class ReconstructionEvaluator:
         dataset: The images, in RGB. Images that cannot be read are left out.
         count: The number of images, chosen at random.
         network: The network whose features give the Fréchet distance; None to leave the distance out.
+        progress: Called with the number of images each time some are done, see `passes`.
     """
 
-    def __init__(self, dataset: ImageDataset, count: int, network: FeatureNetwork | None) -> None:
-        self._dataset, self._network = dataset, network
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        count: int,
+        network: FeatureNetwork | None,
+        progress: Callable[[int], object] = lambda images: None,
+    ) -> None:
+        self._dataset, self._network, self._progress = dataset, network, progress
         chosen = np.random.default_rng(0).permutation(len(dataset.labels))[:count]
         # Images that can be read now are expected to stay readable.
         self._indices = np.concatenate([indices for _, indices in readable_batches(dataset, chosen, _BATCH)])
-        self._real = None if network is None else extract_features(network, self._batches()).moments
+        self._real = None if network is None else extract_features(network, self._counted(self._batches())).moments
+
+    @staticmethod
+    def passes(network: FeatureNetwork | None) -> int:
+        """Return how often the evaluator and one call of `evaluate` go over all images."""
+        return 1 if network is None else 3
 
     @torch.inference_mode()
     def evaluate(self, vae: AutoencoderKL) -> dict[str, float]:
@@ -46,15 +58,16 @@ class ReconstructionEvaluator:
             `psnr` in dB, the mean over images; and `frechet`, the Fréchet distance of features of the reconstructions
             from those of the images, if there is a network.
         """
-        reconstructed = [(_reconstruct(vae, images), labels) for images, labels in self._batches()]
-        squared_errors = [
-            np.square(ours.astype(np.float64) - images).mean(axis=(1, 2, 3))
-            for (ours, _), (images, _) in zip(reconstructed, self._batches(), strict=True)
-        ]
+        reconstructed, squared_errors = list[LabelledBatch](), list[NDArray[np.float64]]()
+        for images, labels in self._counted(self._batches()):
+            ours = _reconstruct(vae, images)
+            reconstructed.append((ours, labels))
+            squared_errors.append(np.square(ours.astype(np.float64) - images).mean(axis=(1, 2, 3)))
         # A perfect reconstruction would have an infinite PSNR; a squared error of 1e-6 is its substitute.
         metrics = {"psnr": float((10 * np.log10(255**2 / np.concatenate(squared_errors).clip(1e-6))).mean())}
         if self._network is not None and self._real is not None:
-            metrics["frechet"] = frechet_distance(extract_features(self._network, reconstructed).moments, self._real)
+            features = extract_features(self._network, self._counted(reconstructed))
+            metrics["frechet"] = frechet_distance(features.moments, self._real)
         return metrics
 
     @torch.inference_mode()
@@ -68,6 +81,11 @@ class ReconstructionEvaluator:
 
     def _batches(self) -> Iterator[LabelledBatch]:
         return labelled_batches(self._dataset, self._indices, _BATCH)
+
+    def _counted(self, batches: Iterable[LabelledBatch]) -> Iterator[LabelledBatch]:
+        for images, labels in batches:
+            yield images, labels
+            self._progress(len(images))
 
 
 @torch.inference_mode()
