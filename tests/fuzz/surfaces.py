@@ -98,11 +98,11 @@ def export(folder: pathlib.Path) -> None:
 
 
 def _read_manifest(folder: pathlib.Path) -> bytes:
-    """A manifest that is accepted says what its file says."""
+    """A manifest that is accepted says what its file says; 0 and 0.0 are one number."""
     artifact = Artifact(folder / "artifact")
     artifact.verify()
-    understood = json.loads(json.dumps(artifact.manifest.to_dict()))
-    written = json.loads((folder / "artifact" / MANIFEST).read_bytes())
+    understood = json.loads(json.dumps(artifact.manifest.to_dict()), parse_int=float)
+    written = json.loads((folder / "artifact" / MANIFEST).read_bytes(), parse_int=float)
     for later in LATER_FIELDS & understood["model"].keys():
         written["model"].setdefault(later, understood["model"][later])
     if json.dumps(understood, sort_keys=True) != json.dumps(written, sort_keys=True):
