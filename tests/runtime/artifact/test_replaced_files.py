@@ -89,7 +89,7 @@ def test_external_weights_give_the_images_of_weights_inside_the_graph(
 def test_the_weights_of_a_new_export_are_those_that_run(artifact: pathlib.Path) -> None:
     """The same graph at the same path, with other weights of the same size and time.
 
-    OpenVINO 2026.4.1 would take the old ones from its cache of compiled models, which no backend here uses.
+    OpenVINO 2026.4.1 takes the old ones from its cache of compiled models if it compiles a path; no backend here does.
     """
 
     def latents(backend: str) -> Any:
