@@ -6,7 +6,8 @@ published code.
 
 On a CPU, the backward pass of PyTorch's fused attention is several times slower than that of matrix products, and its
 dropout draws one number at a time, which takes a tenth of a step. There, attention and dropout are replaced by modules
-of this file.
+of this file. The head's normalizations are too: autocast converts their input to float32 and back, and a step of a
+small model is limited by the memory that such copies read and write.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from training.models.diffusion_head import FinalLayer, ResidualBlock
 from training.models.mar import MAR
 from training.models.transformer import Attention, FeedForward, ScaledDotProduct, causal_mask
 
@@ -75,6 +77,18 @@ class PackedDropout(nn.Module):
         return x * kept
 
 
+class LayerNormOfInput(nn.LayerNorm):
+    """Layer normalization in the dtype of its input, also under autocast; its sums are in float32 all the same.
+
+    PyTorch has it for float32 parameters and inputs in bfloat16 on CPUs alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output for x [..., E], of its shape and dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
 def choose_operators(model: MAR, attention: str, device: torch.device) -> None:
     """Replace modules of `model` so that it trains fast on a device.
 
@@ -84,7 +98,7 @@ def choose_operators(model: MAR, attention: str, device: torch.device) -> None:
         device: Where the model is trained.
     """
     for module in model.modules():
-        if device.type == "cpu" and isinstance(module, Attention | FeedForward):
+        if device.type == "cpu" and isinstance(module, Attention | FeedForward | ResidualBlock | FinalLayer):
             _replace_operators(module)
         if attention == "fp32" and isinstance(module, Attention):
             module.attend = AttentionInFloat32(module.attend)
@@ -95,10 +109,14 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def _replace_operators(module: Attention | FeedForward) -> None:
-    """Replace PyTorch's dropout and attention by the modules of this file."""
+def _replace_operators(module: nn.Module) -> None:
+    """Replace PyTorch's dropout, attention and layer normalization by the modules of this file."""
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Dropout):
             setattr(module, name, PackedDropout(child.p))
         elif isinstance(child, ScaledDotProduct):
             setattr(module, name, MatmulAttention(child.dropout, child.causal))
+        elif isinstance(child, nn.LayerNorm):
+            own = LayerNormOfInput(child.normalized_shape, child.eps, child.elementwise_affine)
+            own.weight, own.bias = child.weight, child.bias
+            setattr(module, name, own)

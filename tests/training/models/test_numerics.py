@@ -19,7 +19,7 @@ from training.loop.optimizer_step import MarTrainStep
 from training.models import diffusion_head as head
 from training.models import reference_loop as published
 from training.models.mar import MAR
-from training.models.numerics import AttentionInFloat32, MatmulAttention, PackedDropout
+from training.models.numerics import AttentionInFloat32, LayerNormOfInput, MatmulAttention, PackedDropout
 from training.models.transformer import Attention, FeedForward, ScaledDotProduct
 
 
@@ -117,6 +117,29 @@ def test_matmul_attention_has_the_output_and_gradient_of_attention(
     upstream = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
     for one, other in zip(*(torch.autograd.grad(out, (q, k, v), upstream) for out in (actual, expected)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalization_in_the_dtype_of_its_input_has_the_output_and_gradient_of_float32(
+    dtype: torch.dtype, affine: bool
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+    own, plain = (norm(48, eps=1e-6, elementwise_affine=affine) for norm in (LayerNormOfInput, nn.LayerNorm))
+    for parameter, other in zip(own.parameters(), plain.parameters(), strict=True):
+        parameter.data.copy_(torch.randn(48, generator=generator))
+        other.data.copy_(parameter.data)
+    x = torch.randn(33, 48, generator=generator).to(dtype).requires_grad_()
+    upstream = torch.randn(33, 48, generator=generator).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual, expected = own(x), plain(x).to(dtype)
+    torch.testing.assert_close(actual, expected, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=0)
+    gradients = (
+        torch.autograd.grad(y, [x, *norm.parameters()], upstream) for y, norm in ((actual, own), (expected, plain))
+    )
+    for one, other in zip(*gradients, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
