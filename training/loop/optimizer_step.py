@@ -22,7 +22,7 @@ from runtime.model.config import ModelConfig
 from training.config import StepConfig, TrainConfig
 from training.data.loader import MicroBatch
 from training.distributed import Processes, distribute_like, full_tensor, gradient_sync, local_shard, parallelize
-from training.memory import keep_freed_memory
+from training.loop.memory import keep_freed_memory
 from training.models.mar import MAR
 from training.models.numerics import autocast, choose_operators
 

@@ -12,7 +12,7 @@ _PAGES = 64 * 2**20 // 4096
 _COUNT_FAULTS = """
 import resource
 import numpy as np
-from training.memory import keep_freed_memory
+from training.loop.memory import keep_freed_memory
 
 def use_and_free():
     [np.ones(2**20, np.uint8) for _ in range(64)]
