@@ -32,6 +32,7 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
     min_batch, opt_batch, max_batch = batch
     return ranges | {
         "B": batch,
+        "Q": (min_batch, opt_batch, 2 * max_batch),  # a negative prompt for each image, or none
         "GB": (min_batch * min_halves, opt_batch * opt_halves, max_batch * max_halves),
         "N": (min_batch * min_rows, opt_batch * opt_rows, max_batch * max_rows),
         "GN": (
@@ -50,7 +51,11 @@ def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
         "K": [iteration.count for iteration in iterations],
         "R": [plan.length - i.known - i.count for plan in plans for i in plan.iterations],
         "T": [1, *(min(iteration.table.steps, MOST_STEPS_AT_ONCE) for iteration in iterations)],
-        "G": [2 if iteration.guided else 1 for iteration in iterations],
+        "G": [
+            halves
+            for iteration in iterations
+            for halves in ((2, 1) if iteration.guided and iteration.table.unguided else (1 + iteration.guided,))
+        ],
     }
 
 

@@ -39,11 +39,13 @@ class ChainShape:
         count: K, the tokens of an image that the iteration predicts.
         halves: G, the guidance halves: 2, or 1 without guidance.
         steps: T, the diffusion steps.
+        unguided: How many of the last steps read the conditional half alone.
     """
 
     count: int
     halves: int
     steps: int
+    unguided: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,10 @@ class PlanShape:
         return cls(
             batch,
             tuple(iteration.known for iteration in plan.iterations),
-            tuple(ChainShape(i.count, 2 if i.guided else 1, i.table.steps) for i in plan.iterations),
+            tuple(
+                ChainShape(i.count, 2 if i.guided else 1, i.table.steps, i.table.unguided if i.guided else 0)
+                for i in plan.iterations
+            ),
         )
 
 
@@ -295,7 +300,11 @@ class _PreparedPlan:
         """Prepare a diffusion chain, which reads z, noise and schedule and writes `_states`."""
         rows, tokens = chain.halves * chain.count * self._shape.batch, chain.count * self._shape.batch
         groups = self._step_groups(chain)
-        denoise = self._engines[DENOISE].prepare({"N": tokens, "GN": rows}, self._owner)
+        guided = self._engines[DENOISE].prepare({"N": tokens, "GN": rows}, self._owner)
+        # The conditional half is the first part of the modulation, so that the same addresses serve both.
+        conditional = (
+            self._engines[DENOISE].prepare({"N": tokens, "GN": tokens}, self._owner) if chain.unguided else guided
+        )
         conditioning = {
             steps: self._engines[CONDITIONING].prepare({"GN": rows, "T": steps}, self._owner)
             for steps in dict.fromkeys(map(len, groups))
@@ -309,6 +318,7 @@ class _PreparedPlan:
                 timesteps = self._schedule_now + _FLOAT * self._timesteps_offset(chain, number)
                 conditioning[len(steps)].enqueue({"z": self._z, "timesteps": timesteps, "modulation": self._modulation})
                 for step in steps:
+                    denoise = guided if step < chain.steps - chain.unguided else conditional
                     self._denoise(denoise, chain, step, step - steps.start)
 
         return self._captured(work)

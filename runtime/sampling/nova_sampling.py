@@ -6,6 +6,7 @@ chain is the published one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,20 +78,43 @@ def coefficients(model: NovaConfig, sampling: Sampling, steps: int | str) -> Coe
         raise RequestError(f"cfg_scale of a NOVA must be at least 1, found {truncate(sampling.cfg_scale)}")
     if isinstance(steps, str) and steps.startswith("ddim"):
         raise RequestError(f"diffusion_steps of a NOVA must be a whole number, found {truncate(steps)}")
-    count = step_count(steps, least_steps(sampling.sampler))
-    if model.scheduler.kind == FLOW:
-        if sampling.flow_shift is not None:
-            check_number("flow_shift", sampling.flow_shift, 0.01, 100)
-        times = flow_times(model.scheduler, count, sampling.flow_shift)
-        timesteps, columns = FLOWS[sampling.sampler](times, sampling.temperature, sampling.eta)
+    if sampling.eta and sampling.sampler != FLOW_SAMPLERS[0]:
+        raise RequestError(
+            f"eta belongs to the sampler {FLOW_SAMPLERS[0]}, found eta {sampling.eta} with {sampling.sampler}"
+        )
+    if sampling.flow_shift is not None:
+        check_number("flow_shift", sampling.flow_shift, 0.01, 100)
+    if sampling.cfg_truncation is not None:
+        check_number("cfg_truncation", sampling.cfg_truncation, 0, TRAIN_STEPS)
+    return _table(
+        model.scheduler,
+        sampling.sampler,
+        step_count(steps, least_steps(sampling.sampler)),
+        float(sampling.temperature),
+        float(sampling.eta),
+        sampling.flow_shift,
+        sampling.cfg_truncation,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _table(
+    scheduler: NovaScheduler,
+    sampler: str,
+    steps: int,
+    temperature: float,
+    eta: float,
+    shift: float | None,
+    truncation: float | None,
+) -> CoefficientTable:
+    if scheduler.kind == FLOW:
+        timesteps, columns = FLOWS[sampler](flow_times(scheduler, steps, shift), temperature, eta)
     else:
-        if sampling.eta:
-            raise RequestError(f"eta belongs to the sampler flow-euler, found eta {sampling.eta} with ddpm")
-        timesteps, columns = _ddpm(model.scheduler, count, sampling.temperature)
+        timesteps, columns = _ddpm(scheduler, steps, temperature)
     return CoefficientTable(
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
         coefficients=np.stack([columns[name] for name in COEFFICIENTS], axis=1).astype(np.float32),
-        unguided=_unguided(timesteps, sampling.cfg_truncation),
+        unguided=0 if truncation is None else int((timesteps < truncation).sum()),
     )
 
 
@@ -159,11 +183,3 @@ def _ddpm(scheduler: NovaScheduler, steps: int, temperature: float) -> tuple[Flo
         "log_variance_low": zeros,
         "log_variance_high": zeros,
     }
-
-
-def _unguided(timesteps: Float64, truncation: float | None) -> int:
-    """Return how many of the last steps have no guidance: those whose timestep is below `truncation`."""
-    if truncation is None:
-        return 0
-    check_number("cfg_truncation", truncation, 0, TRAIN_STEPS)
-    return int((timesteps < truncation).sum())

@@ -24,6 +24,9 @@ from runtime.sampling.plan import Plan
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 
 NOVA_GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "golden" / "nova"
+HEADS = pathlib.Path(__file__).parents[1] / "golden" / "nova_heads.json"
+"""The heads of the golden models, which their folders do not tell."""
+
 CASES = [(model, file) for model in ("case0", "case1") for file in ("run0.npz", "run1.npz")]
 """Model and file of the cases without renormalized guidance."""
 
@@ -65,8 +68,7 @@ class NovaCase:
 @functools.cache
 def nova_checkpoint(model: str) -> Checkpoint:
     """The checkpoint of a golden model, whose folder does not tell its heads."""
-    heads = pathlib.Path(__file__).parents[1] / "golden" / "nova_heads.json"
-    return load_checkpoint(NOVA_GOLDEN / model, heads, any_family=True)
+    return load_checkpoint(NOVA_GOLDEN / model, HEADS, any_family=True)
 
 
 def nova_case(model: str, file: str) -> NovaCase:

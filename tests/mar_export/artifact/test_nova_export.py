@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ import pytest
 from numpy.typing import NDArray
 
 from mar_export.artifact.export import export_artifact
+from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.model.latents import patchify
+from runtime.sampling.constraints import plan_for
+from tests.fakes.tensorrt.script import TensorRTScript
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE
 from tests.helpers.nova_cases import CASES, channels_first, needs_golden, nova_case, nova_checkpoint
+from tests.helpers.simulated_gpu import PlanWriter
 
 pytestmark = needs_golden
 
@@ -76,6 +81,38 @@ def test_condition_tokens_and_latents_are_the_published_ones(
         decoded = case.arrays["image_first"][0].transpose(1, 2, 0) * 127.5 + 127.5
         assert result.images is not None
         assert np.abs(result.images[0] - np.clip(decoded, 0, 255)).max() <= 0.51  # rounded, where published cuts
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
+@pytest.mark.parametrize("truncation", [None, 500.0])
+def test_a_simulated_gpu_draws_what_the_host_draws(
+    exported: Any, tensorrt: TensorRTScript, tmp_path: pathlib.Path, cuda_graphs: bool, truncation: float | None
+) -> None:
+    case, artifact = nova_case("case0", "run0.npz"), tmp_path / "artifact"
+    shutil.copytree(exported("case0"), artifact)
+    settings = {"iterations": 4, "diffusion_steps": 6, "cfg_scale": 3.0, "cfg_truncation": truncation}
+    opened = Artifact(artifact)
+    plans = [plan_for(opened.manifest.model, opened.manifest.resolve_sampling(settings))]
+    builder: Any = PlanWriter()
+    build_engines(opened, builder, plans, BuildOptions((1, 2, 2), force=True), lambda text: None)
+    with Generator.load(artifact, threads=1) as host:
+        expected = host.generate(prompt_embeds=case.prompts, seed=5, **settings).latents
+    with Generator.load(artifact, backend="tensorrt", cuda_graphs=cuda_graphs) as gpu:
+        found = gpu.generate(prompt_embeds=case.prompts, seed=5, **settings).latents
+    assert relative_l2(found, expected) <= GOLDEN_TOLERANCE
+
+
+def test_truncated_guidance_is_the_conditional_output_alone(exported: Any) -> None:
+    """Truncated from the first step on, guidance has no effect; truncated nowhere, it is as without truncation."""
+    case = nova_case("case0", "run0.npz")
+    request: dict[str, Any] = {"prompt_embeds": case.prompts, "iterations": 3, "diffusion_steps": 4}
+    with Generator.load(exported("case0"), threads=1) as generator:
+        plain = generator.generate(**request, cfg_scale=1.0).latents
+        guided = generator.generate(**request, cfg_scale=4.0).latents
+        assert relative_l2(generator.generate(**request, cfg_scale=4.0, cfg_truncation=0.0).latents, guided) == 0
+        halfway = generator.generate(**request, cfg_scale=4.0, cfg_truncation=600.0).latents
+        assert relative_l2(halfway, guided) > 1e-3
+        assert relative_l2(halfway, plain) > 1e-3
 
 
 def _float32() -> Any:
