@@ -215,7 +215,7 @@ def tokenizer_table(value: Mapping[str, Any]) -> str:
 
 
 def training_table(value: Mapping[str, Any]) -> str:
-    """Steps of this trainer and of the published one, as Markdown."""
+    """Steps of this trainer and of the published one, or of an earlier commit, as Markdown."""
     lines = [
         f"{value['rounds']} steps of {value['batch']} images, in turns; {value['model']}, {value['precision']}, "
         f"threads: {value['threads']}. Commit {value['commit'][:7]}, Python {value['python']}, torch {value['torch']}.",
@@ -226,8 +226,8 @@ def training_table(value: Mapping[str, Any]) -> str:
     for name, taken in value["times"].items():
         seconds = taken["seconds"]
         lines.append(
-            f"| {name} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | "
-            f"{value['images_per_second'][name]:.3f} |"
+            f"| {name} | {statistics.median(seconds):#.3g} | {min(seconds):#.3g} to {max(seconds):#.3g} | "
+            f"{value['images_per_second'][name]:.3g} |"
         )
     speedup = value["speedup"]["seconds"]
     lines.append(

@@ -1,10 +1,13 @@
-"""The time of training steps of this trainer and of the published one, with equal batches, in turns.
+"""The time of training steps of this trainer and of another one, with equal batches, in turns.
 
-    python -m benchmarks.training OUT.json --model mar_base --batch 4 --rounds 5
+    python -m benchmarks.training OUT.json --model mar_base --batch 4 --rounds 14
+    python -m benchmarks.training OUT.json --before ../before --config examples/procgen/mar.toml \
+        --field vae_embed_dim=32 --field class_num=16 --batch 128 --threads 2 --rounds 40
 
-The published trainer is written here from its description: boolean masks, the head on all tokens with a masked loss,
-PyTorch's dropout and attention, AdamW and the moving average one tensor after another. Both train on random latents,
-with the same precision, dropout and number of masked tokens.
+The other one is that of an earlier commit, with `--before` and the folder of a second checkout. Without it, it is the
+published trainer, written in `benchmarks.step_worker` from its description: boolean masks, the head on all tokens with
+a masked loss, PyTorch's dropout and attention, AdamW and the moving average one tensor after another. Both train on
+random latents, each in a process of its own, with the same settings and the same numbers of masked tokens.
 """
 
 from __future__ import annotations
@@ -14,128 +17,129 @@ import json
 import pathlib
 import platform
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
 
-from runtime.model.config import ModelConfig
-from runtime.provenance import commit
 from runtime.storage.files import write_json
-from training.config import TrainConfig
-from training.data.draws import draw_example, example_stream, masked_tokens
-from training.data.loader import Batch, MicroBatch
-from training.distributed import Processes
-from training.loop.optimizer_step import MarTrainStep, _parameter_groups
-from training.models import reference_loop as published
-from training.models.mar import MAR
-from training.models.model_sizes import model_config
-from training.models.numerics import autocast
+from training.config import read_toml
+from training.models.model_sizes import MODEL_SIZES
 
-_RATE, _CLIP, _EMA = 1e-4, 3.0, 0.9999
+_CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+_WORKER = _CHECKOUT / "benchmarks" / "step_worker.py"
+_RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"  # imports from its working folder
 
 
-def ours(config: ModelConfig, batch: int, precision: str, compiled: bool) -> Callable[[int], float]:
-    """Return a function that makes the step of a given number with this trainer, and returns its loss."""
-    training = TrainConfig(steps=1000, batch_size=batch, precision=precision, compile=compiled)
-    train_step = MarTrainStep(config, training, Processes())
+class Trainer:
+    """A trainer in a process of its own, with the code of the folder `checkout`, ready for its first measured step."""
 
-    def step(number: int) -> float:
-        return train_step.update(number, [_batch(config, batch, number)]).loss
+    def __init__(self, checkout: pathlib.Path, work: Mapping[str, Any]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _RUN_WORKER, str(_WORKER)],
+            cwd=checkout,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.commit: str = self._ask(json.dumps(work))["commit"]
+        self.steps: list[dict[str, float]] = []
 
-    return step
+    def step(self) -> dict[str, float]:
+        """Take a step, and return its loss and its times."""
+        self.steps.append(self._ask(""))
+        return self.steps[-1]
 
+    def column(self, name: str) -> list[float]:
+        """Return one figure of all steps."""
+        return [step[name] for step in self.steps]
 
-def as_published(config: ModelConfig, batch: int, precision: str) -> Callable[[int], float]:
-    """Return the same function for the published trainer."""
-    torch.manual_seed(0)
-    model = MAR(**config.to_dict()).train()
-    average = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer = torch.optim.AdamW(_parameter_groups(model, 0.02), lr=_RATE, betas=(0.9, 0.95))
+    def stop(self) -> None:
+        """End the process."""
+        self._process.communicate()
 
-    def step(number: int) -> float:
-        batch_data = _batch(config, batch, number).batch
-        assert isinstance(batch_data, Batch)
-        masked = batch_data.timesteps.shape[-1]
-        orders = np.stack([np.random.permutation(config.tokens) for _ in range(batch)])
-        mask = torch.zeros(batch, config.tokens, dtype=torch.bool)
-        mask.scatter_(1, torch.from_numpy(orders[:, :masked]), True)
-        rows = config.diffusion_batch_mul * batch * config.tokens
-        timesteps, noise = torch.randint(0, 1000, (rows,)), torch.randn(rows, config.token_channels)
-        optimizer.zero_grad()
-        with autocast(precision, torch.device("cpu")):
-            loss = published.training_loss(model, batch_data.latents, batch_data.labels, mask, timesteps, noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-        optimizer.step()
-        with torch.no_grad():
-            for mean, parameter in zip(average, model.parameters(), strict=True):
-                mean.mul_(_EMA).add_(parameter, alpha=1 - _EMA)
-        return loss.item()
-
-    return step
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or sys.exit("a trainer has failed"))
+        return answer
 
 
-def _batch(config: ModelConfig, batch: int, number: int) -> MicroBatch:
-    """Return random latents with random orders, timesteps and noise; both trainers mask the same number of tokens."""
-    masked = masked_tokens(config, 0, number)
-    draws = [draw_example(config, masked, example_stream(0, number, place)) for place in range(batch)]
-    side = config.grid * config.patch_size
-    latents = np.random.default_rng(number).standard_normal((batch, config.vae_embed_dim, side, side), np.float32)
-    return MicroBatch(
-        Batch(
-            torch.from_numpy(latents),
-            torch.arange(batch) % config.class_num,
-            torch.from_numpy(np.stack([drawn.order for drawn in draws])),
-            torch.from_numpy(np.stack([drawn.timesteps for drawn in draws], axis=1)),
-            torch.from_numpy(np.stack([drawn.noise for drawn in draws], axis=1)),
-        ),
-        torch.arange(batch),
-    )
+def compare(
+    model: Mapping[str, Any], training: Mapping[str, Any], threads: int, rounds: int, before: pathlib.Path | None
+) -> dict[str, Any]:
+    """Return the times of `rounds` steps of two trainers in turns, and their ratios.
+
+    Args:
+        model: Fields of `ModelConfig`.
+        training: Fields of `TrainConfig`.
+        threads: The number of processor threads.
+        rounds: The number of steps of each.
+        before: The checkout of the other trainer; None for the published one.
+    """
+    work = {"published": False, "model": model, "training": training, "threads": threads}
+    other = Trainer(before or _CHECKOUT, {**work, "published": before is None})
+    this = Trainer(_CHECKOUT, work)
+    names = ("published" if before is None else f"before, {other.commit[:7]}", "ours")
+    trainers = dict(zip(names, (other, this), strict=True))
+    for _ in range(rounds):
+        for name, trainer in trainers.items():
+            spent = trainer.step()
+            print(f"{name}: {spent['seconds']:.3f} s, {spent['cpu_seconds']:.3f} s of CPU", flush=True)
+    for trainer in trainers.values():
+        trainer.stop()
+    kinds = ("seconds", "cpu_seconds")
+    times = {name: {kind: trainer.column(kind) for kind in kinds} for name, trainer in trainers.items()}
+    images = training["batch_size"]
+    return {
+        "commit": this.commit,
+        "images_per_second": {name: images / statistics.median(times[name]["seconds"]) for name in names},
+        "speedup": {kind: _ratios(*(times[name][kind] for name in names)) for kind in kinds},
+        "times": times,
+        "losses": {name: trainer.column("loss") for name, trainer in trainers.items()},
+    }
 
 
 def main() -> None:
     """Measure both trainers and write the times as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
-    parser.add_argument("--model", default="mar_base")
+    parser.add_argument("--model", default="mar_base", help="a named size")
+    parser.add_argument("--config", type=pathlib.Path, help="a config of mar train, in place of --model")
+    parser.add_argument("--field", action="append", default=[], metavar="NAME=JSON", help="a field of the model")
+    parser.add_argument("--before", type=pathlib.Path, metavar="FOLDER", help="the checkout of an earlier commit")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--attention-precision", default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    config = model_config(arguments.model)
-    steps = {
-        "published": as_published(config, arguments.batch, arguments.precision),
-        "ours": ours(config, arguments.batch, arguments.precision, arguments.compile),
-    }
-    times: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in steps}
-    for number in range(-1, arguments.rounds):  # the first round warms up
-        for name, step in steps.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            step(number + 1)
-            spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-            print(f"{name}: {spent['seconds']:.2f} s, {spent['cpu_seconds']:.2f} s of CPU", flush=True)
-            for kind, value in spent.items() if number >= 0 else ():
-                times[name][kind].append(value)
+    fields = read_toml(arguments.config)["model"] if arguments.config else {"name": arguments.model}
+    model = {**MODEL_SIZES[fields["name"]], **fields, **dict(map(_field, arguments.field))}
+    del model["name"]
+    settings = {name: getattr(arguments, name) for name in ("precision", "attention_precision", "compile")}
+    training = {"steps": 1000, "batch_size": arguments.batch, **settings}
     figures = {
-        **{name: getattr(arguments, name) for name in ("model", "batch", "rounds", "precision", "compile", "threads")},
+        "model": str(arguments.config or arguments.model),
+        "fields": model,
+        **{name: getattr(arguments, name) for name in ("batch", "rounds", "threads")},
+        **settings,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit(),
-        "images_per_second": {
-            name: arguments.batch / statistics.median(measured["seconds"]) for name, measured in times.items()
-        },
-        "speedup": {
-            kind: _ratios(times["published"][kind], times["ours"][kind]) for kind in ("seconds", "cpu_seconds")
-        },
-        "times": times,
+        **compare(model, training, arguments.threads, arguments.rounds, arguments.before),
     }
     write_json(arguments.out, figures)
     print(json.dumps({name: figures[name] for name in ("images_per_second", "speedup")}, indent=2))
+
+
+def _field(argument: str) -> tuple[str, Any]:
+    """Return name and value of a field that is given as NAME=JSON."""
+    name, _, value = argument.partition("=")
+    return name, json.loads(value)
 
 
 def _ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:

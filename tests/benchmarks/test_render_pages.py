@@ -288,8 +288,8 @@ def test_training_table_has_the_speedup_of_each_round() -> None:
     measured = {"times": times, "speedup": speedup, "images_per_second": {"published": 0.5, "ours": 1.0}}
     lines = training_table({**about, **measured, "python": "3", "torch": "2"}).splitlines()
     assert lines[-3:] == [
-        "| published | 8.0 | 7.0 to 9.0 | 0.500 |",
-        "| ours | 4.0 | 3.0 to 5.0 | 1.000 |",
+        "| published | 8.00 | 7.00 to 9.00 | 0.5 |",
+        "| ours | 4.00 | 3.00 to 5.00 | 1 |",
         "| speedup, round by round | 1.80x | 1.75 to 2.67 | |",
     ]
 
