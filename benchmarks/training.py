@@ -28,8 +28,9 @@ from runtime.storage.files import write_json
 from training.config import read_toml
 from training.models.model_sizes import MODEL_SIZES
 
-_CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
-_WORKER = _CHECKOUT / "benchmarks" / "step_worker.py"
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+"""The folder of this code."""
+_WORKER = CHECKOUT / "benchmarks" / "step_worker.py"
 _RUN_WORKER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"  # imports from its working folder
 
 
@@ -81,8 +82,8 @@ def compare(
         before: The checkout of the other trainer; None for the published one.
     """
     work = {"published": False, "model": model, "training": training, "threads": threads}
-    other = Trainer(before or _CHECKOUT, {**work, "published": before is None})
-    this = Trainer(_CHECKOUT, work)
+    other = Trainer(before or CHECKOUT, {**work, "published": before is None})
+    this = Trainer(CHECKOUT, work)
     names = ("published" if before is None else f"before, {other.commit[:7]}", "ours")
     trainers = dict(zip(names, (other, this), strict=True))
     for _ in range(rounds):
