@@ -66,7 +66,8 @@ def causal_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
 
 def prompt_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
     """Return the sizes for a model that draws from prompts."""
-    return [{**sizes, "Q": prompts} for prompts, sizes in enumerate(masked_sizes(spec, config), start=1)]
+    prompts = (1, 2, 3, 5, 12)
+    return [{**sizes, "Q": count} for count, sizes in zip(prompts, masked_sizes(spec, config), strict=True)]
 
 
 def example_inputs(spec: EngineSpec, config: FamilyConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:

@@ -19,11 +19,30 @@ from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.example_inputs import EXPORT_SIZES, Sizes, parity_sizes
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime.errors import ParityError
-from runtime.model.config import ModelConfig
-from runtime.model.engine_spec import CONDITIONING, EngineSpec, engine_specs, tokenizer_specs
+from runtime.model.engine_spec import CONDITIONING, EngineSpec, tokenizer_specs
+from runtime.model.families import engine_specs
+from runtime.model.family_config import FamilyConfig
+from runtime.model.nova_config import SCHEDULERS, NovaConfig, NovaScheduler
 from tests.helpers.variant_models import variant_checkpoint
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.model_sizes import MODEL_SIZES, model_config
+
+NOVA = NovaConfig(
+    image_height=256,
+    image_width=256,
+    image_stride=8,
+    image_dim=4,
+    text_token_dim=8,
+    text_token_len=16,
+    width=32,
+    heads=2,
+    condition_depth=1,
+    image_depth=2,
+    head_width=32,
+    head_depth=1,
+    rotary=True,
+    scheduler=NovaScheduler(SCHEDULERS[0]),
+)
 
 
 def dynamic_axes(spec: EngineSpec) -> set[str]:
@@ -35,9 +54,15 @@ def both_sides(sizes: list[Sizes], axis: str) -> bool:
     return min(found) < EXPORT_SIZES[axis] < max(found)
 
 
-@pytest.mark.parametrize("name", [*MODEL_SIZES, "causal"])
+def a_config(name: str) -> FamilyConfig:
+    if name == "nova":
+        return NOVA
+    return variant_checkpoint(name).model.config if name == "causal" else model_config(name)
+
+
+@pytest.mark.parametrize("name", [*MODEL_SIZES, "causal", "nova"])
 def test_every_dynamic_size_is_compared_below_and_above_that_of_the_export(name: str) -> None:
-    config: ModelConfig = variant_checkpoint(name).model.config if name == "causal" else model_config(name)
+    config = a_config(name)
     specs = {**engine_specs(config), **tokenizer_specs(config)}
     missing = [
         f"{spec.name} {axis}"
