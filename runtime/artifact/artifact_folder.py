@@ -7,6 +7,7 @@ is replaced between the two.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -93,7 +94,7 @@ class Artifact:
             )
 
     def verify(self, *, builds: bool = False) -> None:
-        """Compare the hash of every file with the manifest, and keep the files open for what loads them.
+        """Compare the hash of every file with the manifest, several at once, and keep the files open for their loaders.
 
         Args:
             builds: Whether engines built for devices are compared too. `verified_build` compares each of them anyway
@@ -104,9 +105,10 @@ class Artifact:
         """
         built = {build.file for build in self.manifest.builds}
         self._verified.clear()
-        for name in self.manifest.files:
-            if builds or name not in built:
-                self._open_verified(name)
+        names = [name for name in self.manifest.files if builds or name not in built]
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            for _ in pool.map(self._open_verified, names):
+                pass  # the first fault in the order of the manifest is raised here
 
     def engine_file(self, name: str) -> pathlib.Path:
         """Return the path of the ONNX file of the engine `name`."""

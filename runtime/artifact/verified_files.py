@@ -12,8 +12,9 @@ import hashlib
 import mmap
 import os
 import pathlib
+import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from runtime.errors import IntegrityError
@@ -85,6 +86,28 @@ class GraphFile:
     path: pathlib.Path
     source: str
     weights: Mapping[str, OpenFile] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def linked(self) -> Iterator[str | None]:
+        """Give a path of the graph that has its weights beside it: links in a temporary folder to the open files.
+
+        A library then opens the files that were compared, and maps each weight only as long as it needs it.
+
+        Yields:
+            The path; None if there are no weights or no temporary folders, or if the files lie in different folders,
+            which ONNX Runtime refuses.
+        """
+        links = {self.path.name: self.source} | {name: file.source for name, file in self.weights.items()}
+        with contextlib.ExitStack() as stack:
+            linked = None
+            folders = {pathlib.Path(source).resolve().parent for source in links.values()}
+            if self.weights and len(folders) == 1:
+                with contextlib.suppress(OSError):
+                    folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mar-")))
+                    for name, source in links.items():
+                        (folder / name).symlink_to(source)
+                    linked = str(folder / self.path.name)
+            yield linked
 
 
 def _state(status: os.stat_result) -> _State:

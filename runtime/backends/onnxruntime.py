@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -162,13 +163,7 @@ def open_session(
         raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {available}")
     path = graph.path
     try:
-        if graph.weights:
-            weights = {name: file.map() for name, file in graph.weights.items()}
-            sizes = [len(content) for content in weights.values()]
-            options.add_external_initializers_from_files_in_memory([*weights], [*weights.values()], sizes)
-        session = library.InferenceSession(
-            graph.source, options, providers=[(provider, settings)], disabled_optimizers=disabled
-        )
+        session = _session(library, graph, options, providers=[(provider, settings)], disabled_optimizers=disabled)
     except Exception as error:  # its exception classes share no narrower base
         reason = first_line(error).replace(graph.source, str(path))
         raise BackendError(f"{path}: onnxruntime cannot load it ({reason}); {remedy}") from error
@@ -177,6 +172,20 @@ def open_session(
     check_tensors(path, _tensors(session.get_inputs()), spec.inputs)
     check_tensors(path, _tensors(session.get_outputs()), spec.outputs)
     return session
+
+
+def _session(library: Any, graph: GraphFile, options: Any, **arguments: Any) -> Any:
+    """Return a session of a graph, whose weights it maps one by one if it can: else it copies all of them first."""
+    with graph.linked() as linked:
+        if linked is not None:
+            # ONNX Runtime 1.24 refuses every link. What is wrong with the graph itself is raised below.
+            with contextlib.suppress(Exception):
+                return library.InferenceSession(linked, options, **arguments)
+    if graph.weights:
+        weights = {name: file.map() for name, file in graph.weights.items()}
+        sizes = [len(content) for content in weights.values()]
+        options.add_external_initializers_from_files_in_memory([*weights], [*weights.values()], sizes)
+    return library.InferenceSession(graph.source, options, **arguments)
 
 
 def first_line(error: Exception) -> str:

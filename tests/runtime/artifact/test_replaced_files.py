@@ -137,3 +137,38 @@ def test_onnxruntime_reads_only_the_files_that_were_hashed(artifact: pathlib.Pat
         (artifact / "new").replace(artifact / GRAPH)
         assert graph.weights[WEIGHTS].map()[:] == before
         assert sha256(pathlib.Path(graph.source)) == read_manifest(artifact)["files"][GRAPH]["sha256"]
+
+
+def test_links_beside_each_other_name_the_files_that_were_hashed(artifact: pathlib.Path) -> None:
+    opened = Artifact(artifact)
+    with pytest.raises(IntegrityError), opened.verified_graph(DENOISE) as graph, graph.linked() as linked:
+        assert linked is not None
+        content = (artifact / WEIGHTS).read_bytes()
+        replaced(artifact / WEIGHTS)
+        assert pathlib.Path(linked).with_name(WEIGHTS).read_bytes() == content != (artifact / WEIGHTS).read_bytes()
+    assert not pathlib.Path(linked).parent.exists()
+
+
+def test_weights_in_another_folder_than_their_graph_are_loaded_from_memory(
+    artifact: pathlib.Path, golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (artifact / WEIGHTS).rename(tmp_path / "elsewhere" / WEIGHTS)
+    (artifact / WEIGHTS).symlink_to(tmp_path / "elsewhere" / WEIGHTS)
+    with Artifact(artifact).verified_graph(DENOISE) as graph, graph.linked() as linked:
+        assert linked is None
+    images = []
+    for path in (artifact, golden_artifacts["small"]):
+        with Generator.load(path, threads=1) as generator:
+            images.append(generator.generate([0], **QUICK).latents)
+    assert np.array_equal(*images)
+
+
+def test_weights_are_loaded_from_memory_without_a_temporary_folder(
+    artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(artifact / "no-such-folder"))
+    with Artifact(artifact).verified_graph(DENOISE) as graph, graph.linked() as linked:
+        assert linked is None
+    with Generator.load(artifact, threads=1) as generator:
+        assert np.isfinite(generator.generate([0], **QUICK).latents).all()
