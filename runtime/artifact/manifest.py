@@ -19,7 +19,15 @@ from runtime.checks import pluralize, truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.model.config import LATER_FIELDS
 from runtime.model.engine_spec import DECODER, ENCODER, EngineSpec, tokenizer_specs
-from runtime.model.families import FAMILY_KEY, config_class, engine_specs, parse_config
+from runtime.model.families import (
+    DEFAULT,
+    FAMILIES,
+    FAMILY_KEY,
+    config_class,
+    engine_specs,
+    family_of,
+    parse_config,
+)
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import apply_constraints, plan_for
 from runtime.sampling.plan import DEFAULT_ITERATIONS
@@ -30,6 +38,9 @@ from runtime.storage.stored_files import content_sha256
 
 FORMAT_VERSION = 7
 """The version of the format that this code writes and reads."""
+
+REQUEST_KEY = "request"
+"""The key of the arguments that a request must have, where these are not labels."""
 
 MANIFEST = "manifest.json"
 """The name of the manifest's file in the folder of an artifact."""
@@ -173,6 +184,7 @@ class Manifest:
         return {
             "format_version": FORMAT_VERSION,
             "model": self.model.to_dict(),
+            **_request(self.model),
             "tokenizer": self.tokenizer,
             "class_names": list(self.class_names),
             "sampling": dataclasses.asdict(self.sampling),
@@ -204,10 +216,15 @@ class Manifest:
                 f"{where}: format version {version!r}, but this version of mar reads {FORMAT_VERSION}; "
                 "export the model again with this version, or install the version of mar that wrote the artifact"
             )
-        _check_keys(value, {"format_version", *(field.name for field in dataclasses.fields(cls))}, where)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        _check_keys(value, {"format_version", *fields} | ({REQUEST_KEY} & value.keys()), where)
         for key in ("model", "presets", "files", "engines", "provenance", "parity"):
             _as_object(value[key], f"{where}: {key}")
         model = _parse_model(value["model"], where)
+        request = _request(model)
+        if {key: value[key] for key in (REQUEST_KEY,) if key in value} != request:
+            expected = request.get(REQUEST_KEY, "no such key")
+            raise ArtifactError(f"{where}: {REQUEST_KEY} must be {expected}, found {truncate(value.get(REQUEST_KEY))}")
         sampling = _parse_sampling(value["sampling"], model, f"{where}: sampling")
         presets = {
             name: _parse_preset(name, each, model, f"{where}: presets") for name, each in value["presets"].items()
@@ -236,6 +253,12 @@ def is_latents_report(report: Mapping[str, Any]) -> bool:
     `generation`, where all engines are quantized.
     """
     return report.get("of") == "latents"
+
+
+def _request(model: FamilyConfig) -> dict[str, list[str]]:
+    """Return the entry that says what a request must have. A model of classes has none: its requests have labels."""
+    inputs = family_of(model).inputs
+    return {} if inputs == FAMILIES[DEFAULT].inputs else {REQUEST_KEY: list(inputs)}
 
 
 def _possible_specs(model: FamilyConfig) -> dict[str, EngineSpec]:

@@ -38,6 +38,7 @@ class Family:
         specs: The specs of the engines of the sampling loop, which follow from a config.
         condition: The input of the backbone that says what is drawn. Its first axis has an entry for each image and
             guidance half.
+        inputs: The named arguments that a request must have.
         request: Checks what a request holds, a `runtime.requests.subjects.CheckSubjects`.
         sampling: How a plan is filled: a module as `runtime.sampling.constraints.SamplingRules` describes it.
         host_loop: The loop on the host, called with engines, config and the arguments of
@@ -55,6 +56,7 @@ class Family:
     config: type[Any]
     specs: Callable[[Any], tuple[EngineSpec, ...]]
     condition: str
+    inputs: tuple[str, ...]
     request: str
     sampling: str
     host_loop: str
@@ -98,6 +100,7 @@ _MAR = Family(
     config=ModelConfig,
     specs=mar_specs,
     condition="labels",
+    inputs=("labels",),
     request="runtime.requests.class_subjects:check_classes",
     sampling="runtime.sampling.mar_sampling",
     host_loop="runtime.loops.host_loop:run_plan",
@@ -138,6 +141,7 @@ _NOVA = Family(
     config=NovaConfig,
     specs=nova_specs,
     condition="condition",
+    inputs=("prompt_embeds",),
     request="runtime.requests.prompt_subjects:check_prompts",
     sampling="runtime.sampling.nova_sampling",
     host_loop="runtime.loops.host_loop:run_plan",

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from mar_export.artifact.export import export_artifact
 from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines
 from runtime.artifact.artifact_folder import Artifact
-from runtime.errors import RequestError
+from runtime.artifact.manifest import Manifest
+from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.model.latents import patchify
 from runtime.sampling.constraints import plan_for
@@ -125,6 +126,9 @@ def test_the_manifest_names_the_family_and_its_engines(exported: Any) -> None:
     manifest = Artifact(exported("case0")).manifest
     assert manifest.model == nova_checkpoint("case0").model.config
     assert manifest.to_dict()["model"]["family"] == "nova"
+    assert manifest.to_dict()["request"] == ["prompt_embeds"]
+    with pytest.raises(ArtifactError, match=r"request must be \['prompt_embeds'\], found \['labels'\]"):
+        Manifest.from_dict({**manifest.to_dict(), "request": ["labels"]}, "manifest.json")
     assert manifest.engines.keys() == {"condition", "backbone", "conditioning", "denoise", "decoder"}
     assert manifest.sampling.mask_schedule == "cosine-rounded"
 
