@@ -1,7 +1,6 @@
 """The golden cases of NOVA: what the published code computed for tiny models, stage by stage.
 
-They lie beside the repository, in `shared/golden/nova`, whose README says what each array is. Where they are missing,
-tests that need them are skipped.
+They lie in `tests/golden/nova`, as the published pipeline saves models.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -23,14 +21,12 @@ from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.plan import Plan
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 
-NOVA_GOLDEN = pathlib.Path(__file__).parents[3] / "shared" / "golden" / "nova"
+NOVA_GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "nova"
 HEADS = pathlib.Path(__file__).parents[1] / "golden" / "nova_heads.json"
 """The heads of the golden models, which their folders do not tell."""
 
 CASES = [(model, file) for model in ("case0", "case1") for file in ("run0.npz", "run1.npz")]
 """Model and file of the cases without renormalized guidance."""
-
-needs_golden = pytest.mark.skipif(not NOVA_GOLDEN.is_dir(), reason=f"no golden cases in {NOVA_GOLDEN}")
 
 
 @dataclasses.dataclass(frozen=True)

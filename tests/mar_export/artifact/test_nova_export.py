@@ -22,10 +22,8 @@ from runtime.sampling.constraints import plan_for
 from tests.fakes.tensorrt.script import TensorRTScript
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE
-from tests.helpers.nova_cases import CASES, channels_first, needs_golden, nova_case, nova_checkpoint
+from tests.helpers.nova_cases import CASES, channels_first, nova_case, nova_checkpoint
 from tests.helpers.simulated_gpu import PlanWriter
-
-pytestmark = needs_golden
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import CheckpointError, ConfigError, MarError
-from tests.helpers.nova_cases import HEADS, NOVA_GOLDEN, needs_golden, nova_checkpoint
+from tests.helpers.nova_cases import HEADS, NOVA_GOLDEN, nova_checkpoint
 from training.checkpoints.checkpoint import load_checkpoint
 from training.models.nova import Nova, output_rows_channels_first
-
-pytestmark = needs_golden
 
 
 @pytest.fixture

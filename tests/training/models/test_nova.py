@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from runtime.model.latents import patchify
 from runtime.sampling.nova_sampling import alphas_cumprod
 from tests.helpers.distance import relative_l2
-from tests.helpers.nova_cases import CASES, channels_first, needs_golden, nova_case, nova_checkpoint
+from tests.helpers.nova_cases import CASES, channels_first, nova_case, nova_checkpoint
 from training.models.nova_reference import sample
-
-pytestmark = needs_golden
 
 # The bars of the README of the cases, which are stored in float32: a wrong GELU moves c by 1e-4, a wrong eps more.
 CONDITION, Z, LATENTS = 2e-6, 1e-5, 5e-6
