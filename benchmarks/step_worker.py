@@ -18,6 +18,7 @@ import torch
 
 from runtime.model.config import ModelConfig
 from runtime.provenance import commit
+from runtime.storage.structured_files import parse_json
 from training.config import TrainConfig
 from training.data.draws import draw_example, example_stream, masked_tokens
 from training.data.loader import Batch, MicroBatch
@@ -105,7 +106,7 @@ def _batch(config: ModelConfig, images: int, number: int) -> MicroBatch:
 
 def main() -> None:
     """Take steps until standard input ends."""
-    work = Work(**json.loads(sys.stdin.readline()))
+    work = Work(**parse_json(sys.stdin.readline()))
     torch.set_num_threads(work.threads)
     config, training = ModelConfig(**work.model), TrainConfig(**work.training)
     step = (as_published if work.published else ours)(config, training)

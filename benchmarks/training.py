@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from runtime.storage.files import write_json
+from runtime.storage.structured_files import parse_json
 from training.config import read_toml
 from training.models.model_sizes import MODEL_SIZES
 
@@ -65,7 +66,7 @@ class Trainer:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline() or sys.exit("a trainer has failed"))
+        answer: dict[str, Any] = parse_json(self._process.stdout.readline() or sys.exit("a trainer has failed"))
         return answer
 
 
@@ -140,7 +141,7 @@ def main() -> None:
 def _field(argument: str) -> tuple[str, Any]:
     """Return name and value of a field that is given as NAME=JSON."""
     name, _, value = argument.partition("=")
-    return name, json.loads(value)
+    return name, parse_json(value)
 
 
 def _ratios(theirs: list[float], ours: list[float]) -> dict[str, float]:

@@ -239,11 +239,14 @@ class Generator:
         family = family_of(manifest.model)
         self._check_subjects: CheckSubjects = imported(family.request)
         host_loop = imported(family.host_loop)
-        on_host = [functools.partial(host_loop, finite_engines(each), manifest.model) for each in (engines, *lanes)]
-        self.loop: PlanLoop = loop or on_host[0]
+
+        def on_host(each: Engines) -> PlanLoop:
+            return functools.partial(host_loop, finite_engines(each), manifest.model)
+
+        self.loop: PlanLoop = loop or on_host(engines)
         self.lanes = tuple(lanes)
         if self.lanes:
-            self.loop = in_lanes(on_host[1:], self.loop)
+            self.loop = in_lanes([on_host(each) for each in lanes], self.loop)
 
     @classmethod
     def load(
@@ -291,13 +294,11 @@ class Generator:
             engines = {name: runner.load(opened, name) for name in manifest.specs}
             loop, lanes = runner.loop(manifest.model), list[Engines]()
             if split_batches and loop is None:
-                size = sum(map(manifest.graph_bytes, ENGINES))
-                for lane_threads in share_threads(threads or available_threads(), size):
+                for lane_threads in _threads_of_lanes(manifest, threads):
                     lane = open_backend(backend, device, lane_threads)
                     unless_loaded.callback(lane.close)
                     lanes.append(Engines(**{name: lane.load(opened, name) for name in ENGINES}))
-            close = unless_loaded.pop_all().close
-        return cls(manifest, Engines(**engines), runner.description, close, loop, lanes)
+            return cls(manifest, Engines(**engines), runner.description, unless_loaded.pop_all().close, loop, lanes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -675,3 +676,8 @@ def _check_delivery(decode_batch: object, progress: object) -> None:
     check_int("decode_batch", decode_batch, 1, MAX_BATCH)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")
+
+
+def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:
+    """Return the number of threads of each lane of a generator with `threads`, see `runtime.loops.lanes`."""
+    return share_threads(threads or available_threads(), sum(map(manifest.graph_bytes, ENGINES)))

@@ -143,9 +143,8 @@ def generate(
         outputs.write(results, columns)
     _print_time(drawn, seconds, generator)
     outputs.print_places(len(records))
-    figures = {"images": len(records), "drawn": drawn, "seconds": seconds}
-    content = {"artifact": str(artifact), **_describe(generator, settings), **figures, **outputs.to_dict()}
-    print_document(json_document("generate", content))
+    content = {"artifact": str(artifact), "images": len(records), "drawn": drawn, "seconds": seconds}
+    print_document(json_document("generate", content | _describe(generator, settings) | outputs.to_dict()))
 
 
 def _print_time(drawn: int, seconds: float, generator: Generator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 
 import click
@@ -126,18 +127,11 @@ def serve(
     with bind(host, port) as bound, contextlib.ExitStack() as loaded:
         if allowed_hosts or is_loopback(bound):
             settings = dataclasses.replace(settings, hosts=(*LOOPBACK_NAMES, host, *allowed_hosts))
+        load = functools.partial(
+            Generator.load, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
+        )
         generators = {
-            name: loaded.enter_context(
-                Generator.load(
-                    folder,
-                    backend=backend,
-                    device=device,
-                    threads=threads,
-                    cuda_graphs=cuda_graphs,
-                    split_batches=max_batch > 1,
-                )
-            )
-            for name, folder in folders.items()
+            name: loaded.enter_context(load(folder, split_batches=max_batch > 1)) for name, folder in folders.items()
         }
         app = create_app(generators, settings)
         if not settings.api_keys and not is_loopback(bound):

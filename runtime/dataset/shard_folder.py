@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from runtime.errors import MarError, RequestError
+from runtime.errors import DataError, MarError, RequestError
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, read_index, write_index
 from runtime.image_records.record import ImageRecord
 from runtime.storage.files import holding_folder, replacing, sha256
@@ -27,7 +27,7 @@ class ShardFolder:
 
     A shard is written under another name and then renamed, and only then the lines of its images are appended to the
     index `index.jsonl`. So every file is complete at any moment, and what is finished is never drawn again. A file
-    whose hash is not in the index is drawn again: it was altered, or a run was stopped between the two.
+    that was altered is an error.
     """
 
     def __init__(self, folder: pathlib.Path, suffix: str, shard_size: int) -> None:
@@ -47,14 +47,16 @@ class ShardFolder:
 
         Raises:
             MarError: Another process fills it, or it cannot be written.
-            DataError: Its index is damaged.
+            DataError: Its index is damaged, or a shard was altered.
         """
         self._open.enter_context(holding_folder(self.folder))
         with contextlib.ExitStack() as unless_read:
             unless_read.callback(self._open.close)
             entries = read_index(self.folder / INDEX)
-            found = {name: self._hash_of(name) for name in {entry.file for entry in entries}}
-            self._entries = {entry.record.index: entry for entry in entries if entry.shard_sha256 == found[entry.file]}
+            hashes = {entry.file: entry.shard_sha256 for entry in entries if (self.folder / entry.file).is_file()}
+            for name, expected in hashes.items():
+                self._check_content(name, expected)
+            self._entries = {entry.record.index: entry for entry in entries if entry.file in hashes}
             if entries:
                 write_index(self.folder / INDEX, self._entries.values())  # without a line that a kill has cut
             unless_read.pop_all()
@@ -84,9 +86,12 @@ class ShardFolder:
             raise RequestError(f"{self.folder} has shards of another format or --shard-size; choose another folder")
         return True
 
-    def _hash_of(self, name: str) -> str:
-        """Return the hash of a file, or an empty text if it is missing."""
-        return sha256(self.folder / name) if (self.folder / name).is_file() else ""
+    def _check_content(self, name: str, expected: str | None) -> None:
+        if sha256(self.folder / name) != expected:
+            raise DataError(
+                f"{self.folder / name} was altered: its SHA-256 is not the one in its index; remove the file to draw "
+                "its images again"
+            )
 
     def add_packed(self, records: Sequence[ImageRecord], packed: PackedShard) -> None:
         """Write the file of a shard, then the lines of its images. Raises `MarError` if they cannot be written."""

@@ -27,11 +27,12 @@ MANIFEST = Manifest(
 )
 
 
-def loop(plan: Any, labels: Any, order: Any, noise: Any, known: Any, progress: Any) -> Any:
+def loop(plan: Any, condition: Any, order: Any, noise: Any, known: Any, progress: Any) -> Any:
     """Images of the first noise and the class, with progress after each iteration."""
     for number in range(len(plan.iterations)):
         if progress is not None:
             progress(number + 1, len(plan.iterations), lambda: noise[0])
+    labels = condition[: noise.shape[2]]  # of the conditional half
     return np.float32(0.2) * (noise[0] + labels[None, :, None])
 
 

@@ -17,7 +17,7 @@ from runtime.artifact.manifest import TOKENIZERS
 from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
 from runtime.model.config import ModelConfig
-from runtime.model.families import FAMILIES, imported
+from runtime.model.families import FAMILIES, Family, imported
 from runtime.storage.files import replacing, replacing_folder, sha256, write_json
 from training.checkpoints.infer_config import (
     PartialConfig,
@@ -165,15 +165,14 @@ def load_checkpoint(
         CheckpointError: A file is missing or damaged.
         ConfigError: Two sources of the config contradict each other, or none gives a value.
     """
-    for family in FAMILIES.values():
-        if family.published is None or not (reader := imported(family.published)).is_published(path):
-            continue
+    family = _family_of_published(path)
+    if family is not None:
         if not any_family:
             raise CheckpointError(f"{path}: a {family.kind}, which this command does not support; mar export does")
         for option, value in (("--model", name), ("--tokenizer", tokenizer)):
             if value is not None:
                 raise ConfigError(f"{option} is for checkpoints of a MAR, but {path} is a {family.kind}; remove it")
-        loaded: Checkpoint = reader.load_published(
+        loaded: Checkpoint = imported(str(family.published)).load_published(
             path, config_file, latent_scale=latent_scale, latent_shift=latent_shift, autoencoder=autoencoder
         )
         return loaded
@@ -186,6 +185,12 @@ def load_checkpoint(
                 )
         return _load_run(path, tokenizer, latent_scale, latent_shift, autoencoder)
     return _load_published(path, config_file, name, tokenizer, latent_scale, latent_shift, autoencoder)
+
+
+def _family_of_published(path: pathlib.Path) -> Family | None:
+    """Return the family whose published checkpoints look like `path`; None for a MAR, and for a run."""
+    known = (family for family in FAMILIES.values() if family.published is not None)
+    return next((family for family in known if imported(str(family.published)).is_published(path)), None)
 
 
 def _load_published(

@@ -105,7 +105,7 @@ def test_more_images_are_added_to_what_is_there(
 
 
 @pytest.mark.parametrize("format_name", ["webdataset", "npz"])
-def test_a_shard_that_was_altered_is_drawn_again(
+def test_a_shard_that_was_altered_is_an_error_until_it_is_removed(
     mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, format_name: str
 ) -> None:
     options = ("--count", 11, "--format", format_name)
@@ -115,6 +115,10 @@ def test_a_shard_that_was_altered_is_drawn_again(
     content = bytearray(whole[second])
     content[len(content) // 2] ^= 1  # in place, and of the same size
     (tmp_path / second).write_bytes(content)
+    ended = mar(f"generate-dataset {SETTINGS} --shard-size 4", pixel_artifact, "--out", tmp_path, *options)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"{second} was altered" in ended.err
+    (tmp_path / second).unlink()
     assert dataset(mar, pixel_artifact, tmp_path, *options).endswith("; 7 were there before\n")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
 

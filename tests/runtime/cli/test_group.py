@@ -138,7 +138,7 @@ while read -r line; do
 done
 """
 COMPLETED = {
-    "mar ev": "evaluate",
+    "mar ev": "evaluate evaluate-tokenizer",
     "mar --lo": "--log-level",
     "mar plan --it": "--iterations",
     "mar plan --sampler dpm": "dpm++2m dpm++2m-sde",

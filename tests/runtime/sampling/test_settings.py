@@ -44,7 +44,9 @@ def test_a_request_has_the_overrides_a_preset_and_complete_settings() -> None:
 @pytest.mark.parametrize("method", [Generator.generate, Generator.generate_batches, Generator.sampling, Generator.plan])
 def test_every_method_of_a_generator_takes_the_settings_of_a_request(method: object) -> None:
     assert callable(method)
-    assert inspect.signature(method).parameters["settings"].annotation == "Unpack[SamplingRequest]"
+    of_images = method in (Generator.generate, Generator.generate_batches)
+    expected = "Unpack[ImageRequest]" if of_images else "Unpack[SamplingRequest]"
+    assert inspect.signature(method).parameters["settings"].annotation == expected
 
 
 def test_complete_settings_replace_the_own_ones_and_overrides_change_them() -> None:

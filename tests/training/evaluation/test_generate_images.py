@@ -163,7 +163,7 @@ def test_images_that_were_altered_or_exchanged_are_refused(
         _images(job, 12, tmp_path)
     assert one.name in one_sentence(caught)
     one.write_bytes(two.read_bytes())
-    with pytest.raises(DataError, match=r"these are other images.*remove the file"):
+    with pytest.raises(DataError, match=r"altered.*remove the file"):
         _images(job, 12, tmp_path)
 
 
