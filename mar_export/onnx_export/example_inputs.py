@@ -46,7 +46,7 @@ def masked_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
         {"B": 1, "GB": 2, "V": 0, "K": length, "R": 0, "N": 5, "GN": 5, "T": 3},
         {"B": 2, "GB": 2, "V": last, "K": 1, "R": 0, "N": 1, "GN": 2, "T": 2},
         {"B": 3, "GB": 6, "V": middle, "K": length - middle, "R": 0, "N": 8, "GN": 16, "T": 5},
-        {"B": 2, "GB": 4, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 9},
+        {"B": 1, "GB": 2, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 9},
     ]
 
 
