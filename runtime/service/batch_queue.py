@@ -15,6 +15,10 @@ class Groupable(Protocol):
     def key(self) -> Hashable:
         """What two images that are drawn together have in common."""
 
+    @property
+    def arrived(self) -> float:
+        """When it came, in seconds."""
+
 
 _Image = TypeVar("_Image", bound=Groupable)
 
@@ -26,7 +30,7 @@ class _Returning:
     Attributes:
         key: What the images of the last batch have in common.
         count: The images of this key that the batch had, and those that waited when it ended.
-        since: When it ended, or when the last image of this key came after that, in seconds.
+        since: When it ended, in seconds.
     """
 
     key: Hashable
@@ -40,10 +44,11 @@ class BatchQueue(Generic[_Image]):
     A batch that is full can be taken at any time. Another one is taken once nothing is being drawn, and
 
     - at once, if it is as large as the clients of the last batch can make it;
-    - otherwise once none of these clients has returned for `max_wait`: neither from the end of the last batch nor
-      from the one that returned last.
+    - otherwise after `max_wait`, so that these clients can return: from the end of the last batch, or from the time
+      at which the oldest image came, if that is later.
 
-    So one client never waits for others, and eight clients that repeat their requests are soon drawn together.
+    So one client never waits for others, no image waits for more than `max_wait` once nothing is drawn, and eight
+    clients that repeat their requests are soon drawn together.
     """
 
     def __init__(self, max_batch: int, max_wait: float) -> None:
@@ -51,7 +56,7 @@ class BatchQueue(Generic[_Image]):
 
         Args:
             max_batch: The most images in a batch.
-            max_wait: How long a batch that is not full waits for the next image, in seconds.
+            max_wait: How long a batch that is not full waits for further images, in seconds.
         """
         self._max_batch, self._max_wait = max_batch, max_wait
         self._waiting: list[_Image] = []
@@ -63,13 +68,9 @@ class BatchQueue(Generic[_Image]):
     def __iter__(self) -> Iterator[_Image]:
         return iter(self._waiting)
 
-    def add(self, images: Iterable[_Image], now: float) -> None:
-        """Add images that come now behind all others."""
-        added = list(images)
-        self._waiting.extend(added)
-        returning = self._returning
-        if now < returning.since + self._max_wait and any(image.key == returning.key for image in added):
-            self._returning = dataclasses.replace(returning, since=now)
+    def add(self, images: Iterable[_Image]) -> None:
+        """Add images behind all others."""
+        self._waiting.extend(images)
 
     def remove(self, chosen: Callable[[_Image], bool]) -> None:
         """Remove the images that `chosen` is true for."""
@@ -79,7 +80,7 @@ class BatchQueue(Generic[_Image]):
         """Remove and return the next batch, oldest image first; nothing if no batch is to be drawn now.
 
         Args:
-            now: The time in seconds, on the clock of `add` and `ended`.
+            now: The time in seconds, on the clock of `arrived` and `ended`.
             drawing: Whether another batch is being drawn.
         """
         batch = self._next_batch()
@@ -107,6 +108,9 @@ class BatchQueue(Generic[_Image]):
 
     def _start(self, batch: list[_Image]) -> float:
         """Return the time at which a batch starts if no further image comes."""
-        returning = self._returning
-        expected = min(returning.count, self._max_batch) if batch[0].key == returning.key else 0
-        return returning.since + self._max_wait if len(batch) < expected else -math.inf
+        returning, oldest = self._returning, batch[0]
+        expected = min(returning.count, self._max_batch) if oldest.key == returning.key else 0
+        gone = returning.since + self._max_wait  # when the clients that have not returned are no longer expected
+        if len(batch) >= expected or oldest.arrived >= gone:
+            return -math.inf
+        return max(returning.since, oldest.arrived) + self._max_wait

@@ -68,7 +68,7 @@ class Scheduler:
         Args:
             generator: Draws the images.
             max_batch: The most images in a batch.
-            max_wait: How many seconds a batch that is not full waits for the next image; see `BatchQueue`.
+            max_wait: How many seconds a batch that is not full waits for further images; see `BatchQueue`.
             max_queue: The most images that may wait.
             events: Gets reports for metrics.
 
@@ -117,7 +117,7 @@ class Scheduler:
                     f"{len(images)}; try again later",
                     self._seconds_until_room(),
                 )
-            self._queue.add(images, time.monotonic())
+            self._queue.add(images)
             self._queue_changed()
         for request in requests:
             request.future.add_done_callback(functools.partial(self._forget_cancelled, request))
@@ -296,6 +296,10 @@ class _WaitingImage:
     @property
     def key(self) -> Hashable:
         return self.request.drawing.key
+
+    @property
+    def arrived(self) -> float:
+        return self.request.arrived
 
     def is_over(self, now: float) -> bool:
         """Return whether nobody waits for it."""

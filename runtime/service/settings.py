@@ -12,7 +12,7 @@ class ServiceSettings:
     Attributes:
         preset: The preset of requests that name none. None: the artifact's own settings.
         max_batch: The most images that are drawn together.
-        max_wait: How long a batch that is not full waits for the next image, in seconds.
+        max_wait: How long a batch that is not full waits for further images, in seconds.
         max_queue: The most images that wait, for each model.
         timeout: How long a request may take, in seconds.
         max_images: The most images of a request.

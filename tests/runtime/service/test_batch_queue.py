@@ -16,11 +16,12 @@ MAX_WAIT = 0.02
 class Waiting:
     key: str
     number: int = 0
+    arrived: float = 0
 
 
 def queue_of(keys: str, max_batch: int = 4) -> BatchQueue[Waiting]:
     queue: BatchQueue[Waiting] = BatchQueue(max_batch, MAX_WAIT)
-    queue.add((Waiting(key, number) for number, key in enumerate(keys)), 0)
+    queue.add(Waiting(key, number) for number, key in enumerate(keys))
     return queue
 
 
@@ -46,7 +47,7 @@ def test_a_lone_image_on_an_idle_engine_starts_at_once() -> None:
     assert queue.seconds_to_wait(0) == 0
     assert numbers(queue.take(0, drawing=False)) == [0]
     queue.ended("a", 1, now=1)
-    queue.add([Waiting("a", 1)], 1.001)  # the only client is back
+    queue.add([Waiting("a", 1, 1.001)])  # the only client is back
     assert numbers(queue.take(1.001, drawing=False)) == [1]
 
 
@@ -54,20 +55,20 @@ def test_after_a_batch_its_clients_are_waited_for_while_they_return() -> None:
     queue = queue_of("aaa")
     assert len(queue.take(0, drawing=False)) == 3
     queue.ended("a", 3, now=1)
-    queue.add([Waiting("a")], 1.015)
-    queue.add([Waiting("a")], 1.03)  # more than MAX_WAIT after the batch, but not after the first that returned
-    queue.add([Waiting("b")], 1.04)  # it is none of them
-    assert queue.take(1.04, drawing=False) == []
-    seconds = queue.seconds_to_wait(1.04)
+    queue.add([Waiting("a", arrived=1.015)])
+    queue.add([Waiting("a", arrived=1.03)])  # more than MAX_WAIT after the batch, but not after the first that returned
+    queue.add([Waiting("b", arrived=1.031)])  # it is none of them
+    assert queue.take(1.031, drawing=False) == []
+    seconds = queue.seconds_to_wait(1.031)
     assert seconds is not None
-    assert abs(seconds - (MAX_WAIT - 0.01)) < 1e-9
-    assert len(queue.take(1.03 + MAX_WAIT, drawing=False)) == 2
+    assert abs(seconds - (1.015 + MAX_WAIT - 1.031)) < 1e-9
+    assert len(queue.take(1.015 + MAX_WAIT, drawing=False)) == 2
 
 
 def test_an_image_that_waited_starts_if_no_client_of_the_batch_returns() -> None:
     queue = queue_of("aaa")
     queue.take(0, drawing=False)
-    queue.add([Waiting("a")], 0.5)
+    queue.add([Waiting("a", arrived=0.5)])
     queue.ended("a", 3, now=1)
     assert queue.take(1 + 0.9 * MAX_WAIT, drawing=False) == []
     assert len(queue.take(1 + MAX_WAIT, drawing=False)) == 1
@@ -77,7 +78,7 @@ def test_who_comes_when_the_clients_of_the_last_batch_have_gone_starts_at_once()
     queue = queue_of("aaa")
     queue.take(0, drawing=False)
     queue.ended("a", 3, now=1)
-    queue.add([Waiting("a")], 60)
+    queue.add([Waiting("a", arrived=60)])
     assert len(queue.take(60, drawing=False)) == 1
 
 
@@ -85,7 +86,7 @@ def test_it_starts_at_once_when_all_are_back() -> None:
     queue = queue_of("aaa")
     queue.take(0, drawing=False)
     queue.ended("a", 3, now=1)
-    queue.add([Waiting("a"), Waiting("a"), Waiting("a")], 1.001)
+    queue.add([Waiting("a", arrived=1.001) for _ in range(3)])
     assert len(queue.take(1.001, drawing=False)) == 3
 
 
@@ -93,10 +94,10 @@ def test_images_that_waited_count_among_those_that_are_expected() -> None:
     """One client is drawn alone while three wait: when it is back, all four are drawn together."""
     queue = queue_of("a")
     queue.take(0, drawing=False)
-    queue.add([Waiting("a"), Waiting("a"), Waiting("a")], 0.5)
+    queue.add([Waiting("a", arrived=0.5) for _ in range(3)])
     queue.ended("a", 1, now=1)
     assert queue.take(1.001, drawing=False) == []
-    queue.add([Waiting("a")], 1.002)
+    queue.add([Waiting("a", arrived=1.002)])
     assert len(queue.take(1.002, drawing=False)) == 4
 
 
@@ -104,14 +105,14 @@ def test_another_key_waits_for_nobody() -> None:
     queue = queue_of("aaa")
     queue.take(0, drawing=False)
     queue.ended("a", 3, now=1)
-    queue.add([Waiting("b")], 1.001)
+    queue.add([Waiting("b", arrived=1.001)])
     assert len(queue.take(1.001, drawing=False)) == 1
 
 
 def test_while_a_batch_is_drawn_only_a_full_one_is_taken() -> None:
     queue = queue_of("aaa")
     assert queue.take(0, drawing=True) == []
-    queue.add([Waiting("a", 3)], 0.1)
+    queue.add([Waiting("a", 3, 0.1)])
     assert numbers(queue.take(0, drawing=True)) == [0, 1, 2, 3]
 
 
