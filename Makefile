@@ -60,9 +60,8 @@ $(VENV)/triton: $(VENV)/installed
 out/oldest/safetensors: $(VENV)/installed
 	rm -rf $@ && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ safetensors==0.4.5
 
-# One more worker than processors: some tests wait for processes of their own.
 test: lint docs browser $(VENV)/triton out/oldest/safetensors
-	$(VENV)/bin/python -m pytest -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --dist loadfile --max-worker-restart 0 --durations 40
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --durations 40
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed
