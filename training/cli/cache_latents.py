@@ -10,14 +10,14 @@ import torch
 from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
-from runtime.errors import DataError, RequestError
+from runtime.errors import DataError
 from runtime.image_files import Color
 from runtime.log import LOG
 from runtime.progress import Progress
 from runtime.storage.files import holding_folder, sha256
 from training.checkpoints.published_files import load_vae
 from training.checkpoints.run_folder import check_new_folder
-from training.cli.options import echo_warnings, latent_scale_options
+from training.cli.options import check_image_size, echo_warnings, latent_scale_options
 from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_cache import CachedLatents, LatentEncoder, cache_latents, is_cache
 from training.reporting.progress import print_lines
@@ -90,8 +90,7 @@ def cache(
     if threads is not None:
         torch.set_num_threads(threads)
     vae = load_vae(tokenizer, latent_scale, latent_shift, lambda warning: echo_warnings([warning]))
-    if image_size < 1 or image_size % vae.config.stride:
-        raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
+    check_image_size(image_size, vae.config.stride)
     dataset = to_rgb(open_dataset(data, image_size, background=background))
     print_lines(dataset.notes)
     digest = sha256(tokenizer) if tokenizer.is_file() else str(tokenizer.resolve())

@@ -12,11 +12,10 @@ from runtime.checks import pluralize
 from runtime.cli.background_option import background_option
 from runtime.cli.options import PATH, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file
-from runtime.errors import RequestError
 from runtime.image_files import Color
 from runtime.progress import Progress
 from training.checkpoints.published_files import load_vae
-from training.cli.options import echo_warnings, latent_scale_options
+from training.cli.options import check_image_size, echo_warnings, latent_scale_options
 from training.data.datasets import open_dataset, to_rgb
 from training.evaluation.feature_networks import EFFICIENTNET, INCEPTION, EfficientNet, FeatureNetwork, Inception
 from training.reporting.progress import print_lines, print_warnings
@@ -72,8 +71,7 @@ def evaluate_tokenizer(
     if threads is not None:
         torch.set_num_threads(threads)
     vae = load_vae(tokenizer, latent_scale, latent_shift, lambda warning: echo_warnings([warning])).eval()
-    if image_size < 1 or image_size % vae.config.stride:
-        raise RequestError(f"--image-size must be a multiple of {vae.config.stride}, found {image_size}")
+    check_image_size(image_size, vae.config.stride)
     dataset = to_rgb(open_dataset(data, image_size, split, background))
     print_lines(dataset.notes)
     networks: list[FeatureNetwork | None] = [_NETWORKS[name]() for name in dict.fromkeys(names)]

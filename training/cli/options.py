@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from runtime.cli.options import PATH
-from runtime.errors import ConfigError
+from runtime.errors import ConfigError, RequestError
 from runtime.log import LOG
 from training.config import StepConfig
 from training.models.model_sizes import MODEL_SIZES
@@ -126,3 +126,9 @@ def training_options(
         return command
 
     return add
+
+
+def check_image_size(image_size: int, stride: int) -> None:
+    """Check that an autoencoder of a stride has whole latents of images of `--image-size`. Raises `RequestError`."""
+    if image_size < 1 or image_size % stride:
+        raise RequestError(f"--image-size must be a multiple of {stride}, found {image_size}")
