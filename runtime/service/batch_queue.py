@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 
@@ -24,13 +24,13 @@ _Image = TypeVar("_Image", bound=Groupable)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Returning:
-    """What the last batch leaves to expect: clients that got an image often ask for the next one at once.
+class _Expected:
+    """The images that are worth a wait: clients that got an image often ask for the next one at once.
 
     Attributes:
-        key: What the images of the last batch have in common.
-        count: The images of this key that the batch had, and those that waited when it ended.
-        since: When it ended, in seconds.
+        key: What they have in common.
+        count: How many: those of the last batch, and those of its key that waited when it ended.
+        since: When the wait begins, in seconds: at the end of that batch.
     """
 
     key: Hashable
@@ -48,7 +48,8 @@ class BatchQueue(Generic[_Image]):
       at which the oldest image came, if that is later.
 
     So one client never waits for others, no image waits for more than `max_wait` once nothing is drawn, and eight
-    clients that repeat their requests are soon drawn together.
+    clients that repeat their requests are soon drawn together. A batch that has just begun may be given back, see
+    `is_joined`: eight clients that begin at the same time are drawn together too.
     """
 
     def __init__(self, max_batch: int, max_wait: float) -> None:
@@ -60,7 +61,7 @@ class BatchQueue(Generic[_Image]):
         """
         self._max_batch, self._max_wait = max_batch, max_wait
         self._waiting: list[_Image] = []
-        self._returning = _Returning(None, 0, -math.inf)
+        self._expected = _Expected(None, 0, -math.inf)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -90,6 +91,18 @@ class BatchQueue(Generic[_Image]):
         self._waiting = [image for image in self._waiting if id(image) not in taken]
         return batch
 
+    def is_joined(self, batch: Sequence[_Image]) -> bool:
+        """Return whether a batch should be given back: others wait that would be in it had it waited for `max_wait`."""
+        key, latest = batch[0].key, batch[0].arrived + self._max_wait
+        return len(batch) < self._max_batch and any(
+            image.key == key and image.arrived < latest for image in self._waiting
+        )
+
+    def give_back(self, batch: Sequence[_Image]) -> None:
+        """Put a batch that `take` returned before all others. It starts `max_wait` after its oldest image came."""
+        self._waiting = [*batch, *self._waiting]
+        self._expected = _Expected(batch[0].key, self._max_batch, batch[0].arrived)
+
     def seconds_to_wait(self, now: float) -> float | None:
         """Return after how many seconds `take` gives a batch if nothing comes and nothing is drawn; None for never."""
         batch = self._next_batch()
@@ -98,7 +111,7 @@ class BatchQueue(Generic[_Image]):
     def ended(self, key: Hashable, size: int, now: float) -> None:
         """Note that a batch of `size` images of one key was drawn."""
         waiting = sum(image.key == key for image in self._waiting)
-        self._returning = _Returning(key, size + waiting, now)
+        self._expected = _Expected(key, size + waiting, now)
 
     def _next_batch(self) -> list[_Image]:
         if not self._waiting:
@@ -108,9 +121,9 @@ class BatchQueue(Generic[_Image]):
 
     def _start(self, batch: list[_Image]) -> float:
         """Return the time at which a batch starts if no further image comes."""
-        returning, oldest = self._returning, batch[0]
-        expected = min(returning.count, self._max_batch) if oldest.key == returning.key else 0
-        gone = returning.since + self._max_wait  # when the clients that have not returned are no longer expected
-        if len(batch) >= expected or oldest.arrived >= gone:
+        expected, oldest = self._expected, batch[0]
+        count = min(expected.count, self._max_batch) if oldest.key == expected.key else 0
+        given_up = expected.since + self._max_wait  # who has not come by then is no longer expected
+        if len(batch) >= count or oldest.arrived >= given_up:
             return -math.inf
-        return max(returning.since, oldest.arrived) + self._max_wait
+        return max(expected.since, oldest.arrived) + self._max_wait

@@ -184,6 +184,9 @@ class Scheduler:
         taken, failure = time.monotonic(), None
         try:
             result = self._generate(batch)
+        except _JoinedError:
+            self._give_back(batch)
+            return
         except _AbandonedError:
             result = None
         except Exception as error:  # whatever a library raises, these requests fail and the service goes on
@@ -195,6 +198,13 @@ class Scheduler:
             else:
                 timing = Timing(began - image.request.arrived, ended - began, len(batch))
                 image.request.finish(_finished(image, result, place, timing))
+
+    def _give_back(self, batch: Sequence[_WaitingImage]) -> None:
+        """Put a batch back into the queue, where others wait that are drawn with it."""
+        with self._changed:
+            self._drawing -= 1
+            self._queue.give_back(batch)
+            self._queue_changed()
 
     def _generate(self, batch: Sequence[_WaitingImage]) -> Result:
         drawing = batch[0].request.drawing
@@ -208,11 +218,14 @@ class Scheduler:
         )
 
     def _after_iteration(self, batch: Sequence[_WaitingImage], done: int, total: int) -> None:
-        """End a batch that nobody waits for, and show images to the requests that want to see them unfinished."""
+        """End a batch that nobody waits for or that others join; show unfinished images to who wants to see them."""
         now = time.monotonic()
         waited_for = [image for image in batch if not image.is_over(now)]
         if self._closing or not waited_for:
             raise _AbandonedError
+        with self._changed:
+            if done == 1 and self._queue.is_joined(batch):
+                raise _JoinedError
         shown = [image for image in waited_for if image.request.drawing.shows_after(done, total)]
         if shown:
             images = self._generator.partial_images([batch.index(image) for image in shown])
@@ -249,6 +262,10 @@ def _in_all(timings: Sequence[Timing]) -> Timing:
 
 class _AbandonedError(Exception):
     """Ends a batch that nobody waits for any more."""
+
+
+class _JoinedError(Exception):
+    """Ends a batch that begins anew with images that came since."""
 
 
 class _Request:

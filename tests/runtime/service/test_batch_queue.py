@@ -116,6 +116,39 @@ def test_while_a_batch_is_drawn_only_a_full_one_is_taken() -> None:
     assert numbers(queue.take(0, drawing=True)) == [0, 1, 2, 3]
 
 
+def test_a_batch_is_joined_by_images_of_its_key_that_came_soon_after() -> None:
+    queue = queue_of("a")
+    batch = queue.take(0, drawing=False)
+    assert not queue.is_joined(batch)
+    queue.add([Waiting("b", 1, 0.001), Waiting("a", 2, MAX_WAIT)])
+    assert not queue.is_joined(batch)
+    queue.add([Waiting("a", 3, 0.9 * MAX_WAIT)])
+    assert queue.is_joined(batch)
+
+
+def test_a_full_batch_is_joined_by_nobody() -> None:
+    queue = queue_of("aaaa")
+    batch = queue.take(0, drawing=False)
+    queue.add([Waiting("a", 4, 0.001)])
+    assert not queue.is_joined(batch)
+
+
+def test_a_batch_that_is_given_back_starts_when_its_oldest_image_has_waited_or_when_it_is_full() -> None:
+    queue = queue_of("a")
+    batch = queue.take(0, drawing=False)
+    queue.add([Waiting("a", 1, 0.001), Waiting("b", 2, 0.002)])
+    queue.give_back(batch)
+    assert queue.take(0.01, drawing=False) == []
+    assert queue.seconds_to_wait(0.01) == 0.01
+    assert numbers(queue.take(MAX_WAIT, drawing=False)) == [0, 1]
+    assert numbers(queue.take(MAX_WAIT, drawing=False)) == [2]
+    queue = queue_of("a")
+    batch = queue.take(0, drawing=False)
+    queue.add([Waiting("a", number, 0.001) for number in (1, 2, 3)])
+    queue.give_back(batch)
+    assert numbers(queue.take(0.01, drawing=False)) == [0, 1, 2, 3]
+
+
 def test_an_empty_queue_never_has_a_batch() -> None:
     queue = queue_of("")
     assert queue.seconds_to_wait(0) is None

@@ -45,7 +45,7 @@ class Drawn:
         self.gate, self.events = Gate(), Events()
         self.engines = FakeEngines(self.gate)
         self.generator = fake_generator(self.engines)
-        self.scheduler = Scheduler(self.generator, events=self.events, **({"max_batch": 4} | limits))
+        self.scheduler = Scheduler(self.generator, events=self.events, **({"max_batch": 4, "max_wait": 0} | limits))
 
     def close(self) -> None:
         self.gate.open()
@@ -114,6 +114,33 @@ def test_what_waits_is_drawn_together_by_settings_and_large_requests_are_split(b
     assert busy.engines.batches[1] == 4  # three of seed 1 and one of seed 3
     assert sorted(busy.engines.batches) == [1, 1, 2, 4]
     assert sizes == [4, 1, 4]
+
+
+def test_a_batch_that_has_just_begun_begins_anew_with_images_that_came_since(made: Callable[..., Drawn]) -> None:
+    scheduled = made(max_wait=60)
+    lone = scheduled.scheduler.submit(drawing(seed=99))
+    scheduled.gate.wait_until_reached()
+    others = [scheduled.scheduler.submit(drawing(seed=seed)) for seed in range(3)]
+    scheduled.gate.open()
+    drawn = [future.result(WAIT) for future in [lone, *others]]
+    assert scheduled.engines.batches == [1, 4]
+    assert [each.timing.batch_size for each in drawn] == [4] * 4
+    assert scheduled.events.batches == [(4, None)]
+    for each, seed in zip(drawn, (99, 0, 1, 2), strict=True):
+        np.testing.assert_array_equal(each.images[0].pixels, alone(drawing(seed=seed))[0])
+
+
+def test_a_batch_goes_on_after_its_first_iteration_though_others_came(made: Callable[..., Drawn]) -> None:
+    scheduled = made(max_wait=60)
+    lone = scheduled.scheduler.submit(drawing(seed=99))
+    scheduled.gate.wait_until_reached()
+    scheduled.gate.let(1)
+    scheduled.gate.wait_until_reached()
+    later = scheduled.scheduler.submit(drawing(seed=1))
+    scheduled.gate.open()
+    assert lone.result(WAIT).timing.batch_size == 1
+    scheduled.scheduler.submit(drawing(seed=2))  # the client of the first image is back, and so nobody is waited for
+    assert later.result(WAIT).timing.batch_size == 2
 
 
 def test_a_full_batch_is_prepared_while_another_is_drawn(busy: Drawn) -> None:
