@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +19,7 @@ _ERRORS_ONLY = 3  # the log severity ORT_LOGGING_LEVEL_ERROR
 # fails. Its product of float32 activations with 8-bit weights converts all weights at every call.
 _WEIGHTS_TO_FLOAT32 = ("fp8", "w8")
 _SPIN_DURATION_SINCE = (1, 26)  # the first version that has the setting spin_duration_us
+_REFUSED_LINK = "external data"  # in the error of ONNX Runtime 1.24, which refuses every link to weights
 _SPIN_MICROSECONDS = 200  # longer than Python needs between two calls of denoise
 
 
@@ -161,12 +161,15 @@ def open_session(
     if provider not in library.get_available_providers():
         available = ", ".join(library.get_available_providers())
         raise BackendError(f"this onnxruntime {library.__version__} has no {provider}, only {available}")
-    path = graph.path
-    try:
-        session = _session(library, graph, options, providers=[(provider, settings)], disabled_optimizers=disabled)
-    except Exception as error:  # its exception classes share no narrower base
-        reason = first_line(error).replace(graph.source, str(path))
-        raise BackendError(f"{path}: onnxruntime cannot load it ({reason}); {remedy}") from error
+    path, wanted = graph.path, {"providers": [(provider, settings)], "disabled_optimizers": disabled}
+    with graph.linked() as linked:
+        try:
+            session = _session(library, graph, linked, options, **wanted)
+        except Exception as error:  # its exception classes share no narrower base
+            reason = first_line(error)
+            for source in filter(None, (linked, graph.source)):
+                reason = reason.replace(source, str(path))
+            raise BackendError(f"{path}: onnxruntime cannot load it ({reason}); {remedy}") from error
     if session.get_providers()[0] != provider:
         raise BackendError(f"onnxruntime loaded {session.get_providers()[0]} instead of {provider}")
     check_tensors(path, _tensors(session.get_inputs()), spec.inputs)
@@ -174,13 +177,14 @@ def open_session(
     return session
 
 
-def _session(library: Any, graph: GraphFile, options: Any, **arguments: Any) -> Any:
+def _session(library: Any, graph: GraphFile, linked: str | None, options: Any, **arguments: Any) -> Any:
     """Return a session of a graph, whose weights it maps one by one if it can: else it copies all of them first."""
-    with graph.linked() as linked:
-        if linked is not None:
-            # ONNX Runtime 1.24 refuses every link. What is wrong with the graph itself is raised below.
-            with contextlib.suppress(Exception):
-                return library.InferenceSession(linked, options, **arguments)
+    if linked is not None:
+        try:
+            return library.InferenceSession(linked, options, **arguments)
+        except Exception as error:
+            if _REFUSED_LINK not in str(error).lower():
+                raise  # what is wrong is the graph itself
     if graph.weights:
         weights = {name: file.map() for name, file in graph.weights.items()}
         sizes = [len(content) for content in weights.values()]

@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from runtime.errors import DataError, MarError, RequestError
+from runtime.errors import MarError, RequestError
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, read_index, write_index
 from runtime.image_records.record import ImageRecord
-from runtime.storage.files import holding_folder, replacing, sha256
+from runtime.storage.files import holding_folder, replacing
 
 PackedShard = tuple[bytes, Sequence[str]]
 """The bytes of the file of a shard, and the hash of each image in it."""
@@ -53,10 +53,10 @@ class ShardFolder:
         with contextlib.ExitStack() as unless_read:
             unless_read.callback(self._open.close)
             entries = read_index(self.folder / INDEX)
-            hashes = {entry.file: entry.shard_sha256 for entry in entries if (self.folder / entry.file).is_file()}
-            for name, expected in hashes.items():
-                self._check_content(name, expected)
-            self._entries = {entry.record.index: entry for entry in entries if entry.file in hashes}
+            shards = {entry.file: entry for entry in entries if (self.folder / entry.file).is_file()}
+            for one_of_shard in shards.values():
+                one_of_shard.check_file(self.folder)
+            self._entries = {entry.record.index: entry for entry in entries if entry.file in shards}
             if entries:
                 write_index(self.folder / INDEX, self._entries.values())  # without a line that a kill has cut
             unless_read.pop_all()
@@ -85,13 +85,6 @@ class ShardFolder:
         if entry.file != self.file_of(record):
             raise RequestError(f"{self.folder} has shards of another format or --shard-size; choose another folder")
         return True
-
-    def _check_content(self, name: str, expected: str | None) -> None:
-        if sha256(self.folder / name) != expected:
-            raise DataError(
-                f"{self.folder / name} was altered: its SHA-256 is not the one in its index; remove the file to draw "
-                "its images again"
-            )
 
     def add_packed(self, records: Sequence[ImageRecord], packed: PackedShard) -> None:
         """Write the file of a shard, then the lines of its images. Raises `MarError` if they cannot be written."""

@@ -10,12 +10,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import DataError, MarError, RequestError
+from runtime.errors import MarError, RequestError
 from runtime.image_records.encoding import FORMATS, encode_image, read_records
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, is_cut, read_index, write_index
 from runtime.image_records.names import class_folder, image_name
 from runtime.image_records.record import ImageRecord
-from runtime.storage.files import holding, scratch_beside, sha256, sync
+from runtime.storage.files import holding, scratch_beside, sync
 
 _INDEX_OF_A_SHARD = "index-{}-of-{}.jsonl"
 _INDEXES = "index*.jsonl"
@@ -150,11 +150,7 @@ class ImageFolder:
     def _check_content(self, entry: IndexEntry) -> None:
         """Raise `DataError` unless a file is what the index says; what was read or written here is not read again."""
         if entry.file not in self._checked:
-            if sha256(self.folder / entry.file) != entry.sha256:
-                raise DataError(
-                    f"{self.folder / entry.file} was altered: its SHA-256 is not the one in its index; "
-                    "remove it, and it is made again"
-                )
+            entry.check_file(self.folder)
             self._checked.add(entry.file)
 
     def _adopted(self, name: str) -> IndexEntry:

@@ -14,7 +14,7 @@ from typing import Any
 from runtime.checks import truncate
 from runtime.errors import DataError
 from runtime.image_records.record import ImageRecord, parse_record
-from runtime.storage.files import replacing
+from runtime.storage.files import replacing, sha256
 from runtime.storage.schema import REST
 from runtime.storage.structured_files import FaultReport, read_json_lines
 
@@ -49,6 +49,14 @@ class IndexEntry:
     def order(self) -> tuple[int, int, int]:
         """What a complete index is sorted by: seed, index, class."""
         return self.record.seed, self.record.index, self.record.class_number
+
+    def check_file(self, folder: pathlib.Path) -> None:
+        """Read the file in `folder` whole. Raises `DataError` if it was altered since it was written."""
+        if sha256(folder / self.file) != (self.shard_sha256 or self.sha256):
+            raise DataError(
+                f"{folder / self.file} was altered: its SHA-256 is not the one in its index; remove it, and it is made "
+                "again"
+            )
 
     def to_line(self) -> str:
         """Return the line, without its end."""
