@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compatibility_tables import engines_table, operators_table, pins_table, tensorrt_rtx_table
+from benchmarks.policy_tables import policy_table
 from benchmarks.serving_tables import chaos_table, soak_table, speed_table
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
@@ -298,6 +299,7 @@ _TABLES = {
     "training": training_table,
     "few_images": few_images_table,
     "steps": steps_table,
+    "policy": policy_table,
     "serving": speed_table,
     "serving_soak": soak_table,
     "serving_chaos": chaos_table,

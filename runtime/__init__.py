@@ -9,15 +9,17 @@ from runtime.version import __version__
 if TYPE_CHECKING:
     from runtime.errors import MarError
     from runtime.generator import Generator, Result
+    from runtime.policy import Policy
     from runtime.requests.inpainting import Edit
     from runtime.sampling.settings import Sampling
 
-__all__ = ["Edit", "Generator", "MarError", "Result", "Sampling", "__version__"]
+__all__ = ["Edit", "Generator", "MarError", "Policy", "Result", "Sampling", "__version__"]
 
 _MODULES = {
     "Edit": "runtime.requests.inpainting",
     "Generator": "runtime.generator",
     "MarError": "runtime.errors",
+    "Policy": "runtime.policy",
     "Result": "runtime.generator",
     "Sampling": "runtime.sampling.settings",
 }

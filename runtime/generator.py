@@ -38,7 +38,7 @@ from runtime.requests.inpainting import (
     select_known_tokens,
 )
 from runtime.requests.request_lock import LockedIterator, RequestLock
-from runtime.requests.subjects import PROMPT_ARGUMENTS, CheckSubjects, ImageRequest, Subjects
+from runtime.requests.subjects import SUBJECT_ARGUMENTS, CheckSubjects, ImageRequest, Subjects
 from runtime.requests.validation import (
     MAX_BATCH,
     check_batch,
@@ -464,11 +464,11 @@ class Generator:
 
     def _subjects(self, labels: Sequence[int | str] | None, arguments: ImageRequest) -> Subjects:
         """Check what the images of a request show: its labels, or the prompts among its named arguments."""
-        inputs = {"labels": labels, **{name: arguments.get(name) for name in PROMPT_ARGUMENTS}}
+        inputs = {"labels": labels, **{name: arguments.get(name) for name in SUBJECT_ARGUMENTS}}
         return self._check_subjects(inputs, self.manifest.model, self.class_names)
 
     def _resolve(self, settings: ImageRequest) -> _Settings:
-        sampling: Any = {name: value for name, value in settings.items() if name not in PROMPT_ARGUMENTS}
+        sampling: Any = {name: value for name, value in settings.items() if name not in SUBJECT_ARGUMENTS}
         return _Settings(self.sampling(**sampling), settings.get("preset"))
 
     def _check_images(

@@ -31,7 +31,7 @@ from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import EngineSpec, tokenizer_specs
-from runtime.model.families import engine_specs
+from runtime.model.families import check_supported, engine_specs
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
@@ -72,6 +72,8 @@ def export_artifact(
         RequestError: The settings are invalid, there is no encoder to export, or `out` is another artifact.
         ArtifactError: `out` is something else than an artifact folder.
     """
+    if encoder:
+        check_supported(checkpoint.model.config, "mar export --encoder")
     if encoder and checkpoint.vae is None:
         raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
     base = _manifest(checkpoint, sampling, precision)
@@ -198,7 +200,8 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
     if manifest.precision != "fp16":
         return
     observed = {name: to_precision(module, DTYPES["fp32"]) for name, module in modules.items()}
-    engines = {name: torch_engine(module) for name, module in observed.items()}
+    specs = {**engine_specs(manifest.model), **tokenizer_specs(manifest.model)}
+    engines = {name: torch_engine(module, specs[name]) for name, module in observed.items()}
     with largest_values(observed) as largest:
         trajectory.generate_with(Generator(manifest, Engines(**engines), "torch"))
     check_fp16(largest)

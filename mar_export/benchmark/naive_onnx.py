@@ -118,7 +118,7 @@ def _diffuse(head: Engine, z: Float, noise: Float, table: CoefficientTable, scal
         (out,) = head(x=np.tile(x, (halves, 1)), timesteps=timesteps, z=z)
         eps, v = (part.reshape(halves, *x.shape) for part in np.split(out, 2, axis=1))
         guided = eps[-1] + np.float32(scale) * (eps[0] - eps[-1])
-        previous, x0 = x0, c["x0_from_x"] * x + c["x0_from_eps"] * guided
+        previous, x0 = x0, c["x0_from_x"] * x + c["x0_from_eps"] * guided  # of a MAR, whose bounds are infinite
         fraction = (v[0] + 1) / 2
         sigma = np.exp((fraction * c["log_variance_high"] + (1 - fraction) * c["log_variance_low"]) / 2)
         x = c["x_from_x"] * x + c["x_from_x0"] * x0 + c["x_from_previous_x0"] * previous

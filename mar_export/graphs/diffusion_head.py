@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mar_export.graphs.channel_padding import linear, pad_inputs, pad_layers, pad_outputs, padding_channels
 from training.models.diffusion_head import ResidualBlock
 from training.models.mar import MAR
+from training.models.uva import Uva
 
 
 class Conditioning(nn.Module):
@@ -22,14 +23,16 @@ class Conditioning(nn.Module):
     loop. A layer multiplies by 1 + scale: the 1 is part of the bias here, so that no diffusion step has to add it.
     """
 
-    def __init__(self, model: MAR) -> None:
+    def __init__(self, model: MAR | Uva) -> None:
         super().__init__()
-        net = model.diffloss.net
-        width = model.config.diffloss_w
+        net = model.head_network
+        width = net.input_proj.out_features
         padding = padding_channels(width)
         first, activation, last = net.time_embed.mlp
         self.time_embed = copy.copy(net.time_embed)
-        self.time_embed._modules = {"mlp": nn.Sequential(first, activation, pad_outputs(last, padding))}
+        self.time_embed._modules = {
+            "mlp": nn.Sequential(first, activation, pad_outputs(cast(nn.Linear, last), padding))
+        }
         self.cond_embed = pad_outputs(net.cond_embed, padding)
         projections = [layer.adaLN_modulation[1] for layer in (*net.res_blocks, net.final_layer)]
         biases = [projection.bias.detach().clone() for projection in projections]
@@ -54,12 +57,12 @@ class Denoise(nn.Module):
     are one operator, which matters for small models: there, the many small operators take most of the time.
     """
 
-    def __init__(self, model: MAR) -> None:
+    def __init__(self, model: MAR | Uva) -> None:
         super().__init__()
-        net = model.diffloss.net
+        net = model.head_network
         self.input_proj, self.final_layer = net.input_proj, net.final_layer
         self.res_blocks = nn.ModuleList(_residual_block(cast(ResidualBlock, block)) for block in net.res_blocks)
-        self.width = model.config.diffloss_w
+        self.width = net.input_proj.out_features
 
     def forward(
         self, x: Tensor, previous_x0: Tensor, noise: Tensor, modulation: Tensor, coefficients: Tensor, guidance: Tensor
@@ -104,8 +107,8 @@ def next_state(
     Returns:
         The next noisy tokens, and the predicted clean ones, [N, D] each.
     """
-    x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high = coefficients.split(1)  # [1] each
-    x0 = x0_x * x + x0_eps * eps
+    x0_x, x0_eps, x_x, x_x0, x_previous, noise_scale, low, high, x0_low, x0_high = coefficients.split(1)  # [1] each
+    x0 = torch.minimum(torch.maximum(x0_x * x + x0_eps * eps, x0_low), x0_high)
     fresh = noise_scale * noise
     if v is not None:
         fraction = (v + 1) / 2

@@ -49,12 +49,13 @@ def graph_modules(model: Any, vae: AutoencoderKL | None, encoder: bool) -> dict[
 
     Args:
         model: The backbone and the head.
-        vae: The KL tokenizer, whose decoder becomes an engine; None for models of pixels.
-        encoder: Whether the encoder of `vae` becomes an engine too, for editing images.
+        vae: The KL tokenizer, whose engines are those that the family needs; None for models of pixels.
+        encoder: Whether the engines of `vae` that are optional are there too: the encoder, for editing images.
     """
     modules = loop_modules(model)
     if vae is not None:
-        modules[DECODER] = Decoder(vae)
-        if encoder:
-            modules[ENCODER] = Encoder(vae)
+        kinds = {DECODER: Decoder, ENCODER: Encoder}
+        for name, needed in family_of(model.config).tokenizer.items():
+            if needed or encoder:
+                modules[name] = kinds[name](vae)
     return {name: module.eval() for name, module in modules.items()}

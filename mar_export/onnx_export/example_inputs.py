@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.model.coefficients import BOUNDS
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
 from runtime.model.families import family_of, imported
@@ -18,6 +19,10 @@ Sizes = Mapping[str, int]
 
 # The exporter traces with these sizes. All differ, so that it cannot mistake one axis for another.
 EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8, "S": 9, "P": 11, "Q": 10}
+
+# More of each axis than in the export.
+_MANY_ROBOTS: Sizes = {"B": 5, "K": 4, "N": 12, "GN": 24, "T": 9}
+_BOUND = 2.0  # of x0, in examples
 
 
 def parity_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
@@ -70,10 +75,16 @@ def prompt_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
     return [{**sizes, "Q": count} for count, sizes in zip(prompts, masked_sizes(spec, config), strict=True)]
 
 
+def policy_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
+    """Return the sizes for a policy, whose backbone reads no tokens and which has no guidance."""
+    return [{**sizes, "GB": sizes["B"]} for sizes in (*masked_sizes(spec, config), _MANY_ROBOTS)]
+
+
 def example_inputs(spec: EngineSpec, config: FamilyConfig, sizes: Sizes, seed: int) -> dict[str, NDArray[Any]]:
     """Return random inputs of an engine, by name.
 
-    Floats are standard normal. Integers are positions of tokens or classes, including the class of no guidance.
+    Floats are standard normal, but for the bounds of x0, which cut some values. Integers are positions of tokens or
+    classes, including the class of no guidance.
 
     Args:
         spec: The engine.
@@ -89,6 +100,8 @@ def example_inputs(spec: EngineSpec, config: FamilyConfig, sizes: Sizes, seed: i
             inputs[tensor.name] = random.integers(*_bounds(tensor.name, config), size=shape)
         else:
             inputs[tensor.name] = random.standard_normal(shape, np.float32)
+        if tensor.name == "coefficients":
+            inputs[tensor.name][-len(BOUNDS) :] = -_BOUND, _BOUND
     return inputs
 
 

@@ -18,7 +18,8 @@ from mar_export.graphs.engine_modules import loop_modules
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import Array, Engine
+from runtime.model.engine_spec import Array, Engine, EngineSpec
+from runtime.model.families import engine_specs
 from training.models.mar import MAR
 
 
@@ -31,23 +32,24 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
         bfloat16: Whether matrix products are computed in bfloat16, all but the last of the head.
         compiled: Whether each engine runs under `torch.compile`.
     """
-    engines = {}
+    engines, specs = {}, engine_specs(model.config)
     for name, module in loop_modules(model).items():
         if bfloat16 and isinstance(module, Denoise):
-            module.final_layer = copy.deepcopy(module.final_layer)
-            module.final_layer.linear = _Float32(module.final_layer.linear)
-        engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, bfloat16)
+            final_layer: Any = copy.deepcopy(module.final_layer)
+            final_layer.linear = _Float32(final_layer.linear)
+            module.final_layer = final_layer
+        engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, specs[name], bfloat16)
     dtype = "bfloat16" if bfloat16 else "float32"
     description = f"torch {torch.__version__}, {dtype}{', compiled' if compiled else ''}"
     return Generator(manifest, Engines(**engines), description)
 
 
-def torch_engine(module: Callable[..., Any], bfloat16: bool = False) -> Engine:
-    """Return an engine that calls a module: named arrays to a tuple of arrays."""
+def torch_engine(module: Callable[..., Any], spec: EngineSpec, bfloat16: bool = False) -> Engine:
+    """Return an engine that calls a module with the inputs of its spec: named arrays to a tuple of arrays."""
 
     def call(**inputs: Array) -> tuple[Array, ...]:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            outputs = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+            outputs = module(**{tensor.name: torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs})
         return tuple(output.float().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
     return call

@@ -18,7 +18,7 @@ from runtime.artifact.engine_builds import Build
 from runtime.checks import pluralize, truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.model.config import LATER_FIELDS
-from runtime.model.engine_spec import DECODER, ENCODER, EngineSpec, tokenizer_specs
+from runtime.model.engine_spec import EngineSpec, tokenizer_specs
 from runtime.model.families import (
     DEFAULT,
     FAMILIES,
@@ -36,7 +36,7 @@ from runtime.sampling.settings import LATER_SETTINGS, Sampling
 from runtime.storage.schema import SchemaError, parse_object
 from runtime.storage.stored_files import content_sha256
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 """The version of the format that this code writes and reads."""
 
 REQUEST_KEY = "request"
@@ -382,9 +382,9 @@ def _parse_builds(value: object, engines: Iterable[str], files: Mapping[str, Any
 def _parse_engines(
     value: Mapping[str, Any], tokenizer: str, model: FamilyConfig, files: Mapping[str, Any], where: str
 ) -> dict[str, str]:
-    required = {*engine_specs(model), *([DECODER] if tokenizer == "kl" else [])}
-    allowed = {*required, *([ENCODER] if tokenizer == "kl" else [])}
-    _check_keys(value, required | (allowed & value.keys()), f"{where}: engines")
+    of_tokenizer = family_of(model).tokenizer if tokenizer == "kl" else {}
+    required = {*engine_specs(model), *(name for name, needed in of_tokenizer.items() if needed)}
+    _check_keys(value, required | (of_tokenizer.keys() & value.keys()), f"{where}: engines")
     paths = {}
     for name, spec in ((name, spec) for name, spec in _possible_specs(model).items() if name in value):
         entry = _as_object(value[name], f"{where}: engine {name}")

@@ -267,9 +267,10 @@ class _PreparedPlan:
         batch, stop = self._shape.batch, known + chain.count
         position, rest = _INT * batch, self._config.tokens - stop
         sizes = {"V": known, "K": chain.count, "R": rest, "B": batch, "GB": chain.halves * batch}
-        backbone = self._engines[BACKBONE].prepare(sizes, self._owner)
+        engine = self._engines[BACKBONE]
+        backbone = engine.prepare(sizes, self._owner)
         order, schedule = self._order.address, self._schedule
-        addresses = {
+        every = {
             "tokens": self._tokens.address,
             "visible": order,
             "predict": self._predict_now,
@@ -277,6 +278,7 @@ class _PreparedPlan:
             self._condition_name: self._condition.address,
             "z": self._z,
         }
+        addresses = {tensor.name: every[tensor.name] for tensor in (*engine.spec.inputs, *engine.spec.outputs)}
         size = chain.count * self._token_bytes
 
         def work() -> None:

@@ -17,8 +17,8 @@ from runtime.version import __version__
 TEXT_BYTES = 2**20
 """The most bytes of the text about an image, or about all images of a grid."""
 
-GIVEN = ("order", "noise", "image", "mask", "prompt_embeds", "negative_prompt_embeds")
-"""What a caller can give beside labels and seed: random numbers of its own, what an edit starts from, or prompts."""
+GIVEN = ("order", "noise", "image", "mask", "prompt_embeds", "negative_prompt_embeds", "latents", "text", "state")
+"""What a caller can give beside labels and seed: random numbers, what an edit starts from, prompts, what robots see."""
 
 _WHERE = "the text about this image"
 _LARGEST = 2**64 - 1

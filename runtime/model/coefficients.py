@@ -12,6 +12,9 @@ Float64 = NDArray[np.float64]
 Columns = dict[str, Float64]
 """The coefficients of a chain by name, float64 [T] each."""
 
+BOUNDS = ("x0_low", "x0_high")
+"""The bounds of the predicted x0, infinite where a chain does not clamp it."""
+
 COEFFICIENTS = (
     "x0_from_x",
     "x0_from_eps",
@@ -21,8 +24,16 @@ COEFFICIENTS = (
     "noise_scale",
     "log_variance_low",
     "log_variance_high",
+    *BOUNDS,
 )
 """The names of the coefficients, in the order in which the `denoise` engine reads them."""
+
+
+def coefficient_rows(columns: Columns) -> NDArray[np.float32]:
+    """Return columns as the rows that the engine reads, float32 [T, 10]. Bounds of x0 that are missing are infinite."""
+    steps = len(columns["x0_from_x"])
+    unbounded = {name: np.full(steps, bound) for name, bound in zip(BOUNDS, (-np.inf, np.inf), strict=True)}
+    return np.stack([(unbounded | columns)[name] for name in COEFFICIENTS], axis=1).astype(np.float32)
 
 
 def columns_with_fixed_noise(

@@ -14,12 +14,15 @@ from typing import Any
 from runtime.checks import truncate
 from runtime.errors import ConfigError, RequestError
 from runtime.model.config import ModelConfig
-from runtime.model.engine_spec import BACKBONE, CONDITION, CONDITIONING, DENOISE, EngineSpec
+from runtime.model.engine_spec import BACKBONE, CONDITION, CONDITIONING, DECODER, DENOISE, ENCODER, EngineSpec
 from runtime.model.family_config import FamilyConfig
 from runtime.model.mar_engines import causal_specs, mar_specs
 from runtime.model.nova_config import FAMILY as NOVA
 from runtime.model.nova_config import NovaConfig
 from runtime.model.nova_engines import nova_specs
+from runtime.model.uva_config import FAMILY as UVA
+from runtime.model.uva_config import UvaConfig
+from runtime.model.uva_engines import uva_specs
 
 DEFAULT = "mar"
 """The name that the stored config of every MAR stands for, which has no key `family`."""
@@ -45,6 +48,7 @@ class Family:
             `runtime.sampling.plan.PlanLoop`.
         modules: The PyTorch module of each engine, a class that is called with the model, by the engine's name.
         example_sizes: Returns the sizes at which an exported backbone is compared with PyTorch.
+        tokenizer: The engines of a KL tokenizer that an artifact can have, and whether it must have them.
         published: How published checkpoints are recognised and read: a module with `is_published` and `load_published`,
             see `training.checkpoints.nova_folder`. None: as a MAR, which all other checkpoints are.
         eager: The reference in eager PyTorch: a module with `example_request`, the named arguments of a request for one
@@ -64,6 +68,7 @@ class Family:
     example_sizes: str
     eager: str
     published: str | None = None
+    tokenizer: Mapping[str, bool] = dataclasses.field(default_factory=lambda: {DECODER: True, ENCODER: False})
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -91,8 +96,11 @@ _BY_CLASS = ("mar generate", "mar generate-dataset", "mar edit", "mar serve", "m
 """What asks for the classes of images."""
 
 
+_NO_POLICY = {"runtime.Policy": "is for models that drive robots, and this one draws images; call runtime.Generator"}
+
+
 def _unsupported(kind: str) -> dict[str, str]:
-    return dict.fromkeys(_MEASURED, f"does not support {kind}; mar generate does")
+    return {**dict.fromkeys(_MEASURED, f"does not support {kind}; mar generate does"), **_NO_POLICY}
 
 
 _MAR = Family(
@@ -111,6 +119,7 @@ _MAR = Family(
     },
     example_sizes="mar_export.onnx_export.example_inputs:masked_sizes",
     eager="training.models.reference_loop",
+    refused=_NO_POLICY,
 )
 _CAUSAL = dataclasses.replace(
     _MAR,
@@ -162,12 +171,42 @@ _NOVA = Family(
     },
 )
 
+_DRIVES = "a UVA drives a robot; call runtime.Policy in Python"
+_UVA = Family(
+    kind="UVA",
+    config=UvaConfig,
+    specs=uva_specs,
+    condition="condition",
+    inputs=("observation",),
+    request="runtime.requests.observations:check_observations",
+    sampling="runtime.sampling.uva_sampling",
+    host_loop="runtime.loops.host_loop:run_plan",
+    modules={
+        CONDITION: "mar_export.graphs.uva:Condition",
+        BACKBONE: "mar_export.graphs.uva:Backbone",
+        CONDITIONING: _MAR.modules[CONDITIONING],
+        DENOISE: _MAR.modules[DENOISE],
+    },
+    example_sizes="mar_export.onnx_export.example_inputs:policy_sizes",
+    eager="training.models.uva_reference",
+    published="training.checkpoints.uva_file",
+    tokenizer={ENCODER: True},
+    refused={
+        **dict.fromkeys(_MEASURED, f"is for models of images, and {_DRIVES}"),
+        **dict.fromkeys(_BY_CLASS, f"draws classes, and {_DRIVES}"),
+        "mar study": "is for models of pixels with classes; a UVA drives a robot",
+        "mar export --image-size": "does not support UVA, whose frames have 256x256 pixels",
+        "mar export --encoder": "is for models of images; a UVA is exported with the encoder that its file has",
+    },
+)
+
 FAMILIES: dict[str, Family] = {
     DEFAULT: _MAR,
     "mar-causal": _CAUSAL,
     "mar-vq": _VQ,
     "mar-causal-vq": _CAUSAL_VQ,
     NOVA: _NOVA,
+    UVA: _UVA,
 }
 """All families, by the name that a config has as `family`."""
 

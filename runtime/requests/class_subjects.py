@@ -11,7 +11,7 @@ import numpy as np
 from runtime.errors import RequestError
 from runtime.model.engine_spec import Array
 from runtime.model.family_config import FamilyConfig
-from runtime.requests.subjects import ConditionEngines
+from runtime.requests.subjects import SUBJECT_ARGUMENTS, ConditionEngines
 from runtime.requests.validation import check_labels
 from runtime.sampling.plan import Condition, Int
 
@@ -62,9 +62,9 @@ def check_classes(inputs: Mapping[str, Any], config: FamilyConfig, names: Sequen
     Raises:
         RequestError: They are not a list of classes of this model.
     """
-    for name in ("prompt_embeds", "negative_prompt_embeds"):
+    for name in SUBJECT_ARGUMENTS:
         if inputs.get(name) is not None:
-            raise RequestError(f"this model draws classes, not prompts; give labels, found {name}")
+            raise RequestError(f"this model draws classes; give labels, found {name}")
     if inputs.get("labels") is None:
         raise RequestError("labels is missing; give at least one class, such as labels=[0]")
     return ClassSubjects(check_labels(inputs["labels"], config, names), config.class_num, names)

@@ -75,11 +75,12 @@ def check_prompts(inputs: Mapping[str, Any], config: FamilyConfig, names: Sequen
         RequestError: They are missing, or not one array [n, text_token_dim] for each image.
     """
     nova = cast(NovaConfig, config)
-    if inputs.get("labels") is not None:
-        raise RequestError(
-            f"this model draws from prompts, not from classes; give prompt_embeds, a list of arrays "
-            f"[n, {nova.text_token_dim}], found labels {truncate(inputs['labels'])}"
-        )
+    for name in ("labels", "observation"):
+        if inputs.get(name) is not None:
+            raise RequestError(
+                f"this model draws from prompts; give prompt_embeds, a list of arrays [n, {nova.text_token_dim}], "
+                f"found {name} {truncate(inputs[name])}"
+            )
     if inputs.get("prompt_embeds") is None:
         raise RequestError(f"prompt_embeds is missing, a list of arrays [n, {nova.text_token_dim}], one for each image")
     prompts = _check_rows("prompt_embeds", inputs["prompt_embeds"], nova)

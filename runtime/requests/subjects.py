@@ -58,12 +58,26 @@ class PromptArguments(TypedDict, total=False):
     negative_prompt_embeds: Sequence[ArrayLike] | None
 
 
-PROMPT_ARGUMENTS = tuple(PromptArguments.__annotations__)
+class ObservationArguments(TypedDict, total=False):
+    """The argument of a request to a model that drives robots.
+
+    Attributes:
+        observation: What B robots see, see `runtime.requests.observations.check_observation`.
+    """
+
+    observation: Mapping[str, ArrayLike] | None
+
+
+class SubjectArguments(PromptArguments, ObservationArguments, total=False):
+    """The named arguments that say what is drawn, where these are no labels."""
+
+
+SUBJECT_ARGUMENTS = tuple(SubjectArguments.__annotations__)
 """Their names."""
 
 
-class ImageRequest(SamplingRequest, PromptArguments, total=False):
-    """The named arguments of a request for images: sampling settings and prompts."""
+class ImageRequest(SamplingRequest, SubjectArguments, total=False):
+    """The named arguments of a request: sampling settings, and what is drawn."""
 
 
 CheckSubjects = Callable[[Mapping[str, Any], FamilyConfig, Sequence[str]], Subjects]

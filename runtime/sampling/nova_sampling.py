@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.checks import check_number, check_scale, truncate
 from runtime.errors import RequestError
-from runtime.model.coefficients import COEFFICIENTS, Columns, Float64
+from runtime.model.coefficients import Columns, Float64, coefficient_rows
 from runtime.model.nova_config import FLOW, NovaConfig, NovaScheduler
 from runtime.sampling.flow_samplers import FLOWS
 from runtime.sampling.noise_schedule import TRAIN_STEPS, step_count
@@ -113,7 +113,7 @@ def _table(
         timesteps, columns = _ddpm(scheduler, steps, temperature)
     return CoefficientTable(
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
-        coefficients=np.stack([columns[name] for name in COEFFICIENTS], axis=1).astype(np.float32),
+        coefficients=coefficient_rows(columns),
         unguided=0 if truncation is None else int((timesteps < truncation).sum()),
     )
 

@@ -2,11 +2,12 @@
 
 The `denoise` engine applies one row, in the same way for every sampler:
 
-    x0 = x0_from_x * x + x0_from_eps * eps
+    x0 = x0_from_x * x + x0_from_eps * eps, clamped to x0_low..x0_high
     x' = x_from_x * x + x_from_x0 * x0 + x_from_previous_x0 * x0 of the step before + noise_scale * sigma * noise
     log sigma^2 = log_variance_low + (log_variance_high - log_variance_low) * (v + 1) / 2
 
 where eps and v are the two outputs of the head; eps of a flow head is a velocity (`runtime.sampling.flow_samplers`).
+The bounds of x0 are infinite but for families that clamp it.
 Coefficients are computed in float64 and rounded to float32 once.
 
 The start of a chain matters as much as its sampler. With the cosine schedule, 1/sqrt(alpha_bar) is 20,000 at t = 999.
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from runtime.checks import check_choice, check_int, check_number, check_scale, truncate
 from runtime.errors import RequestError
-from runtime.model.coefficients import COEFFICIENTS, Columns, Float64, columns_with_fixed_noise
+from runtime.model.coefficients import COEFFICIENTS, Columns, Float64, coefficient_rows, columns_with_fixed_noise
 from runtime.sampling import flow_samplers as flow
 from runtime.sampling.noise_schedule import (
     TRAIN_STEPS,
@@ -54,7 +55,7 @@ class CoefficientTable:
 
     Attributes:
         timesteps: The timesteps that the conditioning engine receives, float32 [T].
-        coefficients: The columns of `runtime.model.coefficients.COEFFICIENTS`, float32 [T, 8].
+        coefficients: The columns of `runtime.model.coefficients.COEFFICIENTS`, float32 [T, 10].
         unguided: How many of the last steps have no guidance, in an iteration that has it.
     """
 
@@ -128,15 +129,14 @@ def _table(sampler: str, steps: int | str, temperature: float, eta: float, start
         timesteps, rows = _CHAINS[sampler](steps, temperature, eta, start)
     return CoefficientTable(
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
-        coefficients=np.stack([rows[name] for name in COEFFICIENTS], axis=1).astype(np.float32),
+        coefficients=coefficient_rows(rows),
     )
 
 
 def _vq_table(temperature: float) -> CoefficientTable:
     """Return the only row of a vq head, which reads the temperature from `noise_scale`."""
-    row = np.zeros((1, len(COEFFICIENTS)), np.float32)
-    row[0, COEFFICIENTS.index("noise_scale")] = temperature
-    return CoefficientTable(np.zeros(1, np.float32), row)
+    row = dict.fromkeys(COEFFICIENTS, np.zeros(1)) | {"noise_scale": np.full(1, temperature)}
+    return CoefficientTable(np.zeros(1, np.float32), coefficient_rows(row))
 
 
 _Chain = tuple[Float64, Columns]  # timesteps [T] and columns [T], noisy to clean

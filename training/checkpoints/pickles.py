@@ -32,7 +32,7 @@ _MOST_NAMES = 200
 _WATCHED = ("torch", "numpy", *sys.stdlib_module_names)
 _DATA = (
     *("argparse", "collections", "copyreg", "datetime", "decimal", "enum", "fractions", "ipaddress", "pathlib"),
-    *("types.SimpleNamespace", "types.MappingProxyType", "uuid", "zoneinfo"),
+    *("types.SimpleNamespace", "types.MappingProxyType", "typing.Any", "uuid", "zoneinfo"),
     *(f"builtins.{name}" for name in ("bytes", "dict", "float", "frozenset", "getattr", "int", "list", "object")),
     *(f"builtins.{name}" for name in ("bool", "range", "slice", "str", "tuple", "type")),
     *(f"numpy.{name}" for name in ("_core.multiarray", "core.multiarray", "dtype", "dtypes", "ndarray")),

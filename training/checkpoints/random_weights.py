@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
 
+from runtime.model.uva_config import UvaConfig
 from training.checkpoints.checkpoint import Checkpoint
+from training.models.autoencoder import AutoencoderKL, VAEConfig
 from training.models.mar import MAR
 from training.models.model_sizes import model_config
+from training.models.uva import Uva
 
 _STD = 0.02
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def random_checkpoint(name: str) -> Checkpoint:
@@ -21,13 +28,27 @@ def random_checkpoint(name: str) -> Checkpoint:
         ConfigError: There is no such size.
     """
     config = model_config(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MAR(**config.to_dict()).eval()
-        with torch.no_grad():
-            for module in model.modules():
-                if isinstance(module, nn.Linear) and not module.weight.any():
-                    nn.init.normal_(module.weight, std=_STD)
-                    nn.init.normal_(module.bias, std=_STD)
+    model = _random(lambda: MAR(**config.to_dict()))
     tokenizer = "pixel" if config.vae_stride == 1 else "none"
     return Checkpoint(model, tokenizer, (), f"random weights, {name}", "0" * 64)
+
+
+def random_policy(config: UvaConfig, autoencoder: VAEConfig) -> Checkpoint:
+    """Return a UVA and its autoencoder with random weights, the same at every call; see `random_checkpoint`."""
+    model, vae = _random(lambda: Uva(**config.to_dict())), _random(lambda: AutoencoderKL(autoencoder))
+    for parameter in (*model.parameters(), *vae.parameters()):
+        parameter.requires_grad_(False)
+    return Checkpoint(model, "kl", (), "random weights, a policy", "0" * 64, vae)
+
+
+def _random(make: Callable[[], _Module]) -> _Module:
+    """Return a new module in evaluation mode, whose linear layers of zeros have other weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = make().eval()
+        with torch.no_grad():
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear) and not layer.weight.any():
+                    nn.init.normal_(layer.weight, std=_STD)
+                    nn.init.normal_(layer.bias, std=_STD)
+    return module

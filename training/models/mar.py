@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.model.config import ModelConfig
-from training.models.diffusion_head import DiffusionLoss
+from training.models.diffusion_head import DiffusionLoss, HeadMLP
 from training.models.flow_head import FlowLoss
 from training.models.transformer import NORM_EPS, Block
 from training.models.vq_head import VQLoss
@@ -87,6 +87,12 @@ class MAR(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("pos_embed_learned") or name in ("class_emb.weight", "fake_latent", "mask_token"):
                 nn.init.normal_(parameter, std=0.02)
+
+    @property
+    def head_network(self) -> HeadMLP:
+        """The network of a head that denoises tokens."""
+        network: HeadMLP = self.diffloss.net
+        return network
 
     def class_embedding(self, labels: Tensor) -> Tensor:
         """Return the embeddings [B, E] of labels, int64 [B]; class_num stands for no class."""

@@ -133,7 +133,10 @@ def test_the_manifest_names_the_family_and_its_engines(exported: Any) -> None:
 
 ROWS = np.zeros((3, 40), np.float32)
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "labels": ({"labels": [1]}, "this model draws from prompts, not from classes"),
+    "labels": (
+        {"labels": [1]},
+        "this model draws from prompts; give prompt_embeds, a list of arrays [n, 40], found labels",
+    ),
     "nothing": ({}, "prompt_embeds is missing, a list of arrays [n, 40]"),
     "no prompt": ({"prompt_embeds": []}, "prompt_embeds is empty"),
     "another width": (

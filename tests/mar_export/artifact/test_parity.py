@@ -133,7 +133,7 @@ def test_engine_is_compared_with_the_tolerance_of_its_precision(
 ) -> None:
     config = small_checkpoint.model.config
     spec, module = engine_specs(config)[name], graph_modules(small_checkpoint.model, None, False)[name]
-    expected, exact = eager_outputs(module, spec, config), torch_engine(module)
+    expected, exact = eager_outputs(module, spec, config), torch_engine(module, spec)
     tolerance = parity.ENGINE_TOLERANCES[precision]
     for share in (0.9, 1.1):
 

@@ -134,7 +134,7 @@ def test_conditioning_costs_what_pytorch_counts(model: MAR, rows: int, steps: in
 def denoise_counted(model: MAR, images: int, halves: int) -> tuple[int, int]:
     x = torch.zeros(images, model.config.token_channels)
     modulation = torch.zeros(halves * images, model.config.modulation_channels)
-    return counted(Denoise(model), x, x, x, modulation, torch.zeros(8), torch.ones(1))
+    return counted(Denoise(model), x, x, x, modulation, torch.zeros(10), torch.ones(1))
 
 
 @pytest.mark.parametrize("rows", [1, 9])

@@ -23,6 +23,7 @@ from runtime.model.engine_spec import CONDITIONING, EngineSpec, tokenizer_specs
 from runtime.model.families import engine_specs
 from runtime.model.family_config import FamilyConfig
 from runtime.model.nova_config import SCHEDULERS, NovaConfig, NovaScheduler
+from runtime.model.uva_config import UvaConfig
 from tests.helpers.variant_models import variant_checkpoint
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.model_sizes import MODEL_SIZES, model_config
@@ -45,6 +46,20 @@ NOVA = NovaConfig(
 )
 
 
+UVA = UvaConfig(
+    encoder_embed_dim=8,
+    encoder_depth=1,
+    encoder_num_heads=1,
+    decoder_embed_dim=8,
+    decoder_depth=1,
+    decoder_num_heads=1,
+    diffloss_act_d=1,
+    diffloss_act_w=8,
+    action_dim=2,
+    text_dim=4,
+)
+
+
 def dynamic_axes(spec: EngineSpec) -> set[str]:
     return {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
 
@@ -55,12 +70,12 @@ def both_sides(sizes: list[Sizes], axis: str) -> bool:
 
 
 def a_config(name: str) -> FamilyConfig:
-    if name == "nova":
-        return NOVA
+    if name in ("nova", "uva"):
+        return NOVA if name == "nova" else UVA
     return variant_checkpoint(name).model.config if name == "causal" else model_config(name)
 
 
-@pytest.mark.parametrize("name", [*MODEL_SIZES, "causal", "nova"])
+@pytest.mark.parametrize("name", [*MODEL_SIZES, "causal", "nova", "uva"])
 def test_every_dynamic_size_is_compared_below_and_above_that_of_the_export(name: str) -> None:
     config = a_config(name)
     specs = {**engine_specs(config), **tokenizer_specs(config)}
@@ -89,7 +104,7 @@ class Branching(nn.Module):
 def test_a_branch_that_the_export_lost_is_found(small_checkpoint: Checkpoint, other: Callable[[int], bool]) -> None:
     config = small_checkpoint.model.config
     spec, module = engine_specs(config)[CONDITIONING], graph_modules(small_checkpoint.model, None, False)[CONDITIONING]
-    exported = torch_engine(module)
+    exported = torch_engine(module, spec)
 
     def engine(**inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         return tuple(np.asarray(output) for output in exported(**inputs))

@@ -16,7 +16,7 @@ from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
-from runtime.model.coefficients import COEFFICIENTS
+from runtime.model.coefficients import COEFFICIENTS, coefficient_rows
 from runtime.model.families import engine_specs
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN
@@ -90,7 +90,7 @@ def denoise_inputs(manifest: Manifest, rows: int) -> dict[str, Any]:
     width = config.diffloss_w
     block = np.repeat(np.array([0, 1, 0], np.float32), width)
     modulation = np.concatenate([*[block] * config.diffloss_d, block[: 2 * width]])
-    coefficients = np.array([float(name == "x0_from_eps") for name in COEFFICIENTS], np.float32)
+    (coefficients,) = coefficient_rows({name: np.full(1, float(name == "x0_from_eps")) for name in COEFFICIENTS[:-2]})
     return {
         "x": x,
         "previous_x0": x,

@@ -75,7 +75,7 @@ SETTINGS = dataclasses.asdict(Sampling())
 CHANGES: list[tuple[str, list[Json], str]] = [
     ("surprise", [1], "surprise"),
     ("format_version", [MISSING], "format version None"),
-    ("format_version", [0, 1, 2, 3, 4, 5, 6, "7", 7.0, None, [4], True], "format version {value!r}"),
+    ("format_version", [0, 1, 2, 3, 4, 5, 6, 7, "8", 8.0, None, [4], True], "format version {value!r}"),
     *((key, [MISSING], key) for key in TOP_LEVEL[1:]),
     *((section, NO_OBJECT, section) for section in SECTIONS),
     # The model

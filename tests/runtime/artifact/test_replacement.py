@@ -81,7 +81,7 @@ def test_a_damaged_artifact_is_made_again(artifact: pathlib.Path) -> None:
     graph.write_bytes(graph.read_bytes()[:-1] + b"!")
     assert not check_replaceable(artifact, plan, force=False)
     (artifact / MANIFEST).write_text(
-        (artifact / MANIFEST).read_text().replace('"format_version": 7', '"format_version": 1')
+        (artifact / MANIFEST).read_text().replace('"format_version": 8', '"format_version": 1')
     )
     with pytest.raises(RequestError, match=r"holds an artifact that cannot be read \(.*format version 1.*give --force"):
         check_replaceable(artifact, plan, force=False)

@@ -168,5 +168,5 @@ def test_a_file_that_is_no_checkpoint_is_not_called_dangerous(
 
 
 def test_an_artifact_is_recognized_as_no_run(tmp_path: pathlib.Path) -> None:
-    write_json(tmp_path / "manifest.json", {"format_version": 7, "files": {}, "engines": {}})
+    write_json(tmp_path / "manifest.json", {"format_version": 8, "files": {}, "engines": {}})
     assert refusal(tmp_path) == f"{tmp_path}: an artifact, not a run of mar train: it has no config.json"

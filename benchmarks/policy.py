@@ -1,0 +1,232 @@
+"""The time of a robot policy's calls beside eager PyTorch, and how steady they are in a control loop.
+
+    python -m benchmarks.policy docs/benchmarks/data/policy.json --rounds 5
+
+exports a UVA of the published size (mar_base, with text) and its KL-16, both with random weights, into `out/policy`,
+unless it is there. Then every case answers one call in each round, all in turns: eager PyTorch with threads that spin
+while they wait (`OMP_WAIT_POLICY=active`) and with threads that sleep, and the runtime with four new frames or one, by
+the published chain of 100 steps or by 10 steps of DDIM. The better of the two eager ones counts, round by round. Only
+one process runs at a time; the others are stopped. Last, a small policy answers 1,000 calls of a film.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.policy_worker import observation
+from mar_export.artifact.export import export_artifact
+from mar_export.benchmark.machine_probe import Probe
+from runtime import Policy
+from runtime.artifact.artifact_folder import is_artifact
+from runtime.backends import available_threads
+from runtime.distance import relative_l2
+from runtime.model.uva_config import FRAMES, UvaConfig
+from runtime.provenance import commit, processor_name
+from runtime.storage.files import write_json
+from runtime.storage.structured_files import parse_json
+from training.checkpoints.random_weights import random_policy
+from training.models.autoencoder import VAEConfig
+from training.models.uva import SIZES as UVA_SIZES
+
+SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "mar_base": ({**UVA_SIZES["mar_base"], "diffloss_act_d": 6, "diffloss_act_w": 1024}, {}),
+    "small": (
+        {"embed_dim": 64, "depth": 2, "num_heads": 2, "diffloss_act_d": 3, "diffloss_act_w": 128},
+        {"width": 32, "multipliers": [1, 1, 1, 1, 1], "blocks": 1, "attention_levels": []},
+    ),
+}
+"""The published size, and one for a loop of many calls: fields of the model and of the autoencoder."""
+
+FAST: dict[str, Any] = {"sampler": "ddim", "diffusion_steps": 10}
+CASES: dict[str, tuple[int, dict[str, Any]]] = {
+    "4 new frames, 100 steps": (FRAMES, {}),
+    "1 new frame, 100 steps": (1, {}),
+    "4 new frames, DDIM of 10 steps": (FRAMES, FAST),
+    "1 new frame, DDIM of 10 steps": (1, FAST),
+}
+"""The new frames of a call, and its settings, by the name of the case."""
+
+_EAGER = {"eager, spinning": "active", "eager, sleeping": "passive"}
+_DRAWS = 8  # pairs of chains that are compared
+_LOOP_CALLS, _LOOP_WARM_UP = 1000, 100
+
+
+class Worker:
+    """A process that answers calls, and that is stopped between them."""
+
+    def __init__(self, work: Mapping[str, Any], wait_policy: str | None) -> None:
+        environment = {**os.environ, **({} if wait_policy is None else {"OMP_WAIT_POLICY": wait_policy})}
+        environment.pop("OMP_NUM_THREADS", None)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.policy_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.versions = self._ask(work)
+
+    def call(self, last: int, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the seconds and the actions of a call."""
+        self._process.send_signal(signal.SIGCONT)
+        return self._ask({"last": last, "seed": seed, "settings": settings})
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.send_signal(signal.SIGCONT)
+        self._process.communicate()
+
+    def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(message)}\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = parse_json(self._process.stdout.readline() or sys.exit("a worker has failed"))
+        self._process.send_signal(signal.SIGSTOP)
+        return answer
+
+
+def model_fields(size: str) -> dict[str, Any]:
+    """Return the fields of `UvaConfig` of a size."""
+    of_size = SIZES[size][0]
+    head = {name: value for name, value in of_size.items() if name.startswith("diffloss_act")}
+    halves = {
+        f"{half}_{name}": value
+        for half in ("encoder", "decoder")
+        for name, value in of_size.items()
+        if name not in head
+    }
+    return {**halves, **head, "action_dim": 10, "text_dim": 512}
+
+
+def artifact_of(size: str) -> pathlib.Path:
+    """Return the artifact of a random policy, exported unless it is there."""
+    out = pathlib.Path("out/policy") / size
+    if not is_artifact(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        config, autoencoder = UvaConfig.from_dict(model_fields(size), size), VAEConfig(**SIZES[size][1])
+        export_artifact(random_policy(config, autoencoder), out, print)
+    return out
+
+
+def compare(rounds: int, threads: int) -> dict[str, Any]:
+    """Time every case in turns; return the seconds of each, and how far the short chain lies from the long one."""
+    size, backend = "mar_base", "onnxruntime"
+    work = {"artifact": str(artifact_of(size)), "model": model_fields(size), "autoencoder": SIZES[size][1]}
+    eager = {name: Worker({**work, "backend": "", "threads": threads}, policy) for name, policy in _EAGER.items()}
+    runtime = Worker({**work, "backend": backend, "threads": threads}, None)
+    probe, machine, last = Probe(threads), [], FRAMES
+    seconds: dict[str, list[float]] = {name: [] for name in (*eager, *CASES)}
+    load = []
+    for turn in range(rounds + 1):  # the first warms up
+        last += FRAMES
+        load.append(os.getloadavg()[0])
+        machine.append(dataclasses.asdict(probe.measure()))
+        measured = {name: worker.call(last, turn, {})["seconds"] for name, worker in eager.items()}
+        for name, (new, settings) in CASES.items():
+            last += new
+            measured[name] = runtime.call(last, turn, settings)["seconds"]
+        if turn:
+            for name, spent in measured.items():
+                seconds[name].append(spent)
+        print(", ".join(f"{name} {spent:.2f} s" for name, spent in measured.items()), flush=True)
+    deviation = chain_deviation(runtime, last)
+    peaks = {
+        name: worker.call(last, 0, {})["peak_memory_bytes"] for name, worker in (*eager.items(), ("runtime", runtime))
+    }
+    for worker in (*eager.values(), runtime):
+        worker.stop()
+    best = [min(turn) for turn in zip(*(seconds[name] for name in eager), strict=True)]
+    return {
+        "size": size,
+        "rounds": rounds,
+        "threads": threads,
+        "load_average": statistics.median(load),
+        "torch": runtime.versions["torch"],
+        "backend": backend,
+        "gflops": statistics.median(one["operations"] for one in machine) / 1e9,
+        "seconds": seconds,
+        "times_eager": {name: [a / b for a, b in zip(best, seconds[name], strict=True)] for name in CASES},
+        "deviation": deviation,
+        "peak_memory_bytes": peaks,
+    }
+
+
+def chain_deviation(worker: Worker, last: int) -> dict[str, float]:
+    """Return the relative L2 distance of actions of 10 steps of DDIM, and of another draw, from those of 100 steps."""
+    long = [np.array(worker.call(last, seed, {})["actions"]) for seed in range(_DRAWS)]
+    short = [np.array(worker.call(last, seed, FAST)["actions"]) for seed in range(_DRAWS)]
+    others = long[1:] + long[:1]
+    return {
+        "ddim_10": statistics.median(map(relative_l2, short, long)),
+        "another_draw": statistics.median(map(relative_l2, others, long)),
+    }
+
+
+def control_loop(threads: int) -> dict[str, Any]:
+    """Let a small policy answer many calls of a film; return the quantiles of its latency, and how its memory grows."""
+    config = UvaConfig.from_dict(model_fields("small"), "small")
+    seconds, memory = [], []
+    with Policy.load(artifact_of("small"), threads=threads) as policy:
+        for call in range(_LOOP_WARM_UP + _LOOP_CALLS):
+            seen = observation(config, call + FRAMES)
+            started = time.perf_counter()
+            policy.act(seen, **FAST)
+            seconds.append(time.perf_counter() - started)
+            memory.append(_resident_bytes())
+    measured = np.array(seconds[_LOOP_WARM_UP:])
+    p50, p99 = np.percentile(measured, [50, 99])
+    return {
+        "calls": _LOOP_CALLS,
+        "settings": FAST,
+        "p50_seconds": float(p50),
+        "p99_seconds": float(p99),
+        "most_seconds": float(measured.max()),
+        "encoded_frames": policy.encoded,
+        "memory_growth_bytes": memory[-1] - memory[_LOOP_WARM_UP - 1],
+    }
+
+
+def _resident_bytes() -> int:
+    """Return the resident memory of this process."""
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    """Measure, and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=available_threads())
+    arguments = parser.parse_args()
+    for size in SIZES:
+        artifact_of(size)
+    figures = {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "processor": processor_name(),
+        "loop": control_loop(arguments.threads),
+        **compare(arguments.rounds, arguments.threads),
+    }
+    write_json(arguments.out, figures)
+    print(json.dumps({name: figures[name] for name in ("loop", "deviation", "load_average")}, indent=2))
+    for name, ratios in figures["times_eager"].items():
+        print(f"{name}: {statistics.median(ratios):.2f} times as fast as eager")
+
+
+if __name__ == "__main__":
+    main()
