@@ -27,6 +27,7 @@ from runtime.sampling.rng import seeded_noise
 from runtime.storage.structured_files import parse_json
 from training.checkpoints.random_weights import random_policy
 from training.models.autoencoder import VAEConfig
+from training.models.transformer import ScaledDotProduct
 from training.models.uva_reference import sample_actions
 
 Answer = tuple[float, NDArray[np.floating]]
@@ -43,6 +44,7 @@ class Work:
         model: The fields of the random model's `UvaConfig`.
         autoencoder: The fields of its `VAEConfig`.
         threads: The number of processor threads.
+        attention_dropout: Of eager PyTorch: the dropout in attention, which the published code applies in use too.
     """
 
     artifact: str
@@ -50,6 +52,7 @@ class Work:
     model: dict[str, Any]
     autoencoder: dict[str, Any]
     threads: int
+    attention_dropout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,9 @@ def eager_answers(work: Work) -> Callable[[Call], Answer]:
     checkpoint = random_policy(config, VAEConfig(**work.autoencoder))
     model, vae = checkpoint.model, checkpoint.vae
     assert vae is not None
+    if work.attention_dropout:
+        for block in (*model.encoder_blocks, *model.decoder_blocks):
+            block.attn.attend = ScaledDotProduct(work.attention_dropout).train()
     height, width, _ = config.image_shape
 
     def answer(call: Call) -> Answer:

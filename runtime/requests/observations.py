@@ -99,9 +99,9 @@ def check_observation(observation: Any, config: UvaConfig) -> dict[str, Array]:
     if not isinstance(observation, Mapping):
         raise RequestError(f"observation must be a mapping of arrays by name, found {truncate(observation)}")
     seen = [name for name in (FRAMES_KEY, LATENTS_KEY) if name in observation]
-    wrong = sorted(map(str, observation.keys() ^ {*shapes, *(seen or [FRAMES_KEY])}))
-    if wrong or len(seen) != 1:
-        missing, unknown = [name for name in wrong if name not in observation], [n for n in wrong if n in observation]
+    expected = {*shapes, *(seen or [FRAMES_KEY])}
+    missing, unknown = sorted(expected - observation.keys()), sorted(map(str, observation.keys() - expected))
+    if missing or unknown or len(seen) != 1:
         problems = ["both frames and latents"] if len(seen) == 2 else []
         problems += [f"no {', '.join(missing)}"] if missing else []
         problems += [f"{truncate(', '.join(unknown))}, which this model does not read"] if unknown else []

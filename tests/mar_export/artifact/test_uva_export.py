@@ -23,7 +23,7 @@ from runtime import Policy
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
-from runtime.model.families import engine_specs
+from runtime.model.families import FAMILIES, check_supported, engine_specs
 from runtime.requests.frames import encoder_input
 from runtime.sampling.constraints import default_sampling, plan_for
 from tests.fakes.tensorrt.script import TensorRTScript
@@ -284,3 +284,18 @@ def test_a_closed_policy_says_so(exported: Any) -> None:
     policy.close()
     with pytest.raises(BackendError, match="closed"):
         policy.act(case.observation, **FAST)
+
+
+def test_an_encoder_need_not_be_asked_for(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(RequestError, match=r"^mar export --encoder is for models of images; a UVA is exported with"):
+        export_artifact(uva_checkpoint("case0"), tmp_path / "out", lambda line: None, encoder=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", FAMILIES["uva"].refused)
+def test_what_does_not_support_a_policy_says_so_in_one_line(command: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        check_supported(uva_checkpoint("case0").model.config, command)
+    assert str(caught.value).startswith(f"{command} ")
+    assert "UVA" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ CONFIG = UvaConfig(
     action_dim=2,
     text_dim=8,
 )
-STEPS, REPEATS = 250, 64
+STEPS, REPEATS, RATE = 120, 32, 0.01
 
 
 def test_one_batch_of_chunks_is_learned_and_sampled_back() -> None:
@@ -37,8 +37,8 @@ def test_one_batch_of_chunks_is_learned_and_sampled_back() -> None:
     actions = 0.7 * np.sin(time[None, :, None] + phases[:, None])  # [2, 16, 2], another path for each robot
     model, recorded = Uva(**CONFIG.to_dict()), torch.from_numpy(actions)
     inputs = torch.from_numpy(latents), torch.from_numpy(text), None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=STEPS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
     losses = []
     for _ in range(STEPS):
         rows = REPEATS * recorded.shape[0] * recorded.shape[1]
@@ -49,11 +49,12 @@ def test_one_batch_of_chunks_is_learned_and_sampled_back() -> None:
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    assert np.mean(losses[-20:]) < 0.15 * np.mean(losses[:5])
+    assert np.mean(losses[-20:]) < 0.1 * np.mean(losses[:5])
     sampling = dataclasses.replace(default_sampling(CONFIG), diffusion_steps=25, sampler="ddim")
     table = plan_for(CONFIG, sampling).iterations[0].table
     noise = random.standard_normal((table.steps + 1, 2, CONFIG.tokens, CONFIG.action_dim), np.float32)
     sampled = sample_actions(model.eval(), {"latents": latents, "text": text}, table, noise)
-    assert np.abs(sampled - actions).max() < 0.15
-    swapped = sample_actions(model, {"latents": latents[::-1], "text": text[::-1]}, table, noise)
-    assert np.abs(swapped - actions[::-1]).max() < 0.15  # what a robot sees decides its path
+    assert np.abs(sampled - actions).mean() < 0.06
+    swapped = sample_actions(model, {"latents": latents[::-1].copy(), "text": text[::-1].copy()}, table, noise)
+    assert np.abs(swapped - actions[::-1]).mean() < 0.06  # what a robot sees decides its path
+    assert np.abs(actions - actions[::-1]).mean() > 0.3
