@@ -78,7 +78,7 @@ def test_command_builds_for_the_plan_of_its_sampling_options(
     assert backbone["labels"] == ((4,), (6,), (8,))
     assert rows["x"] == ((2, 4), (3, 4), (4, 4))
     assert [shape[0] for shape in rows["modulation"]] == [4, 6, 8]
-    assert rows["coefficients"] == ((8,),) * 3
+    assert rows["coefficients"] == ((10,),) * 3
     assert builder.profiles[CONDITIONING]["timesteps"] == ((1,), (25,), (25,))
     assert builder.profiles[DECODER] == {"latents": ((1, 4, 4, 4), (3, 4, 4, 4), (4, 4, 4, 4))}
     assert builder.profiles[ENCODER] == {"image": ((1, 3, 8, 8), (3, 3, 8, 8), (4, 3, 8, 8))}
