@@ -220,7 +220,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "observation: text must be floating point of shape [2, 512] (2 robots first), found float32 [1, 512]",
     ),
     "not finite": (
-        {"observation": {"latents": LATENTS, "text": TEXT * np.inf}},
+        {"observation": {"latents": LATENTS, "text": np.full_like(TEXT, np.inf)}},
         "observation: text holds values that are not finite",
     ),
     "no robot": (

@@ -161,7 +161,7 @@ def test_a_manifest_with_an_impossible_value_is_refused(
     assert message in refusal.removeprefix(str(artifact_copy / MANIFEST))
 
 
-@pytest.mark.parametrize("version", [1, 6, 8])
+@pytest.mark.parametrize("version", [1, 7, 9])
 def test_the_error_for_another_format_version_says_what_to_do_in_one_line(
     artifact_copy: pathlib.Path, refused: Refused, version: int
 ) -> None:
