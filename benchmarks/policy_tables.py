@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.serving_tables import NOT_MEASURED
 from runtime.checks import pluralize
 
 _LEAST = {"4 new frames, 100 steps": 4.0, "4 new frames, DDIM of 10 steps": 10.0}
@@ -14,6 +15,8 @@ _LEAST = {"4 new frames, 100 steps": 4.0, "4 new frames, DDIM of 10 steps": 10.0
 
 def policy_table(value: Mapping[str, Any]) -> str:
     """The calls of a policy beside eager PyTorch, the deviation of the short chain, and a loop of many calls."""
+    if not value:
+        return NOT_MEASURED
     lines = [
         f"UVA of the size {value['size']} with text, random weights, {pluralize(value['threads'], 'thread')}, "
         f"{pluralize(value['rounds'], 'round')} in turns; {value['processor']}, which reached {value['gflops']:.0f} "
