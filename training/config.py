@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
@@ -48,7 +49,7 @@ def setting(default: Any, help_text: str, **limits: Any) -> Any:
     Args:
         default: The field's default.
         help_text: What the setting does, as `--help` prints it.
-        limits: `least` (inclusive), `above` and `below` (both exclusive) limit a number; `choices` limits a text.
+        limits: `least` and `most` (inclusive), `above` and `below` (exclusive) limit a number; `choices` limits a text.
     """
     return dataclasses.field(default=default, metadata={"help": help_text, **limits})
 
@@ -69,9 +70,15 @@ class StepConfig:
     steps: int = dataclasses.field(metadata={"help": "Number of training steps of the whole run.", "least": 1})
     batch_size: int = setting(64, "Images per step, over all processes and micro-batches.", least=1)
     accumulate: int = setting(1, "Micro-batches per step, to fit a large batch into little memory.", least=1)
-    learning_rate: float = setting(1e-4, "Learning rate after the warm-up; it stays constant.", above=0)
+    learning_rate: float = setting(1e-4, "Learning rate after the warm-up.", above=0)
     warmup_steps: int | None = setting(
         None, "Steps over which the learning rate grows linearly. Default: a tenth of the run, at most 500.", least=0
+    )
+    decay_share: float = setting(
+        0.0,
+        "Share of the run, at its end, over which the learning rate falls to zero along a cosine.",
+        least=0,
+        most=1,
     )
     gradient_clip: float = setting(3.0, "Largest norm of the gradient; a longer one is scaled down to it.", above=0)
     ema_rate: float = setting(0.9999, "Decay rate of the moving average of the weights.", least=0, below=1)
@@ -112,8 +119,14 @@ class StepConfig:
         return min(_LONGEST_WARMUP, self.steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     def decay(self, step: int) -> float:
-        """Return the factor of the learning rate at step number `step`, beside the warm-up: it stays constant."""
-        return 1.0
+        """Return the factor of the learning rate at step number `step`, beside the warm-up.
+
+        It is 1, and over the last `decay_share` of the run it falls to zero along a cosine: a schedule that is constant
+        first can be continued from any step before its end (arXiv 2404.06395, section 4).
+        """
+        length = self.decay_share * self.steps
+        begin = self.steps - length
+        return 1.0 if step <= begin else (1 + math.cos(math.pi * (step - begin) / length)) / 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +139,7 @@ class TrainConfig(StepConfig):
         ConfigError: A value has the wrong type or lies outside its limits.
     """
 
-    learning_rate: float = setting(
-        1e-4, f"Learning rate after the warm-up; it stays constant. Of sizes: {_RATES_OF_SIZES}.", above=0
-    )
+    learning_rate: float = setting(1e-4, f"Learning rate after the warm-up. Of sizes: {_RATES_OF_SIZES}.", above=0)
     weight_decay: float = setting(0.02, "Weight decay of the matrices of the transformer.", least=0)
     init: str = setting("", "A checkpoint to begin with, a run folder or a published file; the run has its model.")
     validation_share: float = setting(

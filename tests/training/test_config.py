@@ -28,9 +28,14 @@ def _values(field: dataclasses.Field[Any], kind: type) -> st.SearchStrategy[Any]
     if kind is int:
         return st.integers(least, 2**63 - 1)
     if kind is float:
-        above = {"exclude_min": True} if "above" in limits else {}
-        below = {"max_value": limits["below"], "exclude_max": True} if "below" in limits else {}
-        return st.floats(least, allow_nan=False, allow_infinity=False, **above, **below)
+        return st.floats(
+            least,
+            limits.get("most", limits.get("below")),
+            exclude_min="above" in limits,
+            exclude_max="below" in limits,
+            allow_nan=False,
+            allow_infinity=False,
+        )
     if kind is str:
         return st.sampled_from({"background": ["white", "#10ff80", "rgb(1, 2, 3)"], "init": ["", "a run"]}[field.name])
     assert kind is bool

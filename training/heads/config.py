@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -31,6 +30,7 @@ class HeadTraining(StepConfig):
     steps: int = setting(3000, "The number of training steps.", least=1)
     batch_size: int = setting(1024, "The number of tokens per training step.", least=1)
     learning_rate: float = setting(1e-3, "The largest learning rate. It falls to zero along a cosine.", above=0)
+    decay_share: float = setting(1.0, "")
     gradient_clip: float = setting(1.0, "Largest norm of the gradient; a longer one is scaled down to it.", above=0)
     ema_rate: float = setting(0.0, "Decay rate of the moving average of the weights.", least=0, below=1)
     count: int = setting(
@@ -50,10 +50,6 @@ class HeadTraining(StepConfig):
     def warmup(self) -> int:
         """The number of steps over which the learning rate grows."""
         return min(_WARMUP, self.steps) if self.warmup_steps is None else self.warmup_steps
-
-    def decay(self, step: int) -> float:
-        """Return the factor of the learning rate at step number `step`, a cosine that ends at zero."""
-        return (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
 RESUMED_OPTIONS = ("learning_rate", "precision", "bad_data", "checkpoint_every", "sample_every", "keep")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections import Counter
 from collections.abc import Iterator
@@ -12,15 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.tiny_runs import (
-    TINY,
-    logged,
-    start,
-)
+from tests.helpers.tiny_runs import TINY, logged, start, tiny_training
 from tests.helpers.training_runs import STATE, WEIGHTS, assert_same_run, examples_by_step
 from training.checkpoints.tensor_files import read_safetensors
 from training.data.datasets import open_dataset
 from training.loop.mar_trainer import MarTrainer
+from training.loop.optimizer_step import learning_rate
 
 
 @pytest.mark.parametrize("settings", [{"workers": 2}, {"gradient_checkpointing": True}])
@@ -117,6 +115,15 @@ def test_the_learning_rate_warms_up_linearly_and_then_stays_constant(
         {group["lr"] for group in trainer.train_step.optimizer.param_groups} for _ in _weights_after_each_step(trainer)
     ]
     assert rates == [{0.0025}, {0.005}, {0.0075}, {0.01}, {0.01}]
+
+
+def test_the_learning_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
+    rates = [
+        learning_rate(tiny_training(100, learning_rate=2.0, decay_share=0.2, warmup_steps=0), step)
+        for step in range(100)
+    ]
+    assert rates[:81] == [2.0] * 81
+    np.testing.assert_allclose(rates[80:], [1 + math.cos(math.pi * step / 20) for step in range(20)])
 
 
 def test_gradients_are_clipped_to_the_configured_norm(training_images: pathlib.Path, tmp_path: pathlib.Path) -> None:
