@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.policy_worker import observation
 from mar_export.artifact.export import export_artifact
@@ -34,14 +35,17 @@ from mar_export.benchmark.machine_probe import Probe
 from runtime import Policy
 from runtime.artifact.artifact_folder import is_artifact
 from runtime.backends import available_threads
-from runtime.distance import relative_l2
 from runtime.model.uva_config import FRAMES, UvaConfig
 from runtime.provenance import commit, processor_name
+from runtime.sampling.constraints import default_sampling, plan_for
+from runtime.sampling.rng import seeded_noise
 from runtime.storage.files import write_json
 from runtime.storage.structured_files import parse_json
+from tests.helpers.uva_cases import uva_case, uva_checkpoint
 from training.checkpoints.random_weights import random_policy
 from training.models.autoencoder import VAEConfig
 from training.models.uva import SIZES as UVA_SIZES
+from training.models.uva_reference import sample_actions
 
 SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mar_base": ({**UVA_SIZES["mar_base"], "diffloss_act_d": 6, "diffloss_act_w": 1024}, {}),
@@ -126,7 +130,7 @@ def artifact_of(size: str) -> pathlib.Path:
 
 
 def compare(rounds: int, threads: int) -> dict[str, Any]:
-    """Time every case in turns; return the seconds of each, and how far the short chain lies from the long one."""
+    """Time every case in turns; return the seconds of each, and what they were measured with."""
     size, backend = "mar_base", "onnxruntime"
     work = {"artifact": str(artifact_of(size)), "model": model_fields(size), "autoencoder": SIZES[size][1]}
     eager = {name: Worker({**work, "backend": "", "threads": threads}, policy) for name, policy in _EAGER.items()}
@@ -147,7 +151,6 @@ def compare(rounds: int, threads: int) -> dict[str, Any]:
             for name, spent in measured.items():
                 seconds[name].append(spent)
         print(", ".join(f"{name} {spent:.2f} s" for name, spent in measured.items()), flush=True)
-    deviation = chain_deviation(runtime, last)
     workers = eager | others | {"runtime": runtime}
     peaks = {name: worker.call(last, 0, {})["peak_memory_bytes"] for name, worker in workers.items()}
     for worker in workers.values():
@@ -163,19 +166,34 @@ def compare(rounds: int, threads: int) -> dict[str, Any]:
         "gflops": statistics.median(one["operations"] for one in machine) / 1e9,
         "seconds": seconds,
         "times_eager": {name: [a / b for a, b in zip(best, seconds[name], strict=True)] for name in CASES},
-        "deviation": deviation,
         "peak_memory_bytes": peaks,
     }
 
 
-def chain_deviation(worker: Worker, last: int) -> dict[str, float]:
-    """Return the relative L2 distance of actions of 10 steps of DDIM, and of another draw, from those of 100 steps."""
-    long = [np.array(worker.call(last, seed, {})["actions"]) for seed in range(_DRAWS)]
-    short = [np.array(worker.call(last, seed, FAST)["actions"]) for seed in range(_DRAWS)]
-    others = long[1:] + long[:1]
+def chain_deviation() -> dict[str, float]:
+    """Return how far the normalized actions of 10 steps of DDIM, and of another draw, lie from those of 100 steps.
+
+    The model is the first golden one, whose head was trained: the actions of random weights mean nothing.
+
+    Returns:
+        The medians of root mean squares over a chunk; actions lie in -1..1.
+    """
+    model, config = uva_checkpoint("case0").model, uva_checkpoint("case0").model.config
+    seen = {name: array[:1] for name, array in uva_case("case0", "run0.npz").observation.items()}
+    own = default_sampling(config)
+
+    def draw(seed: int, settings: Mapping[str, Any]) -> NDArray[np.floating]:
+        plan = plan_for(config, own.changed(settings))
+        return sample_actions(
+            model, seen, plan.iterations[0].table, seeded_noise([seed], [0], plan.diffusion_steps, config)
+        )
+
+    long = [draw(seed, {}) for seed in range(_DRAWS)]
+    short = [draw(seed, FAST) for seed in range(_DRAWS)]
+    pairs = {"ddim_10": zip(short, long, strict=True), "another_draw": zip(long[1:] + long[:1], long, strict=True)}
     return {
-        "ddim_10": statistics.median(map(relative_l2, short, long)),
-        "another_draw": statistics.median(map(relative_l2, others, long)),
+        name: statistics.median(float(np.sqrt(np.mean(np.square(one - other)))) for one, other in pair)
+        for name, pair in pairs.items()
     }
 
 
@@ -222,6 +240,7 @@ def main() -> None:
         "commit": commit(),
         "python": platform.python_version(),
         "processor": processor_name(),
+        "deviation": chain_deviation(),
         "loop": control_loop(arguments.threads),
         **compare(arguments.rounds, arguments.threads),
     }
