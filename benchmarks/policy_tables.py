@@ -35,8 +35,8 @@ def policy_table(value: Mapping[str, Any]) -> str:
     deviation, loop = value["deviation"], value["loop"]
     lines += [
         "",
-        "Root mean square of the difference from the actions of 100 steps, which lie in -1..1, of a golden model with a "
-        f"trained head: 10 steps of DDIM from the same start {deviation['ddim_10']:.3f}, another draw of 100 steps "
+        "Root mean square of the difference from the actions of 100 steps, which lie in -1..1, of a golden model with "
+        f"a trained head: 10 steps of DDIM from the same start {deviation['ddim_10']:.3f}, another draw of 100 steps "
         f"{deviation['another_draw']:.3f}.",
         "",
         f"A small policy in a loop of {loop['calls']:,} calls, each with one new frame and 10 steps of DDIM: median "
