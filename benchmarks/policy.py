@@ -223,7 +223,7 @@ def control_loop(threads: int) -> dict[str, Any]:
 
 def _resident_bytes() -> int:
     """Return the resident memory of this process."""
-    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    pages = int(pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

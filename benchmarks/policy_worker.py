@@ -138,7 +138,7 @@ def main() -> None:
 
 def _peak_bytes() -> int:
     """Return the most resident memory of this process; `getrusage` would count that of the process that began it."""
-    status = pathlib.Path("/proc/self/status").read_text()
+    status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 

@@ -131,11 +131,8 @@ class Policy:
         checked, plan = check_observation(observation, config), self._generator.plan(**settings)
         robots = len(checked[FRAMES_KEY if FRAMES_KEY in checked else LATENTS_KEY])
         check_batch(robots, plan.diffusion_steps, config)
-        if FRAMES_KEY in checked and self._generator.engines.encoder is None:
-            raise RequestError(
-                "this artifact has no encoder, because its checkpoint has no complete autoencoder; give latents in "
-                "place of frames"
-            )
+        if FRAMES_KEY in checked:
+            self._check_encoder()
         seeds = check_seeds(seed, robots)
         given = None if noise is None else check_noise(noise, robots, plan.diffusion_steps, config)
         numbers: Sequence[int] | None = None if index is None else check_indices(index, seeds)
@@ -152,6 +149,13 @@ class Policy:
             check_finite(steps, "the engines")
             self.chunks += robots
         return self._denormalized(np.ascontiguousarray(steps.swapaxes(0, 1)))
+
+    def _check_encoder(self) -> None:
+        if self._generator.engines.encoder is None:
+            raise RequestError(
+                "this artifact has no encoder, because its checkpoint has no complete autoencoder; give latents in "
+                "place of frames"
+            )
 
     def _denormalized(self, actions: Float) -> Float:
         """Return actions in the units of the robot."""

@@ -73,9 +73,7 @@ def export_artifact(
         ArtifactError: `out` is something else than an artifact folder.
     """
     if encoder:
-        check_supported(checkpoint.model.config, "mar export --encoder")
-    if encoder and checkpoint.vae is None:
-        raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
+        _check_encoder(checkpoint)
     base = _manifest(checkpoint, sampling, precision)
     modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
     if check_replaceable(out, dataclasses.replace(base, engines=dict.fromkeys(modules, "")), force):
@@ -95,6 +93,13 @@ def export_artifact(
         _write_manifest(folder, manifest := keep_additions(out, folder, manifest, report))
     report(f"artifact written to {out}")
     return manifest
+
+
+def _check_encoder(checkpoint: Checkpoint) -> None:
+    """Check that an encoder can be asked for. Raises `RequestError`."""
+    check_supported(checkpoint.model.config, "mar export --encoder")
+    if checkpoint.vae is None:
+        raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
 
 
 def _write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
