@@ -237,6 +237,33 @@ def training_table(value: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def startup_table(value: Mapping[str, Any]) -> str:
+    """Starts and memory of two checkouts, as Markdown."""
+    lines = [
+        f"{value['rounds']} starts of each in turns, threads: {value['threads']}; engine files "
+        f"{value['engine_bytes'] / 2**20:,.0f} MiB. Load average {value['load']['before'][0]:.1f} before and "
+        f"{value['load']['after'][0]:.1f} after. Python {value['python']}, onnxruntime {value['onnxruntime']}, "
+        f"numpy {value['numpy']}.",
+        "",
+        "| | first call of the backbone | p10 to p90 | `import runtime` | peak memory: after loading | with an image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in value["checkouts"].items():
+        first, imported = one["seconds"]["first_backbone_call"], one["seconds"]["import_runtime"]
+        memory = " | ".join(
+            f"{peak / 2**20:,.0f} MiB, {peak / value['engine_bytes']:.2f}x" for peak in one["peak_bytes"].values()
+        )
+        lines.append(
+            f"| {name}, {one['commit'][:7]} | {_time(first, 1)} | {_spread(first, 1)} | {imported['median']:.3f} s | "
+            f"{memory} |"
+        )
+    ratio = value["ratio"]
+    lines.append(
+        f"| ratio, round by round | {ratio['median']:.2f} | {ratio['least']:.2f} to {ratio['most']:.2f} | | | |"
+    )
+    return "\n".join(lines)
+
+
 def few_images_table(value: Mapping[str, Any]) -> str:
     """Short training runs by data and learning rate, as Markdown."""
     lines = [
@@ -297,6 +324,7 @@ _TABLES = {
     "variants": variants_table,
     "tokenizer": tokenizer_table,
     "training": training_table,
+    "startup": startup_table,
     "few_images": few_images_table,
     "steps": steps_table,
     "policy": policy_table,

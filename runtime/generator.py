@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signatures import verify_signature
-from runtime.backends import available_threads, open_backend
+from runtime.backends import Backend, available_threads, open_backend, uses_gpu
 from runtime.checks import check_bool, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
 from runtime.loops.finite_engines import check_finite, finite_engines
 from runtime.loops.host_loop import Engines
 from runtime.loops.lanes import in_lanes, share_threads
-from runtime.model.engine_spec import ENGINES
+from runtime.model.engine_spec import ENGINES, Engine
 from runtime.model.families import family_of, imported
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
@@ -260,7 +260,7 @@ class Generator:
         trusted_keys: Sequence[str | pathlib.Path] | None = None,
         split_batches: bool = False,
     ) -> Generator:
-        """Compare every file of an artifact with its manifest, then load its engines.
+        """Load the engines of an artifact, and compare every file with its manifest meanwhile.
 
         Args:
             artifact: The folder of the artifact.
@@ -282,22 +282,19 @@ class Generator:
         opened = Artifact(artifact)
         if trusted_keys is not None:
             verify_signature(opened, trusted_keys)
-        opened.verify()
-        runner, manifest = open_backend(backend, device, threads, cuda_graphs), opened.manifest
+        manifest, lanes = opened.manifest, list[Engines]()
         with contextlib.ExitStack() as unless_loaded:
-            unless_loaded.callback(runner.close)
-            if manifest.precision not in runner.precisions:
-                raise BackendError(
-                    f"{artifact} is in {manifest.precision}, but {runner.description} has "
-                    f"{', '.join(runner.precisions)}; export it in one of these, or use another backend"
-                )
-            engines = {name: runner.load(opened, name) for name in manifest.specs}
-            loop, lanes = runner.loop(manifest.model), list[Engines]()
-            if split_batches and loop is None:
-                for lane_threads in _threads_of_lanes(manifest, threads):
-                    lane = open_backend(backend, device, lane_threads)
-                    unless_loaded.callback(lane.close)
-                    lanes.append(Engines(**{name: lane.load(opened, name) for name in ENGINES}))
+            with opened.verifying():
+                runner = open_backend(backend, device, threads, cuda_graphs)
+                unless_loaded.callback(runner.close)
+                _check_precision(runner, opened)
+                engines = _load_engines(runner, opened, uses_gpu(backend, device))
+                loop = runner.loop(manifest.model)
+                if split_batches and loop is None:
+                    for lane_threads in _threads_of_lanes(manifest, threads):
+                        lane = open_backend(backend, device, lane_threads)
+                        unless_loaded.callback(lane.close)
+                        lanes.append(Engines(**{name: lane.load(opened, name) for name in ENGINES}))
             return cls(manifest, Engines(**engines), runner.description, unless_loaded.pop_all().close, loop, lanes)
 
     @property
@@ -676,6 +673,27 @@ def _check_delivery(decode_batch: object, progress: object) -> None:
     check_int("decode_batch", decode_batch, 1, MAX_BATCH)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")
+
+
+def _check_precision(backend: Backend, artifact: Artifact) -> None:
+    """Raise `BackendError` if a backend has no arithmetic for the precision of an artifact."""
+    precision = artifact.manifest.precision
+    if precision not in backend.precisions:
+        raise BackendError(
+            f"{artifact.path} is in {precision}, but {backend.description} has "
+            f"{', '.join(backend.precisions)}; export it in one of these, or use another backend"
+        )
+
+
+def _load_engines(backend: Backend, artifact: Artifact, on_gpu: bool) -> dict[str, Engine]:
+    """Load all engines of an artifact. On a processor several at once; the context of a GPU belongs to one thread."""
+    names = [*artifact.manifest.specs]
+    if on_gpu:
+        return {name: backend.load(artifact, name) for name in names}
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(names, pool.map(functools.partial(backend.load, artifact), names), strict=True))
 
 
 def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unicodedata import combining, normalize
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import RequestError
 from runtime.storage.files import check_writable
+
+if TYPE_CHECKING:  # Pillow is imported when an image is drawn: `mar generate` starts sooner
+    from PIL import Image
 
 _SUFFIXES = ("", ".png")
 _MARGIN = 4
@@ -49,6 +51,8 @@ def grid_image(images: NDArray[np.uint8], captions: Sequence[str], columns: int)
         captions: B texts. A caption that is wider than its image is cut.
         columns: The number of images in a row.
     """
+    from PIL import Image, ImageDraw
+
     cell_height, cell_width = _cell(*images.shape[1:3])
     height, width = cell_height - _CAPTION - _MARGIN, cell_width - _MARGIN
     sheet = Image.new("RGB", grid_size(len(images), columns, *images.shape[1:3]), "white")
@@ -88,6 +92,8 @@ def _one_line(text: str) -> str:
 
 @functools.cache
 def _font() -> Any:
+    from PIL import ImageFont
+
     return ImageFont.load_default(size=11)
 
 
@@ -103,4 +109,6 @@ def _drawn(letter: str) -> tuple[tuple[int, int], bytes]:
 
 
 def _image(image: NDArray[np.uint8]) -> Image.Image:
+    from PIL import Image
+
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -46,10 +46,9 @@ def startup_seconds(
     Raises:
         BackendError: A process failed, for example because the backend cannot load the artifact.
     """
-    interpreter = [_timed("") for _ in range(repeats)]
-    imports = [_timed(_IMPORT) for _ in range(repeats)]
-    arguments = (str(artifact), str(threads), backend, device)
-    first_calls = [float(_run(_GENERATE, str(time.time()), *arguments)) for _ in range(repeats)]
+    interpreter = [interpreter_seconds() for _ in range(repeats)]
+    imports = [import_seconds() for _ in range(repeats)]
+    first_calls = [first_call_seconds(artifact, threads, backend, device) for _ in range(repeats)]
     return {
         "interpreter": float(np.median(interpreter)),
         "import_runtime": max(0.0, float(np.median(imports) - np.median(interpreter))),
@@ -57,15 +56,52 @@ def startup_seconds(
     }
 
 
-def _timed(code: str) -> float:
-    started = time.perf_counter()
-    _run(code)
-    return time.perf_counter() - started
+def interpreter_seconds() -> float:
+    """Return how long an empty Python process takes."""
+    return _timed("")
 
 
-def _run(code: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+def import_seconds(checkout: pathlib.Path | None = None) -> float:
+    """Return how long a process takes that imports `runtime`; the arguments are those of `run_fresh`."""
+    return _timed(_IMPORT, checkout)
+
+
+def first_call_seconds(
+    artifact: pathlib.Path, threads: int, backend: str, device: str, checkout: pathlib.Path | None = None
+) -> float:
+    """Return the time from the start of a process to its first call of the backbone, every hash compared.
+
+    Raises:
+        BackendError: The process failed.
+    """
+    arguments = (str(artifact), str(threads), backend, device)
+    return float(run_fresh(_GENERATE, str(time.time()), *arguments, checkout=checkout))
+
+
+def run_fresh(code: str, *arguments: str, checkout: pathlib.Path | None = None) -> str:
+    """Run Python code in a fresh process.
+
+    Args:
+        code: The code.
+        *arguments: What it finds in `sys.argv[1:]`.
+        checkout: The folder whose packages it imports; None for those of this process.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        BackendError: The process failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=checkout
+    )
     if done.returncode:
         message = done.stderr.strip().rpartition("\n")[2]
         raise BackendError(f"a fresh process failed: {message or f'exit status {done.returncode}'}")
     return done.stdout
+
+
+def _timed(code: str, checkout: pathlib.Path | None = None) -> float:
+    started = time.perf_counter()
+    run_fresh(code, checkout=checkout)
+    return time.perf_counter() - started

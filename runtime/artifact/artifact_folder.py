@@ -78,7 +78,7 @@ class Artifact:
         self.manifest = Manifest.from_dict(value, str(manifest))
         for name, entry in self.manifest.files.items():
             self._check_size(name, entry)
-        self._verified: dict[str, OpenFile] = {}
+        self._opened: dict[str, OpenFile] = {}
 
     def check_changeable(self) -> None:
         """Check that the artifact's own files would be changed, and not those of a cache to which they are links.
@@ -103,12 +103,29 @@ class Artifact:
         Raises:
             IntegrityError: A file cannot be read or was altered.
         """
+        with self.verifying(builds=builds):
+            pass
+
+    @contextlib.contextmanager
+    def verifying(self, *, builds: bool = False) -> Iterator[None]:
+        """Compare the hash of every file as `verify` does, while a block loads engines with `verified_graph`.
+
+        Raises:
+            IntegrityError: At the end of the block, or in place of its error: a file cannot be read or was altered.
+        """
         built = {build.file for build in self.manifest.builds}
-        self._verified.clear()
+        self._opened.clear()
         names = [name for name in self.manifest.files if builds or name not in built]
+        files = {name: self._open(name) for name in names}
+        # Loaders wait for their graphs, so these small files come first.
+        by_size = sorted(names, key=lambda name: self.manifest.files[name].bytes)
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            for _ in pool.map(self._open_verified, names):
-                pass  # the first fault in the order of the manifest is raised here
+            checks = {name: pool.submit(self._compare, name, files[name]) for name in by_size}
+            try:
+                yield
+            finally:
+                for name in names:
+                    checks[name].result()  # the first fault in the order of the manifest is raised here
 
     def engine_file(self, name: str) -> pathlib.Path:
         """Return the path of the ONNX file of the engine `name`."""
@@ -116,19 +133,25 @@ class Artifact:
 
     @contextlib.contextmanager
     def verified_graph(self, name: str) -> Iterator[GraphFile]:
-        """Give the graph of the engine `name` to a block that loads it: the files whose hashes were compared.
+        """Give the graph of the engine `name` to a block that loads it, and compare the hashes of its files.
+
+        The graph, which a library parses, is compared before the block. Its weights are numbers, of which the library
+        makes copies: they are compared at the end of the block, so that a thread of `verifying` may read them
+        meanwhile, and before anything is computed with them.
 
         Raises:
             IntegrityError: A file cannot be read or was altered, or it changed during the block.
         """
         graph = self.manifest.engines[name]
         weights = f"{graph}.data"
-        files = {each: self._open_verified(each) for each in (graph, weights) if each in self.manifest.files}
+        files = {each: self._open(each) for each in (graph, weights) if each in self.manifest.files}
         external = {pathlib.PurePosixPath(weights).name: files[weights]} if weights in files else {}
+        self._compare(graph, files[graph])
         try:
             yield GraphFile(self.path / graph, files[graph].source, external)
         finally:  # a failure in the block may be due to the change
-            for file in files.values():
+            for each, file in files.items():
+                self._compare(each, file)
                 file.check_unchanged()
 
     def verified_build(self, build: Build) -> bytes:
@@ -147,16 +170,22 @@ class Artifact:
         self._check_hash(build.file, hashlib.sha256(engine).hexdigest())
         return engine
 
-    def _open_verified(self, name: str) -> OpenFile:
-        """Open a file and compare its hash with the manifest, or return it if that was done before."""
-        if name not in self._verified:
+    def _open(self, name: str) -> OpenFile:
+        """Open a file, or return it if it is open."""
+        if name not in self._opened:
             try:
-                file = OpenFile(self.path / name)
+                self._opened[name] = OpenFile(self.path / name)
             except OSError as error:
                 raise self._unreadable(name, error) from None
-            self._check_hash(name, file.sha256)
-            self._verified[name] = file
-        return self._verified[name]
+        return self._opened[name]
+
+    def _compare(self, name: str, file: OpenFile) -> None:
+        """Compare the hash of an open file with the manifest."""
+        try:
+            digest = file.sha256
+        except OSError as error:
+            raise self._unreadable(name, error) from None
+        self._check_hash(name, digest)
 
     def _unreadable(self, name: str, error: OSError) -> IntegrityError:
         return IntegrityError(f"{self.path / name}: cannot be read ({error.strerror})")

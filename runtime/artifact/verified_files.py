@@ -13,6 +13,7 @@ import mmap
 import os
 import pathlib
 import tempfile
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
@@ -20,7 +21,7 @@ from typing import TypeAlias
 from runtime.errors import IntegrityError
 
 _DESCRIPTORS = pathlib.Path("/proc/self/fd")
-_BLOCK = 1 << 20
+_BLOCK = 1 << 22  # bytes; at each block a thread may wait for the interpreter
 
 _State: TypeAlias = "tuple[int, int, int, int, int]"
 
@@ -30,24 +31,40 @@ class OpenFile:
 
     Attributes:
         path: The path that it was opened by.
-        sha256: The hash of its content, 64 hexadecimal digits.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
-        """Open the file at `path` and read it once for its hash.
+        """Open the file at `path`.
 
         Raises:
-            OSError: It cannot be opened or read.
+            OSError: It cannot be opened.
         """
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
         self._state = _state(os.fstat(self._descriptor))
+        self._hashing = threading.Lock()
+        self._sha256: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The hash of its content, 64 hexadecimal digits. The file is read once; other threads wait for that.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        with self._hashing:
+            if self._sha256 is None:
+                self._sha256 = self._read_hash()
+            return self._sha256
+
+    def _read_hash(self) -> str:
         digest, offset = hashlib.sha256(), 0
-        while block := os.pread(self._descriptor, _BLOCK, offset):
-            digest.update(block)
-            offset += len(block)
-        self.sha256 = digest.hexdigest()
+        buffer = memoryview(bytearray(min(_BLOCK, self._state[2] + 1)))  # a new one for each block would cost a fifth
+        while length := os.preadv(self._descriptor, [buffer], offset):
+            digest.update(buffer[:length])
+            offset += length
+        return digest.hexdigest()
 
     @property
     def source(self) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from runtime.checks import pluralize
 from runtime.cli.generate_batches import generate_batches
 from runtime.generator import Generator
-from runtime.image_records.folder import ImageFolder
 from runtime.image_records.index import INDEX
 from runtime.image_records.record import ImageRecord
 from runtime.log import LOG
+
+if TYPE_CHECKING:
+    from runtime.image_records.folder import ImageFolder
 
 _Item = TypeVar("_Item")
 
@@ -48,7 +50,7 @@ def fill_folder(
     """
     batches = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
     own = _share(batches, shard or (1, 1))
-    with ImageFolder(out_dir, shard=shard) as folder:
+    with _open(out_dir, shard) as folder:
         if not own:
             LOG.warning(
                 f"this shard has no images: {pluralize(len(records), 'image')} in batches of {batch_size} are "
@@ -66,6 +68,12 @@ def fill_folder(
         if not folder.complete(records):
             LOG.info(f"{INDEX} lists every image as soon as all {(shard or (1, 1))[1]} shards are complete")
     return count - before
+
+
+def _open(out_dir: pathlib.Path, shard: tuple[int, int] | None) -> ImageFolder:
+    from runtime.image_records.folder import ImageFolder  # it imports Pillow, which no engine need wait for
+
+    return ImageFolder(out_dir, shard=shard)
 
 
 def _share(batches: Sequence[_Item], shard: tuple[int, int]) -> Sequence[_Item]:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from runtime.errors import RequestError
 from runtime.image_grid import class_caption, grid_image, grid_size
-from runtime.image_records.encoding import encode_image
 from runtime.image_records.record import ImageRecord
 
 COLUMNS = 8
@@ -52,6 +51,8 @@ def write_images(
         columns: The number of images in a row of the grid.
         numbered: Whether a caption has the index of its image behind its class.
     """
+    from runtime.image_records.encoding import encode_image  # it imports Pillow, which no engine need wait for
+
     if len(images) == 1:
         content = encode_image(images[0], records[0])
     else:

@@ -14,7 +14,9 @@ import onnxruntime
 import pytest
 
 from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.verified_files import GraphFile, OpenFile
 from runtime.backends import open_backend
+from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.errors import BackendError, IntegrityError
 from runtime.generator import Generator
 from runtime.model.engine_spec import DENOISE
@@ -115,6 +117,81 @@ def test_weights_that_change_between_check_and_load_are_refused(
     change(artifact / WEIGHTS)
     with pytest.raises(IntegrityError, match=f"{WEIGHTS}: changed while it was loaded; load the artifact again"):
         open_backend(backend, None, 1).load(opened, DENOISE)
+
+
+def around_hash(monkeypatch: pytest.MonkeyPatch, file: pathlib.Path, *, before: bool) -> None:
+    """Write to a file before a thread reads its hash, or after; other files are as they are."""
+    read_hash = OpenFile._read_hash
+
+    def changed(opened: OpenFile) -> str:
+        if opened.path != file:
+            return read_hash(opened)
+        if before:
+            written(file)
+            return read_hash(opened)
+        digest = read_hash(opened)
+        written(file)
+        return digest
+
+    monkeypatch.setattr(OpenFile, "_read_hash", changed)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("before", "fault"), [(True, "altered since export"), (False, "changed while it was loaded")])
+def test_weights_that_change_while_their_engine_is_loaded_are_refused(
+    artifact: pathlib.Path, backend: str, before: bool, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around_hash(monkeypatch, artifact / WEIGHTS, before=before)
+    with pytest.raises(IntegrityError, match=f"{WEIGHTS}: {fault}"):
+        Generator.load(artifact, backend=backend, threads=1)
+
+
+def test_no_graph_is_parsed_before_its_hash_is_compared(
+    artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+
+    def parse(library: object, graph: GraphFile, *_: object) -> None:
+        parsed.append(graph.path.name)
+
+    monkeypatch.setattr("runtime.backends.onnxruntime.open_session", parse)
+    content = bytearray((artifact / GRAPH).read_bytes())
+    content[-1] ^= 1
+    (artifact / GRAPH).write_bytes(content)
+    with pytest.raises(IntegrityError, match=rf"{GRAPH}: altered since export"):
+        Generator.load(artifact, threads=1)
+    assert "backbone.onnx" in parsed
+    assert GRAPH not in parsed
+
+
+def test_an_altered_file_ends_what_was_loaded(artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are compared while engines are loaded: the fault comes at the end, and frees them."""
+    closed: list[bool] = []
+    close = OnnxRuntime.close
+
+    def counted(backend: OnnxRuntime) -> None:
+        closed.append(all(engine._run is not None for engine in backend._engines) and bool(backend._engines))
+        close(backend)
+
+    monkeypatch.setattr(OnnxRuntime, "close", counted)
+    written(artifact / WEIGHTS)
+    with pytest.raises(IntegrityError, match=f"{WEIGHTS}: altered since export"):
+        Generator.load(artifact, threads=1)
+    assert closed == [True]
+
+
+def test_a_fault_of_a_library_is_the_fault_of_its_altered_weights(
+    artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise BackendError("onnxruntime cannot load it")
+
+    monkeypatch.setattr("runtime.backends.onnxruntime.open_session", refuse)
+    with pytest.raises(BackendError, match="cannot load it"):
+        Generator.load(artifact, threads=1)
+    written(artifact / WEIGHTS)
+    with pytest.raises(IntegrityError, match="altered since export"):
+        Generator.load(artifact, threads=1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
