@@ -49,19 +49,22 @@ browser:
 # Triton Inference Server, for tests of exported repositories, in an environment of its own: the backend of this version
 # misreads the arrays of numpy 2.
 $(VENV)/triton: $(VENV)/installed
-	rm -rf $@ && $(PYTHON) -m venv $@
+	rm -rf $@ && $(PYTHON) -m venv --without-pip $@
 	grep -v '^numpy==' constraints.txt > $@/constraints.txt
-	$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint $@/constraints.txt \
-		numpy==1.26.4 pillow click onnxruntime
-	$@/bin/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-pytriton==0.7.0
+	$(VENV)/bin/python -m pip --python $@/bin/python install --quiet --disable-pip-version-check \
+		--constraint $@/constraints.txt numpy==1.26.4 pillow click onnxruntime
+	$(VENV)/bin/python -m pip --python $@/bin/python install --quiet --disable-pip-version-check --no-deps \
+		nvidia-pytriton==0.7.0
 	$@/bin/python -c 'import site, pathlib; pathlib.Path(site.getsitepackages()[0], "mar.pth").write_text("$(CURDIR)")'
 
 # The oldest safetensors that pyproject.toml allows, for a test of the files that it writes.
 out/oldest/safetensors: $(VENV)/installed
 	rm -rf $@ && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ safetensors==0.4.5
 
-test: lint docs browser $(VENV)/triton out/oldest/safetensors
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0 --durations 40
+# First what checks and what downloads, side by side: half of it waits for a network.
+test: $(VENV)/installed
+	$(MAKE) --jobs=2 --output-sync=target lint docs browser $(VENV)/triton out/oldest/safetensors
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 40
 
 # MAR-L and MAR-H at full size: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed

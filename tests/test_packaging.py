@@ -51,10 +51,10 @@ def device(
 ) -> pathlib.Path:
     """The `bin` folder of a new environment with the runtime and its CPU backend."""
     folder = tmp_path_factory.mktemp("device")
-    subprocess.run([request.param, "-m", "venv", folder / "venv"], check=True)
-    python = folder / "venv" / "bin" / "python"
+    subprocess.run([request.param, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     options = ["--quiet", "--disable-pip-version-check", "--no-cache-dir", *constraint_options(request.param)]
-    command = [python, "-m", "pip", "install", *options, f"{distributions['wheel']}[cpu]"]
+    pip = [sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python"]
+    command = [*pip, "install", *options, f"{distributions['wheel']}[cpu]"]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "venv" / "bin"
 

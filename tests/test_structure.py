@@ -6,6 +6,8 @@ import ast
 import pathlib
 from collections.abc import Iterator
 
+from tests.conftest import LONGEST
+
 ROOT = pathlib.Path(__file__).parent.parent
 ROOMS = ("runtime", "training", "mar_export", "calibration", "benchmarks")
 OTHER_FOLDERS = (
@@ -20,6 +22,10 @@ MAX_TEST_FILE_LINES = 400
 def python_files(*folders: str) -> Iterator[pathlib.Path]:
     for folder in folders:
         yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_the_longest_test_files_exist() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_no_function_is_longer_than_fifty_lines() -> None:

@@ -19,7 +19,7 @@ _ERRORS_ONLY = 3  # the log severity ORT_LOGGING_LEVEL_ERROR
 # fails. Its product of float32 activations with 8-bit weights converts all weights at every call.
 _WEIGHTS_TO_FLOAT32 = ("fp8", "w8")
 _SPIN_DURATION_SINCE = (1, 26)  # the first version that has the setting spin_duration_us
-_REFUSED_LINK = "external data"  # in the error of ONNX Runtime 1.24, which refuses every link to weights
+_REFUSED_LINK = "external data"  # in the error of ONNX Runtime 1.24.1, which refuses every link to weights
 _SPIN_MICROSECONDS = 200  # longer than Python needs between two calls of denoise
 
 

@@ -12,12 +12,9 @@ import sys
 
 import pytest
 
-from tests.helpers.artifacts import made_once
-
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = pathlib.Path("examples", "fashion-mnist")
 ARTIFACT = pathlib.Path("out", "demo", "artifact")
-EXPORT = ["export", str(EXAMPLE), "--cfg-scale", "2.0", "--diffusion-steps", "ddim100"]  # as in docs/tasks/export.md
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README.md")]
 )
@@ -67,22 +64,11 @@ def runnable(page: pathlib.Path) -> list[Block]:
     return [block for block in blocks(page.read_text()) if block.run]
 
 
-@pytest.fixture(scope="session")
-def exported_example(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The example model, exported as the documentation does it. Read only."""
-
-    def export(folder: pathlib.Path) -> None:
-        command = [sys.executable, "-m", "runtime.cli.main", *EXPORT, "--out", str(folder / "artifact")]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-
-    return made_once(tmp_path_factory, "documented-artifact", export) / "artifact"
-
-
 @pytest.fixture
-def checkout(exported_example: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def checkout(example_artifact: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     """A folder with what the blocks use: the example model and its artifact."""
     shutil.copytree(ROOT / EXAMPLE, tmp_path / EXAMPLE)
-    shutil.copytree(exported_example, tmp_path / ARTIFACT)
+    shutil.copytree(example_artifact, tmp_path / ARTIFACT)
     return tmp_path
 
 

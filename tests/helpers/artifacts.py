@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from tests.helpers.golden_cases import GOLDEN, GoldenCase, golden_cases
 
@@ -22,18 +23,42 @@ def golden_case(request: pytest.FixtureRequest) -> GoldenCase:
     return case
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """The folder `name`, filled by `make` in the first of pytest's processes that needs it. Read only."""
+Make = Callable[[pathlib.Path], object]
+"""Fills an empty folder."""
+
+
+def folder_of_all_workers(factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The folder that pytest's processes have in common during a session."""
     root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # which all workers of a session share
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Make) -> pathlib.Path:
+    """The folder `name`, filled by `make` in the first of pytest's processes that needs it. Read only."""
+    return all_made_once(factory, {name: make})[name]
+
+
+def all_made_once(factory: pytest.TempPathFactory, makers: Mapping[str, Make]) -> dict[str, pathlib.Path]:
+    """Several such folders. While another process makes one of them, this one makes the others."""
+    root = folder_of_all_workers(factory)
+    held_elsewhere = [name for name in makers if not _made(root, name, makers[name], wait=False)]
+    for name in held_elsewhere:
+        _made(root, name, makers[name], wait=True)
+    return {name: root / name for name in makers}
+
+
+def _made(root: pathlib.Path, name: str, make: Make, *, wait: bool) -> bool:
+    """Make sure that the folder is there; False if another process makes it, and this one does not wait."""
     folder, unfinished = root / name, root / f"{name}-unfinished"
-    with FileLock(root / f"{name}.lock"):
-        if not folder.exists():
-            unfinished.mkdir()
-            make(unfinished)
-            unfinished.rename(folder)
-    return folder
+    try:
+        with FileLock(root / f"{name}.lock", blocking=wait):
+            if not folder.exists():
+                unfinished.mkdir()
+                make(unfinished)
+                unfinished.rename(folder)
+    except Timeout:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +67,13 @@ def golden_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
     from mar_export.artifact.export import export_artifact
     from training.checkpoints.checkpoint import load_checkpoint
 
-    def export(folder: pathlib.Path) -> None:
-        for model in ("small", "patch2"):
-            checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
-            export_artifact(checkpoint, folder / model, lambda text: None)
+    def export(model: str, folder: pathlib.Path) -> None:
+        checkpoint = load_checkpoint(GOLDEN / model / "checkpoint-last.pth", GOLDEN / model / "meta.json")
+        export_artifact(checkpoint, folder / model, lambda text: None)
 
-    folder = made_once(tmp_path_factory, "golden-artifacts", export)
-    return {model: folder / model for model in ("small", "patch2")}
+    makers = {f"golden-{model}": functools.partial(export, model) for model in ("small", "patch2")}
+    folders = all_made_once(tmp_path_factory, makers)
+    return {model: folders[f"golden-{model}"] / model for model in ("small", "patch2")}
 
 
 @pytest.fixture(scope="session")

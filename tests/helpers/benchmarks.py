@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mar_export.benchmark import machine_probe, startup_time
@@ -39,15 +38,6 @@ WORKLOAD = Workload(
         "turbo": build_plan(64, Sampling(iterations=5, sampler="dpm++2m", diffusion_steps=8)),
     },
 )
-
-
-@pytest.fixture
-def one_torch_thread() -> Iterator[None]:
-    """PyTorch has one thread during the test."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

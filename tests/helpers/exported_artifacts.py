@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,16 +13,29 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from mar_export.artifact import export as export_module
 from mar_export.artifact.export import export_artifact
+from mar_export.cli.export import export as export_command
 from mar_export.onnx_export.exporter import export_graph
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES, EngineSpec
-from tests.helpers.artifacts import made_once
+from tests.helpers.artifacts import all_made_once, made_once
 from tests.helpers.golden_cases import GOLDEN
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.models.autoencoder import AutoencoderKL, VAEConfig
+
+_EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "fashion-mnist"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators() -> Iterator[None]:
+    """PyTorch would make its table of operators anew in each export, which is a quarter of the time of a small one."""
+    make_table = functools.cache(ONNXRegistry.from_torchlib)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ONNXRegistry, "from_torchlib", staticmethod(make_table))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +50,23 @@ def lowered_artifacts(
 ) -> dict[str, pathlib.Path]:
     """That model, exported in each low precision. Read only."""
 
-    def export(folder: pathlib.Path) -> None:
-        for precision in ("fp16", "bf16"):
-            export_artifact(small_checkpoint, folder / precision, lambda text: None, precision=precision)
+    def export(precision: str, folder: pathlib.Path) -> None:
+        export_artifact(small_checkpoint, folder / precision, lambda text: None, precision=precision)
 
-    folder = made_once(tmp_path_factory, "lowered-artifacts", export)
-    return {precision: folder / precision for precision in ("fp16", "bf16")}
+    makers = {precision: functools.partial(export, precision) for precision in ("fp16", "bf16")}
+    folders = all_made_once(tmp_path_factory, makers)
+    return {precision: folder / precision for precision, folder in folders.items()}
+
+
+@pytest.fixture(scope="session")
+def example_artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The model of `examples/fashion-mnist`, exported with the options of docs/tasks/export.md. Read only."""
+
+    def export(folder: pathlib.Path) -> None:
+        line = [str(_EXAMPLE), "--cfg-scale", "2.0", "--diffusion-steps", "ddim100", "--out", str(folder / "artifact")]
+        export_command.main(line, standalone_mode=False)
+
+    return made_once(tmp_path_factory, "example-artifact", export) / "artifact"
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +108,9 @@ def kl_artifact(
     kl_checkpoint: Checkpoint, golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
     """That model with both engines of its tokenizer. Read only."""
-    artifact = tmp_path_factory.mktemp("kl") / "artifact"
-    with _tracing_no_graph_of(golden_artifacts["patch2"]):
-        export_artifact(kl_checkpoint, artifact, lambda text: None, encoder=True)
-    return artifact
+
+    def export(folder: pathlib.Path) -> None:
+        with _tracing_no_graph_of(golden_artifacts["patch2"]):
+            export_artifact(kl_checkpoint, folder / "artifact", lambda text: None, encoder=True)
+
+    return made_once(tmp_path_factory, "kl-artifact", export) / "artifact"

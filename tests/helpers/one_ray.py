@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from filelock import FileLock
+
+from tests.helpers.artifacts import folder_of_all_workers
 
 
 def one_ray_at_a_time(factory: pytest.TempPathFactory) -> FileLock:
     """A lock to hold, in a `with` block, while Ray runs."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # which all workers of a session share
-    return FileLock(root / "ray.lock")
+    return FileLock(folder_of_all_workers(factory) / "ray.lock")

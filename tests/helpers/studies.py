@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from mar_export.benchmark import study
 from mar_export.benchmark.study import (
@@ -31,12 +30,9 @@ OTHER = Setting("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_
 
 
 @pytest.fixture
-def one_study_thread() -> Iterator[None]:
-    """PyTorch has one thread, and the study of this test is not kept afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def study_is_not_kept() -> Iterator[None]:
+    """The study of this test is not kept afterwards."""
     yield
-    torch.set_num_threads(threads)
     study._load_study.cache_clear()
 
 

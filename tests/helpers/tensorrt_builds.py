@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from runtime.model.engine_spec import (
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256, write_json
+from tests.helpers.artifacts import all_made_once
 
 RTX_GPUS = ("sm_86", "sm_89", "sm_120")
 BATCH = (1, 1, 8)
@@ -131,11 +133,14 @@ def rtx_artifacts(
     golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, pathlib.Path]:
     """Both golden models with engines of TensorRT-RTX. Read only."""
-    folder = tmp_path_factory.mktemp("built")
-    for name, path in golden_artifacts.items():
-        shutil.copytree(path, folder / name)
-        build_with(TensorRTBuilder("tensorrt-rtx", RTX_GPUS), folder / name)
-    return {name: folder / name for name in golden_artifacts}
+
+    def build(model: str, folder: pathlib.Path) -> None:
+        shutil.copytree(golden_artifacts[model], folder / "artifact")
+        build_with(TensorRTBuilder("tensorrt-rtx", RTX_GPUS), folder / "artifact")
+
+    makers = {f"built-{model}": functools.partial(build, model) for model in golden_artifacts}
+    folders = all_made_once(tmp_path_factory, makers)
+    return {model: folders[f"built-{model}"] / "artifact" for model in golden_artifacts}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.helpers.artifacts import made_once
 from tests.helpers.command_line import Command, Mar
 from tests.helpers.tiny_runs import one_thread, resume, start, write_idx_dataset
 
@@ -40,21 +41,26 @@ def train(mar: Mar) -> Command:
 @pytest.fixture(scope="session")
 def two_class_data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Ten images of 8x8 pixels in two classes. Read only."""
-    return write_idx_dataset(tmp_path_factory.mktemp("data"), images=10, side=8, classes=2)
+    return made_once(
+        tmp_path_factory, "two-class-data", lambda folder: write_idx_dataset(folder, images=10, side=8, classes=2)
+    )
 
 
 @pytest.fixture(scope="session")
 def two_step_run(tmp_path_factory: pytest.TempPathFactory, two_class_data: pathlib.Path) -> pathlib.Path:
     """A run of two steps, made by the command in a process of its own. Read only."""
-    run = tmp_path_factory.mktemp("runs") / "new" / "run"
-    done = run_mar_process(
-        *("train", "--model", "pixel_small", "--data", two_class_data, "--out", run, "--image-size", 8, "--steps", 2),
-        *("--batch-size", 4, "--sample-every", 2, "--checkpoint-every", 2, "--warmup-steps", 0, "--threads", 1),
-        *("--no-flip", "--seed", 3, "--learning-rate", 1e-3, "--ema-rate", 0.5),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return run
+
+    def train_in_a_process(folder: pathlib.Path) -> None:
+        out = folder / "new" / "run"
+        done = run_mar_process(
+            *("train", "--model", "pixel_small", "--data", two_class_data, "--out", out, "--image-size", 8),
+            *("--steps", 2, "--batch-size", 4, "--sample-every", 2, "--checkpoint-every", 2, "--warmup-steps", 0),
+            *("--threads", 1, "--no-flip", "--seed", 3, "--learning-rate", 1e-3, "--ema-rate", 0.5),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+    return made_once(tmp_path_factory, "two-step-run", train_in_a_process) / "new" / "run"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 
+from tests.helpers.artifacts import made_once
 from tests.helpers.tiny_runs import logged, start, write_idx_dataset
 from training.checkpoints import checkpoint
 from training.checkpoints.tensor_files import read_safetensors
@@ -19,23 +20,23 @@ STATE, WEIGHTS, LOG = "training-state.safetensors", "model.safetensors", "log.js
 @pytest.fixture(scope="session")
 def training_images(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Twelve images of three classes as IDX files. Read only."""
-    return write_idx_dataset(tmp_path_factory.mktemp("data"))
+    return made_once(tmp_path_factory, "training-images", write_idx_dataset)
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, training_images: pathlib.Path) -> pathlib.Path:
     """A run of 8 steps that nothing has interrupted. Read only; resume a copy of it."""
-    run = tmp_path_factory.mktemp("runs") / "finished"
-    start(run, training_images, 8).train()
-    return run
+    return _run_of(8, training_images, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def half_done_run(tmp_path_factory: pytest.TempPathFactory, training_images: pathlib.Path) -> pathlib.Path:
     """The same run, stopped after 4 steps. Read only."""
-    run = tmp_path_factory.mktemp("runs") / "half"
-    start(run, training_images, 4).train()
-    return run
+    return _run_of(4, training_images, tmp_path_factory)
+
+
+def _run_of(steps: int, images: pathlib.Path, factory: pytest.TempPathFactory) -> pathlib.Path:
+    return made_once(factory, f"{steps}-steps", lambda folder: start(folder / "run", images, steps).train()) / "run"
 
 
 def copy_run(run: pathlib.Path, to: pathlib.Path) -> pathlib.Path:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.steps import plan_search
 from calibration.steps.error_model import ErrorModel
 from calibration.steps.plan_search import find_steps
 from calibration.steps.solvers import Solver, deterministic_solvers
@@ -37,6 +38,21 @@ def no_bar(length: int, label: str) -> Iterator[Any]:
 def error_model(small_generator: Generator) -> ErrorModel:
     """Measures errors on the images that plans are plan with here."""
     return ErrorModel.prepare(small_generator, SCHEDULE, 4, lambda done: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured_once() -> Iterator[None]:
+    """The errors of chains are measured once for each number of images: they do not depend on what a plan may cost."""
+    measure, found = plan_search._measure_costs, dict[int, Any]()
+
+    def measured(generator: Any, schedule: Any, images: int, *rest: Any) -> Any:
+        if images not in found:
+            found[images] = measure(generator, schedule, images, *rest)
+        return found[images]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plan_search, "_measure_costs", measured)
+        yield
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE
 from training.models import reference_loop as published
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread", "no_leftover_processes")
+pytestmark = pytest.mark.usefixtures("no_leftover_processes")
 
 
 ON_A_GPU = ("onnxruntime-cuda", "tensorrt-cuda", "tensorrt-rtx-cuda")

@@ -34,7 +34,7 @@ from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.random_weights import random_checkpoint
 from training.models.model_sizes import model_config
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread", "no_leftover_processes")
+pytestmark = pytest.mark.usefixtures("no_leftover_processes")
 
 
 SMALL = model_config("pixel_small", img_size=16)  # of 16 tokens, as that model

@@ -17,7 +17,7 @@ from tests.helpers.benchmarks import (
 from tests.helpers.command_line import Mar
 from tests.helpers.golden_cases import GOLDEN
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread", "no_leftover_processes")
+pytestmark = pytest.mark.usefixtures("no_leftover_processes")
 
 
 def run(line: str) -> str:

@@ -25,7 +25,7 @@ from tests.helpers.benchmarks import (
     runner_inputs,
 )
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread", "no_leftover_processes")
+pytestmark = pytest.mark.usefixtures("no_leftover_processes")
 
 
 QUICK = {"iterations": 2, "diffusion_steps": 3}

@@ -34,7 +34,7 @@ from training.evaluation.feature_networks import (
     labelled_batches,
 )
 
-pytestmark = pytest.mark.usefixtures("one_study_thread")
+pytestmark = pytest.mark.usefixtures("study_is_not_kept")
 
 
 def test_setting_is_evaluated_by_the_images_that_it_generates(

@@ -33,7 +33,7 @@ from runtime.workers.worker_group import Workers
 from tests.helpers.studies import OTHER, QUICK, EvaluatedSettings, figures, ignore
 from training.models.model_sizes import model_config
 
-pytestmark = pytest.mark.usefixtures("one_study_thread")
+pytestmark = pytest.mark.usefixtures("study_is_not_kept")
 
 
 def test_samplers_are_compared_at_the_same_numbers_of_steps_without_guidance(tiny_study: Study) -> None:

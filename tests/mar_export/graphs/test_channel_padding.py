@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,17 +26,19 @@ from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 
 
-@pytest.fixture
-def padded_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every inner width is padded, also in models as small as those of the tests."""
-    with monkeypatch.context() as patched:
-        patched.setattr(channel_padding, "PERIOD", 1)
-        yield
-
-
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     return load_checkpoint(GOLDEN / "small" / "checkpoint-last.pth", GOLDEN / "small" / "meta.json")
+
+
+@pytest.fixture(scope="module")
+def padded_artifact(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The model with every inner width padded, though it is small, exported. Read only."""
+    artifact = tmp_path_factory.mktemp("padded") / "artifact"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(channel_padding, "PERIOD", 1)
+        export_artifact(checkpoint, artifact, lambda text: None)
+    return artifact
 
 
 @pytest.mark.parametrize(
@@ -84,25 +85,20 @@ def test_padded_engine_has_the_same_outputs(
             assert relative_l2(one.numpy(), other.numpy()) <= 1e-6
 
 
-@pytest.mark.usefixtures("padded_everywhere")
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_padded_model_is_exported_and_quantized(
-    checkpoint: Checkpoint,
-    golden_artifacts: dict[str, pathlib.Path],
-    tmp_path: pathlib.Path,
-    weights_only: bool,
+    padded_artifact: pathlib.Path, golden_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path, weights_only: bool
 ) -> None:
-    export_artifact(checkpoint, tmp_path / "artifact", lambda text: None)
     request = {"iterations": 4, "diffusion_steps": "ddim5", "cfg_scale": 2.0}
     latents = []
-    for artifact in (golden_artifacts["small"], tmp_path / "artifact"):
+    for artifact in (golden_artifacts["small"], padded_artifact):
         with Generator.load(artifact, threads=1) as generator:
             latents.append(generator.generate([0, 3], **request).latents)
     assert relative_l2(latents[1], latents[0]) <= GOLDEN_TOLERANCE
     out = tmp_path / "int8"
     options = ["--iterations=4", "--diffusion-steps=ddim5", "--count=2", "--target-sqnr=0", "--threads=1"]
     kind = ["--weights-only"] if weights_only else options
-    command = [str(tmp_path / "artifact"), f"--out={out}", "--precision=int8", *kind]
+    command = [str(padded_artifact), f"--out={out}", "--precision=int8", *kind]
     calibrate.main(command, standalone_mode=False)
     with Generator.load(out, threads=1) as generator:
         found = generator.generate([0, 3], **request).latents

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from benchmarks.variants import VARIANTS
 from calibration.cli.calibrate import calibrate
 from calibration.cli.optimize_steps import optimize_steps
-from mar_export.artifact.export import export_artifact
 from mar_export.cli.bench import bench
 from mar_export.graphs.engine_modules import loop_modules
 from mar_export.tensorrt.artifact_builds import build_engines
@@ -40,7 +39,7 @@ from runtime.requests.inpainting import Edit
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
-from tests.helpers.variant_models import variant_checkpoint
+from tests.helpers.variant_models import variant_artifact, variant_checkpoint
 from training.models.model_sizes import model_config
 from training.models.reference_loop import sample
 
@@ -51,9 +50,7 @@ _GUIDED = {"cfg_scale": 2.5, "cfg_interval": (0.3, 0.8)}  # neither at first nor
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Causal attention and codes, exported. Read only."""
-    artifact = tmp_path_factory.mktemp("variants") / "artifact"
-    export_artifact(variant_checkpoint("causal vq"), artifact, lambda message: None)
-    return artifact
+    return variant_artifact("causal vq", tmp_path_factory)
 
 
 def _generator(form: str) -> Generator:

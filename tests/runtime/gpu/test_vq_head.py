@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from mar_export.artifact.export import export_artifact
 from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
 from runtime.artifact.artifact_folder import Artifact
 from runtime.generator import Generator
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.helpers.simulated_gpu import BATCH, PlanWriter
-from tests.helpers.variant_models import variant_checkpoint
+from tests.helpers.variant_models import variant_artifact
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Exported, and its engines built; before `tensorrt` is simulated, which an export would stumble over."""
     path, writer = tmp_path_factory.mktemp("codes") / "artifact", cast(Any, PlanWriter())
-    export_artifact(variant_checkpoint("raster vq"), path, lambda message: None)
-    artifact = Artifact(path)
+    artifact = Artifact(pathlib.Path(shutil.copytree(variant_artifact("raster vq", tmp_path_factory), path)))
     plans = plans_to_build(artifact, {})
     build_engines(artifact, writer, plans, BuildOptions(BATCH, force=True), lambda text: None)
     return path

@@ -15,18 +15,12 @@ from runtime.requests.inpainting import Edit
 from runtime.sampling.settings import Sampling
 from tests.helpers.edits import Bool, enlarged, images_of
 
-EXAMPLE = pathlib.Path(__file__).parents[3] / "examples" / "fashion-mnist"
+SAMPLING = Sampling(iterations=8, sampler="ddim", diffusion_steps=10, cfg_scale=3.0)
 
 
 @pytest.fixture(scope="module")
-def fashion(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Generator]:
-    from mar_export.artifact.export import export_artifact
-    from training.checkpoints.checkpoint import load_checkpoint
-
-    artifact = tmp_path_factory.mktemp("fashion") / "artifact"
-    sampling = Sampling(iterations=8, sampler="ddim", diffusion_steps=10, cfg_scale=3.0)
-    export_artifact(load_checkpoint(EXAMPLE), artifact, lambda text: None, sampling)
-    with Generator.load(artifact, threads=1) as generator:
+def fashion(example_artifact: pathlib.Path) -> Iterator[Generator]:
+    with Generator.load(example_artifact, threads=1) as generator:
         yield generator
 
 
@@ -41,14 +35,16 @@ def directions(images: NDArray[np.uint8], inside: Bool) -> NDArray[np.float64]:
 def test_a_trained_model_turns_most_of_an_image_into_another_class_and_keeps_the_rest(fashion: Generator) -> None:
     """Trousers, pullovers and boots are turned into each other; the nearest class mean tells the class of a result."""
     classes, count, edits = [1, 2, 9], 6, 8
-    examples = images_of(fashion.generate([label for label in classes for _ in range(count)], seed=1))
+    examples = images_of(
+        fashion.generate([label for label in classes for _ in range(count)], seed=1, sampling=SAMPLING)
+    )
     mask = np.ones((8, 8), bool)
     mask[0] = False  # the uppermost eighth is known
     inside = enlarged(mask, 4)
     labels = np.repeat([0, 1, 2], edits)
     before = (labels + 1 + np.arange(3 * edits) % 2) % 3  # one of the other two
     known = examples[before * count + np.arange(3 * edits) % count]
-    result = fashion.generate([classes[label] for label in labels], seed=2, edit=Edit(known, inside))
+    result = fashion.generate([classes[label] for label in labels], seed=2, edit=Edit(known, inside), sampling=SAMPLING)
     images = images_of(result)
     assert images[:, ~inside].tobytes() == known[:, ~inside].tobytes()
     assert result.latents[:, :, ~inside].tobytes() == from_uint8(known)[:, :, ~inside].tobytes()
@@ -60,10 +56,12 @@ def test_a_trained_model_turns_most_of_an_image_into_another_class_and_keeps_the
 
 def test_a_trained_model_repairs_an_image_from_its_known_pixels(fashion: Generator) -> None:
     """The regenerated middle of a boot is nearer to the original than the middle of another generated boot."""
-    boots = images_of(fashion.generate([9] * 6, seed=4))
+    boots = images_of(fashion.generate([9] * 6, seed=4, sampling=SAMPLING))
     mask = np.zeros((8, 8), bool)
     mask[3:5, 2:6] = True
     inside = enlarged(mask, 4)
-    repaired, others = (images_of(fashion.generate([9] * 6, seed=7, edit=edit)) for edit in (Edit(boots, mask), None))
+    repaired, others = (
+        images_of(fashion.generate([9] * 6, seed=7, edit=edit, sampling=SAMPLING)) for edit in (Edit(boots, mask), None)
+    )
     distances = [np.abs(images[:, inside].astype(float) - boots[:, inside]).mean() for images in (repaired, others)]
     assert distances[0] < 0.8 * distances[1]

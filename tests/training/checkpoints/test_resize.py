@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,18 +13,12 @@ from torch import Tensor
 
 from runtime.errors import ConfigError
 from tests.helpers.published_forms import CONFIG, mar_weights
-from tests.helpers.tiny_runs import one_sentence, one_thread
+from tests.helpers.tiny_runs import one_sentence
 from training.checkpoints.resize import resize_model
 from training.models.mar import MAR
 
 _POSITIONS = {"encoder_pos_embed_learned": 3, "decoder_pos_embed_learned": 3, "diffusion_pos_embed_learned": 0}
 _LARGE = dataclasses.replace(CONFIG, img_size=40)  # 5x5 tokens of 8x8 pixels
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,15 +33,8 @@ from tests.helpers.published_forms import (
     write_pth,
     write_safetensors,
 )
-from tests.helpers.tiny_runs import one_thread
 from tests.helpers.train_command import error_line
 from training.checkpoints.checkpoint import load_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

@@ -5,21 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
 
 import pytest
 from PIL import Image
 
 from tests.helpers.command_line import Command
-from tests.helpers.tiny_runs import logged, one_thread, write_idx_dataset
+from tests.helpers.tiny_runs import logged, write_idx_dataset
 from tests.helpers.train_command import error_line, run_mar_process
 from training.checkpoints import checkpoint
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():  # and restore the number of threads after --threads
-        yield
 
 
 def test_train_makes_a_run_with_the_settings_it_was_given(

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
 
 import pytest
 
 from runtime.storage.structured_files import parse_toml
 from tests.helpers.command_line import Command, Mar
-from tests.helpers.tiny_runs import logged, one_thread
+from tests.helpers.tiny_runs import logged
 from tests.helpers.train_command import error_line
 from training.config import DATA_FIELDS
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():  # and restore the number of threads after --threads
-        yield
 
 
 def test_print_config_prints_toml_that_makes_the_same_run(

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,12 +36,6 @@ _SIZE, _STRIDE, _CHANNELS = 16, 4, 4
 MODEL = ModelConfig(
     **{**TINY.to_dict(), "img_size": _SIZE, "vae_stride": _STRIDE, "patch_size": 2, "vae_embed_dim": _CHANNELS}
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

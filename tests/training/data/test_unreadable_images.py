@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from tests.helpers.tiny_runs import (
     TINY,
     logged,
     one_sentence,
-    one_thread,
     tiny_tokenizer,
     tiny_training,
     write_bad_folder,
@@ -39,12 +37,6 @@ from training.models.mar import MAR
 from training.tokenizer.trainer import TokenizerTrainer
 
 COLOURED = dataclasses.replace(TINY, vae_embed_dim=3)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture

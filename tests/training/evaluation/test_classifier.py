@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from runtime.errors import DataError
-from tests.helpers.tiny_runs import one_thread, write_idx
+from tests.helpers.tiny_runs import write_idx
 from training.data.datasets import open_dataset
 from training.evaluation.classifier import load_or_train_classifier
 from training.evaluation.feature_networks import DatasetClassifier, extract_features, labelled_batches
@@ -32,12 +31,6 @@ class Stripes:
         for stripe, label in zip(stripes, self.labels[indices], strict=True):
             stripe[:, 8 * label : 8 * label + 8] = 200
         return stripes
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def test_a_classifier_is_trained_once_and_then_loaded(tmp_path: pathlib.Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,18 +18,12 @@ from runtime.errors import CheckpointError
 from tests.helpers.distance import relative_l2
 from tests.helpers.formula_weights import FULL, formula_weights
 from tests.helpers.published_forms import VAE, vae_shapes, vae_weights
-from tests.helpers.tiny_runs import one_sentence, one_thread
+from tests.helpers.tiny_runs import one_sentence
 from training.checkpoints.tensor_files import assign_weights
 from training.models.autoencoder import AutoencoderKL, VAEConfig, vae_config
 
 _KL16 = {name: tuple(shape) for name, shape in json.loads((FULL / "kl16_parameters.json").read_text()).items()}
 _KL8 = VAEConfig(latent_channels=4, width=128, multipliers=(1, 2, 4, 4), blocks=2, attention_levels=())
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from runtime.errors import ConfigError
 from runtime.model.config import ModelConfig
-from tests.helpers.tiny_runs import TINY, one_sentence, one_thread, randomized, tiny_training, write_idx_dataset
+from tests.helpers.tiny_runs import TINY, one_sentence, randomized, tiny_training, write_idx_dataset
 from training.checkpoints.checkpoint import load_checkpoint
 from training.config import RunConfig
 from training.data.draws import draw_example, example_stream, masked_tokens
@@ -29,12 +28,6 @@ FORMS = {
     "vq": dataclasses.replace(TINY, head="vq", codebook_size=6),
     "raster": dataclasses.replace(TINY, order="raster", mask_ratio_min=0.0),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def _causal(config: ModelConfig = CAUSAL) -> MAR:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.helpers.tiny_runs import TINY, one_thread, randomized, tiny_training
+from tests.helpers.tiny_runs import TINY, randomized, tiny_training
 from training.config import TrainConfig
 from training.data.loader import Batch, MicroBatch
 from training.distributed import Processes
@@ -21,12 +19,6 @@ from training.models import reference_loop as published
 from training.models.mar import MAR
 from training.models.numerics import AttentionInFloat32, LayerNormOfInput, MatmulAttention, PackedDropout
 from training.models.transformer import Attention, FeedForward, ScaledDotProduct
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 def _batch() -> MicroBatch:

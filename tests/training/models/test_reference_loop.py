@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,12 @@ from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, GoldenCase
-from tests.helpers.tiny_runs import one_thread
 from training.checkpoints.checkpoint import load_checkpoint
 from training.models import reference_loop as published
 from training.models.mar import MAR
 
 # Both sides are float64 up to here: what is left are the tables and frequencies that both keep in float32.
 _FLOAT64_TOLERANCE = 1e-6
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @functools.cache

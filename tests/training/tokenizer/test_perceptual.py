@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from runtime.errors import BackendError, CheckpointError
 from tests.helpers.tiny_runs import (
     one_sentence,
-    one_thread,
     tiny_tokenizer,
     write_idx_dataset,
 )
@@ -22,12 +20,6 @@ from training.tokenizer.perceptual import _VGG16, open_perceptual
 from training.tokenizer.trainer import TokenizerTrainer
 
 _SIZE = 16
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.helpers.tiny_runs import (
-    one_thread,
     tiny_tokenizer,
     write_idx_dataset,
 )
@@ -22,12 +20,6 @@ from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight
 from training.tokenizer.step import TokenizerTrainStep
 
 _SIZE = 16
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from tests.helpers.command_line import Mar
 from tests.helpers.tiny_runs import (
     TINY_VAE,
     one_sentence,
-    one_thread,
     tiny_tokenizer,
     tiny_training,
     write_idx_dataset,
@@ -36,12 +34,6 @@ from training.tokenizer.config import read_vae
 from training.tokenizer.trainer import TokenizerTrainer
 
 _SIZE = 16
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
