@@ -18,8 +18,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compatibility_tables import engines_table, operators_table, pins_table, tensorrt_rtx_table
+from benchmarks.numerics.tables import (
+    convergence_table,
+    determinism_table,
+    estimators_table,
+    growth_table,
+    perfect_table,
+    tokenizer_growth_table,
+)
 from benchmarks.policy_tables import policy_table
 from benchmarks.serving_tables import chaos_table, soak_table, speed_table
+from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
 from runtime.model.engine_spec import DECODER, ENGINES
@@ -119,7 +128,7 @@ def study_table(value: Mapping[str, Any]) -> str:
         against = f"{setting['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
         sampling = _settings(setting["sampling"])
         lines.append(
-            f"| {setting['name']} | {setting['top1_accuracy']:.1%} | {setting['frechet']:.3f} | {against} | "
+            f"| {setting['name']} | {accuracy_cell(setting)} | {frechet_cell(setting)} | {against} | "
             f"{setting['head_evaluations']} | {setting['milliseconds']['median']:.0f} | {sampling} |"
         )
     return "\n".join(lines)
@@ -158,11 +167,11 @@ def evaluation_table(value: Mapping[str, Any]) -> str:
             rows = {name: figures["generated"], "real, training": figures.get("real_training")}
             for what, row in rows.items():
                 if row is not None:
-                    share = "" if row["top1_accuracy"] is None else f"{row['top1_accuracy']:.1%}"
                     settings = _settings(one["sampling"]) if what == name else ""
                     lines.append(
                         f"| {what} | {row['images']:,} against {figures['real']['images']:,} | {network} | "
-                        f"{row['frechet']:.3f} | {row['precision']:.3f} | {row['recall']:.3f} | {share} | {settings} |"
+                        f"{frechet_cell(row, network)} | {row['precision']:.3f} | {row['recall']:.3f} | {accuracy_cell(row)} | "
+                        f"{settings} |"
                     )
     return "\n".join(lines)
 
@@ -182,11 +191,11 @@ def variants_table(value: Mapping[str, Any]) -> str:
         by_setting.setdefault((row["order"], row["attention"], row["iterations"]), {})[row["head"]] = row
     most = max(iterations for _, _, iterations in by_setting)
     for (order, attention, iterations), heads in by_setting.items():
-        vq, diffusion = heads["vq"], heads["diffusion"]
+        vq, diffusion = ({"images": value["images"], **heads[head]} for head in ("vq", "diffusion"))
         lines.append(
             f"| {order} | {attention} | {'one' if iterations == most else f'several ({iterations} iterations)'} | "
-            f"{vq['top1_accuracy']:.1%} | {diffusion['top1_accuracy']:.1%} | {vq['frechet']:.2f} | "
-            f"{diffusion['frechet']:.2f} | {vq['frechet'] / diffusion['frechet']:.2f} |"
+            f"{accuracy_cell(vq)} | {accuracy_cell(diffusion)} | {frechet_cell(vq)} | {frechet_cell(diffusion)} | "
+            f"{vq['frechet'] / diffusion['frechet']:.2f} |"
         )
     real, quantized = value["real"], value["real_through_codebook"]
     lines += [
@@ -335,6 +344,12 @@ _TABLES = {
     "operators_run": operators_table,
     "tensorrt_rtx": tensorrt_rtx_table,
     "pins": pins_table,
+    "error_growth": growth_table,
+    "tokenizer_growth": tokenizer_growth_table,
+    "estimators": estimators_table,
+    "perfect_images": perfect_table,
+    "convergence": convergence_table,
+    "determinism": determinism_table,
 }
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from training.evaluation.feature_networks import (
 )
 from training.evaluation.metrics import frechet_distance
 from training.evaluation.reliability import doubts
+from training.evaluation.uncertainty import uncertainty_of
 
 STEPS = (100, 50, 25, 14, 10, 6)
 _SAMPLER_ITERATIONS = 16
@@ -210,7 +211,8 @@ def evaluate_setting(study: Study, setting: Setting) -> dict[str, Any]:
     """Generate the images of one setting and evaluate them.
 
     Returns:
-        The result as JSON: the settings, the top-1 accuracy, and the Fréchet distance from the real test images.
+        The result as JSON: the settings, the top-1 accuracy, the Fréchet distance from the real test images, and their
+        uncertainty.
     """
     generator, classifier, real = _load_study(study)
     labels = np.arange(study.count, dtype=np.int64) % generator.manifest.model.class_num
@@ -223,6 +225,7 @@ def evaluate_setting(study: Study, setting: Setting) -> dict[str, Any]:
         "checkpoint_sha256": generator.manifest.provenance["checkpoint_sha256"],
         "top1_accuracy": generated.top1_accuracy,
         "frechet": frechet_distance(generated.moments, real.moments),
+        **uncertainty_of(generated, real),
         "head_evaluations": generator.plan(**setting.sampling).head_evaluations,
         "engines": generator.description,
         "seconds": time.perf_counter() - started,

@@ -125,8 +125,14 @@ def least_steps(sampler: str) -> int:
 def _table(sampler: str, steps: int | str, temperature: float, eta: float, start: int | None) -> CoefficientTable:
     if sampler in FLOW_SAMPLERS:
         timesteps, rows = flow.FLOWS[sampler](flow.flow_times(int(steps)), temperature, eta)
+    elif sampler in _MULTISTEP:
+        # Evenly spread times, which may be fractions.
+        timesteps = np.linspace(_MULTISTEP_START if start is None else start, 0, int(steps))
+        rows = _COLUMNS[sampler](continuous_alphas_cumprod(timesteps), temperature, eta)
     else:
-        timesteps, rows = _CHAINS[sampler](steps, temperature, eta, start)
+        kept = _table_timesteps(sampler, steps, start)
+        timesteps = kept.astype(np.float64)
+        rows = _COLUMNS[sampler](training_schedule().alphas_cumprod[kept], temperature, eta)
     return CoefficientTable(
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
         coefficients=coefficient_rows(rows),
@@ -139,69 +145,88 @@ def _vq_table(temperature: float) -> CoefficientTable:
     return CoefficientTable(np.zeros(1, np.float32), coefficient_rows(row))
 
 
-_Chain = tuple[Float64, Columns]  # timesteps [T] and columns [T], noisy to clean
+def columns_through(sampler: str, timesteps: Float64, temperature: float = 1.0, eta: float = 0.0) -> Columns:
+    """Return the coefficients of a chain through any timesteps, without the limits of a request.
+
+    Args:
+        sampler: One of `SAMPLERS`.
+        timesteps: The timesteps, noisy to clean, float64 [T]. They may be fractions, of 0..998, for a flow of 0..1000.
+        temperature: As in `coefficient_table`.
+        eta: As in `coefficient_table`.
+
+    Returns:
+        The columns by name, float64 [T] each.
+    """
+    if sampler in FLOW_SAMPLERS:
+        return flow.FLOWS[sampler](timesteps / TRAIN_STEPS, temperature, eta)[1]
+    return _COLUMNS[sampler](continuous_alphas_cumprod(timesteps), temperature, eta)
 
 
-def _ddpm(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+def _table_timesteps(sampler: str, steps: int | str, start: int | None) -> NDArray[np.int64]:
+    """Return the timesteps of ddpm and ddim, which are those of training, noisy to clean."""
+    if sampler == "ddpm":
+        usual = TRAIN_STEPS - 1 if step_count(steps) >= _FULL_CHAIN else _START["ddpm"]
+    else:
+        usual = max(_START["ddim"], step_count(steps) - 1)
+    return respaced_timesteps(steps, usual if start is None else start)[::-1]
+
+
+# Each takes alpha_bar at the timesteps of a chain, float64 [T], noisy to clean, the temperature and eta.
+
+
+def _ddpm(alphas_cumprod: Float64, temperature: float, eta: float) -> Columns:
     """DDPM: ancestral sampling with the learned variance (arXiv 2102.09672, eq. 15), as published."""
-    full = TRAIN_STEPS - 1 if step_count(steps) >= _FULL_CHAIN else _START["ddpm"]
-    kept = respaced_timesteps(steps, full if start is None else start)
-    schedule = NoiseSchedule.from_alphas_cumprod(kept, training_schedule().alphas_cumprod[kept])
+    ascending = alphas_cumprod[::-1]
+    schedule = NoiseSchedule.from_alphas_cumprod(np.arange(len(ascending)), ascending)
     columns = {
         "x0_from_x": np.sqrt(1 / schedule.alphas_cumprod),
         "x0_from_eps": -np.sqrt(1 / schedule.alphas_cumprod - 1),
         "x_from_x": schedule.posterior_mean_x,
         "x_from_x0": schedule.posterior_mean_x0,
         "x_from_previous_x0": np.zeros_like(schedule.betas),
-        "noise_scale": np.append(0.0, np.full(len(kept) - 1, temperature)),  # none at the last step
+        "noise_scale": np.append(0.0, np.full(len(ascending) - 1, temperature)),  # none at the last step
         "log_variance_low": schedule.posterior_log_variance,
         "log_variance_high": np.log(schedule.betas),
     }
-    return schedule.timesteps[::-1], {name: column[::-1] for name, column in columns.items()}
+    return {name: column[::-1] for name, column in columns.items()}
 
 
-def _ddim(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+def _ddim(alphas_cumprod: Float64, temperature: float, eta: float) -> Columns:
     """DDIM (arXiv 2010.02502, eq. 12 and 16), whose variance is not the learned one."""
-    lowest = max(_START["ddim"], step_count(steps) - 1)
-    kept = respaced_timesteps(steps, lowest if start is None else start)[::-1]
-    signal, sigma, next_signal, next_sigma = _levels(training_schedule().alphas_cumprod[kept])
+    signal, sigma, next_signal, next_sigma = _levels(alphas_cumprod)
     noise = eta * next_sigma / sigma * np.sqrt(1 - np.square(signal / next_signal))
     direction = np.sqrt(np.square(next_sigma) - np.square(noise)) / sigma
-    return kept.astype(np.float64), columns_with_fixed_noise(
+    return columns_with_fixed_noise(
         signal, sigma, direction, next_signal - direction * signal, np.zeros_like(signal), temperature * noise
     )
 
 
-def _dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+def _dpm_solver(alphas_cumprod: Float64, temperature: float, eta: float) -> Columns:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), whose first and last step are of first order."""
-    timesteps, signal, sigma, next_signal, next_sigma = _multistep_levels(steps, start)
+    signal, sigma, next_signal, next_sigma = _levels(alphas_cumprod)
     shrink = next_sigma / sigma
     gain = next_signal - shrink * signal  # alpha' (1 - e^-h)
     slope = _second_order(signal, sigma)
-    return timesteps, columns_with_fixed_noise(
-        signal, sigma, shrink, gain * (1 + slope), -gain * slope, np.zeros_like(signal)
-    )
+    return columns_with_fixed_noise(signal, sigma, shrink, gain * (1 + slope), -gain * slope, np.zeros_like(signal))
 
 
-def _sde_dpm_solver(steps: int | str, temperature: float, eta: float, start: int | None) -> _Chain:
+def _sde_dpm_solver(alphas_cumprod: Float64, temperature: float, eta: float) -> Columns:
     """SDE-DPM-Solver++(2M) (arXiv 2211.01095, section 6): DPM-Solver++(2M) with fresh noise in every step."""
-    timesteps, signal, sigma, next_signal, next_sigma = _multistep_levels(steps, start)
+    signal, sigma, next_signal, next_sigma = _levels(alphas_cumprod)
     decay = next_sigma * signal / (next_signal * sigma)  # e^-h
     gain = next_signal * (1 - np.square(decay))
     slope = _second_order(signal, sigma)
     noise = temperature * next_sigma * np.sqrt(1 - np.square(decay))
-    return timesteps, columns_with_fixed_noise(
-        signal, sigma, next_sigma / sigma * decay, gain * (1 + slope), -gain * slope, noise
-    )
+    return columns_with_fixed_noise(signal, sigma, next_sigma / sigma * decay, gain * (1 + slope), -gain * slope, noise)
 
 
-_CHAINS: dict[str, Callable[[int | str, float, float, int | None], _Chain]] = {
+_COLUMNS: dict[str, Callable[[Float64, float, float], Columns]] = {
     "ddpm": _ddpm,
     "ddim": _ddim,
     "dpm++2m": _dpm_solver,
     "dpm++2m-sde": _sde_dpm_solver,
 }
-DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_CHAINS), tuple(flow.FLOWS)
+DIFFUSION_SAMPLERS, FLOW_SAMPLERS = tuple(_COLUMNS), tuple(flow.FLOWS)
 """The samplers of a diffusion head, and those of a flow head."""
 
 SAMPLERS = (*DIFFUSION_SAMPLERS, *FLOW_SAMPLERS)
@@ -215,12 +240,6 @@ def _levels(alphas_cumprod: Float64) -> tuple[Float64, Float64, Float64, Float64
     """Return signal and noise levels of every step, and of the step after it; after the last step there is no noise."""
     signal, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
     return signal, sigma, np.append(signal[1:], 1.0), np.append(sigma[1:], 0.0)
-
-
-def _multistep_levels(steps: int | str, start: int | None) -> tuple[Float64, Float64, Float64, Float64, Float64]:
-    """Return evenly spread times from the start to 0, which may be fractions, and their `_levels`."""
-    timesteps = np.linspace(_MULTISTEP_START if start is None else start, 0, int(steps))
-    return timesteps, *_levels(continuous_alphas_cumprod(timesteps))
 
 
 def _second_order(signal: Float64, sigma: Float64) -> Float64:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics
-from training.evaluation.metrics import frechet_distance, kernel_distance, precision_recall
+from training.evaluation.metrics import frechet_distance, kernel_distance_and_influence, precision_recall
+from training.evaluation.uncertainty import mean_standard_error, uncertainty_of
 
 GENERATED, TRAINING = "generated", "real_training"
 _COLUMNS = {
@@ -32,33 +33,37 @@ def compare_with_real(
     Returns:
         For JSON: `weights_sha256` of the network; for each image set, by its name, and for `real`, `images`,
         `top1_accuracy` and `inception_score`; for the image sets also `frechet`, `kernel_distance`,
-        `precision` and `recall`.
+        `precision` and `recall`, `frechet_bias`, and `standard_error` with those of the metrics that have one.
     """
     value: dict[str, Any] = {"weights_sha256": network.sha256}
     for name, statistics in image_sets.items():
         precision, recall = precision_recall(real.sample, statistics.sample)
-        distance = frechet_distance(statistics.moments, real.moments)
+        kernel, influence = kernel_distance_and_influence(statistics.sample, real.sample)
+        uncertainty = uncertainty_of(statistics, real)
+        uncertainty["standard_error"]["kernel_distance"] = mean_standard_error(influence, len(influence))
         value[name] = {
             **_own_metrics(statistics),
-            "frechet": distance,
-            "kernel_distance": kernel_distance(real.sample, statistics.sample),
+            "frechet": frechet_distance(statistics.moments, real.moments),
+            "kernel_distance": kernel,
             "precision": precision,
             "recall": recall,
+            **uncertainty,
         }
     return {**value, "real": _own_metrics(real)}
 
 
 def comparison_table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
-    """Format what `compare_with_real` returned for each network, by its name, as lines of text."""
-    lines = [f"{'':40}" + "".join(f"{name.replace('_', ' '):>17}" for name in _COLUMNS)]
+    """Format what `compare_with_real` returned for each network, by its name, as lines of text.
+
+    A standard error stands behind its metric, after ±.
+    """
+    lines = [f"{'':40}" + "".join(f"{name.replace('_', ' '):>20}" for name in _COLUMNS)]
     for network, comparison in comparisons.items():
         for name, metrics in comparison.items():
             if isinstance(metrics, dict):
-                cells = [
-                    form.format(metrics[key]) if metrics.get(key) is not None else "" for key, form in _COLUMNS.items()
-                ]
+                cells = [_cell(metrics, key) for key in _COLUMNS]
                 row = f"{network}: {metrics['images']} {name.replace('_', ' ')}"
-                lines.append(f"{row:40}" + "".join(f"{cell:>17}" for cell in cells))
+                lines.append(f"{row:40}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -69,3 +74,10 @@ def _own_metrics(statistics: FeatureStatistics) -> dict[str, Any]:
         "top1_accuracy": statistics.top1_accuracy,
         "inception_score": statistics.inception_score,
     }
+
+
+def _cell(metrics: Mapping[str, Any], key: str) -> str:
+    """A metric with its standard error, where they are known."""
+    errors = metrics.get("standard_error", {})
+    numbers = [value for value in (metrics.get(key), errors.get(key)) if value is not None]
+    return " ± ".join(_COLUMNS[key].format(number) for number in numbers)

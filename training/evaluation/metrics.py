@@ -50,8 +50,22 @@ def kernel_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
         a: Features [m, d] of at least two images.
         b: Features [n, d] of at least two images.
     """
-    within = [(_kernel_sum(x, x) - _kernel_diagonal(x).sum()) / (len(x) * (len(x) - 1)) for x in (a, b)]
-    return float(sum(within) - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
+    return kernel_distance_and_influence(a, b)[0]
+
+
+def kernel_distance_and_influence(
+    a: NDArray[np.floating], b: NDArray[np.floating]
+) -> tuple[float, NDArray[np.float64]]:
+    """Compute `kernel_distance`, and how much each image of `a` moves it.
+
+    Returns:
+        The distance; and for each row of `a` twice the difference of its mean kernel with the other rows of `a` and
+        with those of `b`, float64 [m]: m times what the row changes, to first order.
+    """
+    own = (_kernel_sums(a, a) - _kernel_diagonal(a)) / (len(a) - 1)  # [m]
+    other = _kernel_sums(a, b) / len(b)  # [m]
+    within_b = (_kernel_sums(b, b).sum() - _kernel_diagonal(b).sum()) / (len(b) * (len(b) - 1))
+    return float(own.mean() + within_b - 2 * other.mean()), 2 * (own - other)
 
 
 def precision_recall(real: NDArray[np.floating], generated: NDArray[np.floating]) -> tuple[float, float]:
@@ -90,11 +104,14 @@ def inception_score(scores: NDArray[np.floating]) -> float:
     return float(np.mean(split_scores))
 
 
-def _kernel_sum(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Sum the kernel of KID over all pairs of a row of a [m, d] and a row of b [n, d]."""
+def _kernel_sums(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Sum the kernel of KID of each row of a [m, d] over all rows of b [n, d], [m]."""
     b = b.astype(np.float64).T / b.shape[1]
-    blocks = (a[start : start + _ROWS].astype(np.float64) for start in range(0, len(a), _ROWS))
-    return float(sum(((rows @ b + 1) ** 3).sum() for rows in blocks))
+    sums = []
+    for start in range(0, len(a), _ROWS):
+        base = a[start : start + _ROWS].astype(np.float64) @ b + 1
+        sums.append((base * base * base).sum(axis=1))  # numpy's power takes ten times as long
+    return np.concatenate(sums)
 
 
 def _kernel_diagonal(x: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,0 +1,66 @@
+"""Features of the images of the estimators' page, computed once and then read from files."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.storage.files import replacing
+from training.data.datasets import open_dataset
+from training.evaluation.feature_networks import (
+    DatasetClassifier,
+    FeatureNetwork,
+    Inception,
+    LabelledBatch,
+    labelled_batches,
+)
+from training.evaluation.generate_images import GenerationJob, generate_images, read_images
+
+SIDE = 32
+_GENERATED_WITH = (("backend", "onnxruntime"), ("device", None), ("cuda_graphs", True))  # as `mar evaluate` does
+
+Features = NDArray[np.float32]
+
+
+def classifier_features(data: pathlib.Path, split: str, folder: pathlib.Path) -> Features:
+    """Return the features [n, 64] of all images of a split, under the classifier of the dataset."""
+    dataset = open_dataset(data, SIDE, split)
+    every = np.random.default_rng(0).permutation(len(dataset.labels))
+    return _kept(folder / f"classifier-{split}.npy", _classifier(data), labelled_batches(dataset, every))
+
+
+def generated_features(
+    artifact: pathlib.Path, data: pathlib.Path, preset: str, count: int, folder: pathlib.Path
+) -> Features:
+    """Return the features [count, 64] of images of an artifact, which are generated unless `folder` has them."""
+    job = GenerationJob(artifact, 0, (("preset", preset),), _GENERATED_WITH)
+    generate_images(job, count, folder, 1, 1, lambda done: None)
+    return np.concatenate(list(_features(_classifier(data), read_images(job, count, folder))))
+
+
+def inception_features(data: pathlib.Path, count: int, folder: pathlib.Path) -> Features:
+    """Return the features [count, 2048] of random training images, under Inception."""
+    dataset = open_dataset(data, SIDE)
+    chosen = np.random.default_rng(1).permutation(len(dataset.labels))[:count]
+    return _kept(folder / f"inception-{count}.npy", Inception(), labelled_batches(dataset, chosen, 32))
+
+
+def _classifier(data: pathlib.Path) -> DatasetClassifier:
+    return DatasetClassifier.load_or_train(None, open_dataset(data, SIDE))
+
+
+def _kept(file: pathlib.Path, network: FeatureNetwork, batches: Iterable[LabelledBatch]) -> Features:
+    """Return the features in a file, or compute them and write it."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        features = np.concatenate(list(_features(network, batches)))
+        with replacing(file) as temporary, temporary.open("wb") as stream:
+            np.save(stream, features)
+    return np.asarray(np.load(file), np.float32)
+
+
+def _features(network: FeatureNetwork, batches: Iterable[LabelledBatch]) -> Iterator[Features]:
+    return (network.features(images) for images, _ in batches)
