@@ -126,9 +126,9 @@ def study_table(value: Mapping[str, Any]) -> str:
     for setting in value["settings"]:
         sampler_alone = " " in setting["name"]  # it has no guidance, so it is not comparable with exact
         against = f"{setting['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
-        sampling = _settings(setting["sampling"])
+        sampling, row = _settings(setting["sampling"]), {"images": value["images"], **setting}
         lines.append(
-            f"| {setting['name']} | {accuracy_cell(setting)} | {frechet_cell(setting)} | {against} | "
+            f"| {setting['name']} | {accuracy_cell(row)} | {frechet_cell(row)} | {against} | "
             f"{setting['head_evaluations']} | {setting['milliseconds']['median']:.0f} | {sampling} |"
         )
     return "\n".join(lines)
@@ -170,8 +170,8 @@ def evaluation_table(value: Mapping[str, Any]) -> str:
                     settings = _settings(one["sampling"]) if what == name else ""
                     lines.append(
                         f"| {what} | {row['images']:,} against {figures['real']['images']:,} | {network} | "
-                        f"{frechet_cell(row, network)} | {row['precision']:.3f} | {row['recall']:.3f} | {accuracy_cell(row)} | "
-                        f"{settings} |"
+                        f"{frechet_cell(row, network)} | {row['precision']:.3f} | {row['recall']:.3f} | "
+                        f"{accuracy_cell(row)} | {settings} |"
                     )
     return "\n".join(lines)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.evaluation.feature_networks import CLASSIFIER
-from training.evaluation.uncertainty import share_standard_error
+from training.evaluation.uncertainty import share_standard_error, with_standard_error
 
-FRECHET_RULE = 1.0
+FRECHET_RULE = 6.3
 """The standard error of the classifier's Fréchet distance, divided by sqrt(distance / images).
 
 It is for reports of the time before `mar evaluate` and `mar study` measured the standard error themselves.
@@ -20,7 +20,8 @@ It is for reports of the time before `mar evaluate` and `mar study` measured the
 def accuracy_cell(row: Mapping[str, Any]) -> str:
     """Return the top-1 accuracy of a set of images with its standard error; nothing where there is none."""
     accuracy = row["top1_accuracy"]
-    return "" if accuracy is None else f"{accuracy:.1%} ± {share_standard_error(accuracy, row['images']):.1%}"
+    error = None if accuracy is None else share_standard_error(accuracy, row["images"])
+    return with_standard_error({**row, "standard_error": {"top1_accuracy": error}}, "top1_accuracy", "{:.1%}")
 
 
 def frechet_cell(row: Mapping[str, Any], network: str = CLASSIFIER) -> str:
@@ -30,7 +31,6 @@ def frechet_cell(row: Mapping[str, Any], network: str = CLASSIFIER) -> str:
         row: The figures of the set.
         network: The network of the features. There is a rule for the classifier only.
     """
-    error = row.get("standard_error", {}).get("frechet")
-    if error is None and network == CLASSIFIER:
-        error = FRECHET_RULE * math.sqrt(row["frechet"] / row["images"])
-    return f"{row['frechet']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    if row.get("standard_error", {}).get("frechet") is None and network == CLASSIFIER:
+        row = {**row, "standard_error": {"frechet": FRECHET_RULE * math.sqrt(row["frechet"] / row["images"])}}
+    return with_standard_error(row, "frechet", "{:.3f}")

@@ -21,7 +21,7 @@ def growth_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draw the errors by iteration above and by timestep below, a column for each precision."""
     precisions = report["example"]
     figure = Figure(figsize=(13, 6.5), layout="constrained")
-    grid = figure.subplots(2, len(precisions), sharey="row", sharex="row")
+    grid = figure.subplots(2, len(precisions), sharey="row", sharex="row", squeeze=False)
     for (above, below), (name, found) in zip(grid.T, precisions.items(), strict=True):
         for part in (*ENGINES, "all"):
             errors = found[part]

@@ -122,7 +122,7 @@ def convergence_table(value: Mapping[str, Any]) -> str:
         counts = list(dict.fromkeys(count for row in rows for count in row[kind]))
         lines += [
             "",
-            f"{kind.capitalize()} error by the number of intervals, and in parentheses the order of the doubling before:",
+            f"{kind.capitalize()} error by the number of intervals; in parentheses the order of the last doubling:",
             "",
             f"| solver | guidance | {' | '.join(counts)} |",
             f"|---|---|{'---|' * len(counts)}",

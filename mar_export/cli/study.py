@@ -36,6 +36,7 @@ from runtime.storage.files import holding_folder
 from runtime.workers.worker_group import Workers
 from training.cli.options import echo_warnings
 from training.cli.run_settings import background_of_run
+from training.evaluation.uncertainty import with_standard_error
 
 _REPEATS = 5
 
@@ -102,11 +103,12 @@ def study(
         run_study(inputs, settings, out, Workers.of_this_machine(processes, threads), click.echo)
     echo_warnings(study_doubts(inputs))
     report = summarize_study(inputs, settings, out, time_settings(inputs, settings, threads, _REPEATS))
-    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top-1':>12}{'Fréchet distance':>18}")
+    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top-1':>16}{'Fréchet distance':>18}")
     for setting in report["settings"]:
         click.echo(
             f"{setting['name']:20}{setting['head_evaluations']:18}{setting['milliseconds']['median']:9.0f}"
-            f"{setting['top1_accuracy']:12.1%}{setting['frechet']:18.3f}"
+            f"{with_standard_error(setting, 'top1_accuracy', '{:.1%}'):>16}"
+            f"{with_standard_error(setting, 'frechet', '{:.3f}'):>18}"
         )
     if report_file is not None:
         write_result_json(report_file, report)

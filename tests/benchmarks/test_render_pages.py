@@ -234,8 +234,9 @@ def test_variants_table_compares_vq_and_diffusion_heads() -> None:
     lines = variants_table(variants_value()).splitlines()
     assert lines[0] == "1,000 steps of 32 images each; 2,000 images of each evaluated, without guidance."
     assert lines[-4:-2] == [
-        "| raster | causal | one | 50.0% | 50.0% | 12.00 | 8.00 | 1.50 |",
-        "| random | bidirectional | several (16 iterations) | 50.0% | 50.0% | 10.00 | 4.00 | 2.50 |",
+        "| raster | causal | one | 50.0% ± 1.1% | 50.0% ± 1.1% | 12.000 ± 0.488 | 8.000 ± 0.398 | 1.50 |",
+        "| random | bidirectional | several (16 iterations) | 50.0% ± 1.1% | 50.0% ± 1.1% | "
+        "10.000 ± 0.445 | 4.000 ± 0.282 | 2.50 |",
     ]
     assert lines[-1].endswith("nearest of the 512 codes: 90.0%, 2.00.")
 
@@ -244,9 +245,10 @@ def test_study_table_compares_guided_settings_with_exact() -> None:
     lines = study_table(study_value()).splitlines()
     assert lines[0] == "5,000 images each."
     assert lines[-3:] == [
-        "| exact | 87.5% | 2.000 | +0.0% | 160 | 123 | cfg scale 2.0 |",
-        "| fast | 87.5% | 2.500 | +25.0% | 160 | 123 | cfg scale 2.0, cfg interval (0.1, 1.0), sampler ddim |",
-        "| ddim 14 | 87.5% | 3.000 |  | 160 | 123 | sampler ddim, diffusion steps 14 |",
+        "| exact | 87.5% ± 0.5% | 2.000 ± 0.126 | +0.0% | 160 | 123 | cfg scale 2.0 |",
+        "| fast | 87.5% ± 0.5% | 2.500 ± 0.141 | +25.0% | 160 | 123 | "
+        "cfg scale 2.0, cfg interval (0.1, 1.0), sampler ddim |",
+        "| ddim 14 | 87.5% ± 0.5% | 3.000 ± 0.154 |  | 160 | 123 | sampler ddim, diffusion steps 14 |",
     ]
 
 
@@ -263,8 +265,8 @@ def test_evaluation_table_has_a_row_for_every_set_of_images() -> None:
     sampling = Sampling(iterations=8).__dict__
     lines = evaluation_table({"ours": {"sampling": sampling, "features": {"classifier": figures}}}).splitlines()
     assert lines[2:] == [
-        "| ours | 1,000 against 10,000 | classifier | 5.500 | 0.250 | 0.125 | 90.0% | iterations 8 |",
-        "| real, training | 1,000 against 10,000 | classifier | 0.500 | 0.250 | 0.125 |  |  |",
+        "| ours | 1,000 against 10,000 | classifier | 5.500 ± 0.467 | 0.250 | 0.125 | 90.0% ± 0.9% | iterations 8 |",
+        "| real, training | 1,000 against 10,000 | classifier | 0.500 ± 0.141 | 0.250 | 0.125 |  |  |",
     ]
 
 

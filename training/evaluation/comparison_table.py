@@ -7,7 +7,7 @@ from typing import Any
 
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics
 from training.evaluation.metrics import frechet_distance, kernel_distance_and_influence, precision_recall
-from training.evaluation.uncertainty import mean_standard_error, uncertainty_of
+from training.evaluation.uncertainty import mean_standard_error, uncertainty_of, with_standard_error
 
 GENERATED, TRAINING = "generated", "real_training"
 _COLUMNS = {
@@ -61,7 +61,7 @@ def comparison_table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
     for network, comparison in comparisons.items():
         for name, metrics in comparison.items():
             if isinstance(metrics, dict):
-                cells = [_cell(metrics, key) for key in _COLUMNS]
+                cells = [with_standard_error(metrics, key, form) for key, form in _COLUMNS.items()]
                 row = f"{network}: {metrics['images']} {name.replace('_', ' ')}"
                 lines.append(f"{row:40}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
@@ -74,10 +74,3 @@ def _own_metrics(statistics: FeatureStatistics) -> dict[str, Any]:
         "top1_accuracy": statistics.top1_accuracy,
         "inception_score": statistics.inception_score,
     }
-
-
-def _cell(metrics: Mapping[str, Any], key: str) -> str:
-    """A metric with its standard error, where they are known."""
-    errors = metrics.get("standard_error", {})
-    numbers = [value for value in (metrics.get(key), errors.get(key)) if value is not None]
-    return " ± ".join(_COLUMNS[key].format(number) for number in numbers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,18 @@ def uncertainty_of(images: FeatureStatistics, real: FeatureStatistics) -> dict[s
             "frechet": None if frechet is None else frechet.standard_error,
         },
     }
+
+
+def with_standard_error(metrics: Mapping[str, Any], name: str, form: str) -> str:
+    """Return a metric as text, with its standard error after ± where it is known; nothing without the metric.
+
+    Args:
+        metrics: The metrics of an image set, with what `uncertainty_of` returns.
+        name: The metric.
+        form: How both numbers are written, such as `{:.1%}`.
+    """
+    numbers = (metrics.get(name), metrics.get("standard_error", {}).get(name))
+    return " ± ".join(form.format(number) for number in numbers if number is not None)
 
 
 def frechet_uncertainty(features: NDArray[np.floating], images: int, real: Moments) -> FrechetUncertainty | None:
