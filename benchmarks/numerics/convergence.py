@@ -28,7 +28,7 @@ from mar_export.graphs.engine_modules import loop_modules
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime.artifact.artifact_folder import Artifact
 from runtime.loops.host_loop import Engines
-from runtime.model.coefficients import COEFFICIENTS
+from runtime.model.coefficients import exact_rows
 from runtime.model.engine_spec import CONDITIONING, DENOISE
 from runtime.sampling.noise_schedule import TRAIN_STEPS
 from runtime.sampling.samplers import FLOW_SAMPLERS, columns_through
@@ -42,7 +42,7 @@ _PRECISE, _MANY = torch.float64, torch.float32  # of chains without noise, and o
 _SEED = 20261129
 
 Step = Callable[[Tensor, Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
-"""One step: x and the previous x0 [N, D], noise [N, D], the timestep and a row of coefficients [8] to x and x0."""
+"""One step: x and the previous x0 [N, D], noise [N, D], the timestep and a row of coefficients [10] to x and x0."""
 
 Noise = Callable[[int], Tensor]
 """Returns the noise [N, D] of a step of a chain by its number."""
@@ -98,7 +98,7 @@ def run_chain(step: Step, first: Tensor, noise: Noise, solver: Solver, intervals
     """
     timesteps = solver.timesteps(intervals)
     columns = columns_through(solver.sampler, timesteps, eta=solver.eta)
-    rows = torch.from_numpy(np.stack([columns[name] for name in COEFFICIENTS], axis=1)).to(first.dtype)
+    rows = torch.from_numpy(exact_rows(columns)).to(first.dtype)
     x, x0 = first, torch.zeros_like(first)
     for number, row in enumerate(rows):
         x, x0 = step(x, x0, noise(number), float(timesteps[number]), row)
@@ -278,7 +278,8 @@ def measure_convergence(artifact: pathlib.Path, checkpoint: pathlib.Path, flow: 
 def backbone_vectors(artifact: pathlib.Path, checkpoint: pathlib.Path, count: int) -> NDArray[np.float32]:
     """Return the backbone's outputs z [2, count, C] for random tokens of images of all iterations, both halves."""
     manifest, model = Artifact(artifact).manifest, load_checkpoint(checkpoint).model
-    engines = Engines(**{name: torch_engine(module) for name, module in loop_modules(model).items()})
+    modules = loop_modules(model).items()
+    engines = Engines(**{name: torch_engine(module, manifest.specs[name]) for name, module in modules})
     settings = {"preset": "exact", "iterations": 8, "sampler": "ddim", "diffusion_steps": 10}
     recording = record(engines, manifest, settings, images=4)
     rows = np.concatenate([z.reshape(2, -1, z.shape[-1]) for z in recording.vectors], axis=1)

@@ -34,7 +34,7 @@ from runtime.artifact.manifest import Manifest
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.distance import relative_l2
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENGINES, Engine
+from runtime.model.engine_spec import ENGINES, Engine, EngineSpec
 from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.published_files import load_vae
 from training.data.datasets import open_dataset
@@ -66,7 +66,7 @@ class Precision:
         return [layer for layer in self.layers if layer.startswith(f"{engine}/")]
 
 
-def emulated_precision(name: str, modules: Mapping[str, nn.Module]) -> Precision:
+def emulated_precision(name: str, modules: Mapping[str, nn.Module], specs: Mapping[str, EngineSpec]) -> Precision:
     """Return fp16 or bf16 for the modules of the engines of the loop."""
 
     @contextlib.contextmanager
@@ -74,7 +74,7 @@ def emulated_precision(name: str, modules: Mapping[str, nn.Module]) -> Precision
         engines: dict[str, Engine] = {}
         for engine, module in modules.items():
             own = {layer.partition("/")[2] for layer in chosen if layer.startswith(f"{engine}/")}
-            engines[engine] = torch_engine(rounding_module(module, DTYPES[name], own))
+            engines[engine] = torch_engine(rounding_module(module, DTYPES[name], own), specs[engine])
         yield Engines(**engines)
 
     return Precision(name, product_layers(modules), open_engines)
@@ -197,7 +197,7 @@ def measure_example(
 
     def precision(name: str, statistics: ActivationStatistics) -> Precision:
         if name in EMULATED:
-            return emulated_precision(name, modules)
+            return emulated_precision(name, modules, manifest.specs)
         return quantized_precision(name, QdqVariant(artifact, ENGINES, name, statistics))
 
     found = {}

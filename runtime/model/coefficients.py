@@ -29,11 +29,16 @@ COEFFICIENTS = (
 """The names of the coefficients, in the order in which the `denoise` engine reads them."""
 
 
-def coefficient_rows(columns: Columns) -> NDArray[np.float32]:
-    """Return columns as the rows that the engine reads, float32 [T, 10]. Bounds of x0 that are missing are infinite."""
+def exact_rows(columns: Columns) -> Float64:
+    """Return columns as rows of `COEFFICIENTS`, float64 [T, 10]. Bounds of x0 that are missing are infinite."""
     steps = len(columns["x0_from_x"])
     unbounded = {name: np.full(steps, bound) for name, bound in zip(BOUNDS, (-np.inf, np.inf), strict=True)}
-    return np.stack([(unbounded | columns)[name] for name in COEFFICIENTS], axis=1).astype(np.float32)
+    return np.stack([(unbounded | columns)[name] for name in COEFFICIENTS], axis=1)
+
+
+def coefficient_rows(columns: Columns) -> NDArray[np.float32]:
+    """Return `exact_rows` as the engine reads them, float32 [T, 10]."""
+    return exact_rows(columns).astype(np.float32)
 
 
 def columns_with_fixed_noise(

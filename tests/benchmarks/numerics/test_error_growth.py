@@ -38,7 +38,7 @@ def test_rounded_modules_are_the_emulation_of_the_exported_graphs(
     small_checkpoint: Checkpoint, lowered_artifacts: dict[str, pathlib.Path], precision: str, tmp_path: pathlib.Path
 ) -> None:
     artifact, modules = Artifact(lowered_artifacts[precision]), loop_modules(small_checkpoint.model)
-    low = emulated_precision(precision, modules)
+    low = emulated_precision(precision, modules, artifact.manifest.specs)
     with low.open(low.layers) as engines, contextlib.closing(OnnxRuntime("onnxruntime", 1)) as backend:
         for name in ENGINES:
             spec, config = artifact.manifest.specs[name], artifact.manifest.model
@@ -54,7 +54,7 @@ def test_rounded_modules_are_the_emulation_of_the_exported_graphs(
 
 def test_the_growth_of_a_precision(small_checkpoint: Checkpoint, lowered_artifacts: dict[str, pathlib.Path]) -> None:
     manifest = Artifact(lowered_artifacts["bf16"]).manifest
-    precision = emulated_precision("bf16", loop_modules(small_checkpoint.model))
+    precision = emulated_precision("bf16", loop_modules(small_checkpoint.model), manifest.specs)
     found = measure_growth(precision, manifest, SETTINGS, 3)
     assert set(found) == {*ENGINES, "all"}
     for errors in found.values():
@@ -70,7 +70,7 @@ def test_a_recording_with_its_own_tokens_is_the_same(
     small_checkpoint: Checkpoint, lowered_artifacts: dict[str, pathlib.Path]
 ) -> None:
     manifest = Artifact(lowered_artifacts["bf16"]).manifest
-    with emulated_precision("bf16", loop_modules(small_checkpoint.model)).open([]) as engines:
+    with emulated_precision("bf16", loop_modules(small_checkpoint.model), manifest.specs).open([]) as engines:
         free = record(engines, manifest, SETTINGS, 2)
         forced = record(engines, manifest, SETTINGS, 2, np.concatenate(free.tokens))
         other = record(engines, manifest, SETTINGS, 2, 0 * np.concatenate(free.tokens))
@@ -94,7 +94,7 @@ def test_layers_are_ranked_by_what_each_does_alone(
     small_checkpoint: Checkpoint, lowered_artifacts: dict[str, pathlib.Path]
 ) -> None:
     manifest = Artifact(lowered_artifacts["bf16"]).manifest
-    precision = emulated_precision("bf16", loop_modules(small_checkpoint.model))
+    precision = emulated_precision("bf16", loop_modules(small_checkpoint.model), manifest.specs)
     ranking = rank(precision, manifest, SETTINGS, 1)
     assert {each.layer for each in ranking} == set(precision.layers)
     assert all(one.relative_l2 >= other.relative_l2 for one, other in itertools.pairwise(ranking))
