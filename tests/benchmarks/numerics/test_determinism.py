@@ -42,7 +42,7 @@ def test_pixels_that_differ_are_counted() -> None:
 
 
 def test_settings_are_compared_with_the_baseline_and_failures_are_told(
-    small_artifact: pathlib.Path, tmp_path: pathlib.Path
+    pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     settings = [
         Setting("baseline", "1 thread"),
@@ -50,7 +50,7 @@ def test_settings_are_compared_with_the_baseline_and_failures_are_told(
         Setting("batch", "batches of 1", ("--batch", "1")),
         Setting("threads", "none", ("--threads", "0")),
     ]
-    baseline, again, alone, failed = measure_determinism({"fp32": small_artifact}, settings, tmp_path)
+    baseline, again, alone, failed = measure_determinism({"fp32": pixel_artifact}, settings, tmp_path)
     assert baseline["latents"]
     assert again["latents"]
     assert alone["random_numbers"]
