@@ -10,7 +10,7 @@ EXAMPLE := examples/fashion-mnist
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[cpu,openvino,ray,serve,train,evaluate,fid,export,dev,docs,release]'
+		--editable '.[cpu,openvino,ray,serve,prompt,train,evaluate,fid,export,text,dev,docs,release]'
 	touch $@
 
 # The same from files whose hashes are known. torch must be that of PyTorch's index of CPU builds: that of

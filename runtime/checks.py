@@ -1,4 +1,7 @@
-"""Checks of values that a caller gives: each raises `RequestError` with the name, the expectation and the value."""
+"""Checks of values that a caller gives: each raises `RequestError` with the name, the expectation and the value.
+
+One check is of what an engine computed.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import Any
 from unicodedata import category
 
 import numpy as np
+from numpy.typing import NDArray
 
-from runtime.errors import RequestError
+from runtime.errors import BackendError, RequestError
 
 _LARGEST_SCALE = 1000
 _LONGEST_VALUE = 40  # characters of a value in a message
@@ -70,3 +74,12 @@ def printable(text: str) -> str:
 def _escape(letter: str) -> str:
     byte = ord(letter) - 0xDC00  # Python's stand-in for a byte that is no UTF-8
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(letter)[1:-1]
+
+
+def check_finite(values: NDArray[Any], source: str) -> None:
+    """Raise `BackendError` if `values` are not finite; `source` is what computed them, for the message."""
+    if not np.isfinite(values).all():
+        raise BackendError(
+            f"{source} produced values that are not finite; check the export's parity report, and if it is in fp16, "
+            "export with --precision bf16"
+        )

@@ -44,6 +44,7 @@ def with_clocks(generator: Generator) -> tuple[Generator, Mapping[str, EngineClo
         The generator, which takes the place of the given one and closes it, and the clocks by the engine's name.
     """
     manifest, description = generator.manifest, generator.description
+    close, tokenizer = generator.close, generator.tokenizer
     if generator.on_host:
         engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(Engines)}
         clocks = {name: EngineClock(engine) for name, engine in engines.items() if engine is not None}
@@ -51,6 +52,7 @@ def with_clocks(generator: Generator) -> tuple[Generator, Mapping[str, EngineClo
             Engines(**{name: EngineClock(getattr(lane, name), clocks[name]) for name in ENGINES})
             for lane in generator.lanes
         ]
-        return Generator(manifest, Engines(**clocks), description, generator.close, lanes=lanes), clocks
+        timed = Engines(**clocks)
+        return Generator(manifest, timed, description, close, lanes=lanes, tokenizer=tokenizer), clocks
     clocks = {DEVICE: EngineClock(generator.loop)}
-    return Generator(manifest, generator.engines, description, generator.close, clocks[DEVICE]), clocks
+    return Generator(manifest, generator.engines, description, close, clocks[DEVICE], tokenizer=tokenizer), clocks

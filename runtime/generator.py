@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import Manifest
+from runtime.artifact.manifest import TEXT_TOKENIZER, Manifest
 from runtime.artifact.signatures import verify_signature
 from runtime.backends import Backend, available_threads, open_backend, uses_gpu
-from runtime.checks import check_bool, check_int, truncate
+from runtime.checks import check_bool, check_finite, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
-from runtime.loops.finite_engines import check_finite, finite_engines
+from runtime.loops.finite_engines import finite_engines
 from runtime.loops.host_loop import Engines
 from runtime.loops.lanes import in_lanes, share_threads
-from runtime.model.engine_spec import ENGINES, Engine
+from runtime.model.engine_spec import ENGINES, TEXT_ENCODER, Engine
 from runtime.model.families import family_of, imported
 from runtime.model.latents import from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
@@ -37,6 +37,7 @@ from runtime.requests.inpainting import (
     paste_known_pixels,
     select_known_tokens,
 )
+from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.requests.request_lock import LockedIterator, RequestLock
 from runtime.requests.subjects import SUBJECT_ARGUMENTS, CheckSubjects, ImageRequest, Subjects
 from runtime.requests.validation import (
@@ -211,6 +212,7 @@ class Generator:
         lanes: Further engines for the loop, a set for each lane; see `load`. Empty: batches are not split.
         on_host: Whether the loop of iterations runs on the host in numpy; otherwise a GPU runs all of it.
         loop: The function that executes a plan.
+        tokenizer: The tokenizer of prompts, if the artifact has a text encoder.
     """
 
     def __init__(
@@ -221,6 +223,7 @@ class Generator:
         close: Callable[[], None] = lambda: None,
         loop: PlanLoop | None = None,
         lanes: Sequence[Engines] = (),
+        tokenizer: PromptTokenizer | None = None,
     ) -> None:
         """Make a generator from engines that are already loaded; `load` is the usual way to get one.
 
@@ -231,7 +234,9 @@ class Generator:
             close: Called by `close`; frees the engines.
             loop: Executes plans. None: the loop on the host of the model's family.
             lanes: Engines of the loop on the host for each lane, in which parts of a batch are generated together.
+            tokenizer: The tokenizer of prompts, for an artifact with a text encoder.
         """
+        self.tokenizer = tokenizer
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
         self._request_lock = RequestLock()
         self._unfinished: _Unfinished | None = None  # during a progress callback
@@ -243,6 +248,7 @@ class Generator:
         def on_host(each: Engines) -> PlanLoop:
             return functools.partial(host_loop, finite_engines(each), manifest.model)
 
+        self._on_host = on_host
         self.loop: PlanLoop = loop or on_host(engines)
         self.lanes = tuple(lanes)
         if self.lanes:
@@ -295,7 +301,10 @@ class Generator:
                         lane = open_backend(backend, device, lane_threads)
                         unless_loaded.callback(lane.close)
                         lanes.append(Engines(**{name: lane.load(opened, name) for name in ENGINES}))
-            return cls(manifest, Engines(**engines), runner.description, unless_loaded.pop_all().close, loop, lanes)
+            text = opened.verified_bytes(TEXT_TOKENIZER) if TEXT_ENCODER in manifest.engines else None
+            tokenizer = None if text is None else PromptTokenizer(text)
+            close = unless_loaded.pop_all().close
+            return cls(manifest, Engines(**engines), runner.description, close, loop, lanes, tokenizer)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -393,7 +402,7 @@ class Generator:
                 that it raises cancels the request and reaches the caller.
             **settings: Sampling settings: `preset` (a name) or `sampling` (a complete `Sampling`), and single fields
                 of `Sampling`, which override it. What is missing or None is the artifact's own setting. For a model
-                that draws from text also `prompt_embeds` and `negative_prompt_embeds`, see
+                that draws from text also `prompt` and `negative_prompt`, or their embeddings, see
                 `runtime.requests.subjects.PromptArguments`.
 
         Raises:
@@ -413,8 +422,8 @@ class Generator:
 
     def generate_batches(
         self,
-        labels: Sequence[int | str] | None,
-        batch_size: int,
+        labels: Sequence[int | str] | None = None,
+        batch_size: int = 1,
         *,
         seed: int | Sequence[int] = 0,
         index: Sequence[int] | None = None,
@@ -463,7 +472,7 @@ class Generator:
     def _subjects(self, labels: Sequence[int | str] | None, arguments: ImageRequest) -> Subjects:
         """Check what the images of a request show: its labels, or the prompts among its named arguments."""
         inputs = {"labels": labels, **{name: arguments.get(name) for name in SUBJECT_ARGUMENTS}}
-        return self._check_subjects(inputs, self.manifest.model, self.class_names)
+        return self._check_subjects(inputs, self.manifest.model, self.class_names, self.tokenizer)
 
     def _resolve(self, settings: ImageRequest) -> _Settings:
         sampling: Any = {name: value for name, value in settings.items() if name not in SUBJECT_ARGUMENTS}
@@ -575,7 +584,9 @@ class Generator:
         """Run the loop of a request and decode its images. The caller holds the lock."""
         after_iteration = None if progress is None else functools.partial(self._after_iteration, request, progress)
         condition = request.subjects.condition(self.engines, request.plan.guided)
-        generated = self.loop(
+        # A GPU leaves renormalized guidance, whose factors its engines do not compute, to the loop on the host.
+        loop = self._on_host(self.engines) if request.plan.renormalized and not self.on_host else self.loop
+        generated = loop(
             request.plan, condition, request.order.T, request.noise, request.known_tokens, after_iteration
         ).swapaxes(0, 1)  # [B, L, D]
         check_finite(generated, "the engines")

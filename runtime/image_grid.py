@@ -37,10 +37,13 @@ def grid_size(count: int, columns: int, height: int, width: int) -> tuple[int, i
     return columns * cell_width + _MARGIN, -(-count // columns) * cell_height + _MARGIN
 
 
-def class_caption(name: str, number: int) -> str:
-    """Return the caption of a class: its name, or its number if it has no name or one that the font cannot write."""
+def class_caption(name: str, number: int, kind: str = "class") -> str:
+    """Return the caption of a class: its name, or its number if it has no name or one that the font cannot write.
+
+    The same for something else that has a name and a number, whose `kind` is given.
+    """
     line = _one_line(name)
-    return line if line and all(map(_has_glyph, line)) else f"class {number}"
+    return line if line and all(map(_has_glyph, line)) else f"{kind} {number}"
 
 
 def grid_image(images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> Image.Image:

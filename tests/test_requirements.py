@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = pathlib.Path(__file__).parent.parent
-CI_EXTRAS = ("cpu", "openvino", "ray", "train", "evaluate", "export", "dev", "docs", "release")  # of the Makefile
+# Those of the Makefile.
+CI_EXTRAS = ("cpu", "openvino", "ray", "prompt", "train", "evaluate", "export", "text", "dev", "docs", "release")
 
 
 def pins(file: str) -> dict[str, tuple[str, str]]:

@@ -22,7 +22,7 @@ from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
+from runtime.artifact.manifest import MANIFEST, TEXT_TOKENIZER, FileEntry, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
@@ -30,14 +30,15 @@ from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import EngineSpec, tokenizer_specs
-from runtime.model.families import check_supported, engine_specs
+from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec, tokenizer_specs
+from runtime.model.families import check_supported, engine_specs, optional_specs
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.version import __version__
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.tensor_files import tensors_sha256
+from training.checkpoints.text_encoder import LoadedTextEncoder
 from training.models.autoencoder import AutoencoderKL
 
 _LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -51,6 +52,7 @@ def export_artifact(
     *,
     precision: str = "fp32",
     encoder: bool = False,
+    text_encoder: LoadedTextEncoder | None = None,
     force: bool = False,
 ) -> Manifest:
     """Export a checkpoint as an artifact, and compare every engine and a complete generation with eager PyTorch.
@@ -65,6 +67,7 @@ def export_artifact(
         sampling: The sampling settings of requests that name none; None for the default.
         precision: The precision of weights and matrix products, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`.
         encoder: Whether the artifact contains the encoder of the tokenizer, for editing images.
+        text_encoder: What turns prompts into the embeddings that the model reads; it becomes an engine too.
         force: Whether an artifact at `out` is replaced, see `runtime.artifact.replacement`.
 
     Raises:
@@ -76,6 +79,12 @@ def export_artifact(
         _check_encoder(checkpoint)
     base = _manifest(checkpoint, sampling, precision)
     modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
+    tokenizer = None
+    if text_encoder is not None:
+        modules[TEXT_ENCODER], tokenizer = text_encoder.module, text_encoder.tokenizer
+        origin = {"text_encoder": text_encoder.source, "text_encoder_sha256": text_encoder.sha256}
+        base = dataclasses.replace(base, provenance={**base.provenance, **origin})
+        del text_encoder
     if check_replaceable(out, dataclasses.replace(base, engines=dict.fromkeys(modules, "")), force):
         report(f"{out} holds this export already; --force exports it again")
         return Artifact(out).manifest
@@ -86,6 +95,8 @@ def export_artifact(
     _check_ranges(modules, trajectory, base)
     with replacing_folder(out) as folder, scratch_beside(out) as emulations:
         engines, parity, runnable = _export_engines(modules, base, folder, emulations, openvino, report)
+        if tokenizer is not None:
+            (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
         files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
         manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
         parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
@@ -121,7 +132,8 @@ def _export_engines(
         By the name of the engine: the name of its file, its parity, and a file that ONNX Runtime runs on a CPU with the
         results of a device. The latter is an emulation in `emulations` for low precision.
     """
-    specs, precision = {**engine_specs(manifest.model), **tokenizer_specs(manifest.model)}, manifest.precision
+    config, precision = manifest.model, manifest.precision
+    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs(config)}
     engines = {name: f"{name}.onnx" for name in modules}
     parity: dict[str, dict[str, Any]] = {}
     runnable: dict[str, pathlib.Path] = {}

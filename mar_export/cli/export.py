@@ -12,13 +12,17 @@ from mar_export.artifact.export import export_artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.cli.result_files import force_option, is_forced
+from runtime.errors import RequestError
 from runtime.log import LOG
-from runtime.model.families import check_supported
+from runtime.model.engine_spec import TEXT_ENCODER
+from runtime.model.families import check_supported, optional_specs
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
 from runtime.storage.files import holding
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.resize import resize_model
+from training.checkpoints.text_encoder import LoadedTextEncoder, load_text_encoder
 from training.cli.named_checkpoint import load_named_checkpoint
 from training.cli.options import checkpoint_options
 
@@ -27,6 +31,13 @@ from training.cli.options import checkpoint_options
 @click.argument("checkpoint", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The artifact folder to write.")
 @checkpoint_options
+@click.option(
+    "--text-encoder",
+    "text_encoder_folder",
+    type=PATH,
+    help="The folder of a causal language model of transformers with its tokenizer.json, for a model that draws from "
+    "text: the artifact then reads prompts.",
+)
 @click.option("--encoder", is_flag=True, help="Export the encoder of the tokenizer too, for mar edit.")
 @click.option(
     "--precision",
@@ -42,6 +53,7 @@ from training.cli.options import checkpoint_options
 def export(
     checkpoint: pathlib.Path,
     out: pathlib.Path,
+    text_encoder_folder: pathlib.Path | None,
     encoder: bool,
     precision: str,
     image_size: int | None,
@@ -57,12 +69,29 @@ def export(
     loaded = _resize(loaded, image_size)
     config = loaded.model.config
     sampling = resolve_sampling(default_sampling(config), config, options)
+    text_encoder = _text_encoder(text_encoder_folder, config)
     references = [loaded]
     del loaded  # the export releases weights as it proceeds, so this function must keep no reference to them
     with holding(out):
         export_artifact(
-            references.pop(), out, click.echo, sampling, precision=precision, encoder=encoder, force=is_forced()
+            references.pop(),
+            out,
+            click.echo,
+            sampling,
+            precision=precision,
+            encoder=encoder,
+            text_encoder=text_encoder,
+            force=is_forced(),
         )
+
+
+def _text_encoder(folder: pathlib.Path | None, config: FamilyConfig) -> LoadedTextEncoder | None:
+    """Return the text encoder of a model that draws from text."""
+    if folder is None:
+        return None
+    if TEXT_ENCODER not in optional_specs(config):
+        raise RequestError("--text-encoder is for a model that draws from text, and this one does not; remove it")
+    return load_text_encoder(folder, config)
 
 
 def _resize(loaded: Checkpoint, image_size: int | None) -> Checkpoint:

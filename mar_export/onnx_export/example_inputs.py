@@ -13,12 +13,26 @@ from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
 from runtime.model.families import family_of, imported
 from runtime.model.family_config import FamilyConfig
+from runtime.model.nova_config import NovaConfig
 
 Sizes = Mapping[str, int]
 """The size of each dynamic axis, by the axis name in `runtime.model.engine_spec`."""
 
 # The exporter traces with these sizes. All differ, so that it cannot mistake one axis for another.
-EXPORT_SIZES: Sizes = {"B": 2, "GB": 4, "V": 5, "K": 3, "R": 6, "N": 7, "GN": 14, "T": 8, "S": 9, "P": 11, "Q": 10}
+EXPORT_SIZES: Sizes = {
+    "B": 2,
+    "GB": 4,
+    "V": 5,
+    "K": 3,
+    "R": 6,
+    "N": 7,
+    "GN": 14,
+    "T": 8,
+    "S": 9,
+    "P": 11,
+    "Q": 10,
+    "U": 12,
+}
 
 # More of each axis than in the export.
 _MANY_ROBOTS: Sizes = {"B": 5, "K": 4, "N": 12, "GN": 24, "T": 9}
@@ -69,10 +83,13 @@ def causal_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
     ]
 
 
-def prompt_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
+def prompt_sizes(spec: EngineSpec, config: NovaConfig) -> list[Sizes]:
     """Return the sizes for a model that draws from prompts."""
-    prompts = (1, 2, 3, 5, 12)
-    return [{**sizes, "Q": count} for count, sizes in zip(prompts, masked_sizes(spec, config), strict=True)]
+    prompts, tokens = (1, 2, 3, 5, 12), (1, 7, config.text_token_len, 2, 16)
+    return [
+        {**sizes, "Q": count, "U": min(length, config.text_token_len)}
+        for count, length, sizes in zip(prompts, tokens, masked_sizes(spec, config), strict=True)
+    ]
 
 
 def policy_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mar_export.tensorrt.build_progress import BuildProgress
 from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, input_shapes
+from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, input_shapes, prompt_ranges
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import FOLDER, TARGETS, Build
 from runtime.artifact.manifest import MANIFEST, FileEntry
@@ -87,7 +87,8 @@ def build_engines(
     with holding_folder(artifact.path):
         artifact = Artifact(artifact.path)
         _delete_unlisted(artifact)
-        _build_missing(artifact, builder, axis_ranges(plans, options.batch), options, report)
+        ranges = {**axis_ranges(plans, options.batch), **prompt_ranges(artifact.manifest.model)}
+        _build_missing(artifact, builder, ranges, options, report)
 
 
 def _build_missing(

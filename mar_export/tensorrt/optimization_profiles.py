@@ -9,6 +9,7 @@ import numpy as np
 from runtime.artifact.engine_builds import Shapes
 from runtime.loops.host_loop import MOST_STEPS_AT_ONCE
 from runtime.model.engine_spec import TOKENIZER_ENGINES, EngineSpec
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import Plan
 
 Range = tuple[int, int, int]
@@ -43,6 +44,15 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
     }
 
 
+def prompt_ranges(config: FamilyConfig) -> dict[str, Range]:
+    """Return the range of the axis U, the tokens of a prompt, for a model that draws from text."""
+    bounds = config.index_bounds()
+    if "lengths" not in bounds:
+        return {}
+    most = bounds["lengths"][1] - 1
+    return {"U": (1, max(1, most // 4), most)}
+
+
 def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
     """Return the sizes in all iterations of each axis that the batch does not change, and of the guidance halves G."""
     iterations = [iteration for plan in plans for iteration in plan.iterations]
@@ -51,11 +61,7 @@ def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
         "K": [iteration.count for iteration in iterations],
         "R": [plan.length - i.known - i.count for plan in plans for i in plan.iterations],
         "T": [1, *(min(iteration.table.steps, MOST_STEPS_AT_ONCE) for iteration in iterations)],
-        "G": [
-            halves
-            for iteration in iterations
-            for halves in ((2, 1) if iteration.guided and iteration.table.unguided else (1 + iteration.guided,))
-        ],
+        "G": [halves for iteration in iterations for halves in iteration.denoised_halves],
     }
 
 

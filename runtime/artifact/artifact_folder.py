@@ -163,12 +163,20 @@ class Artifact:
         Raises:
             IntegrityError: The file cannot be read or was altered.
         """
+        return self.verified_bytes(build.file)
+
+    def verified_bytes(self, name: str) -> bytes:
+        """Return the content of a file after comparing its hash with the manifest; it is read once.
+
+        Raises:
+            IntegrityError: The file cannot be read or was altered.
+        """
         try:
-            engine = (self.path / build.file).read_bytes()
+            content = (self.path / name).read_bytes()
         except OSError as error:
-            raise self._unreadable(build.file, error) from None
-        self._check_hash(build.file, hashlib.sha256(engine).hexdigest())
-        return engine
+            raise self._unreadable(name, error) from None
+        self._check_hash(name, hashlib.sha256(content).hexdigest())
+        return content
 
     def _open(self, name: str) -> OpenFile:
         """Open a file, or return it if it is open."""

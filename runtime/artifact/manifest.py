@@ -18,7 +18,7 @@ from runtime.artifact.engine_builds import Build
 from runtime.checks import pluralize, truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.model.config import LATER_FIELDS
-from runtime.model.engine_spec import EngineSpec, tokenizer_specs
+from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec, tokenizer_specs
 from runtime.model.families import (
     DEFAULT,
     FAMILIES,
@@ -26,7 +26,9 @@ from runtime.model.families import (
     config_class,
     engine_specs,
     family_of,
+    optional_specs,
     parse_config,
+    request_inputs,
 )
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import apply_constraints, plan_for
@@ -44,6 +46,9 @@ REQUEST_KEY = "request"
 
 MANIFEST = "manifest.json"
 """The name of the manifest's file in the folder of an artifact."""
+
+TEXT_TOKENIZER = "tokenizer.json"
+"""The file of the tokenizer of an artifact that has a text encoder."""
 
 TOKENIZERS = ("pixel", "kl", "none")
 """How latents become an image: they are pixels, a KL autoencoder decodes them, or they do not."""
@@ -129,7 +134,8 @@ class Manifest:
         Settings, presets, names of classes and engines built for devices do not change it.
         """
         graphs = {engine: self.graph_sha256(engine) for engine in self.engines}
-        return content_sha256({"model": self.model.to_dict(), "tokenizer": self.tokenizer, "engines": graphs})
+        text = {TEXT_TOKENIZER: self.files[TEXT_TOKENIZER].sha256} if TEXT_ENCODER in self.engines else {}
+        return content_sha256({"model": self.model.to_dict(), "tokenizer": self.tokenizer, "engines": graphs, **text})
 
     def describe_plan(self, sampling: Sampling) -> str:
         """Return sampling settings as text, as `Sampling.describe` does, with the number of iterations in any case."""
@@ -147,6 +153,21 @@ class Manifest:
         """
         if self.tokenizer == "none":
             raise RequestError(f"{name} has no decoder, so it makes latents, not images; export it with --tokenizer")
+
+    def check_text_encoder(self, name: str) -> None:
+        """Check that the artifact of a model that draws from text reads prompts.
+
+        Args:
+            name: What the artifact is called in the message.
+
+        Raises:
+            RequestError: It has no text encoder.
+        """
+        if self.model.class_num == 0 and TEXT_ENCODER not in self.engines:
+            raise RequestError(
+                f"{name} has no text encoder, so it reads no prompts; export it with --text-encoder FOLDER, or call "
+                "Generator.generate with prompt_embeds in Python"
+            )
 
     def calibration_note(self, sampling: Sampling) -> str | None:
         """Return a line if the engines were calibrated for other settings than `sampling`; it names both.
@@ -184,7 +205,7 @@ class Manifest:
         return {
             "format_version": FORMAT_VERSION,
             "model": self.model.to_dict(),
-            **_request(self.model),
+            **_request(self.model, self.engines),
             "tokenizer": self.tokenizer,
             "class_names": list(self.class_names),
             "sampling": dataclasses.asdict(self.sampling),
@@ -221,7 +242,7 @@ class Manifest:
         for key in ("model", "presets", "files", "engines", "provenance", "parity"):
             _as_object(value[key], f"{where}: {key}")
         model = _parse_model(value["model"], where)
-        request = _request(model)
+        request = _request(model, value["engines"])
         if {key: value[key] for key in (REQUEST_KEY,) if key in value} != request:
             expected = request.get(REQUEST_KEY, "no such key")
             raise ArtifactError(f"{where}: {REQUEST_KEY} must be {expected}, found {truncate(value.get(REQUEST_KEY))}")
@@ -255,15 +276,15 @@ def is_latents_report(report: Mapping[str, Any]) -> bool:
     return report.get("of") == "latents"
 
 
-def _request(model: FamilyConfig) -> dict[str, list[str]]:
+def _request(model: FamilyConfig, engines: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the entry that says what a request must have. A model of classes has none: its requests have labels."""
-    inputs = family_of(model).inputs
+    inputs = request_inputs(model, engines)
     return {} if inputs == FAMILIES[DEFAULT].inputs else {REQUEST_KEY: list(inputs)}
 
 
 def _possible_specs(model: FamilyConfig) -> dict[str, EngineSpec]:
     """Return the specs of all engines that a model can have, by name."""
-    return {**engine_specs(model), **tokenizer_specs(model)}
+    return {**engine_specs(model), **optional_specs(model), **tokenizer_specs(model)}
 
 
 def _parse_model(value: Mapping[str, Any], where: str) -> FamilyConfig:
@@ -384,7 +405,10 @@ def _parse_engines(
 ) -> dict[str, str]:
     of_tokenizer = family_of(model).tokenizer if tokenizer == "kl" else {}
     required = {*engine_specs(model), *(name for name, needed in of_tokenizer.items() if needed)}
-    _check_keys(value, required | (of_tokenizer.keys() & value.keys()), f"{where}: engines")
+    allowed = {*of_tokenizer, *optional_specs(model)}
+    _check_keys(value, required | (allowed & value.keys()), f"{where}: engines")
+    if TEXT_ENCODER in value and TEXT_TOKENIZER not in files:
+        raise ArtifactError(f"{where}: {TEXT_TOKENIZER} of the engine {TEXT_ENCODER} is not listed under files")
     paths = {}
     for name, spec in ((name, spec) for name, spec in _possible_specs(model).items() if name in value):
         entry = _as_object(value[name], f"{where}: engine {name}")

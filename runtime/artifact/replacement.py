@@ -19,7 +19,14 @@ from runtime.artifact.signatures import SIGNATURE
 from runtime.checks import pluralize
 from runtime.errors import ArtifactError, RequestError
 
-_ORIGIN = ("checkpoint_sha256", "tokenizer_sha256", "latent_scale", "quantized", "quantized_with")
+_ORIGIN = (
+    "checkpoint_sha256",
+    "tokenizer_sha256",
+    "text_encoder_sha256",
+    "latent_scale",
+    "quantized",
+    "quantized_with",
+)
 """The entries of a provenance that say what the engines were made from, and not when or with which versions."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -26,15 +25,16 @@ from runtime.cli.options import (
 )
 from runtime.cli.output_file import OutputFile
 from runtime.cli.result_files import check_result_file, force_option, result_file
+from runtime.cli.subject_options import ChosenSubjects, subject_options
 from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.image_files import Color
 from runtime.image_grid import check_image_file
+from runtime.image_records.subject import Subject, subject_arguments
 from runtime.log import LOG
 from runtime.model.families import check_supported
 from runtime.progress import Progress, terminal_shown
 from runtime.requests.inpainting import Edit, check_mask
-from runtime.requests.validation import check_labels, parse_class
 
 
 @click.command()
@@ -54,12 +54,9 @@ from runtime.requests.validation import check_labels, parse_class
     help="An image of the same proportions: white pixels are regenerated, black ones kept. If it has transparent "
     "pixels, these are regenerated, and all others kept.",
 )
-@click.option(
-    "--class",
-    "classes",
-    metavar="NUMBER|NAME",
-    multiple=True,
-    help=f"The class of the image, {CLASS_HELP}. It can be left out if the model has one class only.",
+@subject_options(
+    f"The class of the image, {CLASS_HELP}. It can be left out if the model has one class only.",
+    "What the image shows, for a model that draws from text.",
 )
 @click.option("--out", type=OutputFile("give the name of a PNG file"), required=True, help="The PNG file to write.")
 @click.option(
@@ -92,6 +89,8 @@ def edit(
     image_file: pathlib.Path,
     mask_file: pathlib.Path,
     classes: tuple[str, ...],
+    prompts: tuple[str, ...],
+    negative_prompt: str | None,
     out: pathlib.Path,
     count: int,
     seed: int,
@@ -105,7 +104,7 @@ def edit(
     threads: int | None,
     **settings: Any,
 ) -> None:
-    """Regenerate a part of an image: the white part of the mask, as an image of --class, to fit the rest."""
+    """Regenerate a part of an image: the white part of the mask, as --class or --prompt says, to fit the rest."""
     check_image_file(out)
     check_result_file(out)
     check_supported(Artifact(artifact).manifest.model, "mar edit")
@@ -118,18 +117,18 @@ def edit(
         image, mask, lines = read_image_and_mask(image_file, mask_file, config, background)
         for line in lines:
             LOG.warning(line)
-        label = _label(classes, generator)
-        check_grid(count, min(count, COLUMNS), generator.image_size, "lower --count")
+        subject = _subject(ChosenSubjects(classes, prompts, negative_prompt), generator, artifact)
+        check_grid(count, min(count, COLUMNS), config.image_shape, "lower --count")
         edit_mask = check_mask(mask, dilate, config)
         plan = generator.plan(known_tokens=edit_mask.known, **settings)
         tell_other_plan(generator.manifest, generator.sampling(**settings))
         with Progress(len(plan.iterations), "generating") as bar:
             result = generator.generate(
-                [label] * count,
                 seed=seed,
                 index=range(first, first + count),
                 edit=Edit(image, mask, dilate=dilate, paste=paste),
                 progress=(lambda done, total: bar.update(1)) if terminal_shown() else None,
+                **subject_arguments([subject] * count),
                 **settings,
             )
     assert result.images is not None
@@ -138,16 +137,18 @@ def edit(
     _print_summary(edit_mask.tokens, out)
 
 
-def _label(classes: Sequence[str], generator: Generator) -> int:
-    """Return the class of the image. Raises `RequestError` unless one is given, or the model has but one."""
+def _subject(chosen: ChosenSubjects, generator: Generator, artifact: pathlib.Path) -> Subject:
+    """Return what the image shows. Raises `RequestError` unless one subject is given, or the model has one class."""
     config = generator.manifest.model
-    if len(classes) > 1:
-        raise RequestError(f"an edit takes one class, found --class {len(classes)} times; remove the others")
-    if not classes and config.class_num > 1:
+    for option, kind, given in (("--class", "class", chosen.classes), ("--prompt", "prompt", chosen.prompts)):
+        if len(given) > 1:
+            raise RequestError(f"an edit takes one {kind}, found {option} {len(given)} times; remove the others")
+    subjects = chosen.of(generator, artifact)
+    if not subjects and config.class_num > 1:
         raise RequestError(f"give --class, the class of the image; the model has {config.class_num} classes")
-    label = parse_class(classes[0], generator.class_names) if classes else 0
-    check_labels([label], config)
-    return label
+    if not subjects and not config.class_num:
+        raise RequestError("give --prompt, what the image shows")
+    return subjects[0] if subjects else 0
 
 
 def _print_summary(regenerated: NDArray[np.bool_], out: pathlib.Path) -> None:

@@ -31,7 +31,11 @@ def read_image_and_mask(
     Raises:
         RequestError: A file cannot be read, the proportions differ, or the mask has no white pixel.
     """
-    side = config.image_shape[0]
+    side, width, _ = config.image_shape
+    if side != width:
+        raise RequestError(
+            f"mar edit is for square images, and this model makes {width}x{side}; edit in Python, with runtime.Edit"
+        )
     image, lines = read_image(image_file, background)
     mask, mask_lines = read_mask(mask_file)
     sizes = (image_file, image.size), (mask_file, (mask.shape[1], mask.shape[0]))

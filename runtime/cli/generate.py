@@ -30,25 +30,26 @@ from runtime.cli.options import (
 )
 from runtime.cli.output_file import OutputFile
 from runtime.cli.result_files import force_option
+from runtime.cli.subject_options import ChosenSubjects, subject_options
 from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.image_records.record import ImageRecord
+from runtime.image_records.subject import Subject, subject_arguments
 from runtime.model.families import check_supported
-from runtime.requests.validation import MAX_BATCH, check_batch, parse_class
+from runtime.requests.validation import MAX_BATCH, check_batch
 from runtime.storage.structured_files import FaultReport, NpzFile
 
 
 @click.command()
 @click.argument("artifact", type=PATH)
-@click.option(
-    "--class",
-    "classes",
-    metavar="NUMBER|NAME",
-    multiple=True,
-    help=f"The class of the images, {CLASS_HELP}. Repeat it for several classes. Default: all classes.",
+@subject_options(
+    f"The class of the images, {CLASS_HELP}. Repeat it for several classes. Default: all classes.",
+    "What the images show, for a model that draws from text. Repeat it for several prompts.",
 )
 @click.option(
-    "--count", type=int, help="Number of images; they take the classes in turn. Default: one image of each class."
+    "--count",
+    type=int,
+    help="Number of images; they take the classes or prompts in turn. Default: one image of each.",
 )
 @click.option(
     "--seed",
@@ -98,6 +99,8 @@ from runtime.storage.structured_files import FaultReport, NpzFile
 def generate(
     artifact: pathlib.Path,
     classes: tuple[str, ...],
+    prompts: tuple[str, ...],
+    negative_prompt: str | None,
     count: int | None,
     seeds: tuple[int, ...],
     first: int,
@@ -121,13 +124,14 @@ def generate(
     outputs.check(given_numbers=order_file is not None or noise_file is not None)
     check_int("--decode-batch", decode_batch, 1, MAX_BATCH)
     check_supported(Artifact(artifact).manifest.model, "mar generate")
+    chosen = ChosenSubjects(classes, prompts, negative_prompt)
     given = {"order": _read_array(order_file, "generation_order"), "noise": _read_array(noise_file, "noise")}
     with Generator.load(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
         outputs.check_decoder(generator, artifact)
-        sequence = _sequence(generator, classes, seeds, first, count)
-        columns = outputs.columns(sequence, generator.image_size)
+        sequence = image_sequence(_subjects(chosen, generator, artifact), seeds, first, count)
+        columns = outputs.columns(sequence, generator.manifest.model.image_shape)
         records = _records(generator, sequence, batch_size, settings)
         tell_other_plan(generator.manifest, generator.sampling(**settings))
         started = time.perf_counter()
@@ -160,12 +164,12 @@ def _describe(generator: Generator, settings: Mapping[str, Any]) -> dict[str, An
     return {"runs_on": generator.description, "preset": settings["preset"], "sampling": sampling}
 
 
-def _sequence(
-    generator: Generator, classes: Sequence[str], seeds: Sequence[int], first: int, count: int | None
-) -> ImageSequence:
-    """Return the images that the options name."""
-    chosen = [parse_class(text, generator.class_names) for text in classes]
-    return image_sequence(chosen or range(generator.manifest.model.class_num), seeds, first, count)
+def _subjects(chosen: ChosenSubjects, generator: Generator, artifact: pathlib.Path) -> Sequence[Subject]:
+    """Return what the options name, or all classes of the model."""
+    subjects: Sequence[Subject] = chosen.of(generator, artifact) or range(generator.manifest.model.class_num)
+    if not subjects:
+        raise RequestError(f"give --prompt, what the images show; {artifact} draws from text")
+    return subjects
 
 
 def _records(
@@ -173,7 +177,8 @@ def _records(
 ) -> tuple[ImageRecord, ...]:
     """Return how the images are made. Raises `RequestError` if a setting or the size of a batch is wrong."""
     check_batch(batch_size, generator.plan(**settings).diffusion_steps, generator.manifest.model)
-    return generator.records(sequence.labels, seed=sequence.seeds_of_images, index=sequence.indices, **settings)
+    shown = subject_arguments(sequence.subjects_of_images)
+    return generator.records(seed=sequence.seeds_of_images, index=sequence.indices, **shown, **settings)
 
 
 def _read_array(path: pathlib.Path | None, key: str) -> NDArray[np.generic] | None:

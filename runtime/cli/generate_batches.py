@@ -8,6 +8,7 @@ from typing import Any
 
 from runtime.generator import Generator, Result
 from runtime.image_records.record import ImageRecord
+from runtime.image_records.subject import subject_arguments
 from runtime.progress import Progress, terminal_shown
 
 
@@ -27,11 +28,11 @@ def generate_batches(
     on_terminal = terminal_shown()
     with Progress(math.ceil(len(records) / batch_size) * iterations, "generating") as bar:
         batches = generator.generate_batches(
-            [record.class_number for record in records],
-            batch_size,
+            batch_size=batch_size,
             seed=[record.seed for record in records],
             index=[record.index for record in records],
             progress=(lambda done, total: bar.update(1)) if on_terminal else None,
+            **subject_arguments([record.subject for record in records]),
             **request,
             **settings,
         )

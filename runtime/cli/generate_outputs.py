@@ -63,12 +63,12 @@ class Outputs:
                 "or export it with --tokenizer"
             )
 
-    def columns(self, sequence: ImageSequence, image_size: int) -> int:
-        """Return the images in a row of the grid, one for each class; raise `RequestError` if the grid is too large."""
-        columns = len(sequence.classes) if len(sequence.classes) > 1 else COLUMNS
+    def columns(self, sequence: ImageSequence, image_shape: Sequence[int]) -> int:
+        """Return the images in a row of the grid, one for each subject. Raises `RequestError` for a grid too large."""
+        columns = len(sequence.subjects) if len(sequence.subjects) > 1 else COLUMNS
         columns = min(columns, sequence.count)
         if self.out is not None and sequence.count > 1:
-            check_grid(sequence.count, columns, image_size, FOLDER_HINT)
+            check_grid(sequence.count, columns, image_shape, FOLDER_HINT)
         return columns
 
     def write(self, results: Sequence[Result], columns: int) -> None:

@@ -1,4 +1,4 @@
-"""Which images `mar generate` makes: classes and seeds in turn, from one image of the sequence on."""
+"""Which images `mar generate` makes: classes or prompts, and seeds, in turn, from one image of the sequence on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from runtime.checks import check_int, pluralize, truncate
 from runtime.errors import RequestError
+from runtime.image_records.subject import PromptText, Subject
 from runtime.requests.validation import check_seed
 
 MAX_COUNT = 100_000
@@ -19,16 +20,16 @@ _SHARD = re.compile(r"([0-9]{1,5})/([0-9]{1,5})")
 
 @dataclasses.dataclass(frozen=True)
 class ImageSequence:
-    """Images `first` to `first + count - 1` of a sequence that has the classes in turn and the seeds in turn.
+    """Images `first` to `first + count - 1` of a sequence that has the subjects in turn and the seeds in turn.
 
     Attributes:
-        classes: The classes.
-        seeds: The seeds: one, one for each class, or several with one class.
+        subjects: The classes or prompts.
+        seeds: The seeds: one, one for each subject, or several with one subject.
         first: The number of the first image.
         count: The number of images.
     """
 
-    classes: Sequence[int]
+    subjects: Sequence[Subject]
     seeds: Sequence[int]
     first: int
     count: int
@@ -38,9 +39,9 @@ class ImageSequence:
         return range(self.first, self.first + self.count)
 
     @property
-    def labels(self) -> list[int]:
-        """The class of each image."""
-        return [self.classes[number % len(self.classes)] for number in self._numbers]
+    def subjects_of_images(self) -> list[Subject]:
+        """The class or prompt of each image."""
+        return [self.subjects[number % len(self.subjects)] for number in self._numbers]
 
     @property
     def seeds_of_images(self) -> list[int]:
@@ -53,30 +54,31 @@ class ImageSequence:
         return [number // len(self.seeds) for number in self._numbers]
 
 
-def image_sequence(classes: Sequence[int], seeds: Sequence[int], first: int, count: int | None) -> ImageSequence:
+def image_sequence(subjects: Sequence[Subject], seeds: Sequence[int], first: int, count: int | None) -> ImageSequence:
     """Return the images that the options of a command line name.
 
     Args:
-        classes: The classes.
+        subjects: The classes or prompts.
         seeds: The values of `--seed`.
         first: The value of `--first`.
-        count: The value of `--count`. None: one image of each class, or of each seed if these are more.
+        count: The value of `--count`. None: one image of each subject, or of each seed if these are more.
 
     Raises:
         RequestError: An option has a wrong value.
     """
-    total = max(len(classes), len(seeds)) if count is None else count
+    total = max(len(subjects), len(seeds)) if count is None else count
     check_int("--count", total, 1, MAX_COUNT)
     check_int("--first", first, 0, _LAST_INDEX - total)
     for number, seed in enumerate(seeds):
         if check_seed(seed) in seeds[:number]:
             raise RequestError(f"--seed {seed} is given twice; its images follow from --count, so give it once")
-    if len(seeds) > 1 and len(classes) not in (1, len(seeds)):
+    if len(seeds) > 1 and len(subjects) not in (1, len(seeds)):
+        kind, option = ("prompt", "--prompt") if isinstance(subjects[0], PromptText) else ("class", "--class")
         raise RequestError(
-            f"{len(seeds)} seeds for {pluralize(len(classes), 'class')}; give one --seed for all images, one for each "
-            "--class, or several with one --class"
+            f"{len(seeds)} seeds for {pluralize(len(subjects), kind)}; give one --seed for all images, one for each "
+            f"{option}, or several with one {option}"
         )
-    return ImageSequence(classes, seeds, first, total)
+    return ImageSequence(subjects, seeds, first, total)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

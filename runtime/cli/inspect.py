@@ -19,7 +19,7 @@ from runtime.distance import sqnr_db
 from runtime.errors import RequestError
 from runtime.image_files import IMAGE_SUFFIXES
 from runtime.model.engine_spec import AXES
-from runtime.model.families import family_of
+from runtime.model.families import request_inputs
 
 
 @click.command()
@@ -47,7 +47,7 @@ def inspect(artifact: pathlib.Path, verify: bool, print_document: PrintDocument)
     _print_model(manifest)
     click.echo(f"hash        {manifest.content_sha256}, of model, tokenizer and engines; its images carry it")
     if manifest.model.class_num == 0:
-        click.echo(f"request     {', '.join(family_of(manifest.model).inputs)}")
+        click.echo(f"request     {', '.join(request_inputs(manifest.model, manifest.engines))}")
     click.echo(f"sampling    {manifest.sampling.describe()} (the default settings)")
     for name, preset in manifest.presets.items():
         click.echo(f"preset      {name}: {preset.describe()}")

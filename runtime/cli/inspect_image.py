@@ -38,16 +38,21 @@ def inspect_image(path: pathlib.Path) -> dict[str, Any]:
     grid = f", a grid of {pluralize(len(records), 'image')}" if len(records) > 1 else ""
     click.echo(f"{printable(str(path))}: made by mar {printable(first.version)}{grid}\n")
     for record in records:
-        click.echo(f"image       {_class(record)}, seed {record.seed}, index {record.index}")
+        click.echo(f"image       {_subject(record)}, seed {record.seed}, index {record.index}")
     click.echo(f"preset      {'none' if first.preset is None else printable(first.preset)}")
     settings = (f"{name} {_value(value)}" for name, value in first.settings.items() if value is not None)
     click.echo(f"sampling    {', '.join(settings)}")
     if first.given:
         click.echo(f"given       {', '.join(_GIVEN[name] for name in first.given)}")
     click.echo(f"artifact    {printable(first.artifact_sha256)}, the hash that mar inspect ARTIFACT prints")
-    click.echo(f"make again  {printable(shlex.join(command(first)))}")
-    if grid:
-        click.echo("            (this makes the first image; give the class, seed and index of another for that one)")
+    words = command(first)
+    if not words:
+        click.echo("make again  with Generator.generate in Python, which takes embeddings of prompts")
+    else:
+        click.echo(f"make again  {printable(shlex.join(words))}")
+    if grid and words:
+        what = "prompt" if first.prompt else "class"
+        click.echo(f"            (this makes the first image; give the {what}, seed and index of another for that one)")
     return {
         "image": str(path),
         "records": [record.to_dict() for record in records],
@@ -56,9 +61,16 @@ def inspect_image(path: pathlib.Path) -> dict[str, Any]:
 
 
 def command(record: ImageRecord) -> list[str]:
-    """Return the command that makes an image again, with capital letters in place of the names of files."""
+    """Return the command that makes an image again, with capital letters in place of the names of files.
+
+    No command takes the embeddings of a prompt: nothing is returned then.
+    """
+    if "prompt_embeds" in record.given:
+        return []
     words = ["mar", "edit" if record.is_edit else "generate", "ARTIFACT"]
-    words += ["--class", f"index:{record.class_number}", "--seed", str(record.seed), "--first", str(record.index)]
+    words += ["--prompt", record.prompt] if record.prompt else ["--class", f"index:{record.class_number}"]
+    words += ["--negative-prompt", record.negative_prompt] if record.negative_prompt else []
+    words += ["--seed", str(record.seed), "--first", str(record.index)]
     words += ["--count", "1"]
     for name in record.given:
         words += [f"--{name}" if record.is_edit else f"--{name}-file", name.upper()]
@@ -85,5 +97,10 @@ def _value(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else printable(str(value))
 
 
-def _class(record: ImageRecord) -> str:
+def _subject(record: ImageRecord) -> str:
+    if record.prompt:
+        negative = f", negative prompt {printable(record.negative_prompt)}" if record.negative_prompt else ""
+        return f"prompt {printable(record.prompt)}{negative}"
+    if "prompt_embeds" in record.given:
+        return "a prompt"
     return f"class {record.class_number}" + (f" {printable(record.class_name)}" if record.class_name else "")

@@ -81,6 +81,7 @@ _SCHEDULE = (
     ),
     click.option("--cfg-min", type=float, help="Scale from which the guidance schedule ramp grows."),
     click.option("--cfg-truncation", type=float, help="Diffusion steps below this timestep have no guidance."),
+    click.option("--cfg-renorm", type=float, help="Least factor, 0 to 1, of renormalized guidance of a NOVA."),
     click.option(
         "--cfg-interval",
         type=(float, float),

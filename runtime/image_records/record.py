@@ -9,6 +9,7 @@ from typing import Any
 
 from runtime.checks import printable
 from runtime.errors import RequestError
+from runtime.image_records.subject import PromptText, Subject
 from runtime.sampling.settings import LATER_SETTINGS, Sampling, plain_settings
 from runtime.storage.schema import SchemaError, parse_object
 from runtime.storage.structured_files import parse_json
@@ -37,6 +38,8 @@ class ImageRecord:
         preset: The preset from which the settings come. None: the artifact's own settings, or settings without a name.
         artifact_sha256: The hash of the model, `Manifest.content_sha256`.
         version: The version of this package.
+        prompt: What the image shows, of a model that draws from text. Empty: its class, or embeddings of a prompt.
+        negative_prompt: What guidance leads away from; empty for the empty prompt.
         given: The SHA-256 of each array that the caller gave, by its name in `GIVEN`.
         dilate: Of an edit: whether the neighbours of the mask were regenerated too.
         paste: Of an edit: whether the known pixels were restored.
@@ -50,9 +53,16 @@ class ImageRecord:
     preset: str | None
     artifact_sha256: str
     version: str = __version__
+    prompt: str = ""
+    negative_prompt: str = ""
     given: dict[str, str] = dataclasses.field(default_factory=dict)
     dilate: bool = False
     paste: bool = True
+
+    @property
+    def subject(self) -> Subject:
+        """What the image shows."""
+        return PromptText(self.prompt, self.negative_prompt) if self.prompt else self.class_number
 
     @property
     def is_edit(self) -> bool:
@@ -60,8 +70,11 @@ class ImageRecord:
         return "mask" in self.given
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON values, without what only an edit or a caller's own arrays need."""
+        """Return the record as JSON values, without what only an edit, a prompt or a caller's own arrays need."""
         values = dataclasses.asdict(self)
+        for name in ("prompt", "negative_prompt"):
+            if not values[name]:
+                del values[name]
         if not self.given:
             del values["given"]
         if not self.is_edit:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
-from runtime.errors import BackendError
+from runtime.checks import check_finite
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array
 
@@ -37,12 +35,3 @@ def finite_engines(engines: Engines) -> Engines:
         return outputs
 
     return dataclasses.replace(engines, backbone=backbone, conditioning=conditioning)
-
-
-def check_finite(values: Array, source: str) -> None:
-    """Raise `BackendError` if `values` are not finite; `source` is what computed them, for the message."""
-    if not np.isfinite(values).all():
-        raise BackendError(
-            f"{source} produced values that are not finite; check the export's parity report, and if it is in fp16, "
-            "export with --precision bf16"
-        )

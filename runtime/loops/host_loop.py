@@ -8,9 +8,11 @@ scattered.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
+from runtime.loops.renormalized_guidance import Others, renormalized_step
 from runtime.model.engine_spec import Engine
 from runtime.model.families import family_of
 from runtime.model.family_config import FamilyConfig
@@ -32,6 +34,7 @@ class Engines:
         conditioning: z and timesteps to the modulation of the head.
         denoise: One diffusion step.
         condition: What is drawn to the prefix of the backbone, for families that have one. The loop does not use it.
+        text_encoder: Tokens of prompts to what `condition` reads, if the artifact has one. The loop does not use it.
         decoder: Latents to an image, if the artifact has a KL tokenizer. The loop does not use it.
         encoder: An image to latents, if the artifact has that too. The loop does not use it.
     """
@@ -42,6 +45,7 @@ class Engines:
     condition: Engine | None = None
     decoder: Engine | None = None
     encoder: Engine | None = None
+    text_encoder: Engine | None = None
 
 
 def run_plan(
@@ -87,7 +91,8 @@ def run_plan(
         )  # [G*N, C]
         steps = iteration.table.steps
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
-        x = diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale)
+        others = Others.around(noise[: steps + 1], start, stop) if iteration.renormalized else None
+        x = diffuse(engines, config, z, rows, iteration.table, iteration.guidance_scale, others)
         tokens[start:stop] = x.reshape(iteration.count, batch, -1)
         if after_iteration is not None:
             after_iteration(number + 1, len(plan.iterations), lambda: tokens)
@@ -100,7 +105,13 @@ def steps_at_once(config: FamilyConfig, rows: int) -> int:
 
 
 def diffuse(
-    engines: Engines, config: FamilyConfig, z: Float, noise: Float, table: CoefficientTable, guidance_scale: float
+    engines: Engines,
+    config: FamilyConfig,
+    z: Float,
+    noise: Float,
+    table: CoefficientTable,
+    guidance_scale: float,
+    others: Others | None = None,
 ) -> Float:
     """Run the diffusion chain of N tokens.
 
@@ -111,6 +122,7 @@ def diffuse(
         noise: Float32 [T + 1, N, D]: the initial state, and the noise of every step.
         table: The coefficients of the T steps.
         guidance_scale: The guidance scale; it has no effect without guidance.
+        others: The other positions, for guidance that is renormalized; None for guidance that is not.
 
     Returns:
         The tokens, float32 [N, D].
@@ -122,13 +134,18 @@ def diffuse(
     for first in range(0, table.steps, together):
         (modulation,) = engines.conditioning(z=z, timesteps=table.timesteps[first : first + together])  # [t, G N, M]
         for step, modulation_of_step in enumerate(modulation, start=first):
-            halves = len(z) if step < table.steps - table.unguided else len(x)
-            x, x0 = engines.denoise(
+            guided = step < table.steps - table.unguided
+            call = functools.partial(
+                engines.denoise,
                 x=x,
                 previous_x0=x0,
                 noise=noise[1 + step],
-                modulation=modulation_of_step[:halves],
                 coefficients=table.coefficients[step],
                 guidance=guidance,
             )
+            next_x, x0 = call(modulation=modulation_of_step if guided else modulation_of_step[: len(x)])
+            if guided and others is not None:
+                _, conditional = call(modulation=modulation_of_step[: len(x)])
+                next_x, x0 = renormalized_step(table, step, x, next_x, x0, conditional, others)
+            x = next_x
     return x

@@ -43,6 +43,7 @@ AXES = {
     "N": "rows of the head (one for each predicted token)",
     "T": "diffusion steps",
     "Q": "prompts",
+    "U": "tokens of a prompt",
 }
 """What the letters of dynamic axes stand for."""
 
@@ -56,6 +57,9 @@ BACKBONE, CONDITIONING, DENOISE = ENGINES = ("backbone", "conditioning", "denois
 
 CONDITION = "condition"
 """The engine that computes what the backbone reads as a prefix, once for each image, in families that have one."""
+
+TEXT_ENCODER = "text_encoder"
+"""The engine that turns tokens of a prompt into the rows that `condition` reads; optional."""
 
 DECODER, ENCODER = TOKENIZER_ENGINES = ("decoder", "encoder")
 """The engines of a KL tokenizer; the encoder is optional."""

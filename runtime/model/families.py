@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from runtime.checks import truncate
 from runtime.errors import ConfigError, RequestError
 from runtime.model.config import ModelConfig
-from runtime.model.engine_spec import BACKBONE, CONDITION, CONDITIONING, DECODER, DENOISE, ENCODER, EngineSpec
+from runtime.model.engine_spec import (
+    BACKBONE,
+    CONDITION,
+    CONDITIONING,
+    DECODER,
+    DENOISE,
+    ENCODER,
+    TEXT_ENCODER,
+    EngineSpec,
+)
 from runtime.model.family_config import FamilyConfig
 from runtime.model.mar_engines import causal_specs, mar_specs
 from runtime.model.nova_config import FAMILY as NOVA
 from runtime.model.nova_config import NovaConfig
-from runtime.model.nova_engines import nova_specs
+from runtime.model.nova_engines import nova_specs, nova_text_specs
 from runtime.model.uva_config import FAMILY as UVA
 from runtime.model.uva_config import UvaConfig
 from runtime.model.uva_engines import uva_specs
@@ -29,6 +38,10 @@ DEFAULT = "mar"
 
 FAMILY_KEY = "family"
 """The key of the family in a stored config."""
+
+
+def _no_specs(config: Any) -> tuple[EngineSpec, ...]:
+    return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Family:
         specs: The specs of the engines of the sampling loop, which follow from a config.
         condition: The input of the backbone that says what is drawn. Its first axis has an entry for each image and
             guidance half.
-        inputs: The named arguments that a request must have.
+        inputs: The named arguments that a request must have, see `request_inputs`.
         request: Checks what a request holds, a `runtime.requests.subjects.CheckSubjects`.
         sampling: How a plan is filled: a module as `runtime.sampling.constraints.SamplingRules` describes it.
         host_loop: The loop on the host, called with engines, config and the arguments of
@@ -54,6 +67,7 @@ class Family:
         eager: The reference in eager PyTorch: a module with `example_request`, the named arguments of a request for one
             image, and `sample_request`, which makes its latents; see `training.models.reference_loop`.
         refused: What does not support the family: the rest of the sentence that says so, by the name of the command.
+        optional: The specs of engines that an artifact may have too, beside those of its tokenizer.
     """
 
     kind: str
@@ -70,6 +84,7 @@ class Family:
     published: str | None = None
     tokenizer: Mapping[str, bool] = dataclasses.field(default_factory=lambda: {DECODER: True, ENCODER: False})
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
 
 
 def imported(name: str) -> Any:
@@ -92,8 +107,11 @@ _MEASURED = (
 """What measures or changes single engines of a masked diffusion model."""
 
 
-_BY_CLASS = ("mar generate", "mar generate-dataset", "mar edit", "mar serve", "mar export-triton")
+_BY_CLASS = ("mar generate-dataset", "mar export-triton")
 """What asks for the classes of images."""
+
+_BY_SUBJECT = ("mar generate", "mar edit", "mar serve")
+"""What asks for classes or prompts."""
 
 
 _NO_POLICY = {"runtime.Policy": "is for models that drive robots, and this one draws images; call runtime.Generator"}
@@ -165,10 +183,11 @@ _NOVA = Family(
     published="training.checkpoints.nova_folder",
     refused={
         **_unsupported("NOVA"),
-        **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; call Generator.generate in Python"),
+        **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
         "mar study": "is for models of pixels with classes; a NOVA draws from text",
         "mar export --image-size": "does not support NOVA, whose tables of positions are not trained for other sizes",
     },
+    optional=nova_text_specs,
 )
 
 _DRIVES = "a UVA drives a robot; call runtime.Policy in Python"
@@ -193,7 +212,7 @@ _UVA = Family(
     tokenizer={ENCODER: True},
     refused={
         **dict.fromkeys(_MEASURED, f"is for models of images, and {_DRIVES}"),
-        **dict.fromkeys(_BY_CLASS, f"draws classes, and {_DRIVES}"),
+        **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
         "mar study": "is for models of pixels with classes; a UVA drives a robot",
         "mar export --image-size": "does not support UVA, whose frames have 256x256 pixels",
         "mar export --encoder": "is for models of images; a UVA is exported with the encoder that its file has",
@@ -219,6 +238,16 @@ def family_of(config: FamilyConfig) -> Family:
 def engine_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
     """Return the specs of the engines of the sampling loop for a model, by name."""
     return {spec.name: spec for spec in family_of(config).specs(config)}
+
+
+def optional_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
+    """Return the specs of the engines that an artifact of a model may have too, by name; not those of its tokenizer."""
+    return {spec.name: spec for spec in family_of(config).optional(config)}
+
+
+def request_inputs(config: FamilyConfig, engines: Collection[str]) -> tuple[str, ...]:
+    """Return the named arguments that a request must have, for a model and the names of an artifact's engines."""
+    return ("prompt",) if TEXT_ENCODER in engines else family_of(config).inputs
 
 
 def check_supported(config: FamilyConfig, command: str) -> Any:

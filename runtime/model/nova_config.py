@@ -19,6 +19,10 @@ SPACINGS = ("leading", "trailing")
 _HEAD_STRIDE = 15  # patches are so large that a token has about this many pixels along its side
 
 
+LEAST_VOCABULARY = 256
+"""The fewest tokens that a text encoder may know: those of single bytes."""
+
+
 def _sizes(least: int, most: int) -> dict[str, int]:
     return {"least": least, "most": most}
 
@@ -164,7 +168,7 @@ class NovaConfig:
 
     def index_bounds(self) -> dict[str, tuple[int, int]]:
         """Return the bounds of integer inputs of the engines; see `FamilyConfig.index_bounds`."""
-        return {"lengths": (0, self.text_token_len + 1)}
+        return {"lengths": (0, self.text_token_len + 1), "token_ids": (0, LEAST_VOCABULARY)}
 
     def describe_head(self) -> str:
         """Return what turns z into a token, for messages."""

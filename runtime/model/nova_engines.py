@@ -1,11 +1,17 @@
-"""The engines of NOVA, whose condition is a prefix of the backbone.
-
-Axes beside those of `runtime.model.engine_spec`: Q prompts.
-"""
+"""The engines of NOVA, whose condition is a prefix of the backbone."""
 
 from __future__ import annotations
 
-from runtime.model.engine_spec import CONDITION, FLOAT, INT, EngineSpec, TensorSpec, head_specs, masked_backbone
+from runtime.model.engine_spec import (
+    CONDITION,
+    FLOAT,
+    INT,
+    TEXT_ENCODER,
+    EngineSpec,
+    TensorSpec,
+    head_specs,
+    masked_backbone,
+)
 from runtime.model.nova_config import NovaConfig
 
 
@@ -26,3 +32,16 @@ def nova_specs(config: NovaConfig) -> tuple[EngineSpec, ...]:
     )
     prefix = TensorSpec("condition", FLOAT, ("GB", *rows))
     return condition, masked_backbone(config, prefix), *head_specs(config)
+
+
+def nova_text_specs(config: NovaConfig) -> tuple[EngineSpec, ...]:
+    """Return the spec of the text encoder: tokens of Q prompts to a row for each of them.
+
+    It is causal, so a row does not depend on what follows it: shorter prompts are filled up with any token.
+    """
+    text_encoder = EngineSpec(
+        TEXT_ENCODER,
+        inputs=(TensorSpec("token_ids", INT, ("Q", "U")),),
+        outputs=(TensorSpec("text", FLOAT, ("Q", "U", config.text_token_dim)),),
+    )
+    return (text_encoder,)

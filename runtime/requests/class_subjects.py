@@ -11,6 +11,7 @@ import numpy as np
 from runtime.errors import RequestError
 from runtime.model.engine_spec import Array
 from runtime.model.family_config import FamilyConfig
+from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.requests.subjects import SUBJECT_ARGUMENTS, ConditionEngines
 from runtime.requests.validation import check_labels
 from runtime.sampling.plan import Condition, Int
@@ -56,7 +57,9 @@ def both_halves(labels: Int, none: int) -> Int:
     return np.concatenate([labels, np.full_like(labels, none)])
 
 
-def check_classes(inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str]) -> ClassSubjects:
+def check_classes(
+    inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str], tokenizer: PromptTokenizer | None
+) -> ClassSubjects:
     """Check the classes of a request; a `runtime.requests.subjects.CheckSubjects`.
 
     Raises:

@@ -9,11 +9,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import pluralize, truncate
+from runtime.checks import check_finite, pluralize, truncate
 from runtime.errors import BackendError, RequestError
-from runtime.model.engine_spec import Array
+from runtime.model.engine_spec import CONDITION, Array
 from runtime.model.family_config import FamilyConfig
 from runtime.model.uva_config import FRAMES, UvaConfig
+from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.requests.subjects import ConditionEngines
 from runtime.requests.validation import MAX_BATCH, as_array
 from runtime.sampling.plan import Condition
@@ -46,6 +47,7 @@ class Observations:
         if engines.condition is None:
             raise BackendError("the engine condition is missing, which a model that reads observations needs")
         (rows,) = engines.condition(**self.arrays)
+        check_finite(rows, f"engine {CONDITION}")
         return rows
 
     def given(self, place: int) -> dict[str, Array]:
@@ -57,7 +59,9 @@ class Observations:
         return {"class_number": 0, "class_name": ""}
 
 
-def check_observations(inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str]) -> Observations:
+def check_observations(
+    inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str], tokenizer: PromptTokenizer | None
+) -> Observations:
     """Check the observation of a request; a `runtime.requests.subjects.CheckSubjects`. Its frames must be latents.
 
     Raises:

@@ -9,16 +9,21 @@ from numpy.typing import ArrayLike
 
 from runtime.model.engine_spec import Array, Engine
 from runtime.model.family_config import FamilyConfig
+from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.sampling.plan import Condition
 from runtime.sampling.settings import SamplingRequest
 
 
 class ConditionEngines(Protocol):
-    """The engines of a model, of which the one that computes the condition is used, if there is one."""
+    """The engines of a model, of which those that compute the condition are used, if there are any."""
 
     @property
     def condition(self) -> Engine | None:
         """The engine `condition`."""
+
+    @property
+    def text_encoder(self) -> Engine | None:
+        """The engine `text_encoder`."""
 
 
 class Subjects(Protocol):
@@ -49,11 +54,15 @@ class PromptArguments(TypedDict, total=False):
     """The arguments of a request to a model that draws from text.
 
     Attributes:
-        prompt_embeds: The embeddings of B prompts, arrays [n, d] of d values a row and at most S rows, as `mar inspect`
-            shows both.
-        negative_prompt_embeds: The prompts that guidance leads away from, B of them. None: the empty prompt.
+        prompt: B prompts, for an artifact with a text encoder.
+        negative_prompt: The prompts that guidance leads away from, B of them. None: the empty prompt.
+        prompt_embeds: In place of `prompt`: the embeddings of B prompts, arrays [n, d] of d values a row and at most S
+            rows, as `mar inspect` shows both.
+        negative_prompt_embeds: In place of `negative_prompt`: the same for those.
     """
 
+    prompt: Sequence[str] | None
+    negative_prompt: Sequence[str] | None
     prompt_embeds: Sequence[ArrayLike] | None
     negative_prompt_embeds: Sequence[ArrayLike] | None
 
@@ -80,6 +89,6 @@ class ImageRequest(SamplingRequest, SubjectArguments, total=False):
     """The named arguments of a request: sampling settings, and what is drawn."""
 
 
-CheckSubjects = Callable[[Mapping[str, Any], FamilyConfig, Sequence[str]], Subjects]
-"""Checks the arguments of a request that name its subjects, by name, for a model and the names of its classes. Raises
-`RequestError`."""
+CheckSubjects = Callable[[Mapping[str, Any], FamilyConfig, Sequence[str], PromptTokenizer | None], Subjects]
+"""Checks the arguments of a request that name its subjects, by name, for a model, the names of its classes, and the
+tokenizer of its text encoder, if it has one. Raises `RequestError`."""

@@ -86,6 +86,8 @@ def coefficients(model: NovaConfig, sampling: Sampling, steps: int | str) -> Coe
         check_number("flow_shift", sampling.flow_shift, 0.01, 100)
     if sampling.cfg_truncation is not None:
         check_number("cfg_truncation", sampling.cfg_truncation, 0, TRAIN_STEPS)
+    if sampling.cfg_renorm is not None:
+        check_number("cfg_renorm", sampling.cfg_renorm, 0, 1)
     return _table(
         model.scheduler,
         sampling.sampler,
@@ -94,6 +96,7 @@ def coefficients(model: NovaConfig, sampling: Sampling, steps: int | str) -> Coe
         float(sampling.eta),
         sampling.flow_shift,
         sampling.cfg_truncation,
+        sampling.cfg_renorm,
     )
 
 
@@ -106,6 +109,7 @@ def _table(
     eta: float,
     shift: float | None,
     truncation: float | None,
+    renorm: float | None,
 ) -> CoefficientTable:
     if scheduler.kind == FLOW:
         timesteps, columns = FLOWS[sampler](flow_times(scheduler, steps, shift), temperature, eta)
@@ -115,6 +119,7 @@ def _table(
         timesteps=np.ascontiguousarray(timesteps, dtype=np.float32),
         coefficients=coefficient_rows(columns),
         unguided=0 if truncation is None else int((timesteps < truncation).sum()),
+        renorm=renorm,
     )
 
 

@@ -85,6 +85,18 @@ class Iteration:
         """Whether the unconditional half is computed."""
         return self.guidance_scale != 1.0
 
+    @property
+    def renormalized(self) -> bool:
+        """Whether guidance is renormalized."""
+        return self.guided and self.table.renorm is not None
+
+    @property
+    def denoised_halves(self) -> tuple[int, ...]:
+        """The numbers of guidance halves with which `denoise` is called."""
+        if not self.guided:
+            return (1,)
+        return (2, 1) if self.table.unguided or self.renormalized else (2,)
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -109,6 +121,11 @@ class Plan:
     def guided(self) -> bool:
         """Whether any iteration computes the unconditional half."""
         return any(iteration.guided for iteration in self.iterations)
+
+    @property
+    def renormalized(self) -> bool:
+        """Whether any iteration renormalizes its guidance."""
+        return any(iteration.renormalized for iteration in self.iterations)
 
     @property
     def guidance_scale(self) -> float:
@@ -172,7 +189,7 @@ def chain_table(sampling: Sampling, steps: int | str) -> CoefficientTable:
     Raises:
         RequestError: A setting has a wrong value.
     """
-    for name in ("cfg_truncation", "flow_shift"):
+    for name in ("cfg_truncation", "cfg_renorm", "flow_shift"):
         if (value := getattr(sampling, name)) is not None:
             raise RequestError(f"{name} belongs to models of the family nova, found {truncate(value)}; leave it out")
     return coefficient_table(sampling.sampler, steps, sampling.temperature, sampling.eta, sampling.start_timestep)

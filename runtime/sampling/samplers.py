@@ -57,11 +57,13 @@ class CoefficientTable:
         timesteps: The timesteps that the conditioning engine receives, float32 [T].
         coefficients: The columns of `runtime.model.coefficients.COEFFICIENTS`, float32 [T, 10].
         unguided: How many of the last steps have no guidance, in an iteration that has it.
+        renorm: The least factor of renormalized guidance, see `runtime.loops.renormalized_guidance`; None without it.
     """
 
     timesteps: NDArray[np.float32]
     coefficients: NDArray[np.float32]
     unguided: int = 0
+    renorm: float | None = None
 
     @property
     def steps(self) -> int:

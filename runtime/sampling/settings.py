@@ -14,7 +14,7 @@ from runtime.errors import RequestError
 _INT64 = 2**63
 
 
-LATER_SETTINGS = frozenset({"cfg_min", "cfg_truncation", "flow_shift"})
+LATER_SETTINGS = frozenset({"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift"})
 """Settings that older manifests and images do not have. None stands for them."""
 
 
@@ -44,6 +44,8 @@ class Sampling:
             DDPM.
         cfg_min: The scale from which the schedule `ramp` of guidance grows. None: `cfg_scale`.
         cfg_truncation: Diffusion steps below this timestep, 0 to 1000, have no guidance. None: all steps have it.
+        cfg_renorm: The least factor, 0 to 1, by which a guided prediction is made as small as the conditional one, over
+            the whole image. None: it stays as it is.
         flow_shift: The shift of the noise levels of a NOVA with a flow. None: that of the model.
     """
 
@@ -62,6 +64,7 @@ class Sampling:
     eta: float = 0.0
     cfg_min: float | None = None
     cfg_truncation: float | None = None
+    cfg_renorm: float | None = None
     flow_shift: float | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +126,7 @@ class SamplingOverrides(TypedDict, total=False):
     eta: float | None
     cfg_min: float | None
     cfg_truncation: float | None
+    cfg_renorm: float | None
     flow_shift: float | None
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import MarError
 from runtime.image_records.record import ImageRecord
+from runtime.image_records.subject import Subject
 from runtime.requests.inpainting import Edit
 from runtime.sampling.settings import Sampling
 
@@ -85,7 +86,7 @@ class Drawing:
     """A request: images with the same sampling settings. Every value is checked.
 
     Attributes:
-        labels: The class of each image.
+        subjects: What each image shows.
         seeds: The seed of each image.
         indices: The number of each image in the sequence of its seed.
         sampling: Complete sampling settings.
@@ -96,7 +97,7 @@ class Drawing:
         deadline: The time on `time.monotonic` by which the request must be done; None for no limit.
     """
 
-    labels: Sequence[int]
+    subjects: Sequence[Subject]
     seeds: Sequence[int]
     indices: Sequence[int]
     sampling: Sampling
@@ -122,7 +123,7 @@ class Drawn:
     """The images of a request.
 
     Attributes:
-        images: The finished images, one for each label.
+        images: The finished images, one for each subject.
         timing: Where the time went.
     """
 

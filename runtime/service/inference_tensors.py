@@ -35,7 +35,9 @@ class TensorInput:
 
 INPUTS = (
     TensorInput("LABEL", "INT32", "the class of each image by number; give LABEL or PROMPT"),
-    TensorInput("PROMPT", "BYTES", "the class of each image by name or number"),
+    TensorInput(
+        "PROMPT", "BYTES", "the class of each image by name or number; of a model that draws from text, its prompt"
+    ),
     TensorInput("SEED", "UINT64", "optional: the seed of each image; drawn at random without it"),
     TensorInput("INDEX", "UINT64", "optional: the number of each image in the sequence of its seed, 0 without it"),
     TensorInput("GUIDANCE", "FP32", "optional: the scale of classifier-free guidance"),
@@ -91,7 +93,7 @@ def _column(name: str, tensor: NDArray[Any], count: int) -> list[Any]:
 def _drawing(model: ServedModel, values: Mapping[str, Any], deadline: float | None) -> Drawing:
     preset = values.get("PRESET") or model.default_preset
     return Drawing(
-        labels=[model.label(values["LABEL"] if "LABEL" in values else values["PROMPT"])],
+        subjects=[model.subject(values["LABEL"] if "LABEL" in values else values["PROMPT"])],
         seeds=[values.get("SEED", random_seed())],
         indices=[values.get("INDEX", 0)],
         sampling=model.sampling(preset, iterations=values.get("STEPS"), cfg_scale=values.get("GUIDANCE")),

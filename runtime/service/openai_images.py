@@ -117,7 +117,7 @@ class ImagesApi:
         return Response(kept.content, media_type=kept.media_type, headers={"Cache-Control": "private"})
 
     async def generate(self, request: Request) -> Response:
-        """Answer with images of a class."""
+        """Answer with images of a class or a prompt."""
         arrived = time.monotonic()
         body = await read_body(request, self._service.settings)
         asked = self._asked(parse_fields(ImageFields, parse_json_object(body)), arrived)
@@ -143,12 +143,14 @@ class ImagesApi:
         _check_most("partial_images", shown, settings.max_partial_images)
         _check_form(fields, model, settings.urls)
         with _about("prompt"):
-            label = model.label(fields.prompt)
+            subject = model.subject(fields.prompt)
+        with _about("negative_prompt"):
+            subject = model.subject(fields.prompt, fields.negative_prompt)
         preset = fields.preset or model.default_preset
         return _Asked(
             model,
             Drawing(
-                labels=[label] * count,
+                subjects=[subject] * count,
                 seeds=[random_seed() if fields.seed is None else fields.seed] * count,
                 indices=image_indices(fields.index, count),
                 sampling=_sampling(fields, model, preset),
@@ -186,7 +188,7 @@ class ImagesApi:
         ]
         shape = _shape(asked)
         del shape["quality"]  # the client of OpenAI knows no "auto" here
-        usage, timing = _usage(asked.model, len(data)), _timing(drawn.timing, asked)
+        usage, timing = _usage(asked, len(data)), _timing(drawn.timing, asked)
         return JSONResponse({"created": int(time.time()), "data": data, **shape, "usage": usage, "timing": timing})
 
     def _stream(self, request: Request, asked: _Asked) -> Response:
@@ -215,7 +217,7 @@ class ImagesApi:
                     sent[shown.place] += 1
                 else:
                     kind = "completed"
-                    event |= {"usage": _usage(asked.model, 1), "timing": _timing(shown.timing, asked), **_how(shown)}
+                    event |= {"usage": _usage(asked, 1), "timing": _timing(shown.timing, asked), **_how(shown)}
                 yield {"type": f"{asked.event}.{kind}", **event}
             future.result()
         except asyncio.TimeoutError:
@@ -292,9 +294,6 @@ def _check_form(fields: ImageFields, model: ServedModel, urls: bool) -> None:
     if fields.size not in (None, "auto", _size(model)):
         message = f"{model.name} makes images of {_size(model)}, found {truncate(fields.size)}; leave size out"
         raise HttpError(400, message, param="size", code="invalid_value")
-    if fields.negative_prompt:
-        message = "a model of classes has no negative prompt; leave it out, and set guidance_scale"
-        raise HttpError(400, message, param="negative_prompt", code="invalid_value")
     if fields.stream and fields.response_format == _URL:
         message = "a stream carries its images; leave response_format out"
         raise HttpError(400, message, param="response_format", code="invalid_value")
@@ -318,7 +317,8 @@ def _brief(model: ServedModel) -> dict[str, Any]:
 
 
 def _size(model: ServedModel) -> str:
-    return f"{model.generator.image_size}x{model.generator.image_size}"
+    height, width, _ = model.generator.manifest.model.image_shape
+    return f"{width}x{height}"
 
 
 def _shape(asked: _Asked) -> dict[str, Any]:
@@ -335,14 +335,21 @@ def _how(shown: Shown) -> dict[str, Any]:
     """Return what draws a finished image again."""
     record = shown.record
     assert record is not None
-    return {name: getattr(record, name) for name in ("class_number", "class_name", "seed", "index", "preset")}
+    subject = ("prompt", "negative_prompt") if record.prompt else ("class_number", "class_name")
+    return {name: getattr(record, name) for name in (*subject, "seed", "index", "preset")}
 
 
-def _usage(model: ServedModel, images: int) -> dict[str, Any]:
+def _usage(asked: _Asked, images: int) -> dict[str, Any]:
     """Return the usage in tokens: a class is one token of text."""
-    tokens = images * model.generator.manifest.model.tokens
-    details = {"image_tokens": 0, "text_tokens": 1}
-    return {"input_tokens": 1, "input_tokens_details": details, "output_tokens": tokens, "total_tokens": 1 + tokens}
+    tokens = images * asked.model.generator.manifest.model.tokens
+    text = asked.model.text_tokens(asked.drawing.subjects[0])
+    details = {"image_tokens": 0, "text_tokens": text}
+    return {
+        "input_tokens": text,
+        "input_tokens_details": details,
+        "output_tokens": tokens,
+        "total_tokens": text + tokens,
+    }
 
 
 def _timing(timing: Timing, asked: _Asked) -> dict[str, Any]:

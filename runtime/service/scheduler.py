@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from runtime.checks import check_int, check_number
 from runtime.generator import Generator, Result
+from runtime.image_records.subject import subject_arguments
 from runtime.service.batch_queue import BatchQueue
 from runtime.service.drawing import (
     DeadlineError,
@@ -33,6 +34,7 @@ MAX_BATCH = 256
 
 _THREADS = 2  # one draws; the other prepares a full batch meanwhile, and waits for the lock of the generator
 _FIRST_GUESS = 1.0  # seconds of a batch, before one was drawn
+_Value = TypeVar("_Value")
 
 
 class SchedulerEvents(Protocol):
@@ -107,7 +109,9 @@ class Scheduler:
     def submit_all(self, drawings: Sequence[Drawing]) -> list[Future[Drawn]]:
         """Put several requests into the queue, or none of them; see `submit`."""
         requests = [_Request(drawing) for drawing in drawings]
-        images = [_WaitingImage(request, place) for request in requests for place in range(len(request.drawing.labels))]
+        images = [
+            _WaitingImage(request, place) for request in requests for place in range(len(request.drawing.subjects))
+        ]
         with self._changed:
             if self._closing:
                 raise SchedulerClosedError("the service is stopping; try again later")
@@ -209,12 +213,12 @@ class Scheduler:
     def _generate(self, batch: Sequence[_WaitingImage]) -> Result:
         drawing = batch[0].request.drawing
         return self._generator.generate(
-            [image.of(image.request.drawing.labels) for image in batch],
             seed=[image.of(image.request.drawing.seeds) for image in batch],
             index=[image.of(image.request.drawing.indices) for image in batch],
             edit=drawing.edit,
             progress=functools.partial(self._after_iteration, batch),
             sampling=drawing.sampling,
+            **subject_arguments([image.of(image.request.drawing.subjects) for image in batch]),
         )
 
     def _after_iteration(self, batch: Sequence[_WaitingImage], done: int, total: int) -> None:
@@ -298,7 +302,7 @@ class _Request:
         """Take a finished image, and set the result of the future if it was the last."""
         self.show(shown)
         self._images[shown.place] = shown
-        if len(self._images) == len(self.drawing.labels):
+        if len(self._images) == len(self.drawing.subjects):
             images = [self._images[place] for place in range(len(self._images))]
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(Drawn(images, _in_all([shown.timing for shown in images if shown.timing])))
@@ -322,6 +326,6 @@ class _WaitingImage:
         """Return whether nobody waits for it."""
         return self.request.is_over(now)
 
-    def of(self, values: Sequence[int]) -> int:
+    def of(self, values: Sequence[_Value]) -> _Value:
         """Return the value of this image, of a list with one for each image of its request."""
         return values[self.place]

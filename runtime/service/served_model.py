@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from runtime.checks import truncate
 from runtime.errors import RequestError
 from runtime.generator import Generator
+from runtime.image_records.subject import PromptText, Subject
 from runtime.model.families import check_supported
 from runtime.requests.inpainting import Edit, check_mask
+from runtime.requests.prompt_subjects import check_prompts
 from runtime.requests.validation import check_batch, check_labels, parse_class
 from runtime.sampling.constraints import is_editable, plan_for
 from runtime.sampling.plan import Plan
@@ -28,6 +30,7 @@ from runtime.service.settings import ServiceSettings
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RANDOM_SEEDS = 2**32  # a seed that is drawn at random is a number that every JSON reader can hold
 _PLANS_KEPT = 256
+_WARM_UP = PromptText("an image")
 
 
 class ServedModel:
@@ -59,6 +62,7 @@ class ServedModel:
         check_model_name(name)
         check_supported(generator.manifest.model, "mar serve")
         generator.manifest.check_decoder(f"the artifact of {name}")
+        generator.manifest.check_text_encoder(f"the artifact of {name}")
         self.name, self.generator, self.created, self.ready = name, generator, int(time.time()), False
         self.default_preset, self._settings = settings.preset, settings
         self._plan = functools.lru_cache(_PLANS_KEPT)(self._checked_plan)
@@ -71,16 +75,36 @@ class ServedModel:
             events=events,
         )
 
-    def label(self, prompt: object) -> int:
-        """Return the class that a prompt names, by name or by number.
+    @property
+    def reads_text(self) -> bool:
+        """Whether a prompt is a text, and not the name of a class."""
+        return self.generator.tokenizer is not None
+
+    def subject(self, prompt: object, negative_prompt: str | None = None) -> Subject:
+        """Return what a prompt names: for a model of classes, a class by name or number.
 
         Raises:
-            RequestError: The model has no such class.
+            RequestError: The model has no such class, or does not read such a prompt.
+            BackendError: The library that reads texts is not installed.
         """
+        if (tokenizer := self.generator.tokenizer) is not None:
+            config, negative = self.generator.manifest.model, negative_prompt or None
+            inputs = {"prompt": [prompt], "negative_prompt": None if negative is None else [negative]}
+            check_prompts(inputs, config, (), tokenizer)
+            return PromptText(str(prompt), negative_prompt or "")
+        if negative_prompt:
+            raise RequestError("a model of classes has no negative prompt; leave it out, and set guidance_scale")
         if isinstance(prompt, bool) or not isinstance(prompt, (str, int)):
             raise RequestError(f"the prompt must be the name or the number of a class, found {truncate(prompt)}")
         label = parse_class(prompt, self.generator.class_names) if isinstance(prompt, str) else prompt
         return int(check_labels([label], self.generator.manifest.model)[0])
+
+    def text_tokens(self, subject: Subject) -> int:
+        """Return the tokens of text that a request reads; a class is one."""
+        tokenizer = self.generator.tokenizer
+        if not isinstance(subject, PromptText) or tokenizer is None:
+            return 1
+        return sum(tokenizer.count(text) for text in (subject.prompt, subject.negative))
 
     def sampling(self, preset: str | None, **overrides: Any) -> Sampling:
         """Return the complete settings of a request.
@@ -128,7 +152,7 @@ class ServedModel:
 
     def warm_up(self) -> Drawing:
         """Return the request whose image shows that the model works."""
-        return Drawing((0,), (0,), (0,), self.sampling(self.default_preset))
+        return Drawing((_WARM_UP if self.reads_text else 0,), (0,), (0,), self.sampling(self.default_preset))
 
     def close(self) -> None:
         """Fail what waits, and free the engines."""

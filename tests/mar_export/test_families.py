@@ -13,7 +13,7 @@ from runtime.errors import ConfigError, RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES
 from runtime.model.families import FAMILIES, check_supported, engine_specs, family_of, imported, parse_config
-from runtime.sampling.constraints import SamplingRules
+from runtime.sampling.constraints import SamplingRules, is_editable
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -92,3 +92,31 @@ def test_only_the_table_and_a_familys_own_files_ask_for_attention_or_head() -> N
         if asks.search(file.read_text())
     }
     assert found <= own
+
+
+WORKING = ("mar export", "mar inspect", "mar generate", "mar edit", "mar serve")
+"""Commands that the page names, whether a row refuses them or not."""
+
+
+def works(command: str, name: str) -> bool:
+    editable = command != "mar edit" or name not in MAR_ROWS or is_editable(MAR_ROWS[name])
+    return editable and command not in FAMILIES[name].refused
+
+
+def page_of_families() -> list[str]:
+    """The table of the page: a line for each command, a column for each family."""
+    commands = dict.fromkeys([*WORKING, *(command for family in FAMILIES.values() for command in family.refused)])
+    return [
+        f"| what | {' | '.join(FAMILIES)} |",
+        "|---" * (1 + len(FAMILIES)) + "|",
+        *(
+            f"| {command} | {' | '.join('yes' if works(command, name) else 'no' for name in FAMILIES)} |"
+            for command in commands
+        ),
+    ]
+
+
+def test_the_page_of_families_says_what_the_table_says() -> None:
+    page = (ROOT / "docs/reference/families.md").read_text()
+    table = page.split("<!-- families -->\n")[1].split("<!-- end of families -->")[0]
+    assert table.strip().splitlines() == page_of_families()

@@ -67,13 +67,12 @@ def sample(
         )  # [G*B, K + R, C]
         observe("z", _by_position(z, unknown.repeat(halves, 1), length))
         index = now[..., None].expand(-1, -1, tokens.shape[-1])
-        rows = torch.gather(
-            noise_at[: iteration.table.steps + 1], 2, index[None].expand(iteration.table.steps + 1, -1, -1, -1)
-        )
-        x = _diffuse(
-            model, z[:, : iteration.count].flatten(0, 1), rows.flatten(1, 2), iteration.table, iteration.guidance_scale
-        )
-        tokens = tokens.scatter(1, index, x.unflatten(0, (batch, -1)))
+        chain = noise_at[: iteration.table.steps + 1]  # [T + 1, B, L, D]
+        rows = chain.take_along_dim(now[None, ..., None], 2)
+        beside = torch.cat([visible, unknown[:, iteration.count :]], dim=1)  # [B, L - K]
+        others = chain.take_along_dim(beside[None, ..., None], 2)
+        x = _diffuse(model, z[:, : iteration.count], rows, others, iteration.table, iteration.guidance_scale)
+        tokens = tokens.scatter(1, index, x)
         observe("tokens", tokens)
     return unpatchify(tokens.numpy(), config.grid_shape, config.patch_size)
 
@@ -107,22 +106,32 @@ def _by_position(z: Tensor, places: Tensor, length: int) -> Tensor:
     return empty.scatter(1, places[..., None].expand_as(z), z)
 
 
-def _diffuse(model: Nova, z: Tensor, noise: Tensor, table: CoefficientTable, scale: float) -> Tensor:
-    """Denoise tokens [N, D] from z [G*N, C] and noise [T + 1, N, D]."""
-    x, x0 = noise[0], torch.zeros_like(noise[0])
-    halves = len(z) // len(x)
+def _diffuse(model: Nova, z: Tensor, noise: Tensor, others: Tensor, table: CoefficientTable, scale: float) -> Tensor:
+    """Denoise tokens [B, K, D] from z [G*B, K, C] and noise [T + 1, B, K, D].
+
+    As published, the noisy values at the other positions, `others` [T + 1, B, L - K, D], stand for the predictions
+    there. Guidance that is renormalized reads them.
+    """
+    count, halves = noise.shape[2], len(z) // noise.shape[1]
+    x = torch.cat([noise[0], others[0]], dim=1)  # [B, L, D]
+    x0 = torch.zeros_like(x)
     for step in range(table.steps):
-        timesteps = torch.full((len(z),), float(table.timesteps[step]), dtype=x.dtype)
-        outputs = model.image_decoder(x.repeat(halves, 1), timesteps, z).unflatten(0, (halves, -1))
+        rows = x[:, :count].repeat(halves, 1, 1).flatten(0, 1)
+        timesteps = torch.full((len(rows),), float(table.timesteps[step]), dtype=x.dtype)
+        predicted = model.image_decoder(rows, timesteps, z.flatten(0, 1)).unflatten(0, (halves, len(x), count))
+        outputs = [torch.cat([half, x[:, count:]], dim=1) for half in predicted]
         output = outputs[0]
         if halves == 2 and step < table.steps - table.unguided:
             output = outputs[1] + scale * (outputs[0] - outputs[1])
+            if table.renorm is not None:
+                conditional, guided = (each.flatten(1).norm(dim=1) for each in (outputs[0], output))
+                output = output * (conditional / guided).clamp(table.renorm, 1)[:, None, None]
         row = dict(zip(COEFFICIENTS, table.coefficients[step].tolist(), strict=True))
         previous_x0, x0 = x0, row["x0_from_x"] * x + row["x0_from_eps"] * output
         x = (
             row["x_from_x"] * x
             + row["x_from_x0"] * x0
             + row["x_from_previous_x0"] * previous_x0
-            + row["noise_scale"] * noise[1 + step]
+            + row["noise_scale"] * torch.cat([noise[1 + step], others[1 + step]], dim=1)
         )
-    return x
+    return x[:, :count]

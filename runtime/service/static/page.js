@@ -64,7 +64,9 @@ async function chooseModel(name) {
   const classes = Array.isArray(model.classes) ? model.classes : [];
   byId("class-names").replaceChildren(...classes.map((value) => Object.assign(element("option"), { value })));
   const count = classes.length || model.classes;
-  byId("about").textContent = `${name}: ${model.size} pixels, ${count} classes, ${model.backend}`;
+  form.prompt.placeholder = count ? "a name or a number" : "what the image shows";
+  const draws = count ? `${count} classes` : "draws from text";
+  byId("about").textContent = `${name}: ${model.size} pixels, ${draws}, ${model.backend}`;
 }
 
 function setOptions(select, values) {

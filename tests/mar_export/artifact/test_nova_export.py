@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
@@ -11,32 +11,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mar_export.artifact.export import export_artifact
 from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.errors import ArtifactError, RequestError
 from runtime.generator import Generator
 from runtime.model.latents import patchify
+from runtime.requests.prompt_subjects import check_prompts
 from runtime.sampling.constraints import plan_for
 from tests.fakes.tensorrt.script import TensorRTScript
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE
-from tests.helpers.nova_cases import CASES, channels_first, nova_case, nova_checkpoint
+from tests.helpers.nova_cases import CASES, RENORMALIZED, channels_first, nova_case, nova_checkpoint
 from tests.helpers.simulated_gpu import PlanWriter
+from training.models.nova_reference import sample_request
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Exports a golden model once."""
-
-    @functools.cache
-    def export(model: str) -> pathlib.Path:
-        out = tmp_path_factory.mktemp("nova") / model
-        export_artifact(nova_checkpoint(model), out, lambda line: None)
-        return out
-
-    return export
+@pytest.fixture
+def exported(nova_artifacts: dict[str, pathlib.Path]) -> Any:
+    """Returns the artifact of a golden model."""
+    return nova_artifacts.__getitem__
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -82,14 +76,52 @@ def test_condition_tokens_and_latents_are_the_published_ones(
         assert np.abs(result.images[0] - np.clip(decoded, 0, 255)).max() <= 0.51  # rounded, where published cuts
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("model", RENORMALIZED)
+def test_renormalized_guidance_is_the_published_one(exported: Any, model: str, backend: str) -> None:
+    """The published code draws a whole image of noise in each iteration, so each one runs for itself here."""
+    case = nova_case(model, "run2.npz")
+    order = case.arrays["order"]
+    with Generator.load(exported(model), backend=backend, threads=1) as generator:
+        config: Any = generator.manifest.model
+        inputs = {"prompt_embeds": case.prompts, "negative_prompt_embeds": case.negative_prompts}
+        condition = check_prompts(inputs, config, (), None).condition(generator.engines, guided=True)
+        assert relative_l2(condition, case.arrays["c"]) <= 2e-6
+        tokens = np.zeros((config.tokens, len(order), config.token_channels), np.float32)
+        for iteration, draws, expected in zip(
+            case.plan.iterations, case.draws, case.arrays["tokens_after"], strict=True
+        ):
+            alone = dataclasses.replace(case.plan, iterations=(iteration,))
+            noise = np.take_along_axis(draws, order[None, :, :, None], 2).swapaxes(1, 2)
+            tokens = generator.loop(alone, condition, order.T, noise, tokens[: iteration.known], None)
+            known = order[:, : iteration.known + iteration.count, None]
+            published = np.take_along_axis(channels_first(expected, config), known, 1)
+            assert relative_l2(tokens[: known.shape[1]].swapaxes(0, 1), published) <= GOLDEN_TOLERANCE
+
+
+@pytest.mark.parametrize("cfg_renorm", [0.0, 0.7])
+def test_renormalized_guidance_is_that_of_eager_pytorch(exported: Any, cfg_renorm: float) -> None:
+    case, model = nova_case("case1", "run0.npz"), nova_checkpoint("case1").model
+    settings = case.settings | {"cfg_renorm": cfg_renorm}
+    request: dict[str, Any] = {"prompt_embeds": case.prompts, "order": case.arrays["order"], "noise": case.noise}
+    with Generator.load(exported("case1"), threads=1) as generator:
+        plan = generator.plan(**settings)
+        found = generator.generate(**request, **settings).latents
+        plain = generator.generate(**request, **case.settings).latents
+        assert relative_l2(generator.generate(**request, **settings | {"cfg_renorm": 1.0}).latents, plain) <= 1e-5
+    expected = sample_request(model, request, plan, case.arrays["order"], case.noise)
+    assert relative_l2(found, expected) <= GOLDEN_TOLERANCE
+    assert relative_l2(found, plain) > 1e-4
+
+
 @pytest.mark.parametrize("cuda_graphs", [True, False], ids=["graphs", "calls"])
-@pytest.mark.parametrize("truncation", [None, 500.0])
+@pytest.mark.parametrize("options", [{}, {"cfg_truncation": 500.0}, {"cfg_renorm": 0.6}], ids=str)
 def test_a_simulated_gpu_draws_what_the_host_draws(
-    exported: Any, tensorrt: TensorRTScript, tmp_path: pathlib.Path, cuda_graphs: bool, truncation: float | None
+    exported: Any, tensorrt: TensorRTScript, tmp_path: pathlib.Path, cuda_graphs: bool, options: dict[str, Any]
 ) -> None:
     case, artifact = nova_case("case0", "run0.npz"), tmp_path / "artifact"
     shutil.copytree(exported("case0"), artifact)
-    settings = {"iterations": 4, "diffusion_steps": 6, "cfg_scale": 3.0, "cfg_truncation": truncation}
+    settings: dict[str, Any] = {"iterations": 4, "diffusion_steps": 6, "cfg_scale": 3.0, **options}
     opened = Artifact(artifact)
     plans = [plan_for(opened.manifest.model, opened.manifest.resolve_sampling(settings))]
     builder: Any = PlanWriter()
@@ -124,10 +156,19 @@ def test_the_manifest_names_the_family_and_its_engines(exported: Any) -> None:
     manifest = Artifact(exported("case0")).manifest
     assert manifest.model == nova_checkpoint("case0").model.config
     assert manifest.to_dict()["model"]["family"] == "nova"
-    assert manifest.to_dict()["request"] == ["prompt_embeds"]
-    with pytest.raises(ArtifactError, match=r"request must be \['prompt_embeds'\], found \['labels'\]"):
+    assert Artifact(exported("case1")).manifest.to_dict()["request"] == ["prompt_embeds"]
+    assert manifest.to_dict()["request"] == ["prompt"]
+    with pytest.raises(ArtifactError, match=r"request must be \['prompt'\], found \['labels'\]"):
         Manifest.from_dict({**manifest.to_dict(), "request": ["labels"]}, "manifest.json")
-    assert manifest.engines.keys() == {"condition", "backbone", "conditioning", "denoise", "decoder"}
+    assert manifest.engines.keys() == {
+        "condition",
+        "backbone",
+        "conditioning",
+        "denoise",
+        "text_encoder",
+        "decoder",
+        "encoder",
+    }
     assert manifest.sampling.mask_schedule == "cosine-rounded"
 
 
@@ -135,10 +176,13 @@ ROWS = np.zeros((3, 40), np.float32)
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "labels": (
         {"labels": [1]},
-        "this model draws from prompts; give prompt_embeds, a list of arrays [n, 40], found labels",
+        "this model draws from prompts; give prompt, a list of texts, or prompt_embeds, a list",
     ),
-    "nothing": ({}, "prompt_embeds is missing, a list of arrays [n, 40]"),
-    "no prompt": ({"prompt_embeds": []}, "prompt_embeds is empty"),
+    "nothing": (
+        {},
+        "the prompts are missing; give prompt, a list of texts, or prompt_embeds, a list of arrays [n, 40]",
+    ),
+    "no prompt": ({"prompt_embeds": []}, "the prompts are an empty list"),
     "another width": (
         {"prompt_embeds": [ROWS[:, :7]]},
         "prompt_embeds[0] must be floating point of shape [n, 40], found float32 [3, 7]",
@@ -150,10 +194,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"prompt_embeds": [ROWS * np.inf]}, "prompt_embeds[0] holds values that are not finite"),
     "fewer negative prompts": (
         {"prompt_embeds": [ROWS, ROWS], "negative_prompt_embeds": [ROWS]},
-        "negative_prompt_embeds must have one array a prompt, 2; found 1",
+        "there must be one negative prompt for each of 2 prompts, found 1",
     ),
     "a single array": ({"prompt_embeds": ROWS}, "prompt_embeds must be a list of arrays [n, 40]"),
     "guidance below 1": ({"prompt_embeds": [ROWS], "cfg_scale": 0.5}, "cfg_scale of a NOVA must be at least 1"),
+    "renormalized by more": ({"prompt_embeds": [ROWS], "cfg_renorm": 2}, "cfg_renorm must be a number in 0..1"),
     "a start": ({"prompt_embeds": [ROWS], "start_timestep": 900}, "start_timestep of this model must be None"),
 }
 

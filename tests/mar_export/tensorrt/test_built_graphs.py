@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import platform
 import sys
@@ -12,21 +13,25 @@ import pytest
 
 from mar_export.tensorrt.artifact_builds import plans_to_build
 from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
+from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes, prompt_ranges
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS, FileEntry
 from runtime.errors import BackendError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import (
     BACKBONE,
+    CONDITION,
     CONDITIONING,
     DECODER,
     DENOISE,
     ENCODER,
     ENGINES,
+    TEXT_ENCODER,
     tokenizer_specs,
 )
-from runtime.model.families import engine_specs
+from runtime.model.families import engine_specs, optional_specs
+from runtime.model.family_config import FamilyConfig
+from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256
@@ -84,6 +89,55 @@ def test_graph_in_lower_precision_builds(engine: str, precision: str, tmp_path: 
     assert len(bytes(plan)) > 10_000
 
 
+# One golden model of NOVA has tables of positions, the other rotates; each engine once, and behind `slow` all.
+NOVA_LOWERED = (
+    ("case1", CONDITION, "fp16"),
+    ("case0", BACKBONE, "fp16"),
+    ("case1", BACKBONE, "bf16"),
+    ("case0", CONDITIONING, "bf16"),
+    ("case0", DENOISE, "fp16"),
+    ("case0", TEXT_ENCODER, "bf16"),
+)
+
+
+@pytest.mark.parametrize(("model", "engine", "precision"), NOVA_LOWERED)
+def test_graph_of_a_nova_builds(
+    model: str, engine: str, precision: str, nova_text_encoder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    build_nova(model, engine, precision, nova_text_encoder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("model", "engine"), [("case0", TEXT_ENCODER), *itertools.product(["case0", "case1"], [CONDITION, *ENGINES])]
+)
+def test_every_graph_of_a_nova_builds(
+    model: str, engine: str, precision: str, nova_text_encoder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    build_nova(model, engine, precision, nova_text_encoder, tmp_path)
+
+
+def build_nova(model: str, engine: str, precision: str, text_encoder: pathlib.Path, folder: pathlib.Path) -> None:
+    from mar_export.graphs.engine_modules import graph_modules
+    from tests.helpers.nova_cases import nova_checkpoint
+    from training.checkpoints.text_encoder import load_text_encoder
+
+    checkpoint = nova_checkpoint(model)
+    config = checkpoint.model.config
+    if engine == TEXT_ENCODER:
+        module = load_text_encoder(text_encoder, config).module
+    else:
+        module = graph_modules(checkpoint.model, None, encoder=False)[engine]
+    export_modules(folder, config, precision, {engine: module})
+    ranges = axis_ranges([plan_for(config, default_sampling(config))], BATCH) | prompt_ranges(config)
+    spec = {**engine_specs(config), **optional_specs(config)}[engine]
+    plan = TensorRTBuilder("tensorrt-rtx", RTX_GPUS).build(
+        folder / f"{engine}.onnx", input_shapes(spec, ranges, BATCH), BuilderFlags(), timing_cache=None, progress=None
+    )
+    assert len(bytes(plan)) > 10_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", FLOAT_PRECISIONS)
 @pytest.mark.parametrize("model", ["small", "patch2", "kl"])
@@ -125,11 +179,11 @@ def export_golden(folder: pathlib.Path, model: str, precision: str) -> ModelConf
     return checkpoint.model.config
 
 
-def export_modules(folder: pathlib.Path, config: ModelConfig, precision: str, modules: Mapping[str, Any]) -> None:
+def export_modules(folder: pathlib.Path, config: FamilyConfig, precision: str, modules: Mapping[str, Any]) -> None:
     from mar_export.onnx_export.exporter import export_graph
     from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
 
-    specs = {**engine_specs(config), **tokenizer_specs(config)}
+    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs(config)}
     for name, module in modules.items():
         part = module if precision == "fp32" else to_precision(module, DTYPES[precision])
         export_graph(part, specs[name], config, folder / f"{name}.onnx")

@@ -42,7 +42,7 @@ OWN = Sampling(
     eta=0.5,
     cfg_min=1.2,
 )
-OF_OTHER_FAMILIES = ["cfg_truncation", "flow_shift"]
+OF_OTHER_FAMILIES = ["cfg_truncation", "cfg_renorm", "flow_shift"]
 ANY_PRESET = sorted(PRESETS)[0]
 
 
