@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import io
 import pathlib
 import shutil
@@ -74,8 +76,6 @@ def test_a_prompt_draws_what_the_embeddings_of_transformers_draw(generator: Gene
 
 
 def test_each_prompt_is_encoded_once(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
     engines, asked = generator.engines, list[tuple[str, int]]()
 
     def counted(name: str) -> Any:
@@ -89,6 +89,21 @@ def test_each_prompt_is_encoded_once(generator: Generator, monkeypatch: pytest.M
     monkeypatch.setattr(generator, "engines", watched)
     generator.generate(prompt=[FOX] * 5 + [SHIP], **QUICK)
     assert asked == [("text_encoder", 2), ("condition", 2)]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["condition", "text_encoder"])
+def test_a_condition_that_is_not_finite_ends_the_request(generator: Generator, name: str, value: float) -> None:
+    def broken(**inputs: Any) -> Any:
+        first, *others = getattr(generator.engines, name)(**inputs)
+        first = first.copy()
+        first.reshape(-1)[-1] = value
+        return (first, *others)
+
+    engines = dataclasses.replace(generator.engines, **{name: broken})
+    damaged = Generator(generator.manifest, engines, "damaged", tokenizer=generator.tokenizer)
+    with pytest.raises(BackendError, match=f"^engine {name} produced values that are not finite; check the export"):
+        damaged.generate(prompt=["x" * 16], **QUICK)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -228,7 +243,7 @@ def test_a_wrong_command_is_one_line(
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (128, 128), "white").save("fox.png")
     ended = mar(line.format(**nova_artifacts, small=golden_artifacts["small"]))
-    assert ended.code == 1
+    assert ended.code == 2
     assert message in ended.err
     assert ended.err.count("\n") == 1
 
@@ -282,8 +297,6 @@ def test_a_service_draws_the_prompt_of_a_request(service: RunningService, genera
         answer = client.images.generate(prompt=FOX, extra_body=more)
         assert answer.data is not None
         assert answer.usage is not None
-        import base64
-
         found = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or ""))))
         images = generator.generate(prompt=[FOX], negative_prompt=["blur"], seed=5, preset="turbo", iterations=3).images
         assert images is not None
@@ -304,8 +317,8 @@ def test_a_service_draws_the_prompt_of_a_request(service: RunningService, genera
 
 def test_a_model_without_text_encoder_is_not_served(nova_artifacts: dict[str, pathlib.Path], mar: Mar) -> None:
     ended = mar(f"serve {nova_artifacts['case1']}")
-    assert ended.code == 1
-    assert ended.err.count("\n") == 1
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "has no decoder" in ended.err
 
 
 @pytest.mark.parametrize("wrong", ["width", "vocabulary", "no tokenizer", "no weights", "another kind"])
