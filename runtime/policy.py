@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact.manifest import Manifest
+from runtime.checks import check_finite
 from runtime.errors import RequestError
 from runtime.generator import Generator
-from runtime.loops.finite_engines import check_finite
 from runtime.model.engine_spec import Array
 from runtime.model.families import check_supported
 from runtime.model.uva_config import CHUNK, FRAMES, UvaConfig

@@ -78,7 +78,7 @@ def busy(made: Callable[..., Drawn]) -> Drawn:
 def alone(request: Drawing) -> list[Any]:
     with fake_generator() as generator:
         images = generator.generate(
-            request.labels, seed=request.seeds, index=request.indices, sampling=request.sampling, edit=request.edit
+            request.subjects, seed=request.seeds, index=request.indices, sampling=request.sampling, edit=request.edit
         ).images
     assert images is not None
     return list(images)
@@ -96,13 +96,13 @@ def test_images_are_those_drawn_alone_whatever_they_are_drawn_with(made: Callabl
         futures = list(threads.map(scheduled.scheduler.submit, requests))
     for request, future in zip(requests, futures, strict=True):
         drawn = future.result(WAIT)
-        assert [shown.place for shown in drawn.images] == list(range(len(request.labels)))
+        assert [shown.place for shown in drawn.images] == list(range(len(request.subjects)))
         for shown, expected in zip(drawn.images, alone(request), strict=True):
             assert np.array_equal(shown.pixels, expected)
             assert shown.record is not None
             assert (shown.record.seed, shown.record.index) == (request.seeds[0], request.indices[shown.place])
     assert max(scheduled.engines.batches) == 4
-    assert sum(scheduled.engines.batches) == sum(len(request.labels) for request in requests)
+    assert sum(scheduled.engines.batches) == sum(len(request.subjects) for request in requests)
 
 
 def test_what_waits_is_drawn_together_by_settings_and_large_requests_are_split(busy: Drawn) -> None:
