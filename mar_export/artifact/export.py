@@ -217,7 +217,8 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
     if manifest.precision != "fp16":
         return
     observed = {name: to_precision(module, DTYPES["fp32"]) for name, module in modules.items()}
-    specs = {**engine_specs(manifest.model), **tokenizer_specs(manifest.model)}
+    config = manifest.model
+    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs(config)}
     engines = {name: torch_engine(module, specs[name]) for name, module in observed.items()}
     with largest_values(observed) as largest:
         trajectory.generate_with(Generator(manifest, Engines(**engines), "torch"))
