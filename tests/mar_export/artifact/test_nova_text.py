@@ -121,7 +121,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": [FOX], "negative_prompt": ["x" * 17]},
         "negative_prompt[0] must have at most 16 tokens, found 17",
     ),
-    "labels": ({"labels": [0]}, "this model draws from prompts, not from classes; give prompt, a list of texts, or"),
+    "labels": ({"labels": [0]}, "this model draws from prompts; give prompt, a list of texts, or"),
 }
 
 
