@@ -384,8 +384,7 @@ class Generator:
         """Generate one image for each class or prompt, or regenerate a part of an image.
 
         An image depends on its seed, index, class or prompt, and sampling settings only, not on the batch it is
-        generated in. Its random numbers are the same to the last bit everywhere; `docs/benchmarks/determinism.md` says
-        where the latents are.
+        generated in. Its random numbers are the same bits everywhere; see `docs/benchmarks/determinism.md` for latents.
 
         Args:
             labels: Classes by number or name, B of them, for a model of classes.

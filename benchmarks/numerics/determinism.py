@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.numerics.probe import RunsOn
 from runtime.distance import relative_l2
 from runtime.errors import MarError
+from runtime.storage.stored_files import load_arrays
+from runtime.storage.structured_files import FaultReport
 
 _CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
 _ONE = {"OMP_NUM_THREADS": "1"}
@@ -147,19 +150,19 @@ def measure_determinism(
             "name": setting.name,
         }
         try:
-            found = run_probe(artifacts[setting.precision], setting, work)
+            runs_on, found = run_probe(artifacts[setting.precision], setting, work)
         except MarError as error:
             entry["failed"] = str(error)
         else:
             baseline = baselines.setdefault((setting.backend, setting.precision), found)
-            entry |= {"runs_on": str(found["description"]), **compare(found, baseline)}
+            entry |= {"runs_on": runs_on, **compare(found, baseline)}
         entries.append(entry)
         print(entry)
     return entries
 
 
-def run_probe(artifact: pathlib.Path, setting: Setting, work: pathlib.Path) -> Arrays:
-    """Run the probe in a process of its own, and return its arrays.
+def run_probe(artifact: pathlib.Path, setting: Setting, work: pathlib.Path) -> tuple[str, Arrays]:
+    """Run the probe in a process of its own, and return what ran it, for people, and its arrays.
 
     Raises:
         MarError: It failed.
@@ -175,8 +178,8 @@ def run_probe(artifact: pathlib.Path, setting: Setting, work: pathlib.Path) -> A
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise MarError(f"{setting.name} ended with {done.returncode}: {lines[-1] if lines else 'no message'}")
-        with np.load(out) as arrays:
-            return dict(arrays)
+        header, arrays = load_arrays(out, RunsOn, FaultReport(MarError, "measure again"))
+        return header.description, arrays
 
 
 def environment_with(versions: Sequence[str], work: pathlib.Path) -> pathlib.Path:

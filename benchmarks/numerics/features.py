@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.storage.files import replacing
+from runtime.errors import MarError
+from runtime.storage.stored_files import load_arrays, save_arrays
+from runtime.storage.structured_files import FaultReport
 from training.data.datasets import open_dataset
 from training.evaluation.feature_networks import (
     DatasetClassifier,
@@ -29,7 +32,7 @@ def classifier_features(data: pathlib.Path, split: str, folder: pathlib.Path) ->
     """Return the features [n, 64] of all images of a split, under the classifier of the dataset."""
     dataset = open_dataset(data, SIDE, split)
     every = np.random.default_rng(0).permutation(len(dataset.labels))
-    return _kept(folder / f"classifier-{split}.npy", _classifier(data), labelled_batches(dataset, every))
+    return _kept(folder / f"classifier-{split}.npz", _classifier(data), labelled_batches(dataset, every))
 
 
 def generated_features(
@@ -45,7 +48,7 @@ def inception_features(data: pathlib.Path, count: int, folder: pathlib.Path) -> 
     """Return the features [count, 2048] of random training images, under Inception."""
     dataset = open_dataset(data, SIDE)
     chosen = np.random.default_rng(1).permutation(len(dataset.labels))[:count]
-    return _kept(folder / f"inception-{count}.npy", Inception(), labelled_batches(dataset, chosen, 32))
+    return _kept(folder / f"inception-{count}.npz", Inception(), labelled_batches(dataset, chosen, 32))
 
 
 def _classifier(data: pathlib.Path) -> DatasetClassifier:
@@ -54,12 +57,21 @@ def _classifier(data: pathlib.Path) -> DatasetClassifier:
 
 def _kept(file: pathlib.Path, network: FeatureNetwork, batches: Iterable[LabelledBatch]) -> Features:
     """Return the features in a file, or compute them and write it."""
+    header = _Network(network.sha256)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        features = np.concatenate(list(_features(network, batches)))
-        with replacing(file) as temporary, temporary.open("wb") as stream:
-            np.save(stream, features)
-    return np.asarray(np.load(file), np.float32)
+        save_arrays(file, header, {"features": np.concatenate(list(_features(network, batches)))})
+    saved, arrays = load_arrays(file, _Network, FaultReport(MarError, "remove it"))
+    if saved != header:
+        raise MarError(f"{file} has features of another network; remove it")
+    return np.asarray(arrays["features"], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """The header of a file of features."""
+
+    sha256: str
 
 
 def _features(network: FeatureNetwork, batches: Iterable[LabelledBatch]) -> Iterator[Features]:

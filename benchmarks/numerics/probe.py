@@ -8,15 +8,24 @@ It imports only the runtime, so that it also runs where other versions of the li
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 
 import numpy as np
 
 from runtime.generator import Generator
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.storage.stored_files import save_arrays
 
 IMAGES, SEED = 4, 7
 PRESET = "turbo"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunsOn:
+    """The header of the file: the backend, for people."""
+
+    description: str
 
 
 def main(artifact: pathlib.Path, out: pathlib.Path, backend: str, threads: int, batch: int, split: bool) -> None:
@@ -32,14 +41,13 @@ def main(artifact: pathlib.Path, out: pathlib.Path, backend: str, threads: int, 
         ]
         steps = generator.plan(preset=PRESET).diffusion_steps
         images = [result.images for result in results if result.images is not None]
-        np.savez(
-            out,
-            latents=np.concatenate([result.latents for result in results])[:IMAGES],
-            images=np.concatenate(images)[:IMAGES],
-            order=seeded_order(SEED, range(IMAGES), model),
-            noise=seeded_noise(SEED, range(IMAGES), steps, model),
-            description=generator.description,
-        )
+        arrays = {
+            "latents": np.concatenate([result.latents for result in results])[:IMAGES],
+            "images": np.concatenate(images)[:IMAGES],
+            "order": seeded_order(SEED, range(IMAGES), model),
+            "noise": seeded_noise(SEED, range(IMAGES), steps, model),
+        }
+        save_arrays(out, RunsOn(generator.description), arrays)
 
 
 if __name__ == "__main__":
