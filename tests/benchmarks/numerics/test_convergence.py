@@ -72,7 +72,7 @@ def diffusion_solution(x: Tensor) -> Tensor:
         (Solver("flow-euler"), flow_step, 1),
         (Solver("flow-2m"), flow_step, 2),
     ],
-    ids=str,
+    ids=["ddim", "dpm++2m", "flow-euler", "flow-2m"],
 )
 def test_a_solver_without_noise_has_its_order_on_a_known_solution(solver: Solver, step: Step, order: int) -> None:
     expected = diffusion_solution(FIRST) if step is diffusion_step else MEAN + SPREAD * FIRST
