@@ -43,9 +43,9 @@ def drift(
     A token never changes after its iteration, so the tokens of each iteration show the error up to that iteration.
 
     Args:
-        found: Latents [B, C, h, w].
+        found: Latents [B, C, h, w], those of the image.
         expected: The latents [B, C, h, w] to compare with.
-        order: Generation order [B, L]: token positions, first generated first.
+        order: Generation order [B, L]: token positions, first generated first; of several grids that of all.
         plan: The plan that generated both.
         patch_size: The side of a token in latent values.
         every: The number of consecutive iterations whose tokens are compared together.
@@ -53,12 +53,14 @@ def drift(
     Returns:
         One entry for each group of iterations: the number of its last `iteration`, `relative_l2` and `sqnr_db`.
     """
+    before = sum(plan.lengths[:-1])
+    order = order[:, before:, None] - before
     found, expected = (
-        np.take_along_axis(patchify(latents, patch_size), order[..., None], axis=1) for latents in (found, expected)
+        np.take_along_axis(patchify(latents, patch_size), order, axis=1) for latents in (found, expected)
     )  # [B, L, D], in generation order
-    entries = []
-    for start in range(0, len(plan.iterations), every):
-        group = plan.iterations[start : start + every]
+    entries, iterations = [], plan.phase(len(plan.lengths) - 1)
+    for start in range(0, len(iterations), every):
+        group = iterations[start : start + every]
         tokens = slice(group[0].known, group[-1].known + group[-1].count)
         distance = relative_l2(found[:, tokens], expected[:, tokens])
         entries.append({"iteration": start + len(group), **distance_report(distance)})

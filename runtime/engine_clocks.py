@@ -10,7 +10,8 @@ from typing import Any
 
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import DEVICE, ENGINES
+from runtime.model.engine_spec import DEVICE
+from runtime.model.families import engine_specs
 
 
 class EngineClock:
@@ -49,7 +50,7 @@ def with_clocks(generator: Generator) -> tuple[Generator, Mapping[str, EngineClo
         engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(Engines)}
         clocks = {name: EngineClock(engine) for name, engine in engines.items() if engine is not None}
         lanes = [
-            Engines(**{name: EngineClock(getattr(lane, name), clocks[name]) for name in ENGINES})
+            Engines(**{name: EngineClock(getattr(lane, name), clocks[name]) for name in engine_specs(manifest.model)})
             for lane in generator.lanes
         ]
         timed = Engines(**clocks)

@@ -24,9 +24,9 @@ from runtime.image_records.record import ImageRecord, settings_values
 from runtime.loops.finite_engines import finite_engines
 from runtime.loops.host_loop import Engines
 from runtime.loops.lanes import in_lanes, share_threads
-from runtime.model.engine_spec import ENGINES, TEXT_ENCODER, Engine
-from runtime.model.families import family_of, imported
-from runtime.model.latents import from_uint8, to_uint8, unpatchify
+from runtime.model.engine_spec import TEXT_ENCODER, Engine
+from runtime.model.families import drawn_grids, engine_specs, family_of, imported
+from runtime.model.latents import enlarge, from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
     Edit,
     EditMask,
@@ -288,7 +288,7 @@ class Generator:
         opened = Artifact(artifact)
         if trusted_keys is not None:
             verify_signature(opened, trusted_keys)
-        manifest, lanes = opened.manifest, list[Engines]()
+        manifest, lanes, own = opened.manifest, list[Engines](), engine_specs(opened.manifest.model)
         with contextlib.ExitStack() as unless_loaded:
             with opened.verifying():
                 runner = open_backend(backend, device, threads, cuda_graphs)
@@ -300,7 +300,7 @@ class Generator:
                     for lane_threads in _threads_of_lanes(manifest, threads):
                         lane = open_backend(backend, device, lane_threads)
                         unless_loaded.callback(lane.close)
-                        lanes.append(Engines(**{name: lane.load(opened, name) for name in ENGINES}))
+                        lanes.append(Engines(**{name: lane.load(opened, name) for name in own}))
             text = opened.verified_bytes(TEXT_TOKENIZER) if TEXT_ENCODER in manifest.engines else None
             tokenizer = None if text is None else PromptTokenizer(text)
             close = unless_loaded.pop_all().close
@@ -413,7 +413,7 @@ class Generator:
         subjects = self._subjects(labels, settings)
         checked = self._check_edit(edit, len(subjects))
         plan = plan_for(config, request.sampling, checked.mask.known if checked else 0)
-        check_batch(len(subjects), plan.diffusion_steps, config)
+        check_batch(len(subjects), plan.noise_steps, config)
         images = self._check_images(subjects, plan, seed, index, order, noise)
         prepared = self._prepare(images, plan, request, checked)
         with self._request_lock.hold():
@@ -455,7 +455,7 @@ class Generator:
         config, request = self.manifest.model, self._resolve(settings)
         subjects = self._subjects(labels, settings)
         plan = plan_for(config, request.sampling)
-        check_batch(batch_size, plan.diffusion_steps, config)
+        check_batch(batch_size, plan.noise_steps, config)
         _check_delivery(decode_batch, progress)
         images = self._check_images(subjects, plan, seed, index, order, noise)
         starts = range(0, len(subjects), batch_size)
@@ -491,13 +491,14 @@ class Generator:
         seeds = check_seeds(seed, count)
         indices = check_indices(index, seeds)
         orders = None if order is None else check_order(order, count, config)
-        noises = None if noise is None else check_noise(noise, count, plan.diffusion_steps, config)
+        noises = None if noise is None else check_noise(noise, count, plan.noise_steps, config)
         return _CheckedImages(subjects, seeds, indices, orders, noises)
 
     def partial_images(self, places: Sequence[int]) -> NDArray[np.uint8]:
         """Return images as they are after the last iteration, for the progress callback of the request that runs.
 
-        What is not known yet is decoded from latents of zero; for a model of pixels it is grey.
+        What is not known yet is decoded from latents of zero; for a model of pixels it is grey. While a model draws a
+        grid of lower resolution first, it returns that, enlarged: a preview of the composition.
 
         Args:
             places: The images of the batch to return, by their places in it.
@@ -513,10 +514,11 @@ class Generator:
             raise RequestError("partial_images shows the request that runs; call it in a progress callback")
         request, last = unfinished.request, unfinished.request.plan.iterations[unfinished.done - 1]
         tokens = unfinished.tokens().swapaxes(0, 1)[list(places)]  # [B, L, D], a copy
-        tokens[:, last.known + last.count :] = 0
-        images = self._decode(self._latents(tokens, request.order[list(places)]), 1)
+        tokens[:, sum(request.plan.lengths[: last.phase]) + last.known + last.count :] = 0
+        images = self._decode(self._latents(tokens, request.order[list(places)], last.phase), 1)
         if images is None:
             raise RequestError("this artifact has no decoder, so it makes latents, not images")
+        images = enlarge(images, self.manifest.model.image_shape[:2])
         if request.pasted is not None and request.edit_mask is not None:
             images = paste_known_pixels(images, request.pasted[list(places)], request.edit_mask)
         return images
@@ -529,7 +531,7 @@ class Generator:
         if order is None:
             order = seeded_order(images.seeds, images.indices, config, plan.token_order)
         if noise is None:
-            noise = seeded_noise(images.seeds, images.indices, plan.diffusion_steps, config)
+            noise = seeded_noise(images.seeds, images.indices, plan.noise_steps, config)
         known_tokens, pasted = np.empty((len(order), 0, config.token_channels), np.float32), None
         if edit is not None:
             order = order_known_first(order, edit.mask)
@@ -604,11 +606,15 @@ class Generator:
         finally:
             self._unfinished = None
 
-    def _latents(self, tokens: Float, order: NDArray[np.int64]) -> Float:
-        """Return the latents [B, C, h, w] of tokens [B, L, D] in generation order."""
-        config, by_position = self.manifest.model, np.empty_like(tokens)
-        np.put_along_axis(by_position, order[..., None], tokens, axis=1)
-        return unpatchify(by_position, config.grid_shape, config.patch_size)
+    def _latents(self, tokens: Float, order: NDArray[np.int64], grid: int = -1) -> Float:
+        """Return the latents [B, C, h, w] of a grid, from the tokens of all [B, L, D] in generation order."""
+        config, grids = self.manifest.model, drawn_grids(self.manifest.model)
+        sizes = [rows * columns for rows, columns in grids]
+        start = sum(sizes[:grid])
+        of_grid = slice(start, start + sizes[grid])
+        by_position = np.empty_like(tokens[:, of_grid])
+        np.put_along_axis(by_position, order[:, of_grid, None] - start, tokens[:, of_grid], axis=1)
+        return unpatchify(by_position, grids[grid], config.patch_size)
 
     def _encode(self, known: KnownImages) -> NDArray[np.float32]:
         """Return the latents [B, C, h, w] of known images."""
@@ -709,4 +715,4 @@ def _load_engines(backend: Backend, artifact: Artifact, on_gpu: bool) -> dict[st
 
 def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:
     """Return the number of threads of each lane of a generator with `threads`, see `runtime.loops.lanes`."""
-    return share_threads(threads or available_threads(), sum(map(manifest.graph_bytes, ENGINES)))
+    return share_threads(threads or available_threads(), sum(map(manifest.graph_bytes, engine_specs(manifest.model))))

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from runtime.errors import ConfigError, RequestError
 from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
+from runtime.model.families import config_class, family_of, parse_config
 from runtime.storage import structured_files
 from runtime.storage.schema import SchemaError, parse_value
 from runtime.storage.structured_files import FaultReport
@@ -184,7 +185,10 @@ class BaseRunConfig(abc.ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as nested dictionaries, which `from_dict` reads back."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if isinstance(self.model, ModelConfig):
+            values["model"] = self.model.to_dict()  # which names the family
+        return values
 
     def to_toml(self) -> str:
         """Return the config as TOML, which `read_toml` and `from_dict` read back."""
@@ -218,9 +222,11 @@ class RunConfig(BaseRunConfig):
         data, size, fields = resolve_model(values, MODEL_SIZES, where)
         where_model = f"{where}, model {size}" if size else f"{where}, model"
         optional = LATER_FIELDS | set(DATA_FIELDS)
-        if not size and (missing := sorted(field_names(ModelConfig) - optional - fields.keys())):
+        if not size and (missing := sorted(field_names(config_class(fields, where_model)) - optional - fields.keys())):
             raise ConfigError(f"{where}: no size (--model), and without one model lacks {', '.join(missing)}")
-        config = ModelConfig.from_dict(fields, where_model)
+        config = parse_config(fields, where_model)
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(f"{where_model}: mar train does not support {family_of(config).kind}")
         if config.distilled_steps:
             raise ConfigError(
                 f"{where_model}: distilled_steps {config.distilled_steps} is set by mar distill; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import click
 
@@ -31,8 +31,7 @@ from runtime.cli.result_files import (
     write_result_json,
 )
 from runtime.errors import RequestError
-from runtime.model.engine_spec import ENGINES
-from runtime.model.families import check_supported
+from runtime.model.families import check_supported, engine_specs
 from runtime.progress import Progress
 from runtime.storage.files import check_writable, holding, scratch_folder
 
@@ -54,7 +53,7 @@ _WEIGHT_ONLY = {"int8": "w8", "int4": "w4"}  # the names of weight-only precisio
     help="The precision of quantized layers; int4 needs --weights-only.",
 )
 @click.option("--weights-only", is_flag=True, help="Quantize weights in blocks and leave activations in float32.")
-@click.option("--engines", default=",".join(ENGINES), show_default=True, help="The engines to quantize.")
+@click.option("--engines", help="The engines to quantize, with commas between them. Default: all of the sampling loop.")
 @click.option("--count", type=int, default=128, show_default=True, help="Number of images to collect statistics from.")
 @click.option("--statistics", type=PATH, help="Keep statistics in this file and resume from it. Default: beside --out.")
 @click.option("--report", type=OUTPUT, help="Write a chart of the activation ranges to this PNG file.")
@@ -71,7 +70,7 @@ def calibrate(
     out: pathlib.Path | None,
     precision: str,
     weights_only: bool,
-    engines: str,
+    engines: str | None,
     count: int,
     statistics: pathlib.Path | None,
     report: pathlib.Path | None,
@@ -91,11 +90,11 @@ def calibrate(
     check_int("--eval-count", eval_count, 1, _MAX_EVAL_COUNT)
     check_number("--target-sqnr", target_sqnr, 0, _MAX_SQNR)
     _check_files(out, report, sensitivity)
-    precision, engine_names = _precision(precision, weights_only, report), _engines(engines)
+    precision = _precision(precision, weights_only, report)
     keep_share, source = _share(keep_fp), _open(artifact, out)
     config = QuantizationConfig(
         precision=precision,
-        engines=engine_names,
+        engines=_engines(engines, engine_specs(source.manifest.model)),
         sampling=source.manifest.resolve_sampling(settings),
         target_sqnr=target_sqnr,
         keep_share=keep_share,
@@ -206,11 +205,12 @@ def _print_ranking(ranking: Sequence[LayerSensitivity]) -> None:
             click.echo(f"{layer.layer:{width}}  {layer.to_dict()['sqnr_db']:7.1f}")
 
 
-def _engines(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = sorted(set(names) - set(ENGINES))
+def _engines(text: str | None, known: Collection[str]) -> list[str]:
+    """Return the engines that an option names, of those that the model has."""
+    names = [*known] if text is None else text.split(",")
+    unknown = sorted(set(names) - set(known))
     if unknown:
-        raise RequestError(f"--engines: unknown {', '.join(unknown)}; choose from {', '.join(ENGINES)}")
+        raise RequestError(f"--engines: unknown {', '.join(unknown)}; choose from {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 

@@ -18,7 +18,8 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENGINES, Array
+from runtime.model.engine_spec import Array
+from runtime.model.families import engine_specs
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
@@ -29,7 +30,7 @@ _BATCH = 8
 
 def artifact_identity(artifact: Artifact) -> str:
     """Return a text that identifies the graphs of the sampling loop, from their hashes."""
-    return "-".join(artifact.manifest.graph_sha256(name)[:16] for name in ENGINES)
+    return "-".join(artifact.manifest.graph_sha256(name)[:16] for name in engine_specs(artifact.manifest.model))
 
 
 def collect(
@@ -68,10 +69,7 @@ def collect(
 
     observer = ActivationObserver(update)
     with scratch_beside(file) as folder:
-        engines = {
-            name: observer.wrap(manifest.specs[name], artifact.engine_file(name), folder, threads) for name in ENGINES
-        }
-        generator = Generator(manifest, Engines(**engines), "observed")
+        generator = _observed(artifact, observer, folder, threads)
         while statistics.images < images:
             batch = range(statistics.images, min(statistics.images + _BATCH, images))
             random = np.random.default_rng(batch.start)  # one a batch, so that a resumed collection draws the same
@@ -82,6 +80,13 @@ def collect(
             statistics.save(file)
             progress(len(batch))
     return statistics
+
+
+def _observed(artifact: Artifact, observer: ActivationObserver, folder: pathlib.Path, threads: int) -> Generator:
+    """Return a generator whose engines tell `observer` their activations; `folder` gets copies of the graphs."""
+    specs = engine_specs(artifact.manifest.model)
+    engines = {name: observer.wrap(spec, artifact.engine_file(name), folder, threads) for name, spec in specs.items()}
+    return Generator(artifact.manifest, Engines(**engines), "observed")
 
 
 def _load_or_start(artifact: Artifact, file: pathlib.Path, sampling: Sampling, plan: Plan) -> ActivationStatistics:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from calibration.quantization.quantizable_layers import quantizable_layers
 from runtime.backends.telemetry import import_library
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, EngineSpec
+from runtime.model.himar_engines import BACKBONE2, CONDITIONING2, DENOISE2
 
 OnActivation = Callable[[str, Array, int, range], None]
 """Called with a layer's name ("engine/layer"), its activation, the iteration and the diffusion steps.
@@ -60,14 +61,14 @@ class ActivationObserver:
 
     def _advance(self, engine: str, inputs: Mapping[str, Array]) -> range:
         """Count this call of an engine; return the diffusion steps that it is for."""
-        if engine == BACKBONE:
+        if engine in (BACKBONE, BACKBONE2):
             self._iteration, self._step, self._steps = self._iteration + 1, 0, range(0)
             return range(0)
-        if engine == CONDITIONING:
+        if engine in (CONDITIONING, CONDITIONING2):
             first = self._steps.stop
             self._steps = range(first, first + len(inputs["timesteps"]))
             return self._steps
-        assert engine == DENOISE
+        assert engine in (DENOISE, DENOISE2)
         self._step += 1
         return range(self._step - 1, self._step)
 

@@ -30,8 +30,8 @@ from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec, tokenizer_specs
-from runtime.model.families import check_supported, engine_specs, optional_specs
+from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec
+from runtime.model.families import check_supported, engine_specs, optional_specs, tokenizer_specs_of
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
@@ -133,7 +133,7 @@ def _export_engines(
         results of a device. The latter is an emulation in `emulations` for low precision.
     """
     config, precision = manifest.model, manifest.precision
-    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs(config)}
+    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs_of(config)}
     engines = {name: f"{name}.onnx" for name in modules}
     parity: dict[str, dict[str, Any]] = {}
     runnable: dict[str, pathlib.Path] = {}
@@ -218,7 +218,7 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
         return
     observed = {name: to_precision(module, DTYPES["fp32"]) for name, module in modules.items()}
     config = manifest.model
-    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs(config)}
+    specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs_of(config)}
     engines = {name: torch_engine(module, specs[name]) for name, module in observed.items()}
     with largest_values(observed) as largest:
         trajectory.generate_with(Generator(manifest, Engines(**engines), "torch"))

@@ -124,7 +124,7 @@ def eager_trajectory(model: Any, precision: str) -> Trajectory:
     }
     settings = {name: value for name, value in request.items() if name not in fixed_settings(config)}
     plan = plan_for(config, resolve_sampling(default_sampling(config), config, settings))
-    order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.diffusion_steps, config)
+    order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.noise_steps, config)
     return Trajectory(shown, settings, plan, order, noise, eager.sample_request(model, shown, plan, order, noise))
 
 

@@ -27,13 +27,16 @@ from runtime.checks import pluralize
 from runtime.engine_clocks import with_clocks
 from runtime.errors import BackendError, MarError, RequestError
 from runtime.generator import Generator
-from runtime.model.families import check_supported
+from runtime.model.families import check_supported, family_of, imported
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Plan
 from runtime.sampling.rng import seeded_noise, seeded_order
 
 if TYPE_CHECKING:
     from training.checkpoints.checkpoint import Checkpoint
+
+NAIVE_RUNNER = "the runner naive-onnx"
+"""Its name in `Family.refused`."""
 
 Stages = dict[str, float]
 """Seconds by the name of the stage."""
@@ -169,9 +172,8 @@ def _eager(inputs: RunnerInputs) -> tuple[str, Generate]:
     """The published loop as its authors run it: averaged weights, inference mode, PyTorch's default attention."""
     import torch
 
-    from training.models.reference_loop import sample
-
     manifest, checkpoint = _in_torch(inputs)
+    sample = imported(family_of(manifest.model).eager).sample
 
     def generate(settings: Mapping[str, Any]) -> Stages:
         labels, plan, order, noise = _request(manifest, inputs.labels, settings)
@@ -188,7 +190,7 @@ def _naive_onnx(inputs: RunnerInputs) -> tuple[str, Generate]:
 
     manifest = Artifact(inputs.artifact).manifest
     backend = OnnxRuntime("onnxruntime", inputs.threads)
-    engines = NaiveEngines.load(backend, inputs.naive, check_supported(manifest.model, "mar bench"))
+    engines = NaiveEngines.load(backend, inputs.naive, check_supported(manifest.model, NAIVE_RUNNER))
 
     def generate(settings: Mapping[str, Any]) -> Stages:
         labels, plan, order, noise = _request(manifest, inputs.labels, settings)
@@ -206,7 +208,7 @@ def _request(
     config, indices = manifest.model, range(len(labels))
     plan = plan_for(config, manifest.resolve_sampling(settings))
     order = seeded_order(0, indices, config, plan.token_order)
-    return np.array(labels), plan, order, seeded_noise(0, indices, plan.diffusion_steps, config)
+    return np.array(labels), plan, order, seeded_noise(0, indices, plan.noise_steps, config)
 
 
 _DEFAULT = ("onnxruntime", "cpu")

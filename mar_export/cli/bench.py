@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import click
 from mar_export.benchmark.naive_onnx import naive_specs
 from mar_export.benchmark.report import Workload, build_report, format_report
 from mar_export.benchmark.runners import (
+    NAIVE_RUNNER,
     RUNNERS,
     RUNTIMES,
     Runner,
@@ -35,14 +37,13 @@ from runtime.model.families import check_supported
 from runtime.progress import Progress
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
-from runtime.sampling.constraints import plan_for
+from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.presets import OWN, PRESETS
-from runtime.sampling.settings import Sampling
 from runtime.storage.files import holding_folder, scratch_folder
 from training.models.model_sizes import MODEL_SIZES, model_config
 
 _NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)
-_RANDOM_SAMPLING = Sampling(cfg_scale=2.9)  # the published guidance of MAR-B
+_MAR_B_GUIDANCE = 2.9  # as published; random weights of other families have their own
 _STARTUP_REPEATS = 3
 
 
@@ -271,7 +272,7 @@ def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inp
     for sampling in samplings.values():
         tell_other_plan(manifest, sampling)
     for plan in plans.values():
-        check_batch(len(inputs.labels), plan.diffusion_steps, config)
+        check_batch(len(inputs.labels), plan.noise_steps, config)
     return Workload(config, len(inputs.labels), samplings, plans)
 
 
@@ -317,11 +318,17 @@ def _export_missing(inputs: RunnerInputs, owns_artifact: bool, naive: bool) -> N
     if owns_artifact and inputs.random_model is not None and not is_artifact(inputs.artifact):
         from mar_export.artifact.export import export_artifact
 
-        check_labels(inputs.labels, model_config(inputs.random_model))
-        export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, _RANDOM_SAMPLING)
-    config = check_supported(Artifact(inputs.artifact).manifest.model, "mar bench")
+        model = model_config(inputs.random_model)
+        check_labels(inputs.labels, model)
+        sampling = default_sampling(model)
+        if sampling.cfg_scale == 1:
+            sampling = dataclasses.replace(sampling, cfg_scale=_MAR_B_GUIDANCE)
+        export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, sampling)
+    if not naive:
+        return
+    config = check_supported(Artifact(inputs.artifact).manifest.model, NAIVE_RUNNER)
     files = [inputs.naive / f"{name}.onnx" for name in naive_specs(config)]
-    if naive and not all(file.is_file() for file in files):
+    if not all(file.is_file() for file in files):
         from mar_export.benchmark.naive_graphs import export_naive
 
         check_labels(inputs.labels, config)

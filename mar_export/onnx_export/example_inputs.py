@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from runtime.model.coefficients import BOUNDS
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
-from runtime.model.families import family_of, imported
+from runtime.model.families import drawn_grids, family_of, imported
 from runtime.model.family_config import FamilyConfig
 from runtime.model.nova_config import NovaConfig
 
@@ -32,6 +32,9 @@ EXPORT_SIZES: Sizes = {
     "P": 11,
     "Q": 10,
     "U": 12,
+    "Y": 16,
+    "X": 13,
+    "O": 15,
 }
 
 # More of each axis than in the export.
@@ -50,14 +53,18 @@ def parity_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
         config: The model, for the number of its tokens.
     """
     if spec.name in TOKENIZER_ENGINES:  # few cases, because each image takes seconds
-        return [{"B": 1}, {"B": 3}]
+        full, first = config.latent_shape[1:], (config.patch_size * side for side in drawn_grids(config)[0])
+        return [{"B": batch, "Y": y, "X": x} for batch, (y, x) in zip((1, 3), (full, first), strict=True)]
     sizes: list[Sizes] = imported(family_of(config).example_sizes)(spec, config)
     return sizes
 
 
 def masked_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
     """Return the sizes for a model with bidirectional attention, for any of its engines."""
-    length = config.tokens
+    return _sizes_of_grid(config.tokens)
+
+
+def _sizes_of_grid(length: int) -> list[Sizes]:
     middle = length // 2
     last = length - 1
     return [
@@ -67,6 +74,12 @@ def masked_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
         {"B": 3, "GB": 6, "V": middle, "K": length - middle, "R": 0, "N": 8, "GN": 16, "T": 5},
         {"B": 1, "GB": 2, "V": min(1, last), "K": 1, "R": max(0, last - 1), "N": 9, "GN": 18, "T": 9},
     ]
+
+
+def grids_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
+    """Return the sizes for a model of several grids, for the one that an engine works on."""
+    rows, columns = drawn_grids(config)[spec.phase]
+    return [{**sizes, "O": rows * columns - sizes["V"]} for sizes in _sizes_of_grid(rows * columns)]
 
 
 def causal_sizes(spec: EngineSpec, config: ModelConfig) -> list[Sizes]:
@@ -109,6 +122,8 @@ def example_inputs(spec: EngineSpec, config: FamilyConfig, sizes: Sizes, seed: i
         sizes: The size of each dynamic axis.
         seed: The seed of the random numbers.
     """
+    if "O" in sizes:  # what is not known is another token
+        sizes = {**sizes, "O": config.tokens - sizes["V"]}
     random = np.random.default_rng(seed)
     inputs: dict[str, NDArray[Any]] = {}
     for tensor in spec.inputs:

@@ -9,15 +9,21 @@ from typing import Any
 
 from mar_export.tensorrt.build_progress import BuildProgress
 from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import Range, axis_ranges, input_shapes, prompt_ranges
+from mar_export.tensorrt.optimization_profiles import (
+    Range,
+    axis_ranges,
+    input_shapes,
+    latent_ranges,
+    prompt_ranges,
+)
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import FOLDER, TARGETS, Build
 from runtime.artifact.manifest import MANIFEST, FileEntry
 from runtime.artifact.replacement import report_stale_signature
 from runtime.errors import RequestError
 from runtime.gpu.current_gpu import precisions_of
-from runtime.model.families import GPU_LOOP, check_supported
-from runtime.sampling.constraints import plan_for
+from runtime.model.families import GPU_LOOP, check_supported, drawn_grids
+from runtime.sampling.constraints import is_editable, plan_for
 from runtime.sampling.plan import Plan
 from runtime.sampling.presets import PRESETS
 from runtime.storage.files import holding_folder, replacing, sha256, write_json
@@ -54,7 +60,8 @@ def plans_to_build(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan
     named = any(value is not None for value in settings.values())
     requests = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
     samplings, model = [manifest.resolve_sampling(request) for request in requests], manifest.model
-    return [plan_for(model, sampling, known) for sampling in samplings for known in range(model.tokens)]
+    edits = model.tokens if is_editable(model) else 1
+    return [plan_for(model, sampling, known) for sampling in samplings for known in range(edits)]
 
 
 def build_engines(
@@ -87,17 +94,21 @@ def build_engines(
     with holding_folder(artifact.path):
         artifact = Artifact(artifact.path)
         _delete_unlisted(artifact)
-        ranges = {**axis_ranges(plans, options.batch), **prompt_ranges(artifact.manifest.model)}
+        grids = range(len(drawn_grids(artifact.manifest.model)))
+        ranges = [
+            {**axis_ranges(plans, options.batch, grid), **prompt_ranges(artifact.manifest.model)} for grid in grids
+        ]
         _build_missing(artifact, builder, ranges, options, report)
 
 
 def _build_missing(
     artifact: Artifact,
     builder: TensorRTBuilder,
-    ranges: Mapping[str, Range],
+    ranges: Sequence[Mapping[str, Range]],
     options: BuildOptions,
     report: Callable[[str], None],
 ) -> None:
+    sizes = latent_ranges(artifact.manifest.model)
     builds = [
         Build(
             engine=name,
@@ -106,7 +117,7 @@ def _build_missing(
             library=builder.version,
             architectures=builder.architectures,
             precision=artifact.manifest.precision,
-            profile=input_shapes(spec, ranges, options.batch),
+            profile=input_shapes(spec, {**ranges[spec.phase], **sizes}, options.batch),
             flags=options.flags.changed(),
         )
         for name, spec in artifact.manifest.specs.items()

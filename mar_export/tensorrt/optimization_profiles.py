@@ -9,6 +9,7 @@ import numpy as np
 from runtime.artifact.engine_builds import Shapes
 from runtime.loops.host_loop import MOST_STEPS_AT_ONCE
 from runtime.model.engine_spec import TOKENIZER_ENGINES, EngineSpec
+from runtime.model.families import drawn_grids
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import Plan
 
@@ -16,7 +17,7 @@ Range = tuple[int, int, int]
 """The minimum, the optimum and the maximum of a size, as TensorRT names them."""
 
 
-def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
+def axis_ranges(plans: Sequence[Plan], batch: Range, phase: int = 0) -> dict[str, Range]:
     """Return the range of every dynamic axis of `runtime.model.engine_spec`.
 
     Plans of edits start with known tokens. They widen the ranges, but the optimum is that of complete images.
@@ -24,9 +25,10 @@ def axis_ranges(plans: Sequence[Plan], batch: Range) -> dict[str, Range]:
     Args:
         plans: The plans that the engines must be able to run.
         batch: The range of the number of images that are generated together.
+        phase: The number of the grid that the engines work on.
     """
-    all_sizes = _sizes(plans)
-    image_sizes = _sizes([plan for plan in plans if not plan.iterations[0].known])
+    all_sizes = _sizes(plans, phase)
+    image_sizes = _sizes([plan for plan in plans if not plan.iterations[0].known], phase)
     ranges = {axis: (min(sizes), int(np.median(image_sizes[axis])), max(sizes)) for axis, sizes in all_sizes.items()}
     # Each of the three sizes must be possible: the rows of all halves are a multiple of those of one half.
     (min_halves, opt_halves, max_halves), (min_rows, opt_rows, max_rows) = ranges.pop("G"), ranges["K"]
@@ -53,13 +55,23 @@ def prompt_ranges(config: FamilyConfig) -> dict[str, Range]:
     return {"U": (1, max(1, most // 4), most)}
 
 
-def _sizes(plans: Sequence[Plan]) -> dict[str, list[int]]:
+def latent_ranges(config: FamilyConfig) -> dict[str, Range]:
+    """Return the ranges of rows and columns of the latents that a decoder reads: those of all grids of a model."""
+    sides = zip(*drawn_grids(config), strict=True)  # rows of all grids, and columns of all
+    return {
+        axis: (config.patch_size * min(sizes), config.patch_size * sizes[-1], config.patch_size * max(sizes))
+        for axis, sizes in zip("YX", sides, strict=True)
+    }
+
+
+def _sizes(plans: Sequence[Plan], phase: int) -> dict[str, list[int]]:
     """Return the sizes in all iterations of each axis that the batch does not change, and of the guidance halves G."""
-    iterations = [iteration for plan in plans for iteration in plan.iterations]
+    iterations = [iteration for plan in plans for iteration in plan.phase(phase)]
     return {
         "V": [iteration.known for iteration in iterations],
         "K": [iteration.count for iteration in iterations],
-        "R": [plan.length - i.known - i.count for plan in plans for i in plan.iterations],
+        "R": [plan.lengths[phase] - i.known - i.count for plan in plans for i in plan.phase(phase)],
+        "O": [plan.lengths[phase] - i.known for plan in plans for i in plan.phase(phase)],
         "T": [1, *(min(iteration.table.steps, MOST_STEPS_AT_ONCE) for iteration in iterations)],
         "G": [halves for iteration in iterations for halves in iteration.denoised_halves],
     }

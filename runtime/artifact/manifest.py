@@ -18,7 +18,7 @@ from runtime.artifact.engine_builds import Build
 from runtime.checks import pluralize, truncate
 from runtime.errors import ArtifactError, ConfigError, IntegrityError, RequestError
 from runtime.model.config import LATER_FIELDS
-from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec, tokenizer_specs
+from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec
 from runtime.model.families import (
     DEFAULT,
     FAMILIES,
@@ -29,6 +29,7 @@ from runtime.model.families import (
     optional_specs,
     parse_config,
     request_inputs,
+    tokenizer_specs_of,
 )
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import apply_constraints, plan_for
@@ -284,7 +285,7 @@ def _request(model: FamilyConfig, engines: Mapping[str, Any]) -> dict[str, list[
 
 def _possible_specs(model: FamilyConfig) -> dict[str, EngineSpec]:
     """Return the specs of all engines that a model can have, by name."""
-    return {**engine_specs(model), **optional_specs(model), **tokenizer_specs(model)}
+    return {**engine_specs(model), **optional_specs(model), **tokenizer_specs_of(model)}
 
 
 def _parse_model(value: Mapping[str, Any], where: str) -> FamilyConfig:

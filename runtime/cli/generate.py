@@ -176,7 +176,7 @@ def _records(
     generator: Generator, sequence: ImageSequence, batch_size: int, settings: Mapping[str, Any]
 ) -> tuple[ImageRecord, ...]:
     """Return how the images are made. Raises `RequestError` if a setting or the size of a batch is wrong."""
-    check_batch(batch_size, generator.plan(**settings).diffusion_steps, generator.manifest.model)
+    check_batch(batch_size, generator.plan(**settings).noise_steps, generator.manifest.model)
     shown = subject_arguments(sequence.subjects_of_images)
     return generator.records(seed=sequence.seeds_of_images, index=sequence.indices, **shown, **settings)
 

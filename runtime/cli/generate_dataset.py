@@ -104,7 +104,7 @@ def generate_dataset(
     size = 4 * batch_size if shard_size is None else shard_size
     plan = DrawingPlan(model, chosen, manifest.class_names, count, batch_size, size)
     sampling = manifest.resolve_sampling(settings)
-    check_batch(batch_size, plan_for(manifest.model, sampling).diffusion_steps, manifest.model)
+    check_batch(batch_size, plan_for(manifest.model, sampling).noise_steps, manifest.model)
     tell_other_plan(manifest, sampling)
     who = _workers(workers, address, threads, backend, device)
     arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs, "threads": who.threads}

@@ -60,13 +60,13 @@ preset_option = click.option(
 
 
 def _parse_steps(context: click.Context, option: click.Parameter, text: str | None) -> str | tuple[int, ...] | None:
-    """Return the value of --diffusion-steps: one number or ddimN as text, or a number for each iteration."""
+    """Return the value of an option for diffusion steps: one number or ddimN as text, or one for each iteration."""
     if text is None or "," not in text:
         return text
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise RequestError(f"--diffusion-steps must be N, ddimN or N,N,..., found {truncate(text)}") from None
+        raise RequestError(f"{option.opts[0]} must be N, ddimN or N,N,..., found {truncate(text)}") from None
 
 
 _SCHEDULE = (
@@ -88,6 +88,8 @@ _SCHEDULE = (
         metavar="LOW HIGH",
         help="Use guidance only while the share of known tokens is between LOW and HIGH.",
     ),
+    click.option("--low-res-iterations", type=int, help="Iterations of the first grid of a Hi-MAR, of low resolution."),
+    click.option("--low-res-cfg-scale", type=float, help="Scale of guidance of a Hi-MAR's first grid."),
 )
 _CHAIN = (
     click.option("--sampler", type=click.Choice(SAMPLERS), help="The sampler of the diffusion chains."),
@@ -113,6 +115,13 @@ _CHAIN = (
     click.option("--temperature", type=float, help="Factor on the noise of every diffusion step."),
     click.option("--eta", type=float, help="Amount of noise in the sampler ddim or flow-euler, 0 to 1."),
     click.option("--flow-shift", type=float, help="Shift of the noise levels of a NOVA with a flow."),
+    click.option("--low-res-sampler", type=click.Choice(SAMPLERS), help="The sampler of a Hi-MAR's first grid."),
+    click.option(
+        "--low-res-diffusion-steps",
+        metavar="N|ddimN|N,N,...",
+        callback=_parse_steps,
+        help="Number of diffusion steps of a Hi-MAR's first grid.",
+    ),
 )
 
 

@@ -16,8 +16,8 @@ from runtime.cli.options import PATH, backend_options, preset_option, sampling_o
 from runtime.cost.operations import iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
 from runtime.generator import Generator
-from runtime.model.config import ModelConfig
 from runtime.model.families import check_supported
+from runtime.model.family_config import FamilyConfig
 from runtime.requests.validation import check_batch
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Plan
@@ -48,7 +48,7 @@ def plan(
     config = check_supported(manifest.model, "mar plan")
     sampling = manifest.resolve_sampling(settings)
     planned = plan_for(config, sampling)
-    check_batch(batch_size, planned.diffusion_steps, config)
+    check_batch(batch_size, planned.noise_steps, config)
     seconds = where = None
     if timed:
         with Generator.load(
@@ -60,7 +60,8 @@ def plan(
     _print_iterations(config, planned, batch_size, seconds)
     _print_totals(config, planned, batch_size)
     if seconds:
-        totals = {name: sum(iteration[name] for iteration in seconds) for name in seconds[0]}
+        names = dict.fromkeys(name for iteration in seconds for name in iteration)
+        totals = {name: sum(iteration.get(name, 0.0) for iteration in seconds) for name in names}
         parts = ", ".join(f"{name} {value:.2f}" for name, value in totals.items())
         click.echo(f"predicted time {sum(totals.values()):.2f} s ({parts}) on {where}")
     content = {
@@ -73,7 +74,7 @@ def plan(
     print_document(json_document("plan", content))
 
 
-def _print_iterations(config: ModelConfig, plan: Plan, batch: int, seconds: list[dict[str, float]] | None) -> None:
+def _print_iterations(config: FamilyConfig, plan: Plan, batch: int, seconds: list[dict[str, float]] | None) -> None:
     """Print one line for each iteration, with its time if that was predicted."""
     click.echo(
         f"{'iteration':>9}{'known':>7}{'tokens':>8}{'guidance':>10}{'steps':>7}"
@@ -92,7 +93,9 @@ def _print_iterations(config: ModelConfig, plan: Plan, batch: int, seconds: list
         )
 
 
-def _figures(config: ModelConfig, plan: Plan, batch: int, seconds: Sequence[dict[str, float]] | None) -> dict[str, Any]:
+def _figures(
+    config: FamilyConfig, plan: Plan, batch: int, seconds: Sequence[dict[str, float]] | None
+) -> dict[str, Any]:
     """Return the cost and the predicted time of each iteration and of the whole plan, for the JSON document."""
     iterations = [
         {
@@ -117,7 +120,7 @@ def _figures(config: ModelConfig, plan: Plan, batch: int, seconds: Sequence[dict
     }
 
 
-def _print_totals(config: ModelConfig, plan: Plan, batch: int) -> None:
+def _print_totals(config: FamilyConfig, plan: Plan, batch: int) -> None:
     """Print the cost of the whole plan, in all and by engine."""
     costs = plan_costs(config, plan, batch)
     parts = ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in costs.items())

@@ -8,12 +8,21 @@ as large as the weights.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from runtime.model.config import FREQUENCIES, ModelConfig
-from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
+from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
+from runtime.model.families import family_of, imported
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import Iteration, Plan
 
-_FLOAT = 4  # bytes
+FLOAT_BYTES = 4
+"""The bytes of a weight in float32."""
+
+
+IterationCosts = Callable[[Any, Iteration, int, int], "dict[str, tuple[int, Cost]]"]
+"""Returns the cost of one iteration of a model of a family, with the arguments and the result of `iteration_costs`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +56,9 @@ class Cost:
 
 
 def iteration_costs(
-    config: ModelConfig, iteration: Iteration, batch: int, weight_bytes: int = _FLOAT
+    config: FamilyConfig, iteration: Iteration, batch: int, weight_bytes: int = FLOAT_BYTES
 ) -> dict[str, tuple[int, Cost]]:
-    """Return the cost of one iteration.
+    """Return the cost of one iteration, by the function that the family of the model names.
 
     Args:
         config: The model's sizes.
@@ -60,6 +69,14 @@ def iteration_costs(
     Returns:
         For each engine by name: the number of its calls, and the cost of one call.
     """
+    costs_of: IterationCosts = imported(family_of(config).costs)
+    return costs_of(config, iteration, batch, weight_bytes)
+
+
+def masked_costs(
+    config: ModelConfig, iteration: Iteration, batch: int, weight_bytes: int
+) -> dict[str, tuple[int, Cost]]:
+    """Return the cost of one iteration of a MAR; see `iteration_costs`."""
     sequences = batch * (2 if iteration.guided else 1)
     rows, steps = sequences * iteration.count, iteration.table.steps
     return {
@@ -69,26 +86,26 @@ def iteration_costs(
     }
 
 
-def plan_costs(config: ModelConfig, plan: Plan, batch: int = 1, weight_bytes: int = _FLOAT) -> dict[str, Cost]:
+def plan_costs(config: FamilyConfig, plan: Plan, batch: int = 1, weight_bytes: int = FLOAT_BYTES) -> dict[str, Cost]:
     """Return the cost of each engine over a whole plan for `batch` images; a weight has `weight_bytes` bytes."""
-    totals = {name: Cost(0.0, 0.0) for name in ENGINES}
+    totals: dict[str, Cost] = {}
     for iteration in plan.iterations:
         for name, (calls, cost) in iteration_costs(config, iteration, batch, weight_bytes).items():
-            total = totals[name]
+            total = totals.get(name, Cost(0.0, 0.0))
             totals[name] = Cost(total.operations + calls * cost.operations, total.bytes + calls * cost.bytes)
     return totals
 
 
-def roofline_seconds(config: ModelConfig, plan: Plan, machine: Machine, batch: int = 1) -> dict[str, float]:
+def roofline_seconds(config: FamilyConfig, plan: Plan, machine: Machine, batch: int = 1) -> dict[str, float]:
     """Return the least seconds of each engine over a whole plan, by the roofline model (Williams et al., CACM 2009)."""
-    totals = dict.fromkeys(ENGINES, 0.0)
+    totals: dict[str, float] = {}
     for iteration in plan.iterations:
         for name, (calls, cost) in iteration_costs(config, iteration, batch).items():
-            totals[name] += calls * cost.seconds(machine)
+            totals[name] = totals.get(name, 0.0) + calls * cost.seconds(machine)
     return totals
 
 
-def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, weight_bytes: int = _FLOAT) -> Cost:
+def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, weight_bytes: int = FLOAT_BYTES) -> Cost:
     """Return the cost of one call of the backbone.
 
     Args:
@@ -102,21 +119,21 @@ def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, w
     encoded, decoded = config.buffer_size + known, config.buffer_size + config.tokens  # slots of a sequence
     operations = sequences * (
         2 * known * config.token_channels * encoder
-        + config.encoder_depth * _block_operations(encoder, config.mlp_ratio, encoded, encoded)
+        + config.encoder_depth * block_operations(encoder, config.mlp_ratio, encoded, encoded)
         + 2 * encoded * encoder * decoder
-        + (config.decoder_depth - 1) * _block_operations(decoder, config.mlp_ratio, decoded, decoded)
-        + _block_operations(decoder, config.mlp_ratio, decoded, count)
+        + (config.decoder_depth - 1) * block_operations(decoder, config.mlp_ratio, decoded, decoded)
+        + block_operations(decoder, config.mlp_ratio, decoded, count)
     )
     weights = (
-        config.encoder_depth * _block_weights(encoder, config.mlp_ratio)
-        + config.decoder_depth * _block_weights(decoder, config.mlp_ratio)
+        config.encoder_depth * block_weights(encoder, config.mlp_ratio)
+        + config.decoder_depth * block_weights(decoder, config.mlp_ratio)
         + encoder * decoder
         + config.token_channels * encoder
     )
     return Cost(operations, weight_bytes * weights)
 
 
-def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: int = _FLOAT) -> Cost:
+def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: int = FLOAT_BYTES) -> Cost:
     """Return the cost of one call of the conditioning engine, for `rows` rows (G*N) and `steps` timesteps (T)."""
     width, modulation = config.diffloss_w, config.modulation_channels
     operations = 2 * (
@@ -125,10 +142,10 @@ def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: 
         + steps * (FREQUENCIES + width) * width
     )
     weights = width * modulation + config.decoder_embed_dim * width + (FREQUENCIES + width) * width
-    return Cost(operations, weight_bytes * weights + _FLOAT * steps * rows * modulation)
+    return Cost(operations, weight_bytes * weights + FLOAT_BYTES * steps * rows * modulation)
 
 
-def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int = _FLOAT) -> Cost:
+def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int = FLOAT_BYTES) -> Cost:
     """Return the cost of one diffusion step.
 
     Args:
@@ -139,11 +156,11 @@ def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int 
     """
     width, channels = config.diffloss_w, config.token_channels
     shared, per_half = width * channels, width * (2 * config.diffloss_d * width + 2 * channels)
-    read = weight_bytes * (shared + per_half) + _FLOAT * rows * config.modulation_channels
+    read = weight_bytes * (shared + per_half) + FLOAT_BYTES * rows * config.modulation_channels
     return Cost(2 * (tokens * shared + rows * per_half), read)
 
 
-def _block_operations(width: int, mlp_ratio: float, sequence: int, queries: int) -> float:
+def block_operations(width: int, mlp_ratio: float, sequence: int, queries: int) -> float:
     """Return the operations of a transformer block on a sequence, which computes the output of `queries` slots."""
     keys_and_values = 2 * 2 * sequence * width * width
     attention = 2 * 2 * queries * sequence * width
@@ -151,5 +168,6 @@ def _block_operations(width: int, mlp_ratio: float, sequence: int, queries: int)
     return keys_and_values + attention + rest
 
 
-def _block_weights(width: int, mlp_ratio: float) -> float:
+def block_weights(width: int, mlp_ratio: float) -> float:
+    """Return the weights of the matrices of a transformer block."""
     return 4 * width * width + 2 * width * int(width * mlp_ratio)

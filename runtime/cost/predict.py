@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.cost.operations import iteration_costs
 from runtime.generator import Generator
-from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, DEVICE, ENGINES
-from runtime.model.families import check_supported
+from runtime.model.engine_spec import DEVICE, INT, Array, Engine, TensorSpec
+from runtime.model.families import check_supported, drawn_tokens
 from runtime.sampling.plan import Iteration, Plan
 
 _TIMED_ITERATIONS = 4
@@ -45,26 +46,35 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
     if not generator.on_host:
         return _time_on_device(generator, plan, batch)
     costs = [iteration_costs(config, iteration, batch) for iteration in plan.iterations]
-    timed = np.unique(np.linspace(0, len(plan.iterations) - 1, _TIMED_ITERATIONS).round().astype(int))
-    rates: dict[str, list[float]] = {name: [] for name in ENGINES}
-    for number in timed:
-        seconds = _time_iteration(generator, plan.iterations[number], batch)
+    timed = np.unique(np.concatenate([_some_of(plan, phase) for phase in range(len(plan.lengths))]))
+    rates: dict[str, tuple[list[int], list[float]]] = {}
+    for number in timed.tolist():
+        seconds = _time_iteration(generator, plan, plan.iterations[number], batch)
         for name, (calls, cost) in costs[number].items():
-            rates[name].append(seconds[name] / (calls * cost.operations))
+            at, rate = rates.setdefault(name, ([], []))
+            at.append(number)
+            rate.append(seconds[name] / (calls * cost.operations))
     return [
         {
-            name: float(np.interp(number, timed, rates[name])) * calls * cost.operations
+            name: float(np.interp(number, *rates[name])) * calls * cost.operations
             for name, (calls, cost) in iteration_cost.items()
         }
         for number, iteration_cost in enumerate(costs)
     ]
 
 
+def _some_of(plan: Plan, phase: int) -> NDArray[np.int64]:
+    """Return the numbers of a few iterations of a phase, the first and the last among them."""
+    numbers = [number for number, iteration in enumerate(plan.iterations) if iteration.phase == phase]
+    chosen: NDArray[np.int64] = np.linspace(numbers[0], numbers[-1], _TIMED_ITERATIONS).round().astype(np.int64)
+    return chosen
+
+
 def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
     config = generator.manifest.model
-    labels = np.zeros(2 * batch, np.int64)
-    order = np.tile(np.arange(config.tokens)[:, None], batch)
-    noise = np.zeros((plan.diffusion_steps + 1, config.tokens, batch, config.token_channels), np.float32)
+    labels, tokens = np.zeros(2 * batch, np.int64), drawn_tokens(config)
+    order = np.tile(np.arange(tokens)[:, None], batch)
+    noise = np.zeros((plan.noise_steps + 1, tokens, batch, config.token_channels), np.float32)
     known = np.zeros((0, batch, config.token_channels), np.float32)
     generator.loop(plan, labels, order, noise, known, None)  # which allocates memory and captures graphs
     moments = [time.perf_counter()]
@@ -72,42 +82,51 @@ def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[s
     return [{DEVICE: after - before} for before, after in itertools.pairwise(moments)]
 
 
-def _time_iteration(generator: Generator, iteration: Iteration, batch: int) -> dict[str, float]:
+def _time_iteration(generator: Generator, plan: Plan, iteration: Iteration, batch: int) -> dict[str, float]:
     """Return the seconds in each engine over one iteration. Only a few of its diffusion steps are timed."""
-    config, engines = generator.manifest.model, generator.engines
-    sequences = batch * (2 if iteration.guided else 1)
-    images, rows, steps = batch * iteration.count, sequences * iteration.count, min(_TIMED_STEPS, iteration.table.steps)
-    positions = np.tile(np.arange(config.tokens)[:, None], batch)
-    stop = iteration.known + iteration.count
-    x = np.zeros((images, config.token_channels), np.float32)
-    z = np.zeros((rows, config.z_channels), np.float32)
-    table, scale = iteration.table, np.array([iteration.guidance_scale], np.float32)
-    modulation = np.zeros((rows, config.modulation_channels), np.float32)
-    seconds = {
-        BACKBONE: _seconds(
-            lambda: engines.backbone(
-                tokens=np.zeros((iteration.known, batch, config.token_channels), np.float32),
-                visible=positions[: iteration.known],
-                predict=positions[iteration.known : stop],
-                rest=positions[stop:],
-                labels=np.zeros(sequences, np.int64),
-            )
-        ),
-        CONDITIONING: _seconds(lambda: engines.conditioning(z=z, timesteps=table.timesteps[:steps])),
-        DENOISE: _seconds(
-            lambda: [
-                engines.denoise(x=x, previous_x0=x, noise=x, modulation=modulation, coefficients=row, guidance=scale)
-                for row in table.coefficients[:steps]
-            ]
-        ),
+    config, specs = generator.manifest.model, generator.manifest.specs
+    sequences, steps = batch * (2 if iteration.guided else 1), min(_TIMED_STEPS, iteration.table.steps)
+    later = plan.lengths[iteration.phase] - iteration.known
+    axes = {
+        "B": batch,
+        "GB": sequences,
+        "V": iteration.known,
+        "K": iteration.count,
+        "R": later - iteration.count,
+        "O": later,
+        "T": steps,
+        "N": batch * iteration.count,
+        "GN": sequences * iteration.count,
     }
-    scale_to_all = table.steps / steps
-    return {name: value * (1 if name == BACKBONE else scale_to_all) for name, value in seconds.items()}
+    seconds = {}
+    for name in iteration_costs(config, iteration, batch):
+        spec = specs[name]
+        inputs = {tensor.name: _input(tensor, axes, iteration, plan) for tensor in spec.inputs}
+        calls = [inputs]
+        if "coefficients" in inputs:
+            calls = [{**inputs, "coefficients": row} for row in iteration.table.coefficients[:steps]]
+        by_step = len(calls) > 1 or "timesteps" in inputs
+        taken = _seconds(getattr(generator.engines, name), calls)
+        seconds[name] = taken * (iteration.table.steps / steps if by_step else 1)
+    return seconds
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """Return the seconds of the second call, because the first one allocates memory too."""
-    call()
+def _input(tensor: TensorSpec, axes: Mapping[str, int], iteration: Iteration, plan: Plan) -> Array:
+    """Return an input of an engine as an iteration would give it: positions, timesteps and guidance, the rest zeros."""
+    shape, table = tensor.sized(axes), iteration.table
+    if tensor.dtype == INT and tensor.name != "labels":
+        later = plan.lengths[iteration.phase] - shape[0]
+        first = {"predict": iteration.known, "rest": later}.get(tensor.name, 0)
+        return np.tile(np.arange(first, first + shape[0])[:, None], shape[1:])
+    given = {"timesteps": table.timesteps[: axes["T"]], "guidance": np.array([iteration.guidance_scale], np.float32)}
+    return given[tensor.name] if tensor.name in given else np.zeros(shape, tensor.dtype)
+
+
+def _seconds(engine: Engine, calls: Sequence[Mapping[str, Array]]) -> float:
+    """Return the seconds of some calls when they are made again, because the first ones allocate memory too."""
+    for inputs in calls:
+        engine(**inputs)
     started = time.perf_counter()
-    call()
+    for inputs in calls:
+        engine(**inputs)
     return time.perf_counter() - started

@@ -22,13 +22,14 @@ from runtime.gpu.engine import Execution, GpuEngine
 from runtime.loops.host_loop import steps_at_once
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
-from runtime.model.families import family_of
+from runtime.model.families import drawn_grids, family_of, imported
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Iteration, Plan
 
 _SHAPES_KEPT = 4  # the usual requests of a server differ in their values, but seldom in the shape of plan or batch
-_FLOAT, _INT = 4, 8  # bytes
-_ROW = ALIGNMENT // _FLOAT  # floats from one aligned address to the next
+FLOAT, INT = 4, 8
+"""The bytes of a number."""
+_ROW = ALIGNMENT // FLOAT  # floats from one aligned address to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,14 @@ class ChainShape:
         halves: G, the guidance halves: 2, or 1 without guidance.
         steps: T, the diffusion steps.
         unguided: How many of the last steps read the conditional half alone.
+        phase: The number of the grid that it draws.
     """
 
     count: int
     halves: int
     steps: int
     unguided: int = 0
+    phase: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,13 @@ class PlanShape:
             batch,
             tuple(iteration.known for iteration in plan.iterations),
             tuple(
-                ChainShape(i.count, 2 if i.guided else 1, i.table.steps, i.table.unguided if i.guided else 0)
+                ChainShape(
+                    i.count,
+                    2 if i.guided else 1,
+                    i.table.steps,
+                    i.table.unguided if i.guided else 0,
+                    i.phase,
+                )
                 for i in plan.iterations
             ),
         )
@@ -90,12 +99,13 @@ class GpuLoop:
 
         Args:
             cuda: The stream on which it runs.
-            engines: The engines of `runtime.model.engine_spec.ENGINES`, by name.
+            engines: The engines of the sampling loop, by name.
             config: The model's sizes.
             graphs: Whether iterations are captured as CUDA graphs and replayed, or enqueued call by call.
         """
         self.cuda, self._engines, self._config, self._graphs = cuda, engines, config, graphs
-        self._kept: OrderedDict[PlanShape, _PreparedPlan] = OrderedDict()
+        self._kept: OrderedDict[PlanShape, PreparedPlan] = OrderedDict()
+        self._prepare: type[PreparedPlan] = imported(family_of(config).prepared_plan)
         self.clock: StageClock | None = None
 
     def __call__(
@@ -136,32 +146,33 @@ class GpuLoop:
             while self._kept:
                 closing.callback(self._kept.popitem()[1].close)
 
-    def _prepared(self, shape: PlanShape) -> _PreparedPlan:
+    def _prepared(self, shape: PlanShape) -> PreparedPlan:
         if shape in self._kept:
             self._kept.move_to_end(shape)
             return self._kept[shape]
         if len(self._kept) == _SHAPES_KEPT:
             self._kept.popitem(last=False)[1].close()
-        self._kept[shape] = prepared = _PreparedPlan(self.cuda, self._engines, self._config, shape, self._graphs)
+        self._kept[shape] = prepared = self._prepare(self.cuda, self._engines, self._config, shape, self._graphs)
         return prepared
 
 
-class _PreparedPlan:
-    """The memory for plans of one shape, and functions that enqueue their iterations."""
+class PreparedPlan:
+    """The memory for plans of one shape, and functions that enqueue their iterations.
+
+    A subclass prepares the iterations of further grids: `_allocate` and `_prepare_iteration` are made for that.
+    """
 
     def __init__(
         self, cuda: Cuda, engines: Mapping[str, GpuEngine], config: FamilyConfig, shape: PlanShape, graphs: bool
     ) -> None:
         self._cuda, self._engines, self._config, self._shape, self._graphs = cuda, engines, config, shape, graphs
         self._condition_name = family_of(config).condition
+        self._lengths = [rows * columns for rows, columns in drawn_grids(config)]
         with contextlib.ExitStack() as owner:
             self._owner = owner
             self._allocate()
-            chains = {chain: self._prepare_chain(chain) for chain in dict.fromkeys(shape.chains)}
-            self._iterations = [
-                (self._prepare_pass(known, chain, number), chains[chain])
-                for number, (known, chain) in enumerate(zip(shape.known, shape.chains, strict=True))
-            ]
+            self._chains: dict[ChainShape, Callable[[], None]] = {}  # chains of the same shape share a graph
+            self._iterations = [self._prepare_iteration(number) for number in range(len(shape.known))]
             self._owner = owner.pop_all()
 
     def upload(self, plan: Plan, condition: Condition, order: Int, noise: Float, known: Float) -> None:
@@ -181,10 +192,11 @@ class _PreparedPlan:
 
     def diffuse(self, number: int) -> None:
         """Enqueue the diffusion chain of iteration `number`, and the copy of its result into the tokens."""
-        known, chain = self._shape.known[number], self._shape.chains[number]
+        chain = self._shape.chains[number]
         self._iterations[number][1]()
-        token = self._token_bytes
-        self._cuda.copy(self._tokens.address + known * token, self._states[chain.steps % 2][0], chain.count * token)
+        size, place = chain.count * self._token_bytes, self._first_token(number) * self._token_bytes
+        result = self._states[chain.steps % 2][0] + self._first_result(number) * self._token_bytes
+        self._cuda.copy(self._tokens.address + place, result, size)
 
     def download_tokens(self) -> Float:
         """Wait until all work is done, and return the tokens [L, B, D] in generation order."""
@@ -197,12 +209,40 @@ class _PreparedPlan:
         """Free the memory, the prepared engines and the graphs."""
         self._owner.close()
 
+    def _most_tokens(self) -> int:
+        """Return the largest number of tokens of an image that a chain denoises."""
+        return max(chain.count for chain in self._shape.chains)
+
+    def _noise_rows(self) -> int:
+        """Return the rows of noise of an image; see `runtime.sampling.plan.Plan.noise_steps`."""
+        return max(chain.steps for chain in self._shape.chains) + 1
+
+    def _after_backbone(self, known: int, chain: ChainShape) -> None:
+        """Enqueue what follows the backbone of an iteration: nothing."""
+
+    def _first_token(self, number: int) -> int:
+        """Return the place of the first token that iteration `number` predicts, in the tokens of all grids."""
+        return self._shape.known[number]
+
+    def _first_result(self, number: int) -> int:
+        """Return the place of that token among those that the chain of iteration `number` denoises."""
+        return 0
+
+    def _prepare_iteration(self, number: int) -> tuple[Callable[[], None], Callable[[], None]]:
+        """Prepare the backbone and the diffusion chain of an iteration; return what enqueues each."""
+        known, chain = self._shape.known[number], self._shape.chains[number]
+        predict = self._prepare_pass(known, chain, number)  # first: it copies the positions that a chain may look up
+        if chain not in self._chains:
+            self._chains[chain] = self._prepare_chain(chain)
+        return predict, self._chains[chain]
+
     def _allocate(self) -> None:
         config, shape = self._config, self._shape
-        length, batch, channels = config.tokens, shape.batch, config.token_channels
-        count, steps = max(chain.count for chain in shape.chains), max(chain.steps for chain in shape.chains)
-        rows = max(chain.halves * chain.count for chain in shape.chains) * batch
-        self._token_bytes = _FLOAT * batch * channels
+        length, batch, channels = sum(self._lengths), shape.batch, config.token_channels
+        chains = [chain for chain in shape.chains if not chain.phase]
+        count, steps = self._most_tokens(), max(chain.steps for chain in shape.chains)
+        rows = max(chain.halves * chain.count for chain in chains) * batch
+        self._token_bytes = FLOAT * batch * channels
 
         def pinned_buffer(sizes: tuple[int, ...], dtype: DTypeLike) -> PinnedBuffer:
             return self._cuda.pinned_buffer(sizes, dtype, self._owner)
@@ -215,16 +255,16 @@ class _PreparedPlan:
         self._condition = pinned_buffer(spec.sized({"GB": halves * batch}), spec.dtype)
         self._order = pinned_buffer((length, batch), np.int64)
         self._tokens = pinned_buffer((length, batch, channels), np.float32)
-        self._noise = pinned_buffer((steps + 1, length, batch, channels), np.float32)
+        self._noise = pinned_buffer((self._noise_rows(), length, batch, channels), np.float32)
         schedule_floats = max(map(self._schedule_floats, shape.chains))
         self._schedule = pinned_buffer((len(shape.known), schedule_floats), np.float32)
         # The inputs of the current iteration, at the fixed addresses that the graphs read.
-        self._predict_now, self._rest_now = (memory(_INT * length * batch) for _ in range(2))
+        self._predict_now, self._rest_now = (memory(INT * length * batch) for _ in range(2))
         self._noise_now = memory((steps + 1) * aligned(count * self._token_bytes))
         self._schedule_now = memory(self._schedule.host[0].nbytes)
-        self._z = memory(_FLOAT * rows * config.z_channels)
-        self._modulation = memory(max(self._modulation_bytes(chain) for chain in shape.chains))
-        row = _FLOAT * config.modulation_channels
+        self._z = memory(FLOAT * rows * config.z_channels)
+        self._modulation = memory(max(map(self._modulation_bytes, chains)))
+        row = FLOAT * config.modulation_channels
         # The modulation of one step, aligned, for models in which the rows of a step may begin at an unaligned address.
         self._modulation_now = memory(rows * row) if row % ALIGNMENT else 0
         # x and x0 before a step, and after it.
@@ -233,7 +273,7 @@ class _PreparedPlan:
     def _modulation_bytes(self, chain: ChainShape) -> int:
         rows = chain.halves * chain.count * self._shape.batch
         together = min(chain.steps, steps_at_once(self._config, rows))
-        return _FLOAT * together * rows * self._config.modulation_channels
+        return FLOAT * together * rows * self._config.modulation_channels
 
     def _step_groups(self, chain: ChainShape) -> list[range]:
         """Return the groups of consecutive steps whose modulation is computed in one call."""
@@ -245,7 +285,7 @@ class _PreparedPlan:
 
     def _timesteps_offset(self, chain: ChainShape, group: int) -> int:
         together = len(self._step_groups(chain)[0])
-        return _ROW + group * (aligned(_FLOAT * together) // _FLOAT)
+        return _ROW + group * (aligned(FLOAT * together) // FLOAT)
 
     def _coefficients_offset(self, chain: ChainShape, step: int) -> int:
         return self._timesteps_offset(chain, len(self._step_groups(chain))) + step * _ROW
@@ -265,7 +305,7 @@ class _PreparedPlan:
     def _prepare_pass(self, known: int, chain: ChainShape, number: int) -> Callable[[], None]:
         """Prepare the backbone of one iteration, and the copies of all that its diffusion chain reads."""
         batch, stop = self._shape.batch, known + chain.count
-        position, rest = _INT * batch, self._config.tokens - stop
+        position, rest = INT * batch, self._lengths[0] - stop
         sizes = {"V": known, "K": chain.count, "R": rest, "B": batch, "GB": chain.halves * batch}
         engine = self._engines[BACKBONE]
         backbone = engine.prepare(sizes, self._owner)
@@ -290,11 +330,12 @@ class _PreparedPlan:
                 self._noise_now,
                 aligned(size),
                 self._noise.address + known * self._token_bytes,
-                self._config.tokens * self._token_bytes,
+                sum(self._lengths) * self._token_bytes,
                 size,
                 chain.steps + 1,
             )
             backbone.enqueue(addresses)
+            self._after_backbone(known, chain)
 
         return self._captured(work)
 
@@ -317,7 +358,7 @@ class _PreparedPlan:
             self._cuda.copy(self._states[0][0], self._noise_now, size)
             self._cuda.clear(self._states[0][1], size)
             for number, steps in enumerate(groups):
-                timesteps = self._schedule_now + _FLOAT * self._timesteps_offset(chain, number)
+                timesteps = self._schedule_now + FLOAT * self._timesteps_offset(chain, number)
                 conditioning[len(steps)].enqueue({"z": self._z, "timesteps": timesteps, "modulation": self._modulation})
                 for step in steps:
                     denoise = guided if step < chain.steps - chain.unguided else conditional
@@ -327,7 +368,7 @@ class _PreparedPlan:
 
     def _denoise(self, denoise: Execution, chain: ChainShape, step: int, step_in_group: int) -> None:
         rows = chain.halves * chain.count * self._shape.batch
-        size = _FLOAT * rows * self._config.modulation_channels
+        size = FLOAT * rows * self._config.modulation_channels
         modulation = self._modulation + step_in_group * size
         if modulation % ALIGNMENT:
             self._cuda.copy(self._modulation_now, modulation, size)
@@ -339,7 +380,7 @@ class _PreparedPlan:
                 "previous_x0": x0,
                 "noise": self._noise_now + (1 + step) * aligned(chain.count * self._token_bytes),
                 "modulation": modulation,
-                "coefficients": self._schedule_now + _FLOAT * self._coefficients_offset(chain, step),
+                "coefficients": self._schedule_now + FLOAT * self._coefficients_offset(chain, step),
                 "guidance": self._schedule_now,
                 "next_x": next_x,
                 "x0": next_x0,

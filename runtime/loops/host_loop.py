@@ -34,6 +34,9 @@ class Engines:
         conditioning: z and timesteps to the modulation of the head.
         denoise: One diffusion step.
         condition: What is drawn to the prefix of the backbone, for families that have one. The loop does not use it.
+        backbone2: The backbone of the second grid, for families that draw two: see `runtime.model.himar_engines`.
+        conditioning2: What no noisy token enters in the head of that grid.
+        denoise2: One diffusion step of that grid.
         text_encoder: Tokens of prompts to what `condition` reads, if the artifact has one. The loop does not use it.
         decoder: Latents to an image, if the artifact has a KL tokenizer. The loop does not use it.
         encoder: An image to latents, if the artifact has that too. The loop does not use it.
@@ -43,6 +46,9 @@ class Engines:
     conditioning: Engine
     denoise: Engine
     condition: Engine | None = None
+    backbone2: Engine | None = None
+    conditioning2: Engine | None = None
+    denoise2: Engine | None = None
     decoder: Engine | None = None
     encoder: Engine | None = None
     text_encoder: Engine | None = None

@@ -37,6 +37,7 @@ AXES = {
     "V": "known tokens",
     "K": "predicted tokens",
     "R": "remaining tokens",
+    "O": "other tokens: all that are not known",
     "S": "new slots of the sequence",
     "P": "earlier slots",
     "G": "guidance halves",
@@ -44,6 +45,8 @@ AXES = {
     "T": "diffusion steps",
     "Q": "prompts",
     "U": "tokens of a prompt",
+    "Y": "rows of latents",
+    "X": "columns of latents",
 }
 """What the letters of dynamic axes stand for."""
 
@@ -70,7 +73,12 @@ DEVICE = "device"
 FLOAT, INT = "float32", "int64"
 """The dtypes of inputs and outputs."""
 
-_SHAPE_LETTERS = {"GB": "G*B", "GN": "G*N", "K*GB": "G*N"}  # axes of the graphs -> products of shape letters
+_SHAPE_LETTERS = {
+    "GB": "G*B",
+    "GN": "G*N",
+    "K*GB": "G*N",
+    "V+O": "L",
+}  # axes of the graphs -> products of shape letters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +88,7 @@ class TensorSpec:
     Attributes:
         name: Its name in the graph.
         dtype: Its numpy dtype, `float32` or `int64`.
-        shape: Its axes; a text is a dynamic axis or a product of several.
+        shape: Its axes; a text is a dynamic axis, or a sum of products of several and of numbers.
     """
 
     name: str
@@ -94,8 +102,14 @@ class TensorSpec:
     def sized(self, axes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in numbers, for the sizes of the dynamic axes in `axes`."""
         return tuple(
-            math.prod(axes[name] for name in axis.split("*")) if isinstance(axis, str) else axis for axis in self.shape
+            sum(_product(term, axes) for term in axis.split("+")) if isinstance(axis, str) else axis
+            for axis in self.shape
         )
+
+
+def _product(term: str, axes: Mapping[str, int]) -> int:
+    """Return the size that a product of axes and numbers stands for."""
+    return math.prod(int(name) if name.isdecimal() else axes[name] for name in term.split("*"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +120,13 @@ class EngineSpec:
         name: The name of the engine.
         inputs: Its inputs, in the order of the graph.
         outputs: Its outputs, in the order of the graph.
+        phase: The number of the grid that it works on, in the order in which a family draws them.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    phase: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inputs and outputs as the manifest stores them."""
@@ -177,15 +193,24 @@ def head_specs(config: FamilyConfig) -> tuple[EngineSpec, EngineSpec]:
     return conditioning, denoise
 
 
-def tokenizer_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
+def tokenizer_specs(config: FamilyConfig, any_size: bool = False) -> dict[str, EngineSpec]:
     """Return the specs of the engines of a KL tokenizer, by name.
 
     The decoder turns latents into pixels of -1..1. The encoder turns pixels into the mean of their latents.
+
+    Args:
+        config: The model.
+        any_size: Whether the decoder reads latents of any size, for a model that draws several grids.
     """
     height, width, _ = config.image_shape
     latents = TensorSpec("latents", FLOAT, ("B", *config.latent_shape))
     image = TensorSpec("image", FLOAT, ("B", 3, height, width))
+    decoded, decoder_image = latents, image
+    if any_size:
+        stride = height // config.latent_shape[1]
+        decoded = TensorSpec("latents", FLOAT, ("B", config.latent_shape[0], "Y", "X"))
+        decoder_image = TensorSpec("image", FLOAT, ("B", 3, f"{stride}*Y", f"{stride}*X"))
     return {
-        DECODER: EngineSpec(DECODER, inputs=(latents,), outputs=(image,)),
+        DECODER: EngineSpec(DECODER, inputs=(decoded,), outputs=(decoder_image,)),
         ENCODER: EngineSpec(ENCODER, inputs=(image,), outputs=(latents,)),
     }

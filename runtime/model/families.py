@@ -23,8 +23,12 @@ from runtime.model.engine_spec import (
     ENCODER,
     TEXT_ENCODER,
     EngineSpec,
+    tokenizer_specs,
 )
 from runtime.model.family_config import FamilyConfig
+from runtime.model.himar_config import FAMILY as HIMAR
+from runtime.model.himar_config import HimarConfig
+from runtime.model.himar_engines import BACKBONE2, CONDITIONING2, DENOISE2, himar_specs
 from runtime.model.mar_engines import causal_specs, mar_specs
 from runtime.model.nova_config import FAMILY as NOVA
 from runtime.model.nova_config import NovaConfig
@@ -32,6 +36,9 @@ from runtime.model.nova_engines import nova_specs, nova_text_specs
 from runtime.model.uva_config import FAMILY as UVA
 from runtime.model.uva_config import UvaConfig
 from runtime.model.uva_engines import uva_specs
+
+Grid = tuple[int, int]
+"""The rows and columns of a grid of tokens."""
 
 DEFAULT = "mar"
 """The name that the stored config of every MAR stands for, which has no key `family`."""
@@ -42,6 +49,10 @@ FAMILY_KEY = "family"
 
 def _no_specs(config: Any) -> tuple[EngineSpec, ...]:
     return ()
+
+
+def _one_grid(config: FamilyConfig) -> tuple[Grid, ...]:
+    return (config.grid_shape,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +75,19 @@ class Family:
         tokenizer: The engines of a KL tokenizer that an artifact can have, and whether it must have them.
         published: How published checkpoints are recognised and read: a module with `is_published` and `load_published`,
             see `training.checkpoints.nova_folder`. None: as a MAR, which all other checkpoints are.
+        published_arguments: Which of the arguments `name` and `tokenizer` of `load_published` it has.
+        model: The class of its models in PyTorch, which is called with the fields of a config.
         eager: The reference in eager PyTorch: a module with `example_request`, the named arguments of a request for one
             image, and `sample_request`, which makes its latents; see `training.models.reference_loop`.
+        batches: The micro-batches of its training, a `training.data.loader.StepParts`. None: it is not trained here.
         refused: What does not support the family: the rest of the sentence that says so, by the name of the command.
         optional: The specs of engines that an artifact may have too, beside those of its tokenizer.
+        grids: The grids of tokens that are drawn, in order; the last is the image. Orders and noise have the positions
+            of all of them, one grid after the other.
+        plan: Builds the plan of an image: called with the model, the settings and the number of known tokens.
+        prepared_plan: What the loop on a GPU prepares for plans of one shape, a
+            `runtime.gpu.device_loop.PreparedPlan`.
+        costs: Returns the cost of an iteration, a `runtime.cost.operations.IterationCosts`.
     """
 
     kind: str
@@ -81,10 +101,17 @@ class Family:
     modules: Mapping[str, str]
     example_sizes: str
     eager: str
+    model: str = "training.models.mar:MAR"
     published: str | None = None
+    published_arguments: tuple[str, ...] = ()
     tokenizer: Mapping[str, bool] = dataclasses.field(default_factory=lambda: {DECODER: True, ENCODER: False})
+    batches: str | None = "training.data.loader:MicroBatches"
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optional: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
+    grids: Callable[[Any], tuple[Grid, ...]] = _one_grid
+    plan: str = "runtime.sampling.constraints:plan_of_one_grid"
+    prepared_plan: str = "runtime.gpu.device_loop:PreparedPlan"
+    costs: str = "runtime.cost.operations:masked_costs"
 
 
 def imported(name: str) -> Any:
@@ -97,13 +124,10 @@ def imported(name: str) -> Any:
 GPU_LOOP = "the loop on a GPU"
 """The name of that loop in `Family.refused`."""
 
-_MEASURED = (
-    "mar plan",
-    "mar bench",
-    "mar calibrate",
-    "mar optimize-steps",
-    "training a head on a frozen backbone",
-)
+_STEPS_OF_ONE_HEAD = ("mar optimize-steps", "training a head on a frozen backbone")
+"""What works on the one head of a masked diffusion model."""
+
+_MEASURED = ("mar plan", "mar bench", "mar calibrate", *_STEPS_OF_ONE_HEAD)
 """What measures or changes single engines of a masked diffusion model."""
 
 
@@ -179,11 +203,14 @@ _NOVA = Family(
         DENOISE: "mar_export.graphs.nova:Denoise",
     },
     example_sizes="mar_export.onnx_export.example_inputs:prompt_sizes",
+    model="training.models.nova:Nova",
     eager="training.models.nova_reference",
+    batches=None,
     published="training.checkpoints.nova_folder",
     refused={
         **_unsupported("NOVA"),
         **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
+        "mar import": "does not support NOVA; mar export reads its folder",
         "mar study": "is for models of pixels with classes; a NOVA draws from text",
         "mar export --image-size": "does not support NOVA, whose tables of positions are not trained for other sizes",
     },
@@ -207,7 +234,9 @@ _UVA = Family(
         DENOISE: _MAR.modules[DENOISE],
     },
     example_sizes="mar_export.onnx_export.example_inputs:policy_sizes",
+    model="training.models.uva:Uva",
     eager="training.models.uva_reference",
+    batches=None,
     published="training.checkpoints.uva_file",
     tokenizer={ENCODER: True},
     refused={
@@ -219,6 +248,39 @@ _UVA = Family(
     },
 )
 
+_HIMAR = dataclasses.replace(
+    _MAR,
+    kind="Hi-MAR",
+    config=HimarConfig,
+    specs=himar_specs,
+    sampling="runtime.sampling.himar_sampling",
+    host_loop="runtime.loops.himar_loop:run_himar_plan",
+    modules={
+        **_MAR.modules,
+        BACKBONE: "mar_export.graphs.himar:SmallBackbone",
+        BACKBONE2: "mar_export.graphs.himar:BigBackbone",
+        CONDITIONING2: "mar_export.graphs.himar:BigConditioning",
+        DENOISE2: "mar_export.graphs.himar:BigDenoise",
+    },
+    example_sizes="mar_export.onnx_export.example_inputs:grids_sizes",
+    model="training.models.himar:Himar",
+    eager="training.models.himar_reference",
+    batches="training.data.himar_batches:HimarBatches",
+    published="training.checkpoints.himar_file",
+    published_arguments=("name", "tokenizer"),
+    refused={
+        **dict.fromkeys(_STEPS_OF_ONE_HEAD, "does not support Hi-MAR; mar generate does"),
+        "mar edit": "regenerates a part of an image, and a Hi-MAR draws a low-resolution grid of the whole image first",
+        "mar export --image-size": "does not support Hi-MAR, whose two grids were trained together",
+        "the runner naive-onnx": "does not support Hi-MAR; choose others with --runner",
+        "mar study": "does not support Hi-MAR; mar generate does",
+    },
+    grids=lambda config: config.grids,
+    plan="runtime.sampling.himar_sampling:himar_plan",
+    prepared_plan="runtime.gpu.himar_plan:PreparedHimarPlan",
+    costs="runtime.cost.himar_operations:himar_costs",
+)
+
 FAMILIES: dict[str, Family] = {
     DEFAULT: _MAR,
     "mar-causal": _CAUSAL,
@@ -226,6 +288,7 @@ FAMILIES: dict[str, Family] = {
     "mar-causal-vq": _CAUSAL_VQ,
     NOVA: _NOVA,
     UVA: _UVA,
+    HIMAR: _HIMAR,
 }
 """All families, by the name that a config has as `family`."""
 
@@ -233,6 +296,16 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: FamilyConfig) -> Family:
     """Return the row of a model."""
     return FAMILIES[config.family]
+
+
+def drawn_grids(config: FamilyConfig) -> tuple[Grid, ...]:
+    """Return the grids of tokens that a model draws, in order; the last is the image."""
+    return family_of(config).grids(config)
+
+
+def drawn_tokens(config: FamilyConfig) -> int:
+    """Return the number of tokens of all grids that a model draws: L, or P where there are several."""
+    return sum(rows * columns for rows, columns in drawn_grids(config))
 
 
 def engine_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
@@ -248,6 +321,11 @@ def optional_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
 def request_inputs(config: FamilyConfig, engines: Collection[str]) -> tuple[str, ...]:
     """Return the named arguments that a request must have, for a model and the names of an artifact's engines."""
     return ("prompt",) if TEXT_ENCODER in engines else family_of(config).inputs
+
+
+def tokenizer_specs_of(config: FamilyConfig) -> dict[str, EngineSpec]:
+    """Return the specs of the engines of a KL tokenizer for a model, by name."""
+    return tokenizer_specs(config, any_size=len(drawn_grids(config)) > 1)
 
 
 def check_supported(config: FamilyConfig, command: str) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.checks import check_int, printable, truncate
 from runtime.errors import RequestError
+from runtime.model.families import drawn_grids, drawn_tokens
 from runtime.model.family_config import FamilyConfig
 
 MAX_BATCH = 4096
@@ -127,7 +128,7 @@ def check_batch(size: int, steps: int, config: FamilyConfig) -> int:
     Raises:
         RequestError: The batch has more than 4096 images, or more than 4 GiB of noise.
     """
-    noise_bytes = 4 * (steps + 1) * config.tokens * config.token_channels
+    noise_bytes = 4 * (steps + 1) * drawn_tokens(config) * config.token_channels
     largest = min(MAX_BATCH, _NOISE_BYTES // noise_bytes)
     check_int(f"the batch size at {steps} diffusion steps", size, 1, largest)
     return size
@@ -136,14 +137,21 @@ def check_batch(size: int, steps: int, config: FamilyConfig) -> int:
 def check_order(order: ArrayLike, batch: int, config: FamilyConfig) -> NDArray[np.int64]:
     """Return a generation order as int64 [B, L], each row a permutation of the token positions.
 
+    Of several grids it is [B, P]: the positions of each grid follow those of the grid before it.
+
     Raises:
         RequestError: It has another shape or dtype, or a row is not a permutation.
     """
     array = _integer_array("order", order)
-    if array.shape != (batch, config.tokens):
-        raise RequestError(f"order must have shape [{batch}, {config.tokens}], found {list(array.shape)}")
-    if not (np.sort(array, axis=1) == np.arange(config.tokens)).all():
-        raise RequestError(f"order: every row must be a permutation of 0..{config.tokens - 1}")
+    tokens, start = drawn_tokens(config), 0
+    if array.shape != (batch, tokens):
+        raise RequestError(f"order must have shape [{batch}, {tokens}], found {list(array.shape)}")
+    for rows, columns in drawn_grids(config):
+        stop = start + rows * columns
+        if not (np.sort(array[:, start:stop], axis=1) == np.arange(start, stop)).all():
+            of_grid = "every row" if stop - start == tokens else f"{start} to {stop - 1} of every row"
+            raise RequestError(f"order: {of_grid} must be a permutation of {start}..{stop - 1}")
+        start = stop
     return array.astype(np.int64)
 
 
@@ -154,7 +162,7 @@ def check_noise(noise: ArrayLike, batch: int, steps: int, config: FamilyConfig) 
         RequestError: It has another shape or dtype, or values that are not finite.
     """
     array = as_array("noise", noise)
-    expected = (steps + 1, batch, config.tokens, config.token_channels)
+    expected = (steps + 1, batch, drawn_tokens(config), config.token_channels)
     if array.shape != expected or array.dtype.kind != "f":
         raise RequestError(
             f"noise must be floating point of shape {list(expected)} (diffusion steps + 1, images, tokens, channels), "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from runtime.checks import check_choice, truncate
@@ -54,6 +54,12 @@ def plan_for(model: FamilyConfig, sampling: Sampling, known: int = 0) -> Plan:
     Raises:
         RequestError: A setting has a wrong value.
     """
+    build: Callable[[FamilyConfig, Sampling, int], Plan] = imported(family_of(model).plan)
+    return build(model, sampling, known)
+
+
+def plan_of_one_grid(model: FamilyConfig, sampling: Sampling, known: int) -> Plan:
+    """Return the plan of an image that is drawn as one grid; `Family.plan` of most families."""
     rules = _rules(model)
     return build_plan(model.tokens, sampling, known, lambda steps: rules.coefficients(model, sampling, steps))
 

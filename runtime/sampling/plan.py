@@ -22,7 +22,7 @@ from runtime.errors import RequestError
 from runtime.sampling.noise_schedule import TRAIN_STEPS, step_count
 from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import CoefficientTable, coefficient_table, least_steps
-from runtime.sampling.settings import Sampling
+from runtime.sampling.settings import LOW_RES_SETTINGS, Sampling
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -73,12 +73,16 @@ class Iteration:
         count: K, the number of tokens that are predicted.
         guidance_scale: The scale of classifier-free guidance; 1 is none.
         table: The diffusion chain.
+        phase: The number of the grid whose tokens it predicts, in the order in which a family draws them.
+        noise_start: The first row of noise that the chain reads. Chains of different tokens share rows.
     """
 
     known: int
     count: int
     guidance_scale: float
     table: CoefficientTable
+    phase: int = 0
+    noise_start: int = 0
 
     @property
     def guided(self) -> bool:
@@ -103,18 +107,32 @@ class Plan:
     """All iterations of the generation of an image.
 
     Attributes:
-        length: L, the number of tokens of the image.
-        iterations: The iterations in order.
+        lengths: The number of tokens of each grid, in the order in which they are drawn. The last is L, the image.
+        iterations: The iterations of all grids in order.
         token_order: The kind of generation order, one of `runtime.sampling.rng.TOKEN_ORDERS`.
     """
 
-    length: int
+    lengths: tuple[int, ...]
     iterations: tuple[Iteration, ...]
     token_order: str
 
     @property
+    def length(self) -> int:
+        """L, the number of tokens of the image."""
+        return self.lengths[-1]
+
+    def phase(self, number: int) -> tuple[Iteration, ...]:
+        """Return the iterations that draw the grid `number`."""
+        return tuple(iteration for iteration in self.iterations if iteration.phase == number)
+
+    @property
+    def noise_steps(self) -> int:
+        """One less than the rows of noise of an image: T, or more where a later grid has rows for each iteration."""
+        return max(iteration.noise_start + iteration.table.steps for iteration in self.iterations)
+
+    @property
     def diffusion_steps(self) -> int:
-        """T, the steps of the longest diffusion chain. The noise of an image has T + 1 rows."""
+        """T, the steps of the longest diffusion chain."""
         return max(iteration.table.steps for iteration in self.iterations)
 
     @property
@@ -141,7 +159,7 @@ class Plan:
 PlanLoop = Callable[[Plan, Condition, Int, Float, Float, "AfterIteration | None"], Float]
 """Executes a plan for a condition [G*B, ...], order [L, B], noise [T + 1, L, B, D] and the tokens [V, B, D] that are
 known before the first iteration, and calls the last argument after each iteration. All arrays are in generation order.
-Returns all tokens, [L, B, D]."""
+Returns all tokens, [L, B, D]. With several grids, their positions follow each other: P in place of L."""
 
 
 def build_plan(
@@ -168,6 +186,7 @@ def build_plan(
     check_scale("cfg_scale", sampling.cfg_scale)
     _check_ramp(sampling)
     _check_interval(sampling.cfg_interval)
+    _check_one_grid(sampling)
     check_int("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
     complete = counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
@@ -180,7 +199,7 @@ def build_plan(
         share = (len(planned) + 1) / len(counts)
         scale = _guidance_scale(sampling, start, count, length, share)
         planned.append(Iteration(start, count, scale, table_of(steps)))
-    return Plan(length, tuple(planned), sampling.token_order)
+    return Plan((length,), tuple(planned), sampling.token_order)
 
 
 def chain_table(sampling: Sampling, steps: int | str) -> CoefficientTable:
@@ -283,6 +302,12 @@ def _guidance_scale(sampling: Sampling, known: int, count: int, length: int, sha
         return float(least + (sampling.cfg_scale - least) * share)
     # The published linear schedule counts at most all tokens but one, even in the last iteration.
     return 1 + (sampling.cfg_scale - 1) * min(known + count, length - 1) / length
+
+
+def _check_one_grid(sampling: Sampling) -> None:
+    for name in LOW_RES_SETTINGS:
+        if (value := getattr(sampling, name)) is not None:
+            raise RequestError(f"{name} belongs to models of the family himar, found {truncate(value)}; leave it out")
 
 
 def _check_ramp(sampling: Sampling) -> None:

@@ -29,9 +29,9 @@ OWN = "own"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
-# These settings belong to the model, as in the published constructor and scripts. No preset changes the first two. Only
-# a preset with diffusion steps of its own changes the others.
-_OF_THE_MODEL = ("cfg_scale", "temperature")
+# These settings belong to the model, as in the published constructor and scripts. No preset changes the first three.
+# Only a preset with diffusion steps of its own changes the others.
+_OF_THE_MODEL = ("cfg_scale", "low_res_cfg_scale", "temperature")
 _CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
 
 

@@ -2,7 +2,8 @@
 
 Philox is a counter-based generator (Salmon et al., SC11). Its key is (seed, index), and the last word of its counter is
 the stream. So image 7 of seed 3 has the same random numbers in any batch and on any backend. Stream 0 is the token
-order, stream 1 the first noise, and stream 2 + s the noise of diffusion step s.
+order, stream 1 the first noise, and stream 2 + s the noise of diffusion step s. A family that draws several grids has
+stream 2^32 + n for the order of grid n, and more rows of noise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.model.families import drawn_grids, drawn_tokens
 from runtime.model.family_config import FamilyConfig
 
 TOKEN_ORDERS = ("random", "raster", "checkerboard")
@@ -21,13 +23,16 @@ TOKEN_ORDERS = ("random", "raster", "checkerboard")
 
 _ORDER_STREAM = 0
 _NOISE_STREAM = 1
+_LATER_ORDER_STREAM = 2**32
 
 
 def _philox(seed: int, index: int, stream: int) -> np.random.Philox:
     return np.random.Philox(key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, stream], np.uint64))
 
 
-def image_order(seed: int, index: int, grid_shape: tuple[int, int], kind: str = "random") -> NDArray[np.int64]:
+def image_order(
+    seed: int, index: int, grid_shape: tuple[int, int], kind: str = "random", grid: int = 0
+) -> NDArray[np.int64]:
     """Return the generation order of one image: int64 [L], token positions, first generated first.
 
     Args:
@@ -38,11 +43,13 @@ def image_order(seed: int, index: int, grid_shape: tuple[int, int], kind: str = 
             half of the squares of one colour, chosen by their diagonals, then the other half, then all squares of the
             other colour, each of which has four known neighbours by then. Within each of these sets the order is
             random.
+        grid: The number of the grid, in the order in which the family draws them.
     """
     length = math.prod(grid_shape)
     if kind == "raster":
         return np.arange(length, dtype=np.int64)
-    keys = _philox(seed, index, _ORDER_STREAM).random_raw(length)
+    stream = _LATER_ORDER_STREAM + grid if grid else _ORDER_STREAM
+    keys = _philox(seed, index, stream).random_raw(length)
     row, column = np.divmod(np.arange(length), grid_shape[1])
     diagonal = (row + column) % 4
     stage = np.where(diagonal % 2, 2, diagonal // 2) if kind == "checkerboard" else np.zeros_like(row)
@@ -76,22 +83,33 @@ def seeded_order(
 ) -> NDArray[np.int64]:
     """Return the generation orders of images, int64 [B, L]; see `image_order`.
 
+    Of several grids, the order of each follows that of the grid before it, with positions that go on: int64 [B, P].
+
     Args:
         seed: The seed of all images, or one for each.
         indices: The number of each image in the sequence of its seed, B of them.
         config: The config of the model.
         kind: One of `TOKEN_ORDERS`.
     """
-    return np.stack([image_order(*image, config.grid_shape, kind) for image in _images(seed, indices)])
+    orders, start = [], 0
+    for number, grid in enumerate(drawn_grids(config)):
+        of_images = [start + image_order(*image, grid, kind, number) for image in _images(seed, indices)]
+        orders.append(np.stack(of_images))
+        start += orders[-1].shape[1]
+    return np.concatenate(orders, axis=1)
 
 
 def seeded_noise(
     seed: int | Sequence[int], indices: Sequence[int], steps: int, config: FamilyConfig
 ) -> NDArray[np.float32]:
-    """Return the noise of images, by token position, float32 [T + 1, B, L, D]; see `image_noise` and `seeded_order`."""
-    noise = np.empty((steps + 1, len(indices), config.tokens, config.token_channels), np.float32)
+    """Return the noise of images, by token position, float32 [T + 1, B, L, D]; see `image_noise` and `seeded_order`.
+
+    Of several grids it has the positions of all, and `steps` is `runtime.sampling.plan.Plan.noise_steps`.
+    """
+    tokens = drawn_tokens(config)
+    noise = np.empty((steps + 1, len(indices), tokens, config.token_channels), np.float32)
     for place, (image_seed, index) in enumerate(_images(seed, indices)):
-        noise[:, place] = image_noise(image_seed, index, steps, config.tokens, config.token_channels)
+        noise[:, place] = image_noise(image_seed, index, steps, tokens, config.token_channels)
     return noise
 
 

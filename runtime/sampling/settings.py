@@ -14,7 +14,10 @@ from runtime.errors import RequestError
 _INT64 = 2**63
 
 
-LATER_SETTINGS = frozenset({"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift"})
+LOW_RES_SETTINGS = ("low_res_iterations", "low_res_cfg_scale", "low_res_sampler", "low_res_diffusion_steps")
+"""The settings of the low-resolution grid of a Hi-MAR. None stands for the published ones."""
+
+LATER_SETTINGS = frozenset({"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift", *LOW_RES_SETTINGS})
 """Settings that older manifests and images do not have. None stands for them."""
 
 
@@ -47,6 +50,12 @@ class Sampling:
         cfg_renorm: The least factor, 0 to 1, by which a guided prediction is made as small as the conditional one, over
             the whole image. None: it stays as it is.
         flow_shift: The shift of the noise levels of a NOVA with a flow. None: that of the model.
+        low_res_iterations: The iterations of the low-resolution grid of a Hi-MAR. None: as published, four times its
+            side. The settings without `low_res_` are then those of the full grid; those that have no such twin hold
+            for both.
+        low_res_cfg_scale: The guidance scale of that grid (the published `re_cfg`). None: `cfg_scale`.
+        low_res_sampler: Its sampler. None: ddpm.
+        low_res_diffusion_steps: The steps of its diffusion chains (the published `num_sampling_steps`). None: 100.
     """
 
     iterations: int | None = None
@@ -66,9 +75,13 @@ class Sampling:
     cfg_truncation: float | None = None
     cfg_renorm: float | None = None
     flow_shift: float | None = None
+    low_res_iterations: int | None = None
+    low_res_cfg_scale: float | None = None
+    low_res_sampler: str | None = None
+    low_res_diffusion_steps: int | str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("cfg_interval", "diffusion_steps"):
+        for name in ("cfg_interval", "diffusion_steps", "low_res_diffusion_steps"):
             if isinstance(getattr(self, name), list):  # JSON has lists; a tuple can be compared and hashed
                 object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -128,6 +141,10 @@ class SamplingOverrides(TypedDict, total=False):
     cfg_truncation: float | None
     cfg_renorm: float | None
     flow_shift: float | None
+    low_res_iterations: int | None
+    low_res_cfg_scale: float | None
+    low_res_sampler: str | None
+    low_res_diffusion_steps: int | str | Sequence[int] | None
 
 
 class SamplingRequest(SamplingOverrides, total=False):

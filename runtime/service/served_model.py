@@ -162,7 +162,7 @@ class ServedModel:
     def _checked_plan(self, sampling: Sampling, known: int) -> Plan:
         config = self.generator.manifest.model
         plan = plan_for(config, sampling, known)
-        check_batch(self._settings.max_batch, plan.diffusion_steps, config)
+        check_batch(self._settings.max_batch, plan.noise_steps, config)
         return plan
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from runtime.artifact.manifest import TOKENIZERS
 from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
-from runtime.model.config import ModelConfig
-from runtime.model.families import FAMILIES, Family, imported
+from runtime.model.families import DEFAULT, FAMILIES, Family, family_of, imported, parse_config
+from runtime.model.family_config import FamilyConfig
 from runtime.storage.files import replacing, replacing_folder, sha256, write_json
 from training.checkpoints.infer_config import (
     PartialConfig,
@@ -46,7 +46,6 @@ from training.checkpoints.tensor_files import (
     tensors_sha256,
 )
 from training.models.autoencoder import AutoencoderKL
-from training.models.mar import MAR
 
 _COUNT_DIGITS = 18
 
@@ -168,14 +167,9 @@ def load_checkpoint(
     family = _family_of_published(path)
     if family is not None:
         if not any_family:
-            raise CheckpointError(f"{path}: a {family.kind}, which this command does not support; mar export does")
-        for option, value in (("--model", name), ("--tokenizer", tokenizer)):
-            if value is not None:
-                raise ConfigError(f"{option} is for checkpoints of a MAR, but {path} is a {family.kind}; remove it")
-        loaded: Checkpoint = imported(str(family.published)).load_published(
-            path, config_file, latent_scale=latent_scale, latent_shift=latent_shift, autoencoder=autoencoder
-        )
-        return loaded
+            raise _another_family(path, family)
+        scale = {"latent_scale": latent_scale, "latent_shift": latent_shift, "autoencoder": autoencoder}
+        return _load_of_family(family, path, config_file, {"name": name, "tokenizer": tokenizer}, scale)
     if path.is_dir() and not is_diffusers_folder(path):
         read_run_config(path)
         for option, value in (("--model-config", config_file), ("--model", name)):
@@ -183,8 +177,32 @@ def load_checkpoint(
                 raise ConfigError(
                     f"{option} is for checkpoints without a config, but {path} has its own {CONFIG_FILE}; remove it"
                 )
-        return _load_run(path, tokenizer, latent_scale, latent_shift, autoencoder)
+        run = _load_run(path, tokenizer, latent_scale, latent_shift, autoencoder)
+        if not any_family and family_of(run.model.config).model != FAMILIES[DEFAULT].model:
+            raise _another_family(path, family_of(run.model.config))
+        return run
     return _load_published(path, config_file, name, tokenizer, latent_scale, latent_shift, autoencoder)
+
+
+def _load_of_family(
+    family: Family,
+    path: pathlib.Path,
+    config_file: pathlib.Path | None,
+    named: Mapping[str, Any],
+    scale: Mapping[str, Any],
+) -> Checkpoint:
+    """Load a published checkpoint of another family than MAR; `named` and `scale` are those of `load_checkpoint`."""
+    given = {argument: value for argument, value in named.items() if value is not None}
+    for argument in given:
+        if argument not in family.published_arguments:
+            option = {"name": "--model"}.get(argument, f"--{argument}")
+            raise ConfigError(f"{option} is for checkpoints of a MAR, but {path} is a {family.kind}; remove it")
+    loaded: Checkpoint = imported(str(family.published)).load_published(path, config_file, **given, **scale)
+    return loaded
+
+
+def _another_family(path: pathlib.Path, family: Family) -> CheckpointError:
+    return CheckpointError(f"{path}: a {family.kind}, which this command does not support; mar export does")
 
 
 def _family_of_published(path: pathlib.Path) -> Family | None:
@@ -282,7 +300,7 @@ def _load_run(
         tokenizer = "none"
     elif tokenizer == "kl":
         vae_file = path / TOKENIZER_FILE
-    config, vae = ModelConfig.from_dict(arguments, where), None
+    config, vae = _run_config(arguments, where), None
     warnings: list[str] = []
     if vae_file is not None:
         vae, tokenizer = load_vae(vae_file, latent_scale, latent_shift, warnings.append), "kl"
@@ -294,9 +312,16 @@ def _load_run(
     return Checkpoint(model, tokenizer, class_names, path.name, digest, vae, tuple(warnings))
 
 
-def _build_model(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> MAR:
+def _run_config(values: Any, where: str) -> FamilyConfig:
+    """Return the config of a run's model, of any family."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: a model config must be a JSON object, found {type(values).__name__}")
+    return parse_config(values, where)
+
+
+def _build_model(config: FamilyConfig, weights: Mapping[str, Tensor], source: str) -> Any:
     with torch.device("meta"):
-        model = MAR(**config.to_dict())
+        model = imported(family_of(config).model)(**config.to_dict())
     assign_weights(model, weights, source)
     return model
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from runtime.checks import truncate
 from runtime.errors import CheckpointError, ConfigError
 from runtime.model.config import ModelConfig, check_renamed_fields
+from runtime.model.families import FAMILY_KEY
 from training.models.model_sizes import MODEL_SIZES
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,6 +30,8 @@ _CLASSES = "class_emb.weight"
 _PUBLISHED_CLASSES = 1000  # the rows that the published code always made before it was mended
 
 _FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
+_SIZES = {name: fields for name, fields in MODEL_SIZES.items() if FAMILY_KEY not in fields}
+"""The sizes of a MAR."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +136,10 @@ def config_from_tensors(shapes: Shapes, where: str) -> PartialConfig:
         "class_num": _size(shapes, "class_emb.weight", 0, where),
         "buffer_size": positions[0] - positions[1],
         "encoder_embed_dim": _size(shapes, "z_proj.weight", 0, where),
-        "encoder_depth": _count(shapes, "encoder_blocks"),
+        "encoder_depth": count_blocks(shapes, "encoder_blocks"),
         "decoder_embed_dim": _size(shapes, "decoder_embed.weight", 0, where),
-        "decoder_depth": _count(shapes, "decoder_blocks"),
-        "diffloss_d": _count(shapes, "diffloss.net.res_blocks"),
+        "decoder_depth": count_blocks(shapes, "decoder_blocks"),
+        "diffloss_d": count_blocks(shapes, "diffloss.net.res_blocks"),
         "diffloss_w": _size(shapes, "diffloss.net.input_proj.weight", 0, where),
     }
     for name, axis in ((_TOKENS, 1), (_HIDDEN, 0)):  # they determine a field only together with other values
@@ -152,9 +155,12 @@ def config_from_size_name(name: str, source: str) -> PartialConfig:
     Raises:
         ConfigError: There is no such size.
     """
-    if name not in MODEL_SIZES:
-        raise ConfigError(f"unknown model {name!r}; known: {', '.join(MODEL_SIZES)}")
-    transformer = {key: value for key, value in MODEL_SIZES[name].items() if key.startswith(("encoder_", "decoder_"))}
+    if name not in _SIZES:
+        problem = (
+            f"{source}: the size of another family than a MAR" if name in MODEL_SIZES else f"unknown model {name!r}"
+        )
+        raise ConfigError(f"{problem}; known: {', '.join(_SIZES)}")
+    transformer = {key: value for key, value in _SIZES[name].items() if key.startswith(("encoder_", "decoder_"))}
     return PartialConfig(source, transformer)
 
 
@@ -163,7 +169,7 @@ def configs_from_arguments(arguments: Mapping[str, Any]) -> list[PartialConfig]:
     values = {name: value for name, value in arguments.items() if name in _FIELDS}
     configs = [PartialConfig("the arguments it was trained with", values)]
     name = arguments.get("model")
-    if isinstance(name, str) and name in MODEL_SIZES:
+    if isinstance(name, str) and name in _SIZES:
         configs.append(config_from_size_name(name, f"the name {name} it was trained under"))
     return configs
 
@@ -177,7 +183,7 @@ def _size(shapes: Shapes, name: str, axis: int, where: str) -> int:
     return shape[axis]
 
 
-def _count(shapes: Shapes, blocks: str) -> int:
+def count_blocks(shapes: Shapes, blocks: str) -> int:
     """Return the number of blocks of a list of blocks."""
     return len({match[1] for name in shapes if (match := re.match(rf"{re.escape(blocks)}\.(\d+)\.", name))})
 
@@ -200,7 +206,7 @@ def _default_heads(values: Mapping[str, Any], where: str) -> dict[str, int]:
     """Return the numbers of heads of the published size with the same widths and depths, where no source gives them."""
     if {"encoder_num_heads", "decoder_num_heads"} <= values.keys():
         return {}
-    for sizes in MODEL_SIZES.values():
+    for sizes in _SIZES.values():
         dimensions = {name: size for name, size in sizes.items() if name.endswith(("coder_embed_dim", "coder_depth"))}
         if dimensions.items() <= values.items():
             return {name: size for name, size in sizes.items() if name.endswith("num_heads")}

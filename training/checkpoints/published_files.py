@@ -107,10 +107,10 @@ def read_published(path: pathlib.Path, warn: Warn = _ignore) -> PublishedCheckpo
     if found.others:
         warn(f"{path}: of several averages, those under {found.place} are taken, not {', '.join(found.others)}")
     weights = check_tensors(found.weights, str(path))
-    return PublishedCheckpoint(weights, [path], configs_from_arguments(_arguments(content, path)))
+    return PublishedCheckpoint(weights, [path], configs_from_arguments(arguments_of(content, path)))
 
 
-def _arguments(content: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+def arguments_of(content: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
     """Return the arguments of a training, by name: those under the first of `_ARGUMENT_KEYS` that has some."""
     for key in _ARGUMENT_KEYS:
         arguments = content.get(key)

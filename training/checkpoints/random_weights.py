@@ -8,10 +8,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from runtime.model.families import family_of, imported
 from runtime.model.uva_config import UvaConfig
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.autoencoder import AutoencoderKL, VAEConfig
-from training.models.mar import MAR
 from training.models.model_sizes import model_config
 from training.models.uva import Uva
 
@@ -28,7 +28,7 @@ def random_checkpoint(name: str) -> Checkpoint:
         ConfigError: There is no such size.
     """
     config = model_config(name)
-    model = _random(lambda: MAR(**config.to_dict()))
+    model: nn.Module = _random(lambda: imported(family_of(config).model)(**config.to_dict()))
     tokenizer = "pixel" if config.vae_stride == 1 else "none"
     return Checkpoint(model, tokenizer, (), f"random weights, {name}", "0" * 64)
 

@@ -11,6 +11,7 @@ from runtime.checks import pluralize
 from runtime.cli.options import PATH
 from runtime.cli.result_files import force_option, is_forced
 from runtime.errors import RequestError
+from runtime.model.families import check_supported
 from runtime.storage.files import holding
 from training.checkpoints.checkpoint import Checkpoint, imported_config, save_run
 from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
@@ -36,14 +37,16 @@ def import_(
     with holding(out):
         if out.exists() and not (out / CONFIG_FILE).is_file():
             raise RequestError(f"{out} exists and is no run; choose another --out, or remove it yourself")
-        loaded = load_named_checkpoint(checkpoint, options)
+        loaded = load_named_checkpoint(checkpoint, options, any_family=True)
+        check_supported(loaded.model.config, "mar import")
         if out.exists() and not is_forced():
             _check_same(out, loaded)
         save_run(out, loaded)
+    height, width, _ = loaded.model.config.image_shape
     config, parameters = loaded.model.config, sum(tensor.numel() for tensor in loaded.model.parameters())
     click.echo(
         f"{parameters / 1e6:.1f} M parameters, {pluralize(config.tokens, 'token')} of "
-        f"{pluralize(config.token_channels, 'value')}, {config.img_size}x{config.img_size} pixels, "
+        f"{pluralize(config.token_channels, 'value')}, {width}x{height} pixels, "
         f"tokenizer {loaded.tokenizer}; wrote {out}"
     )
     if loaded.vae is not None:

@@ -45,6 +45,11 @@ def example_stream(seed: int, step: int, place: int) -> np.random.Generator:
     return _stream(seed, step, _EXAMPLE, place)
 
 
+def step_stream(seed: int, step: int) -> np.random.Generator:
+    """Return the generator of the random numbers that all examples of a step have in common."""
+    return _stream(seed, step, _STEP, 0)
+
+
 def draw_example(config: ModelConfig, masked: int, stream: np.random.Generator) -> Draws:
     """Draw the random numbers of an example with `masked` masked tokens from its stream."""
     repeats = config.loss_repeats
@@ -80,7 +85,7 @@ def masked_tokens(config: ModelConfig, seed: int, step: int) -> int:
     """
     if config.attention == "causal":
         return config.tokens
-    stream = _stream(seed, step, _STEP, 0)
+    stream = step_stream(seed, step)
     if config.order == "raster":
         return max(1, math.ceil(config.tokens * stream.uniform(config.mask_ratio_min, 1)))
     ratio = draw_mask_ratio(config.mask_ratio_min, stream)

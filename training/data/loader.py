@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from runtime.checks import pluralize
 from runtime.errors import ConfigError
+from runtime.model.families import family_of, imported
+from runtime.model.family_config import FamilyConfig
 from training.config import StepConfig
 from training.data.draws import batch_examples, draw_example, example_stream, masked_tokens
 from training.data.latent_dataset import LatentDataset, readable_latent
@@ -61,8 +63,8 @@ class ImageBatch(NamedTuple):
 class MicroBatch(NamedTuple):
     """One micro-batch of one process."""
 
-    batch: Batch | ImageBatch
-    """The tensors to train on."""
+    batch: Any
+    """The tensors to train on: a named tuple, the arguments of the model, with `to`."""
     examples: Tensor
     """The indices of the examples in the dataset, int64 [B]."""
     warnings: Sequence[str] = ()
@@ -100,7 +102,7 @@ class StepParts(Dataset[MicroBatch], abc.ABC):
         return MicroBatch(batch, torch.tensor(chosen), warnings)
 
     @abc.abstractmethod
-    def _collate(self, step: int, places: range, examples: list[int]) -> Batch | ImageBatch:
+    def _collate(self, step: int, places: range, examples: list[int]) -> Any:
         """Return the batch of `examples` at `places` of a step's batch; replace unreadable ones in the list."""
 
     def _flip(self, stream: np.random.Generator) -> bool:
@@ -143,6 +145,19 @@ class ImageBatches(StepParts):
             images.append(image)
             noise.append(stream.standard_normal((channels, side, side), np.float32))
         return ImageBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(noise)))
+
+
+def batches_of(model: FamilyConfig) -> type[StepParts]:
+    """Return the class of the micro-batches of the training of a model.
+
+    Raises:
+        ConfigError: Its family is not trained here.
+    """
+    family = family_of(model)
+    if family.batches is None:
+        raise ConfigError(f"mar train does not support {family.kind}")
+    batches: type[StepParts] = imported(family.batches)
+    return batches
 
 
 def micro_batches(batches: StepParts, step: int, device: torch.device) -> Iterator[MicroBatch]:

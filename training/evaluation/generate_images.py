@@ -215,7 +215,7 @@ def _checkpoint_drawing(job: GenerationJob) -> Draw:
         seeds, index = [record.seed for record in records], [record.index for record in records]
         labels = np.array([record.class_number for record in records], np.int64)
         order = seeded_order(seeds, index, config, plan.token_order)
-        noise = seeded_noise(seeds, index, plan.diffusion_steps, config)
+        noise = seeded_noise(seeds, index, plan.noise_steps, config)
         latents = sample(loaded.model, labels, plan, order, noise)  # [B, C, h, w]
         if loaded.vae is None:
             return to_uint8(latents)

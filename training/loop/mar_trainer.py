@@ -16,7 +16,7 @@ from training.config import RunConfig
 from training.data.class_names import check_no_gaps, check_same_classes
 from training.data.codebook import fit_codebook
 from training.data.latent_dataset import LatentDataset, check_mirror_images, check_model_fits, open_latents
-from training.data.loader import MicroBatch, MicroBatches, micro_batches
+from training.data.loader import MicroBatch, batches_of, micro_batches
 from training.data.validation_split import TrainingPart
 from training.loop.optimizer_step import MarTrainStep
 from training.loop.schedule import validation_is_due
@@ -88,7 +88,9 @@ class MarTrainer(TrainingLoop[RunConfig, MarTrainStep]):
 
     def _batches(self) -> Iterator[MicroBatch]:
         processes, config = self.processes, self.config
-        batches = MicroBatches(self.dataset, config.model, config.training, processes.rank, processes.world_size)
+        batches = batches_of(config.model)(
+            self.dataset, config.model, config.training, processes.rank, processes.world_size
+        )
         return micro_batches(batches, self.step, processes.device)
 
     def _validate(self, reporter: Reporter | None) -> None:

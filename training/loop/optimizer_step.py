@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from runtime.model.config import ModelConfig
+from runtime.model.families import family_of, imported
 from training.config import StepConfig, TrainConfig
 from training.data.loader import MicroBatch
 from training.distributed import Processes, distribute_like, full_tensor, gradient_sync, local_shard, parallelize
@@ -160,7 +161,7 @@ class MarTrainStep(TrainStep):
 
     def __init__(self, model_config: ModelConfig, config: TrainConfig, processes: Processes) -> None:
         torch.manual_seed(config.seed)
-        model = MAR(**model_config.to_dict()).to(processes.device)
+        model = imported(family_of(model_config).model)(**model_config.to_dict()).to(processes.device)
         choose_operators(model, config.attention_precision, processes.device)
         if config.gradient_checkpointing:
             _checkpoint_activations(model)
@@ -186,7 +187,7 @@ class MarTrainStep(TrainStep):
 
     def averaged_model(self) -> MAR:
         """Return a new model with the averaged weights, in evaluation mode; every process must call it."""
-        averaged = MAR(**self.model.config.to_dict()).to(self.processes.device)
+        averaged: MAR = type(self.model)(**self.model.config.to_dict()).to(self.processes.device)
         averaged.load_state_dict({name: full_tensor(tensor) for name, tensor in self.average.items()})
         return averaged.eval()
 
@@ -218,7 +219,7 @@ def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        matrix = parameter.dim() >= 2 and not name.startswith("diffloss.")
+        matrix = parameter.dim() >= 2 and not name.startswith(("diffloss.", "cond_diffloss."))
         (decayed if matrix else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 

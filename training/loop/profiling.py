@@ -17,7 +17,7 @@ from torch.profiler import profile
 from runtime.checks import pluralize
 from training.config import RunConfig
 from training.data.latent_dataset import LatentDataset, check_model_fits
-from training.data.loader import MicroBatches, micro_batches
+from training.data.loader import batches_of, micro_batches
 from training.distributed import Processes
 from training.loop.optimizer_step import MarTrainStep
 from training.loop.training_loop import check_batch
@@ -89,7 +89,7 @@ def profile_training(config: RunConfig, dataset: LatentDataset, processes: Proce
     train_step, timer = MarTrainStep(config.model, training, processes), PhaseTimer(processes.device)
     train_step.phase = timer.phase
     timer.watch(train_step.model.diffloss, "head")
-    batches = MicroBatches(dataset, config.model, training, processes.rank, processes.world_size)
+    batches = batches_of(config.model)(dataset, config.model, training, processes.rank, processes.world_size)
     reading = micro_batches(batches, 0, processes.device)
 
     def step(number: int) -> None:

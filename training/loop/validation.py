@@ -10,7 +10,7 @@ import torch
 
 from training.config import RunConfig
 from training.data.latent_dataset import LatentDataset
-from training.data.loader import MicroBatch, MicroBatches
+from training.data.loader import MicroBatch, batches_of
 from training.models.mar import MAR
 from training.models.numerics import autocast
 
@@ -25,7 +25,7 @@ class ValidationLoss:
         """Choose up to 256 of the held-out images, or each of a few several times."""
         size = min(config.training.batch_size, len(held_out.labels))
         training = dataclasses.replace(config.training, batch_size=size, accumulate=1, flip=False)
-        self._batches = MicroBatches(held_out, config.model, training, rank=0, processes=1)
+        self._batches = batches_of(config.model)(held_out, config.model, training, rank=0, processes=1)
         self._count = max(_FEWEST_BATCHES, math.ceil(min(_MOST_EXAMPLES, len(held_out.labels)) / size))
 
     @functools.cached_property

@@ -171,9 +171,7 @@ class MAR(nn.Module):
 
     def patchify(self, latents: Tensor) -> Tensor:
         """Return the tokens [B, L, D] of latents [B, C, h, w]; channels are outermost within a token, as published."""
-        p = self.config.patch_size
-        rows = latents.unflatten(3, (-1, p)).unflatten(2, (-1, p))  # [B, c, h, p, w, p]
-        return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return patchify(latents, self.config.patch_size)
 
     def forward(self, latents: Tensor, labels: Tensor, order: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         """Return the training loss of a batch, a scalar: the mean over the masked tokens (arXiv 2406.11838, section 3).
@@ -201,6 +199,12 @@ class MAR(nn.Module):
             z = self.predict(gather(visible), visible, predict, predict[:, :0], labels)  # [B, K, C]
         target = gather(predict).flatten(0, 1).repeat(repeats, 1)  # [N, D], N = Q B K
         return self.diffloss(target, z.flatten(0, 1), timesteps.flatten(), noise.flatten(0, 2)).mean()
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """Return the tokens [B, n, D] of latents [B, C, h, w]; channels are outermost within a token, as published."""
+    rows = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [B, C, h, p, w, p]
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _head(config: ModelConfig) -> DiffusionLoss | FlowLoss | VQLoss:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.errors import ConfigError
-from runtime.model.config import ModelConfig
+from runtime.model.families import parse_config
 
 
 def _transformer(width: int, depth: int, heads: int) -> dict[str, int]:
@@ -14,6 +14,14 @@ def _transformer(width: int, depth: int, heads: int) -> dict[str, int]:
         for half in ("encoder", "decoder")
         for name, value in (("embed_dim", width), ("depth", depth), ("num_heads", heads))
     }
+
+
+def _himar(width: int, depth: int, heads: int) -> dict[str, Any]:
+    return {"family": "himar", **_transformer(width, depth, heads)}
+
+
+def _dit(depth: int, width: int, heads: int) -> dict[str, int]:
+    return {"gdm_d": depth, "gdm_w": width, "gdm_heads": heads}
 
 
 # The first three are published (arXiv 2406.11838, table 4).
@@ -36,8 +44,28 @@ MODEL_SIZES: dict[str, dict[str, Any]] = {
         "attn_dropout": 0.0,
         "proj_dropout": 0.0,
     },
+    # Published (arXiv 2505.20288).
+    "himar_base": {**_himar(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024, **_dit(6, 512, 8)},
+    "himar_large": {**_himar(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280, **_dit(8, 512, 8)},
+    "himar_huge": {**_himar(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536, **_dit(12, 768, 12)},
+    "himar_small": {
+        **_himar(160, 3, 5),
+        "img_size": 32,
+        "vae_stride": 1,
+        "patch_size": 4,
+        "vae_embed_dim": 1,
+        "class_num": 10,
+        "buffer_size": 8,
+        "diffloss_d": 3,
+        "diffloss_w": 224,
+        "diffusion_batch_mul": 2,
+        "attn_dropout": 0.0,
+        "proj_dropout": 0.0,
+        "cond_scale": 4,
+        **_dit(4, 160, 5),
+    },
 }
-"""For each name the fields of `ModelConfig` in which it differs from the default."""
+"""For each name the fields of the config in which it differs from the default, and the family where it is no MAR."""
 
 TRAINING_OF_SIZES: dict[str, dict[str, Any]] = {
     "pixel_small": {"learning_rate": 2e-3},  # docs/benchmarks/few-images.md
@@ -45,16 +73,19 @@ TRAINING_OF_SIZES: dict[str, dict[str, Any]] = {
 """For a name the fields of `TrainConfig` in which its training differs from the default."""
 
 
-def model_config(name: str, **changes: Any) -> ModelConfig:
+def model_config(name: str, **changes: Any) -> Any:
     """Return the config of a named size.
 
     Args:
         name: A key of `MODEL_SIZES`.
-        changes: Fields of `ModelConfig` that replace those of the size.
+        changes: Fields of the config that replace those of the size.
+
+    Returns:
+        The config of the family of the size, a `ModelConfig` or a `HimarConfig`.
 
     Raises:
         ConfigError: There is no such size, or a value is impossible.
     """
     if name not in MODEL_SIZES:
         raise ConfigError(f"unknown model {name!r}; known: {', '.join(MODEL_SIZES)}")
-    return ModelConfig.from_dict({**MODEL_SIZES[name], **changes}, where=f"model {name}")
+    return parse_config({**MODEL_SIZES[name], **changes}, where=f"model {name}")

@@ -8,12 +8,12 @@ import pathlib
 import numpy as np
 
 from runtime.image_grid import class_caption, save_grid
+from runtime.model.families import drawn_grids, family_of, imported
 from runtime.sampling.constraints import apply_constraints, default_sampling, plan_for
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.storage.files import replacing
 from training.data.latent_dataset import LatentDataset
 from training.models.mar import MAR
-from training.models.reference_loop import sample
 
 _MAX_CLASSES = 10
 _ROWS = 2
@@ -40,13 +40,16 @@ def save_sample_grid(path: pathlib.Path, model: MAR, dataset: LatentDataset) -> 
     if config.head == "diffusion":
         # Not from timestep 999: there the errors of a model early in training are amplified hundreds of times.
         sampling = dataclasses.replace(sampling, diffusion_steps="ddim50")
+        if len(drawn_grids(config)) > 1:
+            sampling = dataclasses.replace(sampling, low_res_diffusion_steps="ddim50")
     # With one class there is nothing to guide towards, and a distilled head has its guidance built in.
+    iterations = min(_MAX_ITERATIONS, config.tokens, sampling.iterations or _MAX_ITERATIONS)
     cfg_scale = 1.0 if one_class or config.distilled_steps else _CFG_SCALE
-    sampling = dataclasses.replace(sampling, cfg_scale=cfg_scale, iterations=min(_MAX_ITERATIONS, config.tokens))
+    sampling = dataclasses.replace(sampling, cfg_scale=cfg_scale, iterations=iterations)
     plan = plan_for(config, apply_constraints(config, sampling, {}))
     order = seeded_order(0, range(len(labels)), config, plan.token_order)
-    noise = seeded_noise(0, range(len(labels)), plan.diffusion_steps, config)
-    latents = sample(model, labels, plan, order, noise)
+    noise = seeded_noise(0, range(len(labels)), plan.noise_steps, config)
+    latents = imported(family_of(config).eager).sample(model, labels, plan, order, noise)
     with replacing(path) as temporary:
         captions = [class_caption(dataset.classes[label], label) for label in labels.tolist()]
         save_grid(temporary, dataset.images(latents), captions, columns=columns)

@@ -39,6 +39,7 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import golden_cases
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.autoencoder import AutoencoderKL, VAEConfig
+from training.models.himar import Himar
 from training.models.mar import MAR
 from training.models.model_sizes import MODEL_SIZES, model_config
 
@@ -104,7 +105,10 @@ def answers(module: nn.Module, spec: EngineSpec, config: ModelConfig) -> list[np
     return [output.numpy() for output in (made if isinstance(made, tuple) else (made,))]
 
 
-@pytest.mark.parametrize("name", [*MODEL_SIZES, "flow", "causal", "codes"])
+MAR_SIZES = [name for name, fields in MODEL_SIZES.items() if "family" not in fields]
+
+
+@pytest.mark.parametrize("name", [*MAR_SIZES, "flow", "causal", "codes"])
 def test_every_model_keeps_the_same_layers_in_float32(name: str) -> None:
     """Of its codes, a head of codes keeps none."""
     forms = {"flow": {"head": "flow"}, "causal": {"attention": "causal"}, "codes": {"head": "vq", "codebook_size": 40}}
@@ -127,6 +131,26 @@ def test_every_model_keeps_the_same_layers_in_float32(name: str) -> None:
             for layer, part in module.named_modules()
             if isinstance(part, (nn.Linear, nn.Conv2d)) and stays_in_float32(layer)
         ]
+
+
+def test_a_himar_keeps_what_reads_and_what_writes_tokens_in_float32() -> None:
+    with torch.device("meta"):
+        modules = graph_modules(Himar(**model_config("himar_base").to_dict()).eval(), None, encoder=False)
+    kept = {
+        engine: sorted(
+            layer for layer, part in module.named_modules() if isinstance(part, nn.Linear) and stays_in_float32(layer)
+        )
+        for engine, module in modules.items()
+    }
+    times, ends = ["time_embed.mlp.0", "time_embed.mlp.2"], ["final_layer.linear", "input_proj"]
+    assert kept == {
+        "backbone": ["z_proj"],
+        "conditioning": times,
+        "denoise": ends,
+        "backbone2": ["z_proj"],
+        "conditioning2": times,
+        "denoise2": ends,
+    }
 
 
 def test_every_precision_of_an_artifact_has_a_type_and_tolerances() -> None:
