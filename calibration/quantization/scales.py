@@ -14,6 +14,9 @@ from calibration.quantization.statistics import LayerStatistics
 Float = NDArray[np.float32]
 
 _FP8_MAX = 448.0
+_INT8_WEIGHT_MAX = 63.0
+"""7 bits. A processor without VNNI adds two products of 8 bits in 16 bits, where 255 x 63 x 2 fits and 255 x 127 x 2 is
+cut to 32,767 (vpmaddubsw; ONNX Runtime 1.31.1, OpenVINO 2026.4.1)."""
 _SMOOTHING_STRENGTHS = (0.35, 0.5, 0.65)  # from 0, all unevenness stays in the activation, to 1, none does
 
 
@@ -51,10 +54,13 @@ def fake_quantize(x: Float, scale: Float | float, precision: str) -> Float:
 
 
 def weight_scales(weights: Float, precision: str) -> Float:
-    """Return symmetric scales [M] for weights [C, M]: one per output channel in int8, the same for all in fp8."""
+    """Return symmetric scales [M] for weights [C, M]: one per output channel in int8, the same for all in fp8.
+
+    Weights in int8 are -63 to 63, so that products are exact on every processor.
+    """
     if precision == "fp8":
         return np.full(weights.shape[1], max(float(np.abs(weights).max()), 1e-12) / _FP8_MAX, np.float32)
-    scales: Float = np.maximum(np.abs(weights).max(axis=0), 1e-12).astype(np.float32) / np.float32(INT8_MAX)
+    scales: Float = np.maximum(np.abs(weights).max(axis=0), 1e-12).astype(np.float32) / np.float32(_INT8_WEIGHT_MAX)
     return scales
 
 
