@@ -75,42 +75,55 @@ def export_artifact(
         RequestError: The settings are invalid, there is no encoder to export, or `out` is another artifact.
         ArtifactError: `out` is something else than an artifact folder.
     """
-    if encoder:
-        _check_encoder(checkpoint)
-    base = _manifest(checkpoint, sampling, precision)
-    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
-    tokenizer = None
-    if text_encoder is not None:
-        modules[TEXT_ENCODER], tokenizer = text_encoder.module, text_encoder.tokenizer
-        origin = {"text_encoder": text_encoder.source, "text_encoder_sha256": text_encoder.sha256}
-        base = dataclasses.replace(base, provenance={**base.provenance, **origin})
-        del text_encoder
+    modules = _modules(checkpoint, encoder, text_encoder)
+    base = _manifest(checkpoint, sampling, precision, text_encoder)
+    tokenizer = None if text_encoder is None else text_encoder.tokenizer
     if check_replaceable(out, dataclasses.replace(base, engines=dict.fromkeys(modules, "")), force):
         report(f"{out} holds this export already; --force exports it again")
         return Artifact(out).manifest
     report("generating an image in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision)
-    del checkpoint
-    openvino = _openvino(precision, report)
+    del checkpoint, text_encoder
     _check_ranges(modules, trajectory, base)
     with replacing_folder(out) as folder, scratch_beside(out) as emulations:
-        engines, parity, runnable = _export_engines(modules, base, folder, emulations, openvino, report)
         if tokenizer is not None:
             (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
-        files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
-        manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
-        parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
-        report(f"complete generation: {_describe(parity['generation'])}")
+        manifest = _export_compared(modules, base, folder, emulations, trajectory, report)
         _write_manifest(folder, manifest := keep_additions(out, folder, manifest, report))
     report(f"artifact written to {out}")
     return manifest
 
 
-def _check_encoder(checkpoint: Checkpoint) -> None:
-    """Check that an encoder can be asked for. Raises `RequestError`."""
-    check_supported(checkpoint.model.config, "mar export --encoder")
-    if checkpoint.vae is None:
-        raise RequestError(f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer")
+def _export_compared(
+    modules: dict[str, nn.Module],
+    base: Manifest,
+    folder: pathlib.Path,
+    emulations: pathlib.Path,
+    trajectory: Trajectory,
+    report: Callable[[str], None],
+) -> Manifest:
+    """Export every module into `folder`, and return the manifest of what is there, with all comparisons."""
+    openvino = _openvino(base.precision, report)
+    engines, parity, runnable = _export_engines(modules, base, folder, emulations, openvino, report)
+    files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
+    manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
+    parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
+    report(f"complete generation: {_describe(parity['generation'])}")
+    return manifest
+
+
+def _modules(checkpoint: Checkpoint, encoder: bool, text_encoder: LoadedTextEncoder | None) -> dict[str, nn.Module]:
+    """Return the module of each engine. Raises `RequestError` if there is no encoder of images to export."""
+    if encoder:
+        check_supported(checkpoint.model.config, "mar export --encoder")
+        if checkpoint.vae is None:
+            raise RequestError(
+                f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer"
+            )
+    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
+    if text_encoder is not None:
+        modules[TEXT_ENCODER] = text_encoder.module
+    return modules
 
 
 def _write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
@@ -225,7 +238,9 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
     check_fp16(largest)
 
 
-def _manifest(checkpoint: Checkpoint, sampling: Sampling | None, precision: str) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint, sampling: Sampling | None, precision: str, text_encoder: LoadedTextEncoder | None
+) -> Manifest:
     """Return a manifest that lists no files, engines or parity yet. Raises `RequestError` for invalid settings."""
     config = checkpoint.model.config
     sampling = sampling or default_sampling(config)
@@ -238,7 +253,7 @@ def _manifest(checkpoint: Checkpoint, sampling: Sampling | None, precision: str)
         precision=precision,
         files={},
         engines={},
-        provenance=_provenance(checkpoint),
+        provenance=_provenance(checkpoint) | _text_encoder_provenance(text_encoder),
         parity={},
     )
 
@@ -264,6 +279,12 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, str | int]:
         **versions,
         **({} if checkpoint.vae is None else _tokenizer_provenance(checkpoint.vae)),
     }
+
+
+def _text_encoder_provenance(text_encoder: LoadedTextEncoder | None) -> dict[str, str]:
+    if text_encoder is None:
+        return {}
+    return {"text_encoder": text_encoder.source, "text_encoder_sha256": text_encoder.sha256}
 
 
 def _tokenizer_provenance(vae: AutoencoderKL) -> dict[str, str]:

@@ -112,8 +112,7 @@ def edit(
         artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs
     ) as generator:
         config = generator.manifest.model
-        if generator.manifest.tokenizer == "none":
-            raise RequestError(f"{artifact} has no tokenizer, so it cannot read or generate images")
+        _check_tokenizer(generator, artifact)
         image, mask, lines = read_image_and_mask(image_file, mask_file, config, background)
         for line in lines:
             LOG.warning(line)
@@ -135,6 +134,11 @@ def edit(
     with result_file(out) as temporary:
         write_images(temporary, result.images, result.records, min(count, COLUMNS), numbered=True)
     _print_summary(edit_mask.tokens, out)
+
+
+def _check_tokenizer(generator: Generator, artifact: pathlib.Path) -> None:
+    if generator.manifest.tokenizer == "none":
+        raise RequestError(f"{artifact} has no tokenizer, so it cannot read or generate images")
 
 
 def _subject(chosen: ChosenSubjects, generator: Generator, artifact: pathlib.Path) -> Subject:

@@ -32,7 +32,7 @@ from runtime.cli.output_file import OutputFile
 from runtime.cli.result_files import force_option
 from runtime.cli.subject_options import ChosenSubjects, subject_options
 from runtime.errors import RequestError
-from runtime.generator import Generator
+from runtime.generator import Generator, Result
 from runtime.image_records.record import ImageRecord
 from runtime.image_records.subject import Subject, subject_arguments
 from runtime.model.families import check_supported
@@ -135,13 +135,7 @@ def generate(
         records = _records(generator, sequence, batch_size, settings)
         tell_other_plan(generator.manifest, generator.sampling(**settings))
         started = time.perf_counter()
-        if out_dir is not None:
-            drawn = fill_folder(generator, out_dir, records, outputs.shard, batch_size, decode_batch, settings)
-        else:
-            results = list(
-                generate_batches(generator, records, batch_size, settings, decode_batch=decode_batch, **given)
-            )
-            drawn = len(records)
+        drawn, results = _draw(generator, records, outputs, given, settings, batch_size, decode_batch)
         seconds = time.perf_counter() - started
     if out_dir is None:
         outputs.write(results, columns)
@@ -149,6 +143,22 @@ def generate(
     outputs.print_places(len(records))
     content = {"artifact": str(artifact), "images": len(records), "drawn": drawn, "seconds": seconds}
     print_document(json_document("generate", content | _describe(generator, settings) | outputs.to_dict()))
+
+
+def _draw(
+    generator: Generator,
+    records: Sequence[ImageRecord],
+    outputs: Outputs,
+    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    batch_size: int,
+    decode_batch: int,
+) -> tuple[int, list[Result]]:
+    """Return how many images were drawn, and their results; a folder has its images already, and keeps no results."""
+    if outputs.out_dir is not None:
+        return fill_folder(generator, outputs.out_dir, records, outputs.shard, batch_size, decode_batch, settings), []
+    batches = generate_batches(generator, records, batch_size, settings, decode_batch=decode_batch, **given)
+    return len(records), list(batches)
 
 
 def _print_time(drawn: int, seconds: float, generator: Generator) -> None:

@@ -242,6 +242,7 @@ _UVA = Family(
     refused={
         **dict.fromkeys(_MEASURED, f"is for models of images, and {_DRIVES}"),
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
+        "mar import": "does not support UVA; mar export reads its file",
         "mar study": "is for models of pixels with classes; a UVA drives a robot",
         "mar export --image-size": "does not support UVA, whose frames have 256x256 pixels",
         "mar export --encoder": "is for models of images; a UVA is exported with the encoder that its file has",
@@ -274,6 +275,7 @@ _HIMAR = dataclasses.replace(
         "mar export --image-size": "does not support Hi-MAR, whose two grids were trained together",
         "the runner naive-onnx": "does not support Hi-MAR; choose others with --runner",
         "mar study": "does not support Hi-MAR; mar generate does",
+        **_NO_POLICY,
     },
     grids=lambda config: config.grids,
     plan="runtime.sampling.himar_sampling:himar_plan",
