@@ -45,12 +45,12 @@ LOADING = {
     "refit_cuda_engine": r"cannot give \S+/backbone-\w+\.plan its weights",
 }
 DRAWING = {
-    "create_execution_context": "(conditioning|denoise): cannot create an execution context",
-    "set_input_shape": r"denoise: refused x of \(\d+, \d+\)",
-    "infer_shapes": "denoise: the shapes of x are missing",
-    "infer_shapes raises": r"denoise: cannot infer its shapes \(Shape inference failed\)",
-    "set_tensor_address": "conditioning: refused the address of z",
-    "execute_async_v3": "engine conditioning failed",
+    "create_execution_context": "backbone: cannot create an execution context",
+    "set_input_shape": r"backbone: refused tokens of \(\d+, \d+, \d+\)",
+    "infer_shapes": "backbone: the shapes of x are missing",
+    "infer_shapes raises": r"backbone: cannot infer its shapes \(Shape inference failed\)",
+    "set_tensor_address": "backbone: refused the address of tokens",
+    "execute_async_v3": "engine backbone failed",
 }
 
 
@@ -120,16 +120,13 @@ def test_the_error_of_a_request_outside_the_built_sizes_names_both(
     writer: Any = PlanWriter()
     build_engines(artifact, writer, plans, BuildOptions(BATCH, force=True), lambda text: None)
     profiles = {each.engine: each.profile for each in Artifact(unbuilt).manifest.builds}
-    labels, changes, engine, tensor = {
-        "images": ([0] * 5, {}, "denoise", "x"),
-        "tokens": ([0], {"iterations": 1}, "denoise", "x"),
-        "steps": ([0], {"diffusion_steps": 3}, "conditioning", "timesteps"),
+    config = artifact.manifest.model
+    labels, changes, engine, tensor, need = {
+        "images": ([0] * 5, {}, "backbone", "tokens", [0, 5, config.token_channels]),
+        "tokens": ([0] * 4, {"iterations": 1}, "backbone", "predict", [config.tokens, 4]),
+        "steps": ([0], {"diffusion_steps": 3}, "conditioning", "timesteps", [3]),
     }[case]
     with load(unbuilt) as generator:
-        config = generator.manifest.model
-        count = max(iteration.count for iteration in generator.plan(**{**REQUEST, **changes}).iterations)
-        if case == "tokens":  # all at once for one image are no more rows than half of them for four
-            labels = [0] * 4
         message = refusal(lambda: generator.generate(labels, **{**REQUEST, **changes}))
         least, _, most = profiles[engine][tensor]
         found = re.fullmatch(
@@ -140,7 +137,6 @@ def test_the_error_of_a_request_outside_the_built_sizes_names_both(
         assert found, message
         assert found[1] == str(list(least))
         assert found[2] == str(list(most))
-        need = [3] if case == "steps" else [count * len(labels), config.token_channels]
         assert found[3] == str(need)
         assert "execution context" not in left_on(cuda)
         generator.generate([0, 1, 2, 3], **REQUEST)

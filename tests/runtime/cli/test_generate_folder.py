@@ -215,6 +215,6 @@ def test_a_quantized_artifact_with_another_plan_than_its_own_is_told(
 
 @pytest.mark.parametrize(("count", "columns", "size"), [(1000, 1000, 256), (1001, 8, 8), (1000, 8, 256)])
 def test_a_grid_that_is_too_large_is_refused(count: int, columns: int, size: int) -> None:
-    check_grid(1000, 100, 32, "")
+    check_grid(1000, 100, (32, 32), "")
     with pytest.raises(RequestError, match=rf"a grid of {count} images.*pixels a side; use --out-dir"):
-        check_grid(count, columns, size, "use --out-dir")
+        check_grid(count, columns, (size, size), "use --out-dir")

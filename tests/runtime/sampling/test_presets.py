@@ -42,7 +42,15 @@ OWN = Sampling(
     eta=0.5,
     cfg_min=1.2,
 )
-OF_OTHER_FAMILIES = ["cfg_truncation", "cfg_renorm", "flow_shift"]
+OF_OTHER_FAMILIES = [
+    "cfg_truncation",
+    "cfg_renorm",
+    "flow_shift",
+    "low_res_iterations",
+    "low_res_cfg_scale",
+    "low_res_sampler",
+    "low_res_diffusion_steps",
+]
 ANY_PRESET = sorted(PRESETS)[0]
 
 

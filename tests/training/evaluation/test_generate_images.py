@@ -145,7 +145,7 @@ def test_a_damaged_file_is_one_line(pixel_artifact: pathlib.Path, tmp_path: path
     _images(job, 4, tmp_path)
     file = next(tmp_path.rglob("*.npz"))
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match="remove the file") as caught:
+    with pytest.raises(DataError, match="remove it, and it is made again") as caught:
         _images(job, 4, tmp_path)
     assert file.name in one_sentence(caught)
 
@@ -159,11 +159,11 @@ def test_images_that_were_altered_or_exchanged_are_refused(
     with np.load(one) as saved:
         arrays = dict(saved)
     np.savez_compressed(one, **{**arrays, "images": arrays["images"] ^ 1})
-    with pytest.raises(DataError, match=r"altered.*remove the file") as caught:
+    with pytest.raises(DataError, match=r"altered.*remove it, and it is made again") as caught:
         _images(job, 12, tmp_path)
     assert one.name in one_sentence(caught)
     one.write_bytes(two.read_bytes())
-    with pytest.raises(DataError, match=r"altered.*remove the file"):
+    with pytest.raises(DataError, match=r"altered.*remove it, and it is made again"):
         _images(job, 12, tmp_path)
 
 
