@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from runtime.errors import ConfigError
+from runtime.storage.schema import SchemaError, parse_object
+
+_Config = TypeVar("_Config")
 
 
 class FamilyConfig(Protocol):
@@ -62,3 +67,21 @@ class FamilyConfig(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as JSON values, for `runtime.model.families.parse_config`."""
+
+
+def config_of(kind: type[_Config], values: object, where: str) -> _Config:
+    """Return the config of a class, a dataclass, that `values` describes.
+
+    Args:
+        kind: The class. It raises `ConfigError` for values that do not fit together.
+        values: The fields by name, as parsed JSON.
+        where: The source of the values, for error messages.
+
+    Raises:
+        ConfigError: A field is missing, unknown or has an impossible value; the message names `where`.
+    """
+    try:
+        return parse_object(kind, values, where)
+    except (SchemaError, ConfigError) as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from runtime.errors import ConfigError
-from runtime.storage.schema import SchemaError, parse_object
+from runtime.model.family_config import config_of
 
 FAMILY = "nova"
 
@@ -185,20 +185,8 @@ class NovaConfig:
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> NovaConfig:
-        """Return the config that `values` describes.
-
-        Args:
-            values: The fields by name, as parsed JSON.
-            where: The source of the values, for error messages.
-
-        Raises:
-            ConfigError: A field is missing, unknown or has an impossible value.
-        """
-        try:
-            return parse_object(cls, values, where)
-        except (SchemaError, ConfigError) as error:
-            text = str(error)
-            raise ConfigError(text if text.startswith(where) else f"{where}: {text}") from None
+        """Return the config that `values` describes; see `runtime.model.family_config.config_of`."""
+        return config_of(cls, values, where)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields by name, and the family, as JSON values."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from runtime.errors import RequestError
 from runtime.model.family_config import FamilyConfig
 from runtime.model.latents import patchify
-from runtime.requests.validation import as_array
+from runtime.requests.validation import as_array, finite_float32
 
 Bool = NDArray[np.bool_]
 
@@ -108,11 +108,7 @@ def check_known(known: ArrayLike, batch: int, config: FamilyConfig) -> KnownImag
         )
     if pixels:
         return KnownImages(images=np.broadcast_to(array, (batch, *shape)))
-    with np.errstate(over="ignore"):
-        latents = array.astype(np.float32)
-    if not np.isfinite(latents).all():
-        raise RequestError("known holds values that are not finite in float32")
-    return KnownImages(latents=np.broadcast_to(latents, (batch, *shape)))
+    return KnownImages(latents=np.broadcast_to(finite_float32("known", array), (batch, *shape)))
 
 
 def order_known_first(order: NDArray[np.int64], mask: EditMask) -> NDArray[np.int64]:

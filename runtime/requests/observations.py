@@ -16,7 +16,7 @@ from runtime.model.family_config import FamilyConfig
 from runtime.model.uva_config import FRAMES, UvaConfig
 from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.requests.subjects import ConditionEngines
-from runtime.requests.validation import MAX_BATCH, as_array
+from runtime.requests.validation import MAX_BATCH, as_array, finite_float32
 from runtime.sampling.plan import Condition
 
 FRAMES_KEY, LATENTS_KEY = "frames", "latents"
@@ -157,8 +157,4 @@ def _check_floats(name: str, array: Array, shape: tuple[int, ...]) -> Array:
             f"{name} must be floating point of shape {list(shape)} ({pluralize(shape[0], 'robot')} first), found "
             f"{array.dtype} {list(array.shape)}"
         )
-    with np.errstate(over="ignore"):
-        checked = array.astype(np.float32)
-    if not np.isfinite(checked).all():
-        raise RequestError(f"{name} holds values that are not finite in float32")
-    return checked
+    return finite_float32(name, array)

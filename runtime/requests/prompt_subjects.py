@@ -16,7 +16,7 @@ from runtime.model.family_config import FamilyConfig
 from runtime.model.nova_config import NovaConfig
 from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.requests.subjects import ConditionEngines
-from runtime.requests.validation import as_array
+from runtime.requests.validation import as_array, finite_float32
 from runtime.sampling.plan import Condition, Int
 
 Rows = NDArray[np.float32]
@@ -199,8 +199,4 @@ def _check_prompt(name: str, rows: Any, config: NovaConfig) -> Rows:
         )
     if len(array) > config.text_token_len:
         raise RequestError(f"{name} must have at most {config.text_token_len} rows, found {len(array)}; cut it")
-    with np.errstate(over="ignore"):
-        checked = array.astype(np.float32)
-    if not np.isfinite(checked).all():
-        raise RequestError(f"{name} holds values that are not finite in float32")
-    return checked
+    return finite_float32(name, array)

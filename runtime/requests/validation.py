@@ -155,6 +155,15 @@ def check_order(order: ArrayLike, batch: int, config: FamilyConfig) -> NDArray[n
     return array.astype(np.int64)
 
 
+def finite_float32(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
+    """Return numbers as float32. Raises `RequestError`, which names them, if a value is not finite then."""
+    with np.errstate(over="ignore"):
+        checked = array.astype(np.float32)
+    if not np.isfinite(checked).all():
+        raise RequestError(f"{name} holds values that are not finite in float32")
+    return checked
+
+
 def check_noise(noise: ArrayLike, batch: int, steps: int, config: FamilyConfig) -> NDArray[np.float32]:
     """Return noise by token position as float32 [T + 1, B, L, D], for T = `steps` and B = `batch`.
 
@@ -168,11 +177,7 @@ def check_noise(noise: ArrayLike, batch: int, steps: int, config: FamilyConfig) 
             f"noise must be floating point of shape {list(expected)} (diffusion steps + 1, images, tokens, channels), "
             f"found {array.dtype} {list(array.shape)}"
         )
-    with np.errstate(over="ignore"):
-        checked = array.astype(np.float32)
-    if not np.isfinite(checked).all():
-        raise RequestError("noise holds values that are not finite in float32")
-    return checked
+    return finite_float32("noise", array)
 
 
 def check_seed(seed: int) -> int:

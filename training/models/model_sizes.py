@@ -24,46 +24,32 @@ def _dit(depth: int, width: int, heads: int) -> dict[str, int]:
     return {"gdm_d": depth, "gdm_w": width, "gdm_heads": heads}
 
 
+# For small gray images on a CPU: tokens are patches of 4x4 pixels.
+_SMALL_GRAY: dict[str, Any] = {
+    "img_size": 32,
+    "vae_stride": 1,
+    "patch_size": 4,
+    "vae_embed_dim": 1,
+    "class_num": 10,
+    "buffer_size": 8,
+    "diffloss_d": 3,
+    "diffloss_w": 224,
+    "diffusion_batch_mul": 2,
+    "attn_dropout": 0.0,
+    "proj_dropout": 0.0,
+}
+
 # The first three are published (arXiv 2406.11838, table 4).
 MODEL_SIZES: dict[str, dict[str, Any]] = {
     "mar_base": {**_transformer(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024},
     "mar_large": {**_transformer(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280},
     "mar_huge": {**_transformer(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536},
-    # For small gray images on a CPU: tokens are patches of 4x4 pixels.
-    "pixel_small": {
-        **_transformer(160, 3, 5),
-        "img_size": 32,
-        "vae_stride": 1,
-        "patch_size": 4,
-        "vae_embed_dim": 1,
-        "class_num": 10,
-        "buffer_size": 8,
-        "diffloss_d": 3,
-        "diffloss_w": 224,
-        "diffusion_batch_mul": 2,
-        "attn_dropout": 0.0,
-        "proj_dropout": 0.0,
-    },
+    "pixel_small": {**_transformer(160, 3, 5), **_SMALL_GRAY},
     # Published (arXiv 2505.20288).
     "himar_base": {**_himar(768, 12, 12), "diffloss_d": 6, "diffloss_w": 1024, **_dit(6, 512, 8)},
     "himar_large": {**_himar(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280, **_dit(8, 512, 8)},
     "himar_huge": {**_himar(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536, **_dit(12, 768, 12)},
-    "himar_small": {
-        **_himar(160, 3, 5),
-        "img_size": 32,
-        "vae_stride": 1,
-        "patch_size": 4,
-        "vae_embed_dim": 1,
-        "class_num": 10,
-        "buffer_size": 8,
-        "diffloss_d": 3,
-        "diffloss_w": 224,
-        "diffusion_batch_mul": 2,
-        "attn_dropout": 0.0,
-        "proj_dropout": 0.0,
-        "cond_scale": 4,
-        **_dit(4, 160, 5),
-    },
+    "himar_small": {**_himar(160, 3, 5), **_SMALL_GRAY, "cond_scale": 4, **_dit(4, 160, 5)},
 }
 """For each name the fields of the config in which it differs from the default, and the family where it is no MAR."""
 

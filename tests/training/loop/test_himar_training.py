@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from runtime.errors import ConfigError
-from runtime.model.himar_config import HimarConfig
+from tests.helpers.himar_cases import TINY_HIMAR
 from tests.helpers.tiny_runs import one_thread, tiny_training, write_idx_dataset
 from training.checkpoints.checkpoint import load_checkpoint
 from training.config import RunConfig
@@ -19,28 +19,8 @@ from training.data.himar_batches import HimarBatches
 from training.loop.mar_trainer import MarTrainer
 from training.models.himar import Himar
 
-TINY = HimarConfig(
-    img_size=12,
-    vae_stride=1,
-    patch_size=2,
-    vae_embed_dim=1,
-    class_num=3,
-    buffer_size=2,
-    encoder_embed_dim=16,
-    encoder_depth=1,
-    encoder_num_heads=2,
-    decoder_embed_dim=16,
-    decoder_depth=1,
-    decoder_num_heads=2,
-    diffloss_d=1,
-    diffloss_w=32,
-    diffusion_batch_mul=2,
-    attn_dropout=0.0,
-    proj_dropout=0.0,
-    cond_scale=3,
-    gdm_d=1,
-    gdm_w=16,
-    gdm_heads=2,
+TINY = dataclasses.replace(
+    TINY_HIMAR, img_size=12, diffusion_batch_mul=2, attn_dropout=0.0, proj_dropout=0.0, cond_scale=3, gdm_d=1
 )
 
 
