@@ -49,7 +49,8 @@ class BatchQueue(Generic[_Image]):
 
     So one client never waits for others, no image waits for more than `max_wait` once nothing is drawn, and eight
     clients that repeat their requests are soon drawn together. A batch that has just begun may be given back, see
-    `is_joined`: eight clients that begin at the same time are drawn together too.
+    `is_joined`: eight clients that begin at the same time are drawn together too, and one that returns a little late
+    does not wait for a whole batch of the others.
     """
 
     def __init__(self, max_batch: int, max_wait: float) -> None:
@@ -92,8 +93,12 @@ class BatchQueue(Generic[_Image]):
         return batch
 
     def is_joined(self, batch: Sequence[_Image]) -> bool:
-        """Return whether a batch should be given back: others wait that would be in it had it waited for `max_wait`."""
-        key, latest = batch[0].key, batch[0].arrived + self._max_wait
+        """Return whether a batch should be given back: others came within twice `max_wait` of its oldest image.
+
+        Twice, because the batch may have waited once before it began. The limit keeps images that come one by one from
+        making a batch begin anew again and again.
+        """
+        key, latest = batch[0].key, batch[0].arrived + 2 * self._max_wait
         return len(batch) < self._max_batch and any(
             image.key == key and image.arrived < latest for image in self._waiting
         )

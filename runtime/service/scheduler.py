@@ -227,9 +227,11 @@ class Scheduler:
         waited_for = [image for image in batch if not image.is_over(now)]
         if self._closing or not waited_for:
             raise _AbandonedError
-        with self._changed:
-            if done == 1 and self._queue.is_joined(batch):
-                raise _JoinedError
+        if done == 1:
+            with self._changed:
+                self._drop(functools.partial(_WaitingImage.is_over, now=now))
+                if self._queue.is_joined(batch):
+                    raise _JoinedError
         shown = [image for image in waited_for if image.request.drawing.shows_after(done, total)]
         if shown:
             images = self._generator.partial_images([batch.index(image) for image in shown])

@@ -120,9 +120,9 @@ def test_a_batch_is_joined_by_images_of_its_key_that_came_soon_after() -> None:
     queue = queue_of("a")
     batch = queue.take(0, drawing=False)
     assert not queue.is_joined(batch)
-    queue.add([Waiting("b", 1, 0.001), Waiting("a", 2, MAX_WAIT)])
+    queue.add([Waiting("b", 1, 0.001), Waiting("a", 2, 2 * MAX_WAIT)])
     assert not queue.is_joined(batch)
-    queue.add([Waiting("a", 3, 0.9 * MAX_WAIT)])
+    queue.add([Waiting("a", 3, 1.9 * MAX_WAIT)])
     assert queue.is_joined(batch)
 
 
