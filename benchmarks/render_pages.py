@@ -27,7 +27,7 @@ from benchmarks.numerics.tables import (
     tokenizer_growth_table,
 )
 from benchmarks.policy_tables import policy_table
-from benchmarks.serving_tables import chaos_table, soak_table, speed_table
+from benchmarks.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
@@ -337,9 +337,7 @@ _TABLES = {
     "few_images": few_images_table,
     "steps": steps_table,
     "policy": policy_table,
-    "serving": speed_table,
-    "serving_soak": soak_table,
-    "serving_chaos": chaos_table,
+    **{f"serving_{name}": table for name, table in SERVING_TABLES.items()},
     "engines_run": engines_table,
     "operators_run": operators_table,
     "tensorrt_rtx": tensorrt_rtx_table,

@@ -1,13 +1,16 @@
 """`mar serve` under load: how fast it is, what it leaves behind, and whether it loses anything.
 
     python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json
+    python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json --pairs 200
     python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json --soak-minutes 20
     python -m benchmarks.serving out/demo/artifact --report docs/benchmarks/data/serving.json --chaos-requests 10000
 
 The first command measures images a second and latencies of `mar serve`, of `mar serve --max-batch 1` and of
-`benchmarks.plain_handler` at 1, 4, 8 and 16 clients, in turns, and of `Generator.generate` alone. The others measure
-one service. Each command writes its own part of the report and leaves the others. It writes while it measures: the
-speed after each round, the others every few seconds into a part named `unfinished`, which the finished one replaces.
+`benchmarks.plain_handler` at 1, 4, 8 and 16 clients, in turns, and of `Generator.generate` alone. The second one asks
+`mar serve` and `Generator.generate` for the same image, one right after the other, so that a machine whose speed drifts
+does so for both. The others measure one service. Each command writes its own part of the report and leaves the others.
+It writes while it measures: the speed after each round, the soak and the faulty requests every few seconds into a part
+named `unfinished`, which the finished one replaces.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from numpy.typing import NDArray
 from benchmarks import serving_tables as tables
 from benchmarks.faulty_requests import PATH as GENERATIONS
 from benchmarks.faulty_requests import AskedImage, FaultyRequests, images_asked
-from benchmarks.load import Load, Target, draw_alone, put_under_load
+from benchmarks.load import Load, Target, ask, draw_alone, open_session, put_under_load
 from benchmarks.server_processes import Settings, plain, service, usage
 from benchmarks.serving_tables import ALONE, MANY, PLAIN, SERVICE, UNBATCHED
 from mar_export.benchmark.report import provenance
@@ -49,7 +52,8 @@ SETTLE_SECONDS = 120.0
 """The first part of a soak, in which memory may grow."""
 
 _LIBRARIES = ("numpy", "onnxruntime", "starlette", "uvicorn", "fastapi", "aiohttp")
-_WARM_UP_SECONDS, _SAMPLE_SECONDS, _WRITE_SECONDS = 2.0, 5.0, 10.0
+_TURN_SECONDS, _WARM_UP_SECONDS, _SAMPLE_SECONDS, _WRITE_SECONDS = 8.0, 2.0, 5.0, 10.0
+_WARM_UP_PAIRS = 5
 _LONGEST_CHAOS, _LONGEST_DRAIN = 3600.0, 60.0  # seconds
 
 
@@ -104,7 +108,7 @@ def turns(rounds: int) -> list[Turn]:
     return found
 
 
-def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds: float, writer: Writer) -> None:
+def measure_speed(settings: Settings, generator: Generator, rounds: int, writer: Writer) -> None:
     """Put all servers under load in turns, and write the part `speed` of the report after each round."""
     classes, runs = generator.manifest.model.class_num, []
     with contextlib.ExitStack() as started:
@@ -122,13 +126,13 @@ def measure_speed(settings: Settings, generator: Generator, rounds: int, seconds
         turns_of_round = len(schedule) // (rounds + 1)
         progress = started.enter_context(Progress(len(schedule), "measuring", unit="turns"))
         for turn in schedule:
-            time_limit = min(seconds, _WARM_UP_SECONDS) if turn.round < 0 else seconds
+            time_limit = _WARM_UP_SECONDS if turn.round < 0 else _TURN_SECONDS
             load = _take(turn, targets, draw, time_limit)
             if turn.round >= 0:
                 runs.append({**turn._asdict(), **load.figures()})
             progress.update()
             if turn.round >= 0 and len(runs) % turns_of_round == 0:
-                writer.write({"rounds": turn.round + 1, "seconds": seconds, "runs": runs})
+                writer.write({"rounds": turn.round + 1, "seconds": _TURN_SECONDS, "runs": runs})
 
 
 def _take(turn: Turn, targets: Mapping[str, Target], draw: Callable[[int], object], seconds: float) -> Load:
@@ -144,6 +148,41 @@ def _draw(generator: Generator, preset: str, number: int) -> None:
 def service_target(name: str, url: str, classes: int) -> Target:
     """Return what clients ask a service of this project: each time one image of the next class and seed."""
     return Target(name, f"{url}{GENERATIONS}", lambda number: {"prompt": str(number % classes), "seed": number})
+
+
+def measure_pairs(settings: Settings, generator: Generator, count: int, writer: Writer) -> None:
+    """Draw images by `mar serve` for one client and by `Generator.generate`, and write the part `pairs` of the report.
+
+    Each image is drawn by both, one right after the other; which comes first changes from image to image.
+    """
+    draw = functools.partial(_draw, generator, settings.preset)
+    with service(settings) as running:
+        target = service_target(SERVICE, running.url, generator.manifest.model.class_num)
+        seconds = asyncio.run(draw_in_pairs(target, draw, count))
+    writer.write({"seconds": seconds})
+
+
+async def draw_in_pairs(target: Target, draw: Callable[[int], object], count: int) -> list[dict[str, float]]:
+    """Return the seconds of the images 0 to `count` - 1 by `SERVICE`, the target, and by `ALONE`, which `draw` is."""
+
+    async def served(number: int) -> float:
+        began = time.perf_counter()
+        await ask(session, target, number)
+        return time.perf_counter() - began
+
+    async def alone(number: int) -> float:
+        began = time.perf_counter()
+        draw(number)
+        return time.perf_counter() - began
+
+    pairs, both = list[dict[str, float]](), {SERVICE: served, ALONE: alone}
+    async with open_session() as session:
+        with Progress(count, "measuring", unit="pairs") as progress:
+            for number in range(-_WARM_UP_PAIRS, count):
+                order = list(both) if number % 2 else list(reversed(both))
+                pairs.append({name: await both[name](abs(number)) for name in order})
+                progress.update(int(number >= 0))
+    return pairs[_WARM_UP_PAIRS:]
 
 
 async def soak(
@@ -274,7 +313,7 @@ def left_over(port: int) -> dict[str, float]:
 @click.option(
     "--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often each server is measured."
 )
-@click.option("--seconds", type=click.FloatRange(0.1), default=10.0, show_default=True, help="The length of a turn.")
+@click.option("--pairs", type=click.IntRange(1), help="Measure one client beside Generator.generate instead.")
 @click.option("--soak-minutes", type=click.FloatRange(3), help=f"Measure what grows under {MANY} clients instead.")
 @click.option("--chaos-requests", type=click.IntRange(10), help="Count lost and wrong answers instead.")
 @threads_option
@@ -283,7 +322,7 @@ def serving(
     report_file: pathlib.Path,
     preset: str,
     rounds: int,
-    seconds: float,
+    pairs: int | None,
     soak_minutes: float | None,
     chaos_requests: int | None,
     threads: int | None,
@@ -293,17 +332,19 @@ def serving(
     settings = Settings(artifact, preset, threads)
     about = provenance(_LIBRARIES)
     machine = {**about["machine"], "threads": threads or available_threads()}
-    name = "soak" if soak_minutes is not None else "speed" if chaos_requests is None else "chaos"
+    asked = {"pairs": pairs, "soak": soak_minutes, "chaos": chaos_requests}
+    name = next((name for name, value in asked.items() if value is not None), "speed")
     writer = Writer(report_file, name, {**about, "machine": machine, "preset": preset})
     with Generator.load(artifact, threads=threads) as generator:
-        if soak_minutes is not None:
+        if pairs is not None:
+            measure_pairs(settings, generator, pairs, writer)
+        elif soak_minutes is not None:
             measure_soak(settings, generator, 60 * soak_minutes, writer)
         elif chaos_requests is not None:
             measure_chaos(settings, generator, chaos_requests, writer)
         else:
-            measure_speed(settings, generator, rounds, seconds, writer)
-    table = {"speed": tables.speed_table, "soak": tables.soak_table, "chaos": tables.chaos_table}[name]
-    click.echo(table(writer.report))
+            measure_speed(settings, generator, rounds, writer)
+    click.echo(tables.TABLES[name](writer.report))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def grid_image(images: NDArray[np.uint8], captions: Sequence[str], columns: int)
     """
     from PIL import Image, ImageDraw
 
+    from runtime.image_records.encoding import to_pil
+
     cell_height, cell_width = _cell(*images.shape[1:3])
     height, width = cell_height - _CAPTION - _MARGIN, cell_width - _MARGIN
     sheet = Image.new("RGB", grid_size(len(images), columns, *images.shape[1:3]), "white")
@@ -63,7 +65,7 @@ def grid_image(images: NDArray[np.uint8], captions: Sequence[str], columns: int)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left = _MARGIN + number % columns * cell_width
         top = _MARGIN + number // columns * cell_height
-        sheet.paste(_image(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(to_pil(image).resize((width, height), Image.Resampling.NEAREST), (left, top))
         text = _fit_caption(caption, lambda line: font.getlength(line) <= width)
         draw.text((left + width // 2, top + height + _CAPTION // 2), text, fill="black", font=font, anchor="mm")
     return sheet
@@ -109,9 +111,3 @@ def _has_glyph(letter: str) -> bool:
 def _drawn(letter: str) -> tuple[tuple[int, int], bytes]:
     mask = _font().getmask(letter)
     return mask.size, bytes(mask)
-
-
-def _image(image: NDArray[np.uint8]) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
+import numpy as np
 import torch
 
 from benchmarks.numerics.charts import CHARTS
@@ -113,20 +114,22 @@ def estimators(
     report: pathlib.Path,
 ) -> None:
     """Measure bias and spread of the distances against the number of images; mar evaluate generates them first."""
-    from benchmarks.numerics.estimators import SIZES, measure_set, perfect_images
-    from benchmarks.numerics.features import classifier_features, generated_features, inception_features
+    from benchmarks.numerics.estimators import FEW_CHOICES, SIZES, measure_set, perfect_images
+    from benchmarks.numerics.features import GeneratedImages, classifier_features, inception_features
 
     training, test = (classifier_features(data, split, images) for split in ("train", "test"))
-    drawn = generated_features(artifact, data, preset, count, images)
+    drawn = GeneratedImages(artifact, preset, count, images)
     sets = {
         "real training images": measure_set(training, test),
-        f"generated images, {preset}": measure_set(drawn, test),
+        f"generated images, {preset}": measure_set(drawn.classifier_features(data), test),
     }
     perfect = {"classifier, 64 features": perfect_images(training, SIZES)}
     if inception:
         features = inception_features(data, inception, images)
-        middle = inception // 2
-        sets["real training images, Inception"] = measure_set(features[:middle], features[middle:])
+        chosen, real = np.array_split(features, 2)
+        sets["real training images, Inception"] = measure_set(chosen, real, repeats=FEW_CHOICES)
+        generated = drawn.inception_features()
+        sets[f"generated images, {preset}, Inception"] = measure_set(generated, real, repeats=FEW_CHOICES)
         perfect["Inception, 2,048 features"] = perfect_images(features, SIZES)
     save("estimators", report, {"sets": sets, "perfect": perfect})
 

@@ -19,6 +19,8 @@ from training.evaluation.uncertainty import frechet_uncertainty, mean_standard_e
 SIZES = (100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 CHOICES = 20
 """Choices of images of each size."""
+FEW_CHOICES = 8
+"""The same where a distance takes seconds, as with the 2,048 features of Inception."""
 MOST_PAIRS = 2_000
 """The most images whose kernel distance is computed: it compares all pairs."""
 
@@ -103,18 +105,21 @@ class _Measured:
         }
 
 
-def measure_set(features: Features, real: Features, sizes: Iterable[int] = SIZES) -> dict[str, Any]:
+def measure_set(
+    features: Features, real: Features, sizes: Iterable[int] = SIZES, repeats: int = CHOICES
+) -> dict[str, Any]:
     """Measure choices of a set of images, for all sizes that it has, and the whole set.
 
     Args:
         features: The features of the set, [n, d].
         real: The features of the real images, [r, d].
         sizes: The numbers of images.
+        repeats: The choices of each size.
     """
     count = len(features)
 
     def chosen(size: int) -> Iterator[Features]:
-        return (features[rows] for rows in choices(count, size, CHOICES))
+        return (features[rows] for rows in choices(count, size, repeats))
 
     rows = measure_sizes(chosen, count, real, [size for size in sizes if size < count])
     of_real = moments(real.astype(np.float64))

@@ -35,13 +35,28 @@ def classifier_features(data: pathlib.Path, split: str, folder: pathlib.Path) ->
     return _kept(folder / f"classifier-{split}.npz", _classifier(data), labelled_batches(dataset, every))
 
 
-def generated_features(
-    artifact: pathlib.Path, data: pathlib.Path, preset: str, count: int, folder: pathlib.Path
-) -> Features:
-    """Return the features [count, 64] of images of an artifact, which are generated unless `folder` has them."""
-    job = GenerationJob(artifact, 0, (("preset", preset),), _GENERATED_WITH)
-    generate_images(job, count, folder, 1, 1, lambda done: None)
-    return np.concatenate(list(_features(_classifier(data), read_images(job, count, folder))))
+@dataclasses.dataclass(frozen=True)
+class GeneratedImages:
+    """Images that an artifact generates with a preset; `folder` keeps them and their features."""
+
+    artifact: pathlib.Path
+    preset: str
+    count: int
+    folder: pathlib.Path
+
+    def classifier_features(self, data: pathlib.Path) -> Features:
+        """Return their features [count, 64] under the classifier of the dataset."""
+        return self._features("classifier", _classifier(data))
+
+    def inception_features(self) -> Features:
+        """Return their features [count, 2048] under Inception."""
+        return self._features("inception", Inception())
+
+    def _features(self, name: str, network: FeatureNetwork) -> Features:
+        job = GenerationJob(self.artifact, 0, (("preset", self.preset),), _GENERATED_WITH)
+        generate_images(job, self.count, self.folder, 1, 1, lambda done: None)
+        file = self.folder / f"{name}-{self.preset}-{self.count}.npz"
+        return _kept(file, network, read_images(job, self.count, self.folder))
 
 
 def inception_features(data: pathlib.Path, count: int, folder: pathlib.Path) -> Features:
