@@ -5,6 +5,7 @@ Tensors are memory-mapped: those that are never used, such as the state of an op
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,7 @@ def read_with_metadata(
 
     The arguments and errors are those of `read_safetensors`.
     """
-    if not path.is_file():
+    if not _is_file(path):
         raise CheckpointError(f"no checkpoint file at {path}")
     if (what := placeholder(path)) is not None:
         raise CheckpointError(f"{path}: {what}")
@@ -87,6 +88,12 @@ def read_with_metadata(
     if own or HASH_KEY in metadata:
         metadata = check_hash(metadata, _as_arrays(tensors), path, fault_report)
     return check_tensors(tensors, str(path)), metadata
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    with contextlib.suppress(OSError):  # the name is longer than that of a file can be, as in a damaged index
+        return path.is_file()
+    return False
 
 
 def hash_metadata(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

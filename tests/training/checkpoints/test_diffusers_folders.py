@@ -78,6 +78,12 @@ def test_the_error_about_a_missing_shard_names_it(tmp_path: pathlib.Path) -> Non
     assert str(shard) in refusal(folder)
 
 
+def test_a_shard_of_a_name_that_no_file_can_have_is_missing(tmp_path: pathlib.Path) -> None:
+    folder = write_component(tmp_path / "mar", mar_weights(), CONFIG.to_dict(), shards=2)
+    write_json(folder / _INDEX, {"weight_map": dict.fromkeys(mar_weights(), "x" * 300)})
+    assert f"no checkpoint file at {folder / ('x' * 300)}" in refusal(folder)
+
+
 def test_an_index_that_names_no_shards_is_refused(tmp_path: pathlib.Path) -> None:
     folder = write_component(tmp_path / "mar", mar_weights(), CONFIG.to_dict(), shards=2)
     write_json(folder / _INDEX, {"weight_map": {}})
