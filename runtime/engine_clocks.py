@@ -11,7 +11,7 @@ from typing import Any
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import DEVICE
-from runtime.model.families import engine_specs
+from runtime.model.families import loop_specs
 
 
 class EngineClock:
@@ -49,8 +49,9 @@ def with_clocks(generator: Generator) -> tuple[Generator, Mapping[str, EngineClo
     if generator.on_host:
         engines = {field.name: getattr(generator.engines, field.name) for field in dataclasses.fields(Engines)}
         clocks = {name: EngineClock(engine) for name, engine in engines.items() if engine is not None}
+        own = loop_specs(manifest.model, clocks)
         lanes = [
-            Engines(**{name: EngineClock(getattr(lane, name), clocks[name]) for name in engine_specs(manifest.model)})
+            Engines(**{name: EngineClock(getattr(lane, name), clocks[name]) for name in own})
             for lane in generator.lanes
         ]
         timed = Engines(**clocks)

@@ -25,7 +25,7 @@ from runtime.loops.finite_engines import finite_engines
 from runtime.loops.host_loop import Engines
 from runtime.loops.lanes import in_lanes, share_threads
 from runtime.model.engine_spec import TEXT_ENCODER, Engine
-from runtime.model.families import drawn_grids, engine_specs, family_of, imported
+from runtime.model.families import drawn_grids, family_of, imported, loop_specs
 from runtime.model.latents import enlarge, from_uint8, to_uint8, unpatchify
 from runtime.requests.inpainting import (
     Edit,
@@ -51,6 +51,7 @@ from runtime.requests.validation import (
 from runtime.sampling.constraints import check_editable, plan_for
 from runtime.sampling.plan import Float, Plan, PlanLoop, Progress
 from runtime.sampling.presets import PRESETS
+from runtime.sampling.recap import sort_unions
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
 from runtime.storage.stored_files import content_sha256
@@ -288,7 +289,8 @@ class Generator:
         opened = Artifact(artifact)
         if trusted_keys is not None:
             verify_signature(opened, trusted_keys)
-        manifest, lanes, own = opened.manifest, list[Engines](), engine_specs(opened.manifest.model)
+        manifest, lanes = opened.manifest, list[Engines]()
+        own = loop_specs(manifest.model, manifest.engines)
         with contextlib.ExitStack() as unless_loaded:
             with opened.verifying():
                 runner = open_backend(backend, device, threads, cuda_graphs)
@@ -537,6 +539,7 @@ class Generator:
             order = order_known_first(order, edit.mask)
             known_tokens = select_known_tokens(self._encode(edit.known), order, edit.mask.known, config.patch_size)
             pasted = edit.known.images if edit.paste else None
+        order = sort_unions(order, plan.groups)
         noise = np.take_along_axis(noise, order[None, :, :, None], axis=2)  # by position -> in generation order
         return _PreparedRequest(
             plan=plan,
@@ -715,4 +718,6 @@ def _load_engines(backend: Backend, artifact: Artifact, on_gpu: bool) -> dict[st
 
 def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:
     """Return the number of threads of each lane of a generator with `threads`, see `runtime.loops.lanes`."""
-    return share_threads(threads or available_threads(), sum(map(manifest.graph_bytes, engine_specs(manifest.model))))
+    return share_threads(
+        threads or available_threads(), sum(map(manifest.graph_bytes, loop_specs(manifest.model, manifest.engines)))
+    )

@@ -71,6 +71,7 @@ pytest_plugins = [
     "tests.helpers.exported_artifacts",
     "tests.helpers.nova_artifacts",
     "tests.helpers.quantized_artifacts",
+    "tests.helpers.recap_cases",
     "tests.helpers.simulated_gpu",
     "tests.helpers.step_search",
     "tests.helpers.studies",

@@ -72,6 +72,8 @@ def optimize_steps(
         Generator.load(artifact, backend=backend, device=device, threads=threads, cuda_graphs=cuda_graphs) as generator,
     ):
         schedule = generator.sampling(**settings)
+        if schedule.recap:
+            raise RequestError("mar optimize-steps has no local iterations; leave out recap_local_iterations")
         plan, times = find_steps(generator, schedule, count, budget, allowed_error, Progress)
         compared = _compared_settings(generator, schedule, name, plan, times)
         images = image_count(compared, generator.manifest.model.tokens)

@@ -27,6 +27,7 @@ from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.checks import pluralize
 from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
+from runtime.model.recap_engines import RECAP_ENGINES
 from runtime.progress import Progress
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
@@ -101,9 +102,11 @@ def is_quantized(artifact: Artifact, config: QuantizationConfig, out: pathlib.Pa
 
 
 def check_float32(artifact: Artifact) -> None:
-    """Raise `CalibrationError` unless the engines of `artifact` are in float32."""
+    """Raise `CalibrationError` unless the engines of `artifact` are in float32, and none are of ReCAP."""
     if artifact.manifest.precision != "fp32":
         raise CalibrationError(f"{artifact.path} is in {artifact.manifest.precision}; calibrate one in fp32")
+    if not artifact.manifest.engines.keys().isdisjoint(RECAP_ENGINES):
+        raise CalibrationError(f"{artifact.path} has the engines of ReCAP; calibrate one exported without --recap")
 
 
 def quantize(

@@ -9,7 +9,7 @@ import gc
 import importlib.metadata
 import pathlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -20,6 +20,7 @@ from mar_export.onnx_export.exporter import OPSET, export_graph
 from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
+from mar_export.onnx_export.shared_weights import share_weights
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, TEXT_TOKENIZER, FileEntry, Manifest
@@ -30,8 +31,9 @@ from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import TEXT_ENCODER, EngineSpec
-from runtime.model.families import check_supported, engine_specs, optional_specs, tokenizer_specs_of
+from runtime.model.engine_spec import ENCODER, TEXT_ENCODER, EngineSpec
+from runtime.model.families import RECAP, check_supported, engine_specs, loop_specs, optional_specs, tokenizer_specs_of
+from runtime.model.recap_engines import FULL
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
@@ -51,7 +53,7 @@ def export_artifact(
     sampling: Sampling | None = None,
     *,
     precision: str = "fp32",
-    encoder: bool = False,
+    optional: Collection[str] = (),
     text_encoder: LoadedTextEncoder | None = None,
     force: bool = False,
 ) -> Manifest:
@@ -66,7 +68,8 @@ def export_artifact(
         report: Called with a line of text for each step.
         sampling: The sampling settings of requests that name none; None for the default.
         precision: The precision of weights and matrix products, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`.
-        encoder: Whether the artifact contains the encoder of the tokenizer, for editing images.
+        optional: The names of engines that the artifact has too: the encoder of the tokenizer, for editing images, and
+            those of `runtime.model.recap_engines`, for local iterations.
         text_encoder: What turns prompts into the embeddings that the model reads; it becomes an engine too.
         force: Whether an artifact at `out` is replaced, see `runtime.artifact.replacement`.
 
@@ -75,16 +78,19 @@ def export_artifact(
         RequestError: The settings are invalid, there is no encoder to export, or `out` is another artifact.
         ArtifactError: `out` is something else than an artifact folder.
     """
-    modules = _modules(checkpoint, encoder, text_encoder)
+    modules = _modules(checkpoint, optional, text_encoder)
     base = _manifest(checkpoint, sampling, precision, text_encoder)
+    if base.sampling.recap and FULL not in modules:
+        raise RequestError("recap_local_iterations needs engines of its own; add --recap, or leave it out")
     tokenizer = None if text_encoder is None else text_encoder.tokenizer
-    if check_replaceable(out, dataclasses.replace(base, engines=dict.fromkeys(modules, "")), force):
+    planned = dataclasses.replace(base, engines=dict.fromkeys(modules, ""))
+    if check_replaceable(out, planned, force):
         report(f"{out} holds this export already; --force exports it again")
         return Artifact(out).manifest
     report("generating an image in eager PyTorch, to compare with")
-    trajectory = eager_trajectory(checkpoint.model, precision)
+    trajectory = eager_trajectory(checkpoint.model, precision, FULL in modules)
     del checkpoint, text_encoder
-    _check_ranges(modules, trajectory, base)
+    _check_ranges(modules, trajectory, planned)
     with replacing_folder(out) as folder, scratch_beside(out) as emulations:
         if tokenizer is not None:
             (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
@@ -112,15 +118,23 @@ def _export_compared(
     return manifest
 
 
-def _modules(checkpoint: Checkpoint, encoder: bool, text_encoder: LoadedTextEncoder | None) -> dict[str, nn.Module]:
-    """Return the module of each engine. Raises `RequestError` if there is no encoder of images to export."""
+def _modules(
+    checkpoint: Checkpoint, optional: Collection[str], text_encoder: LoadedTextEncoder | None
+) -> dict[str, nn.Module]:
+    """Return the module of each engine.
+
+    Raises `RequestError` if there is no encoder of images to export, or if the family has no engines of ReCAP.
+    """
+    encoder, recap = ENCODER in optional, FULL in optional
+    if recap:
+        check_supported(checkpoint.model.config, RECAP)
     if encoder:
         check_supported(checkpoint.model.config, "mar export --encoder")
         if checkpoint.vae is None:
             raise RequestError(
                 f"an encoder belongs to a KL tokenizer, but {checkpoint.source} has none; see --tokenizer"
             )
-    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder)
+    modules = graph_modules(checkpoint.model, checkpoint.vae, encoder, recap)
     if text_encoder is not None:
         modules[TEXT_ENCODER] = text_encoder.module
     return modules
@@ -155,6 +169,8 @@ def _export_engines(
         expected = eager_outputs(modules[name], specs[name], manifest.model)
         runnable[name] = file = folder / file_name
         _export_module(modules.pop(name), specs[name], manifest, file)
+        if (owner := specs[name].weights_of) is not None:
+            share_weights(file, folder / engines[owner])
         if precision != "fp32":
             runnable[name] = emulations / file_name
             save_emulation(file, runnable[name], DTYPES[precision])
@@ -190,7 +206,7 @@ def _compare_generation(
     manifest: Manifest, runnable: Mapping[str, pathlib.Path], trajectory: Trajectory, backend: OnnxRuntime | OpenVino
 ) -> dict[str, Any]:
     """Generate the image of `trajectory` with the engines in the files `runnable`; return its parity."""
-    specs = engine_specs(manifest.model)
+    specs = loop_specs(manifest.model, manifest.engines)
     engines = Engines(**{name: backend.load_graph(runnable[name], spec) for name, spec in specs.items()})
     with Generator(manifest, engines, backend.description, backend.close) as generator:
         parity = generation_parity(generator, trajectory, manifest.precision)

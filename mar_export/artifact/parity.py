@@ -21,6 +21,7 @@ from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import default_sampling, fixed_settings, plan_for, short_chain_settings
 from runtime.sampling.plan import Plan
 from runtime.sampling.presets import resolve_sampling
+from runtime.sampling.recap import sort_unions
 from runtime.sampling.rng import seeded_noise, seeded_order
 
 ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
@@ -34,6 +35,7 @@ GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
 
 _ITERATIONS = {"fp32": 4, "fp16": 16, "bf16": 16}  # more in low precision, to show how its errors grow
 _DRIFT_EVERY = 8  # iterations
+_RECAP = {"recap_local_iterations": 1, "recap_plain_iterations": 1}
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -106,12 +108,13 @@ def engine_parity(
     return _checked_distance(what, worst, ENGINE_TOLERANCES[precision]) | {"cases": len(expected)}
 
 
-def eager_trajectory(model: Any, precision: str) -> Trajectory:
+def eager_trajectory(model: Any, precision: str, recap: bool = False) -> Trajectory:
     """Generate an image with the reference loop in eager PyTorch, to compare an export with.
 
     Args:
         model: The model of any family, in float32.
         precision: The precision of the export, which decides the number of iterations.
+        recap: Whether some iterations are local ones of ReCAP, and some belong to no group.
     """
     config = model.config
     eager = imported(family_of(config).eager)
@@ -121,10 +124,12 @@ def eager_trajectory(model: Any, precision: str) -> Trajectory:
         "iterations": min(_ITERATIONS[precision], config.tokens),
         "cfg_scale": 2.0,
         **short_chain_settings(config, 10),
+        **(_RECAP if recap else {}),
     }
     settings = {name: value for name, value in request.items() if name not in fixed_settings(config)}
     plan = plan_for(config, resolve_sampling(default_sampling(config), config, settings))
-    order, noise = seeded_order(0, [0], config, plan.token_order), seeded_noise(0, [0], plan.noise_steps, config)
+    order = sort_unions(seeded_order(0, [0], config, plan.token_order), plan.groups)
+    noise = seeded_noise(0, [0], plan.noise_steps, config)
     return Trajectory(shown, settings, plan, order, noise, eager.sample_request(model, shown, plan, order, noise))
 
 

@@ -6,10 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.model.recap_engines import FULL, LOCAL
 from runtime.storage.files import replacing
 
 _COLOURS = {
     "backbone": "#31688e",
+    FULL: "#3b528b",
+    LOCAL: "#21918c",
     "conditioning": "#35b779",
     "denoise": "#fde725",
     "head": "#b5c94c",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.errors import RequestError
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import Engine, EngineSpec, TensorSpec
@@ -86,7 +87,12 @@ class NaiveEngines:
 
         Returns:
             Tokens float32 [B, L, D] in raster order.
+
+        Raises:
+            RequestError: The plan has local iterations.
         """
+        if plan.groups:
+            raise RequestError("the runner naive-onnx has no local iterations; leave out recap_local_iterations")
         config, batch = self.config, len(labels)
         tokens = np.zeros((batch, plan.length, config.token_channels), np.float32)
         images = np.arange(batch)[:, None]

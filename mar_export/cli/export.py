@@ -14,9 +14,10 @@ from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.cli.result_files import force_option, is_forced
 from runtime.errors import RequestError
 from runtime.log import LOG
-from runtime.model.engine_spec import TEXT_ENCODER
+from runtime.model.engine_spec import ENCODER, TEXT_ENCODER
 from runtime.model.families import check_supported, optional_specs
 from runtime.model.family_config import FamilyConfig
+from runtime.model.recap_engines import RECAP_ENGINES
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.presets import resolve_sampling
 from runtime.storage.files import holding
@@ -39,6 +40,7 @@ from training.cli.options import checkpoint_options
     "text: the artifact then reads prompts.",
 )
 @click.option("--encoder", is_flag=True, help="Export the encoder of the tokenizer too, for mar edit.")
+@click.option("--recap", is_flag=True, help="Export the engines for --recap-local-iterations too.")
 @click.option(
     "--precision",
     type=click.Choice(FLOAT_PRECISIONS),
@@ -55,6 +57,7 @@ def export(
     out: pathlib.Path,
     text_encoder_folder: pathlib.Path | None,
     encoder: bool,
+    recap: bool,
     precision: str,
     image_size: int | None,
     **options: Any,
@@ -79,7 +82,7 @@ def export(
             click.echo,
             sampling,
             precision=precision,
-            encoder=encoder,
+            optional=(*([ENCODER] if encoder else ()), *(RECAP_ENGINES if recap else ())),
             text_encoder=text_encoder,
             force=is_forced(),
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
 
 from runtime.model.engine_spec import DECODER, ENCODER
-from runtime.model.families import family_of, imported
+from runtime.model.families import family_of, imported, loop_specs, recap_specs_of
 from training.models.autoencoder import AutoencoderKL
 
 
@@ -35,24 +36,27 @@ class Encoder(nn.Module):
         return self.vae.encode(image)
 
 
-def loop_modules(model: Any) -> dict[str, nn.Module]:
+def loop_modules(model: Any, engines: Collection[str] = ()) -> dict[str, nn.Module]:
     """Return the modules of the engines that the sampling loop calls, in evaluation mode, by name.
 
     Args:
         model: A model of any family; `runtime.model.families` names the modules.
+        engines: The names of an artifact's engines. Those of ReCAP are among the modules if they are among these.
     """
-    return {name: imported(module)(model).eval() for name, module in family_of(model.config).modules.items()}
+    modules = family_of(model.config).modules
+    return {name: imported(modules[name])(model).eval() for name in loop_specs(model.config, engines)}
 
 
-def graph_modules(model: Any, vae: AutoencoderKL | None, encoder: bool) -> dict[str, nn.Module]:
+def graph_modules(model: Any, vae: AutoencoderKL | None, encoder: bool, recap: bool = False) -> dict[str, nn.Module]:
     """Return the module of every engine of an artifact, in evaluation mode, by name.
 
     Args:
         model: The backbone and the head.
         vae: The KL tokenizer, whose engines are those that the family needs; None for models of pixels.
         encoder: Whether the engines of `vae` that are optional are there too: the encoder, for editing images.
+        recap: Whether the engines of ReCAP are there too, which the family has.
     """
-    modules = loop_modules(model)
+    modules = loop_modules(model, recap_specs_of(model.config) if recap else ())
     if vae is not None:
         kinds = {DECODER: Decoder, ENCODER: Encoder}
         for name, needed in family_of(model.config).tokenizer.items():

@@ -14,6 +14,7 @@ from runtime.model.engine_spec import BACKBONE, TOKENIZER_ENGINES, EngineSpec
 from runtime.model.families import drawn_grids, family_of, imported
 from runtime.model.family_config import FamilyConfig
 from runtime.model.nova_config import NovaConfig
+from runtime.model.recap_engines import RECAP_ENGINES
 
 Sizes = Mapping[str, int]
 """The size of each dynamic axis, by the axis name in `runtime.model.engine_spec`."""
@@ -35,6 +36,11 @@ EXPORT_SIZES: Sizes = {
     "Y": 16,
     "X": 13,
     "O": 15,
+    "J": 17,
+    "H": 18,
+    "A": 19,
+    "E": 20,
+    "F": 21,
 }
 
 # More of each axis than in the export.
@@ -61,7 +67,22 @@ def parity_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
 
 def masked_sizes(spec: EngineSpec, config: FamilyConfig) -> list[Sizes]:
     """Return the sizes for a model with bidirectional attention, for any of its engines."""
-    return _sizes_of_grid(config.tokens)
+    sizes = _sizes_of_grid(config.tokens)
+    if spec.name not in RECAP_ENGINES:
+        return sizes
+    return [{**each, **group} for each, group in zip(sizes, _sizes_of_groups(config), strict=True)]
+
+
+def _sizes_of_groups(config: FamilyConfig) -> list[Sizes]:
+    """Return sizes of the axes that only the engines of ReCAP have: caches of no row, of one, and of many."""
+    (_, buffer), length = config.index_bounds()["buffer"], config.tokens
+    return [
+        {"J": 1, "H": 0, "R": length - 1, "A": buffer, "E": 0, "F": 0},
+        {"J": 1, "H": 1, "R": 0, "A": 0, "E": buffer, "F": buffer + length - 2},
+        {"J": length - 1, "H": 0, "R": 0, "A": buffer, "E": 1, "F": 1},
+        {"J": 3, "H": 2, "R": 1, "A": 0, "E": buffer + length // 2, "F": buffer},
+        {"J": 2, "H": 5, "R": 2, "A": buffer, "E": 2, "F": length},
+    ]
 
 
 def _sizes_of_grid(length: int) -> list[Sizes]:

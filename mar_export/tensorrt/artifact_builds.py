@@ -12,6 +12,7 @@ from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
 from mar_export.tensorrt.optimization_profiles import (
     Range,
     axis_ranges,
+    group_ranges,
     input_shapes,
     latent_ranges,
     prompt_ranges,
@@ -23,6 +24,7 @@ from runtime.artifact.replacement import report_stale_signature
 from runtime.errors import RequestError
 from runtime.gpu.current_gpu import precisions_of
 from runtime.model.families import GPU_LOOP, check_supported, drawn_grids
+from runtime.model.recap_engines import FULL
 from runtime.sampling.constraints import is_editable, plan_for
 from runtime.sampling.plan import Plan
 from runtime.sampling.presets import PRESETS
@@ -46,6 +48,13 @@ class BuildOptions:
     force: bool = False
 
 
+# Local iterations for which engines are built if no setting says others: few and many, with and without the buffer.
+_RECAP: tuple[dict[str, Any], ...] = (
+    {"recap_local_iterations": 1},
+    {"recap_local_iterations": 3, "recap_cache_buffer": False},
+)
+
+
 def plans_to_build(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan]:
     """Return the plans that the engines of an artifact must be able to run.
 
@@ -54,11 +63,13 @@ def plans_to_build(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan
     Args:
         artifact: The artifact.
         settings: The sampling settings of a request. If all are None, the artifact's own settings and all presets are
-            used.
+            used. An artifact with the engines of ReCAP gets plans with local iterations too, if these name none.
     """
     manifest = artifact.manifest
     named = any(value is not None for value in settings.values())
     requests = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
+    if FULL in manifest.engines and not any(manifest.resolve_sampling(request).recap for request in requests):
+        requests += [{**request, **recap} for request in requests for recap in _RECAP]
     samplings, model = [manifest.resolve_sampling(request) for request in requests], manifest.model
     edits = model.tokens if is_editable(model) else 1
     return [plan_for(model, sampling, known) for sampling in samplings for known in range(edits)]
@@ -94,9 +105,11 @@ def build_engines(
     with holding_folder(artifact.path):
         artifact = Artifact(artifact.path)
         _delete_unlisted(artifact)
-        grids = range(len(drawn_grids(artifact.manifest.model)))
+        model = artifact.manifest.model
+        grids = range(len(drawn_grids(model)))
         ranges = [
-            {**axis_ranges(plans, options.batch, grid), **prompt_ranges(artifact.manifest.model)} for grid in grids
+            {**axis_ranges(plans, options.batch, grid), **prompt_ranges(model), **group_ranges(model, plans)}
+            for grid in grids
         ]
         _build_missing(artifact, builder, ranges, options, report)
 

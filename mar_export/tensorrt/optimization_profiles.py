@@ -11,6 +11,7 @@ from runtime.loops.host_loop import MOST_STEPS_AT_ONCE
 from runtime.model.engine_spec import TOKENIZER_ENGINES, EngineSpec
 from runtime.model.families import drawn_grids
 from runtime.model.family_config import FamilyConfig
+from runtime.model.recap_engines import RECAP_AXES
 from runtime.sampling.plan import Plan
 
 Range = tuple[int, int, int]
@@ -53,6 +54,19 @@ def prompt_ranges(config: FamilyConfig) -> dict[str, Range]:
         return {}
     most = bounds["lengths"][1] - 1
     return {"U": (1, max(1, most // 4), most)}
+
+
+def group_ranges(config: FamilyConfig, plans: Sequence[Plan]) -> dict[str, Range]:
+    """Return the ranges of the axes that only the engines of ReCAP have; nothing if no plan has local iterations."""
+    _, buffer = config.index_bounds().get("buffer", (0, 0))
+    sizes = [
+        iteration.group.sizes(iteration.known, iteration.count, plan.length, buffer)
+        for plan in plans
+        for iteration in plan.iterations
+        if iteration.group is not None
+    ]
+    by_axis = {axis: [each[axis] for each in sizes] for axis in (RECAP_AXES if sizes else "")}
+    return {axis: (min(each), int(np.median(each)), max(each)) for axis, each in by_axis.items()}
 
 
 def latent_ranges(config: FamilyConfig) -> dict[str, Range]:

@@ -19,7 +19,7 @@ from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import Array, Engine, EngineSpec
-from runtime.model.families import engine_specs
+from runtime.model.families import loop_specs
 from training.models.mar import MAR
 
 
@@ -27,13 +27,13 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
     """Return a generator that runs a model in PyTorch in place of exported engines.
 
     Args:
-        manifest: The manifest with the model's sampling settings; its engines are not used.
+        manifest: The manifest with the model's sampling settings and the names of its engines, which are not used.
         model: The model, on the CPU in evaluation mode.
         bfloat16: Whether matrix products are computed in bfloat16, all but the last of the head.
         compiled: Whether each engine runs under `torch.compile`.
     """
-    engines, specs = {}, engine_specs(model.config)
-    for name, module in loop_modules(model).items():
+    engines, specs = {}, loop_specs(model.config, manifest.engines)
+    for name, module in loop_modules(model, specs).items():
         if bfloat16 and isinstance(module, Denoise):
             final_layer: Any = copy.deepcopy(module.final_layer)
             final_layer.linear = _Float32(final_layer.linear)

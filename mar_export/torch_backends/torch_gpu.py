@@ -21,7 +21,7 @@ from runtime.gpu.backend import GpuBackend
 from runtime.gpu.engine import Execution
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import EngineSpec, TensorSpec
-from runtime.model.families import engine_specs
+from runtime.model.families import loop_specs
 from training.models.mar import MAR
 
 
@@ -29,7 +29,7 @@ def torch_gpu_generator(manifest: Manifest, model: MAR, precision: str, *, cuda_
     """Return a generator that runs copies of a model's modules on the GPU.
 
     Args:
-        manifest: The manifest with the model's sampling settings; its engines are not used.
+        manifest: The manifest with the model's sampling settings and the names of its engines, which are not used.
         model: The model, on any device; it is not changed.
         precision: The precision of weights and matrix products, a key of `mixed_precision.DTYPES`.
         cuda_graphs: Whether whole iterations are captured as CUDA graphs and replayed.
@@ -37,8 +37,8 @@ def torch_gpu_generator(manifest: Manifest, model: MAR, precision: str, *, cuda_
     backend = TorchGpu(cuda_graphs)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(backend.close)
-        specs = engine_specs(manifest.model)
-        modules = {name: to_precision(module, DTYPES[precision]) for name, module in loop_modules(model).items()}
+        specs = loop_specs(manifest.model, manifest.engines)
+        modules = {name: to_precision(module, DTYPES[precision]) for name, module in loop_modules(model, specs).items()}
         engines = {name: backend.engine(module, specs[name]) for name, module in modules.items()}
         torch.cuda.synchronize()  # weights are copied on the default stream; the engines' stream does not wait for it
         loop = backend.loop(manifest.model)

@@ -142,10 +142,9 @@ class Artifact:
         Raises:
             IntegrityError: A file cannot be read or was altered, or it changed during the block.
         """
-        graph = self.manifest.engines[name]
-        weights = f"{graph}.data"
-        files = {each: self._open(each) for each in (graph, weights) if each in self.manifest.files}
-        external = {pathlib.PurePosixPath(weights).name: files[weights]} if weights in files else {}
+        graph, *weights = self.manifest.files_of(name)
+        files = {each: self._open(each) for each in (graph, *weights)}
+        external = {pathlib.PurePosixPath(each).name: files[each] for each in weights}
         self._compare(graph, files[graph])
         try:
             yield GraphFile(self.path / graph, files[graph].source, external)

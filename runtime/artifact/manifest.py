@@ -23,11 +23,14 @@ from runtime.model.families import (
     DEFAULT,
     FAMILIES,
     FAMILY_KEY,
+    RECAP,
+    check_supported,
     config_class,
     engine_specs,
     family_of,
     optional_specs,
     parse_config,
+    recap_specs_of,
     request_inputs,
     tokenizer_specs_of,
 )
@@ -126,7 +129,14 @@ class Manifest:
         Raises:
             RequestError: A setting is unknown, or the model does not allow it.
         """
-        return resolve_sampling(self.sampling, self.model, settings, self.presets)
+        sampling = resolve_sampling(self.sampling, self.model, settings, self.presets)
+        if sampling.recap and not recap_specs_of(self.model).keys() <= self.engines.keys():
+            check_supported(self.model, RECAP)
+            raise RequestError(
+                "this artifact has no engines for the local iterations of ReCAP; export it with --recap, or leave out "
+                "recap_local_iterations"
+            )
+        return sampling
 
     @functools.cached_property
     def content_sha256(self) -> str:
@@ -190,15 +200,20 @@ class Manifest:
 
     def graph_sha256(self, engine: str) -> str:
         """Return the SHA-256 hash of the graph of an engine, including the file of its weights."""
-        return hashlib.sha256("".join(entry.sha256 for entry in self._files_of(engine)).encode()).hexdigest()
+        return hashlib.sha256("".join(entry.sha256 for entry in self._entries_of(engine)).encode()).hexdigest()
 
     def graph_bytes(self, engine: str) -> int:
         """Return the size of the graph of an engine, including the file of its weights."""
-        return sum(entry.bytes for entry in self._files_of(engine))
+        return sum(entry.bytes for entry in self._entries_of(engine))
 
-    def _files_of(self, engine: str) -> list[FileEntry]:
-        file = self.engines[engine]
-        return [entry for name, entry in sorted(self.files.items()) if name in (file, f"{file}.data")]
+    def files_of(self, engine: str) -> tuple[str, ...]:
+        """Return the file of the graph of an engine, and that of its weights if they are not in the graph."""
+        weights = f"{self.engines[self.specs[engine].weights_of or engine]}.data"
+        return self.engines[engine], *((weights,) if weights in self.files else ())
+
+    def _entries_of(self, engine: str) -> list[FileEntry]:
+        names = self.files_of(engine)
+        return [entry for name, entry in sorted(self.files.items()) if name in names]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON values; the inverse of `from_dict`."""

@@ -108,8 +108,7 @@ def _describe(path: pathlib.Path, manifest: Manifest, verified: bool) -> dict[st
 
 def _bytes(manifest: Manifest, engine: str | None = None) -> int:
     """Return the bytes of all files of an artifact, or of the graph of one engine."""
-    file = None if engine is None else manifest.engines[engine]
-    return sum(entry.bytes for path, entry in manifest.files.items() if file is None or path in (file, f"{file}.data"))
+    return sum(entry.bytes for entry in manifest.files.values()) if engine is None else manifest.graph_bytes(engine)
 
 
 def _distance(report: Mapping[str, Any]) -> str:

@@ -90,6 +90,19 @@ _SCHEDULE = (
     ),
     click.option("--low-res-iterations", type=int, help="Iterations of the first grid of a Hi-MAR, of low resolution."),
     click.option("--low-res-cfg-scale", type=float, help="Scale of guidance of a Hi-MAR's first grid."),
+    click.option(
+        "--recap-local-iterations",
+        type=int,
+        help="Number of iterations after each full pass of the backbone that are local passes (ReCAP); 0 means none.",
+    ),
+    click.option(
+        "--recap-plain-iterations", type=int, help="Number of iterations before the first that local ones follow."
+    ),
+    click.option(
+        "--recap-cache-buffer/--recap-new-buffer",
+        default=None,
+        help="Whether local passes reuse the class buffer's keys and values, or compute it anew.",
+    ),
 )
 _CHAIN = (
     click.option("--sampler", type=click.Choice(SAMPLERS), help="The sampler of the diffusion chains."),
@@ -114,6 +127,9 @@ _CHAIN = (
     ),
     click.option("--temperature", type=float, help="Factor on the noise of every diffusion step."),
     click.option("--eta", type=float, help="Amount of noise in the sampler ddim or flow-euler, 0 to 1."),
+    click.option(
+        "--recap-diffusion-share", type=float, help="Diffusion steps of local iterations as a share, at most 1."
+    ),
     click.option("--flow-shift", type=float, help="Shift of the noise levels of a NOVA with a flow."),
     click.option("--low-res-sampler", type=click.Choice(SAMPLERS), help="The sampler of a Hi-MAR's first grid."),
     click.option(

@@ -20,7 +20,7 @@ from runtime.model.families import check_supported
 from runtime.model.family_config import FamilyConfig
 from runtime.requests.validation import check_batch
 from runtime.sampling.constraints import plan_for
-from runtime.sampling.plan import Plan
+from runtime.sampling.plan import Iteration, Plan
 
 
 @click.command()
@@ -76,8 +76,11 @@ def plan(
 
 def _print_iterations(config: FamilyConfig, plan: Plan, batch: int, seconds: list[dict[str, float]] | None) -> None:
     """Print one line for each iteration, with its time if that was predicted."""
+    passes = any(iteration.local for iteration in plan.iterations)
     click.echo(
-        f"{'iteration':>9}{'known':>7}{'tokens':>8}{'guidance':>10}{'steps':>7}"
+        f"{'iteration':>9}"
+        + (f"{'pass':>7}" if passes else "")
+        + f"{'known':>7}{'tokens':>8}{'guidance':>10}{'steps':>7}"
         f"{'head evaluations so far':>25}{'GFLOP':>9}" + (f"{'ms':>9}" if seconds else "")
     )
     evaluations = 0
@@ -87,10 +90,17 @@ def _print_iterations(config: FamilyConfig, plan: Plan, batch: int, seconds: lis
         operations = sum(calls * cost.operations for calls, cost in costs)
         guidance = f"{iteration.guidance_scale:.2f}" if iteration.guided else "none"
         click.echo(
-            f"{number + 1:9}{iteration.known:7}{iteration.count:8}{guidance:>10}{iteration.table.steps:7}"
+            f"{number + 1:9}"
+            + (f"{_pass(iteration):>7}" if passes else "")
+            + f"{iteration.known:7}{iteration.count:8}{guidance:>10}{iteration.table.steps:7}"
             f"{evaluations:25}{operations / 1e9:9.1f}"
             + (f"{1e3 * sum(seconds[number].values()):9.1f}" if seconds else "")
         )
+
+
+def _pass(iteration: Iteration) -> str:
+    """Return the kind of an iteration's pass of the backbone."""
+    return "local" if iteration.local else "full"
 
 
 def _figures(
@@ -99,6 +109,7 @@ def _figures(
     """Return the cost and the predicted time of each iteration and of the whole plan, for the JSON document."""
     iterations = [
         {
+            "pass": _pass(iteration),
             "known_tokens": iteration.known,
             "tokens": iteration.count,
             "guidance_scale": float(iteration.guidance_scale) if iteration.guided else None,
@@ -120,12 +131,19 @@ def _figures(
     }
 
 
+def _local_passes(plan: Plan) -> str:
+    """Return how many of the passes are local, if any is."""
+    local = sum(iteration.local for iteration in plan.iterations)
+    return f" ({local} local)" if local else ""
+
+
 def _print_totals(config: FamilyConfig, plan: Plan, batch: int) -> None:
     """Print the cost of the whole plan, in all and by engine."""
     costs = plan_costs(config, plan, batch)
     parts = ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in costs.items())
     click.echo(
         f"\n{pluralize(batch, 'image')}: "
-        f"{pluralize(len(plan.iterations), 'backbone pass')}, {pluralize(plan.head_evaluations, 'head evaluation')}, "
+        f"{pluralize(len(plan.iterations), 'backbone pass')}{_local_passes(plan)}, "
+        f"{pluralize(plan.head_evaluations, 'head evaluation')}, "
         f"{sum(cost.operations for cost in costs.values()) / 1e12:.3f} TFLOP ({parts})"
     )

@@ -8,13 +8,14 @@ as large as the weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtime.model.config import FREQUENCIES, ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
 from runtime.model.families import family_of, imported
 from runtime.model.family_config import FamilyConfig
+from runtime.model.recap_engines import FULL, LOCAL
 from runtime.sampling.plan import Iteration, Plan
 
 FLOAT_BYTES = 4
@@ -80,10 +81,24 @@ def masked_costs(
     sequences = batch * (2 if iteration.guided else 1)
     rows, steps = sequences * iteration.count, iteration.table.steps
     return {
-        BACKBONE: (1, backbone_cost(config, sequences, iteration.known, iteration.count, weight_bytes)),
+        **_pass_cost(config, iteration, batch, weight_bytes),
         CONDITIONING: (1, conditioning_cost(config, rows, steps, weight_bytes)),
         DENOISE: (steps, denoise_cost(config, batch * iteration.count, rows, weight_bytes)),
     }
+
+
+def _pass_cost(config: ModelConfig, iteration: Iteration, batch: int, weight_bytes: int) -> dict[str, tuple[int, Cost]]:
+    """Return the cost of the backbone of one iteration, by the engine that runs it."""
+    sequences = batch * iteration.backbone_halves
+    if iteration.group is None or not iteration.local:
+        full = backbone_cost(config, sequences, iteration.known, iteration.count, weight_bytes)
+        if iteration.group is None:
+            return {BACKBONE: (1, full)}
+        written = sequences * (config.buffer_size + iteration.known) * config.encoder_cache_channels
+        written += sequences * (config.buffer_size + config.tokens) * config.decoder_cache_channels
+        return {FULL: (1, Cost(full.operations, full.bytes + FLOAT_BYTES * written))}
+    sizes = iteration.group.sizes(iteration.known, iteration.count, config.tokens, config.buffer_size)
+    return {LOCAL: (1, local_cost(config, sequences, sizes, weight_bytes))}
 
 
 def plan_costs(config: FamilyConfig, plan: Plan, batch: int = 1, weight_bytes: int = FLOAT_BYTES) -> dict[str, Cost]:
@@ -115,22 +130,66 @@ def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, w
         count: K, the tokens of an image that are predicted.
         weight_bytes: Bytes of a weight.
     """
-    encoder, decoder = config.encoder_embed_dim, config.decoder_embed_dim
     encoded, decoded = config.buffer_size + known, config.buffer_size + config.tokens  # slots of a sequence
-    operations = sequences * (
-        2 * known * config.token_channels * encoder
-        + config.encoder_depth * block_operations(encoder, config.mlp_ratio, encoded, encoded)
+    operations = sequences * _operations(config, known, encoded, decoded, count)
+    return Cost(operations, weight_bytes * _weights(config))
+
+
+def local_cost(config: ModelConfig, sequences: int, sizes: Mapping[str, int], weight_bytes: int = FLOAT_BYTES) -> Cost:
+    """Return the cost of one local pass of ReCAP.
+
+    Args:
+        config: The model's sizes.
+        sequences: G*B, the images times the guidance halves.
+        sizes: What `runtime.sampling.recap.Group.sizes` returns for the iteration.
+        weight_bytes: Bytes of a weight.
+    """
+    encoded = sizes["A"] + sizes["J"]
+    decoded = encoded + sizes["K"] + sizes["H"]
+    operations = sequences * _operations(config, sizes["J"], encoded, decoded, sizes["K"], sizes["E"], sizes["F"])
+    read = sizes["E"] * config.encoder_cache_channels + sizes["F"] * config.decoder_cache_channels
+    return Cost(operations, weight_bytes * _weights(config) + FLOAT_BYTES * sequences * read)
+
+
+def _operations(
+    config: ModelConfig,
+    tokens: int,
+    encoded: int,
+    decoded: int,
+    count: int,
+    encoder_kept: int = 0,
+    decoder_kept: int = 0,
+) -> float:
+    """Return the operations of a pass over one sequence.
+
+    Args:
+        config: The model's sizes.
+        tokens: The known tokens that it reads.
+        encoded: The rows of the encoder.
+        decoded: The rows of the decoder.
+        count: The rows of the decoder's last block.
+        encoder_kept: The rows of the encoder whose keys and values are kept.
+        decoder_kept: The same of the decoder.
+    """
+    encoder, decoder, ratio = config.encoder_embed_dim, config.decoder_embed_dim, config.mlp_ratio
+    return (
+        2 * tokens * config.token_channels * encoder
+        + config.encoder_depth * block_operations(encoder, ratio, encoded, encoded, encoder_kept)
         + 2 * encoded * encoder * decoder
-        + (config.decoder_depth - 1) * block_operations(decoder, config.mlp_ratio, decoded, decoded)
-        + block_operations(decoder, config.mlp_ratio, decoded, count)
+        + (config.decoder_depth - 1) * block_operations(decoder, ratio, decoded, decoded, decoder_kept)
+        + block_operations(decoder, ratio, decoded, count, decoder_kept)
     )
-    weights = (
+
+
+def _weights(config: ModelConfig) -> float:
+    """Return the weights of the matrices of a backbone."""
+    encoder, decoder = config.encoder_embed_dim, config.decoder_embed_dim
+    return (
         config.encoder_depth * block_weights(encoder, config.mlp_ratio)
         + config.decoder_depth * block_weights(decoder, config.mlp_ratio)
         + encoder * decoder
         + config.token_channels * encoder
     )
-    return Cost(operations, weight_bytes * weights)
 
 
 def conditioning_cost(config: ModelConfig, rows: int, steps: int, weight_bytes: int = FLOAT_BYTES) -> Cost:
@@ -160,10 +219,13 @@ def denoise_cost(config: ModelConfig, tokens: int, rows: int, weight_bytes: int 
     return Cost(2 * (tokens * shared + rows * per_half), read)
 
 
-def block_operations(width: int, mlp_ratio: float, sequence: int, queries: int) -> float:
-    """Return the operations of a transformer block on a sequence, which computes the output of `queries` slots."""
+def block_operations(width: int, mlp_ratio: float, sequence: int, queries: int, kept: int = 0) -> float:
+    """Return the operations of a transformer block on a sequence, which computes the output of `queries` slots.
+
+    It attends to `kept` other slots too, whose keys and values are there.
+    """
     keys_and_values = 2 * 2 * sequence * width * width
-    attention = 2 * 2 * queries * sequence * width
+    attention = 2 * 2 * queries * (kept + sequence) * width
     rest = 2 * queries * width * (2 * width + 2 * int(width * mlp_ratio))  # query, projection, and the MLP
     return keys_and_values + attention + rest
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,11 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
     if not generator.on_host:
         return _time_on_device(generator, plan, batch)
     costs = [iteration_costs(config, iteration, batch) for iteration in plan.iterations]
-    timed = np.unique(np.concatenate([_some_of(plan, phase) for phase in range(len(plan.lengths))]))
+    # Engines have rates of their own: of the iterations that call the same ones, a few are timed.
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for number, cost in enumerate(costs):
+        alike.setdefault(tuple(cost), []).append(number)
+    timed = np.unique(np.concatenate([_some_of(numbers) for numbers in alike.values()]))
     rates: dict[str, tuple[list[int], list[float]]] = {}
     for number in timed.tolist():
         seconds = _time_iteration(generator, plan, plan.iterations[number], batch)
@@ -63,11 +68,10 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
     ]
 
 
-def _some_of(plan: Plan, phase: int) -> NDArray[np.int64]:
-    """Return the numbers of a few iterations of a phase, the first and the last among them."""
-    numbers = [number for number, iteration in enumerate(plan.iterations) if iteration.phase == phase]
-    chosen: NDArray[np.int64] = np.linspace(numbers[0], numbers[-1], _TIMED_ITERATIONS).round().astype(np.int64)
-    return chosen
+def _some_of(numbers: Sequence[int]) -> NDArray[np.int64]:
+    """Return a few of the numbers of iterations, the first and the last among them."""
+    places = np.linspace(0, len(numbers) - 1, _TIMED_ITERATIONS).round().astype(np.int64)
+    return np.asarray(numbers)[places]
 
 
 def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
@@ -84,20 +88,22 @@ def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[s
 
 def _time_iteration(generator: Generator, plan: Plan, iteration: Iteration, batch: int) -> dict[str, float]:
     """Return the seconds in each engine over one iteration. Only a few of its diffusion steps are timed."""
-    config, specs = generator.manifest.model, generator.manifest.specs
-    sequences, steps = batch * (2 if iteration.guided else 1), min(_TIMED_STEPS, iteration.table.steps)
+    config: Any = generator.manifest.model
+    specs, steps = generator.manifest.specs, min(_TIMED_STEPS, iteration.table.steps)
     later = plan.lengths[iteration.phase] - iteration.known
     axes = {
         "B": batch,
-        "GB": sequences,
+        "GB": batch * iteration.backbone_halves,
         "V": iteration.known,
         "K": iteration.count,
         "R": later - iteration.count,
         "O": later,
         "T": steps,
         "N": batch * iteration.count,
-        "GN": sequences * iteration.count,
+        "GN": batch * iteration.count * (2 if iteration.guided else 1),
     }
+    if iteration.group is not None:
+        axes |= iteration.group.sizes(iteration.known, iteration.count, plan.length, config.buffer_size)
     seconds = {}
     for name in iteration_costs(config, iteration, batch):
         spec = specs[name]
@@ -117,7 +123,8 @@ def _input(tensor: TensorSpec, axes: Mapping[str, int], iteration: Iteration, pl
     if tensor.dtype == INT and tensor.name != "labels":
         later = plan.lengths[iteration.phase] - shape[0]
         first = {"predict": iteration.known, "rest": later}.get(tensor.name, 0)
-        return np.tile(np.arange(first, first + shape[0])[:, None], shape[1:])
+        positions = np.arange(first, first + shape[0]).reshape(-1, *[1] * len(shape[1:]))
+        return np.tile(positions, (1, *shape[1:]))
     given = {"timesteps": table.timesteps[: axes["T"]], "guidance": np.array([iteration.guidance_scale], np.float32)}
     return given[tensor.name] if tensor.name in given else np.zeros(shape, tensor.dtype)
 

@@ -9,7 +9,7 @@ from runtime.gpu.current_gpu import current_gpu
 from runtime.gpu.device_loop import GpuLoop
 from runtime.gpu.engine import GpuEngine, HostEngine
 from runtime.model.engine_spec import Engine
-from runtime.model.families import GPU_LOOP, check_supported, engine_specs
+from runtime.model.families import GPU_LOOP, check_supported, loop_specs
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import PlanLoop
 
@@ -49,7 +49,7 @@ class GpuBackend:
             RequestError: The model has causal attention, which this loop does not support.
         """
         check_supported(config, GPU_LOOP)
-        engines = {name: self._engines[name].on_gpu for name in engine_specs(config)}
+        engines = {name: self._engines[name].on_gpu for name in loop_specs(config, self._engines)}
         loop = GpuLoop(self._cuda, engines, config, self._captures)
         self._owner.callback(loop.close)
         return loop

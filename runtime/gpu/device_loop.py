@@ -25,6 +25,7 @@ from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
 from runtime.model.families import drawn_grids, family_of, imported
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Iteration, Plan
+from runtime.sampling.recap import Group
 
 _SHAPES_KEPT = 4  # the usual requests of a server differ in their values, but seldom in the shape of plan or batch
 FLOAT, INT = 4, 8
@@ -59,11 +60,13 @@ class PlanShape:
         batch: B, the images that are generated together.
         known: V of every iteration, the tokens of an image that are known before it.
         chains: The sizes of every iteration's diffusion chain.
+        groups: The group of ReCAP of every iteration, or None.
     """
 
     batch: int
     known: tuple[int, ...]
     chains: tuple[ChainShape, ...]
+    groups: tuple[Group | None, ...]
 
     @classmethod
     def from_plan(cls, plan: Plan, batch: int) -> PlanShape:
@@ -81,6 +84,7 @@ class PlanShape:
                 )
                 for i in plan.iterations
             ),
+            tuple(iteration.group for iteration in plan.iterations),
         )
 
 
@@ -159,7 +163,8 @@ class GpuLoop:
 class PreparedPlan:
     """The memory for plans of one shape, and functions that enqueue their iterations.
 
-    A subclass prepares the iterations of further grids: `_allocate` and `_prepare_iteration` are made for that.
+    A subclass prepares other passes and the iterations of further grids: `_allocate`, `_prepare_backbone` and
+    `_prepare_iteration` are made for that.
     """
 
     def __init__(
@@ -262,7 +267,8 @@ class PreparedPlan:
         self._predict_now, self._rest_now = (memory(INT * length * batch) for _ in range(2))
         self._noise_now = memory((steps + 1) * aligned(count * self._token_bytes))
         self._schedule_now = memory(self._schedule.host[0].nbytes)
-        self._z = memory(FLOAT * rows * config.z_channels)
+        # A pass of ReCAP may compute two halves for a chain that needs one.
+        self._z = memory(FLOAT * max(chain.count for chain in chains) * halves * batch * config.z_channels)
         self._modulation = memory(max(map(self._modulation_bytes, chains)))
         row = FLOAT * config.modulation_channels
         # The modulation of one step, aligned, for models in which the rows of a step may begin at an unaligned address.
@@ -304,26 +310,10 @@ class PreparedPlan:
 
     def _prepare_pass(self, known: int, chain: ChainShape, number: int) -> Callable[[], None]:
         """Prepare the backbone of one iteration, and the copies of all that its diffusion chain reads."""
-        batch, stop = self._shape.batch, known + chain.count
-        position, rest = INT * batch, self._lengths[0] - stop
-        sizes = {"V": known, "K": chain.count, "R": rest, "B": batch, "GB": chain.halves * batch}
-        engine = self._engines[BACKBONE]
-        backbone = engine.prepare(sizes, self._owner)
-        order, schedule = self._order.address, self._schedule
-        every = {
-            "tokens": self._tokens.address,
-            "visible": order,
-            "predict": self._predict_now,
-            "rest": self._rest_now,
-            self._condition_name: self._condition.address,
-            "z": self._z,
-        }
-        addresses = {tensor.name: every[tensor.name] for tensor in (*engine.spec.inputs, *engine.spec.outputs)}
+        backbone, schedule = self._prepare_backbone(known, chain, number), self._schedule
         size = chain.count * self._token_bytes
 
         def work() -> None:
-            self._cuda.copy(self._predict_now, order + known * position, chain.count * position)
-            self._cuda.copy(self._rest_now, order + stop * position, rest * position)
             row = schedule.host[0].nbytes
             self._cuda.copy(self._schedule_now, schedule.address + number * row, row)
             self._cuda.copy_rows(
@@ -334,10 +324,35 @@ class PreparedPlan:
                 size,
                 chain.steps + 1,
             )
-            backbone.enqueue(addresses)
+            backbone()
             self._after_backbone(known, chain)
 
         return self._captured(work)
+
+    def _prepare_backbone(self, known: int, chain: ChainShape, number: int) -> Callable[[], None]:
+        """Prepare the backbone of one iteration; return what copies its positions and enqueues it."""
+        batch, stop = self._shape.batch, known + chain.count
+        position, rest = INT * batch, self._lengths[0] - stop
+        sizes = {"V": known, "K": chain.count, "R": rest, "B": batch, "GB": chain.halves * batch}
+        engine = self._engines[BACKBONE]
+        backbone = engine.prepare(sizes, self._owner)
+        order = self._order.address
+        every = {
+            "tokens": self._tokens.address,
+            "visible": order,
+            "predict": self._predict_now,
+            "rest": self._rest_now,
+            self._condition_name: self._condition.address,
+            "z": self._z,
+        }
+        addresses = {tensor.name: every[tensor.name] for tensor in (*engine.spec.inputs, *engine.spec.outputs)}
+
+        def enqueue() -> None:
+            self._cuda.copy(self._predict_now, order + known * position, chain.count * position)
+            self._cuda.copy(self._rest_now, order + stop * position, rest * position)
+            backbone.enqueue(addresses)
+
+        return enqueue
 
     def _prepare_chain(self, chain: ChainShape) -> Callable[[], None]:
         """Prepare a diffusion chain, which reads z, noise and schedule and writes `_states`."""

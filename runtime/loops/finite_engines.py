@@ -9,10 +9,12 @@ for such a check: there the tokens are checked when all are done.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from runtime.checks import check_finite
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array
+from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, Engine
+from runtime.model.recap_engines import RECAP_ENGINES
 
 
 def finite_engines(engines: Engines) -> Engines:
@@ -21,12 +23,18 @@ def finite_engines(engines: Engines) -> Engines:
     The tokens of the last iteration reach no engine, so the caller of the loop checks them.
     """
 
-    def backbone(**inputs: Array) -> tuple[Array, ...]:
-        check_finite(inputs["tokens"], f"engine {DENOISE}")
-        outputs = engines.backbone(**inputs)
-        for output in outputs:
-            check_finite(output, f"engine {BACKBONE}")
-        return outputs
+    def backbone(name: str) -> Engine | None:
+        engine: Engine | None = getattr(engines, name)
+
+        def call(**inputs: Array) -> tuple[Array, ...]:
+            assert engine is not None
+            check_finite(inputs["tokens"], f"engine {DENOISE}")
+            outputs = engine(**inputs)
+            for output in outputs:
+                check_finite(output, f"engine {name}")
+            return outputs
+
+        return engine and call
 
     def conditioning(**inputs: Array) -> tuple[Array, ...]:
         outputs = engines.conditioning(**inputs)
@@ -34,4 +42,5 @@ def finite_engines(engines: Engines) -> Engines:
             check_finite(output, f"engine {CONDITIONING}")
         return outputs
 
-    return dataclasses.replace(engines, backbone=backbone, conditioning=conditioning)
+    backbones: dict[str, Any] = {name: backbone(name) for name in (BACKBONE, *RECAP_ENGINES)}
+    return dataclasses.replace(engines, conditioning=conditioning, **backbones)

@@ -12,6 +12,7 @@ import functools
 
 import numpy as np
 
+from runtime.loops.recap_passes import GroupPasses
 from runtime.loops.renormalized_guidance import Others, renormalized_step
 from runtime.model.engine_spec import Engine
 from runtime.model.families import family_of
@@ -33,6 +34,9 @@ class Engines:
         backbone: Tokens and positions to z, the conditions of the tokens to predict.
         conditioning: z and timesteps to the modulation of the head.
         denoise: One diffusion step.
+        backbone_full: The backbone that leaves keys and values, and
+        backbone_local: the one that reads them, if the artifact has the engines of ReCAP: see
+            `runtime.model.recap_engines`.
         condition: What is drawn to the prefix of the backbone, for families that have one. The loop does not use it.
         backbone2: The backbone of the second grid, for families that draw two: see `runtime.model.himar_engines`.
         conditioning2: What no noisy token enters in the head of that grid.
@@ -45,6 +49,8 @@ class Engines:
     backbone: Engine
     conditioning: Engine
     denoise: Engine
+    backbone_full: Engine | None = None
+    backbone_local: Engine | None = None
     condition: Engine | None = None
     backbone2: Engine | None = None
     conditioning2: Engine | None = None
@@ -85,16 +91,20 @@ def run_plan(
     length, batch = order.shape
     tokens = np.zeros((length, batch, config.token_channels), np.float32)
     tokens[: len(known)] = known
-    family = family_of(config)
+    family, passes = family_of(config), GroupPasses(engines.backbone_full, engines.backbone_local)
     for number, iteration in enumerate(plan.iterations):
-        start, stop = iteration.known, iteration.known + iteration.count
-        (z,) = engines.backbone(
-            tokens=tokens[:start],
-            visible=order[:start],
-            predict=order[start:stop],
-            rest=order[stop:],
-            **{family.condition: condition if iteration.guided else condition[:batch]},
-        )  # [G*N, C]
+        start, stop = iteration.known, iteration.stop
+        of_halves = condition[: iteration.backbone_halves * batch]
+        if iteration.group is not None:
+            z = passes.predict(iteration, iteration.group, tokens, order, of_halves)  # [G*N, C]
+        else:
+            (z,) = engines.backbone(
+                tokens=tokens[:start],
+                visible=order[:start],
+                predict=order[start:stop],
+                rest=order[stop:],
+                **{family.condition: of_halves},
+            )
         steps = iteration.table.steps
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
         others = Others.around(noise[: steps + 1], start, stop) if iteration.renormalized else None

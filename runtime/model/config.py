@@ -204,7 +204,17 @@ class ModelConfig:
     @property
     def cache_channels(self) -> int:
         """The keys and values of all blocks for one position, which causal attention caches for later positions."""
-        return 2 * (self.encoder_depth * self.encoder_embed_dim + self.decoder_depth * self.decoder_embed_dim)
+        return self.encoder_cache_channels + self.decoder_cache_channels
+
+    @property
+    def encoder_cache_channels(self) -> int:
+        """The keys and values of all blocks of the encoder for one position."""
+        return 2 * self.encoder_depth * self.encoder_embed_dim
+
+    @property
+    def decoder_cache_channels(self) -> int:
+        """The keys and values of all blocks of the decoder for one position."""
+        return 2 * self.decoder_depth * self.decoder_embed_dim
 
     @property
     def loss_repeats(self) -> int:
@@ -218,6 +228,7 @@ class ModelConfig:
             "labels": (0, self.class_num + 1),
             "position_ids": (0, positions),
             "next_position_ids": (self.buffer_size, positions),
+            "buffer": (0, self.buffer_size),
         }
 
     def describe_head(self) -> str:

@@ -47,6 +47,11 @@ AXES = {
     "U": "tokens of a prompt",
     "Y": "rows of latents",
     "X": "columns of latents",
+    "J": "tokens drawn since the full pass",
+    "H": "tokens that later iterations of the group predict",
+    "A": "rows of the class buffer computed anew",
+    "E": "rows of the encoder's cache",
+    "F": "rows of the decoder's cache",
 }
 """What the letters of dynamic axes stand for."""
 
@@ -121,12 +126,14 @@ class EngineSpec:
         inputs: Its inputs, in the order of the graph.
         outputs: Its outputs, in the order of the graph.
         phase: The number of the grid that it works on, in the order in which a family draws them.
+        weights_of: The engine whose file of weights its graph refers to; None: it has one of its own.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     phase: int = 0
+    weights_of: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inputs and outputs as the manifest stores them."""

@@ -33,6 +33,7 @@ from runtime.model.mar_engines import causal_specs, mar_specs
 from runtime.model.nova_config import FAMILY as NOVA
 from runtime.model.nova_config import NovaConfig
 from runtime.model.nova_engines import nova_specs, nova_text_specs
+from runtime.model.recap_engines import FULL, LOCAL, recap_specs
 from runtime.model.uva_config import FAMILY as UVA
 from runtime.model.uva_config import UvaConfig
 from runtime.model.uva_engines import uva_specs
@@ -82,6 +83,7 @@ class Family:
         batches: The micro-batches of its training, a `training.data.loader.StepParts`. None: it is not trained here.
         refused: What does not support the family: the rest of the sentence that says so, by the name of the command.
         optional: The specs of engines that an artifact may have too, beside those of its tokenizer.
+        recap: The specs of the engines of ReCAP, which an artifact may have too. `modules` has their modules.
         grids: The grids of tokens that are drawn, in order; the last is the image. Orders and noise have the positions
             of all of them, one grid after the other.
         plan: Builds the plan of an image: called with the model, the settings and the number of known tokens.
@@ -108,6 +110,7 @@ class Family:
     batches: str | None = "training.data.loader:MicroBatches"
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optional: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
+    recap: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
     grids: Callable[[Any], tuple[Grid, ...]] = _one_grid
     plan: str = "runtime.sampling.constraints:plan_of_one_grid"
     prepared_plan: str = "runtime.gpu.device_loop:PreparedPlan"
@@ -124,6 +127,9 @@ def imported(name: str) -> Any:
 GPU_LOOP = "the loop on a GPU"
 """The name of that loop in `Family.refused`."""
 
+RECAP = "ReCAP"
+"""Local iterations in `Family.refused`."""
+
 _STEPS_OF_ONE_HEAD = ("mar optimize-steps", "training a head on a frozen backbone")
 """What works on the one head of a masked diffusion model."""
 
@@ -138,6 +144,7 @@ _BY_SUBJECT = ("mar generate", "mar edit", "mar serve")
 """What asks for classes or prompts."""
 
 
+_NO_RECAP = {RECAP: "(recap_local_iterations) is for a MAR with bidirectional attention; leave it out"}
 _NO_POLICY = {"runtime.Policy": "is for models that drive robots, and this one draws images; call runtime.Generator"}
 
 
@@ -172,6 +179,7 @@ _CAUSAL = dataclasses.replace(
     example_sizes="mar_export.onnx_export.example_inputs:causal_sizes",
     refused={
         **_unsupported("models with causal attention"),
+        **_NO_RECAP,
         GPU_LOOP: "has no cache for causal attention; generate on a CPU with --backend onnxruntime or openvino",
     },
 )
@@ -209,6 +217,7 @@ _NOVA = Family(
     published="training.checkpoints.nova_folder",
     refused={
         **_unsupported("NOVA"),
+        **_NO_RECAP,
         **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
         "mar import": "does not support NOVA; mar export reads its folder",
         "mar study": "is for models of pixels with classes; a NOVA draws from text",
@@ -241,6 +250,7 @@ _UVA = Family(
     tokenizer={ENCODER: True},
     refused={
         **dict.fromkeys(_MEASURED, f"is for models of images, and {_DRIVES}"),
+        **_NO_RECAP,
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
         "mar import": "does not support UVA; mar export reads its file",
         "mar study": "is for models of pixels with classes; a UVA drives a robot",
@@ -276,6 +286,7 @@ _HIMAR = dataclasses.replace(
         "the runner naive-onnx": "does not support Hi-MAR; choose others with --runner",
         "mar study": "does not support Hi-MAR; mar generate does",
         **_NO_POLICY,
+        **_NO_RECAP,
     },
     grids=lambda config: config.grids,
     plan="runtime.sampling.himar_sampling:himar_plan",
@@ -283,10 +294,22 @@ _HIMAR = dataclasses.replace(
     costs="runtime.cost.himar_operations:himar_costs",
 )
 
+
+def _with_recap(family: Family) -> Family:
+    """Return the row of a family whose backbone is MAR's, which can reuse keys and values."""
+    modules = {FULL: "mar_export.graphs.recap:FullBackbone", LOCAL: "mar_export.graphs.recap:LocalBackbone"}
+    return dataclasses.replace(
+        family,
+        recap=recap_specs,
+        modules={**family.modules, **modules},
+        prepared_plan="runtime.gpu.recap_plan:PreparedRecapPlan",
+    )
+
+
 FAMILIES: dict[str, Family] = {
-    DEFAULT: _MAR,
+    DEFAULT: _with_recap(_MAR),
     "mar-causal": _CAUSAL,
-    "mar-vq": _VQ,
+    "mar-vq": _with_recap(_VQ),
     "mar-causal-vq": _CAUSAL_VQ,
     NOVA: _NOVA,
     UVA: _UVA,
@@ -315,9 +338,26 @@ def engine_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
     return {spec.name: spec for spec in family_of(config).specs(config)}
 
 
+def recap_specs_of(config: FamilyConfig) -> dict[str, EngineSpec]:
+    """Return the specs of the engines of ReCAP for a model, by name; nothing where its family has none."""
+    return {spec.name: spec for spec in family_of(config).recap(config)}
+
+
+def loop_specs(config: FamilyConfig, engines: Collection[str]) -> dict[str, EngineSpec]:
+    """Return the specs of the engines that the sampling loop of an artifact can call, by name.
+
+    Args:
+        config: The config of the model.
+        engines: The names of the artifact's engines.
+    """
+    recap = {name: spec for name, spec in recap_specs_of(config).items() if name in engines}
+    return {**engine_specs(config), **recap}
+
+
 def optional_specs(config: FamilyConfig) -> dict[str, EngineSpec]:
     """Return the specs of the engines that an artifact of a model may have too, by name; not those of its tokenizer."""
-    return {spec.name: spec for spec in family_of(config).optional(config)}
+    optional = {spec.name: spec for spec in family_of(config).optional(config)}
+    return {**optional, **recap_specs_of(config)}
 
 
 def request_inputs(config: FamilyConfig, engines: Collection[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
-from runtime.model.families import family_of, imported
+from runtime.model.families import RECAP, check_supported, family_of, imported
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.samplers import SAMPLERS, VQ, CoefficientTable
@@ -54,6 +54,8 @@ def plan_for(model: FamilyConfig, sampling: Sampling, known: int = 0) -> Plan:
     Raises:
         RequestError: A setting has a wrong value.
     """
+    if sampling.recap:
+        check_supported(model, RECAP)
     build: Callable[[FamilyConfig, Sampling, int], Plan] = imported(family_of(model).plan)
     return build(model, sampling, known)
 

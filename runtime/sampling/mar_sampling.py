@@ -55,6 +55,7 @@ def _fixed_chain(model: ModelConfig, steps: int, reason: str) -> dict[str, tuple
         "sampler": supported_samplers(model)[0],
         "diffusion_steps": steps,
         "last_diffusion_steps": None,
+        "recap_diffusion_share": None,
         "eta": 0.0,
     }
     return {name: (value, reason) for name, value in chain.items()}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from runtime.checks import check_choice, check_int, check_number, check_scale, truncate
 from runtime.errors import RequestError
 from runtime.sampling.noise_schedule import TRAIN_STEPS, step_count
+from runtime.sampling.recap import Group, check_recap, iteration_groups, local_steps
 from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import CoefficientTable, coefficient_table, least_steps
 from runtime.sampling.settings import LOW_RES_SETTINGS, Sampling
@@ -75,6 +76,7 @@ class Iteration:
         table: The diffusion chain.
         phase: The number of the grid whose tokens it predicts, in the order in which a family draws them.
         noise_start: The first row of noise that the chain reads. Chains of different tokens share rows.
+        group: The group of ReCAP that it belongs to; None if its pass neither leaves nor reads keys and values.
     """
 
     known: int
@@ -83,6 +85,22 @@ class Iteration:
     table: CoefficientTable
     phase: int = 0
     noise_start: int = 0
+    group: Group | None = None
+
+    @property
+    def stop(self) -> int:
+        """The number of tokens that are known after it."""
+        return self.known + self.count
+
+    @property
+    def local(self) -> bool:
+        """Whether its pass of the backbone is local: it reads keys and values that a full pass left."""
+        return self.group is not None and self.known > self.group.start
+
+    @property
+    def backbone_halves(self) -> int:
+        """The guidance halves that the backbone computes, which a chain without guidance does not need."""
+        return 2 if self.guided or (self.group is not None and self.group.guided) else 1
 
     @property
     def guided(self) -> bool:
@@ -124,6 +142,11 @@ class Plan:
     def phase(self, number: int) -> tuple[Iteration, ...]:
         """Return the iterations that draw the grid `number`."""
         return tuple(iteration for iteration in self.iterations if iteration.phase == number)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of ReCAP in order."""
+        return tuple(dict.fromkeys(each.group for each in self.iterations if each.group is not None))
 
     @property
     def noise_steps(self) -> int:
@@ -189,17 +212,32 @@ def build_plan(
     _check_one_grid(sampling)
     check_int("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
+    check_recap(sampling, iterations, length)
     complete = counts = tokens_per_iteration(length, iterations, sampling.mask_schedule)
     if known:
         counts = tokens_per_iteration(length - known, min(iterations, length - known), sampling.mask_schedule)
     before = [known + done for done in _running_totals(counts)]
     table_of = chain or functools.partial(chain_table, sampling)
+    groups = iteration_groups(sampling, len(counts))
+    local = {number for group in groups for number in group[1:]}
     planned: list[Iteration] = []
     for start, count, steps in zip(before, counts, _steps_per_iteration(sampling, complete, before), strict=True):
-        share = (len(planned) + 1) / len(counts)
-        scale = _guidance_scale(sampling, start, count, length, share)
-        planned.append(Iteration(start, count, scale, table_of(steps)))
-    return Plan((length,), tuple(planned), sampling.token_order)
+        number = len(planned)
+        scale = _guidance_scale(sampling, start, count, length, (number + 1) / len(counts))
+        table = table_of(local_steps(sampling, steps) if number in local else steps)
+        planned.append(Iteration(start, count, scale, table))
+    return Plan((length,), _grouped(planned, groups, sampling.recap_cache_buffer is not False), sampling.token_order)
+
+
+def _grouped(planned: Sequence[Iteration], groups: Sequence[range], cache_buffer: bool) -> tuple[Iteration, ...]:
+    """Return the iterations, those whose numbers are in one of `groups` with their group."""
+    grouped = list(planned)
+    for numbers in groups:
+        members = planned[numbers.start : numbers.stop]
+        guided = any(iteration.guided for iteration in members)
+        group = Group(members[0].known, members[-1].stop, guided, cache_buffer)
+        grouped[numbers.start : numbers.stop] = [dataclasses.replace(each, group=group) for each in members]
+    return tuple(grouped)
 
 
 def chain_table(sampling: Sampling, steps: int | str) -> CoefficientTable:
@@ -300,8 +338,9 @@ def _guidance_scale(sampling: Sampling, known: int, count: int, length: int, sha
     if sampling.cfg_schedule == "ramp":
         least = sampling.cfg_scale if sampling.cfg_min is None else sampling.cfg_min
         return float(least + (sampling.cfg_scale - least) * share)
-    # The published linear schedule counts at most all tokens but one, even in the last iteration.
-    return 1 + (sampling.cfg_scale - 1) * min(known + count, length - 1) / length
+    # The published linear schedule counts at most all tokens but one, even in the last iteration. ReCAP counts all.
+    most = length if sampling.recap else length - 1
+    return 1 + (sampling.cfg_scale - 1) * min(known + count, most) / length
 
 
 def _check_one_grid(sampling: Sampling) -> None:

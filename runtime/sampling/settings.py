@@ -17,7 +17,17 @@ _INT64 = 2**63
 LOW_RES_SETTINGS = ("low_res_iterations", "low_res_cfg_scale", "low_res_sampler", "low_res_diffusion_steps")
 """The settings of the low-resolution grid of a Hi-MAR. None stands for the published ones."""
 
-LATER_SETTINGS = frozenset({"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift", *LOW_RES_SETTINGS})
+RECAP_SETTINGS = (
+    "recap_local_iterations",
+    "recap_plain_iterations",
+    "recap_cache_buffer",
+    "recap_diffusion_share",
+)
+"""The settings of ReCAP, see `runtime.sampling.recap`."""
+
+LATER_SETTINGS = frozenset(
+    {"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift", *LOW_RES_SETTINGS, *RECAP_SETTINGS}
+)
 """Settings that older manifests and images do not have. None stands for them."""
 
 
@@ -56,6 +66,14 @@ class Sampling:
         low_res_cfg_scale: The guidance scale of that grid (the published `re_cfg`). None: `cfg_scale`.
         low_res_sampler: Its sampler. None: ddpm.
         low_res_diffusion_steps: The steps of its diffusion chains (the published `num_sampling_steps`). None: 100.
+        recap_local_iterations: How many iterations after a full pass of the backbone are local passes (ReCAP, arXiv
+            2505.19089, the published `num_cache_iters`). None or 0: none, and the other settings of ReCAP have no
+            effect.
+        recap_plain_iterations: The iterations before the first such group (the published `pre_full_iters`). None: 0.
+        recap_cache_buffer: Whether local passes reuse the keys and values of the class buffer too (the published
+            `cache_buffer`), or compute the buffer anew. None: they reuse them.
+        recap_diffusion_share: The diffusion steps of local iterations as a share of those of full ones, above 0 to 1
+            (the published sampler has 0.5). None: as many.
     """
 
     iterations: int | None = None
@@ -79,11 +97,20 @@ class Sampling:
     low_res_cfg_scale: float | None = None
     low_res_sampler: str | None = None
     low_res_diffusion_steps: int | str | Sequence[int] | None = None
+    recap_local_iterations: int | None = None
+    recap_plain_iterations: int | None = None
+    recap_cache_buffer: bool | None = None
+    recap_diffusion_share: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("cfg_interval", "diffusion_steps", "low_res_diffusion_steps"):
             if isinstance(getattr(self, name), list):  # JSON has lists; a tuple can be compared and hashed
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def recap(self) -> bool:
+        """Whether there are local iterations."""
+        return bool(self.recap_local_iterations)
 
     def changed(self, overrides: Mapping[str, Any]) -> Sampling:
         """Return these settings with the values of `overrides` that are not None.
@@ -145,6 +172,10 @@ class SamplingOverrides(TypedDict, total=False):
     low_res_cfg_scale: float | None
     low_res_sampler: str | None
     low_res_diffusion_steps: int | str | Sequence[int] | None
+    recap_local_iterations: int | None
+    recap_plain_iterations: int | None
+    recap_cache_buffer: bool | None
+    recap_diffusion_share: float | None
 
 
 class SamplingRequest(SamplingOverrides, total=False):

@@ -111,6 +111,6 @@ def kl_artifact(
 
     def export(folder: pathlib.Path) -> None:
         with _tracing_no_graph_of(golden_artifacts["patch2"]):
-            export_artifact(kl_checkpoint, folder / "artifact", lambda text: None, encoder=True)
+            export_artifact(kl_checkpoint, folder / "artifact", lambda text: None, optional=("encoder",))
 
     return made_once(tmp_path_factory, "kl-artifact", export) / "artifact"

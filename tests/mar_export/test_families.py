@@ -12,7 +12,7 @@ import pytest
 from runtime.errors import ConfigError, RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES
-from runtime.model.families import FAMILIES, check_supported, engine_specs, family_of, imported, parse_config
+from runtime.model.families import FAMILIES, check_supported, family_of, imported, loop_specs, parse_config
 from runtime.sampling.constraints import SamplingRules, is_editable
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,7 +56,8 @@ def test_the_config_of_a_mar_says_its_row_and_is_stored_without_it(name: str) ->
 
 @pytest.mark.parametrize("name", MAR_ROWS)
 def test_a_row_has_a_module_for_each_engine_and_the_backbone_reads_its_condition(name: str) -> None:
-    family, specs = FAMILIES[name], engine_specs(MAR_ROWS[name])
+    family = FAMILIES[name]
+    specs = loop_specs(MAR_ROWS[name], family.modules)
     assert specs.keys() == family.modules.keys()
     assert specs.keys() >= {*ENGINES}
     assert family.condition in [tensor.name for tensor in specs["backbone"].inputs]

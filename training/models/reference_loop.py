@@ -20,8 +20,10 @@ from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.config import ModelConfig
 from runtime.model.latents import unpatchify
 from runtime.sampling.plan import Plan
+from runtime.sampling.recap import sort_unions
 from runtime.sampling.samplers import CoefficientTable
 from training.models.mar import MAR
+from training.models.recap_reference import ReusedContext
 from training.models.vq_head import sample_codes
 
 StageTimes = dict[str, float]
@@ -48,7 +50,7 @@ def sample(
         noise: Standard normal, [T + 1, B, L, D] for T denoising steps.
         times: Where the seconds spent in `backbone` and `head` are added; None for no measurement.
     """
-    reference = model.z_proj.weight
+    reference, order = model.z_proj.weight, sort_unions(order, plan.groups)
     batch, length = order.shape
     tokens = torch.zeros(batch, length, model.config.token_channels, dtype=reference.dtype, device=reference.device)
     noise_at = torch.from_numpy(noise).to(reference)  # [T + 1, B, L, D]
@@ -60,18 +62,21 @@ def sample(
     causal = model.config.attention == "causal"
     backbone = _causal if causal else _backbone
     head = _sample_vq if model.config.head == "vq" else _diffuse
+    context = ReusedContext(model)
 
     for iteration in plan.iterations:
         started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
-        context = ordered if causal else masked
-        if guided:
-            both = torch.cat([known_labels, no_labels])
-            z = backbone(model, tokens.repeat(2, 1, 1), context.repeat(2, 1), both)
-            z = z[now.repeat(2, 1)]  # [2 N, C], the conditional half first
+        places = ordered if causal else masked
+        halves, shown = (2, torch.cat([known_labels, no_labels])) if guided else (1, known_labels)
+        read, places = tokens.repeat(halves, 1, 1), places.repeat(halves, 1)
+        if iteration.group is None:
+            z = backbone(model, read, places, shown)
         else:
-            z = backbone(model, tokens, context, known_labels)[now]
+            union = (rank >= iteration.group.start) & (rank < iteration.group.stop)
+            z = context.predict(iteration, read, places, union.repeat(halves, 1), shown)
+        z = z[now.repeat(halves, 1)]  # [G N, C], the conditional half first
         between = time.perf_counter()
         tokens[now] = head(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
         if times is not None:

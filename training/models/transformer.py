@@ -52,16 +52,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for all rows of x [B, S, E]: [B, S, E]."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, S, E] each
-        return self._attend(q, k, v)
+        return self.attend_projected(q, k, v)
 
     def rows(self, x: Tensor, queries: Tensor) -> Tensor:
         """Return the output for queries [B, K, E] alone, with keys and values from all of x [B, S, E]: [B, K, E]."""
         width = x.shape[-1]
         q = self.qkv.part(queries, 0, width)  # [B, K, E]
         k, v = self.qkv.part(x, width, 3 * width).chunk(2, dim=-1)  # [B, S, E] each
-        return self._attend(q, k, v)
+        return self.attend_projected(q, k, v)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend from projected queries [B, K, E] to projected keys and values [B, S, E]: [B, K, E]."""
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, S, E/H]
         return self.proj_drop(self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2)))
 

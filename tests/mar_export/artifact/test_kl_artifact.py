@@ -125,7 +125,7 @@ def test_an_encoder_of_a_checkpoint_without_tokenizer_is_refused_before_the_work
 ) -> None:
     messages: list[str] = []
     with pytest.raises(RequestError) as refusal:
-        export_artifact(small_checkpoint, tmp_path / "artifact", messages.append, encoder=True)
+        export_artifact(small_checkpoint, tmp_path / "artifact", messages.append, optional=("encoder",))
     assert "an encoder belongs to a KL tokenizer, but checkpoint-last.pth has none" in str(refusal.value)
     assert messages == []
     assert list(tmp_path.iterdir()) == []

@@ -288,7 +288,7 @@ def test_a_closed_policy_says_so(exported: Any) -> None:
 
 def test_an_encoder_need_not_be_asked_for(tmp_path: pathlib.Path) -> None:
     with pytest.raises(RequestError, match=r"^mar export --encoder is for models of images; a UVA is exported with"):
-        export_artifact(uva_checkpoint("case0"), tmp_path / "out", lambda line: None, encoder=True)
+        export_artifact(uva_checkpoint("case0"), tmp_path / "out", lambda line: None, optional=("encoder",))
     assert not (tmp_path / "out").exists()
 
 

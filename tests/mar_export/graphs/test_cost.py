@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mar_export.graphs.backbone import Backbone
 from mar_export.graphs.diffusion_head import Conditioning, Denoise
+from mar_export.graphs.recap import FullBackbone, LocalBackbone
 from runtime.cost.operations import (
     Cost,
     Machine,
@@ -28,6 +30,8 @@ from runtime.cost.operations import (
 )
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
+from runtime.model.families import recap_specs_of
+from runtime.model.recap_engines import FULL, LOCAL
 from runtime.sampling.plan import Plan, build_plan
 from runtime.sampling.settings import Sampling
 from training.models.mar import MAR
@@ -111,6 +115,37 @@ def test_the_backbone_costs_what_pytorch_counts(model: MAR, sequences: int, know
     operations, weights = counted(Backbone(model), *backbone_inputs(config, sequences, known, count))
     assert cost.operations == operations
     assert cost.bytes == 4 * weights
+
+
+@pytest.mark.parametrize("cache_buffer", [True, False])
+def test_the_passes_of_recap_cost_what_pytorch_counts(model: MAR, cache_buffer: bool) -> None:
+    config, batch = model.config, 2
+    settings = Sampling(
+        iterations=6,
+        cfg_scale=2.0,
+        cfg_interval=(0.2, 1.0),
+        recap_plain_iterations=1,
+        recap_local_iterations=2,
+        recap_cache_buffer=cache_buffer,
+        diffusion_steps=2,
+    )
+    called = list[str]()
+    for iteration in build_plan(config.tokens, settings).iterations:
+        costs = iteration_costs(config, iteration, batch)
+        (name,) = costs.keys() - {CONDITIONING, DENOISE}
+        called.append(name)
+        if iteration.group is None:
+            continue
+        n = iteration.group.sizes(iteration.known, iteration.count, config.tokens, config.buffer_size)
+        sequences = batch * iteration.backbone_halves
+        axes = {**n, "B": batch, "GB": sequences}
+        spec = recap_specs_of(config)[name]
+        inputs = [torch.zeros(tensor.sized(axes), dtype=getattr(torch, tensor.dtype)) for tensor in spec.inputs]
+        operations, weights = counted({FULL: FullBackbone, LOCAL: LocalBackbone}[name](model), *inputs)
+        tensors = spec.outputs if name == FULL else spec.inputs
+        caches = sum(math.prod(tensor.sized(axes)) for tensor in tensors if tensor.name.endswith("_cache"))
+        assert costs[name] == (1, Cost(operations, 4 * (weights + caches)))
+    assert called == [BACKBONE, FULL, LOCAL, LOCAL, FULL, LOCAL]
 
 
 def test_the_last_decoder_block_is_paid_for_the_rows_it_answers(model: MAR) -> None:
