@@ -41,6 +41,10 @@ OWN = Sampling(
     temperature=0.8,
     eta=0.5,
     cfg_min=1.2,
+    recap_local_iterations=1,
+    recap_plain_iterations=2,
+    recap_cache_buffer=False,
+    recap_diffusion_share=0.5,
 )
 OF_OTHER_FAMILIES = [
     "cfg_truncation",
