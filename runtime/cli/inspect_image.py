@@ -86,7 +86,11 @@ def _options(settings: Mapping[str, Any]) -> Iterator[str]:
     for name, value in settings.items():
         if value is None or (name == "sampler" and value not in SAMPLERS):
             continue
-        yield f"--{name.replace('_', '-')}"
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+            continue
+        yield f"--{option}"
         if name == "cfg_interval" and isinstance(value, list):
             yield from map(str, value)
         else:

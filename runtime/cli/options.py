@@ -99,7 +99,7 @@ _SCHEDULE = (
         "--recap-plain-iterations", type=int, help="Number of iterations before the first that local ones follow."
     ),
     click.option(
-        "--recap-cache-buffer/--recap-new-buffer",
+        "--recap-cache-buffer/--no-recap-cache-buffer",
         default=None,
         help="Whether local passes reuse the class buffer's keys and values, or compute it anew.",
     ),

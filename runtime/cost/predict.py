@@ -71,7 +71,8 @@ def predicted_seconds(generator: Generator, plan: Plan, batch: int) -> list[dict
 def _some_of(numbers: Sequence[int]) -> NDArray[np.int64]:
     """Return a few of the numbers of iterations, the first and the last among them."""
     places = np.linspace(0, len(numbers) - 1, _TIMED_ITERATIONS).round().astype(np.int64)
-    return np.asarray(numbers)[places]
+    chosen: NDArray[np.int64] = np.asarray(numbers, np.int64)[places]
+    return chosen
 
 
 def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from mar_export.tensorrt.engine_builder import BuilderFlags
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
 from runtime.errors import BackendError, MarError
+from runtime.sampling.constraints import plan_for
 from tests.fakes.simulated_cuda import SimulatedCuda
 from tests.fakes.tensorrt import fake_tensorrt
 from tests.fakes.tensorrt.script import TensorRTScript
@@ -36,10 +37,13 @@ class PlanWriter:
         return json.dumps({"engine": graph.stem, "graph": str(graph), "profile": profile}).encode()
 
 
-def build(path: pathlib.Path, flags: BuilderFlags | None = None, **builder: str) -> None:
-    """Build every engine of the artifact for its own plans, those of the presets, and those of a single iteration."""
+def build(
+    path: pathlib.Path, flags: BuilderFlags | None = None, requests: Iterable[dict[str, Any]] = (), **builder: str
+) -> None:
+    """Build every engine of the artifact for its own plans, those of the presets, of a single iteration, and others."""
     artifact = Artifact(path)
     plans = [*plans_to_build(artifact, {}), *plans_to_build(artifact, {"iterations": 1, "diffusion_steps": 2})]
+    plans += [plan_for(artifact.manifest.model, artifact.manifest.resolve_sampling(each)) for each in requests]
     written: Any = PlanWriter(**builder)
     build_engines(artifact, written, plans, BuildOptions(BATCH, flags or BuilderFlags(), force=True), lambda text: None)
 

@@ -5,11 +5,15 @@ Parity reports and tests compare the engines with it. See `runtime.sampling.reca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from runtime.sampling.plan import Iteration
 from training.models.mar import MAR
+from training.models.transformer import Block
 
 KeysAndValues = tuple[Tensor, Tensor]
 """Keys and values [B, S, E] each, of S rows in one block."""
@@ -97,12 +101,11 @@ def _rows(x: Tensor, chosen: Tensor) -> Tensor:
 def _through(blocks: nn.ModuleList, x: Tensor, kept: list[KeysAndValues]) -> tuple[Tensor, list[KeysAndValues]]:
     """Return rows [B, S, E] after all blocks, where they attend to each other and to what is kept, and their own."""
     own = list[KeysAndValues]()
-    for number, block in enumerate(blocks):
-        attention: nn.Module = block.attn
-        q, k, v = attention.qkv(block.norm1(x)).chunk(3, dim=-1)
+    for number, block in enumerate(cast(Iterable[Block], blocks)):
+        q, k, v = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
         own.append((k, v))
         if kept:
             k, v = torch.cat([kept[number][0], k], dim=1), torch.cat([kept[number][1], v], dim=1)
-        x = x + attention.attend_projected(q, k, v)
+        x = x + block.attn.attend_projected(q, k, v)
         x = x + block.mlp(block.norm2(x))
     return x, own

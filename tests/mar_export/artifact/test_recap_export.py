@@ -15,7 +15,9 @@ from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
 from mar_export.artifact.parity import ENGINE_TOLERANCES
 from runtime.artifact.artifact_folder import Artifact
+from runtime.cli.generate import generate
 from runtime.cli.group import mar
+from runtime.cli.inspect_image import command
 from runtime.errors import CalibrationError, IntegrityError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
@@ -105,7 +107,7 @@ def test_plan_shows_local_iterations_and_their_cost(recap_artifact: pathlib.Path
         "2",
         "--recap-plain-iterations",
         "1",
-        "--recap-new-buffer",
+        "--no-recap-cache-buffer",
     ]
     line = ["plan", str(recap_artifact), *options]
     shown = CliRunner().invoke(mar, line, catch_exceptions=False).output
@@ -118,3 +120,14 @@ def test_plan_shows_local_iterations_and_their_cost(recap_artifact: pathlib.Path
     operations = [next(iter(each["operations"].items())) for each in document["iterations"]]
     assert [name for name, _ in operations] == ["backbone", FULL, LOCAL, LOCAL, FULL, LOCAL]
     assert all(dict(document["iterations"][n]["seconds"])[name] > 0 for n, (name, _) in enumerate(operations))
+
+
+def test_the_record_of_an_image_gives_the_command_that_draws_it_again(recap_artifact: pathlib.Path) -> None:
+    settings: dict[str, Any] = {"recap_local_iterations": 2, "recap_cache_buffer": False, "recap_diffusion_share": 0.5}
+    with Generator.load(recap_artifact, threads=1) as generator:
+        (record,) = generator.records([3], **settings)
+        (plain,) = generator.records([3])
+    assert not any(name.startswith("recap") for name in plain.settings)
+    _, name, *words = command(record)
+    parsed = generate.make_context(name, words).params
+    assert {name: parsed[name] for name in settings} == settings

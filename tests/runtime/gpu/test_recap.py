@@ -21,7 +21,7 @@ LABELS = [3, 0]
 @pytest.fixture(scope="module")
 def built(recap_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = pathlib.Path(shutil.copytree(recap_artifact, tmp_path_factory.mktemp("built") / "artifact"))
-    build(folder)
+    build(folder, requests=[{**SHORT, **edge} for edge in EDGES.values()])
     return folder
 
 
