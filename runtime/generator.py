@@ -290,7 +290,6 @@ class Generator:
         if trusted_keys is not None:
             verify_signature(opened, trusted_keys)
         manifest, lanes = opened.manifest, list[Engines]()
-        own = loop_specs(manifest.model, manifest.engines)
         with contextlib.ExitStack() as unless_loaded:
             with opened.verifying():
                 runner = open_backend(backend, device, threads, cuda_graphs)
@@ -302,7 +301,7 @@ class Generator:
                     for lane_threads in _threads_of_lanes(manifest, threads):
                         lane = open_backend(backend, device, lane_threads)
                         unless_loaded.callback(lane.close)
-                        lanes.append(Engines(**{name: lane.load(opened, name) for name in own}))
+                        lanes.append(Engines(**_load_own(lane, opened)))
             text = opened.verified_bytes(TEXT_TOKENIZER) if TEXT_ENCODER in manifest.engines else None
             tokenizer = None if text is None else PromptTokenizer(text)
             close = unless_loaded.pop_all().close
@@ -714,6 +713,12 @@ def _load_engines(backend: Backend, artifact: Artifact, on_gpu: bool) -> dict[st
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(names, pool.map(functools.partial(backend.load, artifact), names), strict=True))
+
+
+def _load_own(backend: Backend, artifact: Artifact) -> dict[str, Engine]:
+    """Load the engines that the sampling loop calls."""
+    own = loop_specs(artifact.manifest.model, artifact.manifest.engines)
+    return {name: backend.load(artifact, name) for name in own}
 
 
 def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:

@@ -79,18 +79,15 @@ def export_artifact(
         ArtifactError: `out` is something else than an artifact folder.
     """
     modules = _modules(checkpoint, optional, text_encoder)
-    base = _manifest(checkpoint, sampling, precision, text_encoder)
-    if base.sampling.recap and FULL not in modules:
-        raise RequestError("recap_local_iterations needs engines of its own; add --recap, or leave it out")
+    base = _manifest(checkpoint, sampling, precision, text_encoder, modules)
     tokenizer = None if text_encoder is None else text_encoder.tokenizer
-    planned = dataclasses.replace(base, engines=dict.fromkeys(modules, ""))
-    if check_replaceable(out, planned, force):
+    if check_replaceable(out, base, force):
         report(f"{out} holds this export already; --force exports it again")
         return Artifact(out).manifest
     report("generating an image in eager PyTorch, to compare with")
     trajectory = eager_trajectory(checkpoint.model, precision, FULL in modules)
     del checkpoint, text_encoder
-    _check_ranges(modules, trajectory, planned)
+    _check_ranges(modules, trajectory, base)
     with replacing_folder(out) as folder, scratch_beside(out) as emulations:
         if tokenizer is not None:
             (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
@@ -249,18 +246,28 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
     config = manifest.model
     specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs_of(config)}
     engines = {name: torch_engine(module, specs[name]) for name, module in observed.items()}
+    of_loop = dataclasses.replace(manifest, engines=dict.fromkeys(loop_specs(config, modules), ""))
     with largest_values(observed) as largest:
-        trajectory.generate_with(Generator(manifest, Engines(**engines), "torch"))
+        trajectory.generate_with(Generator(of_loop, Engines(**engines), "torch"))
     check_fp16(largest)
 
 
 def _manifest(
-    checkpoint: Checkpoint, sampling: Sampling | None, precision: str, text_encoder: LoadedTextEncoder | None
+    checkpoint: Checkpoint,
+    sampling: Sampling | None,
+    precision: str,
+    text_encoder: LoadedTextEncoder | None,
+    engines: Collection[str],
 ) -> Manifest:
-    """Return a manifest that lists no files, engines or parity yet. Raises `RequestError` for invalid settings."""
+    """Return a manifest that lists no files or parity yet, and no files of its engines.
+
+    Raises `RequestError` for invalid settings, or for some that need other engines.
+    """
     config = checkpoint.model.config
     sampling = sampling or default_sampling(config)
     plan_for(config, sampling)
+    if sampling.recap and FULL not in engines:
+        raise RequestError("recap_local_iterations needs engines of its own; add --recap, or leave it out")
     return Manifest(
         model=config,
         tokenizer=checkpoint.tokenizer,
@@ -268,7 +275,7 @@ def _manifest(
         sampling=sampling,
         precision=precision,
         files={},
-        engines={},
+        engines=dict.fromkeys(engines, ""),
         provenance=_provenance(checkpoint) | _text_encoder_provenance(text_encoder),
         parity={},
     )

@@ -98,13 +98,8 @@ def run_plan(
         if iteration.group is not None:
             z = passes.predict(iteration, iteration.group, tokens, order, of_halves)  # [G*N, C]
         else:
-            (z,) = engines.backbone(
-                tokens=tokens[:start],
-                visible=order[:start],
-                predict=order[start:stop],
-                rest=order[stop:],
-                **{family.condition: of_halves},
-            )
+            read = {"visible": order[:start], "predict": order[start:stop], "rest": order[stop:]}
+            (z,) = engines.backbone(tokens=tokens[:start], **read, **{family.condition: of_halves})
         steps = iteration.table.steps
         rows = noise[: steps + 1, start:stop].reshape(steps + 1, -1, tokens.shape[-1])
         others = Others.around(noise[: steps + 1], start, stop) if iteration.renormalized else None

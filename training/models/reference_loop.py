@@ -55,12 +55,12 @@ def sample(
     tokens = torch.zeros(batch, length, model.config.token_channels, dtype=reference.dtype, device=reference.device)
     noise_at = torch.from_numpy(noise).to(reference)  # [T + 1, B, L, D]
     rank = torch.from_numpy(np.argsort(order, axis=1)).to(reference.device)  # [B, L]: when a position is generated
-    known_labels = torch.from_numpy(labels).to(reference.device)
-    no_labels = torch.full_like(known_labels, model.config.class_num)
-    guided = any(iteration.guided for iteration in plan.iterations)
+    halves = 1 + (guided := plan.guided)
+    shown = torch.from_numpy(labels).to(reference.device)
+    if guided:
+        shown = torch.cat([shown, torch.full_like(shown, model.config.class_num)])  # [G B]
     ordered = torch.from_numpy(order).to(reference.device)  # [B, L]
-    causal = model.config.attention == "causal"
-    backbone = _causal if causal else _backbone
+    backbone = _causal if (causal := model.config.attention == "causal") else _backbone
     head = _sample_vq if model.config.head == "vq" else _diffuse
     context = ReusedContext(model)
 
@@ -68,9 +68,7 @@ def sample(
         started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
-        places = ordered if causal else masked
-        halves, shown = (2, torch.cat([known_labels, no_labels])) if guided else (1, known_labels)
-        read, places = tokens.repeat(halves, 1, 1), places.repeat(halves, 1)
+        read, places = tokens.repeat(halves, 1, 1), (ordered if causal else masked).repeat(halves, 1)
         if iteration.group is None:
             z = backbone(model, read, places, shown)
         else:
