@@ -54,7 +54,7 @@ def nova_artifacts(
     def export(folder: pathlib.Path) -> None:
         case0, case1 = nova_checkpoint("case0"), nova_checkpoint("case1")
         text_encoder = load_text_encoder(nova_text_encoder, case0.model.config)
-        export_artifact(case0, folder / "case0", lambda line: None, encoder=True, text_encoder=text_encoder)
+        export_artifact(case0, folder / "case0", lambda line: None, optional=("encoder",), text_encoder=text_encoder)
         export_artifact(case1, folder / "case1", lambda line: None)
 
     folder = made_once(tmp_path_factory, "nova-artifacts", export)
