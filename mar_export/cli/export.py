@@ -64,7 +64,7 @@ def export(
 ) -> None:
     """Export CHECKPOINT as an artifact, and compare it with eager PyTorch.
 
-    CHECKPOINT is a run folder or a published model: a .pth file, a .safetensors file, or a folder in the format of
+    CHECKPOINT is a run folder or a published model: a .pth, .ckpt or .safetensors file, or a folder in the format of
     diffusers. The size of the model is inferred from the weights; --model and --model-config say what they do not.
     --preset and the sampling options become the artifact's own settings, for requests that name none.
     """

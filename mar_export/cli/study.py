@@ -93,9 +93,8 @@ def study(
             check_result_file(path)
     threads = threads or available_threads()
     manifest = Artifact(artifact).manifest
-    settings = preset_settings(manifest.presets) + (
-        [] if presets_only else sampler_settings(check_supported(manifest.model, "mar study"))
-    )
+    config = check_supported(manifest.model, "mar study")
+    settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(config))
     inputs = Study(artifact, checkpoint, classifier, data, count, background_of_run(checkpoint, background))
     with holding_folder(out):
         if not is_forced():

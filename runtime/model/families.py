@@ -137,7 +137,7 @@ _MEASURED = ("mar plan", "mar bench", "mar calibrate", *_STEPS_OF_ONE_HEAD)
 """What measures or changes single engines of a masked diffusion model."""
 
 
-_BY_CLASS = ("mar generate-dataset", "mar export-triton")
+_BY_CLASS = ("mar generate-dataset", "mar export-triton", "mar evaluate")
 """What asks for the classes of images."""
 
 _BY_SUBJECT = ("mar generate", "mar edit", "mar serve")

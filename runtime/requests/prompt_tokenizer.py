@@ -56,7 +56,7 @@ class PromptTokenizer:
             most: The most tokens that it may have.
 
         Raises:
-            RequestError: It is no text, or too long.
+            RequestError: It is no text, too long, or has no letter that the tokenizer knows.
             BackendError: The library is not installed.
         """
         if not isinstance(text, str):
@@ -70,4 +70,6 @@ class PromptTokenizer:
         ids = np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
         if len(ids) > most:
             raise RequestError(f"{name} must have at most {most} tokens, found {len(ids)}; shorten it")
+        if text and not len(ids):  # otherwise it would be drawn as the empty prompt
+            raise RequestError(f"{name} has no token that the model knows, found {truncate(text)}; use other words")
         return ids

@@ -174,7 +174,7 @@ def check_noise(noise: ArrayLike, batch: int, steps: int, config: FamilyConfig) 
     expected = (steps + 1, batch, drawn_tokens(config), config.token_channels)
     if array.shape != expected or array.dtype.kind != "f":
         raise RequestError(
-            f"noise must be floating point of shape {list(expected)} (diffusion steps + 1, images, tokens, channels), "
+            f"noise must be floating point of shape {list(expected)} (rows, batch, tokens, channels), "
             f"found {array.dtype} {list(array.shape)}"
         )
     return finite_float32("noise", array)
@@ -216,10 +216,12 @@ def _check_each(name: str, values: Sequence[int], batch: int) -> list[int]:
     try:
         numbers = list(itertools.islice(values, batch + 1))
     except TypeError:
-        raise RequestError(f"{name} must be a list with one number a label, found {truncate(values)}") from None
+        raise RequestError(
+            f"{name} must be a list with one number for each of the batch, found {truncate(values)}"
+        ) from None
     if len(numbers) != batch:
         count = len(values) if isinstance(values, Sized) else f"{len(numbers)} or more"
-        raise RequestError(f"{name} must have one number a label, {batch}; found {count}")
+        raise RequestError(f"{name} must have one number for each of the batch, {batch}; found {count}")
     return [_check_uint64(name, number) for number in numbers]
 
 
@@ -240,5 +242,7 @@ def as_array(name: str, values: ArrayLike) -> NDArray[Any]:
     """Return the argument `name` as an array. Raises `RequestError` if it cannot be one."""
     try:
         return np.asarray(values)
-    except (ValueError, OverflowError) as error:  # for example rows of different lengths
-        raise RequestError(f"{name}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # rows of different lengths; what other libraries raise, as PyTorch of a tensor on a GPU
+        raise RequestError(f"{name}: {' '.join(str(error).split())}") from None

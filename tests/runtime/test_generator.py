@@ -159,10 +159,18 @@ def test_the_description_names_backend_device_and_threads(generator: Generator) 
     assert "1 thread" in generator.description
 
 
+class NoArray:
+    """What another library refuses to turn into an array, as PyTorch a tensor on a GPU."""
+
+    def __array__(self, *arguments: object, **named: object) -> None:
+        raise TypeError("not on\nthis device")
+
+
 # Wrong requests for one image: an argument, its value, and a part of the message.
 ORDER = list(range(16))
 NOISE_SHAPE = (6, 1, 16, 8)
 NOT_FINITE = np.full(NOISE_SHAPE, math.nan)
+
 BAD_REQUESTS: list[tuple[str, object, str]] = [
     *(("labels", [value], f"class {value} ") for value in (6, -1, 10**6, 2**63)),
     ("labels", [2**64], "labels"),
@@ -174,8 +182,9 @@ BAD_REQUESTS: list[tuple[str, object, str]] = [
     ("labels", [0] * 4097, "4097"),
     *(("labels", [value], "labels must be whole numbers") for value in (1.0, None, True)),
     ("labels", [[1], [2, 3]], "labels"),
+    *((name, NoArray(), f"{name}: not on this device") for name in ("labels", "order", "noise")),
     *(("seed", value, f"{value!r}") for value in (-1, 2**64, "x", "1", True, 1.5, None, math.nan)),
-    *(("seed", value, f"one number a label, 1; found {len(value)}") for value in ([], [1, 2], range(3))),
+    *(("seed", value, f"one number for each of the batch, 1; found {len(value)}") for value in ([], [1, 2], range(3))),
     *(("seed", [value], f"seed must be a whole number in 0..2^64-1, found {value!r}") for value in (-1, 2**64, "x")),
     *(("index", value, f"{len(value)}") for value in ([], [1, 2], range(3))),
     *(("index", [value], f"{value!r}") for value in (-1, 2**64, "x", True, 1.5, None)),

@@ -31,6 +31,12 @@ _ANCHOR = "cond_z_proj.weight"  # a parameter that no other family has
 _SOUGHT = Sought("the averaged weights of a Hi-MAR under 'model_ema'", _ANCHOR)
 _FIELDS = {field.name for field in dataclasses.fields(HimarConfig)}
 _RENAMED = {"head": "gdm_heads", "ratio": "gdm_ratio"}  # published arguments whose names a MAR has for other things
+_PUBLISHED = {ours: published for published, ours in _RENAMED.items()}
+# Attention heads -> the fields of their transformer, which has the heads of the published size that has equal ones.
+_HEADS = {
+    ("encoder_num_heads", "decoder_num_heads"): ("encoder_embed_dim", "encoder_depth"),
+    ("gdm_heads",): ("gdm_w", "gdm_d"),
+}
 _SIZES = {name: fields for name, fields in MODEL_SIZES.items() if fields.get("family") == FAMILY}
 
 
@@ -186,16 +192,17 @@ def _config(values: dict[str, Any], where: str) -> HimarConfig:
     patch, stride = values.setdefault("patch_size", 1), values.setdefault("vae_stride", HimarConfig.vae_stride)
     values.setdefault("img_size", grid * stride * patch)
     values.setdefault("vae_embed_dim", channels // patch**2)
-    for part, same in (("encoder", ("encoder_embed_dim", "encoder_depth")), ("gdm", ("gdm_w", "gdm_d"))):
-        names = ("encoder_num_heads", "decoder_num_heads") if part == "encoder" else ("gdm_heads",)
-        for name in names:
-            alike = [f for f in _SIZES.values() if all(f[field] == values[field] for field in same)]
-            if name not in values and not alike:
-                raise ConfigError(
-                    f"{where}: the tensors do not determine {name}, and no published model has their sizes; give it "
-                    "with --model-config FILE.json"
-                )
-            values.setdefault(name, alike[0][name] if alike else None)
+    unknown: list[str] = []
+    for names, same in _HEADS.items():
+        alike = [size for size in _SIZES.values() if all(size[field] == values[field] for field in same)]
+        known = {name: alike[0][name] for name in names if alike} | values
+        unknown += [_PUBLISHED.get(name, name) for name in names if name not in known]
+        values = known
+    if unknown:
+        raise ConfigError(
+            f"{where}: the tensors do not determine {', '.join(unknown)}, and no published model has their sizes; give "
+            f"{'it' if len(unknown) == 1 else 'them'} with --model-config FILE.json"
+        )
     config = HimarConfig.from_dict(values, where)
     if (config.grid, config.token_channels) != (grid, channels):
         raise ConfigError(

@@ -28,6 +28,7 @@ from runtime.dataset.plan import DrawingPlan
 from runtime.dataset.shard_folder import shard_name
 from runtime.errors import DataError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
+from runtime.model.families import check_supported
 from runtime.model.family_config import FamilyConfig
 from runtime.model.latents import to_uint8
 from runtime.sampling.constraints import default_sampling, plan_for
@@ -71,12 +72,13 @@ class GenerationJob:
         """The model and the complete settings of this job.
 
         Raises:
-            RequestError: The settings are invalid, or the model has no decoder.
+            RequestError: The model draws no classes or has no decoder, or the settings are invalid.
         """
         inputs: dict[str, Any]
         warnings: tuple[str, ...] = ()
         if is_artifact(self.source):
             manifest = Artifact(self.source).manifest
+            check_supported(manifest.model, "mar evaluate")
             names = manifest.class_names
             config, tokenizer, sampling = (
                 manifest.model,

@@ -151,6 +151,15 @@ def test_without_a_text_encoder_or_its_library_a_prompt_is_refused(
         PromptTokenizer(b"{}").count(FOX)
 
 
+def test_a_text_without_known_tokens_is_not_drawn_as_the_empty_prompt() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    few = PromptTokenizer(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).to_str().encode())
+    assert few.ids("prompt[0]", "ab", 4).tolist() == [0]
+    assert few.ids("negative_prompt[0]", "", 4).tolist() == []
+    with pytest.raises(RequestError, match=r"^prompt\[0\] has no token that the model knows, found 'b'; use"):
+        few.ids("prompt[0]", "b", 4)
+
+
 def test_a_tokenizer_that_was_altered_is_refused(
     nova_artifacts: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
@@ -229,6 +238,11 @@ def test_prompts_in_turn_and_the_command_that_makes_an_image_again(
             "mar generate-dataset draws classes, and a NOVA draws from text",
         ),
         ("export-triton {case0} --out x", "mar export-triton draws classes, and a NOVA draws from text"),
+        ("evaluate {case0} --data x", "mar evaluate draws classes, and a NOVA draws from text"),
+        (
+            "study {case0} --presets-only --checkpoint x --data x",
+            "mar study is for models of pixels with classes; a NOVA draws from text",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_line(

@@ -212,7 +212,7 @@ WRONG_OPTIONS = [
         )
     ),
     ("--class 1 --order-file {golden}/small/case0.npz", "order must have shape [1, 16], found [2, 16]"),
-    ("--class 1 --noise-file {golden}/small/case1.npz", "(diffusion steps + 1, images, tokens, channels)"),
+    ("--class 1 --noise-file {golden}/small/case1.npz", "(rows, batch, tokens, channels)"),
 ]
 FAILURES = [
     ("generate {folder}/nothing --save-latents {folder}/latents.npy", "nothing: not an artifact"),

@@ -118,8 +118,19 @@ def test_a_config_of_another_grid_is_one_line(tmp_path: pathlib.Path) -> None:
     )
 
 
-def test_without_heads_the_message_says_how_to_give_them() -> None:
-    refused(lambda: load_checkpoint(FILE, any_family=True), "the tensors do not determine encoder_num_heads")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "encoder_num_heads, decoder_num_heads, head, and no published model has their sizes; give them with"),
+        ({"encoder_num_heads": 4, "head": 4}, "decoder_num_heads, and no published model has their sizes; give it"),
+    ],
+)
+def test_all_missing_heads_are_named_at_once(tmp_path: pathlib.Path, given: dict[str, int], expected: str) -> None:
+    (tmp_path / "heads.json").write_text(json.dumps(given))
+    refused(
+        lambda: load_checkpoint(FILE, tmp_path / "heads.json", any_family=True),
+        f"the tensors do not determine {expected} --model-config FILE.json",
+    )
 
 
 def test_a_mar_given_as_a_himar_is_one_line() -> None:
