@@ -174,8 +174,9 @@ class Policy:
 
     def _latents(self, frame: Array) -> Float:
         """Return the latents [16, 16, 16] of a frame [H, W, 3], kept from an earlier call if there are any."""
+        frame = np.array(frame, order="C")  # a copy: a camera may write the next frame into this memory meanwhile
         content = hashlib.sha256(f"{frame.dtype} {frame.shape}".encode())
-        content.update(np.ascontiguousarray(frame).data)
+        content.update(frame.data)
         key = content.digest()
         if key in self._kept:
             self._kept.move_to_end(key)

@@ -200,8 +200,8 @@ def _config(values: dict[str, Any], where: str) -> HimarConfig:
         values = known
     if unknown:
         raise ConfigError(
-            f"{where}: the tensors do not determine {', '.join(unknown)}, and no published model has their sizes; give "
-            f"{'it' if len(unknown) == 1 else 'them'} with --model-config FILE.json"
+            f"{where}: the tensors do not determine the number of attention heads, and no published model has their "
+            f"sizes; give {', '.join(unknown)} with --model-config FILE.json"
         )
     config = HimarConfig.from_dict(values, where)
     if (config.grid, config.token_channels) != (grid, channels):

@@ -152,6 +152,24 @@ def test_frames_of_earlier_calls_are_kept_and_change_no_action(seeing: Any) -> N
     assert policy.encoded == 13
 
 
+def test_a_frame_is_kept_as_it_was_when_it_was_read(seeing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = seeing
+    text = np.ones((1, 512), np.float32)
+    expected = policy.act({"frames": frames(), "text": text}, index=[0], **FAST)
+    policy._kept.clear()
+    camera = frames()
+
+    def overwriting(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
+        camera[:] = 0
+        return encoder_input(frame, height, width)
+
+    monkeypatch.setattr("runtime.policy.encoder_input", overwriting)
+    policy._latents(camera[0, 0])
+    monkeypatch.undo()
+    found = policy.act({"frames": frames(), "text": text}, index=[0], **FAST)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_what_is_kept_does_not_grow(seeing: Any) -> None:
     policy, _ = seeing
     text = np.ones((1, 512), np.float32)

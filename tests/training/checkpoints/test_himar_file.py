@@ -121,15 +121,16 @@ def test_a_config_of_another_grid_is_one_line(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "encoder_num_heads, decoder_num_heads, head, and no published model has their sizes; give them with"),
-        ({"encoder_num_heads": 4, "head": 4}, "decoder_num_heads, and no published model has their sizes; give it"),
+        ({}, "encoder_num_heads, decoder_num_heads, head"),
+        ({"encoder_num_heads": 4, "head": 4}, "decoder_num_heads"),
     ],
 )
 def test_all_missing_heads_are_named_at_once(tmp_path: pathlib.Path, given: dict[str, int], expected: str) -> None:
     (tmp_path / "heads.json").write_text(json.dumps(given))
     refused(
         lambda: load_checkpoint(FILE, tmp_path / "heads.json", any_family=True),
-        f"the tensors do not determine {expected} --model-config FILE.json",
+        "the tensors do not determine the number of attention heads, and no published model has their sizes; "
+        f"give {expected} with --model-config FILE.json",
     )
 
 
