@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.checks import check_choice
 from runtime.errors import RequestError
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.himar_config import HimarConfig
@@ -108,14 +109,24 @@ def himar_plan(model: HimarConfig, sampling: Sampling, known: int) -> Plan:
     """
     if known:
         raise RequestError(edit_refusal(model))
-    small = build_plan(model.small_tokens, low_res_sampling(model, sampling))
-    full = _of_one_grid(sampling)
+    full = _of_one_grid(sampling)  # first, so that an error about the other grid is not of settings that both share
     big = build_plan(model.tokens, full, 0, lambda steps: coefficients(model, full, steps))
+    small = _low_res_plan(model, sampling)
     planned, start = list[Iteration](small.iterations), 0
     for iteration in big.iterations:
         planned.append(dataclasses.replace(iteration, phase=1, noise_start=start))
         start += iteration.table.steps + 1
     return Plan((*small.lengths, *big.lengths), tuple(planned), sampling.token_order)
+
+
+def _low_res_plan(model: HimarConfig, sampling: Sampling) -> Plan:
+    """Return the plan of the low-resolution grid. Raises `RequestError`, which says that it is about this grid."""
+    if sampling.low_res_sampler is not None:
+        check_choice("low_res_sampler", sampling.low_res_sampler, supported_samplers(model))
+    try:
+        return build_plan(model.small_tokens, low_res_sampling(model, sampling))
+    except RequestError as error:
+        raise RequestError(f"the low-resolution grid, whose settings begin with low_res_: {error}") from None
 
 
 def low_res_sampling(model: HimarConfig, sampling: Sampling) -> Sampling:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import check_choice, check_int, check_number, check_scale, truncate
+from runtime.checks import check_choice, check_int, check_number, check_scale, pluralize, truncate
 from runtime.errors import RequestError
 from runtime.sampling.noise_schedule import TRAIN_STEPS, step_count
 from runtime.sampling.recap import Group, check_recap, iteration_groups, local_steps
@@ -314,8 +314,9 @@ def _listed_steps(sampling: Sampling, complete: Sequence[int], before: Sequence[
         )
     if len(listed) != len(complete):
         raise RequestError(
-            f"diffusion_steps lists the steps of {len(listed)} iterations, found {len(complete)} iterations and "
-            f"{truncate(list(listed))}; list one number for each iteration, or give one for all"
+            f"diffusion_steps lists the steps of {pluralize(len(listed), 'iteration')}, found "
+            f"{pluralize(len(complete), 'iteration')} and {truncate(list(listed))}; list one number for each "
+            "iteration, or give one for all"
         )
     if last is not None:
         raise RequestError(f"last_diffusion_steps needs one number of diffusion_steps, found {truncate(list(listed))}")
