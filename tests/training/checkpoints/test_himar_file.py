@@ -126,9 +126,12 @@ def test_a_config_of_another_grid_is_one_line(tmp_path: pathlib.Path) -> None:
     ],
 )
 def test_all_missing_heads_are_named_at_once(tmp_path: pathlib.Path, given: dict[str, int], expected: str) -> None:
+    stored = torch.load(FILE, weights_only=False)
+    del stored["args"].head
+    torch.save(stored, tmp_path / "himar.pth")
     (tmp_path / "heads.json").write_text(json.dumps(given))
     refused(
-        lambda: load_checkpoint(FILE, tmp_path / "heads.json", any_family=True),
+        lambda: load_checkpoint(tmp_path / "himar.pth", tmp_path / "heads.json", any_family=True),
         "the tensors do not determine the number of attention heads, and no published model has their sizes; "
         f"give {expected} with --model-config FILE.json",
     )
