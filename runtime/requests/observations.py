@@ -110,7 +110,7 @@ def check_observation(observation: Any, config: UvaConfig) -> dict[str, Array]:
         problems += [f"no {', '.join(missing)}"] if missing else []
         problems += [f"{truncate(', '.join(unknown))}, which this model does not read"] if unknown else []
         raise RequestError(
-            f"observation must have {', '.join(['frames or latents', *shapes])}, found {' and '.join(problems)}"
+            f"observation must have {' and '.join(['frames or latents', *shapes])}, found {' and '.join(problems)}"
         )
     arrays = {name: as_array(f"observation: {name}", values) for name, values in observation.items()}
     if seen == [FRAMES_KEY]:

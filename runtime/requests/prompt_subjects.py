@@ -144,9 +144,7 @@ def check_prompts(
                 raise RequestError(f"prompt[{number}] is empty; say what the image shows")
     negative = _check_half("negative_prompt", inputs, nova, tokenizer)
     if negative is not None and len(negative) != len(prompts):
-        raise RequestError(
-            f"there must be one negative prompt for each of {len(prompts)} prompts, found {len(negative)}"
-        )
+        raise RequestError(f"there must be as many negative prompts as prompts, {len(prompts)}; found {len(negative)}")
     return PromptSubjects(prompts, negative, nova)
 
 

@@ -194,7 +194,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"prompt_embeds": [ROWS * np.inf]}, "prompt_embeds[0] holds values that are not finite"),
     "fewer negative prompts": (
         {"prompt_embeds": [ROWS, ROWS], "negative_prompt_embeds": [ROWS]},
-        "there must be one negative prompt for each of 2 prompts, found 1",
+        "there must be as many negative prompts as prompts, 2; found 1",
     ),
     "a single array": ({"prompt_embeds": ROWS}, "prompt_embeds must be a list of arrays [n, 40]"),
     "guidance below 1": ({"prompt_embeds": [ROWS], "cfg_scale": 0.5}, "cfg_scale of a NOVA must be at least 1"),

@@ -213,16 +213,19 @@ def test_frames_are_resized_as_published(height: int, width: int) -> None:
 
 LATENTS, TEXT = np.zeros((2, 4, 16, 16, 16), np.float32), np.zeros((2, 512), np.float32)
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({"observation": {}}, "observation must have frames or latents, text, found no frames, text"),
+    "nothing": ({"observation": {}}, "observation must have frames or latents and text, found no frames, text"),
     "no mapping": ({"observation": [LATENTS]}, "observation must be a mapping of arrays by name"),
-    "no text": ({"observation": {"latents": LATENTS}}, "observation must have frames or latents, text, found no text"),
+    "no text": (
+        {"observation": {"latents": LATENTS}},
+        "observation must have frames or latents and text, found no text",
+    ),
     "a state": (
         {"observation": {"latents": LATENTS, "text": TEXT, "state": TEXT}},
-        "observation must have frames or latents, text, found 'state', which this model does not read",
+        "observation must have frames or latents and text, found 'state', which this model does not read",
     ),
     "both": (
         {"observation": {"latents": LATENTS, "frames": LATENTS, "text": TEXT}},
-        "observation must have frames or latents, text, found both frames and latents",
+        "observation must have frames or latents and text, found both frames and latents",
     ),
     "three frames": (
         {"observation": {"latents": LATENTS[:, :3], "text": TEXT}},
