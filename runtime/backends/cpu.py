@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
 from runtime.checks import pluralize
 from runtime.errors import BackendError
-from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
+from runtime.model.engine_spec import Array, EngineSpec, Shapes, TensorSpec
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import PlanLoop
 
@@ -16,6 +17,8 @@ RunGraph = Callable[[Sequence[Array]], Sequence[Array]]
 
 Tensors = list[tuple[str, str, list[int | None]]]
 """The inputs or outputs of a graph: name, numpy dtype, and shape with None for every dynamic axis."""
+
+_SHAPES_KEPT = 1024  # sets of input shapes of an engine whose output shapes are computed once
 
 
 class CpuEngine:
@@ -31,17 +34,21 @@ class CpuEngine:
         """
         self._spec, self._describe = spec, describe
         self._run: RunGraph | None = run
+        self._output_shapes = functools.lru_cache(_SHAPES_KEPT)(spec.output_shapes)
 
     def __call__(self, **inputs: Array) -> tuple[Array, ...]:
         """Run the graph on every input of its spec by name, and return its outputs in the spec's order.
 
         Raises:
-            BackendError: The library failed, or the engine was closed.
+            BackendError: The library failed, an output has a wrong shape, or the engine was closed.
         """
         if self._run is None:
             raise BackendError(f"engine {self._spec.name} was used after its generator was closed")
         try:
-            return tuple(self._run([inputs[tensor.name] for tensor in self._spec.inputs]))
+            arrays = [inputs[tensor.name] for tensor in self._spec.inputs]
+            outputs = tuple(self._run(arrays))
+            _check_shapes(self._spec, _shapes(outputs), self._output_shapes(_shapes(arrays)))
+            return outputs
         except Exception as error:  # the libraries' exceptions share no narrower base
             raise BackendError(f"engine {self._spec.name} failed in {self._describe(error)}") from error
 
@@ -81,6 +88,23 @@ class CpuBackend:
         engine = CpuEngine(spec, run, describe)
         self._engines.append(engine)
         return engine
+
+
+def _shapes(arrays: Sequence[Array]) -> Shapes:
+    return tuple(array.shape for array in arrays)
+
+
+def _check_shapes(spec: EngineSpec, found: Shapes, expected: Shapes) -> None:
+    """Check the shapes of the outputs of an engine: numpy would let a loop go on with other ones.
+
+    Raises:
+        ValueError: Some differ; the message has the first of them.
+    """
+    if found == expected:
+        return
+    for tensor, shape, right in zip(spec.outputs, found, expected, strict=True):
+        if shape != right:
+            raise ValueError(f"it gives {tensor.name} {list(shape)} where {list(right)} is right; use another backend")
 
 
 def check_tensors(path: pathlib.Path, found: Tensors, expected: tuple[TensorSpec, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from runtime.gpu.cuda import Cuda, PinnedBuffer
-from runtime.model.engine_spec import Array, EngineSpec, TensorSpec
+from runtime.model.engine_spec import Array, EngineSpec, Shapes, TensorSpec
 
 _SIZES_KEPT = 8
 
@@ -78,7 +78,7 @@ class HostEngine:
         """Serve `engine` on the stream of `cuda`."""
         self.on_gpu = engine
         self._cuda = cuda
-        self._calls: OrderedDict[tuple[tuple[int, ...], ...], _Call] = OrderedDict()
+        self._calls: OrderedDict[Shapes, _Call] = OrderedDict()
 
     def __call__(self, **inputs: Array) -> tuple[Array, ...]:
         """Call the engine with every input of its spec by name, and return its outputs in the spec's order.
@@ -113,7 +113,7 @@ class HostEngine:
             return self._calls[key]
         if len(self._calls) == _SIZES_KEPT:
             self._calls.popitem(last=False)[1].owner.close()
-        axes = axes_of(spec, inputs)
+        axes = spec.axes(key)
         with contextlib.ExitStack() as owner:
 
             def buffers(tensors: Sequence[TensorSpec]) -> dict[str, PinnedBuffer]:
@@ -126,13 +126,3 @@ class HostEngine:
             call = _Call(self.on_gpu.prepare(axes, owner), input_buffers, output_buffers, owner.pop_all())
         self._calls[key] = call
         return call
-
-
-def axes_of(spec: EngineSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
-    """Return the size of every dynamic axis that the inputs of `spec` have, read from the arrays' shapes."""
-    return {
-        axis: size
-        for tensor in spec.inputs
-        for axis, size in zip(tensor.shape, inputs[tensor.name].shape, strict=True)
-        if isinstance(axis, str)
-    }

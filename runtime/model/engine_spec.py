@@ -57,6 +57,9 @@ AXES = {
 
 Array = NDArray[Any]
 
+Shapes = tuple[tuple[int, ...], ...]
+"""The shapes of the inputs or outputs of a call, in the order of the spec."""
+
 Engine = Callable[..., tuple[Array, ...]]
 """A loaded engine: takes the inputs of its spec by name, returns the outputs in the order of the spec."""
 
@@ -134,6 +137,20 @@ class EngineSpec:
     outputs: tuple[TensorSpec, ...]
     phase: int = 0
     weights_of: str | None = None
+
+    def axes(self, input_shapes: Shapes) -> dict[str, int]:
+        """Return the size of every dynamic axis of the inputs, from their shapes in the order of the spec."""
+        return {
+            axis: size
+            for tensor, shape in zip(self.inputs, input_shapes, strict=True)
+            for axis, size in zip(tensor.shape, shape, strict=True)
+            if isinstance(axis, str)
+        }
+
+    def output_shapes(self, input_shapes: Shapes) -> Shapes:
+        """Return the shapes of the outputs for inputs of these shapes."""
+        axes = self.axes(input_shapes)
+        return tuple(tensor.sized(axes) for tensor in self.outputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inputs and outputs as the manifest stores them."""
