@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 from runtime.errors import ConfigError, RequestError
 from runtime.image_files import BACKGROUND, parse_color
 from runtime.model.config import LATER_FIELDS, ModelConfig
-from runtime.model.families import config_class, family_of, parse_config
+from runtime.model.families import DEFAULT, FAMILIES, FAMILY_KEY, parse_config, stored_family
 from runtime.storage import structured_files
 from runtime.storage.schema import SchemaError, parse_value
 from runtime.storage.structured_files import FaultReport
@@ -25,9 +25,6 @@ from training.models.model_sizes import MODEL_SIZES, TRAINING_OF_SIZES
 
 _Training = TypeVar("_Training", bound="StepConfig")
 _Config = TypeVar("_Config", bound="BaseRunConfig")
-
-DATA_FIELDS = ("class_num", "vae_embed_dim")
-"""The fields of the model of a new run that come from its data: the numbers of classes and of channels."""
 
 _KEYS = {"data", "model", "training"}
 _RENAMED_KEYS = {
@@ -132,7 +129,7 @@ class StepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(StepConfig):
-    """The settings of the training of a MAR; the optimizer's defaults are published (arXiv 2406.11838, appendix B).
+    """The settings of the training of a model; the optimizer's defaults are published (arXiv 2406.11838, appendix B).
 
     `metadata["help"]` of each field says what it does.
 
@@ -185,10 +182,7 @@ class BaseRunConfig(abc.ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as nested dictionaries, which `from_dict` reads back."""
-        values = dataclasses.asdict(self)
-        if isinstance(self.model, ModelConfig):
-            values["model"] = self.model.to_dict()  # which names the family
-        return values
+        return dataclasses.asdict(self)
 
     def to_toml(self) -> str:
         """Return the config as TOML, which `read_toml` and `from_dict` read back."""
@@ -205,11 +199,11 @@ class RunConfig(BaseRunConfig):
 
     Attributes:
         data: The path of the dataset, or of a cache of latents.
-        model: The shape of the MAR.
-        training: How the MAR is trained.
+        model: The shape of the model, the config of a family.
+        training: How it is trained.
     """
 
-    model: ModelConfig
+    model: Any
     training: TrainConfig
 
     @classmethod
@@ -221,19 +215,22 @@ class RunConfig(BaseRunConfig):
         """
         data, size, fields = resolve_model(values, MODEL_SIZES, where)
         where_model = f"{where}, model {size}" if size else f"{where}, model"
-        optional = LATER_FIELDS | set(DATA_FIELDS)
-        if not size and (missing := sorted(field_names(config_class(fields, where_model)) - optional - fields.keys())):
+        family = stored_family(fields, where_model)
+        fields = {**family.from_data, **fields}
+        if not size and (missing := sorted(field_names(family.config) - LATER_FIELDS - fields.keys())):
             raise ConfigError(f"{where}: no size (--model), and without one model lacks {', '.join(missing)}")
         config = parse_config(fields, where_model)
-        if not isinstance(config, ModelConfig):
-            raise ConfigError(f"{where_model}: mar train does not support {family_of(config).kind}")
-        if config.distilled_steps:
+        if isinstance(config, ModelConfig) and config.distilled_steps:
             raise ConfigError(
                 f"{where_model}: distilled_steps {config.distilled_steps} is set by mar distill; "
                 "resume its run with mar distill --resume, and leave it out of a run of mar train"
             )
         training = {**TRAINING_OF_SIZES.get(size, {}), **values.get("training", {})}
         return cls(data, config, read_training(TrainConfig, training, where))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as nested dictionaries, see `BaseRunConfig.to_dict`; that of the model names its family."""
+        return {**super().to_dict(), "model": self.model.to_dict()}
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
@@ -257,7 +254,8 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def printed_toml(config: Mapping[str, Any]) -> str:
     """Return a config as TOML for a new run, without the fields of the model that come from its data."""
-    model = {name: value for name, value in config["model"].items() if name not in DATA_FIELDS}
+    known = fields_from_data(config["model"])
+    model = {name: value for name, value in config["model"].items() if name not in known}
     return to_toml({**config, "model": model})
 
 
@@ -309,6 +307,16 @@ def take_epochs(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], 
     return {**values, "training": {**others, "steps": _UNKNOWN_STEPS}}, epochs
 
 
+def fields_from_data(model: Any) -> Mapping[str, Any]:
+    """Return `Family.from_data` for the entry `model` of a config, that of a MAR for what `from_dict` refuses."""
+    fields = {"name": model} if isinstance(model, str) else model
+    family = DEFAULT
+    if isinstance(fields, Mapping):
+        size = MODEL_SIZES.get(str(fields.get("name")), {})
+        family = str(fields.get(FAMILY_KEY, size.get(FAMILY_KEY, DEFAULT)))
+    return FAMILIES.get(family, FAMILIES[DEFAULT]).from_data
+
+
 def refuse_data_fields(values: Mapping[str, Any], where: str) -> None:
     """Check that the config of a new run does not set what comes from its data, which would have no effect.
 
@@ -316,7 +324,7 @@ def refuse_data_fields(values: Mapping[str, Any], where: str) -> None:
         ConfigError: It does.
     """
     model = values.get("model", {})
-    if stated := [name for name in DATA_FIELDS if isinstance(model, Mapping) and name in model]:
+    if stated := [name for name in fields_from_data(model) if isinstance(model, Mapping) and name in model]:
         raise ConfigError(f"{where}, model: {' and '.join(stated)} of a new run comes from its data; remove it")
 
 

@@ -80,7 +80,12 @@ class Family:
         model: The class of its models in PyTorch, which is called with the fields of a config.
         eager: The reference in eager PyTorch: a module with `example_request`, the named arguments of a request for one
             image, and `sample_request`, which makes its latents; see `training.models.reference_loop`.
-        batches: The micro-batches of its training, a `training.data.loader.StepParts`. None: it is not trained here.
+        trainer: Its runs of `mar train`, a `training.loop.training_loop.TrainingLoop`.
+        batches: The micro-batches of its training, a `training.data.loader.StepParts`.
+        recorded: The file of examples that takes the place of a dataset of classes, a
+            `runtime.recordings.recorded_arrays.RecordedArrays`. None: it has classes.
+        from_data: The fields of the config of a new run that its data decide, each with a value that stands for it
+            until they are read.
         refused: What does not support the family: the rest of the sentence that says so, by the name of the command.
         optional: The specs of engines that an artifact may have too, beside those of its tokenizer.
         recap: The specs of the engines of ReCAP, which an artifact may have too. `modules` has their modules.
@@ -107,7 +112,10 @@ class Family:
     published: str | None = None
     published_arguments: tuple[str, ...] = ()
     tokenizer: Mapping[str, bool] = dataclasses.field(default_factory=lambda: {DECODER: True, ENCODER: False})
-    batches: str | None = "training.data.loader:MicroBatches"
+    trainer: str = "training.loop.mar_trainer:MarTrainer"
+    batches: str = "training.data.loader:MicroBatches"
+    recorded: str | None = None
+    from_data: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"class_num": 1000, "vae_embed_dim": 16})
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optional: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
     recap: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
@@ -195,6 +203,9 @@ _VQ = dataclasses.replace(
 )
 _CAUSAL_VQ = dataclasses.replace(_CAUSAL, modules={**_CAUSAL.modules, **_VQ_HEAD})
 
+_RECORDED = "training.loop.recorded_trainer:RecordedTrainer"
+_NO_PROFILE = {"mar train --profile": "is for models of images in classes"}
+
 _NOVA = Family(
     kind="NOVA",
     config=NovaConfig,
@@ -213,11 +224,16 @@ _NOVA = Family(
     example_sizes="mar_export.onnx_export.example_inputs:prompt_sizes",
     model="training.models.nova:Nova",
     eager="training.models.nova_reference",
-    batches=None,
+    trainer=_RECORDED,
+    recorded="runtime.recordings.captions:Captions",
+    batches="training.data.caption_batches:CaptionBatches",
+    from_data={"image_height": 64, "image_width": 64, "image_dim": 3, "text_token_dim": 1, "text_token_len": 1},
     published="training.checkpoints.nova_folder",
+    costs="runtime.cost.nova_operations:nova_costs",
     refused={
         **_unsupported("NOVA"),
         **_NO_RECAP,
+        **_NO_PROFILE,
         **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
         "mar import": "does not support NOVA; mar export reads its folder",
         "mar study": "is for models of pixels with classes; a NOVA draws from text",
@@ -245,12 +261,24 @@ _UVA = Family(
     example_sizes="mar_export.onnx_export.example_inputs:policy_sizes",
     model="training.models.uva:Uva",
     eager="training.models.uva_reference",
-    batches=None,
+    trainer=_RECORDED,
+    recorded="runtime.recordings.chunks:Chunks",
+    batches="training.data.chunk_batches:ChunkBatches",
+    from_data={
+        "action_dim": 1,
+        "text_dim": 0,
+        "state_dim": 0,
+        "state_steps": 0,
+        "action_scale": (),
+        "action_offset": (),
+    },
     published="training.checkpoints.uva_file",
+    costs="runtime.cost.uva_operations:uva_costs",
     tokenizer={ENCODER: True},
     refused={
         **dict.fromkeys(_MEASURED, f"is for models of images, and {_DRIVES}"),
         **_NO_RECAP,
+        **_NO_PROFILE,
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
         "mar import": "does not support UVA; mar export reads its file",
         "mar study": "is for models of pixels with classes; a UVA drives a robot",
@@ -388,8 +416,8 @@ def check_supported(config: FamilyConfig, command: str) -> Any:
     return config
 
 
-def config_class(values: Mapping[str, Any], where: str) -> type[Any]:
-    """Return the class of the config that stored values describe.
+def stored_family(values: Mapping[str, Any], where: str) -> Family:
+    """Return the row of the model whose config stored values describe.
 
     Raises:
         ConfigError: This version has no such family; the message names `where`.
@@ -398,7 +426,12 @@ def config_class(values: Mapping[str, Any], where: str) -> type[Any]:
     if not isinstance(name, str) or name not in FAMILIES:
         known = ", ".join(dict.fromkeys(FAMILIES))
         raise ConfigError(f"{where}: the family {truncate(name)} is unknown; this version has {known}")
-    return FAMILIES[name].config
+    return FAMILIES[name]
+
+
+def config_class(values: Mapping[str, Any], where: str) -> type[Any]:
+    """Return the class of the config that stored values describe; see `stored_family`."""
+    return stored_family(values, where).config
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> FamilyConfig:

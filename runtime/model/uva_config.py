@@ -19,7 +19,10 @@ STATE_STEPS = (FRAMES, CHUNK)
 ROWS = FRAMES * GRID**2
 """R, the rows of the transformers that stand for frames."""
 
-_STRIDE, _LATENT_CHANNELS = 16, 16
+LATENT_CHANNELS = 16
+"""The channels of the latents of a frame, which KL-16 makes."""
+
+_STRIDE = 16
 
 
 def _sizes(least: int, most: int) -> dict[str, int]:
@@ -132,7 +135,7 @@ class UvaConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """C, h and w of the latents of a frame."""
-        return _LATENT_CHANNELS, GRID, GRID
+        return LATENT_CHANNELS, GRID, GRID
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

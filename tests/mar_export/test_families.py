@@ -13,6 +13,7 @@ from runtime.errors import ConfigError, RequestError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import ENGINES
 from runtime.model.families import FAMILIES, check_supported, family_of, imported, loop_specs, parse_config
+from runtime.recordings.recorded_arrays import RecordedArrays
 from runtime.sampling.constraints import SamplingRules, is_editable
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,9 +29,11 @@ MAR_ROWS = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_everything_that_a_row_names_exists(name: str) -> None:
     family = FAMILIES[name]
-    for field in ("request", "host_loop", "example_sizes"):
+    for field in ("request", "host_loop", "example_sizes", "costs", "plan", "trainer", "batches"):
         assert callable(imported(getattr(family, field))), field
     assert {"example_request", "sample_request"} <= vars(imported(family.eager)).keys()
+    if family.recorded is not None:
+        assert issubclass(imported(family.recorded), RecordedArrays)
     if family.published is not None:
         assert {"is_published", "load_published"} <= vars(imported(family.published)).keys()
     for module in family.modules.values():
@@ -95,7 +98,7 @@ def test_only_the_table_and_a_familys_own_files_ask_for_attention_or_head() -> N
     assert found <= own
 
 
-WORKING = ("mar export", "mar inspect", "mar generate", "mar edit", "mar serve")
+WORKING = ("mar export", "mar inspect", "mar train", "mar generate", "mar edit", "mar serve")
 """Commands that the page names, whether a row refuses them or not."""
 
 

@@ -10,6 +10,7 @@ import torch
 
 from runtime.cli.options import PATH, threads_option
 from runtime.errors import ConfigError
+from runtime.model.families import check_supported, family_of, imported
 from training.cli.options import check_resume_options, epochs_option, training_options
 from training.config import (
     RunConfig,
@@ -24,7 +25,7 @@ from training.distributed import process_group
 from training.loop.initial_model import with_initial_model
 from training.loop.mar_trainer import MarTrainer
 from training.loop.profiling import profile_training
-from training.loop.training_loop import finish, holding_run
+from training.loop.training_loop import TrainingLoop, finish, holding_run
 from training.models.model_sizes import MODEL_SIZES
 
 
@@ -40,7 +41,7 @@ from training.models.model_sizes import MODEL_SIZES
     "--data",
     type=PATH,
     help="The dataset: a folder with IDX files, with one sub-folder per class, with images of no classes, or with "
-    "latents by mar cache-latents. With --resume: the new place of the data.",
+    "latents by mar cache-latents. Of a NOVA or a UVA: an .npz file. With --resume: the new place of the data.",
 )
 @click.option("--out", type=PATH, help="The run folder to create.")
 @click.option(
@@ -100,7 +101,7 @@ def train(
     if out is None:
         raise ConfigError("a new run needs --out, the folder to create; to resume a run, give --resume instead")
     with process_group(device) as processes, holding_run(out, processes):
-        finish(MarTrainer.start(out, config, processes, epochs=epochs))
+        finish(_trainer(config).start(out, config, processes, epochs=epochs))
 
 
 def _resume_run(
@@ -114,17 +115,25 @@ def _resume_run(
     """Resume `run` with `data` at a new place and `changes` to its settings, or profile it, or print its config."""
     _, epochs = take_epochs({"training": changes}, "the command line")
     changes = {name: value for name, value in changes.items() if name != "epochs"}
+    config = MarTrainer.read_config(run, changes, data)
     if print_config:
-        click.echo(printed_toml(MarTrainer.read_config(run, changes, data).to_dict()), nl=False)
+        click.echo(printed_toml(config.to_dict()), nl=False)
     elif profile:
-        _profile(MarTrainer.read_config(run, changes, data), device)
+        _profile(config, device)
     else:
         with process_group(device) as processes, holding_run(run, processes):
-            finish(MarTrainer.resume(run, processes, changes, data=data, epochs=epochs))
+            finish(_trainer(config).resume(run, processes, changes, data=data, epochs=epochs))
+
+
+def _trainer(config: RunConfig) -> type[TrainingLoop[Any, Any]]:
+    """Return the class of the runs of a model."""
+    trainer: type[TrainingLoop[Any, Any]] = imported(family_of(config.model).trainer)
+    return trainer
 
 
 def _profile(config: RunConfig, device: str | None) -> None:
     """Run a few steps with `config` and print the time of each part of a step."""
+    check_supported(config.model, "mar train --profile")
     with process_group(device) as processes:
         table = profile_training(*MarTrainer.fit_to_data(config), processes)
         if processes.is_main:

@@ -148,15 +148,8 @@ class ImageBatches(StepParts):
 
 
 def batches_of(model: FamilyConfig) -> type[StepParts]:
-    """Return the class of the micro-batches of the training of a model.
-
-    Raises:
-        ConfigError: Its family is not trained here.
-    """
-    family = family_of(model)
-    if family.batches is None:
-        raise ConfigError(f"mar train does not support {family.kind}")
-    batches: type[StepParts] = imported(family.batches)
+    """Return the class of the micro-batches of the training of a model."""
+    batches: type[StepParts] = imported(family_of(model).batches)
     return batches
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.errors import ConfigError
+from runtime.model.families import family_of
 from training.checkpoints.checkpoint import load_checkpoint
-from training.config import DATA_FIELDS
 
 
 def with_initial_model(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -35,6 +35,6 @@ def with_initial_model(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError(f"{error}; mar import makes a run folder of it, for --init") from None
     if model.distilled_steps:
         raise ConfigError(f"{where}: {init} (--init) has a distilled head; give the checkpoint it was distilled from")
-    taken = {name: value for name, value in model.to_dict().items() if name not in DATA_FIELDS}
+    taken = {name: value for name, value in model.to_dict().items() if name not in family_of(model).from_data}
     absolute = {**training, "init": str(pathlib.Path(init).resolve())}
     return {**values, "model": {**taken, **fields}, "training": absolute}

@@ -155,7 +155,7 @@ class TrainStep(abc.ABC):
 
 
 class MarTrainStep(TrainStep):
-    """A MAR in training by AdamW (arXiv 1711.05101), with betas 0.9 and 0.95 as published."""
+    """A MAR, or a model of another family, in training by AdamW (arXiv 1711.05101), with the published betas."""
 
     model: MAR
 
@@ -172,6 +172,7 @@ class MarTrainStep(TrainStep):
             _parameter_groups(model, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
         )
         super().__init__(model, module, optimizer, config, processes)
+        self.frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in self.average}
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Set parameters and their averages by name; every process must pass the same tensors."""
@@ -188,7 +189,8 @@ class MarTrainStep(TrainStep):
     def averaged_model(self) -> MAR:
         """Return a new model with the averaged weights, in evaluation mode; every process must call it."""
         averaged: MAR = type(self.model)(**self.model.config.to_dict()).to(self.processes.device)
-        averaged.load_state_dict({name: full_tensor(tensor) for name, tensor in self.average.items()})
+        averages = {name: full_tensor(tensor) for name, tensor in self.average.items()}
+        averaged.load_state_dict({**self.frozen, **averages})
         return averaged.eval()
 
     def gradients(self, step: int, batches: Iterable[MicroBatch]) -> tuple[Tensor, list[Tensor], dict[str, float]]:
@@ -210,6 +212,10 @@ def learning_rate(config: StepConfig, step: int) -> float:
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup)) * config.decay(step)
 
 
+_HEADS = ("diffloss.", "cond_diffloss.", "diffactloss.", "image_decoder.")
+"""The beginnings of the names of parameters of a head, in any family."""
+
+
 def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: weight decay for the matrices of the transformer, none for the rest.
 
@@ -219,7 +225,7 @@ def _parameter_groups(model: MAR, weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[Tensor] = []
     free: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        matrix = parameter.dim() >= 2 and not name.startswith(("diffloss.", "cond_diffloss."))
+        matrix = parameter.dim() >= 2 and not name.startswith(_HEADS)
         (decayed if matrix else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.errors import ConfigError
-from runtime.model.families import parse_config
+from runtime.model.families import FAMILIES, parse_config
+from runtime.model.nova_config import FLOW
 
 
 def _transformer(width: int, depth: int, heads: int) -> dict[str, int]:
@@ -22,6 +23,28 @@ def _himar(width: int, depth: int, heads: int) -> dict[str, Any]:
 
 def _dit(depth: int, width: int, heads: int) -> dict[str, int]:
     return {"gdm_d": depth, "gdm_w": width, "gdm_heads": heads}
+
+
+def _nova(width: int, condition_depth: int, image_depth: int, heads: int) -> dict[str, Any]:
+    """Return a NOVA of pixels with a flow; its tokens are squares of 16 x 16."""
+    return {
+        "family": "nova",
+        **FAMILIES["nova"].from_data,
+        "image_stride": 1,
+        "width": width,
+        "heads": heads,
+        "condition_depth": condition_depth,
+        "image_depth": image_depth,
+        "head_width": 2 * width,
+        "head_depth": 3,
+        "rotary": False,
+        "scheduler": {"kind": FLOW},
+    }
+
+
+def _uva(width: int, depth: int, heads: int, head_width: int, head_depth: int) -> dict[str, Any]:
+    sizes = {"diffloss_act_w": head_width, "diffloss_act_d": head_depth}
+    return {"family": "uva", **FAMILIES["uva"].from_data, **_transformer(width, depth, heads), **sizes}
 
 
 # For small gray images on a CPU: tokens are patches of 4x4 pixels.
@@ -50,11 +73,15 @@ MODEL_SIZES: dict[str, dict[str, Any]] = {
     "himar_large": {**_himar(1024, 16, 16), "diffloss_d": 8, "diffloss_w": 1280, **_dit(8, 512, 8)},
     "himar_huge": {**_himar(1280, 20, 16), "diffloss_d": 12, "diffloss_w": 1536, **_dit(12, 768, 12)},
     "himar_small": {**_himar(160, 3, 5), **_SMALL_GRAY, "cond_scale": 4, **_dit(4, 160, 5)},
+    "nova_small": _nova(192, 4, 6, 6),
+    "uva_small": _uva(128, 2, 4, 256, 3),
 }
 """For each name the fields of the config in which it differs from the default, and the family where it is no MAR."""
 
 TRAINING_OF_SIZES: dict[str, dict[str, Any]] = {
     "pixel_small": {"learning_rate": 2e-3},  # docs/benchmarks/few-images.md
+    "nova_small": {"learning_rate": 1e-3, "flip": False},
+    "uva_small": {"learning_rate": 1e-3, "flip": False},
 }
 """For a name the fields of `TrainConfig` in which its training differs from the default."""
 
@@ -67,7 +94,7 @@ def model_config(name: str, **changes: Any) -> Any:
         changes: Fields of the config that replace those of the size.
 
     Returns:
-        The config of the family of the size, a `ModelConfig` or a `HimarConfig`.
+        The config of the family of the size, such as a `ModelConfig`.
 
     Raises:
         ConfigError: There is no such size, or a value is impossible.

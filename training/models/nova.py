@@ -20,6 +20,8 @@ from runtime.model.config import FREQUENCIES
 from runtime.model.families import parse_config
 from runtime.model.nova_config import NovaConfig
 from training.models.diffusion_head import timestep_embedding
+from training.models.mar import patchify
+from training.models.nova_loss import noisy_and_target
 from training.models.transformer import FeedForward, ScaledDotProduct
 
 EPS = 1e-5
@@ -228,6 +230,43 @@ class Nova(nn.Module):
         self.video_encoder = Encoder(config, config.condition_depth, 2 * patch)
         self.image_encoder = Encoder(config, config.image_depth, patch)
         self.image_decoder = Head(config)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Set the weights that training begins with: every block of the head is the identity, its first output zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for table in (self.mask_embed.bos_token, self.mask_embed.mask_token):
+            nn.init.normal_(table, std=0.02)
+        head = self.image_decoder
+        modulations = [cast(HeadBlock, block).norm1.proj for block in head.blocks]
+        for layer in (*modulations, head.norm.proj, head.head):
+            nn.init.zeros_(layer.weight)
+
+    def forward(
+        self, latents: Tensor, text: Tensor, lengths: Tensor, order: Tensor, timesteps: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return the loss of a batch, a scalar: the mean squared error of the head at the masked tokens.
+
+        Args:
+            latents: Of the images, [B, image_dim, h, w].
+            text: Rows of the prompts, [B, S, text_token_dim].
+            lengths: How many of them each prompt has, int64 [B]; 0 for the empty prompt, which guidance needs.
+            order: A permutation of the positions of each image, int64 [B, L]; the first K are masked.
+            timesteps: Q timesteps of each masked token, [Q, B, K]; see `training.models.nova_loss.noisy_and_target`.
+            noise: Standard normal, [Q, B, K, D].
+        """
+        tokens = patchify(latents, self.config.patch_size)  # [B, L, D]
+        repeats, _, count = timesteps.shape
+        masked, visible = order[:, :count], order[:, count:]
+        condition = self.condition(text, lengths)
+        z = self.predict(_rows_at(tokens, visible), visible, masked, masked[:, :0], condition)  # [B, K, C]
+        noisy, target = noisy_and_target(self.config.scheduler, _rows_at(tokens, masked), noise, timesteps)
+        rows = z.expand(repeats, *z.shape).flatten(0, 2)
+        predicted = self.image_decoder(noisy.flatten(0, 2), timesteps.flatten(), rows)
+        return (predicted.float() - target.flatten(0, 2)).square().mean()
 
     def condition(self, text: Tensor, lengths: Tensor) -> Tensor:
         """Return the condition c of prompts.
@@ -304,6 +343,11 @@ class Nova(nn.Module):
         """Return the rotation of rows at the cells [..., 2] of a grid."""
         angles = rotary_angles(cells, self.config.width // self.config.heads)
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rows_at(values: Tensor, places: Tensor) -> Tensor:
+    """Return values [B, n, D] at `places` [B, K]: [B, K, D]."""
+    return values.take_along_dim(places[..., None], dim=1)
 
 
 def grid_cells(grid: tuple[int, int], device: torch.device) -> Tensor:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from training.models.diffusion_head import FinalLayer, ResidualBlock
 from training.models.mar import MAR
+from training.models.nova import Attention as NovaAttention
 from training.models.transformer import Attention, FeedForward, ScaledDotProduct, causal_mask
+
+_REPLACED = (Attention, NovaAttention, FeedForward, ResidualBlock, FinalLayer)
 
 _LEVELS = 2**16  # the number of values that a random number of `PackedDropout` can have
 
@@ -98,9 +101,9 @@ def choose_operators(model: MAR, attention: str, device: torch.device) -> None:
         device: Where the model is trained.
     """
     for module in model.modules():
-        if device.type == "cpu" and isinstance(module, Attention | FeedForward | ResidualBlock | FinalLayer):
+        if device.type == "cpu" and isinstance(module, _REPLACED):
             _replace_operators(module)
-        if attention == "fp32" and isinstance(module, Attention):
+        if attention == "fp32" and isinstance(module, Attention | NovaAttention):
             module.attend = AttentionInFloat32(module.attend)
 
 

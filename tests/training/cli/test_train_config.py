@@ -7,11 +7,11 @@ import pathlib
 
 import pytest
 
+from runtime.model.families import DEFAULT, FAMILIES
 from runtime.storage.structured_files import parse_toml
 from tests.helpers.command_line import Command, Mar
 from tests.helpers.tiny_runs import logged
 from tests.helpers.train_command import error_line
-from training.config import DATA_FIELDS
 
 
 def test_print_config_prints_toml_that_makes_the_same_run(
@@ -26,12 +26,22 @@ def test_print_config_prints_toml_that_makes_the_same_run(
     assert (settings["training"]["flip"], settings["training"]["learning_rate"]) == (False, 3e-7)
     (tmp_path / "run.toml").write_text(printed)
     assert train("--config", tmp_path / "run.toml", "--print-config") == (0, printed, "")
-    assert not settings["model"].keys() & set(DATA_FIELDS)  # the run takes them from its data
+    assert not settings["model"].keys() & FAMILIES[DEFAULT].from_data.keys()  # the run takes them from its data
     assert list(tmp_path.iterdir()) == [tmp_path / "run.toml"]
 
 
-@pytest.mark.parametrize(("command", "size"), [("train", "pixel_small"), ("train-tokenizer", "kl4_small")])
-def test_print_config_needs_neither_data_nor_steps(mar: Mar, tmp_path: pathlib.Path, command: str, size: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "size", "flip"),
+    [
+        ("train", "pixel_small", True),
+        ("train", "nova_small", False),
+        ("train", "uva_small", False),
+        ("train-tokenizer", "kl4_small", True),
+    ],
+)
+def test_print_config_needs_neither_data_nor_steps(
+    mar: Mar, tmp_path: pathlib.Path, command: str, size: str, flip: bool
+) -> None:
     """They have no defaults; the printed config is complete with them on the command line."""
     file = tmp_path / "run.toml"
     code, printed, err = mar(command, "--model", size, "--seed", 5, "--print-config")
@@ -40,7 +50,7 @@ def test_print_config_needs_neither_data_nor_steps(mar: Mar, tmp_path: pathlib.P
     assert settings.keys() == {"model", "training"}
     assert (settings["training"]["seed"], settings["training"]["flip"], "steps" in settings["training"]) == (
         5,
-        True,
+        flip,
         False,
     )
     file.write_text(printed)
@@ -81,7 +91,7 @@ def test_print_config_of_a_resumed_run_shows_its_new_settings(train: Command, tw
     assert code == 0
     assert parse_toml(printed) == {
         "data": saved["data"],
-        "model": {name: value for name, value in saved["model"].items() if name not in DATA_FIELDS},
+        "model": {name: value for name, value in saved["model"].items() if name not in FAMILIES[DEFAULT].from_data},
         "training": {**saved["training"], "steps": 5},
     }
     assert (two_step_run / "config.json").read_text() == before
