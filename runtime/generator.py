@@ -87,7 +87,7 @@ class Result:
         Raises:
             RequestError: The artifact has no decoder, so there are no images.
         """
-        from runtime.image_records.encoding import to_pil
+        from runtime.image_grid import to_pil
 
         return [to_pil(image) for image in self._pixels()]
 

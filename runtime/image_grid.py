@@ -1,4 +1,4 @@
-"""Grids of images with captions, as one image."""
+"""Arrays of pixels as images of Pillow: single ones, and grids with captions."""
 
 from __future__ import annotations
 
@@ -46,6 +46,13 @@ def class_caption(name: str, number: int, kind: str = "class") -> str:
     return line if line and all(map(_has_glyph, line)) else f"{kind} {number}"
 
 
+def to_pil(image: NDArray[np.uint8]) -> Image.Image:
+    """Return an image, uint8 [H, W, c] with c = 1 or 3, as a Pillow image in mode L or RGB."""
+    from PIL import Image
+
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
 def grid_image(images: NDArray[np.uint8], captions: Sequence[str], columns: int) -> Image.Image:
     """Return images as one, in rows, each with its caption below.
 
@@ -55,8 +62,6 @@ def grid_image(images: NDArray[np.uint8], captions: Sequence[str], columns: int)
         columns: The number of images in a row.
     """
     from PIL import Image, ImageDraw
-
-    from runtime.image_records.encoding import to_pil
 
     cell_height, cell_width = _cell(*images.shape[1:3])
     height, width = cell_height - _CAPTION - _MARGIN, cell_width - _MARGIN

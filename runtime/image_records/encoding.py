@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from runtime.checks import check_choice, check_int, printable
 from runtime.image_files import ImageFileError, read_text
+from runtime.image_grid import to_pil
 from runtime.image_records.record import ImageRecord, parse_record_text, record_text
 from runtime.storage.schema import SchemaError
 from runtime.version import __version__
@@ -25,11 +26,6 @@ QUALITY = 95
 _KEYWORD = "mar"
 _DESCRIPTION = 0x010E  # the EXIF tag ImageDescription, which holds ASCII
 _LONG = 2048  # letters, from which on a text is compressed
-
-
-def to_pil(image: NDArray[np.uint8]) -> Image.Image:
-    """Return an image, uint8 [H, W, c] with c = 1 or 3, as a Pillow image in mode L or RGB."""
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def encode_image(

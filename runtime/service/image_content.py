@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from runtime.errors import RequestError
 from runtime.image_files import WHITE, ImageBytes, read_image, read_size, read_transparency, to_pixels
-from runtime.image_records.encoding import encode_image, to_pil
+from runtime.image_grid import to_pil
+from runtime.image_records.encoding import encode_image
 from runtime.model.family_config import FamilyConfig
 from runtime.service.drawing import Shown
 
