@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from runtime.cost.operations import iteration_costs
 from runtime.generator import Generator
-from runtime.model.engine_spec import DEVICE, INT, Array, Engine, TensorSpec
-from runtime.model.families import check_supported, drawn_tokens
+from runtime.model.engine_spec import BACKBONE, DEVICE, INT, Array, Engine, TensorSpec
+from runtime.model.families import check_supported, drawn_tokens, family_of
 from runtime.sampling.plan import Iteration, Plan
 
 _TIMED_ITERATIONS = 4
@@ -77,13 +77,15 @@ def _some_of(numbers: Sequence[int]) -> NDArray[np.int64]:
 
 def _time_on_device(generator: Generator, plan: Plan, batch: int) -> list[dict[str, float]]:
     config = generator.manifest.model
-    labels, tokens = np.zeros(2 * batch, np.int64), drawn_tokens(config)
+    tokens, name = drawn_tokens(config), family_of(config).condition
+    spec = next(tensor for tensor in generator.manifest.specs[BACKBONE].inputs if tensor.name == name)
+    condition = np.zeros(spec.sized({"GB": 2 * batch}), spec.dtype)
     order = np.tile(np.arange(tokens)[:, None], batch)
     noise = np.zeros((plan.noise_steps + 1, tokens, batch, config.token_channels), np.float32)
     known = np.zeros((0, batch, config.token_channels), np.float32)
-    generator.loop(plan, labels, order, noise, known, None)  # which allocates memory and captures graphs
+    generator.loop(plan, condition, order, noise, known, None)  # which allocates memory and captures graphs
     moments = [time.perf_counter()]
-    generator.loop(plan, labels, order, noise, known, lambda *_: moments.append(time.perf_counter()))
+    generator.loop(plan, condition, order, noise, known, lambda *_: moments.append(time.perf_counter()))
     return [{DEVICE: after - before} for before, after in itertools.pairwise(moments)]
 
 
@@ -94,6 +96,7 @@ def _time_iteration(generator: Generator, plan: Plan, iteration: Iteration, batc
     later = plan.lengths[iteration.phase] - iteration.known
     axes = {
         "B": batch,
+        "Q": batch,
         "GB": batch * iteration.backbone_halves,
         "V": iteration.known,
         "K": iteration.count,

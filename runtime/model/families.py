@@ -141,8 +141,11 @@ RECAP = "ReCAP"
 _STEPS_OF_ONE_HEAD = ("mar optimize-steps", "training a head on a frozen backbone")
 """What works on the one head of a masked diffusion model."""
 
-_MEASURED = ("mar plan", "mar bench", "mar calibrate", *_STEPS_OF_ONE_HEAD)
-"""What measures or changes single engines of a masked diffusion model."""
+_CHANGED = ("mar bench", "mar calibrate", *_STEPS_OF_ONE_HEAD)
+"""What draws classes to measure or to change single engines of a masked diffusion model."""
+
+_MEASURED = ("mar plan", *_CHANGED)
+"""These, and what predicts the time of its engines."""
 
 
 _BY_CLASS = ("mar generate-dataset", "mar export-triton", "mar evaluate")
@@ -231,7 +234,8 @@ _NOVA = Family(
     published="training.checkpoints.nova_folder",
     costs="runtime.cost.nova_operations:nova_costs",
     refused={
-        **_unsupported("NOVA"),
+        **dict.fromkeys(_CHANGED, "does not support NOVA; mar generate does"),
+        **_NO_POLICY,
         **_NO_RECAP,
         **_NO_PROFILE,
         **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
@@ -276,7 +280,7 @@ _UVA = Family(
     costs="runtime.cost.uva_operations:uva_costs",
     tokenizer={ENCODER: True},
     refused={
-        **dict.fromkeys(_MEASURED, f"is for models of images, and {_DRIVES}"),
+        **dict.fromkeys(_CHANGED, f"is for models of images, and {_DRIVES}"),
         **_NO_RECAP,
         **_NO_PROFILE,
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import shutil
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.model.latents import patchify
 from runtime.requests.prompt_subjects import check_prompts
 from runtime.sampling.constraints import plan_for
 from tests.fakes.tensorrt.script import TensorRTScript
+from tests.helpers.command_line import Mar
 from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE
 from tests.helpers.nova_cases import CASES, RENORMALIZED, channels_first, nova_case, nova_checkpoint
@@ -170,6 +172,15 @@ def test_the_manifest_names_the_family_and_its_engines(exported: Any) -> None:
         "encoder",
     }
     assert manifest.sampling.mask_schedule == "cosine-rounded"
+
+
+def test_a_plan_counts_the_condition_once_and_predicts_the_time(exported: Any, mar: Mar) -> None:
+    ended = mar(f"plan {exported('case1')} --iterations 4 --diffusion-steps 3 --threads 1 --json")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
+    assert list(document["operations"]) == ["condition", "backbone", "conditioning", "denoise"]
+    assert ["condition" in iteration["operations"] for iteration in document["iterations"]] == [True] + [False] * 3
+    assert document["seconds"] > 0
 
 
 ROWS = np.zeros((3, 40), np.float32)
