@@ -9,7 +9,7 @@ import gc
 import importlib.metadata
 import pathlib
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -31,7 +31,7 @@ from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENCODER, TEXT_ENCODER, EngineSpec
+from runtime.model.engine_spec import ENCODER, TEXT_ENCODER, Array, Engine, EngineSpec
 from runtime.model.families import RECAP, check_supported, engine_specs, loop_specs, optional_specs, tokenizer_specs_of
 from runtime.model.recap_engines import FULL
 from runtime.sampling.constraints import default_sampling, plan_for
@@ -39,6 +39,13 @@ from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
 from runtime.version import __version__
 from training.checkpoints.checkpoint import Checkpoint
+from training.checkpoints.mapped_weights import (
+    move_to_file,
+    release,
+    release_files,
+    released_after_calls,
+    trim,
+)
 from training.checkpoints.tensor_files import tensors_sha256
 from training.checkpoints.text_encoder import LoadedTextEncoder
 from training.models.autoencoder import AutoencoderKL
@@ -60,7 +67,9 @@ def export_artifact(
     """Export a checkpoint as an artifact, and compare every engine and a complete generation with eager PyTorch.
 
     Returns the manifest; if `out` holds this export already, nothing is done. After a failure `out` is as before.
-    Weights are released as soon as their engine is written, if the caller keeps no reference to `checkpoint`.
+    All large weights lie in mapped files, to which those that the engines change are moved, and each part of a module
+    gives its weights back after its calls: see `training.checkpoints.mapped_weights`. So the export takes about as much
+    memory as its largest engine.
 
     Args:
         checkpoint: The model, and its tokenizer if it has one.
@@ -84,30 +93,45 @@ def export_artifact(
     if check_replaceable(out, base, force):
         report(f"{out} holds this export already; --force exports it again")
         return Artifact(out).manifest
-    report("generating an image in eager PyTorch, to compare with")
-    trajectory = eager_trajectory(checkpoint.model, precision, FULL in modules)
-    del checkpoint, text_encoder
-    _check_ranges(modules, trajectory, base)
-    with replacing_folder(out) as folder, scratch_beside(out) as emulations:
+    with replacing_folder(out) as folder, scratch_beside(out) as scratch:
+        trajectory = _trajectory(checkpoint.model, modules, base, scratch, report)
+        del checkpoint, text_encoder
         if tokenizer is not None:
             (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
-        manifest = _export_compared(modules, base, folder, emulations, trajectory, report)
+        manifest = _export_compared(modules, base, folder, scratch, trajectory, report)
         _write_manifest(folder, manifest := keep_additions(out, folder, manifest, report))
     report(f"artifact written to {out}")
     return manifest
+
+
+def _trajectory(
+    model: Any,
+    modules: Mapping[str, nn.Module],
+    manifest: Manifest,
+    scratch: pathlib.Path,
+    report: Callable[[str], None],
+) -> Trajectory:
+    """Move all weights to files, generate an image in eager PyTorch, and check the range of fp16 with it."""
+    for name, module in {"model": model, **modules}.items():
+        move_to_file(module, scratch / f"{name}.weights")
+    report("generating an image in eager PyTorch, to compare with")
+    with released_after_calls([model]):
+        trajectory = eager_trajectory(model, manifest.precision, FULL in modules)
+    _check_ranges(modules, trajectory, manifest)
+    return trajectory
 
 
 def _export_compared(
     modules: dict[str, nn.Module],
     base: Manifest,
     folder: pathlib.Path,
-    emulations: pathlib.Path,
+    scratch: pathlib.Path,
     trajectory: Trajectory,
     report: Callable[[str], None],
 ) -> Manifest:
     """Export every module into `folder`, and return the manifest of what is there, with all comparisons."""
     openvino = _openvino(base.precision, report)
-    engines, parity, runnable = _export_engines(modules, base, folder, emulations, openvino, report)
+    engines, parity, runnable = _export_engines(modules, base, folder, scratch, openvino, report)
     files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
     manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
     parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)
@@ -146,7 +170,7 @@ def _export_engines(
     modules: dict[str, nn.Module],
     manifest: Manifest,
     folder: pathlib.Path,
-    emulations: pathlib.Path,
+    scratch: pathlib.Path,
     openvino: OpenVino | None,
     report: Callable[[str], None],
 ) -> tuple[dict[str, str], dict[str, dict[str, Any]], dict[str, pathlib.Path]]:
@@ -154,7 +178,7 @@ def _export_engines(
 
     Returns:
         By the name of the engine: the name of its file, its parity, and a file that ONNX Runtime runs on a CPU with the
-        results of a device. The latter is an emulation in `emulations` for low precision.
+        results of a device. The latter is an emulation in `scratch` for low precision.
     """
     config, precision = manifest.model, manifest.precision
     specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs_of(config)}
@@ -163,13 +187,14 @@ def _export_engines(
     runnable: dict[str, pathlib.Path] = {}
     for name, file_name in engines.items():
         report(f"{name}: exporting")
-        expected = eager_outputs(modules[name], specs[name], manifest.model)
+        with released_after_calls([modules[name]]):
+            expected = eager_outputs(modules[name], specs[name], manifest.model)
         runnable[name] = file = folder / file_name
         _export_module(modules.pop(name), specs[name], manifest, file)
         if (owner := specs[name].weights_of) is not None:
             share_weights(file, folder / engines[owner])
         if precision != "fp32":
-            runnable[name] = emulations / file_name
+            runnable[name] = scratch / file_name
             save_emulation(file, runnable[name], DTYPES[precision])
             gc.collect()  # a graph has reference cycles, also to the file of its weights
         with contextlib.closing(_cpu_backend()) as backend:  # one backend for each engine, to release its memory
@@ -204,10 +229,33 @@ def _compare_generation(
 ) -> dict[str, Any]:
     """Generate the image of `trajectory` with the engines in the files `runnable`; return its parity."""
     specs = loop_specs(manifest.model, manifest.engines)
-    engines = Engines(**{name: backend.load_graph(runnable[name], spec) for name, spec in specs.items()})
-    with Generator(manifest, engines, backend.description, backend.close) as generator:
+    engines = {name: backend.load_graph(runnable[name], spec) for name, spec in specs.items()}
+    engines = _one_in_memory(engines, [f"{file}.data" for file in runnable.values()])
+    with Generator(manifest, Engines(**engines), backend.description, backend.close) as generator:
         parity = generation_parity(generator, trajectory, manifest.precision)
     return parity | (_computed_by(backend) if isinstance(backend, OpenVino) else {})
+
+
+def _one_in_memory(engines: Mapping[str, Engine], weights: Sequence[str]) -> dict[str, Engine]:
+    """Return engines of which only the one that was called last has its weights in memory, of those in mapped files.
+
+    Args:
+        engines: The engines by name.
+        weights: The paths of all files of weights; several engines may share one.
+    """
+    called_last = ""
+
+    def with_turn(name: str, engine: Engine) -> Engine:
+        def call(**inputs: Array) -> tuple[Array, ...]:
+            nonlocal called_last
+            if called_last != name:
+                release_files(weights)
+            called_last = name
+            return engine(**inputs)
+
+        return call
+
+    return {name: with_turn(name, engine) for name, engine in engines.items()}
 
 
 def _openvino(precision: str, report: Callable[[str], None]) -> OpenVino | None:
@@ -235,7 +283,9 @@ def _export_module(module: nn.Module, spec: EngineSpec, manifest: Manifest, file
     precision = manifest.precision
     converted = attention_in_products(module) if precision == "fp32" else to_precision(module, DTYPES[precision])
     export_graph(converted, spec, manifest.model, file)
+    release(converted.parameters())
     gc.collect()  # tracing leaves reference cycles that contain every weight
+    trim()
 
 
 def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, manifest: Manifest) -> None:
@@ -247,7 +297,7 @@ def _check_ranges(modules: Mapping[str, nn.Module], trajectory: Trajectory, mani
     specs = {**engine_specs(config), **optional_specs(config), **tokenizer_specs_of(config)}
     engines = {name: torch_engine(module, specs[name]) for name, module in observed.items()}
     of_loop = dataclasses.replace(manifest, engines=dict.fromkeys(loop_specs(config, modules), ""))
-    with largest_values(observed) as largest:
+    with largest_values(observed) as largest, released_after_calls(observed.values()):
         trajectory.generate_with(Generator(of_loop, Engines(**engines), "torch"))
     check_fp16(largest)
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.checkpoints.mapped_weights import release
+
 PERIOD = 1024
 """Floats between two addresses of the same cache set."""
 
@@ -34,12 +36,19 @@ def pad_layers(first: nn.Linear, second: nn.Linear) -> tuple[nn.Linear, nn.Linea
 
 def pad_outputs(layer: nn.Linear, padding: int) -> nn.Linear:
     """Return a layer with `padding` more outputs, which are always zero; the layer itself for no padding."""
-    return linear(F.pad(layer.weight, (0, 0, 0, padding)), F.pad(layer.bias, (0, padding))) if padding else layer
+    return linear(_padded(layer.weight, (0, 0, 0, padding)), F.pad(layer.bias, (0, padding))) if padding else layer
 
 
 def pad_inputs(layer: nn.Linear, padding: int) -> nn.Linear:
     """Return a layer with `padding` more inputs, which it ignores; the layer itself for no padding."""
-    return linear(F.pad(layer.weight, (0, padding)), layer.bias) if padding else layer
+    return linear(_padded(layer.weight, (0, padding)), layer.bias) if padding else layer
+
+
+def _padded(weight: Tensor, padding: tuple[int, ...]) -> Tensor:
+    """Return a weight with padding; the weight itself need not stay in memory."""
+    padded = F.pad(weight, padding)
+    release([weight])
+    return padded
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

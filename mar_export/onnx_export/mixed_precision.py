@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.model.low_precision import stays_in_float32
+from training.checkpoints.mapped_weights import release
 from training.models.transformer import ScaledDotProduct, causal_mask
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -120,4 +121,6 @@ class _ScaledDotProduct(nn.Module):
 
 
 def _constant(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+    constant = nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+    release([tensor])
+    return constant

@@ -22,6 +22,7 @@ from runtime.errors import CheckpointError
 from runtime.storage.download_placeholders import placeholder
 from runtime.storage.stored_files import HASH_KEY, check_hash, content_sha256, with_hash
 from runtime.storage.structured_files import FaultReport, parse_json
+from training.checkpoints.mapped_weights import release
 from training.checkpoints.zip_archives import is_archive
 
 _SUFFIX = ".safetensors"
@@ -171,6 +172,7 @@ def _as_arrays(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, NDArray[np.
     for name, tensor in sorted(tensors.items()):
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         yield f"{name} {_short(tensor.dtype)} {list(tensor.shape)}", content
+        release([tensor])
 
 
 def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -202,5 +204,6 @@ def assign_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str
         converted[name] = weights[name].float()
         if not converted[name].isfinite().all():
             raise CheckpointError(f"{source}: {name} holds values that are not finite")
+        release([weights[name]])
     module.load_state_dict(converted, assign=True)
     module.eval().requires_grad_(False)
