@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.model.recap_engines import FULL, LOCAL
 from runtime.storage.files import replacing
 
 _COLOURS = {
     "backbone": "#31688e",
-    FULL: "#3b528b",
-    LOCAL: "#21918c",
     "conditioning": "#35b779",
     "denoise": "#fde725",
     "head": "#b5c94c",
@@ -27,6 +24,7 @@ def save_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     cases, batch = report["cases"], report["batch"]
+    colours = _stage_colours(list(dict.fromkeys(stage for case in cases for stage in case["stage_seconds"])))
     slowest = max(case["seconds"]["median"] for case in cases)
     figure = Figure(figsize=(10, 1.6 + 0.5 * len(cases)), layout="constrained")
     axes = figure.add_subplot()
@@ -34,7 +32,7 @@ def save_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
         left = 0.0
         for stage, seconds in case["stage_seconds"].items():
             width = seconds["median"] / batch
-            axes.barh(row, width, left=left, color=_COLOURS[stage], height=0.7)
+            axes.barh(row, width, left=left, color=colours[stage], height=0.7)
             left += width
         if case["share_of_roofline"] is not None:
             least = sum(report["plans"][case["preset"]]["roofline_seconds"].values()) / batch
@@ -51,10 +49,9 @@ def save_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.22 * slowest / batch)
     axes.set_xlabel("seconds an image (medians); black line: the least time that this processor allows in float32")
-    stages = dict.fromkeys(stage for case in cases for stage in case["stage_seconds"])
     axes.legend(
-        [axes.barh(0, 0, color=_COLOURS[stage]) for stage in stages],
-        list(stages),
+        [axes.barh(0, 0, color=colour) for colour in colours.values()],
+        list(colours),
         loc="upper left",
         bbox_to_anchor=(1, 1),
         frameon=False,
@@ -64,3 +61,12 @@ def save_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _stage_colours(stages: Sequence[str]) -> dict[str, Any]:
+    """Return a colour for each stage; those of engines that only some models have are shades of red, in their order."""
+    from matplotlib import colormaps
+
+    others = [stage for stage in stages if stage not in _COLOURS]
+    shades = colormaps["Reds"].resampled(len(others) + 2)
+    return {stage: _COLOURS.get(stage) or shades(len(others) + 1 - others.index(stage)) for stage in stages}

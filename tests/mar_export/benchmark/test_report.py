@@ -95,6 +95,15 @@ def test_chart_has_one_bar_for_each_case_as_long_as_its_stages(tmp_path: pathlib
     assert bars[-1] == pytest.approx(2 * bars[0], rel=0.1)  # the first case is on top
 
 
+def test_chart_has_other_colours_for_engines_that_only_some_models_have(tmp_path: pathlib.Path) -> None:
+    engines = ("backbone", "backbone2", "denoise2", "rest")
+    stages = {name: timing_of(20.0) for name in engines}
+    value = report_of(Measurement(Case("runtime", "own"), timing_of(80.0), stages))
+    save_chart(value, tmp_path / "c.png")
+    large = [colour for colour, area in colours(tmp_path / "c.png").items() if area > 1000 and len({*colour}) > 1]
+    assert len(large) == len(engines) - 1  # the rest is gray
+
+
 def test_device_has_no_share_of_the_roofline_of_the_processor(tmp_path: pathlib.Path) -> None:
     whole = {DEVICE: timing_of(0.09), "rest": timing_of(0.01)}
     on_device = Measurement(Case("runtime-tensorrt-cuda", "own"), timing_of(0.1), whole)
