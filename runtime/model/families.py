@@ -281,8 +281,8 @@ _UVA = Family(
     tokenizer={ENCODER: True},
     refused={
         **dict.fromkeys(_CHANGED, f"is for models of images, and {_DRIVES}"),
-        **_NO_RECAP,
-        **_NO_PROFILE,
+        RECAP: "(recap_local_iterations) is for a MAR with bidirectional attention, and a UVA drives a robot; leave it out",
+        "mar train --profile": "is for models of images in classes, and a UVA drives a robot",
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
         "mar import": "does not support UVA; mar export reads its file",
         "mar study": "is for models of pixels with classes; a UVA drives a robot",
