@@ -207,7 +207,6 @@ _VQ = dataclasses.replace(
 _CAUSAL_VQ = dataclasses.replace(_CAUSAL, modules={**_CAUSAL.modules, **_VQ_HEAD})
 
 _RECORDED = "training.loop.recorded_trainer:RecordedTrainer"
-_NO_PROFILE = {"mar train --profile": "is for models of images in classes"}
 
 _NOVA = Family(
     kind="NOVA",
@@ -237,7 +236,7 @@ _NOVA = Family(
         **dict.fromkeys(_CHANGED, "does not support NOVA; mar generate does"),
         **_NO_POLICY,
         **_NO_RECAP,
-        **_NO_PROFILE,
+        "mar train --profile": "is for models of images in classes",
         **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
         "mar import": "does not support NOVA; mar export reads its folder",
         "mar study": "is for models of pixels with classes; a NOVA draws from text",
@@ -281,7 +280,7 @@ _UVA = Family(
     tokenizer={ENCODER: True},
     refused={
         **dict.fromkeys(_CHANGED, f"is for models of images, and {_DRIVES}"),
-        RECAP: "(recap_local_iterations) is for a MAR with bidirectional attention, and a UVA drives a robot; leave it out",
+        RECAP: "(recap_local_iterations) is for a MAR, and a UVA drives a robot; leave it out",
         "mar train --profile": "is for models of images in classes, and a UVA drives a robot",
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
         "mar import": "does not support UVA; mar export reads its file",
