@@ -22,7 +22,7 @@ from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import PRESETS, check_preset_name, resolve_sampling
-from runtime.sampling.settings import Sampling
+from runtime.sampling.settings import RECAP_SETTINGS, Sampling
 from runtime.storage.files import write_json
 
 # Every value differs from the default.
@@ -149,7 +149,10 @@ def test_presets_differ() -> None:
 
 # Presets of an artifact's own.
 
-TUNED = dataclasses.replace(OWN, iterations=3, diffusion_steps=(9, 5, 4), last_diffusion_steps=None, cfg_scale=1.25)
+_NO_RECAP: dict[str, Any] = dict.fromkeys(RECAP_SETTINGS)  # which needs engines that the artifact lacks
+TUNED = dataclasses.replace(
+    OWN, iterations=3, diffusion_steps=(9, 5, 4), last_diffusion_steps=None, cfg_scale=1.25, **_NO_RECAP
+)
 
 
 def test_a_preset_of_the_artifact_replaces_everything_except_overrides() -> None:
