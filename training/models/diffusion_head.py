@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from runtime.model.config import FREQUENCIES
 from runtime.sampling.noise_schedule import TRAIN_STEPS, NoiseSchedule, training_schedule
+from training.models.initialization import initialize_linears
 
 
 def timestep_embedding(timesteps: Tensor) -> Tensor:
@@ -94,10 +95,7 @@ class HeadMLP(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         for module in self.time_embed.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)

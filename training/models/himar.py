@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from runtime.model.himar_config import HimarConfig
 from runtime.sampling.noise_schedule import training_schedule
 from training.models.diffusion_head import DiffusionLoss, HeadMLP, TimestepEmbedder
+from training.models.initialization import initialize_linears
 from training.models.mar import patchify
 from training.models.transformer import NORM_EPS, Attention, Block, FeedForward
 
@@ -113,10 +114,7 @@ class DiT(nn.Module):
 
     def initialize(self) -> None:
         """Set the initial weights of training: every block is the identity, and the first guess of eps is zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         for embed in (self.x_embedder, self.c_embedder):
             nn.init.xavier_uniform_(embed.proj.weight.view(len(embed.proj.weight), -1))
             nn.init.zeros_(cast(Tensor, embed.proj.bias))
@@ -240,10 +238,7 @@ class Himar(nn.Module):
         return nn.ModuleList(TaskBlock(*arguments) for _ in range(depth))
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         small = ("class_emb.weight", "fake_latent", "mask_token", "cond_tokens")
         for name, parameter in self.named_parameters():
             if name.endswith("pos_embed_learned") or name in small:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from runtime.model.config import ModelConfig
 from training.models.diffusion_head import DiffusionLoss, HeadMLP
 from training.models.flow_head import FlowLoss
+from training.models.initialization import initialize_linears
 from training.models.transformer import NORM_EPS, Block
 from training.models.vq_head import VQLoss
 
@@ -80,10 +81,7 @@ class MAR(nn.Module):
         )
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         for name, parameter in self.named_parameters():
             if name.endswith("pos_embed_learned") or name in ("class_emb.weight", "fake_latent", "mask_token"):
                 nn.init.normal_(parameter, std=0.02)

@@ -20,6 +20,7 @@ from runtime.model.config import FREQUENCIES
 from runtime.model.families import parse_config
 from runtime.model.nova_config import NovaConfig
 from training.models.diffusion_head import timestep_embedding
+from training.models.initialization import initialize_linears
 from training.models.mar import patchify
 from training.models.nova_loss import noisy_and_target
 from training.models.transformer import FeedForward, ScaledDotProduct
@@ -234,10 +235,7 @@ class Nova(nn.Module):
 
     def _initialize(self) -> None:
         """Set the weights that training begins with: every block of the head is the identity, its first output zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         for table in (self.mask_embed.bos_token, self.mask_embed.mask_token):
             nn.init.normal_(table, std=0.02)
         head = self.image_decoder

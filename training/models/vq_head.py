@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.models.initialization import initialize_linears
+
 _MIN_TEMPERATURE = 1e-4  # used in place of 0; it chooses the likeliest code, except for ties in float32
 
 
@@ -37,10 +39,7 @@ class VQHeadMLP(nn.Module):
         self.res_blocks = nn.ModuleList(CodeBlock(width) for _ in range(depth))
         self.norm_final = nn.LayerNorm(width, eps=1e-6)
         self.linear = nn.Linear(width, codes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self)
         nn.init.zeros_(self.linear.weight)  # all codes are equally likely at first
 
     def forward(self, z: Tensor) -> Tensor:
