@@ -25,19 +25,19 @@ class Captions(RecordedArrays):
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
         "prompt_embeds": ArraySpec("f", (None, None)),
         "lengths": ArraySpec("iu", ()),
-        "images": ArraySpec("u", (None, None, 3), required=False, target=True),
-        "latents": ArraySpec("f", (None, None, None), required=False, target=True),
+        "images": ArraySpec("u", (None, None, 3), required=False),
+        "latents": ArraySpec("f", (None, None, None), required=False),
     }
     NOUN = "caption"
 
-    def __init__(self, path: pathlib.Path, *, targets: bool = True) -> None:
-        super().__init__(path, targets=targets)
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__(path)
         self.pixels = "images" in self.arrays
         if self.pixels:
             self.tokenizer = "pixel"
 
     def _check(self) -> None:
-        if self.targets and ("images" in self.arrays) == ("latents" in self.arrays):
+        if ("images" in self.arrays) == ("latents" in self.arrays):
             raise DataError(f"{self._path}: expected one of the arrays images and latents")
         if "images" in self.arrays and self.arrays["images"].dtype != np.uint8:
             raise DataError(f"{self._path}: images must be uint8, found {self.arrays['images'].dtype}")
@@ -51,9 +51,6 @@ class Captions(RecordedArrays):
     def sizes(self, config: Any) -> dict[str, Any]:
         """Return the sizes of captions and images. Raises `ConfigError`: a model of pixels has images."""
         _, rows, values = self.arrays["prompt_embeds"].shape
-        text = {"text_token_dim": values, "text_token_len": rows}
-        if not self.targets:
-            return text
         if (config.image_stride == 1) != self.pixels:
             raise ConfigError(
                 f"{self._path}: a model of images has image_stride 1, and one of latents that of their autoencoder, "
@@ -61,7 +58,7 @@ class Captions(RecordedArrays):
             )
         _, channels, height, width = self.latents([0]).shape
         side = {"image_height": height * config.image_stride, "image_width": width * config.image_stride}
-        return {**text, "image_dim": channels, **side}
+        return {"text_token_dim": values, "text_token_len": rows, "image_dim": channels, **side}
 
     def latents(self, examples: Sequence[int]) -> NDArray[np.float32]:
         """Return the latents of some images, float32 [B, C, h, w]; those of pixels are -1..1."""

@@ -25,7 +25,7 @@ class Chunks(RecordedArrays):
 
     ARRAYS: ClassVar[Mapping[str, ArraySpec]] = {
         "latents": ArraySpec("f", (FRAMES, LATENT_CHANNELS, GRID, GRID)),
-        "actions": ArraySpec("f", (CHUNK, None), target=True),
+        "actions": ArraySpec("f", (CHUNK, None)),
         "text": ArraySpec("f", (None,), required=False),
         "state": ArraySpec("f", (None, None), required=False),
     }
@@ -40,9 +40,7 @@ class Chunks(RecordedArrays):
 
     def sizes(self, config: Any) -> dict[str, Any]:
         """Return the sizes of actions, texts and states."""
-        sizes = {"text_dim": 0, "state_steps": 0, "state_dim": 0}
-        if self.targets:
-            sizes["action_dim"] = self.arrays["actions"].shape[-1]
+        sizes = {"action_dim": self.arrays["actions"].shape[-1], "text_dim": 0, "state_steps": 0, "state_dim": 0}
         if "text" in self.arrays:
             sizes["text_dim"] = self.arrays["text"].shape[-1]
         if "state" in self.arrays:

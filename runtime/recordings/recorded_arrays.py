@@ -25,13 +25,11 @@ class ArraySpec:
         kinds: The kinds of numpy dtypes that it may have, see `runtime.storage.structured_files.NpzFile.read`.
         shape: The shape of an example, with None for a size that the file decides.
         required: Whether a file must have it.
-        target: Whether it is what a model should answer: needed for training alone.
     """
 
     kinds: str
     shape: tuple[int | None, ...]
     required: bool = True
-    target: bool = False
 
 
 class RecordedArrays(abc.ABC):
@@ -39,7 +37,6 @@ class RecordedArrays(abc.ABC):
 
     Attributes:
         arrays: The arrays of the file by name, each [n, ...]; floating point as float32.
-        targets: Whether it has what was recorded.
         labels: Zeros, int64 [n]: there are no classes.
         notes: What the file holds.
         warnings: Empty: a file with a fault is refused.
@@ -53,12 +50,11 @@ class RecordedArrays(abc.ABC):
     tokenizer = "none"
     mirrored = False
 
-    def __init__(self, path: pathlib.Path, *, targets: bool = True) -> None:
+    def __init__(self, path: pathlib.Path) -> None:
         """Read and check a file.
 
         Args:
             path: The file.
-            targets: Whether what was recorded is read too, for training; without it, only what requests ask for.
 
         Raises:
             DataError: It is missing or damaged, lacks an array or has another one, an array has another shape or dtype
@@ -67,11 +63,9 @@ class RecordedArrays(abc.ABC):
         self._path, self.warnings, self.classes = path, list[str](), (self.NOUN,)
         if path.is_dir():
             raise DataError(f"{path}: a folder, expected an .npz file with the arrays {', '.join(self.ARRAYS)}")
-        self.targets = targets
         with NpzFile(path, FaultReport(DataError)) as file:
-            read = [name for name in file.names if targets or not (name in self.ARRAYS and self.ARRAYS[name].target)]
-            self._check_names(read)
-            self.arrays = {name: self._read(file, name) for name in read}
+            self._check_names(file.names)
+            self.arrays = {name: self._read(file, name) for name in file.names}
         counts = {name: len(array) for name, array in self.arrays.items()}
         if len(set(counts.values())) > 1:
             raise DataError(f"{path}: the arrays must have a row for each {self.NOUN}, found {_listed(counts)} rows")
@@ -83,8 +77,7 @@ class RecordedArrays(abc.ABC):
         self.notes = (f"{path}: {pluralize(len(self.labels), self.NOUN)} of {sizes}",)
 
     def _check_names(self, names: Sequence[str]) -> None:
-        needed = [name for name, spec in self.ARRAYS.items() if spec.required and (self.targets or not spec.target)]
-        missing = [name for name in needed if name not in names]
+        missing = [name for name, spec in self.ARRAYS.items() if spec.required and name not in names]
         if strangers := [name for name in names if name not in self.ARRAYS]:
             raise DataError(f"{self._path}: the array {strangers[0]!r} is not one of {', '.join(self.ARRAYS)}")
         if missing:
@@ -116,7 +109,7 @@ class RecordedArrays(abc.ABC):
 
     @abc.abstractmethod
     def sizes(self, config: Any) -> dict[str, Any]:
-        """Return the fields of the config of a model that the shapes of the arrays decide, of those that were read.
+        """Return the fields of the config of a model that the shapes of the arrays decide.
 
         Raises:
             ConfigError: No such field makes the model `config` fit the arrays.
