@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -24,17 +24,20 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 LISTENING = "0A"
 
 
-def processes(temporary: pathlib.Path) -> list[pathlib.Path]:
-    """The processes of this command, which have its folder for temporary files in their environment."""
-    found = []
+def processes(temporary: pathlib.Path) -> dict[pathlib.Path, list[bytes]]:
+    """The processes of this command, which have its folder for temporary files in their environment: each with its
+    environment, because a process that ends later has none.
+    """
+    found = {}
     for process in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if f"TMPDIR={temporary}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(process)
+            environment = (process / "environ").read_bytes().split(b"\0")
+            if f"TMPDIR={temporary}".encode() in environment:
+                found[process] = environment
     return found
 
 
-def listening_addresses(found: list[pathlib.Path]) -> set[str]:
+def listening_addresses(found: Iterable[pathlib.Path]) -> set[str]:
     """The addresses, in hexadecimal, on which these processes listen."""
     sockets = set()
     for process in found:
@@ -95,7 +98,7 @@ def test_a_killed_command_keeps_what_is_finished_and_leaves_no_process(
         running = processes(work / "t")
         workers = [process for process in running if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker")]
         assert workers
-        assert all(b"\0RAY_USAGE_STATS_ENABLED=0\0" in (process / "environ").read_bytes() for process in workers)
+        assert all(b"RAY_USAGE_STATS_ENABLED=0" in running[process] for process in workers)
         assert listening_addresses(running) <= LOOPBACK
         (log,) = (work / "t").glob(".mar-*/session_latest/logs/dashboard.log")
         assert "Usage reporting is disabled" in log.read_text()
