@@ -14,7 +14,11 @@ from typing import Any
 from runtime.checks import check_finite
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, Engine
+from runtime.model.himar_engines import BACKBONE2, CONDITIONING2, DENOISE2
 from runtime.model.recap_engines import RECAP_ENGINES
+
+_MAKER_OF_TOKENS = {BACKBONE: DENOISE, **dict.fromkeys(RECAP_ENGINES, DENOISE), BACKBONE2: DENOISE2}
+"""For each backbone, the engine that makes the tokens it reads."""
 
 
 def finite_engines(engines: Engines) -> Engines:
@@ -23,12 +27,13 @@ def finite_engines(engines: Engines) -> Engines:
     The tokens of the last iteration reach no engine, so the caller of the loop checks them.
     """
 
-    def backbone(name: str) -> Engine | None:
+    def checked(name: str) -> Engine | None:
         engine: Engine | None = getattr(engines, name)
 
         def call(**inputs: Array) -> tuple[Array, ...]:
             assert engine is not None
-            check_finite(inputs["tokens"], f"engine {DENOISE}")
+            if name in _MAKER_OF_TOKENS:
+                check_finite(inputs["tokens"], f"engine {_MAKER_OF_TOKENS[name]}")
             outputs = engine(**inputs)
             for output in outputs:
                 check_finite(output, f"engine {name}")
@@ -36,11 +41,6 @@ def finite_engines(engines: Engines) -> Engines:
 
         return engine and call
 
-    def conditioning(**inputs: Array) -> tuple[Array, ...]:
-        outputs = engines.conditioning(**inputs)
-        for output in outputs:
-            check_finite(output, f"engine {CONDITIONING}")
-        return outputs
-
-    backbones: dict[str, Any] = {name: backbone(name) for name in (BACKBONE, *RECAP_ENGINES)}
-    return dataclasses.replace(engines, conditioning=conditioning, **backbones)
+    names = (*_MAKER_OF_TOKENS, CONDITIONING, CONDITIONING2)
+    replaced: dict[str, Any] = {name: checked(name) for name in names}
+    return dataclasses.replace(engines, **replaced)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,32 +14,13 @@ from runtime.errors import BackendError
 from runtime.generator import Generator
 from runtime.loops.finite_engines import finite_engines
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array
+from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
+from tests.helpers.bad_values import broken, with_bad_value
 from tests.helpers.fake_generators import FakeEngines, fake_generator
 from tests.helpers.quantized_artifacts import REQUEST
 from tests.helpers.variant_models import variant_artifact
 
 BAD = (math.nan, math.inf, -math.inf)
-
-
-def with_bad_value(call: Callable[..., tuple[Array, ...]], value: float, at: int) -> Callable[..., tuple[Array, ...]]:
-    """An engine whose call number `at`, counted from 0, has one value that is not finite in its first output."""
-    calls = -1
-
-    def engine(**inputs: Any) -> tuple[Array, ...]:
-        nonlocal calls
-        calls += 1
-        first, *others = call(**inputs)
-        if calls == at:
-            first = first.copy()
-            first.reshape(-1)[first.size // 2] = value
-        return (first, *others)
-
-    return engine
-
-
-def broken(engines: Engines, name: str, value: float, at: int) -> Engines:
-    return dataclasses.replace(engines, **{name: with_bad_value(getattr(engines, name), value, at)})
 
 
 @pytest.mark.parametrize("value", BAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 from mar_export.torch_backends.torch_cpu import eager_generator
 from runtime.artifact.manifest import Manifest
-from runtime.errors import RequestError
+from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.lanes import in_lanes
 from runtime.sampling.constraints import default_sampling
 from runtime.sampling.noise_schedule import respaced_timesteps, training_schedule
 from runtime.sampling.presets import PRESETS
+from tests.helpers.bad_values import broken
 from tests.helpers.distance import relative_l2
 from tests.helpers.himar_cases import CASES, himar_case, himar_checkpoint
 from tests.helpers.himar_cases import TINY_HIMAR as CONFIG
@@ -67,6 +69,18 @@ def test_a_preview_comes_first_and_then_the_image(generator: Generator) -> None:
     known = [int((each != 128).any(-1).sum()) for each in shown[:4]]
     assert known == sorted(known)
     assert known[0] < known[-1]
+
+
+@pytest.mark.parametrize(("name", "at"), [("backbone2", 1), ("conditioning2", 1), ("denoise2", 4)])
+def test_no_engine_runs_after_an_iteration_of_the_full_grid_with_a_bad_value(
+    generator: Generator, name: str, at: int
+) -> None:
+    """Of three iterations with three steps each, the second has the value."""
+    engines = broken(generator.engines, name, math.nan, at)
+    seen: list[int] = []
+    with pytest.raises(BackendError, match=f"^engine {name} produced values that are not finite"):
+        Generator(EMPTY, engines, "").generate([0, 1], progress=lambda done, _: seen.append(done), **SHORT)
+    assert seen[-1] - SHORT["low_res_iterations"] <= 2
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch_and_in_lanes(generator: Generator) -> None:
