@@ -55,6 +55,10 @@ def with_clocks(generator: Generator) -> tuple[Generator, Mapping[str, EngineClo
             for lane in generator.lanes
         ]
         timed = Engines(**clocks)
-        return Generator(manifest, timed, description, close, lanes=lanes, tokenizer=tokenizer), clocks
+        first_pass = generator.first_pass
+        timed_generator = Generator(
+            manifest, timed, description, close, lanes=lanes, tokenizer=tokenizer, first_pass=first_pass
+        )
+        return timed_generator, clocks
     clocks = {DEVICE: EngineClock(generator.loop)}
     return Generator(manifest, generator.engines, description, close, clocks[DEVICE], tokenizer=tokenizer), clocks

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import TEXT_TOKENIZER, Manifest
+from runtime.artifact.manifest import FIRST_PASS, TEXT_TOKENIZER, Manifest
 from runtime.artifact.signatures import verify_signature
 from runtime.backends import Backend, available_threads, open_backend, uses_gpu
 from runtime.checks import check_bool, check_finite, check_int, truncate
 from runtime.errors import BackendError, RequestError
 from runtime.image_records.record import ImageRecord, settings_values
 from runtime.loops.finite_engines import finite_engines
+from runtime.loops.first_pass import FirstPass
 from runtime.loops.host_loop import Engines
 from runtime.loops.lanes import in_lanes, share_threads
 from runtime.model.engine_spec import TEXT_ENCODER, Engine
@@ -214,6 +215,7 @@ class Generator:
         on_host: Whether the loop of iterations runs on the host in numpy; otherwise a GPU runs all of it.
         loop: The function that executes a plan.
         tokenizer: The tokenizer of prompts, if the artifact has a text encoder.
+        first_pass: z of the first pass of each class, float32 [classes + 1, L, C], if the artifact has it.
     """
 
     def __init__(
@@ -225,6 +227,7 @@ class Generator:
         loop: PlanLoop | None = None,
         lanes: Sequence[Engines] = (),
         tokenizer: PromptTokenizer | None = None,
+        first_pass: Float | None = None,
     ) -> None:
         """Make a generator from engines that are already loaded; `load` is the usual way to get one.
 
@@ -236,8 +239,9 @@ class Generator:
             loop: Executes plans. None: the loop on the host of the model's family.
             lanes: Engines of the loop on the host for each lane, in which parts of a batch are generated together.
             tokenizer: The tokenizer of prompts, for an artifact with a text encoder.
+            first_pass: z of the first pass of each class, for an artifact that has it.
         """
-        self.tokenizer = tokenizer
+        self.tokenizer, self.first_pass = tokenizer, first_pass
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
         self._request_lock = RequestLock()
         self._unfinished: _Unfinished | None = None  # during a progress callback
@@ -247,7 +251,9 @@ class Generator:
         host_loop = imported(family.host_loop)
 
         def on_host(each: Engines) -> PlanLoop:
-            return functools.partial(host_loop, finite_engines(each), manifest.model)
+            checked = finite_engines(each)
+            kept = FirstPass(checked.backbone, manifest.model, first_pass)
+            return functools.partial(host_loop, dataclasses.replace(checked, first_pass=kept), manifest.model)
 
         self._on_host = on_host
         self.loop: PlanLoop = loop or on_host(engines)
@@ -304,8 +310,9 @@ class Generator:
                         lanes.append(Engines(**_load_own(lane, opened)))
             text = opened.verified_bytes(TEXT_TOKENIZER) if TEXT_ENCODER in manifest.engines else None
             tokenizer = None if text is None else PromptTokenizer(text)
+            first_pass = _first_pass(opened) if FIRST_PASS in manifest.files else None
             close = unless_loaded.pop_all().close
-            return cls(manifest, Engines(**engines), runner.description, close, loop, lanes, tokenizer)
+            return cls(manifest, Engines(**engines), runner.description, close, loop, lanes, tokenizer, first_pass)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -719,6 +726,13 @@ def _load_own(backend: Backend, artifact: Artifact) -> dict[str, Engine]:
     """Load the engines that the sampling loop calls."""
     own = loop_specs(artifact.manifest.model, artifact.manifest.engines)
     return {name: backend.load(artifact, name) for name in own}
+
+
+def _first_pass(artifact: Artifact) -> Float:
+    """Return z of the first pass of each class, float32 [classes + 1, L, C]: the file that the artifact has, mapped."""
+    config = artifact.manifest.model
+    values: Float = np.frombuffer(artifact.verified_map(FIRST_PASS), "<f4")
+    return values.reshape(-1, config.tokens, config.z_channels)
 
 
 def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:

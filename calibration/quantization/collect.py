@@ -19,7 +19,7 @@ from runtime.errors import CalibrationError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import Array
-from runtime.model.families import engine_specs
+from runtime.model.families import engine_specs, loop_specs
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
@@ -69,11 +69,12 @@ def collect(
 
     observer = ActivationObserver(update)
     with scratch_beside(file) as folder:
-        generator = _observed(artifact, observer, folder, threads)
+        engines = _observed(artifact, observer, folder, threads)
         while statistics.images < images:
             batch = range(statistics.images, min(statistics.images + _BATCH, images))
             random = np.random.default_rng(batch.start)  # one a batch, so that a resumed collection draws the same
             observer.begin_image()
+            generator = Generator(manifest, engines, "observed")  # one a batch: it keeps first passes of the backbone
             labels = [number % manifest.model.class_num for number in batch]
             generator.generate(labels, seed=STATISTICS_SEED, index=batch, sampling=sampling)
             statistics.images = batch.stop
@@ -82,11 +83,11 @@ def collect(
     return statistics
 
 
-def _observed(artifact: Artifact, observer: ActivationObserver, folder: pathlib.Path, threads: int) -> Generator:
-    """Return a generator whose engines tell `observer` their activations; `folder` gets copies of the graphs."""
-    specs = engine_specs(artifact.manifest.model)
+def _observed(artifact: Artifact, observer: ActivationObserver, folder: pathlib.Path, threads: int) -> Engines:
+    """Return engines that tell `observer` their activations; `folder` gets copies of the graphs."""
+    specs = loop_specs(artifact.manifest.model, artifact.manifest.engines)
     engines = {name: observer.wrap(spec, artifact.engine_file(name), folder, threads) for name, spec in specs.items()}
-    return Generator(artifact.manifest, Engines(**engines), "observed")
+    return Engines(**engines)
 
 
 def _load_or_start(artifact: Artifact, file: pathlib.Path, sampling: Sampling, plan: Plan) -> ActivationStatistics:

@@ -12,9 +12,12 @@ from calibration.quantization.quantizable_layers import quantizable_layers
 from runtime.backends.telemetry import import_library
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, Array, EngineSpec
 from runtime.model.himar_engines import BACKBONE2, CONDITIONING2, DENOISE2
+from runtime.model.recap_engines import RECAP_ENGINES
 
 OnActivation = Callable[[str, Array, int, range], None]
 """Called with a layer's name ("engine/layer"), its activation, the iteration and the diffusion steps.
+
+The engine is the one whose weights the layer has, so that graphs with the same weights have layers in common.
 
 The steps are those that the rows of the activation belong to; the range is empty for the backbone.
 """
@@ -24,7 +27,7 @@ class ActivationObserver:
     """Wraps the engines of the sampling loop and reports what their layers multiply.
 
     Engines do not know which iteration and diffusion step they run for. The observer counts their calls instead,
-    which always come in the same order.
+    which always come in the same order. In the first iteration the backbone may be called once for each class.
     """
 
     def __init__(self, on_activation: OnActivation) -> None:
@@ -47,22 +50,24 @@ class ActivationObserver:
             threads: Number of processor threads.
         """
         session, activations = _session_with_activations(graph, work / graph.name, threads)
-        outputs = [tensor.name for tensor in spec.outputs]
+        outputs, owner = [tensor.name for tensor in spec.outputs], spec.weights_of or spec.name
 
         def engine(**inputs: Array) -> tuple[Array, ...]:
             steps = self._advance(spec.name, inputs)
             fetched = [name for name in dict.fromkeys([*outputs, *activations.values()]) if name not in inputs]
             values = {**inputs, **dict(zip(fetched, session.run(fetched, inputs), strict=True))}
             for layer, activation in activations.items():
-                self._on_activation(f"{spec.name}/{layer}", values[activation], self._iteration, steps)
+                self._on_activation(f"{owner}/{layer}", values[activation], self._iteration, steps)
             return tuple(values[name] for name in outputs)
 
         return engine
 
     def _advance(self, engine: str, inputs: Mapping[str, Array]) -> range:
         """Count this call of an engine; return the diffusion steps that it is for."""
-        if engine in (BACKBONE, BACKBONE2):
-            self._iteration, self._step, self._steps = self._iteration + 1, 0, range(0)
+        if engine in (BACKBONE, BACKBONE2, *RECAP_ENGINES):
+            first = engine != BACKBONE2 and not len(inputs["tokens"])
+            self._iteration = 0 if first else self._iteration + 1
+            self._step, self._steps = 0, range(0)
             return range(0)
         if engine in (CONDITIONING, CONDITIONING2):
             first = self._steps.stop

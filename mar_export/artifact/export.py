@@ -14,24 +14,25 @@ from typing import Any
 
 from torch import nn
 
+from mar_export.artifact.first_pass import check_first_pass, write_first_pass
 from mar_export.artifact.parity import Trajectory, eager_outputs, eager_trajectory, engine_parity, generation_parity
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.exporter import OPSET, export_graph
 from mar_export.onnx_export.float32_emulation import save_emulation
 from mar_export.onnx_export.fp16_ranges import check_fp16, largest_values
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
-from mar_export.onnx_export.shared_weights import share_weights
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import MANIFEST, TEXT_TOKENIZER, FileEntry, Manifest
+from runtime.artifact.manifest import FIRST_PASS, MANIFEST, TEXT_TOKENIZER, FileEntry, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions
+from runtime.artifact.shared_weights import share_weights
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVino
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENCODER, TEXT_ENCODER, Array, Engine, EngineSpec
+from runtime.model.engine_spec import BACKBONE, ENCODER, TEXT_ENCODER, Array, Engine, EngineSpec
 from runtime.model.families import RECAP, check_supported, engine_specs, loop_specs, optional_specs, tokenizer_specs_of
 from runtime.model.recap_engines import FULL
 from runtime.sampling.constraints import default_sampling, plan_for
@@ -77,8 +78,9 @@ def export_artifact(
         report: Called with a line of text for each step.
         sampling: The sampling settings of requests that name none; None for the default.
         precision: The precision of weights and matrix products, one of `runtime.artifact.manifest.FLOAT_PRECISIONS`.
-        optional: The names of engines that the artifact has too: the encoder of the tokenizer, for editing images, and
-            those of `runtime.model.recap_engines`, for local iterations.
+        optional: What the artifact has too. Engines by name: the encoder of the tokenizer, for editing images, and
+            those of `runtime.model.recap_engines`, for local iterations. `FIRST_PASS` of the manifest: the first pass
+            of each class, see `runtime.loops.first_pass`.
         text_encoder: What turns prompts into the embeddings that the model reads; it becomes an engine too.
         force: Whether an artifact at `out` is replaced, see `runtime.artifact.replacement`.
 
@@ -89,6 +91,9 @@ def export_artifact(
     """
     modules = _modules(checkpoint, optional, text_encoder)
     base = _manifest(checkpoint, sampling, precision, text_encoder, modules)
+    if first_pass := FIRST_PASS in optional:
+        check_first_pass(base.model)
+        base = dataclasses.replace(base, provenance={**base.provenance, "first_pass": "of each class"})
     tokenizer = None if text_encoder is None else text_encoder.tokenizer
     if check_replaceable(out, base, force):
         report(f"{out} holds this export already; --force exports it again")
@@ -98,7 +103,7 @@ def export_artifact(
         del checkpoint, text_encoder
         if tokenizer is not None:
             (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
-        manifest = _export_compared(modules, base, folder, scratch, trajectory, report)
+        manifest = _export_compared(modules, base, folder, scratch, trajectory, first_pass, report)
         _write_manifest(folder, manifest := keep_additions(out, folder, manifest, report))
     report(f"artifact written to {out}")
     return manifest
@@ -127,11 +132,17 @@ def _export_compared(
     folder: pathlib.Path,
     scratch: pathlib.Path,
     trajectory: Trajectory,
+    first_pass: bool,
     report: Callable[[str], None],
 ) -> Manifest:
     """Export every module into `folder`, and return the manifest of what is there, with all comparisons."""
     openvino = _openvino(base.precision, report)
     engines, parity, runnable = _export_engines(modules, base, folder, scratch, openvino, report)
+    if first_pass:
+        report(f"{FIRST_PASS}: computing the first pass of each class")
+        with contextlib.closing(_cpu_backend()) as backend:
+            backbone = backend.load_graph(runnable[BACKBONE], engine_specs(base.model)[BACKBONE])
+            write_first_pass(folder / FIRST_PASS, backbone, base.model)
     files = {file.name: FileEntry(file.stat().st_size, sha256(file)) for file in sorted(folder.iterdir())}
     manifest = dataclasses.replace(base, files=files, engines=engines, parity=parity)
     parity["generation"] = _generation_parity(manifest, folder, runnable, trajectory, openvino)

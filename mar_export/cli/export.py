@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mar_export.artifact.export import export_artifact
-from runtime.artifact.manifest import FLOAT_PRECISIONS
+from runtime.artifact.manifest import FIRST_PASS, FLOAT_PRECISIONS
 from runtime.cli.options import PATH, preset_option, sampling_options
 from runtime.cli.result_files import force_option, is_forced
 from runtime.errors import RequestError
@@ -42,6 +42,9 @@ from training.cli.options import checkpoint_options
 @click.option("--encoder", is_flag=True, help="Export the encoder of the tokenizer too, for mar edit.")
 @click.option("--recap", is_flag=True, help="Export the engines for --recap-local-iterations too.")
 @click.option(
+    "--first-pass", is_flag=True, help="Store the first pass of each class too, which --reuse-first-pass then reads."
+)
+@click.option(
     "--precision",
     type=click.Choice(FLOAT_PRECISIONS),
     default="fp32",
@@ -58,6 +61,7 @@ def export(
     text_encoder_folder: pathlib.Path | None,
     encoder: bool,
     recap: bool,
+    first_pass: bool,
     precision: str,
     image_size: int | None,
     **options: Any,
@@ -82,10 +86,15 @@ def export(
             click.echo,
             sampling,
             precision=precision,
-            optional=(*([ENCODER] if encoder else ()), *(RECAP_ENGINES if recap else ())),
+            optional=_optional(encoder, recap, first_pass),
             text_encoder=text_encoder,
             force=is_forced(),
         )
+
+
+def _optional(encoder: bool, recap: bool, first_pass: bool) -> list[str]:
+    """Return what the artifact has beside the engines that every one has."""
+    return [*([ENCODER] if encoder else ()), *(RECAP_ENGINES if recap else ()), *([FIRST_PASS] if first_pass else ())]
 
 
 def _text_encoder(folder: pathlib.Path | None, config: FamilyConfig) -> LoadedTextEncoder | None:

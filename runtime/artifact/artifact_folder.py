@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
+import mmap
 import os
 import pathlib
 from collections.abc import Iterator
@@ -176,6 +177,16 @@ class Artifact:
             raise self._unreadable(name, error) from None
         self._check_hash(name, hashlib.sha256(content).hexdigest())
         return content
+
+    def verified_map(self, name: str) -> mmap.mmap | bytes:
+        """Return the content of a file, mapped into memory, after comparing its hash with the manifest.
+
+        Raises:
+            IntegrityError: The file cannot be read or was altered.
+        """
+        file = self._open(name)
+        self._compare(name, file)
+        return file.map()
 
     def _open(self, name: str) -> OpenFile:
         """Open a file, or return it if it is open."""

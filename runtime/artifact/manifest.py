@@ -54,6 +54,9 @@ MANIFEST = "manifest.json"
 TEXT_TOKENIZER = "tokenizer.json"
 """The file of the tokenizer of an artifact that has a text encoder."""
 
+FIRST_PASS = "first_pass.f32"
+"""The file of z of the first pass of each class, float32 [classes + 1, L, C], of an artifact that has it."""
+
 TOKENIZERS = ("pixel", "kl", "none")
 """How latents become an image: they are pixels, a KL autoencoder decodes them, or they do not."""
 
@@ -146,7 +149,9 @@ class Manifest:
         """
         graphs = {engine: self.graph_sha256(engine) for engine in self.engines}
         text = {TEXT_TOKENIZER: self.files[TEXT_TOKENIZER].sha256} if TEXT_ENCODER in self.engines else {}
-        return content_sha256({"model": self.model.to_dict(), "tokenizer": self.tokenizer, "engines": graphs, **text})
+        kept = {FIRST_PASS: self.files[FIRST_PASS].sha256} if FIRST_PASS in self.files else {}
+        decides = {"model": self.model.to_dict(), "tokenizer": self.tokenizer, "engines": graphs, **text, **kept}
+        return content_sha256(decides)
 
     def describe_plan(self, sampling: Sampling) -> str:
         """Return sampling settings as text, as `Sampling.describe` does, with the number of iterations in any case."""
@@ -267,6 +272,8 @@ class Manifest:
             name: _parse_preset(name, each, model, f"{where}: presets") for name, each in value["presets"].items()
         }
         _check_names(value, model, where)
+        files = {path: _parse_file_entry(path, entry, where) for path, entry in value["files"].items()}
+        _check_first_pass(files, model, where)
         _check_reports(value["provenance"], value["parity"], value["engines"].keys(), where)
         return cls(
             model=model,
@@ -275,7 +282,7 @@ class Manifest:
             sampling=sampling,
             presets=presets,
             precision=value["precision"],
-            files={path: _parse_file_entry(path, entry, where) for path, entry in value["files"].items()},
+            files=files,
             engines=_parse_engines(value["engines"], value["tokenizer"], model, value["files"], where),
             provenance=value["provenance"],
             parity=value["parity"],
@@ -349,6 +356,17 @@ def _parse_preset(name: str, value: object, model: FamilyConfig, where: str) -> 
     except RequestError as error:
         raise ArtifactError(f"{where}: {error}") from None
     return _parse_sampling(value, model, f"{where}: {truncate(name)}")
+
+
+def _check_first_pass(files: Mapping[str, FileEntry], model: FamilyConfig, where: str) -> None:
+    """Check that the file of first passes, if there is one, is that of this model."""
+    if FIRST_PASS not in files:
+        return
+    if not family_of(model).first_pass_of_class:
+        raise ArtifactError(f"{where}: {FIRST_PASS} is for models whose first pass depends on the class alone")
+    expected = 4 * (model.class_num + 1) * model.tokens * model.z_channels
+    if (found := files[FIRST_PASS].bytes) != expected:
+        raise ArtifactError(f"{where}: {FIRST_PASS} of this model has {expected} bytes, found {found}")
 
 
 def _check_reports(

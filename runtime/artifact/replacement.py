@@ -24,6 +24,7 @@ _ORIGIN = (
     "tokenizer_sha256",
     "text_encoder_sha256",
     "latent_scale",
+    "first_pass",
     "quantized",
     "quantized_with",
 )

@@ -103,6 +103,11 @@ _SCHEDULE = (
         default=None,
         help="Whether local passes reuse the class buffer's keys and values, or compute it anew.",
     ),
+    click.option(
+        "--reuse-first-pass/--no-reuse-first-pass",
+        default=None,
+        help="Whether the first pass of the backbone, which knows no tokens, is kept for each class.",
+    ),
 )
 _CHAIN = (
     click.option("--sampler", type=click.Choice(SAMPLERS), help="The sampler of the diffusion chains."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.checks import pluralize
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH, backend_options, preset_option, sampling_options, threads_option
-from runtime.cost.operations import iteration_costs, plan_costs
+from runtime.cost.operations import backbone_cost, iteration_costs, plan_costs
 from runtime.cost.predict import predicted_seconds
 from runtime.generator import Generator
 from runtime.model.families import check_supported
@@ -21,6 +22,8 @@ from runtime.model.family_config import FamilyConfig
 from runtime.requests.validation import check_batch
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Iteration, Plan
+
+_FULL = "full"
 
 
 @click.command()
@@ -76,7 +79,7 @@ def plan(
 
 def _print_iterations(config: FamilyConfig, plan: Plan, batch: int, seconds: list[dict[str, float]] | None) -> None:
     """Print one line for each iteration, with its time if that was predicted."""
-    passes = any(iteration.local for iteration in plan.iterations)
+    passes = any(_pass(iteration) != _FULL for iteration in plan.iterations)
     click.echo(
         f"{'iteration':>9}"
         + (f"{'pass':>7}" if passes else "")
@@ -100,7 +103,9 @@ def _print_iterations(config: FamilyConfig, plan: Plan, batch: int, seconds: lis
 
 def _pass(iteration: Iteration) -> str:
     """Return the kind of an iteration's pass of the backbone."""
-    return "local" if iteration.local else "full"
+    if iteration.of_class:
+        return "kept"
+    return "local" if iteration.local else _FULL
 
 
 def _figures(
@@ -131,10 +136,11 @@ def _figures(
     }
 
 
-def _local_passes(plan: Plan) -> str:
-    """Return how many of the passes are local, if any is."""
-    local = sum(iteration.local for iteration in plan.iterations)
-    return f" ({local} local)" if local else ""
+def _other_passes(plan: Plan) -> str:
+    """Return how many of the passes are kept by class or local, if any is."""
+    kinds = collections.Counter(map(_pass, plan.iterations))
+    others = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if kind != _FULL)
+    return f" ({others})" if others else ""
 
 
 def _print_totals(config: FamilyConfig, plan: Plan, batch: int) -> None:
@@ -143,7 +149,10 @@ def _print_totals(config: FamilyConfig, plan: Plan, batch: int) -> None:
     parts = ", ".join(f"{name} {cost.operations / 1e12:.3f}" for name, cost in costs.items())
     click.echo(
         f"\n{pluralize(batch, 'image')}: "
-        f"{pluralize(len(plan.iterations), 'backbone pass')}{_local_passes(plan)}, "
+        f"{pluralize(len(plan.iterations), 'backbone pass')}{_other_passes(plan)}, "
         f"{pluralize(plan.head_evaluations, 'head evaluation')}, "
         f"{sum(cost.operations for cost in costs.values()) / 1e12:.3f} TFLOP ({parts})"
     )
+    if plan.iterations[0].of_class:
+        once = backbone_cost(check_supported(config, "mar plan"), 1, 0, plan.length)
+        click.echo(f"the first pass is kept by class: {once.operations / 1e9:.1f} GFLOP more for a class not yet drawn")

@@ -88,7 +88,9 @@ def masked_costs(
 
 
 def _pass_cost(config: ModelConfig, iteration: Iteration, batch: int, weight_bytes: int) -> dict[str, tuple[int, Cost]]:
-    """Return the cost of the backbone of one iteration, by the engine that runs it."""
+    """Return the cost of the backbone of one iteration, by the engine that runs it; a pass that is kept has none."""
+    if iteration.of_class:
+        return {}
     sequences = batch * iteration.backbone_halves
     if iteration.group is None or not iteration.local:
         full = backbone_cost(config, sequences, iteration.known, iteration.count, weight_bytes)

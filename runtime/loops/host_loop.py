@@ -12,6 +12,7 @@ import functools
 
 import numpy as np
 
+from runtime.loops.first_pass import FirstPass
 from runtime.loops.recap_passes import GroupPasses
 from runtime.loops.renormalized_guidance import Others, renormalized_step
 from runtime.model.engine_spec import Engine
@@ -42,6 +43,7 @@ class Engines:
         conditioning2: What no noisy token enters in the head of that grid.
         denoise2: One diffusion step of that grid.
         text_encoder: Tokens of prompts to what `condition` reads, if the artifact has one. The loop does not use it.
+        first_pass: What keeps the first pass of `backbone` from one image to the next; None: each plan computes it.
         decoder: Latents to an image, if the artifact has a KL tokenizer. The loop does not use it.
         encoder: An image to latents, if the artifact has that too. The loop does not use it.
     """
@@ -58,6 +60,7 @@ class Engines:
     decoder: Engine | None = None
     encoder: Engine | None = None
     text_encoder: Engine | None = None
+    first_pass: FirstPass | None = None
 
 
 def run_plan(
@@ -92,11 +95,14 @@ def run_plan(
     tokens = np.zeros((length, batch, config.token_channels), np.float32)
     tokens[: len(known)] = known
     family, passes = family_of(config), GroupPasses(engines.backbone_full, engines.backbone_local)
+    first_pass = engines.first_pass or FirstPass(engines.backbone, config)
     for number, iteration in enumerate(plan.iterations):
         start, stop = iteration.known, iteration.stop
         of_halves = condition[: iteration.backbone_halves * batch]
         if iteration.group is not None:
             z = passes.predict(iteration, iteration.group, tokens, order, of_halves)  # [G*N, C]
+        elif iteration.of_class:
+            z = first_pass.predict(of_halves, order[start:stop])
         else:
             read = {"visible": order[:start], "predict": order[start:stop], "rest": order[stop:]}
             (z,) = engines.backbone(tokens=tokens[:start], **read, **{family.condition: of_halves})

@@ -89,6 +89,7 @@ class Family:
         refused: What does not support the family: the rest of the sentence that says so, by the name of the command.
         optional: The specs of engines that an artifact may have too, beside those of its tokenizer.
         recap: The specs of the engines of ReCAP, which an artifact may have too. `modules` has their modules.
+        first_pass_of_class: Whether a pass of the backbone that knows no tokens is a function of the class alone.
         grids: The grids of tokens that are drawn, in order; the last is the image. Orders and noise have the positions
             of all of them, one grid after the other.
         plan: Builds the plan of an image: called with the model, the settings and the number of known tokens.
@@ -119,6 +120,7 @@ class Family:
     refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     optional: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
     recap: Callable[[Any], tuple[EngineSpec, ...]] = _no_specs
+    first_pass_of_class: bool = False
     grids: Callable[[Any], tuple[Grid, ...]] = _one_grid
     plan: str = "runtime.sampling.constraints:plan_of_one_grid"
     prepared_plan: str = "runtime.gpu.device_loop:PreparedPlan"
@@ -326,21 +328,22 @@ _HIMAR = dataclasses.replace(
 )
 
 
-def _with_recap(family: Family) -> Family:
-    """Return the row of a family whose backbone is MAR's, which can reuse keys and values."""
+def _with_reuse(family: Family) -> Family:
+    """Return the row of a family whose backbone is MAR's, which can reuse keys and values, and its first pass."""
     modules = {FULL: "mar_export.graphs.recap:FullBackbone", LOCAL: "mar_export.graphs.recap:LocalBackbone"}
     return dataclasses.replace(
         family,
         recap=recap_specs,
+        first_pass_of_class=True,
         modules={**family.modules, **modules},
         prepared_plan="runtime.gpu.recap_plan:PreparedRecapPlan",
     )
 
 
 FAMILIES: dict[str, Family] = {
-    DEFAULT: _with_recap(_MAR),
+    DEFAULT: _with_reuse(_MAR),
     "mar-causal": _CAUSAL,
-    "mar-vq": _with_recap(_VQ),
+    "mar-vq": _with_reuse(_VQ),
     "mar-causal-vq": _CAUSAL_VQ,
     NOVA: _NOVA,
     UVA: _UVA,

@@ -63,7 +63,9 @@ def plan_for(model: FamilyConfig, sampling: Sampling, known: int = 0) -> Plan:
 def plan_of_one_grid(model: FamilyConfig, sampling: Sampling, known: int) -> Plan:
     """Return the plan of an image that is drawn as one grid; `Family.plan` of most families."""
     rules = _rules(model)
-    return build_plan(model.tokens, sampling, known, lambda steps: rules.coefficients(model, sampling, steps))
+    plan = build_plan(model.tokens, sampling, known, lambda steps: rules.coefficients(model, sampling, steps))
+    kept = sampling.reuse_first_pass and family_of(model).first_pass_of_class
+    return plan.keeping_first_pass() if kept else plan
 
 
 def supported_samplers(model: FamilyConfig) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.checks import check_choice, check_int, check_number, check_scale, pluralize, truncate
+from runtime.checks import check_bool, check_choice, check_int, check_number, check_scale, pluralize, truncate
 from runtime.errors import RequestError
 from runtime.sampling.noise_schedule import TRAIN_STEPS, step_count
 from runtime.sampling.recap import Group, check_recap, iteration_groups, local_steps
@@ -77,6 +77,7 @@ class Iteration:
         phase: The number of the grid whose tokens it predicts, in the order in which a family draws them.
         noise_start: The first row of noise that the chain reads. Chains of different tokens share rows.
         group: The group of ReCAP that it belongs to; None if its pass neither leaves nor reads keys and values.
+        of_class: Whether its pass knows no tokens and is a function of the class alone, which is kept.
     """
 
     known: int
@@ -86,6 +87,7 @@ class Iteration:
     phase: int = 0
     noise_start: int = 0
     group: Group | None = None
+    of_class: bool = False
 
     @property
     def stop(self) -> int:
@@ -142,6 +144,13 @@ class Plan:
     def phase(self, number: int) -> tuple[Iteration, ...]:
         """Return the iterations that draw the grid `number`."""
         return tuple(iteration for iteration in self.iterations if iteration.phase == number)
+
+    def keeping_first_pass(self) -> Plan:
+        """Return the plan with the first pass kept by class, if it knows no tokens and leaves no keys and values."""
+        first, *later = self.iterations
+        if first.known or first.group is not None:
+            return self
+        return dataclasses.replace(self, iterations=(dataclasses.replace(first, of_class=True), *later))
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -210,6 +219,8 @@ def build_plan(
     _check_ramp(sampling)
     _check_interval(sampling.cfg_interval)
     _check_one_grid(sampling)
+    if sampling.reuse_first_pass is not None:
+        check_bool("reuse_first_pass", sampling.reuse_first_pass)
     check_int("known_tokens", known, 0, length - 1)
     iterations = min(DEFAULT_ITERATIONS, length) if sampling.iterations is None else sampling.iterations
     check_recap(sampling, iterations, length)

@@ -26,7 +26,7 @@ RECAP_SETTINGS = (
 """The settings of ReCAP, see `runtime.sampling.recap`."""
 
 LATER_SETTINGS = frozenset(
-    {"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift", *LOW_RES_SETTINGS, *RECAP_SETTINGS}
+    {"cfg_min", "cfg_truncation", "cfg_renorm", "flow_shift", *LOW_RES_SETTINGS, *RECAP_SETTINGS, "reuse_first_pass"}
 )
 """Settings that older manifests and images do not have. None stands for them."""
 
@@ -74,6 +74,9 @@ class Sampling:
             `cache_buffer`), or compute the buffer anew. None: they reuse them.
         recap_diffusion_share: The diffusion steps of local iterations as a share of those of full ones, above 0 to 1
             (the published sampler has 0.5). None: as many.
+        reuse_first_pass: Whether the first pass of the backbone, which knows no tokens, is computed once for a class
+            and kept; see `runtime.loops.first_pass`. It has no effect on edits, on a GPU, where the first iteration
+            belongs to a group of ReCAP, and in families whose first pass depends on more than the class. None: no.
     """
 
     iterations: int | None = None
@@ -101,6 +104,7 @@ class Sampling:
     recap_plain_iterations: int | None = None
     recap_cache_buffer: bool | None = None
     recap_diffusion_share: float | None = None
+    reuse_first_pass: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("cfg_interval", "diffusion_steps", "low_res_diffusion_steps"):
@@ -176,6 +180,7 @@ class SamplingOverrides(TypedDict, total=False):
     recap_plain_iterations: int | None
     recap_cache_buffer: bool | None
     recap_diffusion_share: float | None
+    reuse_first_pass: bool | None
 
 
 class SamplingRequest(SamplingOverrides, total=False):

@@ -44,6 +44,7 @@ OWN = Sampling(
     recap_local_iterations=1,
     recap_plain_iterations=2,
     recap_cache_buffer=False,
+    reuse_first_pass=True,
     recap_diffusion_share=0.5,
 )
 OF_OTHER_FAMILIES = [

@@ -1,4 +1,7 @@
-"""Graphs with the same weights: the second refers to the file of the first, so that they are stored once."""
+"""Graphs with the same weights: the second refers to the file of the first, so that they are stored once.
+
+Exports and calibration need it, which have onnx-ir; a device does not.
+"""
 
 from __future__ import annotations
 
