@@ -10,18 +10,17 @@ import onnx_ir as ir
 from calibration.quantization.quantizable_layers import LinearNode
 
 
-def save_graph(model: ir.Model, source: pathlib.Path, out: pathlib.Path) -> None:
+def save_graph(model: ir.Model, out: pathlib.Path) -> None:
     """Write a changed model to `out`, without the initializers that no node uses any more.
 
     Args:
-        model: The changed model.
-        source: The file that it was loaded from. Unchanged weights are still read from its external data.
-        out: The new file. It gets external data, in `out`.data, if `source` has some.
+        model: The changed model. Unchanged weights are still read from the external data that it was loaded from.
+        out: The new file. It gets external data, in `out`.data, if the model was loaded from some.
     """
+    external = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
     for name in [name for name, value in model.graph.initializers.items() if not value.uses()]:
         del model.graph.initializers[name]
-    has_external_data = source.with_name(f"{source.name}.data").exists()
-    ir.save(model, out, external_data=f"{out.name}.data" if has_external_data else None)
+    ir.save(model, out, external_data=f"{out.name}.data" if external else None)
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:

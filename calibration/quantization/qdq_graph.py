@@ -44,7 +44,7 @@ def quantize_graph(
     for layer in quantizable_layers(model.graph):
         if layer.name in scales:
             _quantize_layer(model.graph, layer, precision, scales[layer.name])
-    save_graph(model, graph, out)
+    save_graph(model, out)
 
 
 def _quantize_layer(graph: ir.Graph, layer: QuantizableLayer, precision: str, scale: Scale) -> None:

@@ -19,7 +19,12 @@ from calibration.quantization.sensitivity import (
 )
 from calibration.quantization.sqnr import SqnrEvaluator
 from calibration.quantization.statistics import ActivationStatistics
-from calibration.quantization.variants import QdqVariant, QuantizedVariant, WeightOnlyVariant
+from calibration.quantization.variants import (
+    QdqVariant,
+    QuantizedVariant,
+    WeightOnlyVariant,
+    engines_with_weights_of,
+)
 from calibration.quantization.weight_only import BITS
 from runtime.artifact.artifact_folder import Artifact, check_artifact_target
 from runtime.artifact.manifest import CALIBRATED_FOR, MANIFEST, FileEntry, Manifest
@@ -27,7 +32,6 @@ from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.checks import pluralize
 from runtime.distance import sqnr_db
 from runtime.errors import ArtifactError, CalibrationError
-from runtime.model.recap_engines import RECAP_ENGINES
 from runtime.progress import Progress
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing_folder, scratch_beside, sha256, write_json
@@ -102,11 +106,9 @@ def is_quantized(artifact: Artifact, config: QuantizationConfig, out: pathlib.Pa
 
 
 def check_float32(artifact: Artifact) -> None:
-    """Raise `CalibrationError` unless the engines of `artifact` are in float32, and none are of ReCAP."""
+    """Raise `CalibrationError` unless the engines of `artifact` are in float32."""
     if artifact.manifest.precision != "fp32":
         raise CalibrationError(f"{artifact.path} is in {artifact.manifest.precision}; calibrate one in fp32")
-    if not artifact.manifest.engines.keys().isdisjoint(RECAP_ENGINES):
-        raise CalibrationError(f"{artifact.path} has the engines of ReCAP; calibrate one exported without --recap")
 
 
 def quantize(
@@ -222,7 +224,10 @@ class _TargetSearch:
                 self.log(f"{subject} in {config.precision}: SQNR of the latents {report['sqnr_db']:.1f} dB")
             else:
                 self.log(f"{subject}: float32")
-        return dict.fromkeys(config.engines, parity["generation"]) | parity
+        parity = dict.fromkeys(config.engines, parity["generation"]) | parity
+        manifest = self.variant.artifact.manifest
+        same = {name: parity[engine] for engine in config.engines for name in engines_with_weights_of(manifest, engine)}
+        return parity | same
 
 
 def _write_files(folder: pathlib.Path, artifact: Artifact, variant: QuantizedVariant, chosen: set[str]) -> None:

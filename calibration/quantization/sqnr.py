@@ -18,7 +18,7 @@ from runtime.distance import distance_report, drift, relative_l2
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
 from runtime.model.engine_spec import Engine
-from runtime.model.families import engine_specs
+from runtime.model.families import loop_specs
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.rng import seeded_order
 from runtime.sampling.settings import Sampling
@@ -44,7 +44,8 @@ class SqnrEvaluator:
         self._labels = [number % manifest.model.class_num for number in range(images)]
         self._backend = OnnxRuntime("onnxruntime", threads)
         # Without the decoder: latents are compared, not images.
-        self._float32 = {name: self._backend.load(artifact, name) for name in engine_specs(manifest.model)}
+        own = loop_specs(manifest.model, manifest.engines)
+        self._float32 = {name: self._backend.load(artifact, name) for name in own}
         self._expected = self._generate({})  # [B, C, h, w]
 
     def relative_l2(self, changed: Mapping[str, tuple[pathlib.Path, str]]) -> float:

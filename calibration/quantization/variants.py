@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import functools
 import pathlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,8 @@ from calibration.quantization.smoothing import can_smooth, divide_modulation, mo
 from calibration.quantization.statistics import ActivationStatistics
 from calibration.quantization.weight_only import quantize_weights
 from runtime.artifact.artifact_folder import Artifact
+from runtime.artifact.manifest import Manifest
+from runtime.artifact.shared_weights import share_weights
 from runtime.errors import CalibrationError
 from runtime.model.engine_spec import CONDITIONING, DENOISE
 from runtime.model.families import check_supported
@@ -23,6 +26,11 @@ from runtime.model.low_precision import stays_in_float32
 
 ChangedGraphs = dict[str, tuple[pathlib.Path, str]]
 """The quantized graphs, by engine: an ONNX file and its precision."""
+
+
+def engines_with_weights_of(manifest: Manifest, engine: str) -> list[str]:
+    """Return the engines of an artifact whose weights are those of `engine`, which are quantized with it."""
+    return [name for name, spec in manifest.specs.items() if spec.weights_of == engine]
 
 
 class QuantizedVariant(abc.ABC):
@@ -55,9 +63,25 @@ class QuantizedVariant(abc.ABC):
         """Return what the manifest says of quantizing the layers `chosen`."""
         return {}
 
-    def _graph_files(self, engine: str, folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-        """The graph of an engine in the artifact, and its quantized copy in `folder`."""
-        return self.artifact.engine_file(engine), folder / self.artifact.manifest.engines[engine]
+    def _write_changed(
+        self, engine: str, folder: pathlib.Path, change: Callable[[pathlib.Path, pathlib.Path], None]
+    ) -> ChangedGraphs:
+        """Write the changed graphs of an engine and of those that have its weights, which are stored once.
+
+        Args:
+            engine: The engine.
+            folder: The folder to write to.
+            change: Called with the graph of an engine in the artifact, and with its copy to write.
+        """
+        manifest, graphs = self.artifact.manifest, ChangedGraphs()
+        for name in (engine, *engines_with_weights_of(manifest, engine)):
+            out = folder / manifest.engines[name]
+            change(self.artifact.engine_file(name), out)
+            graphs[name] = out, self.precision
+        first, *others = (out for out, _ in graphs.values())
+        for out in others:
+            share_weights(out, first)
+        return graphs
 
 
 class QdqVariant(QuantizedVariant):
@@ -96,12 +120,18 @@ class QdqVariant(QuantizedVariant):
         divisors = self._modulation_divisors(by_engine.get(DENOISE, {}))
         if divisors is not None:
             by_engine.setdefault(CONDITIONING, {})
-        graphs = {}
+        graphs = ChangedGraphs()
         for engine, scales in by_engine.items():
-            source, out = self._graph_files(engine, folder)
-            quantize_graph(source, out, self.precision, scales, divisors if engine == CONDITIONING else None)
-            graphs[engine] = out, self.precision
+            divided = divisors if engine == CONDITIONING else None
+            graphs |= self._write_changed(
+                engine, folder, functools.partial(self._quantize, scales=scales, divided=divided)
+            )
         return graphs
+
+    def _quantize(
+        self, source: pathlib.Path, out: pathlib.Path, scales: Mapping[str, Scale], divided: np.ndarray | None
+    ) -> None:
+        quantize_graph(source, out, self.precision, scales, divided)
 
     def provenance(self, chosen: Collection[str]) -> dict[str, str]:
         """Return the share of the activations that saturate."""
@@ -128,12 +158,13 @@ class WeightOnlyVariant(QuantizedVariant):
 
     def write(self, folder: pathlib.Path, chosen: Collection[str]) -> ChangedGraphs:
         """Write the changed graphs; see `QuantizedVariant.write`."""
-        graphs = {}
+        graphs = ChangedGraphs()
         for engine, layers in _by_engine(chosen).items():
-            source, out = self._graph_files(engine, folder)
-            quantize_weights(source, out, self.precision, layers)
-            graphs[engine] = out, self.precision
+            graphs |= self._write_changed(engine, folder, functools.partial(self._quantize, layers=layers))
         return graphs
+
+    def _quantize(self, source: pathlib.Path, out: pathlib.Path, layers: Sequence[str]) -> None:
+        quantize_weights(source, out, self.precision, layers)
 
 
 def _by_engine(names: Collection[str]) -> dict[str, list[str]]:

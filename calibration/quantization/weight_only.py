@@ -40,7 +40,7 @@ def quantize_weights(graph: pathlib.Path, out: pathlib.Path, precision: str, lay
         for linear in layer.linears:
             _quantize_linear(model.graph, linear, activation, precision)
     model.graph.opset_imports[""] = _OPSET
-    save_graph(model, graph, out)
+    save_graph(model, out)
 
 
 def block_size(channels: int) -> int | None:

@@ -30,11 +30,11 @@ class _ReusingBlock(SequenceBlock):
             These rows [K, B, E], and the keys and values of all rows of x.
         """
         normed = self.norm1(x)
+        asking = normed if part is None else normed.narrow(0, *part)
+        queries = self.attn.q(asking)  # first: calibration then finds the layers of `Backbone` under the same names
         new = self.attn.k(normed), self.attn.v(normed)
         keys, values = new if kept is None else (torch.cat([old, own]) for old, own in zip(kept, new, strict=True))
-        if part is not None:
-            x, normed = x.narrow(0, *part), normed.narrow(0, *part)
-        x = x + self.attn.attend_projected(self.attn.q(normed), keys, values)
+        x = (x if part is None else x.narrow(0, *part)) + self.attn.attend_projected(queries, keys, values)
         return x + self.mlp(self.norm2(x)), new
 
 

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
@@ -18,13 +19,16 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.cli.generate import generate
 from runtime.cli.group import mar
 from runtime.cli.inspect_image import command
-from runtime.errors import CalibrationError, IntegrityError, MarError, RequestError
+from runtime.errors import IntegrityError, MarError, RequestError
 from runtime.generator import Generator
 from runtime.model.config import ModelConfig
 from runtime.model.recap_engines import FULL, LOCAL, RECAP_ENGINES
 from runtime.sampling.settings import Sampling
+from tests.helpers.distance import relative_l2
 from training.checkpoints.checkpoint import Checkpoint
 from training.models.mar import MAR
+
+BACKBONES = ("backbone", *RECAP_ENGINES)
 
 
 def refusal(kind: type[MarError], work: Any) -> str:
@@ -90,10 +94,44 @@ def test_a_model_with_causal_attention_has_no_such_engines(tmp_path: pathlib.Pat
     assert message.startswith("ReCAP (recap_local_iterations) is for a MAR with bidirectional attention; leave it out")
 
 
-def test_what_measures_single_passes_refuses_local_ones(recap_artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    line = [str(recap_artifact), "--out", str(tmp_path / "int8")]
-    message = refusal(CalibrationError, lambda: calibrate.main(line, standalone_mode=False))
-    assert message.endswith("has the engines of ReCAP; calibrate one exported without --recap")
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_all_backbones_are_quantized_with_the_same_weights(
+    recap_artifact: pathlib.Path, tmp_path: pathlib.Path, weights_only: bool
+) -> None:
+    settings = ["--iterations=4", "--diffusion-steps=3", "--start-timestep=900", "--cfg-scale=2"]
+    recap = ["--recap-local-iterations=1", "--recap-plain-iterations=1"]
+    line = [str(recap_artifact), f"--out={tmp_path / 'low'}", *settings, *recap, "--count=4", "--eval-count=2"]
+    only = ["--weights-only"] if weights_only else []
+    calibrate.main([*line, *only, "--threads=1", "--target-sqnr=10"], standalone_mode=False)
+    low = Artifact(tmp_path / "low")
+    low.verify()
+    assert not list(low.path.glob("backbone_*.data"))
+    stored = low.manifest.files["backbone.onnx.data"].bytes
+    assert stored < 0.6 * Artifact(recap_artifact).manifest.files["backbone.onnx.data"].bytes
+    quantized = {name: _dequantized_weights(low.path / low.manifest.engines[name]) for name in BACKBONES}
+    assert len(quantized["backbone"]) > 10
+    assert quantized[FULL] == quantized[LOCAL] == quantized["backbone"]
+    for name in RECAP_ENGINES:
+        assert low.manifest.parity[name] == low.manifest.parity["backbone"]
+    assert low.manifest.parity["generation"]["sqnr_db"] >= 10
+    request: dict[str, Any] = {"recap_local_iterations": 1, "iterations": 4, "diffusion_steps": 3, "cfg_scale": 2.0}
+    request["start_timestep"] = 900
+    with Generator.load(low.path, threads=1) as found, Generator.load(recap_artifact, threads=1) as expected:
+        latents = [each.generate([1, 4], **request).latents for each in (found, expected)]
+    assert 1e-4 < relative_l2(*latents) < 0.3
+
+
+def _dequantized_weights(graph: pathlib.Path) -> set[str]:
+    """Return the names of the nodes that dequantize weights; those of activations are others."""
+    nodes = ir.load(graph).graph
+    return {
+        str(node.name)
+        for node in nodes
+        if node.op_type == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].is_initializer()
+    }
+
+
+def test_what_measures_single_passes_refuses_local_ones(recap_artifact: pathlib.Path) -> None:
     line = [str(recap_artifact), "--budget-ms", "1000", "--recap-local-iterations", "1"]
     message = refusal(RequestError, lambda: optimize_steps.main(line, standalone_mode=False))
     assert message == "mar optimize-steps has no local iterations; leave out recap_local_iterations"
