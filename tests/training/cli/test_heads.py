@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,11 +16,13 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from calibration.cli.calibrate import calibrate
 from calibration.cli.optimize_steps import optimize_steps
 from mar_export.artifact.export import export_artifact
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import MarError, RequestError
 from runtime.generator import Generator
+from runtime.model.engine_spec import Array
 from tests.helpers.tiny_runs import TINY, logged, one_sentence, one_thread, randomized, start, write_idx_dataset
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_run, save_weights
 from training.cli.distill import distill
@@ -59,12 +62,18 @@ def run_command(line: list[str]) -> str:
 SHORT = ["--count=24", "--steps=3", "--batch-size=8", "--threads=1"]
 
 
-def test_a_distilled_head_generates_in_its_own_number_of_steps(
-    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    run, artifact = tmp_path / "run", tmp_path / "artifact"
+@pytest.fixture(scope="module")
+def distilled(teacher: pathlib.Path, data: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with `run`, a head of two steps distilled with guidance, and `artifact`, its export. Read only."""
+    folder = tmp_path_factory.mktemp("distilled")
     line = ["distill", str(teacher), "--to=2", "--cfg-scale=1.5", "--teacher-steps=4", f"--data={data}"]
-    assert "mar export" in run_command([*line, f"--out={run}", *SHORT])
+    assert "mar export" in run_command([*line, f"--out={folder / 'run'}", *SHORT])
+    export_artifact(load_checkpoint(folder / "run"), folder / "artifact", lambda text: None)  # compares with PyTorch
+    return folder
+
+
+def test_a_distilled_head_generates_in_its_own_number_of_steps(teacher: pathlib.Path, distilled: pathlib.Path) -> None:
+    run, artifact = distilled / "run", distilled / "artifact"
     config = json.loads((run / "config.json").read_text())
     assert config["distilled_from"]["file"] == teacher.name
     assert {name: config["distilled_from"][name] for name in ("cfg_scale", "teacher_steps")} == {
@@ -73,8 +82,6 @@ def test_a_distilled_head_generates_in_its_own_number_of_steps(
     }
     settings = {"count": 24, "steps": 3, "batch_size": 8, "seed": 0, "checkpoint": str(teacher)}
     assert {name: config["training"][name] for name in settings} == settings
-    checkpoint = load_checkpoint(run)
-    export_artifact(checkpoint, artifact, lambda text: None)  # compares it with eager PyTorch
     own = Artifact(artifact).manifest.sampling
     assert (own.sampler, own.diffusion_steps, own.cfg_scale) == ("flow-euler", 2, 1.0)
     with Generator.load(artifact, threads=1) as generator:
@@ -87,6 +94,35 @@ def test_a_distilled_head_generates_in_its_own_number_of_steps(
     labels = np.array([0, 2])
     expected = sample(load_checkpoint(run).model, labels, result.plan, order, noise.astype(np.float32))
     np.testing.assert_allclose(result.latents, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_head_distilled_with_guidance_reaches_int8_without_the_unconditional_half(
+    distilled: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """The sequence of docs/tasks/heads.md: distill, export, calibrate."""
+    line = [str(distilled / "artifact"), "--out", str(tmp_path / "int8"), "--iterations=3", "--count=3", "--threads=1"]
+    calibrate.main([*line, "--eval-count=2", "--target-sqnr=10"], standalone_mode=False)
+    manifest = Artifact(tmp_path / "int8").manifest
+    assert (manifest.precision, manifest.parity["generation"]["sqnr_db"] >= 10) == ("int8", True)
+    rows: list[tuple[int, int]] = []  # of each step: the tokens, and the rows of their modulation
+    seen: list[list[int]] = []  # the classes of each pass
+    with Generator.load(tmp_path / "int8", threads=1) as generator:
+        engines = generator.engines
+
+        def backbone(**inputs: Array) -> tuple[Array, ...]:
+            seen.append(inputs["labels"].tolist())
+            return engines.backbone(**inputs)
+
+        def denoise(**inputs: Array) -> tuple[Array, ...]:
+            rows.append((len(inputs["x"]), len(inputs["modulation"])))
+            return engines.denoise(**inputs)
+
+        watched = dataclasses.replace(engines, backbone=backbone, denoise=denoise)
+        result = Generator(manifest, watched, "watched").generate([0, 2], iterations=3)
+        with pytest.raises(RequestError, match="guidance is already part of the distilled head"):
+            generator.generate([0], cfg_scale=1.5)
+    assert seen == [[0, 2]] * 3
+    assert rows == [(2 * iteration.count, 2 * iteration.count) for iteration in result.plan.iterations for _ in "ab"]
 
 
 def test_a_flow_head_generates_with_guidance_by_its_own_samplers(
