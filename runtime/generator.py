@@ -308,9 +308,7 @@ class Generator:
                         lane = open_backend(backend, device, lane_threads)
                         unless_loaded.callback(lane.close)
                         lanes.append(Engines(**_load_own(lane, opened)))
-            text = opened.verified_bytes(TEXT_TOKENIZER) if TEXT_ENCODER in manifest.engines else None
-            tokenizer = None if text is None else PromptTokenizer(text)
-            first_pass = _first_pass(opened) if FIRST_PASS in manifest.files else None
+            tokenizer, first_pass = _tokenizer(opened), _first_pass(opened)
             close = unless_loaded.pop_all().close
             return cls(manifest, Engines(**engines), runner.description, close, loop, lanes, tokenizer, first_pass)
 
@@ -728,9 +726,18 @@ def _load_own(backend: Backend, artifact: Artifact) -> dict[str, Engine]:
     return {name: backend.load(artifact, name) for name in own}
 
 
-def _first_pass(artifact: Artifact) -> Float:
-    """Return z of the first pass of each class, float32 [classes + 1, L, C]: the file that the artifact has, mapped."""
+def _tokenizer(artifact: Artifact) -> PromptTokenizer | None:
+    """Return the tokenizer of prompts; None if the artifact has no text encoder."""
+    if TEXT_ENCODER not in artifact.manifest.engines:
+        return None
+    return PromptTokenizer(artifact.verified_bytes(TEXT_TOKENIZER))
+
+
+def _first_pass(artifact: Artifact) -> Float | None:
+    """Return z of the first pass of each class, float32 [classes + 1, L, C], mapped; None if the artifact has none."""
     config = artifact.manifest.model
+    if FIRST_PASS not in artifact.manifest.files:
+        return None
     values: Float = np.frombuffer(artifact.verified_map(FIRST_PASS), "<f4")
     return values.reshape(-1, config.tokens, config.z_channels)
 

@@ -65,8 +65,8 @@ class ActivationObserver:
     def _advance(self, engine: str, inputs: Mapping[str, Array]) -> range:
         """Count this call of an engine; return the diffusion steps that it is for."""
         if engine in (BACKBONE, BACKBONE2, *RECAP_ENGINES):
-            first = engine != BACKBONE2 and not len(inputs["tokens"])
-            self._iteration = 0 if first else self._iteration + 1
+            begins = engine != BACKBONE2 and not len(inputs["tokens"])
+            self._iteration = 0 if begins else self._iteration + 1
             self._step, self._steps = 0, range(0)
             return range(0)
         if engine in (CONDITIONING, CONDITIONING2):

@@ -90,10 +90,7 @@ def export_artifact(
         ArtifactError: `out` is something else than an artifact folder.
     """
     modules = _modules(checkpoint, optional, text_encoder)
-    base = _manifest(checkpoint, sampling, precision, text_encoder, modules)
-    if first_pass := FIRST_PASS in optional:
-        check_first_pass(base.model)
-        base = dataclasses.replace(base, provenance={**base.provenance, "first_pass": "of each class"})
+    base = _manifest(checkpoint, sampling, precision, text_encoder, modules, FIRST_PASS in optional)
     tokenizer = None if text_encoder is None else text_encoder.tokenizer
     if check_replaceable(out, base, force):
         report(f"{out} holds this export already; --force exports it again")
@@ -103,7 +100,7 @@ def export_artifact(
         del checkpoint, text_encoder
         if tokenizer is not None:
             (folder / TEXT_TOKENIZER).write_bytes(tokenizer)
-        manifest = _export_compared(modules, base, folder, scratch, trajectory, first_pass, report)
+        manifest = _export_compared(modules, base, folder, scratch, trajectory, FIRST_PASS in optional, report)
         _write_manifest(folder, manifest := keep_additions(out, folder, manifest, report))
     report(f"artifact written to {out}")
     return manifest
@@ -319,12 +316,16 @@ def _manifest(
     precision: str,
     text_encoder: LoadedTextEncoder | None,
     engines: Collection[str],
+    first_pass: bool,
 ) -> Manifest:
     """Return a manifest that lists no files or parity yet, and no files of its engines.
 
-    Raises `RequestError` for invalid settings, or for some that need other engines.
+    Raises `RequestError` for invalid settings, for some that need other engines, or for a first pass that is not of a
+    class.
     """
     config = checkpoint.model.config
+    if first_pass:
+        check_first_pass(config)
     sampling = sampling or default_sampling(config)
     plan_for(config, sampling)
     if sampling.recap and FULL not in engines:
@@ -337,7 +338,11 @@ def _manifest(
         precision=precision,
         files={},
         engines=dict.fromkeys(engines, ""),
-        provenance=_provenance(checkpoint) | _text_encoder_provenance(text_encoder),
+        provenance={
+            **_provenance(checkpoint),
+            **_text_encoder_provenance(text_encoder),
+            **({"first_pass": "of each class"} if first_pass else {}),
+        },
         parity={},
     )
 

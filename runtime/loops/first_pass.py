@@ -20,7 +20,7 @@ CLASSES_KEPT = 32
 
 
 class FirstPass:
-    """z of the first pass, by class. One thread at a time may call it."""
+    """z of the first pass, by class: called as an engine. One thread at a time may call it."""
 
     def __init__(self, backbone: Engine, config: FamilyConfig, stored: Float | None = None) -> None:
         """Keep what `backbone` computes.
@@ -33,7 +33,7 @@ class FirstPass:
         self._backbone, self._config, self._stored = backbone, config, stored
         self._kept: collections.OrderedDict[int, Float] = collections.OrderedDict()  # least recently used first
 
-    def predict(self, labels: Int, predict: Int) -> Float:
+    def __call__(self, labels: Int, predict: Int) -> tuple[Float]:
         """Return z of the first tokens of a batch.
 
         Args:
@@ -45,12 +45,13 @@ class FirstPass:
         """
         batch = predict.shape[1]
         z = np.stack([self.of(int(label))[predict[:, n % batch]] for n, label in enumerate(labels)])  # [G*B, K, C]
-        return z.reshape(-1, batch, *z.shape[1:]).swapaxes(1, 2).reshape(-1, z.shape[-1])
+        return (z.reshape(-1, batch, *z.shape[1:]).swapaxes(1, 2).reshape(-1, z.shape[-1]),)
 
     def of(self, label: int) -> Float:
         """Return z of all positions for a class, float32 [L, C]."""
         if self._stored is not None:
-            return self._stored[label]
+            stored: Float = self._stored[label]
+            return stored
         if label not in self._kept:
             self._kept[label] = self._compute(label)
             if len(self._kept) > CLASSES_KEPT:

@@ -43,7 +43,8 @@ class Engines:
         conditioning2: What no noisy token enters in the head of that grid.
         denoise2: One diffusion step of that grid.
         text_encoder: Tokens of prompts to what `condition` reads, if the artifact has one. The loop does not use it.
-        first_pass: What keeps the first pass of `backbone` from one image to the next; None: each plan computes it.
+        first_pass: Classes and positions to z, by a `runtime.loops.first_pass.FirstPass` that keeps the first pass of
+            `backbone` from one image to the next; None: each plan computes it.
         decoder: Latents to an image, if the artifact has a KL tokenizer. The loop does not use it.
         encoder: An image to latents, if the artifact has that too. The loop does not use it.
     """
@@ -60,7 +61,7 @@ class Engines:
     decoder: Engine | None = None
     encoder: Engine | None = None
     text_encoder: Engine | None = None
-    first_pass: FirstPass | None = None
+    first_pass: Engine | None = None
 
 
 def run_plan(
@@ -91,8 +92,7 @@ def run_plan(
     Raises:
         BackendError: An engine failed.
     """
-    length, batch = order.shape
-    tokens = np.zeros((length, batch, config.token_channels), np.float32)
+    batch, tokens = order.shape[1], np.zeros((*order.shape, config.token_channels), np.float32)
     tokens[: len(known)] = known
     family, passes = family_of(config), GroupPasses(engines.backbone_full, engines.backbone_local)
     first_pass = engines.first_pass or FirstPass(engines.backbone, config)
@@ -102,7 +102,7 @@ def run_plan(
         if iteration.group is not None:
             z = passes.predict(iteration, iteration.group, tokens, order, of_halves)  # [G*N, C]
         elif iteration.of_class:
-            z = first_pass.predict(of_halves, order[start:stop])
+            (z,) = first_pass(labels=of_halves, predict=order[start:stop])
         else:
             read = {"visible": order[:start], "predict": order[start:stop], "rest": order[stop:]}
             (z,) = engines.backbone(tokens=tokens[:start], **read, **{family.condition: of_halves})
