@@ -105,8 +105,7 @@ def read_square(path: pathlib.Path, side: int, background: Color) -> tuple[NDArr
         ImageFileError: It cannot be read.
     """
     with _reading(path) as lines:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
-            raise ValueError("it is not a regular file")
+        _check_regular(path)
         image = _over(*_decode(path, lines), background)
         width, height = image.size
         if min(image.size) < side:
@@ -167,6 +166,8 @@ def read_transparency(path: ImageSource) -> NDArray[np.bool_]:
         ImageFileError: It cannot be read.
     """
     with _reading(path) as lines:
+        if isinstance(path, pathlib.Path):
+            _check_regular(path)
         image, alpha = _decode(path, lines)
         return np.zeros(image.size[::-1], bool) if alpha is None else np.asarray(alpha) < _HALF
 
@@ -232,6 +233,12 @@ def _reading(path: ImageSource) -> Iterator[list[str]]:
         large = issubclass(warning.category, Image.DecompressionBombWarning)
         note = "so many pixels that it takes much memory" if large else f"Pillow warns: {warning.message}"
         lines.append(f"{name}: {printable(note)}")
+
+
+def _check_regular(path: pathlib.Path) -> None:
+    """Raise `ValueError` for what is no file on a disk, because a pipe that lies in a dataset would be waited for."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
 
 
 def _decode(path: ImageSource, lines: list[str]) -> tuple[Image.Image, Image.Image | None]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile
 
 from runtime.errors import RequestError
-from runtime.image_files import ImageFileError, parse_color, read_image, read_mask, read_square
+from runtime.image_files import (
+    ImageFileError,
+    parse_color,
+    read_image,
+    read_mask,
+    read_square,
+    read_transparency,
+)
 
 WHITE, GREEN = (255, 255, 255), (10, 200, 10)
 HIDDEN = (255, 0, 255)
@@ -264,10 +272,13 @@ def test_a_format_that_would_run_a_program_is_refused(tmp_path: pathlib.Path) ->
         read_image(tmp_path / "a.png", WHITE)
 
 
-def test_a_pipe_in_a_dataset_is_refused_instead_of_waited_for(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("read", [lambda path: read_square(path, 8, WHITE), read_transparency])
+def test_a_pipe_in_a_dataset_is_refused_instead_of_waited_for(
+    tmp_path: pathlib.Path, read: Callable[[pathlib.Path], object]
+) -> None:
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(ImageFileError, match=r"a\.png: not a readable image \(it is not a regular file\)"):
-        read_square(tmp_path / "a.png", 8, WHITE)
+        read(tmp_path / "a.png")
 
 
 def test_a_mask_is_what_is_erased_or_else_what_is_white(tmp_path: pathlib.Path) -> None:
