@@ -5,6 +5,7 @@ One check is of what an engine computed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from unicodedata import category
@@ -16,6 +17,7 @@ from runtime.errors import BackendError, RequestError
 
 _LARGEST_SCALE = 1000
 _LONGEST_VALUE = 40  # characters of a value in a message
+_UNDECODED = re.compile("[\udc80-\udcff]+")  # Python's stand-ins for bytes that the locale has no letters for
 _BREAKING = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, separators of lines and of paragraphs
 
 
@@ -66,9 +68,15 @@ def truncate(value: object) -> str:
 def printable(text: str) -> str:
     """Return a text of any origin, such as the name of a file, on one line of valid Unicode.
 
-    Line breaks and control characters are escaped, and so are bytes that were no UTF-8.
+    Line breaks and control characters are escaped, and so are bytes that were no UTF-8. Names are UTF-8 whatever the
+    locale: under one of ASCII, Python has stand-ins for the bytes of every other letter.
     """
+    text = _UNDECODED.sub(_as_utf8, text)
     return "".join(_escape(letter) if category(letter) in _BREAKING else letter for letter in text)
+
+
+def _as_utf8(undecoded: re.Match[str]) -> str:
+    return undecoded[0].encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
 def _escape(letter: str) -> str:

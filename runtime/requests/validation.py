@@ -91,8 +91,8 @@ def parse_class(text: str, names: Sequence[str]) -> int:
 
 
 def _classes_named(name: str, names: Sequence[str]) -> list[int]:
-    """Return the classes of exactly this name, or else those that differ in case, or in zeros before a number."""
-    for key in (str, _any_case, _without_zeros):
+    """Return the classes of exactly this name, or else those that differ in escapes, case, or zeros before a number."""
+    for key in (str, printable, _any_case, _without_zeros):
         matches = [number for number, other in enumerate(names) if key(other) == key(name)]
         if matches:
             return matches

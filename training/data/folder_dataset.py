@@ -92,14 +92,14 @@ class FolderDataset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The SHA-256 of name, size and time of change of every file; reading a million files would take hours."""
-        files = [(file.relative_to(self._path).as_posix(), *_size_and_time(file)) for file in self._files]
+        files = [(self._relative(file), *_size_and_time(file)) for file in self._files]
         settings = (self._image_size, self._background, self.classes)
         return hashlib.sha256(repr((*settings, files)).encode()).hexdigest()
 
     @functools.cached_property
     def content(self) -> str:
         """The SHA-256 of name and size of every file, which a copy of them elsewhere has too."""
-        files = [(file.relative_to(self._path).as_posix(), *_size_and_time(file)[:1]) for file in self._files]
+        files = [(self._relative(file), *_size_and_time(file)[:1]) for file in self._files]
         return hashlib.sha256(repr(files).encode()).hexdigest()
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -113,6 +113,10 @@ class FolderDataset:
     def name(self, index: int) -> str:
         """Return the path of the image's file, on one line of valid Unicode whatever the path is."""
         return printable(str(self._files[index]))
+
+    def _relative(self, file: pathlib.Path) -> str:
+        """Return the path of a file below the dataset, the same in every locale."""
+        return printable(file.relative_to(self._path).as_posix())
 
     def _load(self, file: pathlib.Path) -> NDArray[np.uint8]:
         try:

@@ -33,6 +33,8 @@ MIXED = ["Cat", "cat", "dog", "caf\u00e9", "x:y", "0.5"]
         ("index:0", ["index:0x", "index:0"], 0),
         ("name:index:0", ["a", "index:0"], 1),
         ("0.5", MIXED, 5),
+        ("\udce7\udc8c\udcab", ["dog", "\u732b"], 1),  # the bytes of the letter, as an argument under an ASCII locale
+        ("new\nline", ["dog", "new\\nline"], 1),  # the name of the folder, which the class has on one line
     ],
 )
 def test_a_class_is_found_by_its_name_or_its_number(text: str, names: list[str], expected: int) -> None:

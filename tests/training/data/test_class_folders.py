@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,24 @@ def test_names_of_any_bytes_are_told_on_one_line(tmp_path: pathlib.Path) -> None
         assert dataset.name(number) == f"{tmp_path}/{name}/\\xff\\n\\x1b.png"
         dataset.name(number).encode()
     assert len(dataset.fingerprint) == 64
+
+
+def test_names_are_the_same_in_a_locale_without_their_letters(tmp_path: pathlib.Path) -> None:
+    for folder in (b"caf\xe9", "\u732b".encode(), b"tea"):
+        save_image(tmp_path / os.fsdecode(folder) / "\u00e9.png", Image.new("RGB", (8, 8)))
+    script = (
+        "import pathlib, sys; from training.data.datasets import open_dataset;"
+        "dataset = open_dataset(pathlib.Path(sys.argv[1]), 8); assert sys.getfilesystemencoding() == 'ascii';"
+        "names = [dataset.name(number) for number in range(3)];"
+        "print(ascii((dataset.classes, names, dataset.content)))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(command, env={**os.environ, **locale}, capture_output=True, text=True, check=True)
+    here = open_dataset(tmp_path, 8)
+    assert here.classes == ("caf\\xe9", "tea", "\u732b")
+    names = [here.name(number) for number in range(3)]
+    assert ended.stdout == f"{(here.classes, names, here.content)!a}\n"
 
 
 def test_transparent_pixels_show_the_background_and_change_the_fingerprint(tmp_path: pathlib.Path) -> None:
