@@ -57,10 +57,10 @@ def read_image_and_mask(
 
 
 def _check_proportions(image: tuple[pathlib.Path, tuple[int, int]], mask: tuple[pathlib.Path, tuple[int, int]]) -> None:
-    """Raise `RequestError` unless two images are scaled versions of each other, up to a pixel of the smaller one."""
+    """Raise `RequestError` unless two images are scaled versions of each other, up to a pixel of one side."""
     (file, (width, height)), (mask_file, (mask_width, mask_height)) = image, mask
-    areas = width * mask_height, height * mask_width  # equal for equal proportions
-    if abs(areas[0] - areas[1]) > max(areas) / min(width, height, mask_width, mask_height):
+    areas = width * mask_height, height * mask_width  # equal for equal proportions; a pixel more changes one by a side
+    if abs(areas[0] - areas[1]) > max(width, height, mask_width, mask_height):
         raise RequestError(
             f"{printable(str(mask_file))}: {mask_width}x{mask_height} pixels, but {printable(str(file))} has "
             f"{width}x{height}; give a mask of the proportions of the image"

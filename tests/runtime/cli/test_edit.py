@@ -47,6 +47,7 @@ def files(tmp_path: pathlib.Path) -> pathlib.Path:
     # What cannot be used.
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "black.png")
     Image.fromarray(np.zeros((8, 12), np.uint8)).save(folder / "wide.png")
+    Image.fromarray(np.zeros((1, 600), np.uint8)).save(folder / "line.png")
     Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(folder / "float.tif")
     (folder / "folder.png").mkdir()
     (folder / "empty.png").write_bytes(b"")
@@ -215,6 +216,7 @@ WRONG = [
     (f"{ALL} --mask {{files}}/black.png", "black.png: the mask has no white pixel"),
     (f"{ALL} --image {{files}}/wide.png", "mask.png: 8x8 pixels, but "),
     (f"{ALL} --mask {{files}}/wide.png", "wide.png: 12x8 pixels, but "),
+    (f"{ALL} --image {{files}}/line.png", "mask.png: 8x8 pixels, but "),
     (FILES, "give --class, the class of the image; the model has 2 classes"),
     *(
         (f"{ALL} --{option} {{files}}/{name}", f"{name}: not a readable image")
