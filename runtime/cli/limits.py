@@ -15,10 +15,14 @@ _NO_PROCESS = "no further thread or process can be started; raise the limits of 
 # What libraries say in exceptions of their own when the system refuses them something.
 _TEXTS = (
     (
-        re.compile(r"bad_?alloc|out of memory|can(no|')t allocate|failed to allocate|failed to map segment", re.I),
+        re.compile(
+            r"bad_?alloc|out of memory|can(no|')t allocate|failed to allocate|failed to map segment"
+            r"|could not create a primitive",  # oneDNN, which PyTorch multiplies matrices with
+            re.I,
+        ),
         _NO_MEMORY,
     ),
-    (re.compile(r"too many open files|errno 24|error 24", re.I), _NO_DESCRIPTORS),
+    (re.compile(r"too many open files|errno 24|error (number )?24", re.I), _NO_DESCRIPTORS),
     (re.compile(r"can't start new thread|resource temporarily unavailable", re.I), _NO_PROCESS),
 )
 _ERRNOS = {
@@ -33,8 +37,8 @@ def describe_limit(error: BaseException) -> str | None:
     """Return what to say if a limit of the system is behind an exception, whatever it was taken for since."""
     for cause in _chain(error):
         if isinstance(cause, MarError):
-            if "memory" in str(cause):
-                return None  # the message of this error is more precise
+            if "enough memory" in str(cause):
+                return None  # the message of this error is more precise, it does not just quote a library
             continue
         if isinstance(cause, MemoryError):
             return _NO_MEMORY

@@ -130,6 +130,7 @@ def _caused(cause: BaseException, message: str) -> Exception:
         (MemoryError(), "not enough memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), "memory"),
         (RuntimeError("std::bad_alloc"), "not enough memory"),
+        (RuntimeError("could not create a primitive"), "not enough memory"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory"),
         (OSError(errno.EMFILE, "Too many open files", "x"), "too few file descriptors"),
@@ -137,6 +138,11 @@ def _caused(cause: BaseException, message: str) -> Exception:
         (RuntimeError("can't start new thread"), "no further thread or process"),
         (_caused(OSError(errno.EMFILE, "Too many open files"), "backend is not installed"), "too few file"),
         (_caused(MemoryError(), "backend is not installed"), "not enough memory"),
+        (
+            _caused(RuntimeError("Cannot allocate memory"), "cannot load it (Cannot allocate memory)"),
+            "not enough memory",
+        ),
+        (_caused(RuntimeError("Load model failed:system error number 24"), "cannot load it"), "too few file"),
     ],
     ids=str,
 )
