@@ -325,7 +325,8 @@ def refuse_data_fields(values: Mapping[str, Any], where: str) -> None:
     """
     model = values.get("model", {})
     if stated := [name for name in fields_from_data(model) if isinstance(model, Mapping) and name in model]:
-        raise ConfigError(f"{where}, model: {' and '.join(stated)} of a new run comes from its data; remove it")
+        verb, them = ("comes", "it") if len(stated) == 1 else ("come", "them")
+        raise ConfigError(f"{where}, model: {' and '.join(stated)} of a new run {verb} from its data; remove {them}")
 
 
 def resolve_model(

@@ -120,6 +120,10 @@ def test_a_run_keeps_the_config_of_its_file(
         ("[model]\ndepth = 3", "unknown model config keys depth"),
         ("[model]\nimg_size = 30", "img_size"),
         ("[model]\nclass_num = 3", "class_num of a new run comes from its data; remove it"),
+        (
+            "[model]\nclass_num = 3\nvae_embed_dim = 3",
+            "class_num and vae_embed_dim of a new run come from its data; remove them",
+        ),
         ('[training]\nsteps = "many"', "steps must be a whole number of at least 1"),
         ("[training]\nsteps = 3.0", "steps must be a whole number"),
         ("[training]\nsteps = true", "steps must be a whole number"),
