@@ -68,7 +68,7 @@ def plans_to_build(artifact: Artifact, settings: Mapping[str, Any]) -> list[Plan
     manifest = artifact.manifest
     named = any(value is not None for value in settings.values())
     requests = [settings] if named else [{}, *({"preset": name} for name in (*PRESETS, *manifest.presets))]
-    if FULL in manifest.engines and not any(manifest.resolve_sampling(request).recap for request in requests):
+    if FULL in manifest.engines and not manifest.resolve_sampling(requests[0]).recap:
         requests += [{**request, **recap} for request in requests for recap in _RECAP]
     samplings, model = [manifest.resolve_sampling(request) for request in requests], manifest.model
     edits = model.tokens if is_editable(model) else 1

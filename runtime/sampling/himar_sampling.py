@@ -50,6 +50,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "low_res_diffusion_steps": 10,
     },
 }
+_PRESETS["instant"] = _PRESETS["turbo"]  # there is nothing to reuse
 
 
 def supported_samplers(model: HimarConfig) -> tuple[str, ...]:

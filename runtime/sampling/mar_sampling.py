@@ -19,6 +19,7 @@ _FLOW_CHAINS: dict[str, dict[str, Any]] = {
     "balanced": {"sampler": "flow-2m", "diffusion_steps": 12},
     "fast": {"sampler": "flow-2m", "diffusion_steps": 8},
     "turbo": {"sampler": "flow-2m", "diffusion_steps": 6},
+    "instant": {"sampler": "flow-2m", "diffusion_steps": 6},
 }
 _CHAIN = ("sampler", "diffusion_steps")  # the settings of the chain that a preset has
 

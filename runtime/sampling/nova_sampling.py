@@ -24,7 +24,7 @@ from runtime.sampling.settings import Sampling
 _LEAST_VARIANCE = 1e-20  # of DDPM, as published
 
 # The steps of each preset that is faster than the published settings.
-_STEPS = {"exact": 25, "balanced": 16, "fast": 10, "turbo": 6}
+_STEPS = {"exact": 25, "balanced": 16, "fast": 10, "turbo": 6, "instant": 6}
 
 
 def supported_samplers(model: NovaConfig) -> tuple[str, ...]:

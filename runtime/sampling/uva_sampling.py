@@ -23,6 +23,7 @@ _CHAINS: dict[str, dict[str, Any]] = {
     "balanced": {"sampler": "ddim", "diffusion_steps": 25},
     "fast": {"sampler": "ddim", "diffusion_steps": 10},
     "turbo": {"sampler": "ddim", "diffusion_steps": 6},
+    "instant": {"sampler": "ddim", "diffusion_steps": 6},
 }
 
 

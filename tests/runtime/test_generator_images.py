@@ -73,7 +73,7 @@ def test_each_image_can_have_its_own_seed(generator: Generator) -> None:
 
 
 def test_presets_and_the_size_of_images_can_be_listed(generator: Generator) -> None:
-    assert list(generator.presets) == ["exact", "balanced", "fast", "turbo", "mine"]
+    assert list(generator.presets) == ["exact", "balanced", "fast", "turbo", "instant", "mine"]
     assert generator.presets["mine"].iterations == 3
     assert generator.presets["turbo"] == generator.sampling(preset="turbo")
     assert generator.image_size == 8

@@ -38,7 +38,7 @@ WRONG = [
     ("{artifact} --runner eager", "give --checkpoint, the weights for eager", 2),
     ("{artifact} --runner naive-onnx --runner compile", "give --checkpoint, the weights for compile, naive-onnx", 2),
     ("{artifact} --runner nope", "'nope'", 2),
-    ("{artifact} --preset nope", "--preset must be one of own, exact, balanced, fast, turbo, found 'nope'", 2),
+    ("{artifact} --preset nope", "--preset must be one of own, exact, balanced, fast, turbo, instant, found 'nope'", 2),
     ("{artifact} --preset mar_base", "mar_base is the size of a model, not a sampling preset: use --model mar_base", 2),
     ("{artifact} --plan fast", "--plan of mar bench is now --preset", 2),
     ("{artifact} --contestant eager", "--contestant of mar bench is now --runner", 2),

@@ -99,7 +99,7 @@ CHANGES: list[tuple[str, list[Json], str]] = [
     ("sampling/temperature", [MISSING, None, -1.0, "1", True, {}, math.nan, math.inf], "temperature"),
     ("sampling/sampler", [MISSING, None, "euler", 1, []], "sampler"),
     ("sampling/diffusion_steps", [MISSING, None, 1, 2.5, "ddim7000", "x", [], math.inf], "diffusion_steps"),
-    ("presets", [{"fast": {}}, {"own": {}}], "presets: the names own, exact, balanced, fast, turbo are taken"),
+    ("presets", [{"fast": {}}, {"own": {}}], "presets: the names own, exact, balanced, fast, turbo, instant are taken"),
     ("presets", [{"": {}}, {"a b": {}}, {"../x": {}}, {"a" * 41: {}}], "presets: the name of a preset must have"),
     ("presets", [{"mine": each} for each in NO_OBJECT], "presets: 'mine': expected a JSON object"),
     ("presets", [{"mine": {}}], "presets: 'mine': missing keys cfg_interval"),

@@ -131,6 +131,23 @@ def test_every_preset_gives_a_plan_for_any_size_and_model(preset: str, length: i
     assert sum(iteration.count for iteration in plan.iterations) == length
 
 
+def test_instant_has_local_iterations_only_where_their_engines_are() -> None:
+    reused = {name: value for name, value in PRESETS["instant"].items() if name in RECAP_SETTINGS}
+    assert reused["recap_local_iterations"] > 0
+    with_engines = resolve_sampling(OWN, MODEL, {"preset": "instant"})
+    without = resolve_sampling(OWN, MODEL, {"preset": "instant"}, recap=False)
+    assert without == dataclasses.replace(with_engines, **dict.fromkeys(RECAP_SETTINGS))
+    asked = resolve_sampling(OWN, MODEL, {"preset": "instant", "recap_local_iterations": 3}, recap=False)
+    assert asked.recap_local_iterations == 3  # which the manifest then refuses
+    causal = resolve_sampling(OWN, model_of(256, attention="causal"), {"preset": "instant", "iterations": 256})
+    assert not causal.recap
+
+
+def test_no_other_preset_reuses_anything() -> None:
+    reusing = {name for name, settings in PRESETS.items() if {"reuse_first_pass", *RECAP_SETTINGS} & settings.keys()}
+    assert reusing == {"instant"}
+
+
 @pytest.mark.parametrize("preset", ["nope", "", ANY_PRESET.upper(), 3, True, [ANY_PRESET]], ids=repr)
 def test_a_preset_that_does_not_exist_is_refused_by_name(preset: object) -> None:
     with pytest.raises(RequestError) as refusal:
@@ -170,7 +187,7 @@ def test_presets_of_an_artifact_do_not_change_the_built_in_ones() -> None:
 
 
 def test_the_error_for_an_unknown_preset_lists_the_presets_of_the_artifact() -> None:
-    with pytest.raises(RequestError, match=r"preset must be one of exact, .*, turbo, tuned, found 'nope'"):
+    with pytest.raises(RequestError, match=r"preset must be one of exact, .*, instant, tuned, found 'nope'"):
         resolve_sampling(OWN, SMALL, {"preset": "nope"}, {"tuned": TUNED})
 
 
