@@ -93,10 +93,10 @@ class NovaConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ConfigError(f"model config: width {self.width} is not a multiple of its {self.heads} heads")
-        if self.width % 4 or (self.rotary and (self.width // self.heads) % 8):
+        if self.width % 4 or (self.rotary and (self.width // self.heads) % 32):
             raise ConfigError(
                 f"model config: width {self.width} of {self.heads} heads does not divide into the channels of its "
-                "positions: without rotation the width must be a multiple of 4, with it that of a head one of 8"
+                "positions: without rotation the width must be a multiple of 4, with it that of a head one of 32"
             )
         side = 2 * self.patch_size * self.image_stride
         for name in ("image_height", "image_width"):

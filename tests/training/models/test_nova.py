@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from runtime.errors import ConfigError
 from runtime.model.latents import patchify
 from runtime.sampling.nova_sampling import alphas_cumprod
 from tests.helpers.distance import relative_l2
@@ -51,3 +54,12 @@ def test_every_stage_of_a_generation_is_the_published_one(model_name: str, file:
 def test_the_noise_schedule_of_ddpm_is_the_published_one() -> None:
     config, expected = nova_checkpoint("case1").model.config, nova_case("case1", "run0.npz").arrays["alphas_cumprod"]
     assert alphas_cumprod(config.scheduler).astype(np.float32).tolist() == expected.tolist()
+
+
+def test_heads_of_a_width_that_rotation_cannot_share_are_refused() -> None:
+    """An eighth of its channels belongs to time, half of the others to row and column each, and all are pairs."""
+    config = nova_checkpoint("case1").model.config
+    for heads in (config.width // 32, config.width // 64):
+        assert dataclasses.replace(config, heads=heads).rotary
+    with pytest.raises(ConfigError, match=r"does not divide into the channels of its positions: .* one of 32"):
+        dataclasses.replace(config, heads=config.width // 16)
