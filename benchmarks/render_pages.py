@@ -31,7 +31,7 @@ from benchmarks.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
-from runtime.model.engine_spec import DECODER, ENGINES
+from runtime.model.engine_spec import CONDITION, DECODER, ENCODER, ENGINES
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import replacing
 from runtime.storage.structured_files import parse_json, read_bytes
@@ -140,13 +140,17 @@ def exports_table(value: Mapping[str, Any]) -> str:
     lines = [
         f"Python {versions['python']}, torch {versions['torch']}.",
         "",
-        "| | commit | time | processor time | peak memory | artifact | backbone | conditioning | denoise | decoder | "
-        "a complete image, by every 8th iteration |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| | commit | time | processor time | peak memory | artifact | condition | backbone | conditioning | denoise | "
+        "decoder or encoder | a complete image, by every 8th iteration |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in value["exports"].items():
         parity = one["parity"]
-        engines = [f"{parity[engine]['sqnr_db']:.0f} dB" for engine in (*ENGINES, DECODER)]
+        of_tokenizer = DECODER if DECODER in parity else ENCODER
+        engines = [
+            f"{parity[engine]['sqnr_db']:.0f} dB" if engine in parity else ""
+            for engine in (CONDITION, *ENGINES, of_tokenizer)
+        ]
         drift = ", ".join(f"{part['sqnr_db']:.0f} dB" for part in parity["generation"]["drift"])
         lines.append(
             f"| {name.replace(':', ', ')} | {one['commit']} | {one['seconds']:.0f} s | "
