@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mar_export.artifact.export import export_artifact
-from tests.helpers.artifacts import made_once
+from tests.helpers.artifacts import all_made_once, made_once
 from tests.helpers.nova_cases import nova_checkpoint
 from training.checkpoints.text_encoder import load_text_encoder
 
@@ -51,11 +51,15 @@ def nova_artifacts(
 ) -> dict[str, pathlib.Path]:
     """The golden models as artifacts by name: `case0` has text encoder, encoder and decoder. Read only."""
 
-    def export(folder: pathlib.Path) -> None:
-        case0, case1 = nova_checkpoint("case0"), nova_checkpoint("case1")
-        text_encoder = load_text_encoder(nova_text_encoder, case0.model.config)
-        export_artifact(case0, folder / "case0", lambda line: None, optional=("encoder",), text_encoder=text_encoder)
-        export_artifact(case1, folder / "case1", lambda line: None)
+    def export_case0(folder: pathlib.Path) -> None:
+        checkpoint = nova_checkpoint("case0")
+        text_encoder = load_text_encoder(nova_text_encoder, checkpoint.model.config)
+        out = folder / "artifact"
+        export_artifact(checkpoint, out, lambda line: None, optional=("encoder",), text_encoder=text_encoder)
 
-    folder = made_once(tmp_path_factory, "nova-artifacts", export)
-    return {name: folder / name for name in ("case0", "case1")}
+    def export_case1(folder: pathlib.Path) -> None:
+        export_artifact(nova_checkpoint("case1"), folder / "artifact", lambda line: None)
+
+    # One folder each, so that two processes of pytest make them side by side: together they take two minutes.
+    folders = all_made_once(tmp_path_factory, {"nova-case0": export_case0, "nova-case1": export_case1})
+    return {name: folders[f"nova-{name}"] / "artifact" for name in ("case0", "case1")}

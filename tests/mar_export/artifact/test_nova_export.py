@@ -37,12 +37,21 @@ def exported(nova_artifacts: dict[str, pathlib.Path]) -> Any:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("model", "file"), CASES)
-def test_condition_tokens_and_latents_are_the_published_ones(
+def test_condition_z_tokens_and_latents_are_the_published_ones(
     exported: Any, model: str, file: str, backend: str
 ) -> None:
     case = nova_case(model, file)
     after: list[NDArray[np.float32]] = []
+    rows: list[NDArray[np.float32]] = []  # what the backbone gave in each iteration
     with Generator.load(exported(model), backend=backend, threads=1) as generator:
+        backbone = generator.engines.backbone
+
+        def recorded(**inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+            (z,) = backbone(**inputs)
+            rows.append(z.copy())
+            return (z,)
+
+        generator.engines = dataclasses.replace(generator.engines, backbone=recorded)
         config, engine, guided = generator.manifest.model, generator.engines.condition, case.plan.guided
         assert engine is not None
         text, lengths = (array.numpy() for array in case.text(config, _float32()))
@@ -64,6 +73,14 @@ def test_condition_tokens_and_latents_are_the_published_ones(
             **case.settings,
         )
     order = case.arrays["order"]
+    assert len(rows) == len(case.plan.iterations)
+    published = (case.arrays["z_first"], case.arrays["z_second"])
+    for iteration, z, expected in zip(case.plan.iterations, rows, published, strict=False):
+        places = order[:, iteration.known : iteration.known + iteration.count]
+        halves = 1 + iteration.guided
+        of_places = np.take_along_axis(expected, np.tile(places, (halves, 1))[..., None], 1)  # [G B, K, C]
+        found = z.reshape(halves, iteration.count, len(order), -1).swapaxes(1, 2).reshape(of_places.shape)
+        assert relative_l2(found, of_places) <= GOLDEN_TOLERANCE
     for iteration, tokens, expected in zip(case.plan.iterations, after, case.arrays["tokens_after"], strict=True):
         known = order[:, : iteration.known + iteration.count, None]
         assert (

@@ -85,7 +85,21 @@ def test_a_simulated_gpu_acts_as_the_host(
     assert relative_l2(found, expected) <= GOLDEN_TOLERANCE
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("condition", "fp16"), ("backbone", "bf16"), ("denoise", "fp16")])
+# Each engine once, and behind `slow` in both precisions.
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [
+        ("condition", "fp16"),
+        ("backbone", "bf16"),
+        ("conditioning", "bf16"),
+        ("denoise", "fp16"),
+        *(
+            pytest.param(engine, precision, marks=pytest.mark.slow)
+            for engine in ("condition", "backbone", "conditioning", "denoise")
+            for precision in ("fp16", "bf16")
+        ),
+    ],
+)
 def test_graphs_in_lower_precision_build_with_tensorrt_rtx(engine: str, precision: str, tmp_path: pathlib.Path) -> None:
     if sys.platform != "linux":
         pytest.importorskip("tensorrt_rtx")
