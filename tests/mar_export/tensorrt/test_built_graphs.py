@@ -12,14 +12,13 @@ import pytest
 
 from mar_export.tensorrt.artifact_builds import plans_to_build
 from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes, prompt_ranges
+from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import FLOAT_PRECISIONS, FileEntry
 from runtime.errors import BackendError
 from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import (
     BACKBONE,
-    CONDITION,
     CONDITIONING,
     DECODER,
     DENOISE,
@@ -29,7 +28,6 @@ from runtime.model.engine_spec import (
 )
 from runtime.model.families import engine_specs, optional_specs
 from runtime.model.family_config import FamilyConfig
-from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.plan import build_plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256
@@ -84,24 +82,6 @@ def test_graph_in_lower_precision_builds(engine: str, precision: str, tmp_path: 
     plan = builder.build(
         tmp_path / f"{engine}.onnx", input_shapes(spec, ranges, BATCH), BuilderFlags(), timing_cache=None, progress=None
     )
-    assert len(bytes(plan)) > 10_000
-
-
-NOVA_LOWERED = (("case1", CONDITION, "fp16"), ("case0", BACKBONE, "fp16"))
-
-
-@pytest.mark.parametrize(("model", "engine", "precision"), NOVA_LOWERED)
-def test_graph_of_a_nova_builds(model: str, engine: str, precision: str, tmp_path: pathlib.Path) -> None:
-    from mar_export.graphs.engine_modules import graph_modules
-    from tests.helpers.nova_cases import nova_checkpoint
-
-    checkpoint = nova_checkpoint(model)
-    config = checkpoint.model.config
-    export_modules(tmp_path, config, precision, {engine: graph_modules(checkpoint.model, None, encoder=False)[engine]})
-    ranges = axis_ranges([plan_for(config, default_sampling(config))], BATCH) | prompt_ranges(config)
-    sizes = input_shapes(engine_specs(config)[engine], ranges, BATCH)
-    builder = TensorRTBuilder("tensorrt-rtx", RTX_GPUS)
-    plan = builder.build(tmp_path / f"{engine}.onnx", sizes, BuilderFlags(), timing_cache=None, progress=None)
     assert len(bytes(plan)) > 10_000
 
 
