@@ -118,7 +118,7 @@ def eager_trajectory(model: Any, precision: str, recap: bool = False) -> Traject
     """
     config = model.config
     eager = imported(family_of(config).eager)
-    shown = eager.example_request(config)
+    shown = imported(family_of(config).example)(config, 1)
     request: dict[str, Any] = {
         "preset": "exact",
         "iterations": min(_ITERATIONS[precision], config.tokens),

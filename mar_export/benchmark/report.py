@@ -10,8 +10,8 @@ from typing import Any
 
 from mar_export.benchmark.timing import Measurement
 from runtime.cost.operations import Machine, plan_costs, roofline_seconds
-from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import DEVICE
+from runtime.model.family_config import FamilyConfig
 from runtime.provenance import commit, processor_name
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
@@ -31,7 +31,7 @@ class Workload:
         plans: The plan of each preset, by name.
     """
 
-    config: ModelConfig
+    config: FamilyConfig
     batch: int
     samplings: Mapping[str, Sampling]
     plans: Mapping[str, Plan]

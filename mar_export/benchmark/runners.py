@@ -12,7 +12,7 @@ import multiprocessing
 import pathlib
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ class RunnerInputs:
         config_file: JSON with constructor arguments of a published checkpoint, or None.
         random_model: The model size whose random weights are used in place of a checkpoint, or None.
         naive: The folder of the graphs of `naive-onnx`.
-        labels: The classes of one batch.
+        request: The named arguments that say what the images of one batch show.
+        batch: Their number.
         threads: The number of processor threads.
     """
 
@@ -65,7 +66,8 @@ class RunnerInputs:
     config_file: pathlib.Path | None
     random_model: str | None
     naive: pathlib.Path
-    labels: tuple[int, ...]
+    request: Mapping[str, Any]
+    batch: int
     threads: int
 
 
@@ -173,12 +175,11 @@ def _eager(inputs: RunnerInputs) -> tuple[str, Generate]:
     import torch
 
     manifest, checkpoint = _in_torch(inputs)
-    sample = imported(family_of(manifest.model).eager).sample
+    sample_request = imported(family_of(manifest.model).eager).sample_request
 
     def generate(settings: Mapping[str, Any]) -> Stages:
-        labels, plan, order, noise = _request(manifest, inputs.labels, settings)
         times: Stages = {}
-        sample(checkpoint.model, labels, plan, order, noise, times=times)
+        sample_request(checkpoint.model, inputs.request, *_drawn(manifest, inputs, settings), times)
         return times
 
     return f"torch {torch.__version__}, float32, {pluralize(inputs.threads, 'thread')}", generate
@@ -193,22 +194,22 @@ def _naive_onnx(inputs: RunnerInputs) -> tuple[str, Generate]:
     engines = NaiveEngines.load(backend, inputs.naive, check_supported(manifest.model, NAIVE_RUNNER))
 
     def generate(settings: Mapping[str, Any]) -> Stages:
-        labels, plan, order, noise = _request(manifest, inputs.labels, settings)
+        plan, order, noise = _drawn(manifest, inputs, settings)
         times: Stages = {}
-        engines.sample(plan, labels, order, noise, times)
+        engines.sample(plan, np.array(inputs.request["labels"], np.int64), order, noise, times)
         return times
 
     return backend.description, generate
 
 
-def _request(
-    manifest: Manifest, labels: Sequence[int], settings: Mapping[str, Any]
-) -> tuple[NDArray[np.int64], Plan, NDArray[np.int64], NDArray[np.float32]]:
-    """Resolve the settings of a request to labels [B], plan, order [B, L] and noise, as `Generator.generate` does."""
-    config, indices = manifest.model, range(len(labels))
+def _drawn(
+    manifest: Manifest, inputs: RunnerInputs, settings: Mapping[str, Any]
+) -> tuple[Plan, NDArray[np.int64], NDArray[np.float32]]:
+    """Resolve the settings of a request to plan, order [B, L] and noise, as `Generator.generate` does."""
+    config, indices = manifest.model, range(inputs.batch)
     plan = plan_for(config, manifest.resolve_sampling(settings))
     order = seeded_order(0, indices, config, plan.token_order)
-    return np.array(labels), plan, order, seeded_noise(0, indices, plan.noise_steps, config)
+    return plan, order, seeded_noise(0, indices, plan.noise_steps, config)
 
 
 _DEFAULT = ("onnxruntime", "cpu")
@@ -264,7 +265,7 @@ def open_checkpoint(inputs: RunnerInputs) -> Checkpoint:
         return random_checkpoint(inputs.random_model)
     if inputs.checkpoint is None:
         raise RequestError("eager PyTorch and naive-onnx need the weights; add --checkpoint")
-    return load_checkpoint(inputs.checkpoint, inputs.config_file, autoencoder=False)
+    return load_checkpoint(inputs.checkpoint, inputs.config_file, autoencoder=False, any_family=True)
 
 
 def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, Generate]:
@@ -274,7 +275,7 @@ def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, G
     def generate(settings: Mapping[str, Any]) -> Stages:
         for clock in clocks.values():
             clock.seconds = 0.0
-        timed.generate(inputs.labels, **settings)
+        timed.generate(**inputs.request, **settings)
         return {name: clock.seconds for name, clock in clocks.items()}
 
     return generator.description, generate

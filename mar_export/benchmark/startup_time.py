@@ -20,6 +20,7 @@ started, artifact, threads, backend, device = float(sys.argv[1]), sys.argv[2], i
 import runtime.cli.group, runtime.cli.generate
 from runtime.errors import MarError
 from runtime.generator import Generator
+from runtime.model.families import family_of, imported
 
 def first_call(**inputs):
     print(time.time() - started)
@@ -29,7 +30,8 @@ try:
     loaded = Generator.load(artifact, threads=threads, backend=backend, device=device)
 except MarError as error:
     sys.exit(str(error))
-Generator(loaded.manifest, dataclasses.replace(loaded.engines, backbone=first_call), "").generate([0])
+config, engines = loaded.manifest.model, dataclasses.replace(loaded.engines, backbone=first_call)
+Generator(loaded.manifest, engines, "").generate(**imported(family_of(config).example)(config, 1))
 """
 
 

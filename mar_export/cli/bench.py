@@ -33,7 +33,8 @@ from runtime.cli.options import PATH, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
 from runtime.cost.operations import Machine
 from runtime.errors import BackendError, RequestError
-from runtime.model.families import check_supported
+from runtime.model.families import check_supported, family_of, imported
+from runtime.model.family_config import FamilyConfig
 from runtime.progress import Progress
 from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
@@ -74,10 +75,9 @@ _STARTUP_REPEATS = 3
 @click.option(
     "--class",
     "label",
-    default="index:0",
-    show_default=True,
     metavar="NUMBER|NAME",
-    help="The class of all images, as for mar generate.",
+    help="The class of all images, as for mar generate; by default the first. A model that draws from text is timed "
+    "with random embeddings.",
 )
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Images that are generated together.")
 @sampling_options
@@ -98,7 +98,7 @@ def bench(
     random_weights: bool,
     names: tuple[str, ...],
     presets: tuple[str, ...],
-    label: str,
+    label: str | None,
     batch_size: int,
     repeats: int,
     threads: int | None,
@@ -114,7 +114,11 @@ def bench(
     _check_outputs(report_file, chart)
     names = tuple(dict.fromkeys(names)) or _default_runners(random_weights, checkpoint is not None)
     _check_runners(set(names) & set(_NEED_WEIGHTS), random_weights, checkpoint)
-    class_names = Artifact(artifact).manifest.class_names if artifact is not None else ()
+    manifest = None if artifact is None else Artifact(artifact).manifest
+    config = check_supported(manifest.model if manifest is not None else model_config(str(model)), "mar bench")
+    if "naive-onnx" in names:
+        check_supported(config, NAIVE_RUNNER)
+    class_names = () if manifest is None else manifest.class_names
     with _work_folder(work) as folder:
         exports = folder / commit()  # engines of another version of this code are not the same engines
         inputs = RunnerInputs(
@@ -123,10 +127,11 @@ def bench(
             config_file=config_file,
             random_model=model,
             naive=exports / f"{model or _weights_name(artifact)}-naive",
-            labels=(parse_class(label, class_names),) * batch_size,
+            request=_request(config, class_names, label, batch_size),
+            batch=batch_size,
             threads=threads or available_threads(),
         )
-        _export_missing(inputs, artifact is None, "naive-onnx" in names)
+        _export_missing(inputs, config, artifact is None, "naive-onnx" in names)
         presets = presets or (OWN,)
         report = _benchmark(
             inputs, names, {name: {**settings, "preset": None if name == OWN else name} for name in presets}, repeats
@@ -146,6 +151,17 @@ def _check_source(
         )
     if random_weights and weights is not None:
         raise RequestError("--checkpoint and --model-config belong to an ARTIFACT, not to --random-weights")
+
+
+def _request(config: FamilyConfig, class_names: Sequence[str], label: str | None, batch: int) -> dict[str, Any]:
+    """Return the named arguments of a request for a batch: of one class, or examples where a model has no classes."""
+    if config.class_num:
+        labels = (parse_class(label or "index:0", class_names),) * batch
+        check_labels(labels, config)
+        return {"labels": labels}
+    if label is not None:
+        raise RequestError("this model draws from text, not from classes; leave --class out")
+    return dict(imported(family_of(config).example)(config, batch))
 
 
 def _check_numbers(repeats: int, batch_size: int) -> None:
@@ -265,15 +281,14 @@ def _check_presets(names: Iterable[str], manifest: Manifest) -> None:
 
 def _workload(manifest: Manifest, settings: Mapping[str, Mapping[str, Any]], inputs: RunnerInputs) -> Workload:
     """Resolve the sampling settings of each preset to a plan, and check them before anything is loaded."""
-    config = check_supported(manifest.model, "mar bench")
-    check_labels(inputs.labels, config)
+    config = manifest.model
     samplings = {name: manifest.resolve_sampling(overrides) for name, overrides in settings.items()}
     plans = {name: plan_for(config, sampling) for name, sampling in samplings.items()}
     for sampling in samplings.values():
         tell_other_plan(manifest, sampling)
     for plan in plans.values():
-        check_batch(len(inputs.labels), plan.noise_steps, config)
-    return Workload(config, len(inputs.labels), samplings, plans)
+        check_batch(inputs.batch, plan.noise_steps, config)
+    return Workload(config, inputs.batch, samplings, plans)
 
 
 def _write(report: dict[str, Any], report_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
@@ -307,30 +322,27 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def _export_missing(inputs: RunnerInputs, owns_artifact: bool, naive: bool) -> None:
+def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, naive: bool) -> None:
     """Export what the runners need and is not there yet.
 
     Args:
         inputs: The paths, and the weights to export.
+        config: The model.
         owns_artifact: Whether the artifact is the benchmark's, so that it may be made.
         naive: Whether the naive graphs are needed.
     """
     if owns_artifact and inputs.random_model is not None and not is_artifact(inputs.artifact):
         from mar_export.artifact.export import export_artifact
 
-        model = model_config(inputs.random_model)
-        check_labels(inputs.labels, model)
-        sampling = default_sampling(model)
+        sampling = default_sampling(config)
         if sampling.cfg_scale == 1:
             sampling = dataclasses.replace(sampling, cfg_scale=_MAR_B_GUIDANCE)
         export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, sampling)
     if not naive:
         return
-    config = check_supported(Artifact(inputs.artifact).manifest.model, NAIVE_RUNNER)
     files = [inputs.naive / f"{name}.onnx" for name in naive_specs(config)]
     if not all(file.is_file() for file in files):
         from mar_export.benchmark.naive_graphs import export_naive
 
-        check_labels(inputs.labels, config)
         click.echo("naive-onnx: exporting")
         export_naive(checked_checkpoint(inputs)[1].model, inputs.naive)

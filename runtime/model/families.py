@@ -68,6 +68,7 @@ class Family:
             guidance half.
         inputs: The named arguments that a request must have, see `request_inputs`.
         request: Checks what a request holds, a `runtime.requests.subjects.CheckSubjects`.
+        example: Makes a request, a `runtime.requests.subjects.ExampleRequest`.
         sampling: How a plan is filled: a module as `runtime.sampling.constraints.SamplingRules` describes it.
         host_loop: The loop on the host, called with engines, config and the arguments of
             `runtime.sampling.plan.PlanLoop`.
@@ -78,8 +79,9 @@ class Family:
             see `training.checkpoints.nova_folder`. None: as a MAR, which all other checkpoints are.
         published_arguments: Which of the arguments `name` and `tokenizer` of `load_published` it has.
         model: The class of its models in PyTorch, which is called with the fields of a config.
-        eager: The reference in eager PyTorch: a module with `example_request`, the named arguments of a request for one
-            image, and `sample_request`, which makes its latents; see `training.models.reference_loop`.
+        eager: The reference in eager PyTorch: a module with `sample_request`, which makes the latents of a request, and
+            counts the seconds of its stages where `mar bench` supports the family; see
+            `training.models.reference_loop`.
         trainer: Its runs of `mar train`, a `training.loop.training_loop.TrainingLoop`.
         batches: The micro-batches of its training, a `training.data.loader.StepParts`.
         recorded: The file of examples that takes the place of a dataset of classes, a
@@ -104,6 +106,7 @@ class Family:
     condition: str
     inputs: tuple[str, ...]
     request: str
+    example: str
     sampling: str
     host_loop: str
     modules: Mapping[str, str]
@@ -143,11 +146,12 @@ RECAP = "ReCAP"
 _STEPS_OF_ONE_HEAD = ("mar optimize-steps", "training a head on a frozen backbone")
 """What works on the one head of a masked diffusion model."""
 
-_CHANGED = ("mar bench", "mar calibrate", *_STEPS_OF_ONE_HEAD)
-"""What draws classes to measure or to change single engines of a masked diffusion model."""
+_NAIVE = "the runner naive-onnx"
+_CHANGED = (_NAIVE, "mar calibrate", *_STEPS_OF_ONE_HEAD)
+"""What draws classes with, or changes, single engines of a masked diffusion model."""
 
-_MEASURED = ("mar plan", *_CHANGED)
-"""These, and what predicts the time of its engines."""
+_MEASURED = ("mar plan", "mar bench", *_CHANGED)
+"""These, and what predicts or measures the time of its engines."""
 
 
 _BY_CLASS = ("mar generate-dataset", "mar export-triton", "mar evaluate")
@@ -172,6 +176,7 @@ _MAR = Family(
     condition="labels",
     inputs=("labels",),
     request="runtime.requests.class_subjects:check_classes",
+    example="runtime.requests.class_subjects:example_classes",
     sampling="runtime.sampling.mar_sampling",
     host_loop="runtime.loops.host_loop:run_plan",
     modules={
@@ -217,6 +222,7 @@ _NOVA = Family(
     condition="condition",
     inputs=("prompt_embeds",),
     request="runtime.requests.prompt_subjects:check_prompts",
+    example="runtime.requests.prompt_subjects:example_prompts",
     sampling="runtime.sampling.nova_sampling",
     host_loop="runtime.loops.host_loop:run_plan",
     modules={
@@ -236,6 +242,7 @@ _NOVA = Family(
     costs="runtime.cost.nova_operations:nova_costs",
     refused={
         **dict.fromkeys(_CHANGED, "does not support NOVA; mar generate does"),
+        _NAIVE: "does not support NOVA; choose others with --runner",
         **_NO_POLICY,
         **_NO_RECAP,
         "mar train --profile": "is for models of images in classes",
@@ -255,6 +262,7 @@ _UVA = Family(
     condition="condition",
     inputs=("observation",),
     request="runtime.requests.observations:check_observations",
+    example="runtime.requests.observations:example_observations",
     sampling="runtime.sampling.uva_sampling",
     host_loop="runtime.loops.host_loop:run_plan",
     modules={
@@ -281,7 +289,7 @@ _UVA = Family(
     costs="runtime.cost.uva_operations:uva_costs",
     tokenizer={ENCODER: True},
     refused={
-        **dict.fromkeys(_CHANGED, f"is for models of images, and {_DRIVES}"),
+        **dict.fromkeys(("mar bench", *_CHANGED), f"is for models of images, and {_DRIVES}"),
         RECAP: "(recap_local_iterations) is for a MAR, and a UVA drives a robot; leave it out",
         "mar train --profile": "is for models of images in classes, and a UVA drives a robot",
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
@@ -316,7 +324,7 @@ _HIMAR = dataclasses.replace(
         **dict.fromkeys(_STEPS_OF_ONE_HEAD, "does not support Hi-MAR; mar generate does"),
         "mar edit": "regenerates a part of an image, and a Hi-MAR draws a low-resolution grid of the whole image first",
         "mar export --image-size": "does not support Hi-MAR, whose two grids were trained together",
-        "the runner naive-onnx": "does not support Hi-MAR; choose others with --runner",
+        _NAIVE: "does not support Hi-MAR; choose others with --runner",
         "mar study": "does not support Hi-MAR; mar generate does",
         **_NO_POLICY,
         **_NO_RECAP,

@@ -57,6 +57,11 @@ def both_halves(labels: Int, none: int) -> Int:
     return np.concatenate([labels, np.full_like(labels, none)])
 
 
+def example_classes(config: FamilyConfig, count: int) -> dict[str, Any]:
+    """Return a request for `count` images of the last class; a `runtime.requests.subjects.ExampleRequest`."""
+    return {"labels": [config.class_num - 1] * count}
+
+
 def check_classes(
     inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str], tokenizer: PromptTokenizer | None
 ) -> ClassSubjects:

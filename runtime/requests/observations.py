@@ -59,6 +59,17 @@ class Observations:
         return {"class_number": 0, "class_name": ""}
 
 
+def example_observations(config: UvaConfig, count: int) -> dict[str, Any]:
+    """Return a request of `count` random observations; a `runtime.requests.subjects.ExampleRequest`."""
+    random = np.random.default_rng(0)
+    observation = {LATENTS_KEY: random.standard_normal((count, FRAMES, *config.latent_shape), np.float32)}
+    if config.text_dim:
+        observation["text"] = random.standard_normal((count, config.text_dim), np.float32)
+    if config.state_dim:
+        observation["state"] = random.standard_normal((count, config.state_steps, config.state_dim), np.float32)
+    return {"observation": observation}
+
+
 def check_observations(
     inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str], tokenizer: PromptTokenizer | None
 ) -> Observations:

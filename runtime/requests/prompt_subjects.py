@@ -118,6 +118,12 @@ def _present(name: str, engine: Engine | None) -> Engine:
     return engine
 
 
+def example_prompts(config: NovaConfig, count: int) -> dict[str, Any]:
+    """Return a request with random embeddings of half the rows; a `runtime.requests.subjects.ExampleRequest`."""
+    shape = (count, max(1, config.text_token_len // 2), config.text_token_dim)
+    return {"prompt_embeds": [*np.random.default_rng(0).standard_normal(shape, np.float32)]}
+
+
 def check_prompts(
     inputs: Mapping[str, Any], config: FamilyConfig, names: Sequence[str], tokenizer: PromptTokenizer | None
 ) -> PromptSubjects:

@@ -92,3 +92,7 @@ class ImageRequest(SamplingRequest, SubjectArguments, total=False):
 CheckSubjects = Callable[[Mapping[str, Any], FamilyConfig, Sequence[str], PromptTokenizer | None], Subjects]
 """Checks the arguments of a request that name its subjects, by name, for a model, the names of its classes, and the
 tokenizer of its text encoder, if it has one. Raises `RequestError`."""
+
+ExampleRequest = Callable[[Any, int], dict[str, Any]]
+"""Returns the named arguments of a request for some images of a model, by its config and their number: what an export
+is compared with, and what is timed."""

@@ -64,7 +64,8 @@ def runner_inputs(artifact: pathlib.Path, **changes: Any) -> RunnerInputs:
         "config_file": CONFIG,
         "random_model": None,
         "naive": artifact / "none",
-        "labels": (2, 0),
+        "request": {"labels": (2, 0)},
+        "batch": 2,
         "threads": 1,
     }
     return RunnerInputs(**values | changes)

@@ -29,7 +29,7 @@ def random_checkpoint(name: str) -> Checkpoint:
     """
     config = model_config(name)
     model: nn.Module = _random(lambda: imported(family_of(config).model)(**config.to_dict()))
-    tokenizer = "pixel" if config.vae_stride == 1 else "none"
+    tokenizer = "pixel" if config.latent_shape[1:] == config.image_shape[:2] else "none"
     return Checkpoint(model, tokenizer, (), f"random weights, {name}", "0" * 64)
 
 

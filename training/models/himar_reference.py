@@ -5,7 +5,6 @@ Parity reports and tests compare the engines with it, and the benchmark takes it
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +18,7 @@ from runtime.model.latents import unpatchify
 from runtime.sampling.plan import Iteration, Plan
 from runtime.sampling.samplers import CoefficientTable
 from training.models.himar import Himar
-from training.models.reference_loop import StageTimes, example_request
-
-__all__ = ["example_request", "sample", "sample_request"]
+from training.models.reference_loop import StageClock, StageTimes
 
 Observe = Callable[[str, Tensor], None]
 """Is called with the name of an intermediate result, and the result."""
@@ -55,7 +52,7 @@ def sample(
             1, with `small_z` [B, S, C] between the phases, and with `z_big` [G*B, L, C] and `big` [B, L, D] in phase 2.
     """
     config, like = model.config, model.z_proj.weight
-    count, clock = config.small_tokens, _Clock(times)
+    count, clock = config.small_tokens, StageClock(times)
     known_labels = torch.from_numpy(labels)
     every = torch.cat([known_labels, torch.full_like(known_labels, config.class_num)])  # [2B]
     noise_at = torch.from_numpy(noise).to(like.dtype)
@@ -67,7 +64,7 @@ def sample(
 
 
 def _sample_small(
-    model: Himar, labels: Tensor, plan: Plan, order: Tensor, noise: Tensor, clock: _Clock, observe: Observe
+    model: Himar, labels: Tensor, plan: Plan, order: Tensor, noise: Tensor, clock: StageClock, observe: Observe
 ) -> Tensor:
     """Draw the small grid; return the conditional z of each token, by position, [B, S, C].
 
@@ -107,7 +104,7 @@ def _sample_big(
     order: Tensor,
     noise: Tensor,
     small_z: Tensor,
-    clock: _Clock,
+    clock: StageClock,
     observe: Observe,
 ) -> Tensor:
     """Draw the full grid from z of the small tokens [B, S, C]; return its tokens by position, [B, L, D].
@@ -140,24 +137,15 @@ def _sample_big(
 
 
 def sample_request(
-    model: Himar, request: Mapping[str, Any], plan: Plan, order: NDArray[np.int64], noise: NDArray[np.floating]
+    model: Himar,
+    request: Mapping[str, Any],
+    plan: Plan,
+    order: NDArray[np.int64],
+    noise: NDArray[np.floating],
+    times: StageTimes | None = None,
 ) -> NDArray[np.floating]:
     """Generate the latents of the classes of a request; see `sample` for the other arguments."""
-    return sample(model, np.array(request["labels"], np.int64), plan, order, noise)
-
-
-class _Clock:
-    """Adds the seconds since the last mark to a stage."""
-
-    def __init__(self, times: StageTimes | None) -> None:
-        self._times, self._last = times, time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        """Add the seconds since the last call to `stage`."""
-        now = time.perf_counter()
-        if self._times is not None:
-            self._times[stage] = self._times.get(stage, 0.0) + now - self._last
-        self._last = now
+    return sample(model, np.array(request["labels"], np.int64), plan, order, noise, times=times)
 
 
 def _noise_of(noise: Tensor, iteration: Iteration) -> Tensor:

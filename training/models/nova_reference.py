@@ -15,10 +15,10 @@ from torch import Tensor
 
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.latents import unpatchify
-from runtime.model.nova_config import NovaConfig
 from runtime.sampling.plan import Plan
 from runtime.sampling.samplers import CoefficientTable
 from training.models.nova import Nova
+from training.models.reference_loop import StageClock, StageTimes
 
 Observe = Callable[[str, Tensor], None]
 """Is called with the name of an intermediate result, and the result."""
@@ -37,6 +37,7 @@ def sample(
     noise: NDArray[np.floating],
     *,
     observe: Observe = _ignore,
+    times: StageTimes | None = None,
 ) -> NDArray[np.floating]:
     """Generate latents [B, C, h, w], in the dtype of the model.
 
@@ -48,7 +49,9 @@ def sample(
         order: The generation order of the positions, int64 [B, L].
         noise: Standard normal, [T + 1, B, L, D] by position.
         observe: Is called with `z` [G*B, L, C] and `tokens` [B, L, D] by position after every iteration.
+        times: Where the seconds spent in `backbone` and `head` are added; None for no measurement.
     """
+    clock = StageClock(times)
     batch, length = order.shape
     config, like = model.config, model.mask_embed.mask_token
     tokens = torch.zeros(batch, length, config.token_channels, dtype=like.dtype)
@@ -66,28 +69,28 @@ def sample(
             condition[: halves * batch],
         )  # [G*B, K + R, C]
         observe("z", _by_position(z, unknown.repeat(halves, 1), length))
-        index = now[..., None].expand(-1, -1, tokens.shape[-1])
+        clock.mark("backbone")
         chain = noise_at[: iteration.table.steps + 1]  # [T + 1, B, L, D]
         rows = chain.take_along_dim(now[None, ..., None], 2)
         beside = torch.cat([visible, unknown[:, iteration.count :]], dim=1)  # [B, L - K]
         others = chain.take_along_dim(beside[None, ..., None], 2)
         x = _diffuse(model, z[:, : iteration.count], rows, others, iteration.table, iteration.guidance_scale)
-        tokens = tokens.scatter(1, index, x)
+        tokens = tokens.scatter(1, now[..., None].expand_as(x), x)
         observe("tokens", tokens)
+        clock.mark("head")
     return unpatchify(tokens.numpy(), config.grid_shape, config.patch_size)
 
 
-def example_request(config: NovaConfig) -> dict[str, Any]:
-    """Return the named arguments of a request for one image, a prompt of random rows, to compare an export with."""
-    rows = max(1, config.text_token_len // 2)
-    prompt = np.random.default_rng(0).standard_normal((rows, config.text_token_dim), np.float32)
-    return {"prompt_embeds": [prompt]}
-
-
 def sample_request(
-    model: Nova, request: Mapping[str, Any], plan: Plan, order: NDArray[np.int64], noise: NDArray[np.floating]
+    model: Nova,
+    request: Mapping[str, Any],
+    plan: Plan,
+    order: NDArray[np.int64],
+    noise: NDArray[np.floating],
+    times: StageTimes | None = None,
 ) -> NDArray[np.floating]:
     """Generate the latents of the prompts of a request, guided away from the empty prompt; see `sample`."""
+    clock = StageClock(times)
     config, prompts = model.config, request["prompt_embeds"]
     halves = 2 if plan.guided else 1
     text = torch.zeros(halves * len(prompts), config.text_token_len, config.text_token_dim)
@@ -97,7 +100,8 @@ def sample_request(
         lengths[place] = len(prompt)
     with torch.inference_mode():
         condition = model.condition(text, lengths)
-    return sample(model, condition, plan, order, noise)
+    clock.mark("condition")
+    return sample(model, condition, plan, order, noise, times=times)
 
 
 def _by_position(z: Tensor, places: Tensor, length: int) -> Tensor:

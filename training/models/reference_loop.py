@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.model.coefficients import COEFFICIENTS
-from runtime.model.config import ModelConfig
 from runtime.model.latents import unpatchify
 from runtime.sampling.plan import Plan
 from runtime.sampling.recap import sort_unions
@@ -28,6 +27,20 @@ from training.models.vq_head import sample_codes
 
 StageTimes = dict[str, float]
 """Seconds spent in each stage, by name."""
+
+
+class StageClock:
+    """Adds the seconds since the last mark to a stage."""
+
+    def __init__(self, times: StageTimes | None) -> None:
+        self._times, self._last = times, time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        """Add the seconds since the last call to `stage`."""
+        now = time.perf_counter()
+        if self._times is not None:
+            self._times[stage] = self._times.get(stage, 0.0) + now - self._last
+        self._last = now
 
 
 @torch.inference_mode()
@@ -64,8 +77,8 @@ def sample(
     head = _sample_vq if model.config.head == "vq" else _diffuse
     context = ReusedContext(model)
 
+    clock = StageClock(times)
     for iteration in plan.iterations:
-        started = time.perf_counter()
         masked = rank >= iteration.known  # [B, L]
         now = masked & (rank < iteration.known + iteration.count)
         read, places = tokens.repeat(halves, 1, 1), (ordered if causal else masked).repeat(halves, 1)
@@ -75,11 +88,9 @@ def sample(
             union = (rank >= iteration.group.start) & (rank < iteration.group.stop)
             z = context.predict(iteration, read, places, union.repeat(halves, 1), shown)
         z = z[now.repeat(halves, 1)]  # [G N, C], the conditional half first
-        between = time.perf_counter()
+        clock.mark("backbone")
         tokens[now] = head(model, z, noise_at[:, now], iteration.table, iteration.guidance_scale, guided)
-        if times is not None:
-            times["backbone"] = times.get("backbone", 0.0) + between - started
-            times["head"] = times.get("head", 0.0) + time.perf_counter() - between
+        clock.mark("head")
     return unpatchify(tokens.cpu().numpy(), model.config.grid_shape, model.config.patch_size)
 
 
@@ -105,16 +116,16 @@ def training_loss(
     return (loss * weight).sum() / weight.sum()
 
 
-def example_request(config: ModelConfig) -> dict[str, Any]:
-    """Return the named arguments of a request for one image, the last class, to compare an export with."""
-    return {"labels": [config.class_num - 1]}
-
-
 def sample_request(
-    model: MAR, request: Mapping[str, Any], plan: Plan, order: NDArray[np.int64], noise: NDArray[np.floating]
+    model: MAR,
+    request: Mapping[str, Any],
+    plan: Plan,
+    order: NDArray[np.int64],
+    noise: NDArray[np.floating],
+    times: StageTimes | None = None,
 ) -> NDArray[np.floating]:
     """Generate the latents of the classes of a request; see `sample` for the other arguments."""
-    return sample(model, np.array(request["labels"], np.int64), plan, order, noise)
+    return sample(model, np.array(request["labels"], np.int64), plan, order, noise, times=times)
 
 
 def _backbone(model: MAR, tokens: Tensor, masked: Tensor, labels: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from runtime.model.coefficients import COEFFICIENTS
 from runtime.model.latents import unpatchify
-from runtime.model.uva_config import FRAMES, UvaConfig
 from runtime.sampling.plan import Plan
 from runtime.sampling.samplers import CoefficientTable
 from training.models.uva import Uva
@@ -68,17 +67,6 @@ def denoise(model: Uva, rows: Tensor, noise: Tensor, table: CoefficientTable) ->
         mean = row["x_from_x"] * x + row["x_from_x0"] * x0 + row["x_from_previous_x0"] * previous_x0
         x = mean + row["noise_scale"] * torch.exp(0.5 * log_variance) * noise[1 + step]
     return x
-
-
-def example_request(config: UvaConfig) -> dict[str, Any]:
-    """Return the named arguments of a request for one chunk, a random observation, to compare an export with."""
-    random = np.random.default_rng(0)
-    observation = {"latents": random.standard_normal((1, FRAMES, *config.latent_shape), np.float32)}
-    if config.text_dim:
-        observation["text"] = random.standard_normal((1, config.text_dim), np.float32)
-    if config.state_dim:
-        observation["state"] = random.standard_normal((1, config.state_steps, config.state_dim), np.float32)
-    return {"observation": observation}
 
 
 def sample_request(

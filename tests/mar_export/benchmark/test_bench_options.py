@@ -54,7 +54,7 @@ def test_eager_pytorch_is_timed_if_there_is_a_checkpoint(
     assert [one.name for one in fake_runners.instances] == expected
     for one in fake_runners.instances:
         assert one.inputs.artifact == small_artifact
-        assert (one.inputs.labels, one.inputs.threads) == ((5, 5), 3)
+        assert (one.inputs.request, one.inputs.batch, one.inputs.threads) == ({"labels": (5, 5)}, 2, 3)
         assert one.finished
         assert one.stopped
 
