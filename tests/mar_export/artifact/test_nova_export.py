@@ -43,15 +43,14 @@ def test_condition_z_tokens_and_latents_are_the_published_ones(
     case = nova_case(model, file)
     after: list[NDArray[np.float32]] = []
     rows: list[NDArray[np.float32]] = []  # what the backbone gave in each iteration
-    with Generator.load(exported(model), backend=backend, threads=1) as generator:
-        backbone = generator.engines.backbone
+    with Generator.load(exported(model), backend=backend, threads=1) as loaded:
 
         def recorded(**inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-            (z,) = backbone(**inputs)
+            (z,) = loaded.engines.backbone(**inputs)
             rows.append(z.copy())
             return (z,)
 
-        generator.engines = dataclasses.replace(generator.engines, backbone=recorded)
+        generator = Generator(loaded.manifest, dataclasses.replace(loaded.engines, backbone=recorded), backend)
         config, engine, guided = generator.manifest.model, generator.engines.condition, case.plan.guided
         assert engine is not None
         text, lengths = (array.numpy() for array in case.text(config, _float32()))
