@@ -1,7 +1,7 @@
 """A connection to Ray: to a cluster, or to workers that are started on this machine for one command.
 
 Ray on this machine listens on the loopback address only, asks for a token that nobody else knows, has no dashboard, and
-keeps its files in a folder that is removed at the end. It sends no usage statistics.
+keeps its files in a folder that is removed at the end. It sends no usage statistics, and asks no cloud who hosts it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _OBJECT_BYTES = 2**30
 _LONGEST_FOLDER = 45  # characters: Ray adds 62 for its sockets, whose paths have at most 107
 _ADDRESS = re.compile(r"([\w.:\[\]-]+):([0-9]{1,5})")
 _SECONDS_TO_CONNECT = 10.0
+_NO_WEB = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1,localhost"}  # a proxy where nothing listens
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -125,7 +126,7 @@ def _start(ray: Any, settings: dict[str, Any], workers: Workers) -> None:
     where = f"the Ray cluster at {workers.address}" if workers.address else "Ray on this machine"
     for attempts_left in reversed(range(1 if workers.address else _ATTEMPTS)):
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _no_web():
                 warnings.simplefilter("ignore")
                 ray.init(**settings)
                 break
@@ -136,6 +137,25 @@ def _start(ray: Any, settings: dict[str, Any], workers: Workers) -> None:
                 raise BackendError(f"{where} cannot be used ({reason})") from error
     if workers.gpu and ray.cluster_resources().get("GPU", 0) < 1:
         raise BackendError(f"{where} has no GPU; start its nodes with --num-gpus, or use --device cpu")
+
+
+@contextlib.contextmanager
+def _no_web() -> Iterator[None]:
+    """Have the processes of Ray that are started in the block reach no web server.
+
+    One of them asks the metadata services of three clouds who hosts this machine, before it looks whether statistics
+    are off (Ray 2.60). It asks through the proxy of the environment. What Ray says to itself goes through no proxy.
+    """
+    before = {name: os.environ.get(name) for name in _NO_WEB}
+    os.environ.update(_NO_WEB)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -57,14 +58,17 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 @contextlib.contextmanager
-def command(artifact: pathlib.Path, work: pathlib.Path) -> Iterator[subprocess.Popen[str]]:
-    """`mar generate-dataset` with two workers, and with home and temporary folders of its own."""
+def command(artifact: pathlib.Path, work: pathlib.Path, proxy: int) -> Iterator[subprocess.Popen[str]]:
+    """`mar generate-dataset` with two workers, and with home and temporary folders of its own.
+
+    `proxy` is the port of this machine to which every request to a web server goes.
+    """
     arguments = ["-m", "runtime.cli", "generate-dataset", str(artifact), "--out", "out", *SETTINGS.split()]
     folders = {"HOME": str(work / "home"), "TMPDIR": str(work / "t"), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, *arguments, "--workers", "2"],
         cwd=work,
-        env={"PATH": os.environ["PATH"], "CI": "", **folders},
+        env={"PATH": os.environ["PATH"], "CI": "", "http_proxy": f"http://127.0.0.1:{proxy}", **folders},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -93,7 +97,10 @@ def test_a_killed_command_keeps_what_is_finished_and_leaves_no_process(
     def finished() -> int:
         return index.read_text().count("\n") if index.exists() else 0
 
-    with command(pixel_artifact, work) as driver:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as proxy,
+        command(pixel_artifact, work, proxy.getsockname()[1]) as driver,
+    ):
         wait_until(lambda: finished() or driver.poll() is not None)
         running = processes(work / "t")
         workers = [process for process in running if (process / "cmdline").read_bytes().startswith(b"ray::MapWorker")]
@@ -102,6 +109,9 @@ def test_a_killed_command_keeps_what_is_finished_and_leaves_no_process(
         assert listening_addresses(running) <= LOOPBACK
         (log,) = (work / "t").glob(".mar-*/session_latest/logs/dashboard.log")
         assert "Usage reporting is disabled" in log.read_text()
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it asked no cloud who hosts this machine, which it does before
+            proxy.accept()
         os.kill(int(workers[0].name), signal.SIGKILL)
         before = finished()
         wait_until(lambda: finished() >= before + 16 or driver.poll() is not None)
