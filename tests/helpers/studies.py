@@ -20,7 +20,6 @@ from mar_export.benchmark.study import (
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
-from runtime.sampling.presets import resolve_sampling
 from tests.helpers.tiny_runs import write_idx
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_weights, write_run_config
 from training.checkpoints.run_folder import WEIGHTS_FILE
@@ -75,7 +74,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> EvaluatedSettings:
     def judge(inputs: Study, setting: Setting) -> dict[str, Any]:
         seen.append((setting.name, inputs.count))
         manifest = Artifact(inputs.artifact).manifest
-        sampling = resolve_sampling(manifest.sampling, manifest.model, setting.sampling)
+        sampling = manifest.resolve_sampling(setting.sampling)
         found = figures(
             setting.name, json.loads(json.dumps(dataclasses.asdict(sampling))), inputs.count, float(len(seen))
         )
