@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
 
 import click
 
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file
+from runtime.text_table import aligned
 from training.reporting.run_comparison import difference_table, different_settings, find_runs, summarize, summary_table
 
 
@@ -29,11 +29,11 @@ def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None, print_docu
 
         check_result_file(chart)
     summaries = [summarize(run) for run in find_runs(paths)]
-    _print_table(summary_table(summaries), right_aligned=range(1, 8))
+    click.echo("\n".join(aligned(summary_table(summaries), right=range(1, 8))))
     differences = difference_table(summaries)
     if len(differences) > 1:
         click.echo()
-        _print_table(differences, right_aligned=range(0))
+        click.echo("\n".join(aligned(differences, right=())))
     if chart is not None:
         with result_file(chart) as temporary:
             save_comparison({summary.name: summary.steps for summary in summaries}, temporary)
@@ -42,13 +42,3 @@ def runs(paths: tuple[pathlib.Path, ...], chart: pathlib.Path | None, print_docu
         "different_settings": different_settings(summaries),
     }
     print_document(json_document("runs", content))
-
-
-def _print_table(rows: Sequence[Sequence[str]], right_aligned: range) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if number in right_aligned else cell.ljust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  ".join(cells).rstrip())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runtime.text_table import aligned
 from training.evaluation.feature_networks import FeatureNetwork, FeatureStatistics
 from training.evaluation.metrics import frechet_distance, kernel_distance_and_influence, precision_recall
 from training.evaluation.uncertainty import mean_standard_error, uncertainty_of, with_standard_error
@@ -57,14 +58,13 @@ def comparison_table(comparisons: Mapping[str, Mapping[str, Any]]) -> str:
 
     A standard error stands behind its metric, after ±.
     """
-    lines = [f"{'':40}" + "".join(f"{name.replace('_', ' '):>20}" for name in _COLUMNS)]
+    rows = [["", *(name.replace("_", " ") for name in _COLUMNS)]]
     for network, comparison in comparisons.items():
         for name, metrics in comparison.items():
             if isinstance(metrics, dict):
-                cells = [with_standard_error(metrics, key, form) for key, form in _COLUMNS.items()]
-                row = f"{network}: {metrics['images']} {name.replace('_', ' ')}"
-                lines.append(f"{row:40}" + "".join(f"{cell:>20}" for cell in cells))
-    return "\n".join(lines)
+                of_set = f"{network}: {metrics['images']} {name.replace('_', ' ')}"
+                rows.append([of_set, *(with_standard_error(metrics, key, form) for key, form in _COLUMNS.items())])
+    return "\n".join(aligned(rows, right=range(1, 1 + len(_COLUMNS))))
 
 
 def _own_metrics(statistics: FeatureStatistics) -> dict[str, Any]:

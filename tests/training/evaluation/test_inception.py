@@ -67,6 +67,9 @@ def test_a_network_without_a_classifier_has_no_scores_in_the_table() -> None:
     header, generated, _ = comparison_table({"inception": comparison}).splitlines()
     assert "kernel distance" in header
     assert generated.split()[:3] == ["inception:", "8", "generated"]
+    comparison[GENERATED] |= {"frechet": 110.928, "kernel_distance": 1671.67474}
+    comparison[GENERATED]["standard_error"]["kernel_distance"] = 1170.69594
+    assert "  110.928  1671.67474 ± 1170.69594  " in comparison_table({"inception": comparison})
 
 
 def test_another_file_than_the_expected_one_is_never_loaded(
