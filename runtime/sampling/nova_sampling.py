@@ -134,13 +134,13 @@ def flow_times(scheduler: NovaScheduler, steps: int, shift: float | None = None)
         steps: T, the number of steps.
         shift: The shift of the request. None: that of the model.
     """
-    least = _shifted(np.float64(1 / TRAIN_STEPS), scheduler.shift)
+    least = shifted(np.float64(1 / TRAIN_STEPS), scheduler.shift)
     base = (np.linspace(TRAIN_STEPS, TRAIN_STEPS * least, steps) / TRAIN_STEPS).astype(np.float32)
-    times: Float64 = _shifted(base.astype(np.float64), shift or scheduler.shift).astype(np.float32).astype(np.float64)
+    times: Float64 = shifted(base.astype(np.float64), shift or scheduler.shift).astype(np.float32).astype(np.float64)
     return times
 
 
-def _shifted(level: Any, shift: float) -> Any:
+def shifted(level: Any, shift: float) -> Any:
     """Return noise levels moved towards 1 by a shift above 1 (arXiv 2403.03206, equation 23)."""
     return shift * level / (1 + (shift - 1) * level)
 

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.model.nova_config import FLOW, NovaConfig
+from runtime.model.nova_config import FLOW, NovaConfig, NovaScheduler
+from runtime.sampling.noise_schedule import TRAIN_STEPS
+from runtime.sampling.nova_sampling import shifted
 from training.data.draws import draw_timesteps, example_stream, step_stream
 from training.data.loader import StepParts
 
@@ -52,7 +55,6 @@ class CaptionBatches(StepParts):
         captions: Any = self.dataset
         ratio = math.cos(math.pi / 2 * step_stream(self.training.seed, step).random())
         rows = (_REPEATS, min(config.tokens, max(1, math.ceil(config.tokens * ratio))))
-        kind = "flow" if config.scheduler.kind == FLOW else "diffusion"
         lengths, columns = captions.arrays["lengths"][examples].astype(np.int64), []
         for number, place in enumerate(places):
             stream = example_stream(self.training.seed, step, place)
@@ -61,7 +63,7 @@ class CaptionBatches(StepParts):
             columns.append(
                 (
                     stream.permutation(config.tokens),
-                    draw_timesteps(kind, rows, stream),
+                    _timesteps(config.scheduler, rows, stream),
                     stream.standard_normal((*rows, config.token_channels), np.float32),
                 )
             )
@@ -74,3 +76,17 @@ class CaptionBatches(StepParts):
             torch.from_numpy(np.stack(timesteps, axis=1)),
             torch.from_numpy(np.stack(noise, axis=1)),
         )
+
+
+def _timesteps(
+    scheduler: NovaScheduler, shape: tuple[int, ...], stream: np.random.Generator
+) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Draw timesteps, those of a flow with the shift of the model.
+
+    The more values a token has, the later noise hides which token it is, and the closer to 1 are the noise levels at
+    which the head needs the caption (arXiv 2403.03206, equation 23 and the text around it).
+    """
+    if scheduler.kind != FLOW:
+        return draw_timesteps("diffusion", shape, stream)
+    levels = draw_timesteps("flow", shape, stream) / TRAIN_STEPS
+    return (TRAIN_STEPS * shifted(levels, scheduler.shift)).astype(np.float32)

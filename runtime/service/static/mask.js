@@ -88,9 +88,13 @@ export class Mask {
 
   #paint(from, to) {
     const context = this.painted.getContext("2d");
-    context.strokeStyle = COLOR;
+    const width = Math.max(1, this.brush * this.painted.width);
+    context.fillStyle = context.strokeStyle = COLOR;
+    context.beginPath();
+    context.arc(...from, width / 2, 0, 2 * Math.PI); // a line without length would leave nothing
+    context.fill();
     context.lineCap = "round";
-    context.lineWidth = Math.max(1, this.brush * this.painted.width);
+    context.lineWidth = width;
     context.beginPath();
     context.moveTo(...from);
     context.lineTo(...to);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pathlib
 import platform
 import sys
@@ -58,7 +59,7 @@ def test_every_graph_of_a_golden_model_builds_and_is_listed_with_hash_and_profil
     ranges = axis_ranges(plans_to_build(artifact, {}), BATCH)
     for build in manifest.builds:
         assert (build.target, build.architectures, build.precision) == ("tensorrt-rtx", RTX_GPUS, "fp32")
-        assert build.library == sys.modules["tensorrt_rtx"].__version__
+        assert build.library == importlib.import_module("tensorrt_rtx").__version__
         assert build.flags == {}
         assert build.graph_sha256 == manifest.graph_sha256(build.engine)
         assert build.profile == input_shapes(manifest.specs[build.engine], ranges, BATCH)

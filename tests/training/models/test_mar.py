@@ -88,6 +88,15 @@ def test_every_size_is_a_valid_config(name: str) -> None:
         assert config.grid * config.patch_size * config.vae_stride == config.img_size
 
 
+@pytest.mark.parametrize("name", MODEL_SIZES)
+def test_no_head_is_narrower_than_the_tokens_that_it_denoises(name: str) -> None:
+    """What a head predicts has the noise of the token in it. A narrower head could never say all of it."""
+    config = model_config(name)
+    widths = [getattr(config, field, None) for field in ("diffloss_w", "diffloss_act_w", "head_width")]
+    (width,) = [width for width in widths if width is not None]
+    assert width >= config.token_channels
+
+
 def test_fields_of_a_size_can_be_changed() -> None:
     assert model_config("pixel_small", img_size=16).tokens == 16
     assert model_config("pixel_small").tokens == 64
