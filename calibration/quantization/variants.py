@@ -122,16 +122,14 @@ class QdqVariant(QuantizedVariant):
             by_engine.setdefault(CONDITIONING, {})
         graphs = ChangedGraphs()
         for engine, scales in by_engine.items():
-            divided = divisors if engine == CONDITIONING else None
-            graphs |= self._write_changed(
-                engine, folder, functools.partial(self._quantize, scales=scales, divided=divided)
+            change = functools.partial(
+                quantize_graph,
+                precision=self.precision,
+                scales=scales,
+                modulation_divisors=divisors if engine == CONDITIONING else None,
             )
+            graphs |= self._write_changed(engine, folder, change)
         return graphs
-
-    def _quantize(
-        self, source: pathlib.Path, out: pathlib.Path, scales: Mapping[str, Scale], divided: np.ndarray | None
-    ) -> None:
-        quantize_graph(source, out, self.precision, scales, divided)
 
     def provenance(self, chosen: Collection[str]) -> dict[str, str]:
         """Return the share of the activations that saturate."""
@@ -160,11 +158,9 @@ class WeightOnlyVariant(QuantizedVariant):
         """Write the changed graphs; see `QuantizedVariant.write`."""
         graphs = ChangedGraphs()
         for engine, layers in _by_engine(chosen).items():
-            graphs |= self._write_changed(engine, folder, functools.partial(self._quantize, layers=layers))
+            change = functools.partial(quantize_weights, precision=self.precision, layers=layers)
+            graphs |= self._write_changed(engine, folder, change)
         return graphs
-
-    def _quantize(self, source: pathlib.Path, out: pathlib.Path, layers: Sequence[str]) -> None:
-        quantize_weights(source, out, self.precision, layers)
 
 
 def _by_engine(names: Collection[str]) -> dict[str, list[str]]:

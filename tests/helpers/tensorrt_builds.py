@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 
 import pytest
+from torch import nn
 
+from mar_export.onnx_export.exporter import export_graph
 from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines, plans_to_build
 from mar_export.tensorrt.engine_builder import BuilderFlags, Progress, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import Range
+from mar_export.tensorrt.optimization_profiles import Range, input_shapes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.engine_builds import Shapes
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
@@ -21,7 +23,9 @@ from runtime.model.engine_spec import (
     DECODER,
     ENCODER,
     ENGINES,
+    EngineSpec,
 )
+from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import Plan
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256, write_json
@@ -86,6 +90,22 @@ def build_with(
     plans = plans_to_build(artifact, {}) if plans is None else plans
     build_engines(artifact, builder, plans, BuildOptions(batch, flags or BuilderFlags(), force=force), said.append)
     return said
+
+
+def build_graph(
+    module: nn.Module,
+    spec: EngineSpec,
+    config: FamilyConfig,
+    graph: pathlib.Path,
+    ranges: Mapping[str, Range],
+    batch: Range = BATCH,
+    architectures: Sequence[str] = ("sm_89",),
+) -> int:
+    """The bytes of the plan that TensorRT-RTX makes of a module, which is exported to `graph` first."""
+    export_graph(module, spec, config, graph)
+    builder = TensorRTBuilder("tensorrt-rtx", architectures)
+    plan = builder.build(graph, input_shapes(spec, ranges, batch), BuilderFlags(), timing_cache=None, progress=None)
+    return len(bytes(plan))
 
 
 def manifest_of(path: pathlib.Path) -> Manifest:

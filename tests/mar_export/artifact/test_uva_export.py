@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from mar_export.artifact.export import export_artifact
 from mar_export.tensorrt.artifact_builds import BuildOptions, build_engines
-from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
+from mar_export.tensorrt.optimization_profiles import axis_ranges
 from runtime import Policy
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import BackendError, RequestError
@@ -31,7 +30,7 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.fake_generators import fake_generator
 from tests.helpers.golden_cases import GOLDEN_TOLERANCE
 from tests.helpers.simulated_gpu import PlanWriter
-from tests.helpers.tensorrt_builds import RTX_GPUS
+from tests.helpers.tensorrt_builds import RTX_GPUS, build_graph
 from tests.helpers.uva_cases import CASES, UvaCase, uva_case, uva_checkpoint
 
 
@@ -104,18 +103,14 @@ def test_graphs_in_lower_precision_build_with_tensorrt_rtx(engine: str, precisio
     if sys.platform != "linux":
         pytest.importorskip("tensorrt_rtx")
     from mar_export.graphs.engine_modules import loop_modules
-    from mar_export.onnx_export.exporter import export_graph
     from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
 
     model = uva_checkpoint("case1").model
     spec = engine_specs(model.config)[engine]
     module = to_precision(loop_modules(model)[engine], DTYPES[precision])
-    export_graph(module, spec, model.config, tmp_path / "graph.onnx")
-    ranges = axis_ranges([plan_for(model.config, default_sampling(model.config))], (1, 1, 2))
-    plan = TensorRTBuilder("tensorrt-rtx", RTX_GPUS).build(
-        tmp_path / "graph.onnx", input_shapes(spec, ranges, (1, 1, 2)), BuilderFlags(), None, None
-    )
-    assert len(bytes(plan)) > 10_000
+    batch = (1, 1, 2)
+    ranges = axis_ranges([plan_for(model.config, default_sampling(model.config))], batch)
+    assert build_graph(module, spec, model.config, tmp_path / "graph.onnx", ranges, batch, RTX_GPUS) > 10_000
 
 
 def test_the_manifest_names_the_family_its_engines_and_the_published_settings(exported: Any) -> None:

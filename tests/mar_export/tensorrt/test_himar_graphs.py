@@ -10,13 +10,12 @@ import pytest
 import torch
 
 from mar_export.graphs.engine_modules import loop_modules
-from mar_export.onnx_export.exporter import export_graph
 from mar_export.onnx_export.mixed_precision import DTYPES, attention_in_products, to_precision
-from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
+from mar_export.tensorrt.optimization_profiles import axis_ranges
 from runtime.model.families import engine_specs
 from runtime.sampling.constraints import default_sampling, plan_for
 from tests.helpers.himar_cases import TINY_HIMAR
+from tests.helpers.tensorrt_builds import build_graph
 from training.models.himar import Himar
 
 if not (sys.platform == "linux" and platform.machine() == "x86_64"):
@@ -44,11 +43,7 @@ def test_a_graph_builds(engine: str, precision: str, tmp_path: pathlib.Path) -> 
     torch.manual_seed(0)
     spec, module = engine_specs(TINY_HIMAR)[engine], loop_modules(Himar(**TINY_HIMAR.to_dict()))[engine]
     lowered = attention_in_products(module) if precision == "fp32" else to_precision(module, DTYPES[precision])
-    export_graph(lowered, spec, TINY_HIMAR, tmp_path / f"{engine}.onnx")
     ranges = axis_ranges(
         [plan_for(TINY_HIMAR, default_sampling(TINY_HIMAR).changed({"cfg_scale": 2.0}))], BATCH, spec.phase
     )
-    plan = TensorRTBuilder("tensorrt-rtx", ["sm_89"]).build(
-        tmp_path / f"{engine}.onnx", input_shapes(spec, ranges, BATCH), BuilderFlags(), timing_cache=None, progress=None
-    )
-    assert len(bytes(plan)) > 10_000
+    assert build_graph(lowered, spec, TINY_HIMAR, tmp_path / f"{engine}.onnx", ranges, BATCH) > 10_000

@@ -10,16 +10,14 @@ import pytest
 import torch
 
 from mar_export.graphs.engine_modules import loop_modules
-from mar_export.onnx_export.exporter import export_graph
 from mar_export.onnx_export.mixed_precision import DTYPES, to_precision
-from mar_export.tensorrt.engine_builder import BuilderFlags, TensorRTBuilder
-from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes, prompt_ranges
+from mar_export.tensorrt.optimization_profiles import axis_ranges, prompt_ranges
 from runtime.model.engine_spec import BACKBONE, CONDITION, CONDITIONING, DENOISE, TEXT_ENCODER
 from runtime.model.families import engine_specs, optional_specs
 from runtime.model.nova_config import FLOW, NovaConfig, NovaScheduler
 from runtime.sampling.constraints import default_sampling, plan_for
 from tests.helpers.nova_artifacts import write_text_encoder
-from tests.helpers.tensorrt_builds import BATCH
+from tests.helpers.tensorrt_builds import BATCH, build_graph
 from training.checkpoints.text_encoder import load_text_encoder
 from training.models.nova import Nova
 
@@ -77,9 +75,6 @@ def test_a_graph_builds(positions: str, engine: str, precision: str, tmp_path: p
     else:
         torch.manual_seed(0)
         spec, module = engine_specs(config)[engine], loop_modules(Nova(**config.to_dict()))[engine]
-    export_graph(to_precision(module, DTYPES[precision]), spec, config, tmp_path / f"{engine}.onnx")
     ranges = axis_ranges([plan_for(config, default_sampling(config))], BATCH) | prompt_ranges(config)
-    plan = TensorRTBuilder("tensorrt-rtx", ["sm_89"]).build(
-        tmp_path / f"{engine}.onnx", input_shapes(spec, ranges, BATCH), BuilderFlags(), timing_cache=None, progress=None
-    )
-    assert len(bytes(plan)) > 10_000
+    lowered = to_precision(module, DTYPES[precision])
+    assert build_graph(lowered, spec, config, tmp_path / f"{engine}.onnx", ranges) > 10_000
