@@ -130,7 +130,6 @@ def test_a_finished_run_prints_its_folder_and_the_next_commands(
         ("--keep", 0, "keep"),
         ("--validation-share", 1, "validation_share"),
         ("--validation-share", -0.1, "validation_share"),
-        ("--init", "nowhere", "remove the size (--model)"),
         ("--image-size", 30, "img_size"),
         ("--image-size", 0, "img_size"),
         ("--accumulate", 3, "over 1 process in 3 micro-batches"),  # a batch of four

@@ -11,12 +11,14 @@ import torch
 
 from runtime.errors import CheckpointError
 from runtime.model.config import ModelConfig
+from runtime.storage.structured_files import parse_toml
 from tests.helpers.command_line import Command
 from tests.helpers.tiny_runs import TINY, logged, one_sentence, one_thread, randomized, write_idx_dataset
 from tests.helpers.train_command import error_line
 from training.checkpoints import checkpoint
 from training.checkpoints.checkpoint import Checkpoint
 from training.checkpoints.resize import resize_model
+from training.config import to_toml
 from training.loop.transfer import Transfer, transfer_weights
 from training.models.mar import MAR
 
@@ -109,7 +111,22 @@ def test_a_run_begins_with_a_checkpoint_of_other_classes_and_size(
     assert sorted(logged(run, "loss")) == [1]
 
 
-def test_a_size_beside_a_checkpoint_is_refused(train: Command, two_step_run: pathlib.Path) -> None:
+def test_a_size_that_is_not_that_of_the_checkpoint_is_refused(train: Command, two_step_run: pathlib.Path) -> None:
     code, _, err = train("--init", two_step_run, "--model", "pixel_small", "--data", "d", "--out", "o", "--steps", 1)
     assert code == 2
-    assert error_line(err).endswith(f"the run has the model of {two_step_run} (--init); remove the size (--model)")
+    assert f"the run has the model of {two_step_run} (--init), whose img_size is 8, found 32" in error_line(err)
+    assert error_line(err).endswith("remove the size (--model)")
+
+
+def test_a_file_that_describes_the_model_of_the_checkpoint_goes_on_with_it(
+    train: Command, two_step_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    stored = json.loads((two_step_run / "config.json").read_text())["model"]
+    model = {name: value for name, value in stored.items() if name not in ("class_num", "vae_embed_dim")}
+    (tmp_path / "run.toml").write_text(to_toml({"model": {"name": "pixel_small", **model}}))
+    options = ("--init", two_step_run, "--data", "d", "--steps", 3, "--print-config")
+    code, printed, err = train("--config", tmp_path / "run.toml", *options)
+    assert code == 0, err
+    described, alone = (parse_toml(text) for text in (printed, train(*options)[1]))
+    assert described["model"] == alone["model"]
+    assert described["training"]["learning_rate"] == 2e-3  # that of the size

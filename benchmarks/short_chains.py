@@ -1,0 +1,107 @@
+"""How far short diffusion chains of one grid move an image from that of a very long chain.
+
+    python -m benchmarks.short_chains ARTIFACT --report short-chains.json --chart short-chains.png
+
+The latents of every image are compared with those of the same image by `dpm++2m` with 400 steps: same seed, so the
+same order and the same noise at the start of every chain. All other settings are those of the preset. Of a Hi-MAR this
+varies the chains of the full grid, and the low-resolution grid stays as it is.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.cli.options import PATH, threads_option
+from runtime.errors import MarError
+from runtime.generator import Generator, Result
+from runtime.image_grid import save_grid
+from runtime.provenance import commit, processor_name
+from runtime.storage.files import check_writable, write_json
+
+
+class Chain(NamedTuple):
+    """A sampler and its number of steps."""
+
+    sampler: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.sampler}, {self.steps}"
+
+
+REFERENCE = Chain("dpm++2m", 400)
+CHAINS = (
+    *(Chain("ddim", steps) for steps in (250, 100, 50, 25, 16, 8)),
+    *(Chain("dpm++2m", steps) for steps in (100, 50, 25, 16, 12, 8, 6)),
+    Chain("ddpm", 250),
+)
+_SHOWN = (REFERENCE, Chain("ddpm", 250), Chain("ddim", 25), Chain("dpm++2m", 12), Chain("dpm++2m", 8))
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--preset", default="fast", show_default=True, help="All other settings.")
+@click.option("--images", type=click.IntRange(2), default=20, show_default=True, help="Images for each chain.")
+@click.option("--report", "report_file", type=PATH, required=True, help="The JSON file to write.")
+@click.option("--chart", type=PATH, required=True, help="The PNG file to write: some images by five of the chains.")
+@threads_option
+def short_chains(
+    artifact: pathlib.Path,
+    preset: str,
+    images: int,
+    report_file: pathlib.Path,
+    chart: pathlib.Path,
+    threads: int | None,
+) -> None:
+    """Compare short chains with a long one."""
+    check_writable(report_file)
+    with Generator.load(artifact, threads=threads) as generator:
+        classes = [number % generator.manifest.model.class_num for number in range(images)]
+
+        def draw(chain: Chain, seed: int = 0) -> Result:
+            return generator.generate(
+                classes, seed=seed, preset=preset, sampler=chain.sampler, diffusion_steps=chain.steps
+            )
+
+        drawn = {chain: draw(chain) for chain in (REFERENCE, *CHAINS)}
+        reference = drawn[REFERENCE].latents
+        rows = [{**chain._asdict(), **distances(drawn[chain].latents, reference)} for chain in CHAINS]
+        others = distances(draw(REFERENCE, seed=1).latents, reference)
+    report: dict[str, Any] = {"preset": preset, "images": images, "reference": REFERENCE._asdict()}
+    about = {"processor": processor_name(), "commit": commit()}
+    write_json(report_file, {**about, **report, "rows": rows, "another_seed": others})
+    save_chart(chart, drawn)
+    for row in rows:
+        click.echo(row)
+
+
+def distances(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
+    """Return the median and the largest relative L2 distance of the latents [B, ...] of an image from the reference."""
+    axes = tuple(range(1, found.ndim))
+    relative = np.sqrt(np.square(found - reference).sum(axis=axes) / np.square(reference).sum(axis=axes))
+    return {"median": float(np.median(relative)), "largest": float(relative.max())}
+
+
+def save_chart(path: pathlib.Path, drawn: dict[Chain, Result]) -> None:
+    """Write the first ten images by each of five chains, one row a chain."""
+    shown = [(chain, image) for chain in _SHOWN for image in _pixels(drawn[chain])[:10]]
+    captions = [str(chain) if place % 10 == 0 else "" for place, (chain, _) in enumerate(shown)]
+    save_grid(path, np.stack([image for _, image in shown]), captions, columns=10)
+
+
+def _pixels(result: Result) -> NDArray[np.uint8]:
+    assert result.images is not None  # every Hi-MAR and every MAR of this project has pixels
+    return result.images
+
+
+if __name__ == "__main__":
+    try:
+        short_chains()
+    except MarError as error:
+        sys.exit(f"short_chains: {error}")
