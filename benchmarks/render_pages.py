@@ -28,6 +28,7 @@ from benchmarks.numerics.tables import (
 )
 from benchmarks.policy_tables import policy_table
 from benchmarks.serving_tables import TABLES as SERVING_TABLES
+from benchmarks.short_chains import short_chains_table
 from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
@@ -341,6 +342,7 @@ _TABLES = {
     "few_images": few_images_table,
     "steps": steps_table,
     "policy": policy_table,
+    "short_chains": short_chains_table,
     **{f"serving_{name}": table for name, table in SERVING_TABLES.items()},
     "engines_run": engines_table,
     "operators_run": operators_table,

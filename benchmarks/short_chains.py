@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import click
@@ -86,6 +87,22 @@ def distances(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dic
     axes = tuple(range(1, found.ndim))
     relative = np.sqrt(np.square(found - reference).sum(axis=axes) / np.square(reference).sum(axis=axes))
     return {"median": float(np.median(relative)), "largest": float(relative.max())}
+
+
+def short_chains_table(value: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    reference, other = Chain(**value["reference"]), value["another_seed"]
+    lines = [
+        f"{value['processor']}, commit {value['commit']}. {value['images']} images with the preset `{value['preset']}` "
+        f"but for the chains: the relative L2 distance of their latents from those by {reference} steps.",
+        "",
+        "| sampler | steps | median | largest |",
+        "|---|---|---|---|",
+    ]
+    for row in value["rows"]:
+        lines.append(f"| {row['sampler']} | {row['steps']} | {row['median']:.3f} | {row['largest']:.3f} |")
+    lines += ["", f"Images of another seed are {other['median']:.2f} away (largest {other['largest']:.2f})."]
+    return "\n".join(lines)
 
 
 def save_chart(path: pathlib.Path, drawn: dict[Chain, Result]) -> None:

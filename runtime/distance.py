@@ -35,6 +35,11 @@ def distance_report(distance: float) -> dict[str, float]:
     return {"relative_l2": distance, "sqnr_db": sqnr_db(distance)}
 
 
+def tolerance_text(tolerance: float) -> str:
+    """Return a tolerance for people, with one decimal where it has any: `1e-05`, `2.1e-05`."""
+    return f"{tolerance:.1e}".replace(".0e", "e")
+
+
 def drift(
     found: NDArray[Any], expected: NDArray[Any], order: NDArray[np.int64], plan: Plan, patch_size: int, every: int = 1
 ) -> list[dict[str, Any]]:

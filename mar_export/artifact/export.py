@@ -15,7 +15,14 @@ from typing import Any
 from torch import nn
 
 from mar_export.artifact.first_pass import check_first_pass, write_first_pass
-from mar_export.artifact.parity import Trajectory, eager_outputs, eager_trajectory, engine_parity, generation_parity
+from mar_export.artifact.parity import (
+    ENGINE_TOLERANCES,
+    Trajectory,
+    eager_outputs,
+    eager_trajectory,
+    engine_parity,
+    generation_parity,
+)
 from mar_export.graphs.engine_modules import graph_modules
 from mar_export.onnx_export.exporter import OPSET, export_graph
 from mar_export.onnx_export.float32_emulation import save_emulation
@@ -29,6 +36,7 @@ from runtime.artifact.shared_weights import share_weights
 from runtime.backends import available_threads
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVino
+from runtime.distance import tolerance_text
 from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
@@ -226,22 +234,28 @@ def _generation_parity(
     openvino: OpenVino | None,
 ) -> dict[str, Any]:
     """Return the parity of the engines in `runnable` on ONNX Runtime, and of those in `folder` on `openvino`."""
-    parity = _compare_generation(manifest, runnable, trajectory, _cpu_backend())
+    usual = ENGINE_TOLERANCES[manifest.precision]
+    widening = max(report["tolerance"] / usual for report in manifest.parity.values())
+    parity = _compare_generation(manifest, runnable, trajectory, widening, _cpu_backend())
     if openvino:
         graphs = {name: folder / file for name, file in manifest.engines.items()}
-        parity["openvino"] = _compare_generation(manifest, graphs, trajectory, openvino)
+        parity["openvino"] = _compare_generation(manifest, graphs, trajectory, widening, openvino)
     return parity
 
 
 def _compare_generation(
-    manifest: Manifest, runnable: Mapping[str, pathlib.Path], trajectory: Trajectory, backend: OnnxRuntime | OpenVino
+    manifest: Manifest,
+    runnable: Mapping[str, pathlib.Path],
+    trajectory: Trajectory,
+    widening: float,
+    backend: OnnxRuntime | OpenVino,
 ) -> dict[str, Any]:
     """Generate the image of `trajectory` with the engines in the files `runnable`; return its parity."""
     specs = loop_specs(manifest.model, manifest.engines)
     engines = {name: backend.load_graph(runnable[name], spec) for name, spec in specs.items()}
     engines = _one_in_memory(engines, [f"{file}.data" for file in runnable.values()])
     with Generator(manifest, Engines(**engines), backend.description, backend.close) as generator:
-        parity = generation_parity(generator, trajectory, manifest.precision)
+        parity = generation_parity(generator, trajectory, manifest.precision, widening)
     return parity | (_computed_by(backend) if isinstance(backend, OpenVino) else {})
 
 
@@ -352,7 +366,7 @@ def _describe(parity: Mapping[str, Any]) -> str:
     openvino = parity.get("openvino")
     return (
         f"relative L2 from eager {parity['relative_l2']:.1e} ({parity['sqnr_db']:.0f} dB), "
-        f"allowed {parity['tolerance']:.0e}"
+        f"allowed {tolerance_text(parity['tolerance'])}"
         + (f"; on OpenVINO with products in {openvino['products']} {openvino['relative_l2']:.1e}" if openvino else "")
     )
 

@@ -15,7 +15,7 @@ from runtime.checks import pluralize, printable
 from runtime.cli.inspect_image import inspect_image
 from runtime.cli.json_document import PrintDocument, json_document, json_option
 from runtime.cli.options import PATH
-from runtime.distance import sqnr_db
+from runtime.distance import sqnr_db, tolerance_text
 from runtime.errors import RequestError
 from runtime.image_files import IMAGE_SUFFIXES
 from runtime.model.engine_spec import AXES
@@ -118,7 +118,7 @@ def _distance(report: Mapping[str, Any]) -> str:
 
 
 def _allowed(report: Mapping[str, Any]) -> str:
-    return f", allowed {report['tolerance']:.0e}"
+    return f", allowed {tolerance_text(report['tolerance'])}"
 
 
 def _on_openvino(report: Mapping[str, Any]) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mar_export.artifact import parity
+from mar_export.artifact.float64 import InFloat64
 from mar_export.artifact.parity import (
     Trajectory,
     eager_outputs,
@@ -20,14 +26,15 @@ from mar_export.artifact.parity import (
     generation_parity,
 )
 from mar_export.graphs.engine_modules import graph_modules
-from mar_export.onnx_export.example_inputs import parity_sizes
+from mar_export.onnx_export.example_inputs import example_inputs, parity_sizes
 from mar_export.torch_backends.torch_cpu import eager_generator, torch_engine
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
+from runtime.distance import tolerance_text
 from runtime.errors import ParityError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import ENGINES, TOKENIZER_ENGINES, tokenizer_specs
+from runtime.model.engine_spec import BACKBONE, ENGINES, TOKENIZER_ENGINES, tokenizer_specs
 from runtime.model.families import engine_specs
 from training.checkpoints.checkpoint import Checkpoint
 
@@ -126,6 +133,55 @@ def test_low_precision_is_compared_over_more_iterations(
     assert len(eager_trajectory(small_checkpoint.model, precision).plan.iterations) == iterations
 
 
+class _Cancelling(nn.Module):
+    """A module whose output has lost digits: it adds a large number and subtracts it again."""
+
+    def __init__(self, module: nn.Module, large: float) -> None:
+        super().__init__()
+        self._module, self._large = module, large
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        output: Tensor = self._module(**inputs)
+        return (output + self._large) - self._large
+
+
+@pytest.mark.parametrize(("large", "least", "most"), [(0.0, 1, 1), (400.0, 1.1, 9.9), (1e4, 10, 10)])
+def test_the_tolerance_grows_with_round_off_within_bounds(
+    small_checkpoint: Checkpoint, large: float, least: float, most: float
+) -> None:
+    config = small_checkpoint.model.config
+    spec, module = engine_specs(config)[BACKBONE], graph_modules(small_checkpoint.model, None, False)[BACKBONE]
+    expected = eager_outputs(_Cancelling(module, large), spec, config)
+    assert least <= expected.widening <= most
+    tolerance = parity.ENGINE_TOLERANCES["fp32"] * expected.widening
+    outputs = iter([*expected.cases, *expected.cases])
+
+    def off(share: float, **_: Any) -> tuple[NDArray[Any], ...]:
+        return tuple(output * np.float32(1 + share * tolerance) for output in next(outputs))
+
+    reported = engine_parity(functools.partial(off, 0.95), expected, spec, config, "fp32")
+    assert reported["tolerance"] == pytest.approx(tolerance)
+    with pytest.raises(ParityError, match=f"at most {tolerance_text(tolerance)} is allowed"):
+        engine_parity(functools.partial(off, 1.1), expected, spec, config, "fp32")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_float64_is_that_of_a_module_with_weights_in_float64(small_checkpoint: Checkpoint, name: str) -> None:
+    config = small_checkpoint.model.config
+    spec, module = engine_specs(config)[name], graph_modules(small_checkpoint.model, None, False)[name]
+    values = example_inputs(spec, config, parity_sizes(spec, config)[1], 0)
+    inputs = {key: torch.from_numpy(array) for key, array in values.items()}
+    with torch.no_grad(), InFloat64():
+        found = module(**inputs)
+    wide = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
+    with torch.no_grad():
+        right = copy.deepcopy(module).double()(**wide)
+    for ours, theirs in zip(tree_leaves(found), tree_leaves(right), strict=True):
+        assert ours.dtype == torch.float64
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
+    assert all(weight.dtype == torch.float32 for weight in module.parameters())
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("name", ENGINES)
 def test_engine_is_compared_with_the_tolerance_of_its_precision(
@@ -146,7 +202,7 @@ def test_engine_is_compared_with_the_tolerance_of_its_precision(
         else:
             reported = engine_parity(off, expected, spec, config, precision)
             assert reported["tolerance"] == tolerance
-            assert reported["cases"] == len(expected) == len(parity_sizes(spec, config)) == 5
+            assert reported["cases"] == len(expected.cases) == len(parity_sizes(spec, config)) == 5
             assert reported["relative_l2"] == pytest.approx(0.9 * tolerance, rel=0.05)
             assert reported["sqnr_db"] == pytest.approx(-20 * math.log10(reported["relative_l2"]))
 
