@@ -2,9 +2,10 @@
 
     python -m benchmarks.short_chains ARTIFACT --report short-chains.json --chart short-chains.png
 
-The latents of every image are compared with those of the same image by `dpm++2m` with 400 steps: same seed, so the
-same order and the same noise at the start of every chain. All other settings are those of the preset. Of a Hi-MAR this
-varies the chains of the full grid, and the low-resolution grid stays as it is.
+The latents of every image are compared with those of the same image by `dpm++2m` with 400 steps. Every image has one
+iteration, so one chain for all tokens, and every chain starts with the same noise at the same timestep. So the error
+of its steps alone is measured. All other settings are those of the preset. Of a Hi-MAR this is the chain of the full
+grid, and the low-resolution grid stays as it is.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Chain(NamedTuple):
     def __str__(self) -> str:
         return f"{self.sampler}, {self.steps}"
 
+
+START = 980
+"""The first timestep of every chain. The samplers' own starts differ, and with them their limits."""
 
 REFERENCE = Chain("dpm++2m", 400)
 CHAINS = (
@@ -67,14 +71,21 @@ def short_chains(
 
         def draw(chain: Chain, seed: int = 0) -> Result:
             return generator.generate(
-                classes, seed=seed, preset=preset, sampler=chain.sampler, diffusion_steps=chain.steps
+                classes,
+                seed=seed,
+                preset=preset,
+                iterations=1,
+                cfg_scale=1.0,
+                start_timestep=START,
+                sampler=chain.sampler,
+                diffusion_steps=chain.steps,
             )
 
         drawn = {chain: draw(chain) for chain in (REFERENCE, *CHAINS)}
         reference = drawn[REFERENCE].latents
         rows = [{**chain._asdict(), **distances(drawn[chain].latents, reference)} for chain in CHAINS]
         others = distances(draw(REFERENCE, seed=1).latents, reference)
-    report: dict[str, Any] = {"preset": preset, "images": images, "reference": REFERENCE._asdict()}
+    report: dict[str, Any] = {"preset": preset, "images": images, "start": START, "reference": REFERENCE._asdict()}
     about = {"processor": processor_name(), "commit": commit()}
     write_json(report_file, {**about, **report, "rows": rows, "another_seed": others})
     save_chart(chart, drawn)
@@ -93,8 +104,8 @@ def short_chains_table(value: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     reference, other = Chain(**value["reference"]), value["another_seed"]
     lines = [
-        f"{value['processor']}, commit {value['commit']}. {value['images']} images with the preset `{value['preset']}` "
-        f"but for the chains: the relative L2 distance of their latents from those by {reference} steps.",
+        f"{value['processor']}, commit {value['commit']}. {value['images']} images in one iteration without guidance, "
+        f"chains from t = {value['start']}: the relative L2 distance of their latents from those by {reference} steps.",
         "",
         "| sampler | steps | median | largest |",
         "|---|---|---|---|",

@@ -16,11 +16,11 @@ def test_the_distance_of_each_image_is_relative_to_its_own_latents() -> None:
 
 def test_the_report_becomes_a_table() -> None:
     rows = [{"sampler": "ddim", "steps": 8, "median": 0.25, "largest": 0.5}]
-    report = {"processor": "a CPU", "commit": "abc", "preset": "fast", "images": 20, "rows": rows}
+    report = {"processor": "a CPU", "commit": "abc", "preset": "fast", "images": 20, "start": 980, "rows": rows}
     others = {"reference": {"sampler": "dpm++2m", "steps": 400}, "another_seed": {"median": 1.0, "largest": 2.0}}
     assert short_chains_table({**report, **others}).splitlines() == [
-        "a CPU, commit abc. 20 images with the preset `fast` but for the chains: the relative L2 distance of their "
-        "latents from those by dpm++2m, 400 steps.",
+        "a CPU, commit abc. 20 images in one iteration without guidance, chains from t = 980: the relative L2 distance "
+        "of their latents from those by dpm++2m, 400 steps.",
         "",
         "| sampler | steps | median | largest |",
         "|---|---|---|---|",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import torch
 
@@ -23,6 +24,10 @@ NOVA_SIDE = 512
 _HEADS = {768: 12, 1024: 16, 1536: 16}
 _KL8 = VAEConfig(latent_channels=4, multipliers=(1, 2, 4, 4), attention_levels=())
 _CONDITION, _IMAGE, _HEAD, _STRIDE = 16, 32, 6, 8
+_END_OF_BRANCH = re.compile(r"\.blocks\.\d+\.norm[12]\.weight$")
+_GAIN = (2 * _IMAGE) ** -0.5
+"""Of each x + LN(f(x)), so that x keeps its size over all blocks. With gains of 1, products of queries and keys would
+grow with the depth, and round-off by four orders of magnitude, which no trained model in float16 could bear."""
 
 
 def write_published_nova(folder: pathlib.Path, name: str) -> None:
@@ -57,7 +62,10 @@ def write_published_nova(folder: pathlib.Path, name: str) -> None:
         "text_token_len": config.text_token_len,
         "video_base_size": [1, *config.condition_shape],
     }
-    weights = {parameter: tensor.half() for parameter, tensor in formula_weights(shapes(model)).items()}
+    weights = {
+        parameter: (tensor * _GAIN if _END_OF_BRANCH.search(parameter) else tensor).half()
+        for parameter, tensor in formula_weights(shapes(model)).items()
+    }
     write_component(folder / "transformer", weights, transformer)
     write_component(
         folder / "vae", formula_weights(shapes(vae)), {"_class_name": "AutoencoderKL", "scaling_factor": 0.18215}

@@ -14,6 +14,8 @@ def keep_freed_memory() -> None:
 
     By default, glibc returns large blocks to the kernel, and each step takes them again as fresh pages of zeros, which
     is a tenth of a step of a small model. Where the C library is another one, nothing changes.
+
+    Tensors of other sizes in each step leave gaps that no later tensor fits into, so a run trims from time to time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -19,6 +19,7 @@ from runtime.storage.files import holding_folder, is_lock
 from runtime.storage.schema import SchemaError, parse_object
 from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.kept_checkpoints import keep_checkpoint
+from training.checkpoints.mapped_weights import trim
 from training.config import BaseRunConfig, StepConfig
 from training.data.data_record import DataRecord
 from training.data.latent_dataset import LatentDataset
@@ -35,6 +36,7 @@ from training.reporting.progress import print_lines
 from training.reporting.reporter import Reporter
 from training.reporting.run_log import LOG_FILE
 
+_TRIM_EVERY = 200  # steps: tensors of other sizes in each leave gaps in the memory that stays with the process
 _MOST_SKIPPED_IN_A_ROW = 10
 _RECORD = "dataset"  # the key of the `DataRecord` in the config of a run
 
@@ -346,6 +348,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
                 )
             if self._samples_are_due:
                 self._save_samples(reporter)
+            if self.step % _TRIM_EVERY == 0:
+                trim()
 
     def _handle_warnings(self, reporter: Reporter | None, warnings: Iterable[str]) -> None:
         """Report defects of the data that this or another process has met, or stop; every process must call it."""

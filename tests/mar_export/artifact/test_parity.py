@@ -34,9 +34,10 @@ from runtime.distance import tolerance_text
 from runtime.errors import ParityError
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
-from runtime.model.engine_spec import BACKBONE, ENGINES, TOKENIZER_ENGINES, tokenizer_specs
+from runtime.model.engine_spec import BACKBONE, DECODER, ENGINES, TOKENIZER_ENGINES, tokenizer_specs
 from runtime.model.families import engine_specs
 from training.checkpoints.checkpoint import Checkpoint
+from training.models.autoencoder import Decoder, VAEConfig
 
 
 @pytest.fixture(scope="module")
@@ -165,16 +166,20 @@ def test_the_tolerance_grows_with_round_off_within_bounds(
         engine_parity(functools.partial(off, 1.1), expected, spec, config, "fp32")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [*ENGINES, DECODER])
 def test_float64_is_that_of_a_module_with_weights_in_float64(small_checkpoint: Checkpoint, name: str) -> None:
     config = small_checkpoint.model.config
-    spec, module = engine_specs(config)[name], graph_modules(small_checkpoint.model, None, False)[name]
-    values = example_inputs(spec, config, parity_sizes(spec, config)[1], 0)
-    inputs = {key: torch.from_numpy(array) for key, array in values.items()}
-    with torch.no_grad(), InFloat64():
-        found = module(**inputs)
+    if name == DECODER:
+        module: nn.Module = Decoder(VAEConfig(latent_channels=4, width=32, multipliers=(1, 2), attention_levels=()))
+        inputs = {"latents": torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
+    else:
+        spec, module = engine_specs(config)[name], graph_modules(small_checkpoint.model, None, False)[name]
+        values = example_inputs(spec, config, parity_sizes(spec, config)[1], 0)
+        inputs = {key: torch.from_numpy(array) for key, array in values.items()}
     wide = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in inputs.items()}
     with torch.no_grad():
+        with InFloat64():
+            found = module(**inputs)
         right = copy.deepcopy(module).double()(**wide)
     for ours, theirs in zip(tree_leaves(found), tree_leaves(right), strict=True):
         assert ours.dtype == torch.float64
