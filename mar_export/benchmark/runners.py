@@ -1,7 +1,7 @@
 """The runners of the benchmark: each generates the same images on request, in a process of its own.
 
 A separate process gives a runner its own thread pools and its own peak of memory, and keeps PyTorch out of the process
-of the runtime.
+of the runtime. It is stopped between its turns, because threads that spin would take the processor from the others.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import multiprocessing
+import os
 import pathlib
 import resource
+import signal
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -81,19 +83,28 @@ class Runner:
         description: The library and the device that the runner runs on, for reports.
     """
 
-    def __init__(self, name: str, inputs: RunnerInputs) -> None:
+    def __init__(self, name: str, inputs: RunnerInputs, wait_policy: str | None = None) -> None:
+        """Start the process.
+
+        Args:
+            name: A key of `RUNNERS`.
+            inputs: What the runner opens.
+            wait_policy: One of `WAIT_POLICIES`, or None for that of the environment.
+        """
         self.name = name
         context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(name, inputs, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(name, inputs, wait_policy, theirs), daemon=True)
         self._process.start()
         theirs.close()
         self.description: str = self._receive()
+        self._signal(signal.SIGSTOP)
 
     def generate(self, settings: Mapping[str, Any]) -> tuple[float, Stages]:
         """Generate one batch with these sampling settings; returns the seconds in all, and in each stage."""
         self._send(dict(settings))
         seconds, stages = self._receive()
+        self._signal(signal.SIGSTOP)
         return seconds, stages
 
     def finish(self) -> int:
@@ -106,9 +117,16 @@ class Runner:
     def stop(self) -> None:
         """End the process at once, also in the middle of a generation."""
         self._process.terminate()
+        self._signal(signal.SIGCONT)
         self._process.join()
 
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.is_alive():
+            assert self._process.pid is not None
+            os.kill(self._process.pid, number)
+
     def _send(self, request: Mapping[str, Any] | None) -> None:
+        self._signal(signal.SIGCONT)
         try:
             self._connection.send(request)
         except BrokenPipeError:
@@ -127,11 +145,15 @@ class Runner:
         return BackendError(f"the process of {self.name} ended; not enough memory?")
 
 
-def _serve(name: str, inputs: RunnerInputs, connection: Connection) -> None:
+def _serve(name: str, inputs: RunnerInputs, wait_policy: str | None, connection: Connection) -> None:
     """Answer requests until one is None. An answer is a pair: the failure or None, and the value."""
     try:
+        described = ""
+        if wait_policy is not None:
+            os.environ["OMP_WAIT_POLICY"] = wait_policy  # OpenMP reads it when PyTorch is imported
+            described = f", OMP_WAIT_POLICY={wait_policy}"
         description, generate = RUNNERS[name](inputs)
-        connection.send((None, description))
+        connection.send((None, f"{description}{described}"))
         while (settings := connection.recv()) is not None:
             started = time.perf_counter()
             stages = generate(settings)
@@ -220,17 +242,36 @@ RUNTIMES = {
 }
 """Runners that are this runtime, by name: the backend and the device. `runtime` is ONNX Runtime on a CPU."""
 
-RUNNERS: dict[str, Callable[[RunnerInputs], tuple[str, Generate]]] = {
+Open = Callable[[RunnerInputs], tuple[str, Generate]]
+"""Opens a runner; returns its description and what generates with it."""
+
+TORCH_RUNNERS: dict[str, Open] = {
+    "eager": _eager,
+    "eager-optimized": functools.partial(_torch_engines, compiled=False),
+    "compile": functools.partial(_torch_engines, compiled=True),
+}
+"""The runners in PyTorch, by name."""
+
+RUNNERS: dict[str, Open] = {
     **{
         name: functools.partial(_runtime, backend=backend, device=device)
         for name, (backend, device) in RUNTIMES.items()
     },
     "naive-onnx": _naive_onnx,
-    "eager": _eager,
-    "eager-optimized": functools.partial(_torch_engines, compiled=False),
-    "compile": functools.partial(_torch_engines, compiled=True),
+    **TORCH_RUNNERS,
 }
-"""Every runner by its name: a function that opens it and returns its description and what generates with it."""
+"""Every runner by its name."""
+
+WAIT_POLICIES = ("active", "passive")
+"""How the threads of OpenMP, which PyTorch uses, wait for work: they spin, or they sleep.
+
+Spinning is faster on an idle machine, and several times slower on a busy one.
+"""
+
+
+def wait_policies(name: str) -> tuple[str | None, ...]:
+    """Return the wait policies that a runner is timed with: None stands for no choice."""
+    return WAIT_POLICIES if name in TORCH_RUNNERS else (None,)
 
 
 def checked_checkpoint(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:

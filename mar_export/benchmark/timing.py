@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,17 @@ class Case:
     Attributes:
         runner: A key of `mar_export.benchmark.runners.RUNNERS`.
         preset: The name of the sampling preset; `own` stands for the artifact's own settings.
+        wait_policy: A wait policy of the runner, see `mar_export.benchmark.runners.wait_policies`.
     """
 
     runner: str
     preset: str
+    wait_policy: str | None = None
+
+    @property
+    def process(self) -> tuple[str, str | None]:
+        """What names the process of the runner: its name and its wait policy."""
+        return self.runner, self.wait_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +78,7 @@ def warm_up_settings(model: FamilyConfig) -> dict[str, Any]:
 
 
 def measure(
-    runners: Mapping[str, Runner],
+    runners: Mapping[tuple[str, str | None], Runner],
     cases: list[Case],
     settings: Mapping[str, Mapping[str, Any]],
     warm_up: Mapping[str, Any],
@@ -82,7 +89,7 @@ def measure(
     """Time every case `repeats` times, all cases in turn, so that other load on the machine affects all alike.
 
     Args:
-        runners: The started runners, by name.
+        runners: The started runners, by `Case.process`.
         cases: The rows to measure, in the order of the report.
         settings: The sampling settings of each preset, by the preset's name.
         warm_up: Sampling settings of one untimed generation, with which every runner starts.
@@ -101,7 +108,7 @@ def measure(
     for _ in range(repeats):
         machines.append(measure_machine())
         for case in cases:
-            seconds, stage_seconds = runners[case.runner].generate(settings[case.preset])
+            seconds, stage_seconds = runners[case.process].generate(settings[case.preset])
             totals[case].append(seconds)
             stages[case].append(stage_seconds)
             progress()
@@ -116,3 +123,12 @@ def measure(
     ]
     rates = np.median([dataclasses.astuple(machine) for machine in machines], axis=0)
     return measurements, Machine(*map(float, rates))
+
+
+def better_wait_policies(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return the measurements with, of cases that differ in the wait policy only, the one of the least median."""
+    best: dict[tuple[str, str], Measurement] = {}
+    for one in measurements:
+        work = one.case.runner, one.case.preset
+        best[work] = min(best.get(work, one), one, key=lambda measurement: measurement.total.median)
+    return list(best.values())

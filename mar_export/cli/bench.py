@@ -21,8 +21,9 @@ from mar_export.benchmark.runners import (
     RunnerInputs,
     checked_checkpoint,
     open_checkpoint,
+    wait_policies,
 )
-from mar_export.benchmark.timing import Case, Measurement, measure, warm_up_settings
+from mar_export.benchmark.timing import Case, Measurement, better_wait_policies, measure, warm_up_settings
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
@@ -205,7 +206,12 @@ def _benchmark(
     _check_presets(settings, manifest)
     workload = _workload(manifest, settings, inputs)
     presets = list(settings)
-    cases = [Case(name, preset) for name in names for preset in (presets if name in RUNTIMES else presets[:1])]
+    cases = [
+        Case(name, preset, wait_policy)
+        for name in names
+        for preset in (presets if name in RUNTIMES else presets[:1])
+        for wait_policy in wait_policies(name)
+    ]
     for name, plan in workload.plans.items():
         click.echo(
             f"{name}: {pluralize(plan.length, 'token')}, {pluralize(len(plan.iterations), 'iteration')}, "
@@ -227,7 +233,14 @@ def _benchmark(
         "startup_of": started,
         "startup_seconds": dict(startup),
     }
-    report = build_report(measurements, machine, workload, runners, about)
+    better = better_wait_policies(measurements)
+    about["slower_wait_policies"] = [
+        {**dataclasses.asdict(one.case), "seconds": dataclasses.asdict(one.total)}
+        for one in measurements
+        if one not in better
+    ]
+    shown = {one.case.runner: runners[one.case.process] for one in better}
+    report = build_report(better, machine, workload, shown, about)
     click.echo(format_report(report))
     click.echo(
         f"engine files {engine_bytes / 2**20:,.0f} MiB; import of runtime {startup['import_runtime']:.2f} s, "
@@ -239,19 +252,19 @@ def _benchmark(
 
 def _measure(
     inputs: RunnerInputs, cases: list[Case], settings: Mapping[str, Mapping[str, Any]], repeats: int
-) -> tuple[list[Measurement], Machine, dict[str, dict[str, Any]]]:
+) -> tuple[list[Measurement], Machine, dict[tuple[str, str | None], dict[str, Any]]]:
     """Start the runners of `cases`, time them and stop them.
 
     Returns:
-        The measurements, the rates of this machine, and the entry of each runner in the report.
+        The measurements, the rates of this machine, and the entry of each runner in the report, by `Case.process`.
     """
     from mar_export.benchmark.machine_probe import Probe
 
     config = Artifact(inputs.artifact).manifest.model
-    runners: dict[str, Runner] = {}
+    runners: dict[tuple[str, str | None], Runner] = {}
     try:
-        for name in dict.fromkeys(case.runner for case in cases):
-            runners[name] = Runner(name, inputs)
+        for name, wait_policy in dict.fromkeys(case.process for case in cases):
+            runners[name, wait_policy] = Runner(name, inputs, wait_policy)
         with Progress(repeats * len(cases), "timing") as progress:
             measurements, machine = measure(
                 runners,
@@ -263,8 +276,8 @@ def _measure(
                 progress.update,
             )
         entries = {
-            name: {"runs_on": runner.description, "peak_memory_bytes": runner.finish()}
-            for name, runner in runners.items()
+            process: {"runs_on": runner.description, "peak_memory_bytes": runner.finish()}
+            for process, runner in runners.items()
         }
     finally:
         for runner in runners.values():

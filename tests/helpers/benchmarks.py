@@ -75,17 +75,18 @@ class FakeRunner:
     """A runner without a process, which reports the time that `seconds` returns."""
 
     instances: list[FakeRunner]
-    seconds: Callable[[str, Mapping[str, Any]], float]
+    seconds: Callable[[FakeRunner, Mapping[str, Any]], float]
 
-    def __init__(self, name: str, inputs: RunnerInputs) -> None:
-        self.name, self.inputs, self.description = name, inputs, f"{name} on nothing"
+    def __init__(self, name: str, inputs: RunnerInputs, wait_policy: str | None) -> None:
+        self.name, self.inputs, self.wait_policy = name, inputs, wait_policy
+        self.description = f"{name}, {wait_policy}, on nothing"
         self.requests: list[dict[str, Any]] = []
         self.stopped = self.finished = False
         self.instances.append(self)
 
     def generate(self, settings: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
         self.requests.append(dict(settings))
-        seconds = type(self).seconds(self.name, settings)
+        seconds = type(self).seconds(self, settings)
         stage = "denoise" if self.name.startswith("runtime") else "head"
         return seconds, {"backbone": seconds / 4, stage: seconds / 2, "rest": seconds / 4}
 
@@ -100,7 +101,7 @@ class FakeRunner:
 @pytest.fixture
 def fake_runners(monkeypatch: pytest.MonkeyPatch) -> type[FakeRunner]:
     """The command uses `FakeRunner`, an invented machine and invented start-up times."""
-    for_this_test = type("FakeRunner", (FakeRunner,), {"instances": [], "seconds": staticmethod(lambda name, _: 1.0)})
+    for_this_test = type("FakeRunner", (FakeRunner,), {"instances": [], "seconds": staticmethod(lambda runner, _: 1.0)})
     monkeypatch.setattr(bench_cli, "Runner", for_this_test)
     without_machine(monkeypatch)
     return for_this_test

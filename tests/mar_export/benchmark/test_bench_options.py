@@ -46,12 +46,15 @@ def run(line: str) -> str:
     return result.output
 
 
-@pytest.mark.parametrize(("weights", "expected"), [("", ["runtime"]), (WEIGHTS, ["runtime", "eager"])])
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [("", [("runtime", None)]), (WEIGHTS, [("runtime", None), ("eager", "active"), ("eager", "passive")])],
+)
 def test_eager_pytorch_is_timed_if_there_is_a_checkpoint(
-    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, weights: str, expected: list[str]
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, weights: str, expected: list[tuple[str, str | None]]
 ) -> None:
     run(f"{small_artifact} {weights} --repeats 1 --threads 3 --class 5 --batch-size 2")
-    assert [one.name for one in fake_runners.instances] == expected
+    assert [(one.name, one.wait_policy) for one in fake_runners.instances] == expected
     for one in fake_runners.instances:
         assert one.inputs.artifact == small_artifact
         assert (one.inputs.request, one.inputs.batch, one.inputs.threads) == ({"labels": (5, 5)}, 2, 3)
@@ -94,14 +97,20 @@ def test_preset_of_the_artifact_can_be_timed(
 def test_report_has_the_times_of_its_runners(
     fake_runners: type[FakeRunner], small_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    fake_runners.seconds = staticmethod(lambda name, settings: {"runtime": 2.0, "eager": 7.0}[name])
+    fake_runners.seconds = staticmethod(
+        lambda runner, settings: {None: 2.0, "active": 9.0, "passive": 7.0}[runner.wait_policy]
+    )
     output = run(
         f"{small_artifact} {WEIGHTS} --repeats 3 --report {tmp_path / 'new' / 'b.json'} --chart {tmp_path / 'b.png'}"
     )
     value = json.loads((tmp_path / "new" / "b.json").read_text())
     assert [case["times_the_baseline"] for case in value["cases"]] == [3.5, 1.0]
+    assert value["baseline"] == {"runner": "eager", "preset": "own", "wait_policy": "passive"}
+    (slower,) = value["slower_wait_policies"]
+    assert (slower["runner"], slower["wait_policy"], slower["seconds"]["median"]) == ("eager", "active", 9.0)
+    assert value["runners"]["eager"]["runs_on"] == "eager, passive, on nothing"
     assert value["machine"]["gflops"] == 5
-    assert [one["peak_memory_bytes"] for one in value["runners"].values()] == [2 * 2**20] * 2
+    assert [one["peak_memory_bytes"] for one in value["runners"].values()] == [3 * 2**20] * 2
     assert_table_agrees(output, value)
     assert colours(tmp_path / "b.png")[BACKBONE_COLOUR] > 100
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["b.json", "b.png", "new"]
@@ -132,7 +141,7 @@ def test_model_with_random_weights_is_exported_once_to_the_work_folder(
     for _ in range(2):
         run(f"--model pixel_small --random-weights --work {tmp_path / 'work'} --repeats 1")
     assert exported == [("random weights, pixel_small", 2.9), parameters]
-    assert [one.name for one in fake_runners.instances] == ["runtime", "naive-onnx", "eager"] * 2
+    assert [one.name for one in fake_runners.instances] == ["runtime", "naive-onnx", "eager", "eager"] * 2
     inputs = fake_runners.instances[0].inputs
     assert inputs.random_model == "pixel_small"
     assert (inputs.artifact / "manifest.json").is_file()
@@ -159,13 +168,13 @@ def test_temporary_work_folder_is_deleted(
 def test_all_started_runners_are_stopped_when_one_fails(
     fake_runners: type[FakeRunner], small_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    def seconds(name: str, settings: Mapping[str, Any]) -> float:
-        if name == "eager" and settings != warm_up_settings(SMALL):
+    def seconds(runner: FakeRunner, settings: Mapping[str, Any]) -> float:
+        if runner.name == "eager" and settings != warm_up_settings(SMALL):
             raise BackendError("eager: RuntimeError: out of luck")
         return 1.0
 
     fake_runners.seconds = staticmethod(seconds)
     with pytest.raises(BackendError, match="out of luck"):
         run(f"{small_artifact} {WEIGHTS} --report {tmp_path / 'b.json'}")
-    assert [one.stopped for one in fake_runners.instances] == [True, True]
+    assert [one.stopped for one in fake_runners.instances] == [True, True, True]
     assert list(tmp_path.iterdir()) == []

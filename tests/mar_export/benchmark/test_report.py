@@ -62,7 +62,7 @@ def test_baseline_is_eager_pytorch_if_it_is_timed() -> None:
         measurement("naive-onnx", "own", 20),
     ]
     value = report_of(*cases)
-    assert value["baseline"] == {"runner": "eager", "preset": "own"}
+    assert value["baseline"] == {"runner": "eager", "preset": "own", "wait_policy": None}
     assert [case["times_the_baseline"] for case in value["cases"]] == pytest.approx([3.0, 1.0, 0.6])
 
 
@@ -73,7 +73,7 @@ def test_baseline_is_the_slowest_case_without_eager_pytorch() -> None:
         measurement("naive-onnx", "own", 5),
     ]
     value = report_of(*cases)
-    assert value["baseline"] == {"runner": "runtime", "preset": "own"}
+    assert value["baseline"] == {"runner": "runtime", "preset": "own", "wait_policy": None}
     assert [case["times_the_baseline"] for case in value["cases"]] == pytest.approx([4.0, 1.0, 1.6])
 
 

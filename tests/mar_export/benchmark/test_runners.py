@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mar_export.benchmark import runners
-from mar_export.benchmark.runners import RUNNERS, Runner
+from mar_export.benchmark.runners import RUNNERS, WAIT_POLICIES, Runner
 from runtime import engine_clocks
 from runtime.errors import BackendError
 from runtime.generator import Generator
@@ -124,6 +124,23 @@ def test_loop_on_a_device_is_timed_as_one_stage(small_artifact: pathlib.Path) ->
     assert description == "a device"
     assert stages.keys() == {DEVICE}
     assert stages[DEVICE] > 0
+
+
+@pytest.mark.parametrize("wait_policy", WAIT_POLICIES)
+def test_pytorch_waits_as_told_and_is_stopped_between_its_turns(
+    small_artifact: pathlib.Path, wait_policy: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "TRUE")  # OpenMP then says what it read
+    runner = Runner("eager", runner_inputs(small_artifact), wait_policy)
+    try:
+        assert f"OMP_WAIT_POLICY = '{wait_policy.upper()}'" in capfd.readouterr().err
+        assert runner.description.endswith(f", OMP_WAIT_POLICY={wait_policy}")
+        for _ in range(2):
+            assert os.waitid(os.P_PID, runner._process.pid or 0, os.WSTOPPED) is not None
+            seconds, _ = runner.generate(QUICK)
+            assert seconds > 0
+    finally:
+        runner.stop()
 
 
 @pytest.mark.parametrize("name", ["eager", "eager-optimized"])

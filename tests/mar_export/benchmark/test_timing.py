@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mar_export.benchmark.timing import Case, Timing, measure, warm_up_settings
+from mar_export.benchmark.timing import Case, Measurement, Timing, better_wait_policies, measure, warm_up_settings
 from runtime.cost.operations import Machine
 from runtime.sampling.plan import build_plan
 from runtime.sampling.presets import resolve_sampling
@@ -40,7 +40,7 @@ def test_cases_run_in_turn_and_the_machine_is_measured_between_rounds() -> None:
 
     cases = [Case("a", "own"), Case("a", "fast"), Case("b", "own")]
     settings: dict[str, dict[str, Any]] = {"own": {"iterations": 3}, "fast": {"preset": "fast"}}
-    runners: Any = {name: Drawer(name) for name in ("a", "b")}
+    runners: Any = {(name, None): Drawer(name) for name in ("a", "b")}
     steps: list[None] = []
     measurements, rate = measure(runners, cases, settings, {"iterations": 1}, 3, machine, lambda: steps.append(None))
     a_round = [("a", settings["own"]), ("a", settings["fast"]), ("b", settings["own"])]
@@ -53,6 +53,13 @@ def test_cases_run_in_turn_and_the_machine_is_measured_between_rounds() -> None:
     assert measurements[0].total == Timing.of([3.0, 6.0, 9.0])
     assert measurements[2].total.median == 8.0
     assert measurements[0].stages == {name: Timing.of([1.5, 3.0, 4.5]) for name in ("work", "rest")}
+
+
+def test_of_two_wait_policies_the_better_median_counts_case_by_case() -> None:
+    seconds = {("a", "own", None): 9, ("b", "own", "active"): 3, ("b", "own", "passive"): 4}
+    seconds |= {("b", "fast", "active"): 2, ("b", "fast", "passive"): 1}
+    measured = [Measurement(Case(*case), Timing.of([taken]), {}) for case, taken in seconds.items()]
+    assert better_wait_policies(measured) == [measured[0], measured[1], measured[4]]
 
 
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
