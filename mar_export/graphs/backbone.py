@@ -41,20 +41,21 @@ class Backbone(nn.Module):
         """
         halves = labels.shape[0] // predict.shape[1]
         known = tokens.shape[0]
-        # [V, B, D] -> [V, G*B, D], [V, B] -> [V, G*B], and so on
-        tokens, visible, predict, rest = (
-            part.repeat(1, halves, *[1] * (part.dim() - 2)) for part in (tokens, visible, predict, rest)
+        embedded = self.model.z_proj(tokens)  # [V, B, E], once for all halves
+        # [V, B, E] -> [V, G*B, E], [V, B] -> [V, G*B], and so on
+        embedded, visible, predict, rest = (
+            part.repeat(1, halves, *[1] * (part.dim() - 2)) for part in (embedded, visible, predict, rest)
         )
-        memory = self._encode(tokens, visible, labels)  # [buffer + V, G*B, C]
+        memory = self._encode(embedded, visible, labels)  # [buffer + V, G*B, C]
         z = self._decode(memory, visible, predict, rest, known)  # [K, G*B, C]
         rows = z.unflatten(1, (halves, -1)).transpose(0, 1)  # [G, K, B, C], the rows of the head
         return rows.reshape(labels.shape[0] * predict.shape[0], z.shape[-1])
 
-    def _encode(self, tokens: Tensor, visible: Tensor, labels: Tensor) -> Tensor:
+    def _encode(self, embedded: Tensor, visible: Tensor, labels: Tensor) -> Tensor:
         model, buffer = self.model, self.model.config.buffer_size
         positions = model.encoder_pos_embed_learned[0]  # [buffer + L, E]
         start = model.class_embedding(labels) + positions[:buffer, None]  # [buffer, G*B, E]
-        x = model.z_proj_ln(torch.cat([start, model.z_proj(tokens) + positions[buffer:][visible]]))
+        x = model.z_proj_ln(torch.cat([start, embedded + positions[buffer:][visible]]))
         for block in model.encoder_blocks:
             x = block(x)  # [buffer + V, G*B, E]
         return model.decoder_embed(model.encoder_norm(x))

@@ -45,14 +45,14 @@ class CausalBackbone(nn.Module):
         """
         model, buffer = self.model, self.model.config.buffer_size
         halves = labels.shape[0] // position_ids.shape[1]
-        # [S, B, D] -> [S, G*B, D], [S, B] -> [S, G*B]
-        tokens, position_ids = tokens.repeat(1, halves, 1), position_ids.repeat(1, halves)
+        embedded = model.z_proj(tokens).repeat(1, halves, 1)  # [S, G*B, E], projected once for all halves
+        position_ids = position_ids.repeat(1, halves)  # [S, G*B]
         next_position_ids = next_position_ids.repeat(1, halves)
         past = iter(past_key_values.split(self.widths, dim=-1))  # [P, G*B, 2E] of each block
         new = []
 
         start = model.class_embedding(labels)  # [G*B, E]
-        x = torch.where((position_ids < buffer)[..., None], start, model.z_proj(tokens))  # [S, G*B, E]
+        x = torch.where((position_ids < buffer)[..., None], start, embedded)  # [S, G*B, E]
         x = model.z_proj_ln(x + model.encoder_pos_embed_learned[0][position_ids])
         for block in model.encoder_blocks:
             x, keys_and_values = block(x, next(past))

@@ -46,12 +46,12 @@ class _RecapBackbone(nn.Module):
         self.model = with_blocks(model, _ReusingBlock)
 
     def _encode(
-        self, tokens: Tensor, positions: Tensor, buffer: Tensor, labels: Tensor, cache: Tensor | None
+        self, embedded: Tensor, positions: Tensor, buffer: Tensor, labels: Tensor, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return what the decoder reads of V tokens and A rows of the class buffer, and their keys and values.
 
         Args:
-            tokens: [V, G*B, D].
+            embedded: The tokens, projected [V, G*B, E].
             positions: Their positions [V, G*B].
             buffer: The rows of the class buffer [A].
             labels: Classes [G*B].
@@ -62,7 +62,7 @@ class _RecapBackbone(nn.Module):
         """
         model, first = self.model, self.model.config.buffer_size
         table = model.encoder_pos_embed_learned[0]  # [buffer + L, E]
-        of_tokens = model.z_proj(tokens) + table[first:][positions]
+        of_tokens = embedded + table[first:][positions]
         of_buffer = model.class_embedding(labels) + table[:first][buffer][:, None]
         x, left = model.z_proj_ln(torch.cat([of_tokens, of_buffer])), list[Tensor]()
         for block, kept in zip(model.encoder_blocks, _by_block(cache, model.encoder_blocks), strict=True):
@@ -116,10 +116,11 @@ class FullBackbone(_RecapBackbone):
             z, and the keys and values of the encoder [V + buffer, G*B, Ze] and the decoder [buffer + L, G*B, Zd].
         """
         halves, known = labels.shape[0] // predict.shape[1], tokens.shape[0]
-        tokens, visible, predict, later, rest = _repeated(halves, tokens, visible, predict, later, rest)
+        embedded = self.model.z_proj(tokens)  # [V, B, E], once for all halves
+        embedded, visible, predict, later, rest = _repeated(halves, embedded, visible, predict, later, rest)
         of_buffer, of_tokens = self._tables()
         buffer = torch.arange(self.model.config.buffer_size, device=labels.device)
-        memory, encoder_cache = self._encode(tokens, visible, buffer, labels, None)
+        memory, encoder_cache = self._encode(embedded, visible, buffer, labels, None)
         rows = [
             memory[:known] + of_tokens[visible],
             self.model.mask_token[0] + of_tokens[rest],
@@ -158,9 +159,10 @@ class LocalBackbone(_RecapBackbone):
             decoder_cache: Keys and values [F, G*B, Zd] of the decoder's other rows.
         """
         halves, count = labels.shape[0] // predict.shape[1], tokens.shape[0]
-        tokens, drawn, predict, later = _repeated(halves, tokens, drawn, predict, later)
+        embedded = self.model.z_proj(tokens)  # [J, B, E], once for all halves
+        embedded, drawn, predict, later = _repeated(halves, embedded, drawn, predict, later)
         of_buffer, of_tokens = self._tables()
-        memory, _ = self._encode(tokens, drawn, buffer, labels, encoder_cache)
+        memory, _ = self._encode(embedded, drawn, buffer, labels, encoder_cache)
         rows = [
             memory[:count] + of_tokens[drawn],
             memory[count:] + of_buffer[buffer][:, None],

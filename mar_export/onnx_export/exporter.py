@@ -26,6 +26,7 @@ OPSET = 20
 _EXTERNAL_DATA_BYTES = 16 * 2**20
 _ANY = 2**62  # bytes
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's metadata key for the modules that contain a node
+_NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"  # which stands there for sizes of inputs
 
 
 def export_graph(module: nn.Module, spec: EngineSpec, config: FamilyConfig, path: pathlib.Path) -> None:
@@ -65,8 +66,10 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: FamilyConfig, path
         program.optimize()
     # The last block of the decoder uses slices of its weights: they are computed here, not at every call.
     optimizer.fold_constants(model, onnx_shape_inference=False, input_size_limit=_ANY, output_size_limit=_ANY)
+    _gather_rows(model.graph)
     optimizer.remove_unused_nodes(model)
     _name_nodes(model.graph, spec.name)
+    _forget_shapes(model.graph)
     folded = [*model.graph.initializers.values()]
     large = sum(value.const_value.nbytes for value in folded if value.const_value is not None) > _EXTERNAL_DATA_BYTES
     onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
@@ -75,11 +78,30 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: FamilyConfig, path
         value.const_value = None
 
 
+def _gather_rows(graph: onnx_ir.Graph) -> None:
+    """Look up rows of tables with Gather, which more libraries run than the exporter's GatherND."""
+    for node in graph.all_nodes():
+        places = node.inputs[1].producer() if node.op_type == "GatherND" and node.inputs[1] is not None else None
+        if places is not None and places.op_type == "Unsqueeze" and not node.attributes.get_int("batch_dims", 0):
+            node.op_type = "Gather"
+            node.attributes.clear()
+            node.replace_input_with(1, places.inputs[0])  # [..., 1], indices of the first axis
+
+
+def _forget_shapes(graph: onnx_ir.Graph) -> None:
+    """Leave out the shapes between nodes, a third of a large graph's file: libraries infer them."""
+    between = (value for node in graph.all_nodes() for value in node.outputs if not value.is_graph_output())
+    for value in (*between, *graph.initializers.values()):
+        value.shape = value.type = None
+        value.metadata_props.clear()
+
+
 def _name_nodes(graph: onnx_ir.Graph, engine: str) -> None:
     """Name every node after its module and operator, so that errors and profiles of the graph are readable."""
     counts: Counter[str] = Counter()
     for node in graph.all_nodes():
-        modules = [scope for scope in ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1] if scope]
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))[:-1]
+        modules = [scope for scope in scopes if scope not in ("", _NO_SCOPE)]
         layer = modules[-1].removesuffix(".product") if modules else engine
         name = f"{layer}.{node.op_type}"
         node.name = f"{name}_{counts[name]}" if counts[name] else name

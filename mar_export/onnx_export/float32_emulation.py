@@ -11,6 +11,7 @@ import pathlib
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common.shape_inference import infer_shapes
 
 _TYPES = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
@@ -26,7 +27,7 @@ def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype
         precision: The low precision in the graph: `torch.float16` or `torch.bfloat16`.
     """
     dtype = _TYPES[precision]
-    model = ir.load(path)
+    model = infer_shapes(ir.load(path))  # and dtypes
     graph = model.graph
     for value in list(graph.initializers.values()):
         if value.dtype == dtype and value.const_value is not None:

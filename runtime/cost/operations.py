@@ -125,6 +125,8 @@ def roofline_seconds(config: FamilyConfig, plan: Plan, machine: Machine, batch: 
 def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, weight_bytes: int = FLOAT_BYTES) -> Cost:
     """Return the cost of one call of the backbone.
 
+    The projection of tokens, which guidance halves share, is counted for each half; it is a small part.
+
     Args:
         config: The model's sizes.
         sequences: G*B, the images times the guidance halves.
