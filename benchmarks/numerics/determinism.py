@@ -35,7 +35,7 @@ class Setting:
         name: Its value, for people.
         arguments: Options of the probe.
         environment: Environment variables.
-        versions: Exact versions of packages, such as `onnxruntime==1.20.0`, in an environment of their own.
+        versions: Exact versions of packages, such as `onnxruntime==1.25.0`, in an environment of their own.
         precision: The artifact, `fp32` or `int8`.
     """
 
@@ -79,7 +79,7 @@ PROCESSORS = [
 
 VERSIONS = {
     (): (
-        ("onnxruntime==1.20.0", "numpy==1.26.4"),
+        ("onnxruntime==1.25.0", "numpy==1.26.4"),
         ("onnxruntime==1.26.0", "numpy==2.4.6"),
         ("onnxruntime==1.31.1", "numpy==1.26.4"),
         ("onnxruntime==1.31.1", "numpy==2.4.6"),

@@ -19,7 +19,6 @@ _ERRORS_ONLY = 3  # the log severity ORT_LOGGING_LEVEL_ERROR
 # fails. Its product of float32 activations with 8-bit weights converts all weights at every call.
 _WEIGHTS_TO_FLOAT32 = ("fp8", "w8")
 _SPIN_DURATION_SINCE = (1, 26)  # the first version that has the setting spin_duration_us
-_REFUSED_LINK = "external data"  # in the error of ONNX Runtime 1.24.1, which refuses every link to weights
 _SPIN_MICROSECONDS = 200  # longer than Python needs between two calls of denoise
 
 
@@ -178,18 +177,12 @@ def open_session(
 
 
 def _session(library: Any, graph: GraphFile, linked: str | None, options: Any, **arguments: Any) -> Any:
-    """Return a session of a graph, whose weights it maps one by one if it can: else it copies all of them first."""
-    if linked is not None:
-        try:
-            return library.InferenceSession(linked, options, **arguments)
-        except Exception as error:
-            if _REFUSED_LINK not in str(error).lower():
-                raise  # what is wrong is the graph itself
-    if graph.weights:
+    """Return a session of a graph, whose weights it maps one by one where they are linked: else it copies all first."""
+    if linked is None and graph.weights:
         weights = {name: file.map() for name, file in graph.weights.items()}
         sizes = [len(content) for content in weights.values()]
         options.add_external_initializers_from_files_in_memory([*weights], [*weights.values()], sizes)
-    return library.InferenceSession(graph.source, options, **arguments)
+    return library.InferenceSession(linked or graph.source, options, **arguments)
 
 
 def first_line(error: Exception) -> str:

@@ -57,16 +57,16 @@ def test_the_backends_run_what_they_were_seen_to_run() -> None:
 @pytest.mark.parametrize(
     ("version", "expected"),
     [
-        ("1.19.2", "older than 1.20, the oldest that is supported; pip install --upgrade onnxruntime"),
-        ("1.20.0", None),
+        ("1.24.4", "older than 1.25, the oldest that is supported; pip install --upgrade onnxruntime"),
+        ("1.25.0", None),
         ("1.31.1", None),
-        ("1.4.0", "older than 1.20, the oldest that is supported; pip install --upgrade onnxruntime"),
+        ("1.4.0", "older than 1.25, the oldest that is supported; pip install --upgrade onnxruntime"),
         ("1.31.2.dev3", "newer than 1.31.1, the newest that was tested"),
         ("2.0", "newer than 1.31.1, the newest that was tested"),
     ],
 )
 def test_an_untested_version_is_told(version: str, expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pin = {"onnxruntime": {"oldest": "1.20", "newest": "1.31.1"}, "tensorrt": {"oldest": "10.3", "newest": None}}
+    pin = {"onnxruntime": {"oldest": "1.25", "newest": "1.31.1"}, "tensorrt": {"oldest": "10.3", "newest": None}}
     monkeypatch.setattr(compatibility, "facts", lambda: {"pins": pin})
     assert untested_version("onnxruntime", version) == expected
     assert untested_version("tensorrt", "11.0") is None

@@ -11,7 +11,6 @@ from runtime.backends.onnxruntime import brief_spinning
 @pytest.mark.parametrize(
     ("version", "key"),
     [
-        ("1.9.1", "session.force_spinning_stop"),
         ("1.25.1", "session.force_spinning_stop"),  # which would not know the other, and spin for 50 ms and longer
         ("1.26.0", "session.intra_op.spin_duration_us"),
         ("1.31.0.dev20261101001", "session.intra_op.spin_duration_us"),
