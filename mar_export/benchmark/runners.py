@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 NAIVE_RUNNER = "the runner naive-onnx"
 """Its name in `Family.refused`."""
 
+AOT_RUNNER = "aot-inductor"
+"""The runner whose engines are compiled before it starts."""
+
 Stages = dict[str, float]
 """Seconds by the name of the stage."""
 
@@ -58,6 +61,7 @@ class RunnerInputs:
         config_file: JSON with constructor arguments of a published checkpoint, or None.
         random_model: The model size whose random weights are used in place of a checkpoint, or None.
         naive: The folder of the graphs of `naive-onnx`.
+        packages: The folder of the packages of `aot-inductor`.
         request: The named arguments that say what the images of one batch show.
         batch: Their number.
         threads: The number of processor threads.
@@ -68,6 +72,7 @@ class RunnerInputs:
     config_file: pathlib.Path | None
     random_model: str | None
     naive: pathlib.Path
+    packages: pathlib.Path
     request: Mapping[str, Any]
     batch: int
     threads: int
@@ -192,6 +197,16 @@ def _torch_engines(inputs: RunnerInputs, compiled: bool) -> tuple[str, Generate]
     return _timed_generator(eager_generator(manifest, checkpoint.model, compiled=compiled), inputs)
 
 
+def _aot_inductor(inputs: RunnerInputs) -> tuple[str, Generate]:
+    """This runtime's loop with engines that AOTInductor has compiled."""
+    import torch
+
+    from mar_export.torch_backends.torch_cpu import package_generator
+
+    torch.set_num_threads(inputs.threads)
+    return _timed_generator(package_generator(Artifact(inputs.artifact).manifest, inputs.packages), inputs)
+
+
 def _eager(inputs: RunnerInputs) -> tuple[str, Generate]:
     """The published loop as its authors run it: averaged weights, inference mode, PyTorch's default attention."""
     import torch
@@ -249,6 +264,7 @@ TORCH_RUNNERS: dict[str, Open] = {
     "eager": _eager,
     "eager-optimized": functools.partial(_torch_engines, compiled=False),
     "compile": functools.partial(_torch_engines, compiled=True),
+    AOT_RUNNER: _aot_inductor,
 }
 """The runners in PyTorch, by name."""
 

@@ -14,6 +14,7 @@ import click
 from mar_export.benchmark.naive_onnx import naive_specs
 from mar_export.benchmark.report import Workload, build_report, format_report
 from mar_export.benchmark.runners import (
+    AOT_RUNNER,
     NAIVE_RUNNER,
     RUNNERS,
     RUNTIMES,
@@ -41,7 +42,7 @@ from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.presets import OWN, PRESETS
-from runtime.storage.files import holding_folder, scratch_folder
+from runtime.storage.files import holding_folder, replacing_folder, scratch_folder
 from training.models.model_sizes import MODEL_SIZES, model_config
 
 _NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)
@@ -119,6 +120,7 @@ def bench(
     config = check_supported(manifest.model if manifest is not None else model_config(str(model)), "mar bench")
     if "naive-onnx" in names:
         check_supported(config, NAIVE_RUNNER)
+    names = _without_uncompiled(names)
     class_names = () if manifest is None else manifest.class_names
     with _work_folder(work) as folder:
         exports = folder / commit()  # engines of another version of this code are not the same engines
@@ -128,11 +130,12 @@ def bench(
             config_file=config_file,
             random_model=model,
             naive=exports / f"{model or _weights_name(artifact)}-naive",
+            packages=exports / f"{model or _weights_name(artifact)}-packages-{threads or available_threads()}",
             request=_request(config, class_names, label, batch_size),
             batch=batch_size,
             threads=threads or available_threads(),
         )
-        _export_missing(inputs, config, artifact is None, "naive-onnx" in names)
+        _export_missing(inputs, config, artifact is None, names)
         presets = presets or (OWN,)
         report = _benchmark(
             inputs, names, {name: {**settings, "preset": None if name == OWN else name} for name in presets}, repeats
@@ -179,6 +182,21 @@ def _check_runners(names: set[str], random_weights: bool, checkpoint: pathlib.Pa
     if (names or random_weights) and importlib.util.find_spec("torch") is None:
         which = ", ".join(sorted(names)) or "--random-weights"
         raise BackendError(f"{which}: the Python package torch is needed; pip install 'mar-runtime[export]'")
+
+
+def _without_uncompiled(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the runners that can be had here: without a C++ compiler, `aot-inductor` is skipped with one line."""
+    if AOT_RUNNER not in names:
+        return names
+    from mar_export.torch_backends.torch_cpu import missing_compiler
+
+    if (reason := missing_compiler()) is None:
+        return names
+    others = tuple(name for name in names if name != AOT_RUNNER)
+    if not others:
+        raise BackendError(f"{AOT_RUNNER}: {reason}")
+    click.echo(f"{AOT_RUNNER} is skipped: {reason}")
+    return others
 
 
 def _check_outputs(report_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
@@ -335,14 +353,14 @@ def _work_folder(work: pathlib.Path | None) -> Iterator[pathlib.Path]:
         yield folder
 
 
-def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, naive: bool) -> None:
+def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, names: Sequence[str]) -> None:
     """Export what the runners need and is not there yet.
 
     Args:
         inputs: The paths, and the weights to export.
         config: The model.
         owns_artifact: Whether the artifact is the benchmark's, so that it may be made.
-        naive: Whether the naive graphs are needed.
+        names: The runners.
     """
     if owns_artifact and inputs.random_model is not None and not is_artifact(inputs.artifact):
         from mar_export.artifact.export import export_artifact
@@ -351,7 +369,9 @@ def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, naiv
         if sampling.cfg_scale == 1:
             sampling = dataclasses.replace(sampling, cfg_scale=_MAR_B_GUIDANCE)
         export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, sampling)
-    if not naive:
+    if AOT_RUNNER in names and not inputs.packages.is_dir():
+        _compile_packages(inputs)
+    if "naive-onnx" not in names:
         return
     files = [inputs.naive / f"{name}.onnx" for name in naive_specs(config)]
     if not all(file.is_file() for file in files):
@@ -359,3 +379,16 @@ def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, naiv
 
         click.echo("naive-onnx: exporting")
         export_naive(checked_checkpoint(inputs)[1].model, inputs.naive)
+
+
+def _compile_packages(inputs: RunnerInputs) -> None:
+    """Compile the engines of `aot-inductor`, for the number of threads of the benchmark."""
+    import torch
+
+    from mar_export.torch_backends.torch_cpu import save_packages
+
+    click.echo(f"{AOT_RUNNER}: compiling")
+    manifest, checkpoint = checked_checkpoint(inputs)
+    torch.set_num_threads(inputs.threads)
+    with replacing_folder(inputs.packages) as folder:
+        save_packages(manifest, checkpoint.model, folder)

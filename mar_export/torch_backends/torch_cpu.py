@@ -1,20 +1,25 @@
 """The exported modules in PyTorch on a CPU, called by the runtime's own sampling loop.
 
-They are a baseline of the benchmark that has all optimizations except the export, in eager mode or under
-`torch.compile`, and they generate many images of a checkpoint quickly in bfloat16.
+They are a baseline of the benchmark that has all optimizations except the export, in eager mode, under `torch.compile`
+or compiled ahead of time by AOTInductor, and they generate many images of a checkpoint quickly in bfloat16.
 """
 
 from __future__ import annotations
 
 import copy
+import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
+from torch.export import Dim
 
 from mar_export.graphs.diffusion_head import Denoise
 from mar_export.graphs.engine_modules import loop_modules
+from mar_export.onnx_export.example_inputs import EXPORT_SIZES, example_inputs
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
 from runtime.loops.host_loop import Engines
@@ -42,6 +47,48 @@ def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, c
     dtype = "bfloat16" if bfloat16 else "float32"
     description = f"torch {torch.__version__}, {dtype}{', compiled' if compiled else ''}"
     return Generator(manifest, Engines(**engines), description)
+
+
+def missing_compiler() -> str | None:
+    """Return why AOTInductor cannot compile here, for people; None if it can."""
+    compilers = [name for name in torch._inductor.config.cpp.cxx if name]
+    return None if any(map(shutil.which, compilers)) else f"no C++ compiler; looked for {', '.join(compilers)}"
+
+
+def save_packages(manifest: Manifest, model: MAR, folder: pathlib.Path) -> None:
+    """Compile every engine of the sampling loop with AOTInductor, for the number of PyTorch's threads, to a package.
+
+    Args:
+        manifest: The manifest with the names of the engines.
+        model: The model, on the CPU in evaluation mode.
+        folder: An empty folder, for a file `<engine>.pt2` of each.
+    """
+    specs = loop_specs(model.config, manifest.engines)
+    for name, module in loop_modules(model, specs).items():
+        inputs = example_inputs(specs[name], model.config, EXPORT_SIZES, seed=0)
+        with torch.no_grad():
+            exported = torch.export.export(
+                module,
+                (),
+                {tensor: torch.from_numpy(array) for tensor, array in inputs.items()},
+                dynamic_shapes={
+                    tensor.name: {
+                        number: Dim.DYNAMIC for number, axis in enumerate(tensor.shape) if isinstance(axis, str)
+                    }
+                    for tensor in specs[name].inputs
+                },
+            )
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(folder / f"{name}.pt2"))
+
+
+def package_generator(manifest: Manifest, folder: pathlib.Path) -> Generator:
+    """Return a generator that runs the packages of `save_packages`."""
+    specs = loop_specs(manifest.model, manifest.engines)
+    engines = {
+        name: torch_engine(torch._inductor.aoti_load_package(str(folder / f"{name}.pt2")), spec)
+        for name, spec in specs.items()
+    }
+    return Generator(manifest, Engines(**engines), f"torch {torch.__version__}, float32, AOTInductor")
 
 
 def torch_engine(module: Callable[..., Any], spec: EngineSpec, bfloat16: bool = False) -> Engine:

@@ -64,6 +64,7 @@ def runner_inputs(artifact: pathlib.Path, **changes: Any) -> RunnerInputs:
         "config_file": CONFIG,
         "random_model": None,
         "naive": artifact / "none",
+        "packages": artifact / "none",
         "request": {"labels": (2, 0)},
         "batch": 2,
         "threads": 1,

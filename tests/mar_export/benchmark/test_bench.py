@@ -48,9 +48,9 @@ class Ran(NamedTuple):
 @pytest.fixture(scope="module")
 def ran(small_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("bench")
-    # All but one that takes minutes, and those that need a GPU.
+    # All but two that take minutes, and those that need a GPU.
     names = ["runtime", "runtime-openvino-cpu", "naive-onnx", "eager", "eager-optimized"]
-    assert {*RUNNERS} - {*names} == {"compile", *(f"runtime-{name}" for name in ON_A_GPU)}
+    assert {*RUNNERS} - {*names} == {"compile", "aot-inductor", *(f"runtime-{name}" for name in ON_A_GPU)}
     options = [
         *itertools.chain.from_iterable(("--runner", name) for name in names),
         *("--preset", "own", "--preset", "turbo", "--class", 2, "--batch-size", 2, "--repeats", 2, "--threads", 1),

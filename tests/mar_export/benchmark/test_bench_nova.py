@@ -53,6 +53,7 @@ def test_all_runners_draw_the_same_prompts(artifact: pathlib.Path, monkeypatch: 
         config_file=HEADS,
         random_model=None,
         naive=artifact / "none",
+        packages=artifact / "none",
         request=example_prompts(nova_checkpoint(MODEL).model.config, 2),
         batch=2,
         threads=1,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import nn
 
@@ -17,8 +19,9 @@ from mar_export.artifact.exported_checkpoint import as_exported
 from mar_export.benchmark import naive_graphs
 from mar_export.benchmark.timing import warm_up_settings
 from mar_export.cli import bench as bench_cli
+from mar_export.torch_backends import torch_cpu
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import MANIFEST
+from runtime.artifact.manifest import MANIFEST, Manifest
 from runtime.errors import BackendError
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import write_json
@@ -148,6 +151,38 @@ def test_model_with_random_weights_is_exported_once_to_the_work_folder(
     assert (inputs.naive / "naive-head.onnx").is_file()
     assert inputs.artifact.is_relative_to(tmp_path / "work")
     assert inputs.naive.is_relative_to(tmp_path / "work")
+
+
+def test_engines_are_compiled_once_for_a_number_of_threads(
+    fake_runners: type[FakeRunner],
+    small_artifact: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[int] = []
+
+    def save_packages(manifest: Manifest, model: nn.Module, folder: pathlib.Path) -> None:
+        (folder / "backbone.pt2").touch()
+        compiled.append(torch.get_num_threads())
+
+    monkeypatch.setattr(torch_cpu, "save_packages", save_packages)
+    for threads in (1, 3, 3):
+        run(f"{small_artifact} {WEIGHTS} --runner aot-inductor --work {tmp_path} --repeats 1 --threads {threads}")
+    assert compiled == [1, 3]
+    assert len(fake_runners.instances) == 6  # of both wait policies
+    assert all((one.inputs.packages / "backbone.pt2").is_file() for one in fake_runners.instances)
+
+
+def test_without_a_compiler_aot_inductor_is_skipped_with_one_line(
+    fake_runners: type[FakeRunner], small_artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
+    reason = "no C++ compiler; looked for no-such-compiler"
+    output = run(f"{small_artifact} {WEIGHTS} --runner runtime --runner aot-inductor --repeats 1")
+    assert f"aot-inductor is skipped: {reason}\n" in output
+    assert [one.name for one in fake_runners.instances] == ["runtime"]
+    with pytest.raises(BackendError, match=f"^aot-inductor: {re.escape(reason)}$"):
+        run(f"{small_artifact} {WEIGHTS} --runner aot-inductor")
 
 
 def test_temporary_work_folder_is_deleted(

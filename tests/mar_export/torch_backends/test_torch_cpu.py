@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mar_export.torch_backends.torch_cpu import eager_generator
+from mar_export.torch_backends.torch_cpu import eager_generator, package_generator, save_packages
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.generator import Generator
@@ -154,3 +154,22 @@ def test_the_description_names_version_and_precision(
     manifest: Manifest, model: MAR, bfloat16: bool, precision: str
 ) -> None:
     assert eager_generator(manifest, model, bfloat16=bfloat16).description == f"torch {torch.__version__}, {precision}"
+
+
+def test_packages_draw_the_artifacts_images(
+    artifact: Generator, model: MAR, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler of C++, which takes a minute: what it is given runs in PyTorch."""
+    packages: dict[str, Any] = {}
+
+    def compile_(exported: Any, package_path: str) -> None:
+        packages[package_path] = exported.module(check_guards=False)  # as a package, which checks no sizes
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", compile_)
+    monkeypatch.setattr("torch._inductor.aoti_load_package", packages.get)
+    save_packages(artifact.manifest, model, tmp_path)
+    compiled = package_generator(artifact.manifest, tmp_path)
+    assert compiled.description == f"torch {torch.__version__}, float32, AOTInductor"
+    for labels in ([1], LABELS):
+        found, expected = (one.generate(labels, **SETTINGS[0]).latents for one in (compiled, artifact))
+        assert relative_l2(found, expected) <= 1e-5
