@@ -18,9 +18,7 @@ import json
 import os
 import pathlib
 import platform
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -30,17 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.policy_worker import observation
+from benchmarks.workers import Worker
 from mar_export.artifact.export import export_artifact
 from mar_export.benchmark.machine_probe import Probe
 from runtime import Policy
 from runtime.artifact.artifact_folder import is_artifact
 from runtime.backends import available_threads
+from runtime.errors import MarError
 from runtime.model.uva_config import FRAMES, UvaConfig
 from runtime.provenance import commit, processor_name
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.rng import seeded_noise
 from runtime.storage.files import write_json
-from runtime.storage.structured_files import parse_json
 from tests.helpers.uva_cases import uva_case, uva_checkpoint
 from training.checkpoints.random_weights import random_policy
 from training.models.autoencoder import VAEConfig
@@ -65,6 +64,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """The new frames of a call, and its settings, by the name of the case."""
 
+_WORKER = "benchmarks.policy_worker"
 _EAGER = {"eager, spinning": "active", "eager, sleeping": "passive"}
 _PUBLISHED = "eager, with the dropout of timm 0.9.7"
 _DROPOUT = 0.1  # of attention, in the published configs
@@ -72,38 +72,9 @@ _DRAWS = 8  # pairs of chains that are compared
 _LOOP_CALLS, _LOOP_WARM_UP = 1000, 100
 
 
-class Worker:
-    """A process that answers calls, and that is stopped between them."""
-
-    def __init__(self, work: Mapping[str, Any], wait_policy: str | None) -> None:
-        environment = {**os.environ, **({} if wait_policy is None else {"OMP_WAIT_POLICY": wait_policy})}
-        environment.pop("OMP_NUM_THREADS", None)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.policy_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.versions = self._ask(work)
-
-    def call(self, last: int, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the seconds and the actions of a call."""
-        self._process.send_signal(signal.SIGCONT)
-        return self._ask({"last": last, "seed": seed, "settings": settings})
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.send_signal(signal.SIGCONT)
-        self._process.communicate()
-
-    def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f"{json.dumps(message)}\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = parse_json(self._process.stdout.readline() or sys.exit("a worker has failed"))
-        self._process.send_signal(signal.SIGSTOP)
-        return answer
+def call(worker: Worker, last: int, seed: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the seconds and the actions of a call; see `benchmarks.policy_worker.Call`."""
+    return worker.ask({"last": last, "seed": seed, "settings": settings})
 
 
 def model_fields(size: str) -> dict[str, Any]:
@@ -133,9 +104,10 @@ def compare(rounds: int, threads: int) -> dict[str, Any]:
     """Time every case in turns; return the seconds of each, and what they were measured with."""
     size, backend = "mar_base", "onnxruntime"
     work = {"artifact": str(artifact_of(size)), "model": model_fields(size), "autoencoder": SIZES[size][1]}
-    eager = {name: Worker({**work, "backend": "", "threads": threads}, policy) for name, policy in _EAGER.items()}
-    others = {_PUBLISHED: Worker({**work, "backend": "", "threads": threads, "attention_dropout": _DROPOUT}, "passive")}
-    runtime = Worker({**work, "backend": backend, "threads": threads}, None)
+    in_torch = {**work, "backend": "", "threads": threads}
+    eager = {name: Worker(_WORKER, in_torch, policy) for name, policy in _EAGER.items()}
+    others = {_PUBLISHED: Worker(_WORKER, {**in_torch, "attention_dropout": _DROPOUT}, "passive")}
+    runtime = Worker(_WORKER, {**work, "backend": backend, "threads": threads}, None)
     probe, machine, last = Probe(threads), [], FRAMES
     seconds: dict[str, list[float]] = {name: [] for name in (*eager, *others, *CASES)}
     load = []
@@ -143,16 +115,16 @@ def compare(rounds: int, threads: int) -> dict[str, Any]:
         last += FRAMES
         load.append(os.getloadavg()[0])
         machine.append(dataclasses.asdict(probe.measure()))
-        measured = {name: worker.call(last, turn, {})["seconds"] for name, worker in (eager | others).items()}
+        measured = {name: call(worker, last, turn, {})["seconds"] for name, worker in (eager | others).items()}
         for name, (new, settings) in CASES.items():
             last += new
-            measured[name] = runtime.call(last, turn, settings)["seconds"]
+            measured[name] = call(runtime, last, turn, settings)["seconds"]
         if turn:
             for name, spent in measured.items():
                 seconds[name].append(spent)
         print(", ".join(f"{name} {spent:.2f} s" for name, spent in measured.items()), flush=True)
     workers = eager | others | {"runtime": runtime}
-    peaks = {name: worker.call(last, 0, {})["peak_memory_bytes"] for name, worker in workers.items()}
+    peaks = {name: call(worker, last, 0, {})["peak_memory_bytes"] for name, worker in workers.items()}
     for worker in workers.values():
         worker.stop()
     best = [min(turn) for turn in zip(*(seconds[name] for name in eager), strict=True)]
@@ -161,7 +133,7 @@ def compare(rounds: int, threads: int) -> dict[str, Any]:
         "rounds": rounds,
         "threads": threads,
         "load_average": statistics.median(load),
-        "torch": runtime.versions["torch"],
+        "torch": runtime.started["torch"],
         "backend": backend,
         "gflops": statistics.median(one["operations"] for one in machine) / 1e9,
         "seconds": seconds,
@@ -251,4 +223,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MarError as error:
+        sys.exit(f"policy: {error}")

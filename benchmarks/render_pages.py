@@ -26,6 +26,7 @@ from benchmarks.numerics.tables import (
     perfect_table,
     tokenizer_growth_table,
 )
+from benchmarks.peers_tables import peers_table
 from benchmarks.policy_tables import policy_table
 from benchmarks.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.short_chains import short_chains_table
@@ -341,6 +342,7 @@ _TABLES = {
     "startup": startup_table,
     "few_images": few_images_table,
     "steps": steps_table,
+    "peers": peers_table,
     "policy": policy_table,
     "short_chains": short_chains_table,
     **{f"serving_{name}": table for name, table in SERVING_TABLES.items()},
