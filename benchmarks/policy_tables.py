@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.serving_tables import NOT_MEASURED
+from benchmarks.table_parts import NOT_MEASURED
 from runtime.checks import pluralize
 
 _LEAST = {"4 new frames, 100 steps": 4.0, "4 new frames, DDIM of 10 steps": 10.0}

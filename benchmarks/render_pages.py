@@ -28,6 +28,7 @@ from benchmarks.numerics.tables import (
 )
 from benchmarks.peers_tables import peers_table
 from benchmarks.policy_tables import policy_table
+from benchmarks.scaling_tables import TABLES as SCALING_TABLES
 from benchmarks.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.short_chains import short_chains_table
 from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
@@ -345,6 +346,7 @@ _TABLES = {
     "peers": peers_table,
     "policy": policy_table,
     "short_chains": short_chains_table,
+    **{f"scaling_{axis}": table for axis, table in SCALING_TABLES.items()},
     **{f"serving_{name}": table for name, table in SERVING_TABLES.items()},
     "engines_run": engines_table,
     "operators_run": operators_table,

@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.table_parts import NOT_MEASURED, bar, bar_table, spread
 from runtime.checks import pluralize
 
 SERVICE, UNBATCHED, PLAIN = "mar serve", "mar serve --max-batch 1", "plain FastAPI handler"
 ALONE = "Generator.generate alone"
 MANY = 8
 """The number of clients for which two of the bars hold, and of the soak."""
-NOT_MEASURED = "Not measured yet."
 
 _TIMES_PLAIN, _TIMES_P50, _OVERHEAD, _OVERHEAD_SHARE, _MEMORY_GROWTH = 3.0, 1.5, 0.005, 0.05, 0.02
 
@@ -31,11 +31,11 @@ def speed_table(value: Mapping[str, Any]) -> str:
     for clients, name in sorted({(run["clients"], run["server"]) for run in part["runs"]}, key=_place):
         rows = _runs(part, clients, name)
         latencies = " | ".join(
-            _spread([1e3 * row[key] for row in rows], "{:.0f}", " ms") for key in ("p50", "p95", "p99")
+            spread([1e3 * row[key] for row in rows], "{:.0f}", " ms") for key in ("p50", "p95", "p99")
         )
-        rate = _spread([row["images_per_second"] for row in rows], "{:.1f}")
+        rate = spread([row["images_per_second"] for row in rows], "{:.1f}")
         lines.append(f"| {clients} | {name} | {rate} | {latencies} |")
-    return "\n".join([*lines, "", *_bar_table(_speed_bars(part))])
+    return "\n".join([*lines, "", *bar_table(_speed_bars(part))])
 
 
 def pairs_table(value: Mapping[str, Any]) -> str:
@@ -55,12 +55,12 @@ def pairs_table(value: Mapping[str, Any]) -> str:
         *(f"| {name} | {_quartiles([pair[name] for pair in pairs])} |" for name in (ALONE, SERVICE)),
         f"| added by `{SERVICE}` | {_quartiles(added)} |",
     ]
-    bar = _bar(
+    overhead = bar(
         f"1 client: at most {1e3 * _OVERHEAD:g} ms or {_OVERHEAD_SHARE:.0%} over `Generator.generate`",
         f"{1e3 * middle:.1f} ms; {share:.1%}",
         middle <= _OVERHEAD or share <= _OVERHEAD_SHARE,
     )
-    return "\n".join([*lines, "", *_bar_table([bar])])
+    return "\n".join([*lines, "", *bar_table([overhead])])
 
 
 def soak_table(value: Mapping[str, Any]) -> str:
@@ -69,13 +69,13 @@ def soak_table(value: Mapping[str, Any]) -> str:
         return NOT_MEASURED
     growth = part["growth"]
     bars = [
-        _bar(
+        bar(
             f"memory grows by less than {_MEMORY_GROWTH:.0%}",
             f"{growth['memory_bytes']['first'] / 2**20:.1f} to {growth['memory_bytes']['last'] / 2**20:.1f} MiB",
             growth["memory_bytes"]["last"] < (1 + _MEMORY_GROWTH) * growth["memory_bytes"]["first"],
         ),
         *(
-            _bar(
+            bar(
                 f"{name.replace('_', ' ')} do not grow",
                 f"{growth[name]['first']:.0f} to {growth[name]['last']:.0f}",
                 growth[name]["last"] <= growth[name]["first"],
@@ -90,7 +90,7 @@ def soak_table(value: Mapping[str, Any]) -> str:
             f"{part['images_per_second']:.1f} a second. From {part['settle_seconds'] / 60:.0f} minutes on, the "
             "median of the first fifth of the samples against that of the last:",
             "",
-            *_bar_table(bars),
+            *bar_table(bars),
         ]
     )
 
@@ -114,16 +114,16 @@ def chaos_table(value: Mapping[str, Any]) -> str:
     ]
     lost, wrong, rounded, left = part["lost"], part["wrong"], part["rounded"], part["left"]
     bars = [
-        _bar("none lost", f"{lost} lost", lost == 0),
-        _bar("none answered wrongly", f"{wrong} wrong; {rounded:,} differ by one level of rounding", wrong == 0),
-        _bar(
+        bar("none lost", f"{lost} lost", lost == 0),
+        bar("none answered wrongly", f"{wrong} wrong; {rounded:,} differ by one level of rounding", wrong == 0),
+        bar(
             "nothing is left over",
             f"{left['in_progress']:.0f} in progress, {left['queued']:.0f} in the queue",
             not left["in_progress"] and not left["queued"],
         ),
-        _bar("SIGTERM ends the service with 0", f"{part['exit_code']}", part["exit_code"] == 0),
+        bar("SIGTERM ends the service with 0", f"{part['exit_code']}", part["exit_code"] == 0),
     ]
-    return "\n".join([*lines, "", *_bar_table(bars)])
+    return "\n".join([*lines, "", *bar_table(bars)])
 
 
 def _speed_bars(part: Mapping[str, Any]) -> list[str]:
@@ -131,14 +131,14 @@ def _speed_bars(part: Mapping[str, Any]) -> list[str]:
     ratios = [a["images_per_second"] / b["images_per_second"] for a, b in zip(ours, plain, strict=True)]
     tails = [row["p99"] / row["p50"] for row in ours]
     return [
-        _bar(
+        bar(
             f"{MANY} clients: at least {_TIMES_PLAIN:g} times the images a second of the plain handler",
-            _spread(ratios, "{:.2f}", "x"),
+            spread(ratios, "{:.2f}", "x"),
             statistics.median(ratios) >= _TIMES_PLAIN,
         ),
-        _bar(
+        bar(
             f"{MANY} clients: p99 at most {_TIMES_P50:g} times p50",
-            _spread(tails, "{:.2f}", "x"),
+            spread(tails, "{:.2f}", "x"),
             statistics.median(tails) <= _TIMES_P50,
         ),
     ]
@@ -154,25 +154,9 @@ def _place(row: tuple[int, str]) -> tuple[int, int]:
     return row[0], (ALONE, SERVICE, UNBATCHED, PLAIN).index(row[1])
 
 
-def _spread(values: Sequence[float], form: str, unit: str = "") -> str:
-    low, middle, high = (form.format(function(values)) for function in _SPREAD)
-    return f"{middle}{unit} ({low} to {high})"
-
-
 def _quartiles(seconds: Sequence[float]) -> str:
     low, middle, high = (1e3 * each for each in statistics.quantiles(seconds, n=4))
     return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
-
-
-_SPREAD: tuple[Callable[[Sequence[float]], float], ...] = (min, statistics.median, max)
-
-
-def _bar(text: str, measured: str, met: bool) -> str:
-    return f"| {text} | {measured} | {'met' if met else '**missed**'} |"
-
-
-def _bar_table(bars: Sequence[str]) -> list[str]:
-    return ["| bar | measured | |", "|---|---|---|", *bars]
 
 
 def _about(part: Mapping[str, Any]) -> str:

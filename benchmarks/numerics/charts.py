@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.chart_parts import plain, save_figure
 from runtime.model.engine_spec import ENGINES
-from runtime.storage.files import replacing
 
 _COLOURS = {"backbone": "tab:blue", "conditioning": "tab:orange", "denoise": "tab:green", "all": "black"}
 _SMALLEST = 1e-9  # what stands for no difference in a logarithmic chart
@@ -30,11 +29,11 @@ def growth_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
         above.set(title=name, yscale="log", xlabel="iteration")
         below.set(yscale="log", xlabel="timestep, noisy to clean", xlim=(1000, 0))
         for axes in (above, below):
-            _plain(axes)
+            plain(axes)
     grid[0, 0].set_ylabel("error of the tokens, accumulated")
     grid[1, 0].set_ylabel("error of the state, of the iteration alone")
     grid[1, 0].legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def estimators_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -69,9 +68,9 @@ def estimators_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     kernel.set(ylabel="kernel distance, classifier: mean and spread", xscale="log")
     for axes in (bias, deviation, kernel):
         axes.set_xlabel("images")
-        _plain(axes)
+        plain(axes)
     bias.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def convergence_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
@@ -95,10 +94,10 @@ def convergence_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
         _slopes(axes)
         axes.set(title=family, xscale="log", yscale="log", xlabel="intervals")
         axes.set_xticks([8, 32, 128, 512], ["8", "32", "128", "512"])
-        _plain(axes)
+        plain(axes)
         axes.legend(frameon=False, fontsize=8, loc="lower left")
     panels[families[0]].set_ylabel("strong error, relative L2")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _slopes(axes: Axes) -> None:
@@ -124,8 +123,8 @@ def determinism_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
             )
     axes.set(xscale="log", xlim=(_SMALLEST, 1), xlabel="relative L2 distance of the latents from the baseline")
     axes.invert_yaxis()
-    _plain(axes)
-    _save(figure, path)
+    plain(axes)
+    save_figure(figure, path)
 
 
 CHARTS: Mapping[str, Callable[[Mapping[str, Any], pathlib.Path], None]] = {
@@ -135,15 +134,3 @@ CHARTS: Mapping[str, Callable[[Mapping[str, Any], pathlib.Path], None]] = {
     "determinism": determinism_chart,
 }
 """The chart of each command."""
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)

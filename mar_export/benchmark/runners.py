@@ -47,7 +47,7 @@ Stages = dict[str, float]
 """Seconds by the name of the stage."""
 
 Generate = Callable[[Mapping[str, Any]], Stages]
-"""Generates one batch with the sampling settings of a request; returns the seconds of each stage."""
+"""Generates one batch with the settings of `Runner.generate`; returns the seconds of each stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,10 @@ class Runner:
         self._signal(signal.SIGSTOP)
 
     def generate(self, settings: Mapping[str, Any]) -> tuple[float, Stages]:
-        """Generate one batch with these sampling settings; returns the seconds in all, and in each stage."""
+        """Generate one batch with these sampling settings; returns the seconds in all, and in each stage.
+
+        Arguments of the request of the inputs can be among the settings: the batch then shows these images instead.
+        """
         self._send(dict(settings))
         seconds, stages = self._receive()
         self._signal(signal.SIGSTOP)
@@ -216,7 +219,8 @@ def _eager(inputs: RunnerInputs) -> tuple[str, Generate]:
 
     def generate(settings: Mapping[str, Any]) -> Stages:
         times: Stages = {}
-        sample_request(checkpoint.model, inputs.request, *_drawn(manifest, inputs, settings), times)
+        asked, sampling = _asked(inputs, settings)
+        sample_request(checkpoint.model, asked.request, *_drawn(manifest, asked, sampling), times)
         return times
 
     return f"torch {torch.__version__}, float32, {pluralize(inputs.threads, 'thread')}", generate
@@ -231,12 +235,20 @@ def _naive_onnx(inputs: RunnerInputs) -> tuple[str, Generate]:
     engines = NaiveEngines.load(backend, inputs.naive, check_supported(manifest.model, NAIVE_RUNNER))
 
     def generate(settings: Mapping[str, Any]) -> Stages:
-        plan, order, noise = _drawn(manifest, inputs, settings)
+        asked, sampling = _asked(inputs, settings)
+        plan, order, noise = _drawn(manifest, asked, sampling)
         times: Stages = {}
-        engines.sample(plan, np.array(inputs.request["labels"], np.int64), order, noise, times)
+        engines.sample(plan, np.array(asked.request["labels"], np.int64), order, noise, times)
         return times
 
     return backend.description, generate
+
+
+def _asked(inputs: RunnerInputs, settings: Mapping[str, Any]) -> tuple[RunnerInputs, dict[str, Any]]:
+    """Split the settings of `Runner.generate`: return the inputs with the request that is in them, and the others."""
+    request = {name: settings.get(name, value) for name, value in inputs.request.items()}
+    sampling = {name: value for name, value in settings.items() if name not in request}
+    return dataclasses.replace(inputs, request=request, batch=len(next(iter(request.values())))), sampling
 
 
 def _drawn(
@@ -332,7 +344,7 @@ def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, G
     def generate(settings: Mapping[str, Any]) -> Stages:
         for clock in clocks.values():
             clock.seconds = 0.0
-        timed.generate(**inputs.request, **settings)
+        timed.generate(**{**inputs.request, **settings})
         return {name: clock.seconds for name, clock in clocks.items()}
 
     return generator.description, generate

@@ -21,7 +21,6 @@ from benchmarks.load import Load, put_under_load
 from benchmarks.serving import Writer, draw_each, draw_in_pairs, growth, left_over, service_target, soak, turns
 from benchmarks.serving_tables import (
     ALONE,
-    NOT_MEASURED,
     PLAIN,
     SERVICE,
     UNBATCHED,
@@ -30,6 +29,7 @@ from benchmarks.serving_tables import (
     soak_table,
     speed_table,
 )
+from benchmarks.table_parts import NOT_MEASURED
 from runtime.errors import MarError
 from runtime.generator import Generator
 from runtime.service.settings import ServiceSettings

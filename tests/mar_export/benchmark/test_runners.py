@@ -9,10 +9,12 @@ import signal
 import threading
 import types
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from mar_export.benchmark import runners
 from mar_export.benchmark.runners import RUNNERS, WAIT_POLICIES, Runner
@@ -24,6 +26,7 @@ from runtime.model.engine_spec import DEVICE, Array, Engine
 from tests.helpers.benchmarks import (
     runner_inputs,
 )
+from training.models import reference_loop
 
 pytestmark = pytest.mark.usefixtures("no_leftover_processes")
 
@@ -147,3 +150,28 @@ def test_pytorch_waits_as_told_and_is_stopped_between_its_turns(
 def test_pytorch_runs_on_the_requested_number_of_threads(small_artifact: pathlib.Path, name: str) -> None:
     RUNNERS[name](runner_inputs(small_artifact, threads=3))
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize("name", ["runtime", "eager", "eager-optimized"])
+def test_a_request_among_the_settings_replaces_that_of_the_inputs(
+    small_artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    drawn: list[tuple[int, ...]] = []
+    generate, sample = Generator.generate, reference_loop.sample
+
+    def generated(self: Generator, **named: Any) -> Any:
+        drawn.append(tuple(named["labels"]))
+        return generate(self, **named)
+
+    def sampled(model: Any, labels: NDArray[np.int64], *arguments: Any, **named: Any) -> Any:
+        latents = sample(model, labels, *arguments, **named)
+        assert len(latents) == len(labels)
+        drawn.append(tuple(labels.tolist()))
+        return latents
+
+    monkeypatch.setattr(Generator, "generate", generated)
+    monkeypatch.setattr(reference_loop, "sample", sampled)
+    _, draw = RUNNERS[name](runner_inputs(small_artifact))
+    draw({**QUICK, "labels": [1, 3, 5]})
+    draw(QUICK)
+    assert drawn == [(1, 3, 5), (2, 0)]
