@@ -49,7 +49,6 @@ PEERS: dict[str, tuple[str, str | None]] = {
     "eager, passive": ("torch", "passive"),
     "aot-inductor, active": ("torch", "active"),
     "aot-inductor, passive": ("torch", "passive"),
-    "mnn": ("MNN", None),
 }
 """The Python package of each peer, and its OMP_WAIT_POLICY. A name begins with a key of `peers_worker.PEERS`."""
 

@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import numpy as np
 from mar_export.onnx_export.example_inputs import example_inputs
 from runtime.artifact.artifact_folder import Artifact
 from runtime.backends import open_backend
-from runtime.model.engine_spec import Array, Engine, EngineSpec
+from runtime.model.engine_spec import Engine, EngineSpec
 from runtime.storage.files import replacing_folder
 from runtime.storage.structured_files import parse_json
 
@@ -111,45 +110,11 @@ def aot_inductor(work: Work) -> Load:
     return lambda spec: getattr(engines, spec.name)
 
 
-def mnn(work: Work) -> Load:
-    """Run the graphs in MNN, which converts them first."""
-    import MNN
-
-    options = ({"backend": "CPU", "numThread": work.threads, "precision": "high"},)
-    manager = MNN.nn.create_runtime_manager(options)
-
-    def load(spec: EngineSpec) -> Engine:
-        graph, converted = (
-            pathlib.Path(work.artifact) / f"{spec.name}.onnx",
-            pathlib.Path(work.folder) / f"{spec.name}.mnn",
-        )
-        if not converted.is_file():
-            command = [sys.executable, "-m", "MNN.tools.mnnconvert", "-f", "ONNX", "--bizCode", "mar"]
-            command += ["--modelFile", str(graph), "--MNNModel", str(converted)]
-            subprocess.run(command, check=True, capture_output=True)
-        names = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
-        net = MNN.nn.load_module_from_file(str(converted), *names, runtime_manager=manager)
-
-        def call(**inputs: Array) -> tuple[Array, ...]:
-            given = []
-            for tensor in spec.inputs:
-                array, dtype = inputs[tensor.name], MNN.numpy.float32
-                if tensor.dtype == "int64":
-                    array, dtype = array.astype(np.int32), MNN.numpy.int32
-                given.append(MNN.expr.const(array, list(array.shape), MNN.expr.NCHW, dtype))
-            return tuple(output.read() for output in net.forward(given))
-
-        return call
-
-    return load
-
-
 PEERS: dict[str, Callable[[Work], Load]] = {
     "onnxruntime": onnxruntime,
     "openvino": openvino,
     "eager": eager,
     "aot-inductor": aot_inductor,
-    "mnn": mnn,
 }
 """What opens each library."""
 
