@@ -32,7 +32,16 @@ from benchmarks.scaling_report import Report
 from benchmarks.scaling_rows import AXES, Point, Series
 from benchmarks.scaling_tables import TABLES
 from mar_export.benchmark.machine_probe import Probe
-from mar_export.benchmark.runners import RUNNERS, Runner, RunnerInputs, Stages, open_checkpoint
+from mar_export.benchmark.runners import (
+    AOT_RUNNER,
+    RUNNERS,
+    Runner,
+    RunnerInputs,
+    Stages,
+    compile_packages,
+    open_checkpoint,
+)
+from mar_export.torch_backends.torch_cpu import missing_compiler
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import available_threads
@@ -46,7 +55,7 @@ from runtime.storage.files import check_writable
 from training.checkpoints.checkpoint import Checkpoint
 
 RUNNERS_OF = {
-    "fp32": ("runtime", "runtime-openvino-cpu", "eager", "compile", "aot-inductor"),
+    "fp32": ("runtime", "runtime-openvino-cpu", "eager", "compile", AOT_RUNNER),
     "int8": ("runtime", "runtime-openvino-cpu"),
 }
 """The runners of each precision that are measured unless others are named."""
@@ -93,6 +102,8 @@ class Running:
             self._report.skip(series, "there is no such runner")
             return
         try:
+            if series.runner == AOT_RUNNER:
+                _compile_missing(inputs)
             self._runners[series] = Runner(series.runner, inputs)
         except BackendError as error:
             self._report.skip(series, str(error))
@@ -128,6 +139,16 @@ class Running:
             self._report.skip(series, str(error))
             self._runners.pop(series).stop()
             return None
+
+
+def _compile_missing(inputs: RunnerInputs) -> None:
+    """Compile the packages of `aot-inductor` unless they are there. Raises `BackendError` without a compiler."""
+    if inputs.packages.is_dir():
+        return
+    if (reason := missing_compiler()) is not None:
+        raise BackendError(reason)
+    print(f"compiling for {AOT_RUNNER}", flush=True)
+    compile_packages(inputs)
 
 
 def measure(workload: Workload, points: Sequence[Point], report: Report) -> None:
@@ -194,7 +215,8 @@ def _inputs(source: RunnerInputs, artifact: pathlib.Path, threads: int) -> Runne
     """Return what a runner needs to start: an artifact of the weights of `source`."""
     model = Artifact(artifact).manifest.model
     example: dict[str, Any] = imported(family_of(model).example)(model, 1)
-    return dataclasses.replace(source, artifact=artifact, request=example, threads=threads)
+    packages = artifact.with_name(f"{artifact.name}-packages-{threads}")
+    return dataclasses.replace(source, artifact=artifact, packages=packages, request=example, threads=threads)
 
 
 def points_of(axis: str, values: Sequence[int], base: Point) -> list[Point]:
@@ -247,6 +269,7 @@ def main(arguments: argparse.Namespace) -> None:
         config_file=None,
         random_model=None if arguments.checkpoint else arguments.model,
         naive=pathlib.Path(),
+        packages=pathlib.Path(),
         request={},
         batch=arguments.batch,
         threads=threads,

@@ -33,6 +33,7 @@ from runtime.model.families import check_supported, family_of, imported
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Plan
 from runtime.sampling.rng import seeded_noise, seeded_order
+from runtime.storage.files import replacing_folder
 
 if TYPE_CHECKING:
     from training.checkpoints.checkpoint import Checkpoint
@@ -311,6 +312,15 @@ def checked_checkpoint(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:
     from mar_export.artifact.exported_checkpoint import as_exported
 
     return Artifact(inputs.artifact).manifest, as_exported(open_checkpoint(inputs), inputs.artifact)
+
+
+def compile_packages(inputs: RunnerInputs) -> None:
+    """Compile the engines of `aot-inductor` into `inputs.packages`, for the number of threads of the inputs."""
+    from mar_export.torch_backends.torch_cpu import save_packages
+
+    manifest, checkpoint = _in_torch(inputs)
+    with replacing_folder(inputs.packages) as folder:
+        save_packages(manifest, checkpoint.model, folder)
 
 
 def _in_torch(inputs: RunnerInputs) -> tuple[Manifest, Checkpoint]:

@@ -21,6 +21,7 @@ from mar_export.benchmark.runners import (
     Runner,
     RunnerInputs,
     checked_checkpoint,
+    compile_packages,
     open_checkpoint,
     wait_policies,
 )
@@ -42,7 +43,7 @@ from runtime.provenance import commit
 from runtime.requests.validation import check_batch, check_labels, parse_class
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.presets import OWN, PRESETS
-from runtime.storage.files import holding_folder, replacing_folder, scratch_folder
+from runtime.storage.files import holding_folder, scratch_folder
 from training.models.model_sizes import MODEL_SIZES, model_config
 
 _NEED_WEIGHTS = tuple(name for name in RUNNERS if name not in RUNTIMES)
@@ -370,7 +371,8 @@ def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, name
             sampling = dataclasses.replace(sampling, cfg_scale=_MAR_B_GUIDANCE)
         export_artifact(open_checkpoint(inputs), inputs.artifact, click.echo, sampling)
     if AOT_RUNNER in names and not inputs.packages.is_dir():
-        _compile_packages(inputs)
+        click.echo(f"{AOT_RUNNER}: compiling")
+        compile_packages(inputs)
     if "naive-onnx" not in names:
         return
     files = [inputs.naive / f"{name}.onnx" for name in naive_specs(config)]
@@ -379,16 +381,3 @@ def _export_missing(inputs: RunnerInputs, config: Any, owns_artifact: bool, name
 
         click.echo("naive-onnx: exporting")
         export_naive(checked_checkpoint(inputs)[1].model, inputs.naive)
-
-
-def _compile_packages(inputs: RunnerInputs) -> None:
-    """Compile the engines of `aot-inductor`, for the number of threads of the benchmark."""
-    import torch
-
-    from mar_export.torch_backends.torch_cpu import save_packages
-
-    click.echo(f"{AOT_RUNNER}: compiling")
-    manifest, checkpoint = checked_checkpoint(inputs)
-    torch.set_num_threads(inputs.threads)
-    with replacing_folder(inputs.packages) as folder:
-        save_packages(manifest, checkpoint.model, folder)

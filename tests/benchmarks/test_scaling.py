@@ -157,7 +157,7 @@ class BrokenRunner(FakeRunner):
     def __init__(self, name: str, inputs: Any) -> None:
         if name == "runtime-openvino-cpu":
             raise BackendError(f"{name}: openvino is not installed")
-        super().__init__(name, inputs)
+        super().__init__(name, inputs, None)
 
     def generate(self, settings: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
         if self.name == "eager" and len(settings["labels"]) > 2:
