@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.peers_tables import peers_table
 from benchmarks.workers import Worker
@@ -35,6 +35,7 @@ from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE
 from runtime.provenance import commit, processor_name
 from runtime.storage.files import write_json
+from runtime.storage.structured_files import FaultReport, NpzFile
 from training.checkpoints.random_weights import random_checkpoint
 
 FOLDER = pathlib.Path("out/peers")
@@ -128,13 +129,19 @@ def _case(
 
 def _checked(expected: pathlib.Path, found: pathlib.Path) -> dict[str, Any]:
     """Return the distance of outputs from those that are expected, and that they are refused if it is large."""
-    with np.load(expected) as ours, np.load(found) as theirs:
-        if [ours[name].shape for name in ours] != [theirs[name].shape for name in theirs]:
-            return {"refused": "outputs of another shape"}
-        distance = max(relative_l2(theirs[name], ours[name]) for name in ours)
+    ours, theirs = _arrays(expected), _arrays(found)
+    if {name: array.shape for name, array in ours.items()} != {name: array.shape for name, array in theirs.items()}:
+        return {"refused": "outputs of another shape"}
+    distance = max(relative_l2(theirs[name], ours[name]) for name in ours)
     if not distance <= EQUAL:
         return {"refused": f"other numbers, relative L2 {distance:.0e}"}
     return {"distance": distance}
+
+
+def _arrays(path: pathlib.Path) -> dict[str, NDArray[Any]]:
+    """Return the outputs that a worker wrote."""
+    with NpzFile(path, FaultReport(MarError, "measure again")) as file:
+        return {name: file.read(name, "f") for name in file.names}
 
 
 def main() -> None:

@@ -122,7 +122,6 @@ def bench(
     if "naive-onnx" in names:
         check_supported(config, NAIVE_RUNNER)
     names = _without_uncompiled(names)
-    class_names = () if manifest is None else manifest.class_names
     with _work_folder(work) as folder:
         exports = folder / commit()  # engines of another version of this code are not the same engines
         inputs = RunnerInputs(
@@ -132,7 +131,7 @@ def bench(
             random_model=model,
             naive=exports / f"{model or _weights_name(artifact)}-naive",
             packages=exports / f"{model or _weights_name(artifact)}-packages-{threads or available_threads()}",
-            request=_request(config, class_names, label, batch_size),
+            request=_request(config, () if manifest is None else manifest.class_names, label, batch_size),
             batch=batch_size,
             threads=threads or available_threads(),
         )
@@ -253,11 +252,7 @@ def _benchmark(
         "startup_seconds": dict(startup),
     }
     better = better_wait_policies(measurements)
-    about["slower_wait_policies"] = [
-        {**dataclasses.asdict(one.case), "seconds": dataclasses.asdict(one.total)}
-        for one in measurements
-        if one not in better
-    ]
+    about["slower_wait_policies"] = [_slower(one) for one in measurements if one not in better]
     shown = {one.case.runner: runners[one.case.process] for one in better}
     report = build_report(better, machine, workload, shown, about)
     click.echo(format_report(report))
@@ -267,6 +262,11 @@ def _benchmark(
         f"{startup['first_backbone_call']:.2f} s"
     )
     return report
+
+
+def _slower(measurement: Measurement) -> dict[str, Any]:
+    """Return the entry of a measurement with the slower wait policy in the report."""
+    return {**dataclasses.asdict(measurement.case), "seconds": dataclasses.asdict(measurement.total)}
 
 
 def _measure(

@@ -90,10 +90,11 @@ def _gather_rows(graph: onnx_ir.Graph) -> None:
 
 def _forget_shapes(graph: onnx_ir.Graph) -> None:
     """Leave out the shapes between nodes, a third of a large graph's file: libraries infer them."""
-    between = (value for node in graph.all_nodes() for value in node.outputs if not value.is_graph_output())
-    for value in (*between, *graph.initializers.values()):
-        value.shape = value.type = None
-        value.metadata_props.clear()
+    computed = (value for node in graph.all_nodes() for value in node.outputs)
+    for value in (*computed, *graph.initializers.values()):
+        if not value.is_graph_output():
+            value.shape = value.type = None
+            value.metadata_props.clear()
 
 
 def _name_nodes(graph: onnx_ir.Graph, engine: str) -> None:

@@ -154,5 +154,5 @@ def _print_totals(config: FamilyConfig, plan: Plan, batch: int) -> None:
         f"{sum(cost.operations for cost in costs.values()) / 1e12:.3f} TFLOP ({parts})"
     )
     if plan.iterations[0].of_class:
-        once = backbone_cost(check_supported(config, "mar plan"), 1, 0, plan.length)
+        once = backbone_cost(check_supported(config, "mar plan"), 1, 1, 0, plan.length)
         click.echo(f"the first pass is kept by class: {once.operations / 1e9:.1f} GFLOP more for a class not yet drawn")

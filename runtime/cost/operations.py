@@ -91,16 +91,17 @@ def _pass_cost(config: ModelConfig, iteration: Iteration, batch: int, weight_byt
     """Return the cost of the backbone of one iteration, by the engine that runs it; a pass that is kept has none."""
     if iteration.of_class:
         return {}
-    sequences = batch * iteration.backbone_halves
+    halves = iteration.backbone_halves
     if iteration.group is None or not iteration.local:
-        full = backbone_cost(config, sequences, iteration.known, iteration.count, weight_bytes)
+        full = backbone_cost(config, batch, halves, iteration.known, iteration.count, weight_bytes)
         if iteration.group is None:
             return {BACKBONE: (1, full)}
+        sequences = batch * halves
         written = sequences * (config.buffer_size + iteration.known) * config.encoder_cache_channels
         written += sequences * (config.buffer_size + config.tokens) * config.decoder_cache_channels
         return {FULL: (1, Cost(full.operations, full.bytes + FLOAT_BYTES * written))}
     sizes = iteration.group.sizes(iteration.known, iteration.count, config.tokens, config.buffer_size)
-    return {LOCAL: (1, local_cost(config, sequences, sizes, weight_bytes))}
+    return {LOCAL: (1, local_cost(config, batch, halves, sizes, weight_bytes))}
 
 
 def plan_costs(config: FamilyConfig, plan: Plan, batch: int = 1, weight_bytes: int = FLOAT_BYTES) -> dict[str, Cost]:
@@ -122,53 +123,61 @@ def roofline_seconds(config: FamilyConfig, plan: Plan, machine: Machine, batch: 
     return totals
 
 
-def backbone_cost(config: ModelConfig, sequences: int, known: int, count: int, weight_bytes: int = FLOAT_BYTES) -> Cost:
+def backbone_cost(
+    config: ModelConfig, images: int, halves: int, known: int, count: int, weight_bytes: int = FLOAT_BYTES
+) -> Cost:
     """Return the cost of one call of the backbone.
-
-    The projection of tokens, which guidance halves share, is counted for each half; it is a small part.
 
     Args:
         config: The model's sizes.
-        sequences: G*B, the images times the guidance halves.
+        images: B, the number of images.
+        halves: G, the guidance halves of each.
         known: V, the known tokens of an image.
         count: K, the tokens of an image that are predicted.
         weight_bytes: Bytes of a weight.
     """
     encoded, decoded = config.buffer_size + known, config.buffer_size + config.tokens  # slots of a sequence
-    operations = sequences * _operations(config, known, encoded, decoded, count)
+    operations = images * (_projection(config, known) + halves * _operations(config, encoded, decoded, count))
     return Cost(operations, weight_bytes * _weights(config))
 
 
-def local_cost(config: ModelConfig, sequences: int, sizes: Mapping[str, int], weight_bytes: int = FLOAT_BYTES) -> Cost:
+def local_cost(
+    config: ModelConfig, images: int, halves: int, sizes: Mapping[str, int], weight_bytes: int = FLOAT_BYTES
+) -> Cost:
     """Return the cost of one local pass of ReCAP.
 
     Args:
         config: The model's sizes.
-        sequences: G*B, the images times the guidance halves.
+        images: B, the number of images.
+        halves: G, the guidance halves of each.
         sizes: What `runtime.sampling.recap.Group.sizes` returns for the iteration.
         weight_bytes: Bytes of a weight.
     """
     encoded = sizes["A"] + sizes["J"]
     decoded = encoded + sizes["K"] + sizes["H"]
-    operations = sequences * _operations(config, sizes["J"], encoded, decoded, sizes["K"], sizes["E"], sizes["F"])
+    pass_operations = _operations(config, encoded, decoded, sizes["K"], sizes["E"], sizes["F"])
+    operations = images * (_projection(config, sizes["J"]) + halves * pass_operations)
     read = sizes["E"] * config.encoder_cache_channels + sizes["F"] * config.decoder_cache_channels
-    return Cost(operations, weight_bytes * _weights(config) + FLOAT_BYTES * sequences * read)
+    return Cost(operations, weight_bytes * _weights(config) + FLOAT_BYTES * images * halves * read)
+
+
+def _projection(config: ModelConfig, tokens: int) -> float:
+    """Return the operations that project the known tokens of an image, which its guidance halves share."""
+    return 2 * tokens * config.token_channels * config.encoder_embed_dim
 
 
 def _operations(
     config: ModelConfig,
-    tokens: int,
     encoded: int,
     decoded: int,
     count: int,
     encoder_kept: int = 0,
     decoder_kept: int = 0,
 ) -> float:
-    """Return the operations of a pass over one sequence.
+    """Return the operations of a pass over one sequence, without those of `_projection`.
 
     Args:
         config: The model's sizes.
-        tokens: The known tokens that it reads.
         encoded: The rows of the encoder.
         decoded: The rows of the decoder.
         count: The rows of the decoder's last block.
@@ -177,8 +186,7 @@ def _operations(
     """
     encoder, decoder, ratio = config.encoder_embed_dim, config.decoder_embed_dim, config.mlp_ratio
     return (
-        2 * tokens * config.token_channels * encoder
-        + config.encoder_depth * block_operations(encoder, ratio, encoded, encoded, encoder_kept)
+        config.encoder_depth * block_operations(encoder, ratio, encoded, encoded, encoder_kept)
         + 2 * encoded * encoder * decoder
         + (config.decoder_depth - 1) * block_operations(decoder, ratio, decoded, decoded, decoder_kept)
         + block_operations(decoder, ratio, decoded, count, decoder_kept)

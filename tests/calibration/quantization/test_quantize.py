@@ -82,7 +82,7 @@ def test_inspect_prints_what_was_compared_and_a_tolerance_only_if_one_applies(
         if name in engines
         else f"relative L2 from eager PyTorch {found[name]}, allowed 1e-05"
         for name in ENGINES
-    ] + [f"complete generation: relative L2 of latents from those in float32 {found['generation']}, allowed 3e-01"]
+    ] + [f"complete generation: relative L2 of latents from those in float32 {found['generation']}, allowed 3.2e-01"]
     for name in engines:  # as in manifests of an earlier format
         parity[name]["tolerance"] = 1.0
     path.write_text(json.dumps(manifest))

@@ -32,7 +32,7 @@ from runtime.model.config import ModelConfig
 from runtime.model.engine_spec import BACKBONE, CONDITIONING, DENOISE, ENGINES
 from runtime.model.families import recap_specs_of
 from runtime.model.recap_engines import FULL, LOCAL
-from runtime.sampling.plan import Plan, build_plan
+from runtime.sampling.plan import Iteration, Plan, build_plan
 from runtime.sampling.settings import Sampling
 from training.models.mar import MAR
 from training.models.model_sizes import model_config
@@ -56,8 +56,8 @@ TINY = ModelConfig(
     diffloss_w=40,
 )
 CONFIGS = {"tiny": TINY, "middling": model_config("pixel_small")}
-# Sequences, known tokens, predicted tokens; -1 stands for all that are left.
-PASSES = [(1, 0, 1), (2, 3, 5), (3, 2, -1), (4, -1, 1)]
+# Images, guidance halves, known tokens, predicted tokens; -1 stands for all that are left.
+PASSES = [(1, 1, 0, 1), (1, 2, 3, 5), (3, 1, 2, -1), (2, 2, -1, 1)]
 
 
 class WeightsRead(TorchDispatchMode):
@@ -99,20 +99,20 @@ def counted(module: nn.Module, *inputs: Tensor) -> tuple[int, int]:
     return flops.get_total_flops(), weights.numbers
 
 
-def backbone_inputs(config: ModelConfig, sequences: int, known: int, count: int) -> tuple[Tensor, ...]:
-    places = torch.arange(config.tokens)[:, None].expand(-1, sequences)
+def backbone_inputs(config: ModelConfig, images: int, halves: int, known: int, count: int) -> tuple[Tensor, ...]:
+    places = torch.arange(config.tokens)[:, None].expand(-1, images)
     visible, predict, rest = places.split([known, count, config.tokens - known - count])
-    tokens = torch.zeros(known, sequences, config.token_channels)
-    return tokens, visible, predict, rest, torch.zeros(sequences, dtype=torch.int64)
+    tokens = torch.zeros(known, images, config.token_channels)
+    return tokens, visible, predict, rest, torch.zeros(images * halves, dtype=torch.int64)
 
 
-@pytest.mark.parametrize(("sequences", "known", "count"), PASSES)
-def test_the_backbone_costs_what_pytorch_counts(model: MAR, sequences: int, known: int, count: int) -> None:
+@pytest.mark.parametrize(("images", "halves", "known", "count"), PASSES)
+def test_the_backbone_costs_what_pytorch_counts(model: MAR, images: int, halves: int, known: int, count: int) -> None:
     config = model.config
     known = config.tokens - count if known < 0 else known
     count = config.tokens - known if count < 0 else count
-    cost = backbone_cost(config, sequences, known, count)
-    operations, weights = counted(Backbone(model), *backbone_inputs(config, sequences, known, count))
+    cost = backbone_cost(config, images, halves, known, count)
+    operations, weights = counted(Backbone(model), *backbone_inputs(config, images, halves, known, count))
     assert cost.operations == operations
     assert cost.bytes == 4 * weights
 
@@ -150,7 +150,7 @@ def test_the_passes_of_recap_cost_what_pytorch_counts(model: MAR, cache_buffer: 
 
 def test_the_last_decoder_block_is_paid_for_the_rows_it_answers(model: MAR) -> None:
     """Keys and values aside, an answer costs as much whatever the number of others."""
-    one, two, eleven = (backbone_cost(model.config, 1, 4, count).operations for count in (1, 2, 11))
+    one, two, eleven = (backbone_cost(model.config, 1, 1, 4, count).operations for count in (1, 2, 11))
     width, sequence = model.config.decoder_embed_dim, model.config.buffer_size + model.config.tokens
     assert two - one == 2 * width * (2 * width * (1 + model.config.mlp_ratio) + 2 * sequence)
     assert eleven - one == 10 * (two - one)
@@ -194,34 +194,41 @@ def plan_of(**settings: Any) -> Plan:
     return build_plan(TINY.tokens, Sampling(**{"iterations": 5, "diffusion_steps": 8, **settings}))
 
 
+def _projection(iteration: Iteration) -> int:
+    """The operations that project the known tokens of one image, which both guidance halves share."""
+    return 2 * iteration.known * TINY.token_channels * TINY.encoder_embed_dim
+
+
 def test_an_iteration_calls_each_engine_as_the_loop_does() -> None:
     """One pass of the backbone, one conditioning of all steps, one call a step; both halves under guidance."""
     iteration = plan_of(cfg_scale=2.0).iterations[2]
     known, count = iteration.known, iteration.count
     assert count > 1
     assert iteration_costs(TINY, iteration, 3) == {
-        BACKBONE: (1, backbone_cost(TINY, 6, known, count)),
+        BACKBONE: (1, backbone_cost(TINY, 3, 2, known, count)),
         CONDITIONING: (1, conditioning_cost(TINY, 6 * count, 8)),
         DENOISE: (8, denoise_cost(TINY, 3 * count, 6 * count)),
     }
 
 
-def test_an_iteration_without_guidance_costs_half_the_operations() -> None:
+def test_an_iteration_without_guidance_costs_half_the_operations_but_for_the_projection() -> None:
     guided, unguided = (plan_of(cfg_scale=scale).iterations[3] for scale in (2.0, 1.0))
     both, one = (iteration_costs(TINY, iteration, 2) for iteration in (guided, unguided))
-    assert one[BACKBONE][1].operations == both[BACKBONE][1].operations / 2
+    assert one[BACKBONE][1].operations == (both[BACKBONE][1].operations + 2 * _projection(guided)) / 2
     assert one[BACKBONE][1].bytes == both[BACKBONE][1].bytes
     assert one[DENOISE][1].operations <= 0.6 * both[DENOISE][1].operations
 
 
 def test_guidance_outside_its_interval_costs_nothing() -> None:
-    part, whole, none = (
-        plan_costs(TINY, plan_of(cfg_scale=scale, cfg_interval=interval))
+    plans = [
+        plan_of(cfg_scale=scale, cfg_interval=interval)
         for scale, interval in ((2.0, (0.5, 1.0)), (2.0, (0.0, 1.0)), (1.0, (0.0, 1.0)))
-    )
+    ]
+    part, whole, none = (plan_costs(TINY, plan) for plan in plans)
     for name in ENGINES:
         assert none[name].operations < part[name].operations < whole[name].operations
-    assert whole[BACKBONE].operations == 2 * none[BACKBONE].operations
+    projections = sum(_projection(iteration) for iteration in plans[0].iterations)
+    assert whole[BACKBONE].operations == 2 * none[BACKBONE].operations - projections
 
 
 @pytest.mark.parametrize("settings", [{}, {"cfg_scale": 3.0, "last_diffusion_steps": 2, "cfg_interval": (0.1, 0.6)}])
@@ -262,7 +269,7 @@ def test_the_roofline_takes_the_larger_limit_of_every_call() -> None:
         assert found[name] >= total[name].seconds(machine) * (1 - 1e-12)
 
 
-@pytest.mark.parametrize("cost_of", [lambda c: backbone_cost(c, 1, 3, 2), lambda c: conditioning_cost(c, 2, 3)])
+@pytest.mark.parametrize("cost_of", [lambda c: backbone_cost(c, 1, 1, 3, 2), lambda c: conditioning_cost(c, 2, 3)])
 def test_a_wider_model_costs_more(cost_of: Callable[[ModelConfig], Cost]) -> None:
     wide = dataclasses.replace(TINY, encoder_embed_dim=48, decoder_embed_dim=64, diffloss_w=80)
     assert cost_of(wide).operations > 2 * cost_of(TINY).operations

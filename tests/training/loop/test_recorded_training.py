@@ -90,7 +90,7 @@ def generator_of(run: pathlib.Path) -> Generator:
 def test_a_nova_draws_the_image_of_a_caption_that_it_learned(tmp_path: pathlib.Path, scheduler: Any) -> None:
     arrays = write_captions(tmp_path / "captions.npz")
     settings: Any = {"batch_size": 16, "learning_rate": 5e-3}
-    config = config_of(tmp_path / "captions.npz", "nova_small", {**NOVA, "scheduler": scheduler}, 250, **settings)
+    config = config_of(tmp_path / "captions.npz", "nova_small", {**NOVA, "scheduler": scheduler}, 320, **settings)
     with one_thread(), trained(tmp_path / "run", config) as generator:
         prompts = [rows[:length] for rows, length in zip(arrays["prompt_embeds"][:2], (3, 4), strict=True)]
         drawn = generator.generate(prompt_embeds=prompts, iterations=3, cfg_scale=1.0, seed=1).latents
