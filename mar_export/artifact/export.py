@@ -204,21 +204,23 @@ def _export_engines(
     runnable: dict[str, pathlib.Path] = {}
     for name, file_name in engines.items():
         report(f"{name}: exporting")
-        with released_after_calls([modules[name]]):
-            expected = eager_outputs(modules[name], specs[name], manifest.model)
+        module = modules.pop(name)
+        with released_after_calls([module]):
+            expected = eager_outputs(module, specs[name], manifest.model)
         runnable[name] = file = folder / file_name
-        _export_module(modules.pop(name), specs[name], manifest, file)
+        _export_module(module, specs[name], manifest, file)
         if (owner := specs[name].weights_of) is not None:
             share_weights(file, folder / engines[owner])
         if precision != "fp32":
             runnable[name] = scratch / file_name
             save_emulation(file, runnable[name], DTYPES[precision])
             gc.collect()  # a graph has reference cycles, also to the file of its weights
-        with contextlib.closing(_cpu_backend()) as backend:  # one backend for each engine, to release its memory
+        # One backend for each engine, to release its memory; a comparison may evaluate the module once more.
+        with contextlib.closing(_cpu_backend()) as backend, released_after_calls([module]):
             engine = backend.load_graph(runnable[name], specs[name])
             parity[name] = engine_parity(engine, expected, specs[name], manifest.model, precision)
         if openvino:
-            with contextlib.closing(openvino):
+            with contextlib.closing(openvino), released_after_calls([module]):
                 engine, on = openvino.load_graph(file, specs[name]), openvino.description
                 on_openvino = engine_parity(engine, expected, specs[name], manifest.model, precision, on)
             parity[name]["openvino"] = on_openvino | _computed_by(openvino)
