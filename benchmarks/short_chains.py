@@ -11,6 +11,7 @@ grid, and the low-resolution grid stays as it is.
 from __future__ import annotations
 
 import pathlib
+import statistics
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.cli.options import PATH, threads_option
+from runtime.distance import relative_l2
 from runtime.errors import MarError
 from runtime.generator import Generator, Result
-from runtime.image_grid import save_grid
+from runtime.image_grid import check_image_file, save_grid
 from runtime.provenance import commit, processor_name
 from runtime.storage.files import check_writable, write_json
 
@@ -66,7 +68,9 @@ def short_chains(
 ) -> None:
     """Compare short chains with a long one."""
     check_writable(report_file)
+    check_image_file(chart)
     with Generator.load(artifact, threads=threads) as generator:
+        generator.manifest.check_decoder(str(artifact))
         classes = [number % generator.manifest.model.class_num for number in range(images)]
 
         def draw(chain: Chain, seed: int = 0) -> Result:
@@ -95,9 +99,8 @@ def short_chains(
 
 def distances(found: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
     """Return the median and the largest relative L2 distance of the latents [B, ...] of an image from the reference."""
-    axes = tuple(range(1, found.ndim))
-    relative = np.sqrt(np.square(found - reference).sum(axis=axes) / np.square(reference).sum(axis=axes))
-    return {"median": float(np.median(relative)), "largest": float(relative.max())}
+    relative = [relative_l2(image, expected) for image, expected in zip(found, reference, strict=True)]
+    return {"median": statistics.median(relative), "largest": max(relative)}
 
 
 def short_chains_table(value: Mapping[str, Any]) -> str:
@@ -124,7 +127,7 @@ def save_chart(path: pathlib.Path, drawn: dict[Chain, Result]) -> None:
 
 
 def _pixels(result: Result) -> NDArray[np.uint8]:
-    assert result.images is not None  # every Hi-MAR and every MAR of this project has pixels
+    assert result.images is not None  # `short_chains` has checked that there is a decoder
     return result.images
 
 

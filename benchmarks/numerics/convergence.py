@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.numerics.recording import record
+from benchmarks.short_chains import START
 from mar_export.graphs.engine_modules import loop_modules
 from mar_export.torch_backends.torch_cpu import torch_engine
 from runtime.artifact.artifact_folder import Artifact
@@ -33,9 +34,6 @@ from runtime.model.engine_spec import CONDITIONING, DENOISE
 from runtime.sampling.noise_schedule import TRAIN_STEPS
 from runtime.sampling.samplers import FLOW_SAMPLERS, columns_through
 from training.checkpoints.checkpoint import load_checkpoint
-
-START = 980
-"""The first timestep of every diffusion chain. The samplers' own starts differ, and with them their limits."""
 
 GUIDANCE = 2.0
 _PRECISE, _MANY = torch.float64, torch.float32  # of chains without noise, and of many chains with noise

@@ -29,8 +29,8 @@ from runtime.sampling.rng import seeded_noise, seeded_order
 ENGINE_TOLERANCES = {"fp32": 1e-5, "fp16": 3e-3, "bf16": 3e-2}
 """The largest relative L2 distance of an engine from eager float32, by precision.
 
-Round-off alone is 3e-7 to 3e-6 in float32. docs/benchmarks/exports.md has the distances of lower precisions. Of a model
-that enlarges round-off more than that, all tolerances grow by `EagerOutputs.widening`.
+Round-off alone is 3e-7 to 3e-6 in float32. docs/benchmarks/exports.md has the distances of lower precisions. For an
+engine beyond it that enlarges round-off, it grows by `EagerOutputs.widening`.
 """
 
 GENERATION_TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 5e-2}
