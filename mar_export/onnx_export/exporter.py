@@ -16,6 +16,7 @@ from onnxscript import optimizer
 from torch import nn
 
 from mar_export.onnx_export.example_inputs import EXPORT_SIZES, example_inputs
+from mar_export.onnx_export.group_norm import group_norm
 from runtime.model.engine_spec import EngineSpec
 from runtime.model.family_config import FamilyConfig
 
@@ -57,6 +58,7 @@ def export_graph(module: nn.Module, spec: EngineSpec, config: FamilyConfig, path
             input_names=[tensor.name for tensor in spec.inputs],
             output_names=[tensor.name for tensor in spec.outputs],
             opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.group_norm.default: group_norm},
             optimize=False,
             verbose=False,
         )
