@@ -3,17 +3,23 @@
     python -m benchmarks.peers docs/benchmarks/data/peers.json --model mar_base --threads 2
 
 exports the model with random weights to `out/peers` if it is not there, compiles what needs it, and takes half
-an hour on a quiet machine of two cores. Every library has a process of its own; a library that is not installed is left
-out. In each case the outputs are compared with those of ONNX Runtime first; only a library with equal ones is timed, in
-turns with the others. PyTorch is there twice, with threads of OpenMP that spin while they wait and with threads that
-sleep.
+an hour on a quiet machine of two cores, and minutes more where a library compiles each case. Every library has a
+process of its own; a library that is not installed is left out. In each case the outputs are compared with those of
+ONNX Runtime first; only a library with equal ones is timed, in turns with the others. PyTorch is there twice, with
+threads of OpenMP that spin while they wait and with threads that sleep.
+
+IREE, LiteRT and MNN are not among the project's packages. For a part that is not used here, LiteRT asks for an older
+typing_extensions than the project has, so its packages are installed without what they depend on:
+
+    pip install --constraint constraints.txt iree-base-compiler==3.13.0 iree-base-runtime==3.13.0 MNN==3.6.1
+    pip install --constraint constraints.txt jax==0.10.2 torchao==0.18.0 backports.strenum==1.2.8 immutabledict==4.3.1
+    pip install --no-deps litert-torch==0.10.0 litert-converter==0.5.0 ai-edge-litert==2.3.0 ai-edge-quantizer==0.10.0
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import platform
@@ -43,15 +49,21 @@ OURS = "onnxruntime"
 EQUAL = 1e-5
 """The largest relative L2 from ONNX Runtime's outputs."""
 
-PEERS: dict[str, tuple[str, str | None]] = {
-    OURS: ("onnxruntime", None),
-    "openvino": ("openvino", None),
-    "eager, active": ("torch", "active"),
-    "eager, passive": ("torch", "passive"),
-    "aot-inductor, active": ("torch", "active"),
-    "aot-inductor, passive": ("torch", "passive"),
+PEERS: dict[str, tuple[tuple[str, ...], str | None]] = {
+    OURS: (("onnxruntime",), None),
+    "openvino": (("openvino",), None),
+    "eager, active": (("torch",), "active"),
+    "eager, passive": (("torch",), "passive"),
+    "aot-inductor, active": (("torch",), "active"),
+    "aot-inductor, passive": (("torch",), "passive"),
+    "iree": (("iree-base-compiler", "iree-base-runtime"), None),
+    "litert": (("litert-torch", "ai-edge-litert"), None),
+    "mnn": (("MNN",), None),
 }
-"""The Python package of each peer, and its OMP_WAIT_POLICY. A name begins with a key of `peers_worker.PEERS`."""
+"""The packages of each peer, as pip names them, and its OMP_WAIT_POLICY.
+
+A name begins with a key of `peers_worker.PEERS`.
+"""
 
 _SECONDS = 0.3  # of a turn, at least
 _LEAST_CALLS = 3
@@ -80,10 +92,7 @@ def compare(model: str, threads: int, rounds: int) -> list[dict[str, Any]]:
     work = {"artifact": str(artifact), "model": model, "threads": threads, "folder": str(folder)}
     workers: dict[str, Worker] = {}
     try:
-        for name, (package, wait_policy) in PEERS.items():
-            if importlib.util.find_spec(package) is None:
-                print(f"{name}: the package {package} is not installed")
-                continue
+        for name, wait_policy in installed_peers().items():
             try:
                 workers[name] = Worker("benchmarks.peers_worker", {**work, "peer": name.split(",")[0]}, wait_policy)
             except BackendError as error:
@@ -96,6 +105,26 @@ def compare(model: str, threads: int, rounds: int) -> list[dict[str, Any]]:
     finally:
         for worker in workers.values():
             worker.stop()
+
+
+def installed_peers() -> dict[str, str | None]:
+    """Return the OMP_WAIT_POLICY of each peer that is installed; say which are not."""
+    found = {}
+    for name, (packages, wait_policy) in PEERS.items():
+        missing = [package for package in packages if _version(package) is None]
+        if missing:
+            print(f"{name}: not installed: {', '.join(missing)}")
+        else:
+            found[name] = wait_policy
+    return found
+
+
+def _version(package: str) -> str | None:
+    """Return the version of a package by pip's name for it; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _case(
@@ -154,7 +183,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     compared = compare(arguments.model, arguments.threads, arguments.rounds)
-    packages = dict.fromkeys(package for package, _ in PEERS.values() if importlib.util.find_spec(package) is not None)
+    versions = {package: _version(package) for packages, _ in PEERS.values() for package in packages}
     figures = {
         "model": arguments.model,
         "threads": arguments.threads,
@@ -163,7 +192,7 @@ def main() -> None:
         "commit": commit(),
         "processor": processor_name(),
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "versions": {package: version for package, version in versions.items() if version is not None},
         "cases": compared,
     }
     write_json(arguments.out, figures)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import peers
+from benchmarks import peers, peers_worker
+from benchmarks.peer_libraries.work import compiled_by_sizes, sizes_name
 from benchmarks.peers_tables import peers_table
 from benchmarks.workers import Worker
 from runtime.artifact.artifact_folder import Artifact
 from runtime.errors import BackendError
+from runtime.model.engine_spec import FLOAT, Array, Engine, EngineSpec, TensorSpec
 
 
 def test_a_worker_times_an_engine_and_names_what_it_cannot_run(
@@ -32,6 +35,43 @@ def test_a_worker_times_an_engine_and_names_what_it_cannot_run(
             worker.ask({"engine": "of an unknown message"})
     finally:
         worker.stop()
+
+
+def test_a_peer_without_one_of_its_packages_is_left_out_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"torch, passive": (("numpy",), "passive"), "other": (("numpy", "no-such-package"), None)}
+    monkeypatch.setattr(peers, "PEERS", found)
+    assert peers.installed_peers() == {"torch, passive": "passive"}
+    assert capsys.readouterr().out == "other: not installed: no-such-package\n"
+
+
+def test_every_peer_names_a_function_that_opens_its_library() -> None:
+    assert {name.split(",")[0] for name in peers.PEERS} == peers_worker.PEERS.keys()
+    folder = pathlib.Path(peers_worker.__file__).parent / "peer_libraries"
+    for entry in peers_worker.PEERS.values():
+        module, function = entry.split(":")
+        assert f"\ndef {function}(work: Work) -> Load:\n" in (folder / f"{module}.py").read_text()
+
+
+def test_a_library_with_fixed_sizes_compiles_once_for_each_of_them() -> None:
+    rows, table = TensorSpec("rows", FLOAT, ("N", 2)), TensorSpec("table", FLOAT, (3, "GN"))
+    spec, compiled = EngineSpec("denoise", (rows, table), ()), []
+
+    def load(sizes: Mapping[str, int]) -> Engine:
+        name = sizes_name(spec, sizes)
+        compiled.append(name)
+
+        def run(rows: Array, table: Array) -> tuple[Array, ...]:
+            return np.array(name), rows @ np.ones(2), table
+
+        return run
+
+    engine = compiled_by_sizes(spec, load)
+    for count, double in ((1, 2), (4, 8), (1, 2), (1, 1)):
+        name, sums, _ = engine(table=np.zeros((3, double)), rows=np.ones((count, 2)))
+        assert (str(name), sums.shape) == (f"denoise-N{count}-GN{double}", (count,))
+    assert compiled == ["denoise-N1-GN2", "denoise-N4-GN8", "denoise-N1-GN1"]
 
 
 @pytest.mark.parametrize(

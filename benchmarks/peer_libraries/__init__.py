@@ -1,0 +1,1 @@
+"""The libraries of `benchmarks.peers`, each in a module that imports it."""
