@@ -58,19 +58,17 @@ def main(out: pathlib.Path, model: str, backend: str, threads: int, iterations: 
         seconds = measure(generator, requests, rounds)
         compared = [describe(generator, name, requests[name], seconds[name]) for name in requests]
         runs_on = generator.description
-    write_json(
-        out,
-        {
-            "model": f"{model}, random weights, float32, one image, guidance",
-            "iterations": iterations,
-            "runs_on": runs_on,
-            "processor": processor_name(),
-            "commit": commit(),
-            "command": without_secrets(sys.argv),
-            "compared": compared,
-        },
-    )
-    print(table(compared))
+    figures = {
+        "model": f"{model}, random weights, float32, one image, guidance",
+        "iterations": iterations,
+        "runs_on": runs_on,
+        "processor": processor_name(),
+        "commit": commit(),
+        "command": without_secrets(sys.argv),
+        "compared": compared,
+    }
+    write_json(out, figures)
+    print(recap_table(figures))
 
 
 def measure(
@@ -109,10 +107,14 @@ def describe(
     }
 
 
-def table(compared: Sequence[Mapping[str, Any]]) -> str:
+def recap_table(figures: Mapping[str, Any]) -> str:
     """Return the figures as a table: medians, their spread, and the gain against the first setting."""
+    compared, iterations = figures["compared"], figures["iterations"]
     operations, slow = compared[0]["operations"], statistics.median(compared[0]["seconds"])
     lines = [
+        f"The backbone of {figures['model']}, {iterations} iterations, {len(compared[0]['seconds'])} rounds in turns. "
+        f"{figures['runs_on']}; {figures['processor']}, commit {figures['commit']}.",
+        "",
         "| setting | full passes | TFLOP | fewer operations | seconds, least to most | faster |",
         "|---|---|---|---|---|---|",
     ]

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from mar_export.benchmark.study import Setting, Study, run_study, summarize_study, time_settings
 from runtime.backends import available_threads
 from runtime.provenance import commit
 from runtime.storage.files import replacing, write_json
 from runtime.workers.worker_group import Workers
-from training.evaluation.uncertainty import with_standard_error
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
 FOLDER = pathlib.Path("out/recap")
@@ -63,13 +63,23 @@ def main(json_file: pathlib.Path, chart: pathlib.Path, data: pathlib.Path, count
     report = summarize_study(study, settings, FOLDER / "results", times) | {"commit": commit()}
     write_json(json_file, report)
     save_chart(report["settings"], chart)
-    print("| setting | iterations | ms an image | recognised | Fréchet distance |\n|---|---|---|---|---|")
+    print(recap_quality_table(report))
+
+
+def recap_quality_table(report: Mapping[str, Any]) -> str:
+    """Return the figures as a table, a line for each setting."""
+    lines = [
+        f"Commit {report['commit']}.",
+        "",
+        "| setting | iterations | ms an image | top-1 accuracy | Fréchet distance |",
+        "|---|---|---|---|---|",
+    ]
     for row in report["settings"]:
         name, _, number = row["name"].rpartition(" ")
-        print(
-            f"| {name} | {number} | {row['milliseconds']['median']:.0f} | "
-            f"{with_standard_error(row, 'top1_accuracy', '{:.1%}')} | {with_standard_error(row, 'frechet', '{:.3f}')} |"
+        lines.append(
+            f"| {name} | {number} | {row['milliseconds']['median']:.0f} | {accuracy_cell(row)} | {frechet_cell(row)} |"
         )
+    return "\n".join(lines)
 
 
 def save_chart(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:

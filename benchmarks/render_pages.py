@@ -28,6 +28,8 @@ from benchmarks.numerics.tables import (
 )
 from benchmarks.peers_tables import peers_table
 from benchmarks.policy_tables import policy_table
+from benchmarks.recap import recap_table
+from benchmarks.recap_quality import recap_quality_table
 from benchmarks.scaling_tables import TABLES as SCALING_TABLES
 from benchmarks.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.short_chains import short_chains_table
@@ -345,6 +347,8 @@ _TABLES = {
     "steps": steps_table,
     "peers": peers_table,
     "policy": policy_table,
+    "recap": recap_table,
+    "recap_quality": recap_quality_table,
     "short_chains": short_chains_table,
     **{f"scaling_{axis}": table for axis, table in SCALING_TABLES.items()},
     **{f"serving_{name}": table for name, table in SERVING_TABLES.items()},

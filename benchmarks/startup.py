@@ -84,7 +84,7 @@ def compare(artifacts: Mapping[pathlib.Path, pathlib.Path], rounds: int, threads
     checkouts = dict(zip(("before", "now"), artifacts, strict=True))
 
     def first_call(checkout: pathlib.Path) -> float:
-        return first_call_seconds(artifacts[checkout], threads, "onnxruntime", "cpu", checkout)
+        return first_call_seconds(artifacts[checkout], threads, "onnxruntime", "cpu", checkout, {"labels": [0]})
 
     def import_runtime(checkout: pathlib.Path) -> float:
         return import_seconds(checkout) - interpreter_seconds()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,12 +17,11 @@ from runtime.errors import BackendError
 _IMPORT = "import runtime"
 # What `mar generate` does up to the first call of the backbone: imports, verification of hashes, loading of engines.
 _GENERATE = """
-import dataclasses, pathlib, sys, time
-started, artifact, threads, backend, device = float(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
+import dataclasses, json, sys, time
+started, artifact, threads, backend, device, request = float(sys.argv[1]), sys.argv[2], int(sys.argv[3]), *sys.argv[4:]
 import runtime.cli.group, runtime.cli.generate
 from runtime.errors import MarError
 from runtime.generator import Generator
-from runtime.model.families import family_of, imported
 
 def first_call(**inputs):
     print(time.time() - started)
@@ -30,8 +31,13 @@ try:
     loaded = Generator.load(artifact, threads=threads, backend=backend, device=device)
 except MarError as error:
     sys.exit(str(error))
-config, engines = loaded.manifest.model, dataclasses.replace(loaded.engines, backbone=first_call)
-Generator(loaded.manifest, engines, "").generate(**imported(family_of(config).example)(config, 1))
+asked = json.loads(request)
+if asked is None:  # the checkout may be older than the table of families
+    from runtime.model.families import family_of, imported
+    config = loaded.manifest.model
+    asked = imported(family_of(config).example)(config, 1)
+engines = dataclasses.replace(loaded.engines, backbone=first_call)
+Generator(loaded.manifest, engines, "").generate(**asked)
 """
 
 
@@ -69,14 +75,27 @@ def import_seconds(checkout: pathlib.Path | None = None) -> float:
 
 
 def first_call_seconds(
-    artifact: pathlib.Path, threads: int, backend: str, device: str, checkout: pathlib.Path | None = None
+    artifact: pathlib.Path,
+    threads: int,
+    backend: str,
+    device: str,
+    checkout: pathlib.Path | None = None,
+    request: Mapping[str, Any] | None = None,
 ) -> float:
     """Return the time from the start of a process to its first call of the backbone, every hash compared.
+
+    Args:
+        artifact: The artifact folder.
+        threads: The number of processor threads.
+        backend: The backend.
+        device: The device.
+        checkout: As for `run_fresh`.
+        request: The arguments of `Generator.generate`, which JSON can hold; None for the example of the family.
 
     Raises:
         BackendError: The process failed.
     """
-    arguments = (str(artifact), str(threads), backend, device)
+    arguments = (str(artifact), str(threads), backend, device, json.dumps(request))
     return float(run_fresh(_GENERATE, str(time.time()), *arguments, checkout=checkout))
 
 

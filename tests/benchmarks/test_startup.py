@@ -13,7 +13,10 @@ from benchmarks.render_pages import startup_table
 def test_two_checkouts_take_turns(golden_artifacts: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[pathlib.Path] = []
 
-    def first_call(artifact: pathlib.Path, threads: int, backend: str, device: str, checkout: pathlib.Path) -> float:
+    def first_call(
+        artifact: pathlib.Path, threads: int, backend: str, device: str, checkout: pathlib.Path, request: object
+    ) -> float:
+        assert request == {"labels": [0]}
         taken.append(checkout)
         return 4.0 if checkout == other else 1.0
 

@@ -1,0 +1,41 @@
+"""The tables of the benchmarks of ReCAP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.recap import recap_table
+from benchmarks.recap_quality import recap_quality_table
+
+
+def compared(name: str, operations: float, seconds: list[float]) -> dict[str, Any]:
+    return {"name": name, "full_passes": 4, "operations": operations, "seconds": seconds}
+
+
+def test_settings_are_compared_with_the_first_by_their_medians() -> None:
+    figures = {
+        "model": "mar_base",
+        "iterations": 8,
+        "runs_on": "onnxruntime",
+        "processor": "EPYC",
+        "commit": "abc",
+        "compared": [compared("full passes only", 8e12, [2, 4, 9]), compared("local", 4e12, [3, 1, 2])],
+    }
+    assert recap_table(figures).splitlines()[-2:] == [
+        "| full passes only | 4 | 8.00 | 1.00x | 4.00 (2.00 to 9.00) | 1.00x |",
+        "| local | 4 | 4.00 | 2.00x | 2.00 (1.00 to 3.00) | 2.00x |",
+    ]
+
+
+def test_quality_has_its_standard_error_and_its_time() -> None:
+    row = {
+        "name": "3/4 local, buffer reused 32",
+        "images": 2000,
+        "top1_accuracy": 0.9,
+        "frechet": 5.0,
+        "standard_error": {"frechet": 0.25},
+        "milliseconds": {"median": 123.4},
+    }
+    assert recap_quality_table({"commit": "abc", "settings": [row]}).splitlines()[-1] == (
+        "| 3/4 local, buffer reused | 32 | 123 | 90.0% ± 0.7% | 5.000 ± 0.250 |"
+    )
