@@ -25,7 +25,7 @@ EXAMPLE = pathlib.Path("examples/fashion-mnist")
 FOLDER = pathlib.Path("out/recap")
 REPEATS = 5
 CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
-"""Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours, and are no part of it."""
+"""Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
 GROUPS = {"1/2 local": (0, 1), "3/4 local": (0, 3)}
 """Iterations before the first group, and local ones after each full pass."""
 
