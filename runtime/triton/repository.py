@@ -85,7 +85,7 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
     Raises:
         ArtifactError: The artifact is damaged.
         RequestError: The artifact makes no images, the name is no name of a model, the preset is unknown, or the
-            repository has another model of this name.
+            repository has another model of this name, or something else that is no model.
         MarError: The repository cannot be written.
     """
     check_model_name(name)
@@ -95,8 +95,8 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
     manifest.resolve_sampling({"preset": settings.preset})
     config = model_config(artifact, name, settings)
     folder = repository / name
-    if folder.exists() and not force and not _is_same(folder, artifact, config):
-        raise RequestError(f"{folder} holds another model; choose another --name, or give --force to replace it")
+    if folder.exists():
+        _check_replaceable(folder, force or _is_same(folder, artifact, config))
     artifact.verify(builds=True)
     with replacing_folder(folder) as written:
         version = written / VERSION
@@ -143,6 +143,13 @@ def _tensor(name: str, datatype: str, shape: list[int], *, optional: bool = Fals
 
 def _list(key: str, values: list[str]) -> list[str]:
     return [f"{key} [", *(f"  {value}," for value in values[:-1]), f"  {values[-1]}", "]"]
+
+
+def _check_replaceable(folder: pathlib.Path, may_replace: bool) -> None:
+    if not (folder / CONFIG).is_file():
+        raise RequestError(f"{folder} exists and is no model of Triton; choose another --name, or remove it yourself")
+    if not may_replace:
+        raise RequestError(f"{folder} holds another model; choose another --name, or give --force to replace it")
 
 
 def _is_same(folder: pathlib.Path, artifact: Artifact, config: str) -> bool:

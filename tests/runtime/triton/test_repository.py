@@ -34,6 +34,16 @@ def test_another_model_is_replaced_only_with_force(
     assert "max_batch_size: 4" in (tmp_path / "images" / "config.pbtxt").read_text()
 
 
+def test_a_folder_that_is_no_model_is_never_replaced(
+    mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"a cat")
+    ended = mar(f"export-triton {pixel_artifact} --out {tmp_path} --name photos --force")
+    assert (ended.code, "photos exists and is no model of Triton" in ended.err) == (2, True)
+    assert (tmp_path / "photos" / "cat.png").read_bytes() == b"a cat"
+
+
 def test_settings_survive_their_parameters_and_have_the_defaults_of_the_service() -> None:
     settings = TritonSettings("fast", 4, 1.5, 2, "openvino", "cpu", 3)
     assert TritonSettings.from_parameters(settings.parameters()) == settings
