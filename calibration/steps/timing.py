@@ -42,7 +42,9 @@ class StepTimes:
 
 
 def measure_times(generator: Generator, schedule: Sampling, advance: Callable[[int], None]) -> StepTimes:
-    """Time whole images with short and with long chains, in turn, and return their medians.
+    """Time whole images with short and with long chains, in turn, and return what their medians say.
+
+    No time is less than 0, also where other work made the short chains slow or fast.
 
     Args:
         generator: Generates the images, one at a time.
@@ -59,7 +61,7 @@ def measure_times(generator: Generator, schedule: Sampling, advance: Callable[[i
             advance(1)
     short, long = (np.median(measured, axis=0) for measured in seconds)
     step = np.maximum((long - short) / (_STEPS[1] - _STEPS[0]), 0)[:-1]  # [I]
-    return StepTimes(float(long.sum() - _STEPS[1] * step.sum()), step)
+    return StepTimes(max(0.0, float(long.sum() - _STEPS[1] * step.sum())), step)
 
 
 def _iteration_seconds(generator: Generator, sampling: Sampling, number: int) -> NDArray[np.float64]:

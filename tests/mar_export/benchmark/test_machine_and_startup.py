@@ -54,5 +54,5 @@ def test_startup_is_timed_up_to_the_first_backbone_call(small_artifact: pathlib.
 
 def test_failed_start_is_one_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BackendError, match=r"a fresh process failed.*not an artifact") as caught:
-        startup_time.run_fresh(startup_time._GENERATE, "0", str(tmp_path), "1", "onnxruntime", "cpu")
+        startup_time.first_call_seconds(tmp_path, 1, "onnxruntime", "cpu")
     assert "\n" not in str(caught.value)
