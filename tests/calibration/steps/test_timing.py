@@ -25,14 +25,29 @@ def test_the_time_of_an_image_is_a_fixed_part_and_its_steps(small_generator: Gen
     assert (measured.step >= 0).all()
 
 
-@pytest.mark.parametrize(("short", "long"), [(0.01, 1.0), (1.0, 0.01)])
-def test_no_time_is_negative_on_a_machine_with_other_work(
-    short: float, long: float, small_generator: Generator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("short", "long", "fixed", "step"),
+    [
+        (1.0 + timing._STEPS[0], 1.0 + timing._STEPS[1], 3.0, 1.0),
+        (0.01, timing._STEPS[1] - timing._STEPS[0] + 0.01, 0.0, 1.0),
+        (1.0, 0.5, 2.5, 0.0),
+    ],
+    ids=["quiet", "long chains slowed", "short chains slowed"],
+)
+def test_times_follow_from_two_lengths_and_are_never_negative(
+    short: float,
+    long: float,
+    fixed: float,
+    step: float,
+    small_generator: Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The two seconds after the last iteration belong to the fixed part."""
+
     def seconds(generator: Generator, sampling: Sampling, number: int) -> NDArray[np.float64]:
-        return np.array([short if sampling.diffusion_steps == timing._STEPS[0] else long, 0.0])
+        return np.array([short if sampling.diffusion_steps == timing._STEPS[0] else long, 2.0])
 
     monkeypatch.setattr(timing, "_iteration_seconds", seconds)
     measured = measure_times(small_generator, SCHEDULE, lambda done: None)
-    assert measured.fixed >= 0
-    assert (measured.step >= 0).all()
+    assert measured.fixed == pytest.approx(fixed)
+    assert measured.step == pytest.approx([step])
