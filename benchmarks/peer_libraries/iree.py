@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import iree.compiler.tools
 import iree.runtime
 import numpy as np
-import onnx
+import onnx_ir
 from iree.compiler.tools.import_onnx import __main__ as import_onnx
+from onnxscript import optimizer
 
 from benchmarks.peer_libraries.work import Load, Work, compiled_by_sizes, sizes_name
 from runtime.artifact.artifact_folder import Artifact
@@ -17,6 +18,7 @@ from runtime.model.engine_spec import Array, Engine, EngineSpec
 from runtime.storage.files import replacing_folder
 
 _CODE, _WEIGHTS = "code.vmfb", "weights.irpa"
+_STACK = "--iree-llvmcpu-stack-allocation-limit"  # in bytes; a normalization of MAR-B needs 123,200
 _SCOPE = "model"  # the importer's name for the weights
 _FUNCTION = "main_graph"  # the exporter's name for a graph
 
@@ -40,13 +42,13 @@ def iree_engines(work: Work) -> Load:
 
 def _compile(artifact: Artifact, spec: EngineSpec, sizes: Mapping[str, int], folder: pathlib.Path) -> None:
     """Write machine code and weights of an engine at fixed sizes to a folder."""
-    model = onnx.load(artifact.engine_file(spec.name), load_external_data=False)
+    model = onnx_ir.load(artifact.engine_file(spec.name))
     shapes = {tensor.name: tensor.sized(sizes) for tensor in (*spec.inputs, *spec.outputs)}
-    for value in (*model.graph.input, *model.graph.output):
-        for axis, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-            axis.dim_value = size
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = onnx_ir.Shape(shapes[str(value.name)])
+    optimizer.fold_constants(model, onnx_shape_inference=True)  # IREE finds no size that is computed in the graph
     graph, imported = folder / "graph.onnx", folder / "graph.mlir"
-    onnx.save(model, graph)
+    onnx_ir.save(model, graph)
     options = ["--data-dir", artifact.path, "--externalize-params", "--save-params-to", folder / _WEIGHTS]
     import_onnx.main(import_onnx.parse_arguments([str(graph), "-o", str(imported), *map(str, options)]))
     iree.compiler.tools.compile_file(
@@ -54,7 +56,7 @@ def _compile(artifact: Artifact, spec: EngineSpec, sizes: Mapping[str, int], fol
         output_file=str(folder / _CODE),
         input_type="onnx",
         target_backends=["llvm-cpu"],
-        extra_args=["--iree-llvmcpu-target-cpu=host", "--iree-opt-level=O3"],
+        extra_args=["--iree-llvmcpu-target-cpu=host", "--iree-opt-level=O3", f"{_STACK}={2**17}"],
     )
 
 
