@@ -1,8 +1,11 @@
 """Time and Fréchet distance of the example model with local iterations of ReCAP, beside fewer iterations without them.
 
-    python -m benchmarks.recap_quality docs/benchmarks/data/recap-quality.json docs/images/recap.png --count 2000
+    python -m benchmarks.recap_quality reuse docs/benchmarks/data/recap-quality.json docs/images/recap.png
+    python -m benchmarks.recap_quality instant docs/benchmarks/data/instant-quality.json docs/images/instant.png
 
-Results that are in `out/recap/results` already are used again. Images, orders and noises are the same for all settings.
+`reuse` has equal chains in all settings, so they differ in what is reused. `instant` has the preset, other candidates for
+it, and `fast`. Results that are in `out/recap/results` already are used again. Images, orders and noises are the same
+for all settings.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from typing import Any
 from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from mar_export.benchmark.study import Setting, Study, run_study, summarize_study, time_settings
 from runtime.backends import available_threads
-from runtime.provenance import commit
+from runtime.checks import pluralize
+from runtime.provenance import commit, processor_name
 from runtime.storage.files import replacing, write_json
 from runtime.workers.worker_group import Workers
 
@@ -28,17 +32,15 @@ CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
 """Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
 GROUPS = {"1/2 local": (0, 1), "3/4 local": (0, 3)}
 """Iterations before the first group, and local ones after each full pass."""
+ITERATIONS = (64, 14)
+"""Those of `exact` and `fast`, with and without groups."""
 
 
-def settings_of(iterations: Sequence[int], reduced: Sequence[int]) -> list[Setting]:
-    """Return full passes only, and groups with the buffer anew and reused, at each number of iterations.
-
-    Args:
-        iterations: The numbers of iterations with and without groups.
-        reduced: Further ones without groups.
-    """
-    settings = [Setting(f"full {count}", {**CHAIN, "iterations": count}) for count in (*iterations, *reduced)]
-    for count in iterations:
+def reuse_settings() -> list[Setting]:
+    """Return full passes only, also three quarters and half as many, and groups with the buffer anew and reused."""
+    counts = [*ITERATIONS, *(count * 3 // 4 for count in ITERATIONS), *(count // 2 for count in ITERATIONS)]
+    settings = [Setting(f"full {count}", {**CHAIN, "iterations": count}) for count in counts]
+    for count in ITERATIONS:
         for name, (plain, local) in GROUPS.items():
             for reused in (False, True):
                 recap = {
@@ -51,18 +53,31 @@ def settings_of(iterations: Sequence[int], reduced: Sequence[int]) -> list[Setti
     return settings
 
 
-def main(json_file: pathlib.Path, chart: pathlib.Path, data: pathlib.Path, count: int, iterations: list[int]) -> None:
-    """Evaluate and time all settings; write the figures and the chart."""
+def instant_settings() -> list[Setting]:
+    """Return `fast`, `instant`, and other iterations, local passes and shares of the tokens before guidance."""
+    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 8", {"preset": "instant"})]
+    for count, local, start in ((10, 1, 0.15), (10, 2, 0.15), (8, 1, 0.15), (8, 2, 0.15), (8, 1, 0.3), (8, 2, 0.3)):
+        changes = {"iterations": count, "recap_local_iterations": local, "cfg_interval": (start, 1.0)}
+        label = f"guidance from {start:.0%}, {pluralize(local, 'local pass')} {count}"
+        settings.append(Setting(label, {"preset": "instant", **changes}))
+    return settings
+
+
+SETTINGS = {"reuse": reuse_settings, "instant": instant_settings}
+
+
+def main(settings: list[Setting], json_file: pathlib.Path, chart: pathlib.Path, data: pathlib.Path, count: int) -> None:
+    """Evaluate and time settings; write the figures and the chart."""
     artifact = FOLDER / "example"
     if not artifact.exists():
         artifact.parent.mkdir(parents=True, exist_ok=True)
         line = ["--out", str(artifact), "--cfg-scale=2.0", "--diffusion-steps=ddim100", "--recap"]
         subprocess.run([sys.executable, "-m", "runtime.cli", "export", str(EXAMPLE), *line], check=True)
     study = Study(artifact, EXAMPLE, None, data, count)
-    settings = settings_of(iterations, [count * 3 // 4 for count in iterations] + [count // 2 for count in iterations])
     run_study(study, settings, FOLDER / "results", Workers.of_this_machine(1, 1), print)
     times = time_settings(study, settings, available_threads(), REPEATS)
-    report = summarize_study(study, settings, FOLDER / "results", times) | {"commit": commit()}
+    measured = {"processor": processor_name(), "threads": available_threads(), "repeats": REPEATS, "commit": commit()}
+    report = summarize_study(study, settings, FOLDER / "results", times) | measured
     write_json(json_file, report)
     save_chart(report["settings"], chart)
     print(recap_quality_table(report))
@@ -71,16 +86,16 @@ def main(json_file: pathlib.Path, chart: pathlib.Path, data: pathlib.Path, count
 def recap_quality_table(report: Mapping[str, Any]) -> str:
     """Return the figures as a table, a line for each setting."""
     lines = [
-        f"Commit {report['commit']}.",
+        f"{report['images']:,} images each. Times of single images in float32, {report['repeats']} rounds in turns, "
+        f"10% to 90%: {report['processor']}, {pluralize(report['threads'], 'thread')}, commit {report['commit']}.",
         "",
         "| setting | iterations | ms an image | top-1 accuracy | Fréchet distance |",
         "|---|---|---|---|---|",
     ]
     for row in report["settings"]:
-        name, _, number = row["name"].rpartition(" ")
-        lines.append(
-            f"| {name} | {number} | {row['milliseconds']['median']:.0f} | {accuracy_cell(row)} | {frechet_cell(row)} |"
-        )
+        (name, _, number), times = row["name"].rpartition(" "), row["milliseconds"]
+        taken = f"{times['median']:.0f} ({times['p10']:.0f} to {times['p90']:.0f})"
+        lines.append(f"| {name} | {number} | {taken} | {accuracy_cell(row)} | {frechet_cell(row)} |")
     return "\n".join(lines)
 
 
@@ -112,11 +127,11 @@ def save_chart(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", choices=SETTINGS)
     parser.add_argument("json_file", type=pathlib.Path)
     parser.add_argument("chart", type=pathlib.Path)
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--iterations", type=int, nargs="+", default=[64, 14])
     arguments = parser.parse_args()
-    main(arguments.json_file, arguments.chart, arguments.data, arguments.count, arguments.iterations)
+    main(SETTINGS[arguments.settings](), arguments.json_file, arguments.chart, arguments.data, arguments.count)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.recap import recap_table
-from benchmarks.recap_quality import recap_quality_table
+from benchmarks.recap_quality import instant_settings, recap_quality_table, reuse_settings
+from runtime.sampling.presets import PRESETS
 
 
 def compared(name: str, operations: float, seconds: list[float]) -> dict[str, Any]:
@@ -34,8 +35,18 @@ def test_quality_has_its_standard_error_and_its_time() -> None:
         "top1_accuracy": 0.9,
         "frechet": 5.0,
         "standard_error": {"frechet": 0.25},
-        "milliseconds": {"median": 123.4},
+        "milliseconds": {"median": 123.4, "p10": 119.6, "p90": 140.0},
     }
-    assert recap_quality_table({"commit": "abc", "settings": [row]}).splitlines()[-1] == (
-        "| 3/4 local, buffer reused | 32 | 123 | 90.0% ± 0.7% | 5.000 ± 0.250 |"
-    )
+    report = {"images": 2000, "repeats": 5, "processor": "EPYC", "threads": 2, "commit": "abc", "settings": [row]}
+    lines = recap_quality_table(report).splitlines()
+    assert lines[0].startswith("2,000 images each.") and lines[0].endswith("EPYC, 2 threads, commit abc.")
+    assert lines[-1] == "| 3/4 local, buffer reused | 32 | 123 (120 to 140) | 90.0% ± 0.7% | 5.000 ± 0.250 |"
+
+
+def test_settings_have_names_of_their_own_that_end_with_their_iterations() -> None:
+    for settings in (reuse_settings(), instant_settings()):
+        names = [setting.name for setting in settings]
+        assert len(set(names)) == len(names)
+        for setting in settings:
+            preset = PRESETS[setting.sampling["preset"]]
+            assert int(setting.name.split()[-1]) == setting.sampling.get("iterations", preset["iterations"])
