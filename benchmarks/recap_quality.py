@@ -3,9 +3,9 @@
     python -m benchmarks.recap_quality reuse docs/benchmarks/data/recap-quality.json docs/images/recap.png
     python -m benchmarks.recap_quality instant docs/benchmarks/data/instant-quality.json docs/images/instant.png
 
-`reuse` has equal chains in all settings, so they differ in what is reused. `instant` has the preset, other candidates for
-it, and `fast`. Results that are in `out/recap/results` already are used again. Images, orders and noises are the same
-for all settings.
+`reuse` has equal chains in all settings, so they differ in what is reused. `instant` has the preset, other candidates
+for it, and `fast`. Results that are in `out/recap/results` already are used again. Images, orders and noises are the
+same for all settings.
 """
 
 from __future__ import annotations
