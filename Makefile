@@ -4,6 +4,7 @@ VENV := .venv
 MAR := $(VENV)/bin/mar
 DEMO := out/demo
 EXAMPLE := examples/fashion-mnist
+GAMES := examples/procgen
 
 .PHONY: demo test browser test-slow fuzz kill locked lock wheel audit gpu-check lint docs benchmarks benchmark-pages compatibility clean
 
@@ -35,6 +36,8 @@ lock: $(VENV)/installed
 demo: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100 --force
 	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png --force
+	$(MAR) export $(GAMES) --out $(DEMO)/games --cfg-scale 2.0 --force
+	$(MAR) generate $(DEMO)/games --count 64 --seed 0 --preset fast --out $(DEMO)/games.png --force
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --preset own --preset fast \
 		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png --force
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
