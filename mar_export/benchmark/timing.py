@@ -113,16 +113,15 @@ def measure(
             stages[case].append(stage_seconds)
             progress()
     machines.append(measure_machine())
-    measurements = [
-        Measurement(
-            case,
-            Timing.of(totals[case]),
-            {stage: Timing.of([repeat[stage] for repeat in stages[case]]) for stage in stages[case][0]},
-        )
-        for case in cases
-    ]
+    measurements = [Measurement(case, Timing.of(totals[case]), _stage_timings(stages[case])) for case in cases]
     rates = np.median([dataclasses.astuple(machine) for machine in machines], axis=0)
     return measurements, Machine(*map(float, rates))
+
+
+def _stage_timings(repeats: Sequence[Stages]) -> dict[str, Timing]:
+    """Return the timing of each stage; none for engines that a preset never calls, such as those of ReCAP."""
+    seconds = {stage: [repeat[stage] for repeat in repeats] for stage in repeats[0]}
+    return {stage: Timing.of(taken) for stage, taken in seconds.items() if any(taken)}
 
 
 def better_wait_policies(measurements: Sequence[Measurement]) -> list[Measurement]:

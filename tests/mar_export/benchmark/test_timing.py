@@ -31,7 +31,7 @@ def test_cases_run_in_turn_and_the_machine_is_measured_between_rounds() -> None:
         def generate(self, settings: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
             events.append((self.name, dict(settings)))
             seconds = float(next(clock))
-            return seconds, {"work": seconds / 2, "rest": seconds / 2}
+            return seconds, {"work": seconds / 2, "never called": 0.0, "rest": seconds / 2}
 
     def machine() -> Machine:
         events.append("machine")
