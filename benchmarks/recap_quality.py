@@ -30,7 +30,7 @@ FOLDER = pathlib.Path("out/recap")
 REPEATS = 5
 CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
 """Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
-GROUPS = {"1/2 local": (0, 1), "3/4 local": (0, 3)}
+GROUPS = {"every second local": (0, 1), "3 of 4 local": (0, 3)}
 """Iterations before the first group, and local ones after each full pass."""
 ITERATIONS = (64, 14)
 """Those of `exact` and `fast`, with and without groups."""
