@@ -21,9 +21,13 @@ from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
 from mar_export.benchmark.study import Setting, Study, run_study, summarize_study, time_settings
 from runtime.backends import available_threads
 from runtime.checks import pluralize
+from runtime.cost.operations import plan_costs
 from runtime.provenance import commit, processor_name
+from runtime.sampling.constraints import default_sampling, plan_for
+from runtime.sampling.presets import resolve_sampling
 from runtime.storage.files import replacing, write_json
 from runtime.workers.worker_group import Workers
+from training.models.model_sizes import model_config
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
 FOLDER = pathlib.Path("out/recap")
@@ -32,6 +36,8 @@ CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
 """Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
 GROUPS = {"every second local": (0, 1), "3 of 4 local": (0, 3)}
 """Iterations before the first group, and local ones after each full pass."""
+LARGE_MODEL, LARGE_GUIDANCE = "mar_base", 2.9
+"""What the operations in the tables are of: MAR-B, at its published guidance."""
 ITERATIONS = (64, 14)
 """Those of `exact` and `fast`, with and without groups."""
 
@@ -54,16 +60,31 @@ def reuse_settings() -> list[Setting]:
 
 
 def instant_settings() -> list[Setting]:
-    """Return `fast`, `instant`, and other iterations, local passes and shares of the tokens before guidance."""
-    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 8", {"preset": "instant"})]
-    for count, local, start in ((10, 1, 0.15), (10, 2, 0.15), (8, 1, 0.15), (8, 2, 0.15), (8, 1, 0.3), (8, 2, 0.3)):
-        changes = {"iterations": count, "recap_local_iterations": local, "cfg_interval": (start, 1.0)}
-        label = f"guidance from {start:.0%}, {pluralize(local, 'local pass')} {count}"
-        settings.append(Setting(label, {"preset": "instant", **changes}))
+    """Return `fast`, `instant`, it without local passes, and it with other iterations, local passes and guidance."""
+    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 6", {"preset": "instant"})]
+    for count in (8, 6, 5):
+        sampling: dict[str, Any] = {"preset": "instant", "iterations": count, "recap_local_iterations": 0}
+        settings.append(Setting(f"instant, full passes only {count}", sampling))
+    others = ((10, 1, 0.15), (10, 2, 0.15), (8, 1, 0.15), (8, 2, 0.15), (8, 1, 0.2), (8, 1, 0.3), (8, 2, 0.3))
+    for count, local, start in others:
+        sampling = {
+            "preset": "instant",
+            "iterations": count,
+            "recap_local_iterations": local,
+            "cfg_interval": (start, 1.0),
+        }
+        settings.append(Setting(f"guidance from {start:.0%}, {pluralize(local, 'local pass')} {count}", sampling))
     return settings
 
 
 SETTINGS = {"reuse": reuse_settings, "instant": instant_settings}
+
+
+def operations_of(setting: Setting) -> float:
+    """Return the operations of an image of the large model, with the first pass of a class that is kept."""
+    config = model_config(LARGE_MODEL)
+    sampling = resolve_sampling(default_sampling(config), config, {**setting.sampling, "cfg_scale": LARGE_GUIDANCE})
+    return sum(cost.operations for cost in plan_costs(config, plan_for(config, sampling), 1).values())
 
 
 def main(settings: list[Setting], json_file: pathlib.Path, chart: pathlib.Path, data: pathlib.Path, count: int) -> None:
@@ -78,6 +99,8 @@ def main(settings: list[Setting], json_file: pathlib.Path, chart: pathlib.Path, 
     times = time_settings(study, settings, available_threads(), REPEATS)
     measured = {"processor": processor_name(), "threads": available_threads(), "repeats": REPEATS, "commit": commit()}
     report = summarize_study(study, settings, FOLDER / "results", times) | measured
+    for row, setting in zip(report["settings"], settings, strict=True):
+        row["operations"] = operations_of(setting)
     write_json(json_file, report)
     save_chart(report["settings"], chart)
     print(recap_quality_table(report))
@@ -89,13 +112,14 @@ def recap_quality_table(report: Mapping[str, Any]) -> str:
         f"{report['images']:,} images each. Times of single images in float32, {report['repeats']} rounds in turns, "
         f"10% to 90%: {report['processor']}, {pluralize(report['threads'], 'thread')}, commit {report['commit']}.",
         "",
-        "| setting | iterations | ms an image | top-1 accuracy | Fréchet distance |",
-        "|---|---|---|---|---|",
+        f"| setting | iterations | TFLOP of {LARGE_MODEL} | ms an image | top-1 accuracy | Fréchet distance |",
+        "|---|---|---|---|---|---|",
     ]
     for row in report["settings"]:
         (name, _, number), times = row["name"].rpartition(" "), row["milliseconds"]
         taken = f"{times['median']:.0f} ({times['p10']:.0f} to {times['p90']:.0f})"
-        lines.append(f"| {name} | {number} | {taken} | {accuracy_cell(row)} | {frechet_cell(row)} |")
+        operations = f"{row['operations'] / 1e12:.2f}"
+        lines.append(f"| {name} | {number} | {operations} | {taken} | {accuracy_cell(row)} | {frechet_cell(row)} |")
     return "\n".join(lines)
 
 

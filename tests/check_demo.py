@@ -13,7 +13,6 @@ import sys
 import numpy as np
 from PIL import Image
 
-
 LEAST_CONTRAST, LEAST_SATURATION = 20, 20
 
 

@@ -12,6 +12,7 @@ from mar_export.benchmark.runners import Runner, Stages
 from runtime.cost.operations import Machine
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import short_chain_settings
+from runtime.sampling.settings import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,16 +73,17 @@ class Measurement:
     stages: Mapping[str, Timing]
 
 
-def warm_up_settings(model: FamilyConfig) -> dict[str, Any]:
-    """Return sampling settings of a very short generation that still calls every engine with every kind of input."""
-    return {"preset": "exact", "iterations": min(2, model.tokens), **short_chain_settings(model, 2)}
+def warm_up_settings(model: FamilyConfig, sampling: Sampling) -> dict[str, Sampling]:
+    """Return settings of a generation that calls every engine of `sampling` in every iteration, with short chains."""
+    short_chains: dict[str, Any] = short_chain_settings(model, 2)
+    return {"sampling": dataclasses.replace(sampling, last_diffusion_steps=None, **short_chains)}
 
 
 def measure(
     runners: Mapping[tuple[str, str | None], Runner],
     cases: list[Case],
     settings: Mapping[str, Mapping[str, Any]],
-    warm_up: Mapping[str, Any],
+    warm_ups: Mapping[str, Mapping[str, Any]],
     repeats: int,
     measure_machine: Callable[[], Machine],
     progress: Callable[[], None],
@@ -92,7 +94,7 @@ def measure(
         runners: The started runners, by `Case.process`.
         cases: The rows to measure, in the order of the report.
         settings: The sampling settings of each preset, by the preset's name.
-        warm_up: Sampling settings of one untimed generation, with which every runner starts.
+        warm_ups: The settings of one untimed generation with which each case starts, by the name of its preset.
         repeats: How often each case is timed.
         measure_machine: Measures the rates of this machine now; called before each round and after the last.
         progress: Called after each timed generation.
@@ -100,8 +102,8 @@ def measure(
     Returns:
         A measurement for each case, and the median rates of the machine.
     """
-    for runner in runners.values():
-        runner.generate(warm_up)
+    for case in cases:
+        runners[case.process].generate(warm_ups[case.preset])
     totals: dict[Case, list[float]] = {case: [] for case in cases}
     stages: dict[Case, list[Stages]] = {case: [] for case in cases}
     machines = []

@@ -279,7 +279,10 @@ def _measure(
     """
     from mar_export.benchmark.machine_probe import Probe
 
-    config = Artifact(inputs.artifact).manifest.model
+    manifest = Artifact(inputs.artifact).manifest
+    warm_ups = {
+        name: warm_up_settings(manifest.model, manifest.resolve_sampling(chosen)) for name, chosen in settings.items()
+    }
     runners: dict[tuple[str, str | None], Runner] = {}
     try:
         for name, wait_policy in dict.fromkeys(case.process for case in cases):
@@ -289,7 +292,7 @@ def _measure(
                 runners,
                 cases,
                 settings,
-                warm_up_settings(config),
+                warm_ups,
                 repeats,
                 Probe(inputs.threads).measure,
                 progress.update,

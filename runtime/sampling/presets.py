@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"iterations": 14, "sampler": "ddim", "diffusion_steps": 14, "cfg_interval": (0.1, 1.0)},
     "turbo": {"iterations": 10, "sampler": "ddim", "diffusion_steps": 10, "cfg_interval": (0.15, 1.0)},
     "instant": {
-        "iterations": 8,
+        "iterations": 6,
         "sampler": "dpm++2m",
         "diffusion_steps": 6,
         "cfg_interval": (0.2, 1.0),

@@ -35,12 +35,13 @@ def test_quality_has_its_standard_error_and_its_time() -> None:
         "top1_accuracy": 0.9,
         "frechet": 5.0,
         "standard_error": {"frechet": 0.25},
+        "operations": 7.554e12,
         "milliseconds": {"median": 123.4, "p10": 119.6, "p90": 140.0},
     }
     report = {"images": 2000, "repeats": 5, "processor": "EPYC", "threads": 2, "commit": "abc", "settings": [row]}
     lines = recap_quality_table(report).splitlines()
     assert lines[0].startswith("2,000 images each.") and lines[0].endswith("EPYC, 2 threads, commit abc.")
-    assert lines[-1] == "| 3 of 4 local, buffer reused | 32 | 123 (120 to 140) | 90.0% ± 0.7% | 5.000 ± 0.250 |"
+    assert lines[-1] == "| 3 of 4 local, buffer reused | 32 | 7.55 | 123 (120 to 140) | 90.0% ± 0.7% | 5.000 ± 0.250 |"
 
 
 def test_settings_have_names_of_their_own_that_end_with_their_iterations() -> None:

@@ -42,17 +42,18 @@ def test_cases_run_in_turn_and_the_machine_is_measured_between_rounds() -> None:
     settings: dict[str, dict[str, Any]] = {"own": {"iterations": 3}, "fast": {"preset": "fast"}}
     runners: Any = {(name, None): Drawer(name) for name in ("a", "b")}
     steps: list[None] = []
-    measurements, rate = measure(runners, cases, settings, {"iterations": 1}, 3, machine, lambda: steps.append(None))
+    warm_ups = {name: {"warming up": name} for name in settings}
+    measurements, rate = measure(runners, cases, settings, warm_ups, 3, machine, lambda: steps.append(None))
     a_round = [("a", settings["own"]), ("a", settings["fast"]), ("b", settings["own"])]
-    warm_up = [("a", {"iterations": 1}), ("b", {"iterations": 1})]
-    assert events == [*warm_up, *["machine", *a_round] * 3, "machine"]
+    untimed = [(case.runner, warm_ups[case.preset]) for case in cases]
+    assert events == [*untimed, *["machine", *a_round] * 3, "machine"]
     assert len(steps) == 9
     assert rate == Machine(25.0, 2.5)
     assert [measurement.case for measurement in measurements] == cases
-    # The warm-up took seconds 1 and 2; the first case had 3, 6 and 9.
-    assert measurements[0].total == Timing.of([3.0, 6.0, 9.0])
-    assert measurements[2].total.median == 8.0
-    assert measurements[0].stages == {name: Timing.of([1.5, 3.0, 4.5]) for name in ("work", "rest")}
+    # The warm-up took seconds 1, 2 and 3; the first case had 4, 7 and 10.
+    assert measurements[0].total == Timing.of([4.0, 7.0, 10.0])
+    assert measurements[2].total.median == 9.0
+    assert measurements[0].stages == {name: Timing.of([2.0, 3.5, 5.0]) for name in ("work", "rest")}
 
 
 def test_of_two_wait_policies_the_better_median_counts_case_by_case() -> None:
@@ -65,8 +66,8 @@ def test_of_two_wait_policies_the_better_median_counts_case_by_case() -> None:
 @pytest.mark.parametrize("sampler", DIFFUSION_SAMPLERS)
 def test_warm_up_is_short_whatever_the_settings_of_the_artifact(sampler: str) -> None:
     own = Sampling(sampler=sampler, diffusion_steps=400, last_diffusion_steps=50, cfg_scale=2.0)
-    plan = build_plan(16, resolve_sampling(own, SMALL, warm_up_settings(SMALL)))
-    assert plan.head_evaluations == 4
+    plan = build_plan(16, resolve_sampling(own, SMALL, warm_up_settings(SMALL, own)))
+    assert plan.head_evaluations == 2 * len(plan.iterations) == 32
     assert plan.iterations[1].guided
 
 
