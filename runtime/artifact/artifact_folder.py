@@ -22,6 +22,7 @@ from runtime.checks import truncate
 from runtime.errors import ArtifactError, IntegrityError, RequestError
 from runtime.storage.download_placeholders import placeholder
 from runtime.storage.files import check_writable_folder
+from runtime.storage.folder_kinds import FolderKind
 from runtime.storage.structured_files import FaultReport, parse_json, read_bytes, read_json_object
 
 
@@ -34,16 +35,22 @@ def is_artifact(path: pathlib.Path) -> bool:
     return {"format_version", "files", "engines"} <= value.keys()
 
 
-def check_artifact_target(out: pathlib.Path) -> None:
-    """Check that an artifact can be written to the folder `out`, which may contain an older artifact.
+ARTIFACT_FOLDER = FolderKind("artifact", is_artifact)
+
+
+def check_artifact_target(out: pathlib.Path) -> bool:
+    """Check that an artifact can be written to the folder `out`, which may hold an older artifact.
+
+    Returns:
+        Whether it does.
 
     Raises:
-        ArtifactError: The folder exists and is not an artifact.
+        RequestError: Something else is there.
         MarError: The folder cannot be written.
     """
-    if out.exists() and not is_artifact(out):
-        raise ArtifactError(f"{out} exists and is not an artifact; choose another --out, or remove it yourself")
+    exists = ARTIFACT_FOLDER.check(out)
     check_writable_folder(out)
+    return exists
 
 
 class Artifact:

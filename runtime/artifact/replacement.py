@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from runtime.artifact.artifact_folder import Artifact, check_artifact_target
+from runtime.artifact.artifact_folder import ARTIFACT_FOLDER, Artifact, check_artifact_target
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signatures import SIGNATURE
 from runtime.checks import pluralize
-from runtime.errors import ArtifactError, RequestError
+from runtime.errors import ArtifactError
 
 _ORIGIN = (
     "checkpoint_sha256",
@@ -43,22 +43,19 @@ def check_replaceable(out: pathlib.Path, planned: Manifest, force: bool) -> bool
         Whether the folder already holds this artifact, complete and undamaged.
 
     Raises:
-        ArtifactError: The folder holds something else than an artifact.
-        RequestError: The folder holds another artifact, and `force` is false.
+        RequestError: The folder holds something else than an artifact, or another artifact and `force` is false.
         MarError: The folder cannot be written.
     """
-    check_artifact_target(out)
-    if not out.exists() or force:
+    if not check_artifact_target(out) or force:
         return False
-    remedy = "choose another --out, or give --force to replace it"
     try:
         manifest = Artifact(out).manifest
     except ArtifactError as error:
-        raise RequestError(f"{out} holds an artifact that cannot be read ({error}); {remedy}") from None
+        raise ARTIFACT_FOLDER.another(out, f"an artifact that cannot be read ({error})") from None
     old, new = _identity(manifest), _identity(planned)
     different = [name.replace("_", " ") for name in old.keys() | new.keys() if old.get(name) != new.get(name)]
     if different:
-        raise RequestError(f"{out} holds another artifact (it differs in {', '.join(sorted(different))}); {remedy}")
+        raise ARTIFACT_FOLDER.another(out, f"another artifact (it differs in {', '.join(sorted(different))})")
     try:
         Artifact(out).verify(builds=True)
     except ArtifactError:

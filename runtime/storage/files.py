@@ -47,7 +47,9 @@ def check_writable(path: pathlib.Path) -> None:
 
 def check_writable_folder(path: pathlib.Path) -> None:
     """Raise `MarError` if `replacing_folder(path)` cannot write there."""
-    with scratch_beside(_link_target(path)):
+    path = _link_target(path)
+    _check_outside(path)
+    with scratch_beside(path):
         pass
 
 
@@ -67,6 +69,13 @@ def _check_regular(path: pathlib.Path) -> None:
             raise MarError(f"cannot write {path}: it is not a regular file; choose another name")
     except OSError as error:
         raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _check_outside(path: pathlib.Path) -> None:
+    """Raise `MarError` if this process works in a folder that would be replaced: its shell would stay in the old."""
+    here = os.path.realpath(".")
+    if os.path.realpath(path) in {here, *map(str, pathlib.Path(here).parents)}:
+        raise MarError(f"cannot write {path}: the current folder is in it; give the command from another folder")
 
 
 @contextlib.contextmanager
@@ -135,6 +144,7 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         MarError: The parent folder cannot be written, or the disk is full.
     """
     path = _link_target(path)
+    _check_outside(path)
     with scratch_beside(path) as work:
         temporary = work / path.name
         try:

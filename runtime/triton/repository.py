@@ -15,18 +15,20 @@ from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.artifact.signatures import SIGNATURE
 from runtime.backends import uses_gpu
-from runtime.errors import ArtifactError, RequestError
+from runtime.errors import ArtifactError
 from runtime.model.families import check_supported
 from runtime.service.inference_tensors import IMAGE, INPUTS
 from runtime.service.served_model import check_model_name
 from runtime.service.settings import ServiceSettings
 from runtime.storage.files import replacing_folder
+from runtime.storage.folder_kinds import FolderKind
 from runtime.storage.structured_files import parse_json
 
 ARTIFACT = "artifact"
 """The folder of the artifact, beside `model.py`."""
 CONFIG, VERSION, MODEL = "config.pbtxt", "1", "model.py"
 """The names that Triton expects."""
+MODEL_FOLDER = FolderKind("model of Triton", lambda folder: (folder / CONFIG).is_file(), "--name")
 ROW, DONE, TOTAL = "ROW", "DONE", "TOTAL"
 """Outputs of a stream, INT32 [1, 1]: which image of the request it is, its iterations so far, and all of them."""
 
@@ -95,8 +97,8 @@ def write_model(artifact: Artifact, repository: pathlib.Path, name: str, setting
     manifest.resolve_sampling({"preset": settings.preset})
     config = model_config(artifact, name, settings)
     folder = repository / name
-    if folder.exists():
-        _check_replaceable(folder, force or _is_same(folder, artifact, config))
+    if MODEL_FOLDER.check(folder) and not force and not _is_same(folder, artifact, config):
+        raise MODEL_FOLDER.another(folder)
     artifact.verify(builds=True)
     with replacing_folder(folder) as written:
         version = written / VERSION
@@ -143,13 +145,6 @@ def _tensor(name: str, datatype: str, shape: list[int], *, optional: bool = Fals
 
 def _list(key: str, values: list[str]) -> list[str]:
     return [f"{key} [", *(f"  {value}," for value in values[:-1]), f"  {values[-1]}", "]"]
-
-
-def _check_replaceable(folder: pathlib.Path, may_replace: bool) -> None:
-    if not (folder / CONFIG).is_file():
-        raise RequestError(f"{folder} exists and is no model of Triton; choose another --name, or remove it yourself")
-    if not may_replace:
-        raise RequestError(f"{folder} holds another model; choose another --name, or give --force to replace it")
 
 
 def _is_same(folder: pathlib.Path, artifact: Artifact, config: str) -> bool:

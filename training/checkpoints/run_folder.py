@@ -10,7 +10,8 @@ import pathlib
 from typing import Any
 
 from runtime.artifact.artifact_folder import is_artifact
-from runtime.errors import CheckpointError, RequestError
+from runtime.errors import CheckpointError
+from runtime.storage.folder_kinds import FolderKind, foreign_folder
 from runtime.storage.structured_files import FaultReport, read_json_object
 from training.checkpoints.sharded_checkpoints import refuse_sharded_folder
 
@@ -22,6 +23,8 @@ TOKENIZER_FILE = "tokenizer.safetensors"
 """The autoencoder of a run or of a cache of latents."""
 STATE_FILE = "training-state.safetensors"
 """What a run resumes from."""
+
+RUN_FOLDER = FolderKind("run", lambda folder: (folder / CONFIG_FILE).is_file())
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _FILES_NAMED = 5
@@ -38,7 +41,7 @@ def check_new_folder(folder: pathlib.Path, what: str = "run") -> None:
     if folder.is_dir() and all(path.name.startswith(".") or path.name == TOKENIZER_FILE for path in folder.iterdir()):
         return
     if folder.exists():
-        raise RequestError(f"{folder} exists and is no {what}; choose another --out, or remove it yourself")
+        raise foreign_folder(folder, what)
 
 
 def read_run_config(run: pathlib.Path) -> dict[str, Any]:

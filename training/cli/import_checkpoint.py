@@ -10,11 +10,10 @@ import click
 from runtime.checks import pluralize
 from runtime.cli.options import PATH
 from runtime.cli.result_files import force_option, is_forced
-from runtime.errors import RequestError
 from runtime.model.families import check_supported
 from runtime.storage.files import holding
-from training.checkpoints.checkpoint import Checkpoint, imported_config, save_run
-from training.checkpoints.run_folder import CONFIG_FILE, read_run_config
+from training.checkpoints.checkpoint import imported_config, save_run
+from training.checkpoints.run_folder import RUN_FOLDER, read_run_config
 from training.cli.named_checkpoint import load_named_checkpoint
 from training.cli.options import checkpoint_options
 
@@ -35,12 +34,11 @@ def import_(
     moving average of the weights.
     """
     with holding(out):
-        if out.exists() and not (out / CONFIG_FILE).is_file():
-            raise RequestError(f"{out} exists and is no run; choose another --out, or remove it yourself")
+        exists = RUN_FOLDER.check(out)
         loaded = load_named_checkpoint(checkpoint, options, any_family=True)
         check_supported(loaded.model.config, "mar import")
-        if out.exists() and not is_forced():
-            _check_same(out, loaded)
+        if exists and not is_forced() and read_run_config(out) != imported_config(loaded):
+            raise RUN_FOLDER.another(out)
         save_run(out, loaded)
     height, width, _ = loaded.model.config.image_shape
     config, parameters = loaded.model.config, sum(tensor.numel() for tensor in loaded.model.parameters())
@@ -51,9 +49,3 @@ def import_(
     )
     if loaded.vae is not None:
         click.echo(f"latent scale {loaded.vae.describe_scale()}")
-
-
-def _check_same(out: pathlib.Path, loaded: Checkpoint) -> None:
-    """Raise `RequestError` unless a run folder holds this checkpoint already."""
-    if read_run_config(out) != imported_config(loaded):
-        raise RequestError(f"{out} holds another run; choose another --out, or give --force to replace it")

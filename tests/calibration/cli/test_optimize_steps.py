@@ -98,7 +98,7 @@ def test_the_new_preset_can_be_used_like_any_other(artifact: pathlib.Path, tmp_p
         ("--budget-ms 5 --preset nope", "preset must be one of exact, balanced, fast, turbo, instant, found 'nope'"),
         ("--budget-ms 5 --iterations 17", "iterations must lie in 1..16"),
         ("--budget-ms 0.01", "--budget-ms 0.01 is less than the fastest plan takes here, "),
-        ("--budget-ms 5 --out {folder}", "exists and is not an artifact"),
+        ("--budget-ms 5 --out {folder}", "exists and is no artifact"),
         ("--budget-ms 5 --report {folder}", "it is a folder"),
     ],
 )

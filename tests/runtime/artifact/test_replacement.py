@@ -13,7 +13,7 @@ from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import MANIFEST, FileEntry, Manifest
 from runtime.artifact.replacement import check_replaceable, keep_additions
 from runtime.artifact.signatures import SIGNATURE
-from runtime.errors import ArtifactError, RequestError
+from runtime.errors import RequestError
 from runtime.sampling.settings import Sampling
 from runtime.storage.files import sha256, write_json
 
@@ -90,7 +90,8 @@ def test_a_damaged_artifact_is_made_again(artifact: pathlib.Path) -> None:
 
 def test_a_folder_of_something_else_is_never_replaced(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(ArtifactError, match=r"exists and is not an artifact; choose another --out"):
+    (tmp_path / "mine" / "loss.png").write_text("mine")
+    with pytest.raises(RequestError, match=r"exists and is no artifact; choose another --out, or remove it yourself"):
         check_replaceable(tmp_path / "mine", planned(artifact), force=True)
 
 

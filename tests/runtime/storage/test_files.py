@@ -117,6 +117,20 @@ def test_a_link_is_kept_and_its_target_is_written(kind: Kind, tmp_path: pathlib.
     assert names(tmp_path) == ["elsewhere", "link.bin"]
 
 
+@pytest.mark.parametrize("name", [".", "..", "../inner", "{outer}"])
+def test_a_folder_is_not_replaced_from_within(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.chdir(inner)
+    path = pathlib.Path(name.format(outer=inner.parent))
+    for write in (FOLDER.check, lambda path: FOLDER.write(path, NEW)):
+        with pytest.raises(MarError, match="the current folder is in it; give the command from another folder"):
+            write(path)
+    assert (names(tmp_path), names(inner)) == (["outer"], [])
+
+
 def test_a_target_that_is_not_a_regular_file_is_not_replaced(tmp_path: pathlib.Path) -> None:
     """Such as /dev/null, which everybody on the machine would miss."""
     pipe, link = tmp_path / "pipe", tmp_path / "link"

@@ -26,10 +26,11 @@ def test_another_model_is_replaced_only_with_force(
     mar: Mar, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     line = f"export-triton {pixel_artifact} --out {tmp_path} --name images"
-    assert mar(line).code == 0
+    (tmp_path / "images").mkdir()
+    assert mar(line).code == 0  # into an empty folder
     assert mar(line).code == 0  # the same model
     ended = mar(f"{line} --max-batch 4")
-    assert (ended.code, "holds another model; choose another --name" in ended.err) == (2, True)
+    assert (ended.code, "holds another model of Triton; choose another --name" in ended.err) == (2, True)
     assert mar(f"{line} --max-batch 4 --force").code == 0
     assert "max_batch_size: 4" in (tmp_path / "images" / "config.pbtxt").read_text()
 

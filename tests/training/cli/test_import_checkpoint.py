@@ -125,6 +125,7 @@ def test_an_imported_run_does_not_need_its_source(import_: Command, tmp_path: pa
 
 def test_an_imported_run_can_be_imported_again_with_a_tokenizer(import_: Command, tmp_path: pathlib.Path) -> None:
     path, options, _ = _safetensors(tmp_path)
+    (tmp_path / "one").mkdir()  # an empty folder is as good as none
     assert import_(path, "--out", tmp_path / "one", *options)[0] == 0
     assert import_(tmp_path / "one", "--out", tmp_path / "two", "--tokenizer", _write_vae(tmp_path))[0] == 0
     loaded = load_checkpoint(tmp_path / "two")
@@ -143,6 +144,7 @@ def test_an_existing_path_is_not_overwritten(import_: Command, tmp_path: pathlib
         out.write_text("mine")
     elif kind == "folder":
         out.mkdir()
+        (out / "loss.png").write_text("mine")
     else:
         assert import_(path, "--out", out, *options)[0] == 0
         assert import_(path, "--out", out, *options)[0] == 0  # the same again
