@@ -348,7 +348,11 @@ def open_checkpoint(inputs: RunnerInputs) -> Checkpoint:
 
 
 def _timed_generator(generator: Generator, inputs: RunnerInputs) -> tuple[str, Generate]:
-    """Time every engine of a generator, or its loop as one stage where that runs on a device."""
+    """Time every engine of a generator, or its loop as one stage where that runs on a device.
+
+    The decoder is left out: other runners draw latents, and the roofline ends there.
+    """
+    generator.engines = dataclasses.replace(generator.engines, decoder=None)
     timed, clocks = with_clocks(generator)
 
     def generate(settings: Mapping[str, Any]) -> Stages:

@@ -36,6 +36,7 @@ from runtime.cli.options import PATH, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
 from runtime.cost.operations import Machine
 from runtime.errors import BackendError, RequestError
+from runtime.model.engine_spec import DECODER
 from runtime.model.families import check_supported, family_of, imported
 from runtime.model.family_config import FamilyConfig
 from runtime.progress import Progress
@@ -236,7 +237,8 @@ def _benchmark(
             f"{pluralize(plan.head_evaluations, 'head evaluation')}, guidance up to {plan.guidance_scale:.2f}"
         )
     threads = pluralize(inputs.threads, "thread")
-    click.echo(f"batch {workload.batch}, {threads}, {pluralize(repeats, 'time')} each")
+    undecoded = ", without the decoder" if DECODER in manifest.engines else ""
+    click.echo(f"batch {workload.batch}, {threads}, {pluralize(repeats, 'time')} each{undecoded}")
     started = next((name for name in names if name in RUNTIMES), "runtime")
     startup = startup_seconds(inputs.artifact, inputs.threads, *RUNTIMES[started], repeats=_STARTUP_REPEATS)
     measurements, machine, runners = _measure(inputs, cases, settings, repeats)

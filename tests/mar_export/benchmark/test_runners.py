@@ -129,6 +129,24 @@ def test_loop_on_a_device_is_timed_as_one_stage(small_artifact: pathlib.Path) ->
     assert stages[DEVICE] > 0
 
 
+def test_no_runner_decodes(kl_artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager PyTorch draws latents, so the decoder must not count for this runtime, as a stage or as the rest."""
+    images: list[object] = []
+    generate = Generator.generate
+
+    def generated(self: Generator, **named: Any) -> Any:
+        result = generate(self, **named)
+        images.append(result.images)
+        return result
+
+    with Generator.load(kl_artifact, threads=1) as generator:
+        assert generator.generate([2], **QUICK).images is not None
+    monkeypatch.setattr(Generator, "generate", generated)
+    _, draw = RUNNERS["runtime"](runner_inputs(kl_artifact, checkpoint=None))
+    assert "decoder" not in draw(QUICK)
+    assert images == [None]
+
+
 @pytest.mark.parametrize("wait_policy", WAIT_POLICIES)
 def test_pytorch_waits_as_told_and_is_stopped_between_its_turns(
     small_artifact: pathlib.Path, wait_policy: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
