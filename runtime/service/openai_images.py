@@ -126,9 +126,8 @@ class ImagesApi:
     async def edit(self, request: Request) -> Response:
         """Answer with an image of which a part is regenerated."""
         arrived = time.monotonic()
-        texts, files = await read_form(request, self._service.settings)
+        texts, uploads = await read_form(request, self._service.settings)
         fields = parse_fields(ImageFields, texts, text=True)
-        uploads = {name.removesuffix("[]"): content for name, content in files.items()}
         for name in uploads.keys() - {"image", "mask"}:
             raise HttpError(400, f"unknown file {name!r}; known: image, mask", param=name, code="unknown_parameter")
         if "image" not in uploads:

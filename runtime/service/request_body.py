@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.service.http_errors import HttpError
 from runtime.service.settings import ServiceSettings
 
-_MOST_FIELDS = 40
-_MOST_FIELD_BYTES = 64 * 1024
-_FILES = 2  # an image and its mask
+_MOST_TEXTS = 40
+_MOST_TEXT_KIB = 64
+_MOST_FILES = 17  # 16 images and a mask, as at OpenAI: whoever sends them is told which name is there twice
 
 
 class BodyLimit:
@@ -55,7 +58,7 @@ async def read_body(request: Request, settings: ServiceSettings) -> bytes:
 
 
 async def read_form(request: Request, settings: ServiceSettings) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Return the texts and the files of a form, by their names.
+    """Return the texts and the files of a form, by their names, without the `[]` of files in a list.
 
     Raises:
         HttpError: The body is no such form, or a name is there twice.
@@ -66,12 +69,27 @@ async def read_form(request: Request, settings: ServiceSettings) -> tuple[dict[s
     await read_body(request, settings)  # within the limits; the form is parsed from it
     texts: dict[str, str] = {}
     files: dict[str, bytes] = {}
-    async with request.form(max_files=_FILES, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES) as form:
-        for name, value in form.multi_items():
+    async with _parsed(request) as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]") if isinstance(value, UploadFile) else key
             if name in texts or name in files:
-                raise HttpError(400, f"the field {name[:64]!r} is there twice", param=name[:64])
+                raise HttpError(400, f"the field {name[:64]!r} is there twice; send it once", param=name[:64])
             if isinstance(value, UploadFile):
                 files[name] = await value.read()
             else:
                 texts[name] = value
     return texts, files
+
+
+@contextlib.asynccontextmanager
+async def _parsed(request: Request) -> AsyncIterator[FormData]:
+    """Give the form of a request whose body was read. Raises `HttpError` if it is none, or too large a one."""
+    try:
+        form = await request.form(max_files=_MOST_FILES, max_fields=_MOST_TEXTS, max_part_size=_MOST_TEXT_KIB * 1024)
+    except HTTPException:
+        message = f"the body is no form of at most {_MOST_FILES} files and {_MOST_TEXTS} texts of {_MOST_TEXT_KIB} KiB"
+        raise HttpError(400, message, code="invalid_form") from None
+    try:
+        yield form
+    finally:
+        await form.close()

@@ -200,6 +200,49 @@ def test_a_wrong_upload_is_told(client: OpenAI, files: dict[str, bytes], param: 
     assert refused.value.param == param
 
 
+def form(*parts: tuple[str, bytes]) -> bytes:
+    """A form of files, with the boundary `b`."""
+    heads = [f'--b\r\nContent-Disposition: form-data; name="{name}"; filename="f"\r\n\r\n' for name, _ in parts]
+    return (
+        b"".join(head.encode() + content + b"\r\n" for head, (_, content) in zip(heads, parts, strict=True)) + b"--b--"
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("image", "image"), ("image", "image", "mask"), ("image[]",) * 16, ("image", "image[]")]
+)
+def test_several_images_are_told_by_the_name_of_the_field(service: RunningService, names: tuple[str, ...]) -> None:
+    body = form(*((name, mask_of(4)) for name in names))
+    answer = service.ask("POST", "/v1/images/edits", body, Content_Type="multipart/form-data; boundary=b")
+    message = "the field 'image' is there twice; send it once"
+    expected = {"message": message, "type": "invalid_request_error", "param": "image", "code": None}
+    assert (answer.status, answer.json["error"]) == (400, expected)
+
+
+def test_the_client_of_openai_is_told_that_several_images_are_one_too_many(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="the field 'image' is there twice") as refused:
+        client.images.edit(prompt="cat", image=[mask_of(4), mask_of(4)], mask=mask_of(4))
+    assert refused.value.param == "image"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("boundary=b", form(*((f"file{number}", b"") for number in range(18)))),
+        ("boundary=b", form(*[("prompt", b"")] * 41).replace(b'; filename="f"', b"")),
+        ("boundary=b", form(("prompt", b"a" * 70_000)).replace(b'; filename="f"', b"")),
+        ("boundary=b", b"--other--"),
+        ("charset=utf-8", form(("image", b""))),
+    ],
+    ids=["18 files", "41 texts", "a long text", "another boundary", "no boundary"],
+)
+def test_a_body_that_is_no_form_or_too_large_a_one_is_told(service: RunningService, kind: str, body: bytes) -> None:
+    answer = service.ask("POST", "/v1/images/edits", body, Content_Type=f"multipart/form-data; {kind}")
+    message = "the body is no form of at most 17 files and 40 texts of 64 KiB"
+    expected = {"message": message, "type": "invalid_request_error", "param": None, "code": "invalid_form"}
+    assert (answer.status, answer.json["error"]) == (400, expected)
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "param"),
     [
