@@ -32,7 +32,7 @@ from runtime.backends import available_threads
 from runtime.checks import check_choice, pluralize
 from runtime.cli.calibration_note import tell_other_plan
 from runtime.cli.json_document import PrintDocument, json_document, json_option
-from runtime.cli.options import PATH, sampling_options, threads_option
+from runtime.cli.options import CLASS_HELP, PATH, sampling_options, threads_option
 from runtime.cli.result_files import OUTPUT, check_result_file, force_option, result_file, write_result_json
 from runtime.cost.operations import Machine
 from runtime.errors import BackendError, RequestError
@@ -63,10 +63,10 @@ _STARTUP_REPEATS = 3
     type=PATH,
     help="A JSON file with the constructor arguments of a published .pth checkpoint.",
 )
-@click.option("--model", metavar="SIZE", help="Without a checkpoint: a model of this size, such as mar_base.")
-@click.option("--random-weights", is_flag=True, help="Use random weights for --model.")
+@click.option("--model", metavar="SIZE", help="Time a model of this size, such as mar_base; with --random-weights.")
+@click.option("--random-weights", is_flag=True, help="Give the model of --model random weights.")
 @click.option(
-    "--runner", "names", type=click.Choice(list(RUNNERS)), multiple=True, help="What is timed. Repeat it for more."
+    "--runner", "names", type=click.Choice(list(RUNNERS)), multiple=True, help="What to time. Repeat it for several."
 )
 @click.option(
     "--preset",
@@ -74,19 +74,19 @@ _STARTUP_REPEATS = 3
     metavar="NAME",
     multiple=True,
     help=f"The sampling preset to time: {OWN} (the artifact's own settings), {', '.join(PRESETS)}, or a preset of the "
-    "artifact. Repeat it for more: runners of this runtime are timed with all presets, the others with the first.",
+    "artifact. Repeat it for several: runners of this runtime are timed with all presets, others with the first.",
 )
 @click.option(
     "--class",
     "label",
     metavar="NUMBER|NAME",
-    help="The class of all images, as for mar generate; by default the first. A model that draws from text is timed "
-    "with random embeddings.",
+    help=f"The class of all images, {CLASS_HELP}. Default: the first. A model that draws from text is timed with "
+    "random embeddings.",
 )
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Images that are generated together.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Number of images generated together.")
 @sampling_options
 @click.option(
-    "--repeats", type=int, default=5, show_default=True, help="How often each runner is timed with each preset."
+    "--repeats", type=int, default=5, show_default=True, help="How many times each runner is timed with each preset."
 )
 @threads_option
 @click.option("--report", "report_file", type=OUTPUT, help="Write the report to this file as JSON.")

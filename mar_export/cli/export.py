@@ -36,13 +36,15 @@ from training.cli.options import checkpoint_options
     "--text-encoder",
     "text_encoder_folder",
     type=PATH,
-    help="The folder of a causal language model of transformers with its tokenizer.json, for a model that draws from "
-    "text: the artifact then reads prompts.",
+    help="For a model that draws from text: the folder of a causal language model in the format of transformers, with "
+    "its tokenizer.json. The artifact then takes prompts.",
 )
 @click.option("--encoder", is_flag=True, help="Export the encoder of the tokenizer too, for mar edit.")
-@click.option("--recap", is_flag=True, help="Export the engines for --recap-local-iterations too.")
+@click.option("--recap", is_flag=True, help="Export the engines that --recap-local-iterations needs too.")
 @click.option(
-    "--first-pass", is_flag=True, help="Store the first pass of each class too, which --reuse-first-pass then reads."
+    "--first-pass",
+    is_flag=True,
+    help="Store the first pass of the backbone for each class too, so that --reuse-first-pass need not compute it.",
 )
 @click.option(
     "--precision",
@@ -51,7 +53,9 @@ from training.cli.options import checkpoint_options
     show_default=True,
     help="The precision of weights and matrix products.",
 )
-@click.option("--image-size", type=int, help="The side of the images in pixels, if it differs from the checkpoint's.")
+@click.option(
+    "--image-size", type=int, help="Width and height of the images in pixels, if they differ from the checkpoint's."
+)
 @preset_option
 @sampling_options
 @force_option("Export again, and replace another artifact at --out. Its presets are kept if the model is the same.")
@@ -69,8 +73,8 @@ def export(
     """Export CHECKPOINT as an artifact, and compare it with eager PyTorch.
 
     CHECKPOINT is a run folder or a published model: a .pth, .ckpt or .safetensors file, or a folder in the format of
-    diffusers. The size of the model is inferred from the weights; --model and --model-config say what they do not.
-    --preset and the sampling options become the artifact's own settings, for requests that name none.
+    diffusers. The size of the model is inferred from the weights; give --model or --model-config where that is not
+    possible. --preset and the sampling options become the artifact's own settings: those of requests without any.
     """
     loaded = load_named_checkpoint(checkpoint, options, any_family=True)
     loaded = _resize(loaded, image_size)

@@ -7,9 +7,8 @@ import pathlib
 import click
 
 from runtime.artifact.artifact_folder import Artifact
-from runtime.backends import BACKENDS
 from runtime.cli.batch_options import batch_options
-from runtime.cli.options import PATH, preset_option
+from runtime.cli.options import PATH, default_preset_option, server_backend_options
 from runtime.cli.result_files import force_option, is_forced
 from runtime.triton.repository import TritonSettings, write_model
 
@@ -20,29 +19,19 @@ _DEFAULTS = TritonSettings()
 @click.argument("artifact", type=PATH)
 @click.option("--out", type=PATH, required=True, metavar="REPOSITORY", help="The folder of the model repository.")
 @click.option("--name", help="The name of the model. Default: the name of the artifact's folder.")
-@preset_option
+@default_preset_option
 @batch_options(
-    "The most images that are drawn together, and the most of a request.",
-    "How long Triton waits for further requests of a batch.",
+    "The largest number of images that are drawn together, and of images in one request.",
+    "How many milliseconds Triton waits for further requests, to draw them together.",
 )
 @click.option(
     "--partial-images",
     type=click.IntRange(0, 64),
     default=_DEFAULTS.partial_images,
     show_default=True,
-    help="How many times each image is sent before it is finished. Above 0, only clients that stream can ask.",
+    help="How many times each image is sent before it is finished. Above 0, clients must read a stream.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    default=_DEFAULTS.backend,
-    show_default=True,
-    help="The library that runs the engines.",
-)
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), help="The device that runs the engines. Default: the backend's own."
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Number of processor threads. Default: all.")
+@server_backend_options
 @force_option("Replace another model of this name.")
 def export_triton(
     artifact: pathlib.Path,

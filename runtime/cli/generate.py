@@ -49,7 +49,7 @@ from runtime.storage.structured_files import FaultReport, NpzFile
 @click.option(
     "--count",
     type=int,
-    help="Number of images; they take the classes or prompts in turn. Default: one image of each.",
+    help="Number of images. They take the classes or prompts in turn. Default: one image of each.",
 )
 @click.option(
     "--seed",
@@ -57,18 +57,23 @@ from runtime.storage.structured_files import FaultReport, NpzFile
     type=int,
     multiple=True,
     default=(0,),
-    show_default="0",
-    help="The same seed gives the same images. Repeat it for one seed for each class, or several of one class.",
+    show_default=True,
+    help="The number that random values begin with; the same seed gives the same images. Repeat it to give each class "
+    "a seed of its own, or one class several seeds.",
 )
 @click.option(
-    "--first", type=int, default=0, show_default=True, help="The number of the first image in the sequence of the seed."
+    "--first",
+    type=int,
+    default=0,
+    show_default=True,
+    help="The number of the first image; a seed gives a sequence of images, counted from 0.",
 )
 @click.option("--out", type=OutputFile(FOLDER_HINT), help="The PNG file to write: one image, or a grid of several.")
 @click.option(
     "--out-dir",
     type=PATH,
-    help="The folder to write each image into, as a PNG file of its own, with index.jsonl. A run that was stopped "
-    "continues if it is given again.",
+    help="The folder to write images into, one PNG file each, with a list of them, index.jsonl. If the command is "
+    "stopped, give it again to continue.",
 )
 @click.option("--shard", metavar="K/N", help="With --out-dir: generate only the K-th of N shards of the images.")
 @click.option(
@@ -119,7 +124,10 @@ def generate(
     print_document: PrintDocument,
     **settings: Any,
 ) -> None:
-    """Generate images with ARTIFACT, and write each into a file of its own, or all as a grid, or their latents."""
+    """Generate images with ARTIFACT.
+
+    --out writes one image, or a grid of several; --out-dir writes a file for each; --save-latents writes latents.
+    """
     outputs = Outputs(out, out_dir, save_latents, None if shard is None else parse_shard(shard))
     outputs.check(given_numbers=order_file is not None or noise_file is not None)
     check_int("--decode-batch", decode_batch, 1, MAX_BATCH)

@@ -11,7 +11,7 @@ import click
 
 from runtime.checks import truncate
 from runtime.cli.batch_options import batch_options
-from runtime.cli.options import PATH, backend_options, preset_option, threads_option
+from runtime.cli.options import PATH, backend_options, default_preset_option, threads_option
 from runtime.errors import RequestError
 from runtime.generator import Generator
 from runtime.log import LOG
@@ -32,61 +32,64 @@ _MIB = 2**20
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="The address to listen on. The default lets only this machine connect; 0.0.0.0 stands for all addresses.",
+    help="The address to listen on. With the default only this machine can connect, with 0.0.0.0 others can too.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 takes a free one."
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="The port; 0 means any free one."
 )
-@preset_option
+@default_preset_option
 @batch_options(
-    "The most images that are drawn together.",
-    "How long a batch that is not full waits for the next client of the last batch to return.",
+    "The largest number of images that are drawn together.",
+    "How many milliseconds a batch with free places waits for clients that were just answered: they may ask again.",
 )
 @click.option(
     "--max-queue",
     type=click.IntRange(1, 1_000_000),
     default=_DEFAULTS.max_queue,
     show_default=True,
-    help="The most images that wait, for each model; further requests get status 429.",
+    help="The largest number of images that may wait, for each model. A request for more gets status 429.",
 )
 @click.option(
     "--max-images",
     type=click.IntRange(1, 1024),
     default=_DEFAULTS.max_images,
     show_default=True,
-    help="The most images of a request.",
+    help="The largest number of images in one request.",
 )
 @click.option(
     "--max-body-mb",
     type=click.IntRange(1, 1024),
     default=_DEFAULTS.max_body // _MIB,
     show_default=True,
-    help="The most MiB of a request.",
+    help="The largest size of one request, in MiB.",
 )
 @click.option(
     "--timeout-s",
     type=click.FloatRange(0.1, 86_400),
     default=_DEFAULTS.timeout,
     show_default=True,
-    help="How long a request may take; then it gets status 504, and its images are no longer drawn.",
+    help="How many seconds a request may take. After that it gets status 504, and its images are given up.",
 )
 @click.option(
     "--drain-s",
     type=click.FloatRange(1, 86_400),
     default=30.0,
     show_default=True,
-    help="After SIGTERM or Ctrl-C, how long the requests that run are waited for.",
+    help="How many seconds the service waits for unfinished requests after SIGTERM or Ctrl-C.",
 )
 @click.option(
-    "--api-keys", type=PATH, metavar="FILE", help="A file with one API key on each line; requests must have one."
+    "--api-keys",
+    type=PATH,
+    metavar="FILE",
+    help="A file with one API key on each line. Every request must then carry one of them.",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A further name by which the service may be asked; repeat it for several. On a loopback address these are "
-    "localhost, 127.0.0.1, ::1 and --host; elsewhere any name, unless this option is given.",
+    help="A further host name that requests may use for this service. Repeat it for several. On a loopback address "
+    "they may use localhost, 127.0.0.1, ::1 and --host; on another one any name, unless this option is given.",
 )
 @backend_options
 @threads_option
@@ -111,7 +114,7 @@ def serve(
 ) -> None:
     """Serve images of ARTIFACT over HTTP: the images API of OpenAI, and the Open Inference Protocol.
 
-    Several artifacts are served under their names; the first is that of requests that name none.
+    Each artifact is a model with the name NAME, or that of its folder. Requests that name no model get the first.
     """
     folders = _named(artifacts)
     settings = ServiceSettings(

@@ -21,7 +21,11 @@ def subject_options(class_help: str, prompt_help: str) -> Callable[[_Command], _
 
     def add(command: _Command) -> _Command:
         for option in (
-            click.option("--negative-prompt", metavar="TEXT", help="What guidance leads away from. Default: nothing."),
+            click.option(
+                "--negative-prompt",
+                metavar="TEXT",
+                help="What the images should not show, for a model that draws from text.",
+            ),
             click.option("--prompt", "prompts", metavar="TEXT", multiple=True, help=prompt_help),
             click.option("--class", "classes", metavar="NUMBER|NAME", multiple=True, help=class_help),
         ):

@@ -139,7 +139,7 @@ def test_classes_are_taken_in_turn(mar: Mar, pixel_artifact: pathlib.Path, tmp_p
         ("--count 4 --classes 7", "class 7 is out of range; this model has classes 0..1"),
         ("--count 4 --seed -1", "seed must be a whole number in 0..2^64-1, found -1"),
         ("--count 4 --iterations 99", "iterations must lie in 1..4, the tokens of an image, found 99"),
-        ("--count 4 --backend abacus", "unknown backend 'abacus'"),
+        ("--count 4 --backend abacus", "Invalid value for '--backend': 'abacus' is not one of 'onnxruntime', "),
     ],
 )
 def test_wrong_options_are_one_line_and_leave_nothing(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from runtime.backends import BACKENDS
 from runtime.cli.environment_variables import MachineOption
 from runtime.cli.group import mar as group
 from runtime.errors import MarError, RequestError
@@ -42,6 +43,12 @@ def rows(heading: str) -> dict[str, str]:
     return {first.split("`")[first.count("`") // 2]: second for first, second in lines[1:]}
 
 
+def all_commands() -> dict[str, click.Command]:
+    context = click.Context(group)
+    commands = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in commands.items() if command is not None}
+
+
 # Suggestions.
 
 
@@ -69,9 +76,7 @@ def test_a_mistyped_command_or_option_gets_the_nearest_name(mar: Mar, line: str,
 
 
 def test_the_reference_lists_the_variables_of_all_commands() -> None:
-    context = click.Context(group)
-    commands = [group, *(group.get_command(context, name) for name in group.list_commands(context))]
-    options = {option for command in commands if command for option in command.params}
+    options = {option for command in (group, *all_commands().values()) for option in command.params}
     variables = {str(option.envvar): option.opts[0] for option in options if isinstance(option, MachineOption)}
     assert {name: option.split("`")[1] for name, option in rows("Environment variables").items()} == variables
     assert all(option.envvar is None for option in options if not isinstance(option, MachineOption))
@@ -93,7 +98,7 @@ def test_a_variable_gives_an_option_its_value_unless_the_command_line_does(
     [
         ("MAR_THREADS", "many", "'many' is not a valid integer"),
         ("MAR_THREADS", "0", "0 is not in the range"),
-        ("MAR_BACKEND", "nope", "unknown backend 'nope'"),
+        ("MAR_BACKEND", "nope", "'nope' is not one of 'onnxruntime', "),
         ("MAR_DEVICE", "tpu", "'tpu'"),
         ("MAR_CUDA_GRAPHS", "maybe", "'maybe' is not a valid boolean"),
         ("MAR_LOG_LEVEL", "loud", "'loud' is not one of"),
@@ -113,13 +118,30 @@ def test_a_variable_is_named_only_where_the_message_is_about_it(
     mar: Mar, artifact: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAR_THREADS", "2")
-    monkeypatch.setenv("MAR_BACKEND", "nope")
+    monkeypatch.setenv("MAR_BACKEND", "tensorrt")
     assert "environment" not in mar(f"plan {artifact}/nothing").err
     assert "environment" not in mar(f"plan {artifact} --no-time --iterations 0 --last-diffusion-steps 2").err
     assert "environment" not in mar(f"plan {artifact} --backend other").err
     assert "environment" not in mar(f"plan {artifact} --backend openvino --threads 0").err
     monkeypatch.setenv("MAR_BACKEND", "")
     assert mar(f"plan {artifact} --no-time").code == 0
+
+
+def test_a_default_in_the_help_is_a_value_that_can_be_given(mar: Mar) -> None:
+    assert re.search(r"--seed INTEGER .* several seeds. \[default: 0\]", " ".join(mar("generate --help").out.split()))
+    for name, command in all_commands().items():
+        assert "default: (" not in command.get_help(click.Context(command, info_name=name))
+
+
+def test_backends_and_devices_are_choices_in_every_command() -> None:
+    """Shells complete them, and every command names the same ones."""
+    options = [{each.name: each.type for each in command.params} for command in all_commands().values()]
+    choices = [(each["backend"], each["device"]) for each in options if "backend" in each]
+    assert len(choices) > 5
+    for backend, device in choices:
+        assert isinstance(backend, click.Choice)
+        assert isinstance(device, click.Choice)
+        assert ([*backend.choices], [*device.choices]) == ([*BACKENDS], ["cpu", "cuda"])
 
 
 def test_the_help_shows_the_variable(mar: Mar) -> None:

@@ -191,7 +191,7 @@ WRONG_OPTIONS = [
     (f"--diffusion-steps {'9' * 5000}", "diffusion_steps"),
     (f"--diffusion-steps ddim{'9' * 5000}", "diffusion_steps"),
     ("--threads 0", "0 is not in the range 1<=x<=1024"),
-    ("--backend nope", "unknown backend 'nope'"),
+    ("--backend nope", "'nope' is not one of 'onnxruntime', "),
     ("--device tpu", "'tpu'"),
     *(
         (f"--{option}-file {{inputs}}/{name}", f"/{name}: cannot be read ({why})")
