@@ -38,6 +38,9 @@ INPUTS = (
     TensorInput(
         "PROMPT", "BYTES", "the class of each image by name or number; of a model that draws from text, its prompt"
     ),
+    TensorInput(
+        "NEGATIVE_PROMPT", "BYTES", "optional: what each image should not show, for a model that draws from text"
+    ),
     TensorInput("SEED", "UINT64", "optional: the seed of each image; drawn at random without it"),
     TensorInput("INDEX", "UINT64", "optional: the number of each image in the sequence of its seed, 0 without it"),
     TensorInput("GUIDANCE", "FP32", "optional: the scale of classifier-free guidance"),
@@ -92,8 +95,9 @@ def _column(name: str, tensor: NDArray[Any], count: int) -> list[Any]:
 
 def _drawing(model: ServedModel, values: Mapping[str, Any], deadline: float | None) -> Drawing:
     preset = values.get("PRESET") or model.default_preset
+    prompt = values["LABEL"] if "LABEL" in values else values["PROMPT"]
     return Drawing(
-        subjects=[model.subject(values["LABEL"] if "LABEL" in values else values["PROMPT"])],
+        subjects=[model.subject(prompt, values.get("NEGATIVE_PROMPT"))],
         seeds=[values.get("SEED", random_seed())],
         indices=[values.get("INDEX", 0)],
         sampling=model.sampling(preset, iterations=values.get("STEPS"), cfg_scale=values.get("GUIDANCE")),

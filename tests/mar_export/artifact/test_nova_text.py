@@ -16,6 +16,7 @@ import numpy as np
 import openai
 import pytest
 import torch
+from numpy.typing import NDArray
 from openai import OpenAI
 from PIL import Image
 
@@ -327,6 +328,30 @@ def test_a_service_draws_the_prompt_of_a_request(service: RunningService, genera
                 client.images.generate(**body)  # type: ignore[arg-type]
             assert caught.value.param == param
             assert message in str(caught.value)
+
+
+def test_rows_of_tensors_have_negative_prompts_of_their_own(service: RunningService, generator: Generator) -> None:
+    columns = {"PROMPT": [FOX, SHIP], "NEGATIVE_PROMPT": ["blur", ""]}
+    inputs = [{"name": name, "datatype": "BYTES", "shape": [2, 1], "data": texts} for name, texts in columns.items()]
+    inputs += [{"name": "SEED", "datatype": "UINT64", "shape": [2, 1], "data": [5, 6]}]
+    inputs += [{"name": "STEPS", "datatype": "INT32", "shape": [2, 1], "data": [3, 3]}]
+
+    def drawn(**negative: list[str]) -> NDArray[np.uint8]:
+        images = generator.generate(
+            prompt=[FOX, SHIP], seed=[5, 6], index=[0, 0], preset="turbo", iterations=3, **negative
+        )
+        assert images.images is not None
+        return images.images
+
+    (output,) = service.ask("POST", "/v2/models/nova/infer", {"inputs": inputs}).json["outputs"]
+    found, expected = np.reshape(output["data"], output["shape"]), drawn(negative_prompt=["blur", ""])
+    assert np.abs(found - expected.astype(int)).max() <= 1
+    assert np.abs(found[0] - drawn()[0].astype(int)).max() > 1  # it has an effect
+    (named,) = [each for each in inputs if each["name"] == "NEGATIVE_PROMPT"]
+    named["data"] = ["x" * 17, ""]
+    refused = service.ask("POST", "/v2/models/nova/infer", {"inputs": inputs})
+    assert refused.status == 400
+    assert "at most 16 tokens, found 17" in refused.json["error"]
 
 
 def test_a_model_without_text_encoder_is_not_served(nova_artifacts: dict[str, pathlib.Path], mar: Mar) -> None:

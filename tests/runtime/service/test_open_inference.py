@@ -125,6 +125,7 @@ def label(**changes: Any) -> dict[str, Any]:
         ([label(), label(name="SEED", datatype="UINT64", data=[-1])], "holds -1, expected UINT64"),
         ([label(), label(name="GUIDANCE", datatype="FP32", data=[1e39])], "expected FP32"),
         ([label(), label(name="STEPS", data=[99])], "iterations must lie in"),
+        ([label(), label(name="NEGATIVE_PROMPT", datatype="BYTES", data=["dog"])], "has no negative prompt"),
         ([label(parameters={"binary_data_size": 4})], "binary_data_size"),
     ],
 )

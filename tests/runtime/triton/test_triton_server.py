@@ -22,7 +22,7 @@ from tests.helpers.triton_server import triton_server
 
 DATATYPES = {"LABEL": ("INT32", np.int32), "SEED": ("UINT64", np.uint64), "INDEX": ("UINT64", np.uint64),
              "GUIDANCE": ("FP32", np.float32), "STEPS": ("INT32", np.int32), "PROMPT": ("BYTES", np.object_),
-             "PRESET": ("BYTES", np.object_)}  # fmt: skip
+             "PRESET": ("BYTES", np.object_), "NEGATIVE_PROMPT": ("BYTES", np.object_)}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,9 @@ def test_requests_at_the_same_time_get_their_own_images_and_errors(port: int, ge
         ({"LABEL": [0], "GUIDANCE": [float("nan")]}, "cfg_scale"),
         ({"LABEL": [0], "STEPS": [0]}, "iterations"),
         ({"LABEL": [0], "PRESET": [b"slow"]}, "slow"),
+        ({"LABEL": [0], "NEGATIVE_PROMPT": [b"dog"]}, "a model of classes has no negative prompt"),
     ],
-    ids=["no class", "unknown class", "nan", "no iterations", "unknown preset"],
+    ids=["no class", "unknown class", "nan", "no iterations", "unknown preset", "negative prompt"],
 )
 def test_a_wrong_request_is_one_line(port: int, columns: dict[str, list[Any]], named: str) -> None:
     with pytest.raises(InferenceServerException) as error:
