@@ -60,20 +60,25 @@ def reuse_settings() -> list[Setting]:
 
 
 def instant_settings() -> list[Setting]:
-    """Return `fast`, `instant`, it without local passes, and it with other iterations, local passes and guidance."""
-    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 6", {"preset": "instant"})]
-    for count in (8, 6, 5):
-        sampling: dict[str, Any] = {"preset": "instant", "iterations": count, "recap_local_iterations": 0}
-        settings.append(Setting(f"instant, full passes only {count}", sampling))
-    others = ((10, 1, 0.15), (10, 2, 0.15), (8, 1, 0.15), (8, 2, 0.15), (8, 1, 0.2), (8, 1, 0.3), (8, 2, 0.3))
-    for count, local, start in others:
-        sampling = {
-            "preset": "instant",
-            "iterations": count,
-            "recap_local_iterations": local,
-            "cfg_interval": (start, 1.0),
-        }
-        settings.append(Setting(f"guidance from {start:.0%}, {pluralize(local, 'local pass')} {count}", sampling))
+    """Return `fast`, `instant`, and it with other iterations, local passes and shares of the tokens before guidance."""
+    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 5", {"preset": "instant"})]
+    full = ((8, 0, 0.2), (7, 0, 0.4), (6, 0, 0.2), (6, 0, 0.3), (5, 0, 0.1))
+    local = (
+        (10, 1, 0.15),
+        (10, 2, 0.15),
+        (8, 1, 0.15),
+        (8, 2, 0.15),
+        (8, 1, 0.2),
+        (8, 1, 0.3),
+        (8, 2, 0.3),
+        (6, 1, 0.2),
+    )
+    for count, group, start in (*full, *local):
+        sampling: dict[str, Any] = {"preset": "instant", "iterations": count, "cfg_interval": (start, 1.0)}
+        if group:
+            sampling |= {"recap_plain_iterations": 2, "recap_local_iterations": group}
+        passes = pluralize(group, "local pass") if group else "full passes"
+        settings.append(Setting(f"{passes}, guidance from {start:.0%} {count}", sampling))
     return settings
 
 

@@ -79,7 +79,7 @@ def export(
     loaded = load_named_checkpoint(checkpoint, options, any_family=True)
     loaded = _resize(loaded, image_size)
     config = loaded.model.config
-    sampling = resolve_sampling(default_sampling(config), config, options, recap=recap)
+    sampling = resolve_sampling(default_sampling(config), config, options)
     text_encoder = _text_encoder(text_encoder_folder, config)
     references = [loaded]
     del loaded  # the export releases weights as it proceeds, so this function must keep no reference to them

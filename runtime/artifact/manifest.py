@@ -132,9 +132,8 @@ class Manifest:
         Raises:
             RequestError: A setting is unknown, or the model does not allow it.
         """
-        has_recap = recap_specs_of(self.model).keys() <= self.engines.keys()
-        sampling = resolve_sampling(self.sampling, self.model, settings, self.presets, has_recap)
-        if sampling.recap and not has_recap:
+        sampling = resolve_sampling(self.sampling, self.model, settings, self.presets)
+        if sampling.recap and not recap_specs_of(self.model).keys() <= self.engines.keys():
             check_supported(self.model, RECAP)
             raise RequestError(
                 "this artifact has no engines for the local iterations of ReCAP; export it with --recap, or leave out "

@@ -12,10 +12,9 @@ from typing import Any
 
 from runtime.checks import check_choice, truncate
 from runtime.errors import RequestError
-from runtime.model.families import recap_specs_of
 from runtime.model.family_config import FamilyConfig
 from runtime.sampling.constraints import apply_constraints, default_sampling, preset_settings
-from runtime.sampling.settings import RECAP_SETTINGS, Sampling, plain_settings
+from runtime.sampling.settings import Sampling, plain_settings
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {"iterations": 64},
@@ -23,13 +22,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"iterations": 14, "sampler": "ddim", "diffusion_steps": 14, "cfg_interval": (0.1, 1.0)},
     "turbo": {"iterations": 10, "sampler": "ddim", "diffusion_steps": 10, "cfg_interval": (0.15, 1.0)},
     "instant": {
-        "iterations": 6,
+        "iterations": 5,
         "sampler": "dpm++2m",
         "diffusion_steps": 6,
         "cfg_interval": (0.2, 1.0),
         "reuse_first_pass": True,
-        "recap_plain_iterations": 2,
-        "recap_local_iterations": 1,
     },
 }
 """The built-in presets of a diffusion head, slowest first: the settings that each has, by the name of the preset."""
@@ -43,8 +40,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 # Only a preset with diffusion steps of its own changes the others.
 _OF_THE_MODEL = ("cfg_scale", "low_res_cfg_scale", "temperature")
 _CHAIN_OF_THE_MODEL = ("diffusion_steps", "start_timestep")
-
-_COUNTS_OF_ITERATIONS = ("iterations", "recap_plain_iterations", "recap_local_iterations")
 
 
 def check_preset_name(name: object) -> None:
@@ -66,7 +61,6 @@ def resolve_sampling(
     model: FamilyConfig,
     settings: Mapping[str, Any],
     presets: Mapping[str, Sampling] | None = None,
-    recap: bool = True,
 ) -> Sampling:
     """Return the complete sampling settings of a request.
 
@@ -74,15 +68,14 @@ def resolve_sampling(
 
     A built-in preset keeps the model's own guidance scale and temperature. If it does not name diffusion steps, it
     keeps the model's own steps and their start too, unless those are one number for each iteration. Everything else
-    is replaced. It never has more iterations than there are tokens, its sampler suits the head of the model, and it has
-    local iterations only where the artifact has their engines. A preset of the artifact replaces everything.
+    is replaced. It never has more iterations than there are tokens, and its sampler suits the head of the model. A
+    preset of the artifact replaces everything.
 
     Args:
         own: The artifact's own settings.
         model: The model that the settings are for.
         settings: The keys of `runtime.sampling.settings.SamplingRequest`. None stands for a missing key.
         presets: The artifact's own presets by name.
-        recap: Whether the artifact has the engines of ReCAP.
 
     Raises:
         RequestError: A name is unknown, or the model does not allow a setting.
@@ -98,26 +91,22 @@ def resolve_sampling(
         plain = plain_settings(vars(sampling))
         start = apply_constraints(model, Sampling(**plain), plain)
     elif preset is not None:
-        start = _preset_sampling(own, model, preset, presets or {}, recap and bool(recap_specs_of(model)))
+        start = _preset_sampling(own, model, preset, presets or {})
     else:
         start = own
     return apply_constraints(model, start.changed(overrides), overrides)
 
 
-def _preset_sampling(
-    own: Sampling, model: FamilyConfig, name: str, presets: Mapping[str, Sampling], recap: bool
-) -> Sampling:
+def _preset_sampling(own: Sampling, model: FamilyConfig, name: str, presets: Mapping[str, Sampling]) -> Sampling:
     """Return the settings of the preset `name`, built-in or one of `presets`, for an artifact whose own are `own`."""
     check_choice("preset", name, [*PRESETS, *presets])
     if name in presets:
         return presets[name]
     changes = preset_settings(model, name, PRESETS[name])
-    if not recap:
-        changes = {field: value for field, value in changes.items() if field not in RECAP_SETTINGS}
     per_iteration = isinstance(own.diffusion_steps, tuple)  # these steps belong to iterations that a preset changes
     fields = _OF_THE_MODEL + (() if "diffusion_steps" in changes or per_iteration else _CHAIN_OF_THE_MODEL)
     kept = {field: getattr(own, field) for field in fields}
     sampling = dataclasses.replace(default_sampling(model), **kept | changes)
-    counts = {field: getattr(sampling, field) for field in _COUNTS_OF_ITERATIONS}
-    at_most = {field: min(count, model.tokens) for field, count in counts.items() if count is not None}
-    return dataclasses.replace(sampling, **at_most)
+    if sampling.iterations is None:
+        return sampling
+    return dataclasses.replace(sampling, iterations=min(sampling.iterations, model.tokens))

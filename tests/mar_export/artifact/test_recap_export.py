@@ -71,16 +71,6 @@ def test_an_artifact_without_the_engines_says_how_to_get_them(golden_artifacts: 
         generator.sampling(recap_local_iterations=0)
 
 
-def test_instant_is_drawn_with_the_engines_that_the_artifact_has(
-    recap_artifact: pathlib.Path, golden_artifacts: dict[str, pathlib.Path]
-) -> None:
-    for path, local in ((recap_artifact, True), (golden_artifacts["small"], False)):
-        with Generator.load(path, threads=1) as generator:
-            assert generator.presets["instant"].recap is local
-            iterations = generator.generate([0], preset="instant").plan.iterations
-            assert (iterations[0].of_class, any(iteration.local for iteration in iterations)) == (True, local)
-
-
 def test_settings_with_local_iterations_need_the_engines(small_checkpoint: Checkpoint, tmp_path: pathlib.Path) -> None:
     sampling = Sampling(iterations=4, recap_local_iterations=1)
     message = refusal(

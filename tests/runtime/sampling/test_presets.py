@@ -131,21 +131,9 @@ def test_every_preset_gives_a_plan_for_any_size_and_model(preset: str, length: i
     assert sum(iteration.count for iteration in plan.iterations) == length
 
 
-def test_instant_has_local_iterations_only_where_their_engines_are() -> None:
-    reused = {name: value for name, value in PRESETS["instant"].items() if name in RECAP_SETTINGS}
-    assert reused["recap_local_iterations"] > 0
-    with_engines = resolve_sampling(OWN, MODEL, {"preset": "instant"})
-    without = resolve_sampling(OWN, MODEL, {"preset": "instant"}, recap=False)
-    assert without == dataclasses.replace(with_engines, **dict.fromkeys(RECAP_SETTINGS))
-    asked = resolve_sampling(OWN, MODEL, {"preset": "instant", "recap_local_iterations": 3}, recap=False)
-    assert asked.recap_local_iterations == 3  # which the manifest then refuses
-    causal = resolve_sampling(OWN, model_of(256, attention="causal"), {"preset": "instant", "iterations": 256})
-    assert not causal.recap
-
-
-def test_no_other_preset_reuses_anything() -> None:
-    reusing = {name for name, settings in PRESETS.items() if {"reuse_first_pass", *RECAP_SETTINGS} & settings.keys()}
-    assert reusing == {"instant"}
+def test_only_instant_keeps_the_first_pass_and_none_has_local_iterations() -> None:
+    assert [name for name, settings in PRESETS.items() if "reuse_first_pass" in settings] == ["instant"]
+    assert not any(set(RECAP_SETTINGS) & settings.keys() for settings in PRESETS.values())
 
 
 @pytest.mark.parametrize("preset", ["nope", "", ANY_PRESET.upper(), 3, True, [ANY_PRESET]], ids=repr)
@@ -252,7 +240,7 @@ def artifact(golden_artifacts: dict[str, pathlib.Path]) -> pathlib.Path:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_generator_generates_with_a_preset(artifact: pathlib.Path, preset: str) -> None:
     with Generator.load(artifact, threads=1) as generator:
-        settings = dataclasses.asdict(resolve_sampling(Sampling(), SMALL, {"preset": preset, **NAMED}, recap=False))
+        settings = dataclasses.asdict(resolve_sampling(Sampling(), SMALL, {"preset": preset, **NAMED}))
         assert dataclasses.asdict(generator.sampling(preset=preset, **NAMED)) == settings
         found = generator.generate([1, 2], seed=3, preset=preset, **NAMED)
         expected = generator.generate([1, 2], seed=3, **settings)

@@ -16,9 +16,9 @@ from runtime.model.families import FAMILIES, RECAP
 from runtime.model.recap_engines import RECAP_ENGINES
 from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Plan, build_plan
-from runtime.sampling.presets import PRESETS, resolve_sampling
+from runtime.sampling.presets import resolve_sampling
 from runtime.sampling.recap import Group, sort_unions
-from runtime.sampling.settings import RECAP_SETTINGS, Sampling
+from runtime.sampling.settings import Sampling
 from tests.helpers.himar_cases import TINY_HIMAR
 
 BUFFER = 8
@@ -111,13 +111,6 @@ def test_without_local_iterations_a_plan_is_as_it_was(local: int | None) -> None
     assert plan(64, recap_local_iterations=local, **guided) == plan(64, **guided)
     assert plan(64, **guided).iterations[-1].guidance_scale == 1 + 2 * 63 / 64
     assert plan(64, recap_local_iterations=1, **guided).iterations[-1].guidance_scale == 3
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_only_instant_has_local_iterations(preset: str) -> None:
-    model = ModelConfig()
-    sampling = resolve_sampling(Sampling(), model, {"preset": preset})
-    assert any(getattr(sampling, name) is not None for name in RECAP_SETTINGS) == (preset == "instant")
 
 
 @pytest.mark.parametrize(
