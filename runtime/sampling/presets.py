@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "iterations": 5,
         "sampler": "dpm++2m",
         "diffusion_steps": 6,
-        "cfg_interval": (0.2, 1.0),
+        "cfg_interval": (0.25, 1.0),
         "reuse_first_pass": True,
     },
 }
