@@ -61,8 +61,8 @@ def reuse_settings() -> list[Setting]:
 
 def instant_settings() -> list[Setting]:
     """Return `fast`, `instant`, and it with other iterations, local passes and shares of the tokens before guidance."""
-    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 5", {"preset": "instant"})]
-    full = ((8, 0, 0.2), (7, 0, 0.4), (6, 0, 0.2), (6, 0, 0.3), (5, 0, 0.1))
+    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 6", {"preset": "instant"})]
+    full = ((8, 0, 0.2), (7, 0, 0.4), (6, 0, 0.2), (5, 0, 0.1), (5, 0, 0.25))
     local = (
         (10, 1, 0.15),
         (10, 2, 0.15),

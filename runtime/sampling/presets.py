@@ -22,10 +22,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"iterations": 14, "sampler": "ddim", "diffusion_steps": 14, "cfg_interval": (0.1, 1.0)},
     "turbo": {"iterations": 10, "sampler": "ddim", "diffusion_steps": 10, "cfg_interval": (0.15, 1.0)},
     "instant": {
-        "iterations": 5,
+        "iterations": 6,
         "sampler": "dpm++2m",
         "diffusion_steps": 6,
-        "cfg_interval": (0.25, 1.0),
+        "cfg_interval": (0.3, 1.0),
         "reuse_first_pass": True,
     },
 }

@@ -25,7 +25,7 @@ from mar_export.onnx_export import exporter
 from mar_export.onnx_export.exporter import OPSET
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST, Manifest
-from runtime.errors import ArtifactError, IntegrityError, MarError, ParityError, RequestError
+from runtime.errors import IntegrityError, MarError, ParityError, RequestError
 from runtime.generator import Generator
 from runtime.loops import host_loop
 from runtime.loops.host_loop import Engines, run_plan
@@ -246,7 +246,7 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(
     out.mkdir()
     if inside is not None:
         (out / inside).write_text("mine")
-    with pytest.raises(ArtifactError) as refusal:
+    with pytest.raises(RequestError) as refusal:
         silently(checkpoint, out)
     assert str(out) in str(refusal.value)
     assert names(out) == ([inside] if inside else [])
@@ -257,7 +257,7 @@ def test_a_folder_that_is_no_artifact_is_not_replaced(
 def test_a_file_is_not_replaced_either(checkpoint: Checkpoint, tmp_path: pathlib.Path) -> None:
     out = tmp_path / "mine"
     out.write_text("mine")
-    with pytest.raises(ArtifactError):
+    with pytest.raises(RequestError):
         silently(checkpoint, out)
     assert out.read_text() == "mine"
     assert names(tmp_path) == ["mine"]

@@ -125,13 +125,13 @@ def test_default_plans_are_the_artifacts_own_and_every_preset(tmp_path: pathlib.
     artifact = Artifact(path)
     nothing = {"preset": None, "iterations": None, "cfg_scale": None}
     plans = image_plans(plans_to_build(artifact, nothing))
-    assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10, 8]
+    assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10, 6]
     assert [plan.diffusion_steps for plan in plans] == [7, 7, 25, 14, 10, 6]
     assert len(plans) == 1 + len(PRESETS)
     own = dataclasses.replace(manifest_of(path), presets={"mine": Sampling(iterations=2, diffusion_steps=(5, 4))})
     write_json(path / MANIFEST, own.to_dict())
     plans = image_plans(plans_to_build(Artifact(path), nothing))
-    assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10, 8, 2]
+    assert [len(plan.iterations) for plan in plans] == [3, 16, 16, 14, 10, 6, 2]
     (named,) = image_plans(plans_to_build(artifact, {**nothing, "preset": "fast"}))
     assert (len(named.iterations), named.diffusion_steps) == (14, 14)
     (changed,) = image_plans(plans_to_build(artifact, {**nothing, "iterations": 2}))
