@@ -238,19 +238,26 @@ def test_an_export_replaces_another_artifact_only_by_force(
 
 
 @pytest.mark.usefixtures("traced_before")
-@pytest.mark.parametrize("inside", ["holiday.jpg", "backbone.onnx", MANIFEST, None])
+@pytest.mark.parametrize("inside", ["holiday.jpg", "backbone.onnx", MANIFEST])
 def test_a_folder_that_is_no_artifact_is_not_replaced(
-    checkpoint: Checkpoint, tmp_path: pathlib.Path, inside: str | None
+    checkpoint: Checkpoint, tmp_path: pathlib.Path, inside: str
 ) -> None:
     out = tmp_path / "mine"
     out.mkdir()
-    if inside is not None:
-        (out / inside).write_text("mine")
+    (out / inside).write_text("mine")
     with pytest.raises(RequestError) as refusal:
         silently(checkpoint, out)
     assert str(out) in str(refusal.value)
-    assert names(out) == ([inside] if inside else [])
+    assert names(out) == [inside]
     assert names(tmp_path) == ["mine"]
+
+
+@pytest.mark.usefixtures("traced_before")
+def test_an_empty_folder_becomes_the_artifact(checkpoint: Checkpoint, tmp_path: pathlib.Path) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    silently(checkpoint, out)
+    assert MANIFEST in names(out)
 
 
 @pytest.mark.usefixtures("traced_before")
