@@ -11,6 +11,7 @@ same for all settings.
 from __future__ import annotations
 
 import argparse
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -25,13 +26,13 @@ from runtime.cost.operations import plan_costs
 from runtime.provenance import commit, processor_name
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.presets import resolve_sampling
-from runtime.storage.files import replacing, write_json
+from runtime.storage.files import write_json
 from runtime.workers.worker_group import Workers
 from training.models.model_sizes import model_config
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
 FOLDER = pathlib.Path("out/recap")
-REPEATS = 5
+REPEATS = 15
 CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
 """Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
 GROUPS = {"every second local": (0, 1), "3 of 4 local": (0, 3)}
@@ -130,29 +131,27 @@ def recap_quality_table(report: Mapping[str, Any]) -> str:
 
 def save_chart(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Draw measured time against Fréchet distance, a line for each kind of setting."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    from benchmarks.chart_parts import plain, save_figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
     axes = figure.add_subplot()
-    for kind in dict.fromkeys(row["name"].rpartition(" ")[0] for row in rows):
+    kinds = dict.fromkeys(row["name"].rpartition(" ")[0] for row in rows)
+    for kind, marker in zip(kinds, itertools.cycle("osD^vPX")):
         points = sorted(
             (row["milliseconds"]["median"], row["frechet"], row["standard_error"]["frechet"], row["name"].split()[-1])
             for row in rows
             if row["name"].rpartition(" ")[0] == kind
         )
-        line = axes.errorbar(
-            [x for x, *_ in points], [y for _, y, *_ in points], [e for *_, e, _ in points], marker="o", label=kind
-        )
+        times, distances, errors, _ = zip(*points, strict=True)
+        line = axes.errorbar(times, distances, errors, marker=marker, label=kind)
         for x, y, _, number in points:
             axes.annotate(number, (x, y), (4, 4), textcoords="offset points", color=line[0].get_color(), fontsize=8)
     axes.set(xlabel="ms an image, batch 1", ylabel="Fréchet distance, lower is better")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    FigureCanvasAgg(figure)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    plain(axes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
