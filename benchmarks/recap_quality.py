@@ -150,7 +150,7 @@ def save_chart(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
             axes.annotate(number, (x, y), (4, 4), textcoords="offset points", color=line[0].get_color(), fontsize=8)
     axes.set(xlabel="ms an image, batch 1", ylabel="Fréchet distance, lower is better")
     plain(axes)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, path)
 
 
