@@ -38,7 +38,7 @@ demo: $(VENV)/installed
 	$(MAR) generate $(DEMO)/artifact --count 40 --seed 0 --out $(DEMO)/grid.png --force
 	$(MAR) export $(GAMES) --out $(DEMO)/games --cfg-scale 2.0 --force
 	$(MAR) generate $(DEMO)/games --count 64 --seed 0 --preset fast --out $(DEMO)/games.png --force
-	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --preset own --preset fast \
+	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --preset own --preset fast --repeats 3 \
 		--report $(DEMO)/bench.json --chart $(DEMO)/bench.png --force
 	$(VENV)/bin/python tests/check_demo.py $(DEMO)
 
