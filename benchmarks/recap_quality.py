@@ -35,8 +35,8 @@ FOLDER = pathlib.Path("out/recap")
 REPEATS = 15
 CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
 """Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
-GROUPS = {"every second local": (0, 1), "3 of 4 local": (0, 3)}
-"""Iterations before the first group, and local ones after each full pass."""
+GROUPS = {"every second local": 1, "3 of 4 local": 3}
+"""Local iterations after each full pass."""
 LARGE_MODEL, LARGE_GUIDANCE = "mar_base", 2.9
 """What the operations in the tables are of: MAR-B, at its published guidance."""
 ITERATIONS = (64, 14)
@@ -48,13 +48,9 @@ def reuse_settings() -> list[Setting]:
     counts = [*ITERATIONS, *(count * 3 // 4 for count in ITERATIONS), *(count // 2 for count in ITERATIONS)]
     settings = [Setting(f"full {count}", {**CHAIN, "iterations": count}) for count in counts]
     for count in ITERATIONS:
-        for name, (plain, local) in GROUPS.items():
+        for name, local in GROUPS.items():
             for reused in (False, True):
-                recap = {
-                    "recap_plain_iterations": plain,
-                    "recap_local_iterations": local,
-                    "recap_cache_buffer": reused,
-                }
+                recap = {"recap_local_iterations": local, "recap_cache_buffer": reused}
                 label = f"{name}, buffer {'reused' if reused else 'anew'} {count}"
                 settings.append(Setting(label, {**CHAIN, "iterations": count, **recap}))
     return settings
@@ -64,21 +60,13 @@ def instant_settings() -> list[Setting]:
     """Return `fast`, `instant`, and it with other iterations, local passes and shares of the tokens before guidance."""
     settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 6", {"preset": "instant"})]
     full = ((8, 0, 0.2), (7, 0, 0.4), (6, 0, 0.2), (5, 0, 0.1), (5, 0, 0.25))
-    local = (
-        (10, 1, 0.15),
-        (10, 2, 0.15),
-        (8, 1, 0.15),
-        (8, 2, 0.15),
-        (8, 1, 0.2),
-        (8, 1, 0.3),
-        (8, 2, 0.3),
-        (6, 1, 0.2),
-    )
-    for count, group, start in (*full, *local):
+    tens, sixes = ((10, 1, 0.15), (10, 2, 0.15)), ((6, 1, 0.2),)
+    eights = ((8, 1, 0.15), (8, 2, 0.15), (8, 1, 0.2), (8, 1, 0.3), (8, 2, 0.3))
+    for count, local, start in (*full, *tens, *eights, *sixes):
         sampling: dict[str, Any] = {"preset": "instant", "iterations": count, "cfg_interval": (start, 1.0)}
-        if group:
-            sampling |= {"recap_plain_iterations": 2, "recap_local_iterations": group}
-        passes = pluralize(group, "local pass") if group else "full passes"
+        if local:
+            sampling |= {"recap_plain_iterations": 2, "recap_local_iterations": local}
+        passes = pluralize(local, "local pass") if local else "full passes"
         settings.append(Setting(f"{passes}, guidance from {start:.0%} {count}", sampling))
     return settings
 
