@@ -69,8 +69,8 @@ class ImageFigure {
     }
     this.finished = true;
     this.progress.remove();
-    const { class_name: name, seed, index } = event;
-    const label = `${name}, seed ${seed}, image ${index}`;
+    const { prompt, class_name: name, class_number: number, seed, index } = event;
+    const label = `${prompt || name || `class ${number}`}, seed ${seed}, image ${index}`;
     this.image.alt = label;
     this.caption.textContent = label;
     this.button.disabled = false;

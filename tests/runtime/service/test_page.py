@@ -84,6 +84,18 @@ def test_the_images_are_those_of_the_generator(page: Chrome) -> None:
     screenshot(page, "page-generated")
 
 
+def test_a_class_without_a_name_is_shown_by_its_number(browser: Chrome) -> None:
+    with running_service({"owls": fake_generator(class_names=())}, SETTINGS) as service:
+        until(lambda: service.service.ready)
+        browser.get("about:blank")
+        browser.get(f"{service.url}/")
+        until(lambda: "3 classes" in browser.find_element(By.ID, "about").text)
+        fill(browser, prompt="1", count=1, seed=7)
+        draw(browser)
+        (image,) = find_all(browser, FINISHED, 1)
+        assert image.get_attribute("alt") == "class 1, seed 7, image 0"
+
+
 def test_nothing_comes_from_outside(page: Chrome, service: RunningService) -> None:
     loaded = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert loaded
