@@ -22,6 +22,7 @@ _GIVEN = {
     "prompt_embeds": "a prompt",
     "negative_prompt_embeds": "a negative prompt",
 }
+_FILES = {False: {"order", "noise"}, True: {"image", "mask"}}  # what mar generate reads; for an edit, mar edit
 
 
 def inspect_image(path: pathlib.Path) -> dict[str, Any]:
@@ -43,11 +44,11 @@ def inspect_image(path: pathlib.Path) -> dict[str, Any]:
     settings = (f"{name} {_value(value)}" for name, value in first.settings.items() if value is not None)
     click.echo(f"sampling    {', '.join(settings)}")
     if first.given:
-        click.echo(f"given       {', '.join(_GIVEN[name] for name in first.given)}")
+        click.echo(f"given       {', '.join(_GIVEN.get(name, name) for name in first.given)}")
     click.echo(f"artifact    {printable(first.artifact_sha256)}, the hash that mar inspect ARTIFACT prints")
     words = command(first)
     if not words:
-        click.echo("make again  with Generator.generate in Python, which takes embeddings of prompts")
+        click.echo("make again  with Generator.generate in Python; no command takes what was given")
     else:
         click.echo(f"make again  {printable(shlex.join(words))}")
     if grid and words:
@@ -63,9 +64,9 @@ def inspect_image(path: pathlib.Path) -> dict[str, Any]:
 def command(record: ImageRecord) -> list[str]:
     """Return the command that makes an image again, with capital letters in place of the names of files.
 
-    No command takes the embeddings of a prompt: nothing is returned then.
+    Some arrays can be given in Python only, such as the embeddings of a prompt: nothing is returned then.
     """
-    if "prompt_embeds" in record.given:
+    if not record.given.keys() <= _FILES[record.is_edit]:
         return []
     words = ["mar", "edit" if record.is_edit else "generate", "ARTIFACT"]
     words += ["--prompt", record.prompt] if record.prompt else ["--class", f"index:{record.class_number}"]

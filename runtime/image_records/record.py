@@ -132,6 +132,8 @@ def parse_record_text(text: str) -> tuple[ImageRecord, ...]:
         value = parse_json(text)
     except ValueError as error:
         raise SchemaError(f"{_WHERE}: not JSON ({error})") from None
+    if value == []:
+        raise SchemaError(f"{_WHERE}: an empty list, expected how at least one image was made")
     return tuple(parse_record(each, _WHERE) for each in (value if isinstance(value, list) else [value]))
 
 

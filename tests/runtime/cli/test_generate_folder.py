@@ -17,9 +17,10 @@ from runtime.artifact.manifest import MANIFEST
 from runtime.cli.generate_grid import check_grid
 from runtime.errors import RequestError
 from runtime.generator import Generator
-from runtime.image_records.encoding import read_records
+from runtime.image_records.encoding import encode_image, read_records
 from runtime.image_records.folder import ImageFolder
 from runtime.image_records.index import INDEX
+from runtime.image_records.record import ImageRecord, settings_values
 from runtime.sampling.settings import Sampling
 from tests.helpers.command_line import Mar
 
@@ -187,6 +188,26 @@ def test_an_edit_of_it_tells_how_it_was_made_too(
     assert mar(shlex.join([*[named.get(word, word) for word in words], "--threads", "1"])).code == 0
     assert pixels(tmp_path / "again.png") == pixels(tmp_path / "edited.png")
     assert read_records(tmp_path / "again.png") == read_records(tmp_path / "edited.png")
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["prompt_embeds"], "a prompt"),
+        (["order", "image", "mask"], "the generation order, an image, a mask"),
+        (["latents", "state"], "latents, state"),
+    ],
+    ids=str,
+)
+def test_what_only_python_can_give_has_no_command(
+    mar: Mar, tmp_path: pathlib.Path, given: list[str], shown: str
+) -> None:
+    record = ImageRecord(0, "", 0, 0, settings_values(Sampling()), None, "a" * 64, given=dict.fromkeys(given, "b" * 64))
+    (tmp_path / "image.png").write_bytes(encode_image(np.zeros((8, 8, 1), np.uint8), record))
+    ended = mar(f"inspect {tmp_path}/image.png")
+    assert ended.code == 0, ended.err
+    assert f"given       {shown}\n" in ended.out
+    assert ended.out.endswith("make again  with Generator.generate in Python; no command takes what was given\n")
 
 
 def test_a_grid_tells_of_all_its_images(mar: Mar, line: str, tmp_path: pathlib.Path) -> None:

@@ -66,6 +66,7 @@ def changed(**values: Any) -> str:
         ("3", "expected an object"),
         ("{}", "missing keys"),
         ("[{}]", "missing keys"),
+        ("[]", "an empty list"),
         (changed(more=1), "unknown keys"),
         (changed(seed=-1), "seed must be"),
         (changed(index=2**64), "64 bits"),
