@@ -31,6 +31,7 @@ HEALTH = ("/v2/health/live", "/v2/health/ready")
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _VERSION = "1"
 _MOST_DIMENSIONS = 8
+_MOST_DIGITS = 20
 _DATATYPES = {each.name: each.datatype for each in INPUTS}
 
 
@@ -155,7 +156,9 @@ def error_body(error: HttpError) -> dict[str, Any]:
 
 def _split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
     """Return the JSON part of a request and the binary part behind it."""
-    length = len(body) if header_length is None else int(header_length) if header_length.isdecimal() else -1
+    length = len(body)
+    if header_length is not None:  # Python converts no number of thousands of digits
+        length = int(header_length) if header_length.isdecimal() and len(header_length) <= _MOST_DIGITS else -1
     if not 0 <= length <= len(body):
         raise HttpError(400, f"{_HEADER_LENGTH} must lie in 0..{len(body)}, found {truncate(header_length)}")
     return parse_json_object(body[:length]), memoryview(body)[length:]
@@ -171,7 +174,7 @@ def _read_inputs(asked: _Inference, buffers: memoryview) -> dict[str, NDArray[An
         expected = _DATATYPES.get(each.name, each.datatype)
         if each.datatype != expected or expected not in _DATATYPES.values():
             raise RequestError(f"the input {name} must be {expected}, found {truncate(each.datatype)}")
-        if len(each.shape) > _MOST_DIMENSIONS:
+        if not 1 <= len(each.shape) <= _MOST_DIMENSIONS:
             raise RequestError(f"the input {name} has {len(each.shape)} dimensions, expected 1 or 2")
         size = each.parameters.get("binary_data_size")
         if size is None:

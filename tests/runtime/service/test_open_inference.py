@@ -119,6 +119,7 @@ def label(**changes: Any) -> dict[str, Any]:
         ([label(data=0)], "must have a list data"),
         ([label(data=[0, 1])], "has 2 values for the shape"),
         ([label(shape=[-1, 1])], "shape"),
+        ([label(shape=[])], "has 0 dimensions, expected 1 or 2"),
         ([label(shape=[2, 2], data=[0, 0, 0, 0])], r"must have the shape \[2, 1\]"),
         ([label(shape=[0, 1], data=[])], "may have 1 to 6 images, found 0"),
         ([label(shape=[7, 1], data=[0] * 7)], "may have 1 to 6 images, found 7"),
@@ -163,7 +164,7 @@ def test_texts_that_end_too_early_are_told(service: RunningService, content: byt
     assert (answer.status, answer.json["error"]) == (400, "the input 'PROMPT' ends in the middle of a text")
 
 
-@pytest.mark.parametrize("length", ["-1", "999", "x"])
+@pytest.mark.parametrize("length", ["-1", "999", "x", "1" * 5000])
 def test_a_wrong_length_of_the_header_is_told(service: RunningService, length: str) -> None:
     answer = service.ask("POST", INFER, b'{"inputs": []}', Inference_Header_Content_Length=length)
     assert answer.status == 400
