@@ -75,10 +75,10 @@ def _library(module: str, name: str | None = None) -> dict[str, Any]:
     try:
         version = str(import_library(module).__version__)
         return {"version": version, "problem": untested_version(_PACKAGES.get(name, name), version)}
-    except (ImportError, OSError) as error:
+    except Exception as error:  # a library that is broken, or a folder of its name, raises nearly anything
         if isinstance(error, ModuleNotFoundError) and error.name == module:
             return {"version": None, "problem": f"not installed; {_REMEDIES[name]}"}
-        return {"version": None, "problem": f"does not load: {error}"}
+        return {"version": None, "problem": f"does not load: {' '.join(str(error).split()) or type(error).__name__}"}
 
 
 def _onnxruntime() -> dict[str, Any]:

@@ -149,6 +149,8 @@ def test_a_gpu_is_shown_with_its_memory_and_precisions(doctor: Doctor, gpu: Gpu,
         ImportError("libnvinfer.so.11: cannot open shared object file"),
         OSError("libnvinfer.so.11: cannot open shared object file"),
         ModuleNotFoundError("No module named 'other'", name="other"),
+        AttributeError("_ARRAY_API not found"),
+        RuntimeError("no CUDA runtime"),
     ],
     ids=str,
 )
