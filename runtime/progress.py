@@ -28,7 +28,7 @@ def terminal_shown() -> bool:
     If it is not, pass no function for the progress of iterations to a generator: with one, the host waits for the GPU
     after every iteration.
     """
-    return sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
+    return sys.stderr is not None and sys.stderr.isatty() and LOG.isEnabledFor(logging.INFO)
 
 
 class Progress:

@@ -66,7 +66,7 @@ def _end(error: BaseException, signals: Signals, variables: dict[str, str]) -> N
         if explained is None:
             raise error
         message, code = explained
-    if message:
+    if message and sys.stderr is not None:  # without a file, print would take standard output
         with contextlib.suppress(OSError):
             print(f"mar: {' '.join(message.split())}", file=sys.stderr, flush=True)
     _drop_unwritten_output()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import progress
-from runtime.progress import Progress, readable_time
+from runtime.progress import Progress, readable_time, terminal_shown
 
 
 class _Clock:
@@ -109,6 +109,15 @@ def test_a_terminal_that_is_gone_does_not_end_the_work(clock: _Clock, monkeypatc
 
     monkeypatch.setattr(sys.stderr, "write", gone)
     with Progress(2, "encoding") as shown:
+        shown.update(2)
+        shown.message("a line")
+
+
+def test_a_closed_standard_error_does_not_end_the_work(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not terminal_shown()
+    with Progress(2, "encoding") as shown:
+        clock.now += 60
         shown.update(2)
         shown.message("a line")
 

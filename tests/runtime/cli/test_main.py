@@ -321,6 +321,13 @@ def test_generate_never_imports_torch_or_onnx(artifact: pathlib.Path, tmp_path: 
     assert not rooms & {"torch", "onnx", "training", "mar_export", "calibration"}
 
 
+def test_a_failure_prints_nothing_on_standard_output_where_standard_error_is_closed(
+    mar: Mar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert mar("generate") == (2, "", "")
+
+
 def test_help_lists_every_command(mar: Mar) -> None:
     ended = mar("--help")
     assert ended.code == 0
