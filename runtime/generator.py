@@ -513,12 +513,14 @@ class Generator:
             The decoded images, uint8 [len(places), H, W, c].
 
         Raises:
-            RequestError: This is no progress callback, or the artifact has no decoder.
+            RequestError: This is no progress callback, a place is not in the batch, or the artifact has no decoder.
         """
         unfinished = self._unfinished
         if unfinished is None or not self._request_lock.is_mine:
             raise RequestError("partial_images shows the request that runs; call it in a progress callback")
         request, last = unfinished.request, unfinished.request.plan.iterations[unfinished.done - 1]
+        for place in places:
+            check_int("a place of partial_images", place, 0, len(request.subjects) - 1)
         tokens = unfinished.tokens().swapaxes(0, 1)[list(places)]  # [B, L, D], a copy
         tokens[:, sum(request.plan.lengths[: last.phase]) + last.known + last.count :] = 0
         images = self._decode(self._latents(tokens, request.order[list(places)], last.phase), 1)

@@ -74,6 +74,12 @@ def test_a_decoder_decodes_what_is_known(kl_artifact: pathlib.Path) -> None:
     assert distances[0] > distances[-1] == 0
 
 
+@pytest.mark.parametrize("place", [2, -1, 0.5])
+def test_a_place_outside_the_batch_is_one_line(pixels: Generator, place: Any) -> None:
+    with pytest.raises(RequestError, match=r"a place of partial_images must be a whole number in 0\.\.1"):
+        watched(pixels, [0, 1], [0, place])
+
+
 def test_it_is_for_progress_callbacks_only(pixels: Generator, golden_artifacts: dict[str, pathlib.Path]) -> None:
     refused: list[str] = []
 
