@@ -630,16 +630,18 @@ class Generator:
         if known.latents is not None:
             return known.latents
         assert known.images is not None
-        pixels = from_uint8(known.images)  # [B, c, H, W]
         if self.manifest.tokenizer == "pixel":
-            return pixels
+            return from_uint8(known.images)
         encoder = self.engines.encoder
         if encoder is None:
             raise RequestError(
                 "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
             )
+        repeated = known.images.strides[0] == 0  # one image for the whole request
+        pixels = from_uint8(known.images[:1] if repeated else known.images)  # [B or 1, c, H, W]
         with self._request_lock.hold():
-            return np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
+            latents = np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
+        return np.broadcast_to(latents, (len(known.images), *latents.shape[1:]))
 
     def _decode(self, latents: NDArray[np.float32], batch_size: int) -> NDArray[np.uint8] | None:
         """Return the images uint8 [B, H, W, c] of latents [B, C, h, w], or None without a decoder."""

@@ -17,6 +17,7 @@ from runtime.image_records.index import INDEX, read_index
 from runtime.model.config import ModelConfig
 from runtime.requests.inpainting import Edit
 from runtime.sampling.settings import Sampling
+from tests.helpers.fake_generators import fake_generator
 
 SMALL = {f"{half}_{name}": size for half in ("encoder", "decoder") for name, size in (("depth", 1), ("num_heads", 2))}
 WIDTHS = {"encoder_embed_dim": 16, "decoder_embed_dim": 16}
@@ -184,3 +185,21 @@ def test_a_calibrated_artifact_names_both_plans() -> None:
     assert "iterations 4, cfg_interval (0.1, 1.0); " in note
     default = dataclasses.replace(calibrated, provenance={"calibrated_for": MANIFEST.describe_plan(Sampling())})
     assert default.calibration_note(Sampling(iterations=16)) is None  # which is what it has by default
+
+
+def test_an_image_that_is_edited_several_times_is_encoded_once() -> None:
+    encoded: list[int] = []
+
+    def encoder(image: Any) -> tuple[Any]:
+        encoded.append(len(image))
+        return (image,)
+
+    known = np.random.default_rng(0).integers(0, 256, (16, 16, 1), np.uint8)
+    mask = np.indices((16, 16))[1] > 7
+    with fake_generator(tokenizer="kl") as generator:
+        generator.engines = dataclasses.replace(generator.engines, encoder=encoder)
+        one = generator.generate([0, 1, 2], edit=Edit(known, mask)).latents
+        assert encoded == [1]
+        three = generator.generate([0, 1, 2], edit=Edit(np.stack([known] * 3), mask)).latents
+        assert encoded == [1] * 4
+    assert np.array_equal(one, three)
