@@ -199,9 +199,12 @@ class Scheduler:
         for place, image in enumerate(batch):
             if result is None:
                 image.request.fail(failure or SchedulerClosedError("the service stopped while the image was drawn"))
-            else:
-                timing = Timing(began - image.request.arrived, ended - began, len(batch))
+                continue
+            timing = Timing(began - image.request.arrived, ended - began, len(batch))
+            try:
                 image.request.finish(_finished(image, result, place, timing))
+            except Exception as error:  # for example of a copy without memory: this thread must not end
+                image.request.fail(error)
 
     def _give_back(self, batch: Sequence[_WaitingImage]) -> None:
         """Put a batch back into the queue, where others wait that are drawn with it."""

@@ -13,6 +13,7 @@ import pytest
 
 from runtime.errors import BackendError, RequestError
 from runtime.sampling.settings import Sampling
+from runtime.service import scheduler
 from runtime.service.drawing import DeadlineError, Drawing, QueueFullError, SchedulerClosedError, Shown
 from runtime.service.scheduler import Scheduler
 from tests.helpers.fake_generators import SAMPLING, WAIT, FakeEngines, Gate, fake_generator
@@ -228,6 +229,25 @@ def test_an_engine_that_fails_fails_the_requests_of_its_batch_only(made: Callabl
         first.result(WAIT)
     assert scheduled.scheduler.submit(drawing()).result(WAIT).images
     assert scheduled.events.batches == [(2, failure), (1, None)]
+
+
+def test_an_image_that_cannot_be_delivered_fails_its_request_and_the_thread_goes_on(
+    made: Callable[..., Drawn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduled = made()
+    scheduled.gate.open()
+    finished = scheduler._finished
+
+    def without_memory(image: Any, *rest: Any) -> Shown:
+        if image.request.drawing.seeds[0] < 2:
+            raise MemoryError
+        return finished(image, *rest)
+
+    monkeypatch.setattr(scheduler, "_finished", without_memory)
+    for seed in range(2):  # as many as there are threads
+        with pytest.raises(MemoryError):
+            scheduled.scheduler.submit(drawing(seed=seed)).result(WAIT)
+    assert scheduled.scheduler.submit(drawing(seed=2)).result(WAIT).images
 
 
 def test_closing_fails_what_waits_and_ends_what_is_drawn(busy: Drawn) -> None:
