@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from runtime.artifact.artifact_folder import ARTIFACT_FOLDER, Artifact, check_artifact_target
+from runtime.artifact.artifact_folder import ARTIFACT_FOLDER, Artifact, check_artifact_target, is_artifact
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signatures import SIGNATURE
 from runtime.checks import pluralize
@@ -80,7 +80,9 @@ def keep_additions(
     try:
         old = Artifact(out)
         old.verify(builds=True)
-    except ArtifactError:
+    except ArtifactError as error:
+        if is_artifact(out):
+            report(f"nothing that was added to the replaced artifact is kept ({error})")
         return manifest
     report_stale_signature(out, report)
     presets = dict(old.manifest.presets) if old.manifest.model == manifest.model else {}

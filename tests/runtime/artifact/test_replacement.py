@@ -135,6 +135,18 @@ def test_presets_of_another_model_are_not_kept_and_named(artifact: pathlib.Path,
     assert lines == ["presets of another model are not kept: mine"]
 
 
+def test_nothing_of_a_damaged_artifact_is_kept_and_that_is_told(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    change(artifact, presets={"mine": OWN})
+    manifest = dataclasses.replace(manifest_of(artifact), presets={})
+    content = (artifact / "denoise.onnx").read_bytes()
+    (artifact / "denoise.onnx").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    lines: list[str] = []
+    assert keep_additions(artifact, tmp_path, manifest, lines.append) == manifest
+    (line,) = lines
+    assert line.startswith("nothing that was added to the replaced artifact is kept (")
+    assert "altered since export" in line
+
+
 def test_nothing_is_kept_where_no_artifact_is(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
     manifest = manifest_of(artifact)
     assert keep_additions(tmp_path / "new", tmp_path, manifest, pytest.fail) == manifest
