@@ -256,7 +256,7 @@ class ImagesApi:
             "can_edit": model.can_edit,
             "output_formats": list(FORMATS),
             "limits": {
-                "n": settings.max_images,
+                "n": min(settings.max_images, settings.max_queue),
                 "partial_images": settings.max_partial_images,
                 "body_bytes": settings.max_body,
                 "seconds": settings.timeout,

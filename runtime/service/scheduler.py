@@ -16,6 +16,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Protocol, TypeVar
 
 from runtime.checks import check_int, check_number
+from runtime.errors import RequestError
 from runtime.generator import Generator, Result
 from runtime.image_records.subject import subject_arguments
 from runtime.service.batch_queue import BatchQueue
@@ -100,6 +101,7 @@ class Scheduler:
             `SchedulerClosedError`, or what the generator raised.
 
         Raises:
+            RequestError: It has more images than may ever wait.
             QueueFullError: Too many images wait.
             SchedulerClosedError: The scheduler was closed.
         """
@@ -112,6 +114,10 @@ class Scheduler:
         images = [
             _WaitingImage(request, place) for request in requests for place in range(len(request.drawing.subjects))
         ]
+        if len(images) > self._max_queue:  # which a later attempt would not change
+            raise RequestError(
+                f"a request may have at most {self._max_queue} images, as many as may wait; found {len(images)}"
+            )
         with self._changed:
             if self._closing:
                 raise SchedulerClosedError("the service is stopping; try again later")

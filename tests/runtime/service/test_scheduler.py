@@ -197,6 +197,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(busy: Drawn, made: Call
         small.scheduler.submit_all([drawing(seed=2), drawing(seed=3)])
     assert refused.value.seconds >= 1
     small.scheduler.submit(drawing(seed=4))  # neither of the two refused ones is there
+    with pytest.raises(RequestError, match="at most 3 images, as many as may wait; found 4"):  # at no time
+        small.scheduler.submit(drawing(seed=5, count=4))
 
 
 def test_a_request_fails_at_its_deadline_whether_it_waits_or_is_drawn(made: Callable[..., Drawn]) -> None:
