@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from runtime.errors import MarError, RequestError
+from runtime.errors import RequestError
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, read_index, write_index
 from runtime.image_records.record import ImageRecord
 from runtime.storage.files import holding_folder, replacing
@@ -94,10 +94,7 @@ class ShardFolder:
             temporary.write_bytes(content)
         of_shard = hashlib.sha256(content).hexdigest()
         entries = [IndexEntry(name, each, record, of_shard) for record, each in zip(records, hashes, strict=True)]
-        try:
-            append_entries(index, entries)
-        except OSError as error:
-            raise MarError(f"cannot write {index}: {error.strerror or error}") from error
+        append_entries(index, entries)
         self._entries |= {entry.record.index: entry for entry in entries}
 
     def complete(self, records: Iterable[ImageRecord]) -> bool:

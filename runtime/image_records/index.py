@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from runtime.checks import truncate
-from runtime.errors import DataError
+from runtime.errors import DataError, MarError
 from runtime.image_records.record import ImageRecord, parse_record
 from runtime.storage.files import replacing, sha256
 from runtime.storage.schema import REST
@@ -105,12 +105,19 @@ def is_cut(path: pathlib.Path) -> bool:
 
 
 def append_entries(path: pathlib.Path, entries: Iterable[IndexEntry]) -> None:
-    """Append entries to an index and wait until they are on the disk. Their images must be there already."""
+    """Append entries to an index and wait until they are on the disk. Their images must be there already.
+
+    Raises:
+        MarError: The index cannot be written.
+    """
     content = "".join(f"{entry.to_line()}\n" for entry in entries).encode()
-    with path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_index(path: pathlib.Path, entries: Iterable[IndexEntry]) -> None:

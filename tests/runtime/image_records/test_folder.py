@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from runtime.errors import DataError, MarError, RequestError
 from runtime.image_records import folder as folder_module
 from runtime.image_records.encoding import encode_image, read_records
 from runtime.image_records.folder import ImageFolder
-from runtime.image_records.index import INDEX, read_index
+from runtime.image_records.index import INDEX, append_entries, read_index
 from runtime.image_records.record import ImageRecord, settings_values
 from runtime.sampling.settings import Sampling
 
@@ -100,6 +102,19 @@ def test_a_run_that_was_killed_at_any_step_is_continued(tmp_path: pathlib.Path, 
         assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept  # what was finished was not touched
         step += 1
     assert step > 30
+
+
+def test_an_index_that_cannot_be_written_is_one_line(
+    tmp_path: pathlib.Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    index = tmp_path / "expected" / INDEX
+    entries = read_index(index)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MarError, match=rf"cannot write {re.escape(str(index))}: No space left on device"):
+        append_entries(index, entries[:1])
 
 
 @pytest.mark.parametrize("cut", [1, 40, 300])
