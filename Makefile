@@ -107,7 +107,7 @@ lint: $(VENV)/installed
 
 # The site, in out/site. A warning, such as a broken link, is an error.
 docs: $(VENV)/installed
-	$(VENV)/bin/mkdocs build --strict --quiet --site-dir out/site
+	$(VENV)/bin/mkdocs build --strict --site-dir out/site
 
 # Measures the figures of docs/benchmarks again and renders their tables. The study takes hours; if it is stopped, the
 # same command resumes it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
@@ -92,7 +93,8 @@ def _fit_caption(caption: str, fits: Callable[[str], bool]) -> str:
     line = _one_line(caption)
     if fits(line):
         return line
-    return next((cut for kept in range(len(line) - 1, 0, -1) if fits(cut := f"{line[:kept]}…")), "…")
+    kept = bisect.bisect_left(range(1, len(line)), True, key=lambda letters: not fits(f"{line[:letters]}…"))
+    return f"{line[:kept]}…"
 
 
 def _one_line(text: str) -> str:

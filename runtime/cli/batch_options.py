@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from runtime.service.scheduler import MAX_BATCH
-from runtime.service.settings import ServiceSettings
+from runtime.service.settings import ServiceSettings, limits
 
 _DEFAULTS = ServiceSettings()
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -20,14 +19,14 @@ def batch_options(batch_help: str, wait_help: str) -> Callable[[_Command], _Comm
     def add(command: _Command) -> _Command:
         command = click.option(
             "--max-wait-ms",
-            type=click.FloatRange(0, 60_000),
+            type=click.FloatRange(*(1000 * limit for limit in limits("max_wait"))),
             default=1000 * _DEFAULTS.max_wait,
             show_default=True,
             help=wait_help,
         )(command)
         return click.option(
             "--max-batch",
-            type=click.IntRange(1, MAX_BATCH),
+            type=click.IntRange(*limits("max_batch")),
             default=_DEFAULTS.max_batch,
             show_default=True,
             help=batch_help,

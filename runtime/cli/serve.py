@@ -20,7 +20,7 @@ from runtime.service.app import create_app
 from runtime.service.served_model import check_model_name
 from runtime.service.server import LOOPBACK_NAMES, bind, is_loopback, url
 from runtime.service.server import serve as serve_until_stopped
-from runtime.service.settings import ServiceSettings
+from runtime.service.settings import ServiceSettings, limits
 
 _DEFAULTS = ServiceSettings()
 _MIB = 2**20
@@ -44,28 +44,28 @@ _MIB = 2**20
 )
 @click.option(
     "--max-queue",
-    type=click.IntRange(1, 1_000_000),
+    type=click.IntRange(*limits("max_queue")),
     default=_DEFAULTS.max_queue,
     show_default=True,
     help="The largest number of images that may wait, for each model. A request for more gets status 429.",
 )
 @click.option(
     "--max-images",
-    type=click.IntRange(1, 1024),
+    type=click.IntRange(*limits("max_images")),
     default=_DEFAULTS.max_images,
     show_default=True,
     help="The largest number of images in one request.",
 )
 @click.option(
     "--max-body-mb",
-    type=click.IntRange(1, 1024),
+    type=click.IntRange(1, limits("max_body")[1] // _MIB),
     default=_DEFAULTS.max_body // _MIB,
     show_default=True,
     help="The largest size of one request, in MiB.",
 )
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(0.1, 86_400),
+    type=click.FloatRange(*limits("timeout")),
     default=_DEFAULTS.timeout,
     show_default=True,
     help="How many seconds a request may take. After that it gets status 504, and its images are given up.",

@@ -19,10 +19,17 @@ from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.service.access import read_api_keys
 from runtime.service.app import create_app
-from runtime.service.settings import ServiceSettings
+from runtime.service.settings import ServiceSettings, limits
 from runtime.storage.schema import SchemaError, parse_object
 
 _REQUESTS = 10_000  # of one replica, which refuses too many itself
+
+
+def _limited(setting: str, unit: int = 1) -> Any:
+    """Return a field with the default and the limits of a setting of the service, in another unit."""
+    least, most = limits(setting)
+    default = getattr(ServiceSettings, setting)
+    return dataclasses.field(default=unit * default, metadata={"least": unit * least, "most": unit * most})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +58,10 @@ class RayArguments:
     backend: str = "onnxruntime"
     device: str | None = None
     preset: str | None = None
-    max_batch: int = dataclasses.field(default=ServiceSettings.max_batch, metadata={"least": 1})
-    max_wait_ms: float = dataclasses.field(default=1000 * ServiceSettings.max_wait, metadata={"least": 0})
-    max_queue: int = dataclasses.field(default=ServiceSettings.max_queue, metadata={"least": 1})
-    timeout_s: float = dataclasses.field(default=ServiceSettings.timeout, metadata={"above": 0})
+    max_batch: int = _limited("max_batch")
+    max_wait_ms: float = _limited("max_wait", 1000)
+    max_queue: int = _limited("max_queue")
+    timeout_s: float = _limited("timeout")
     api_keys: str = ""
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Protocol, TypeVar
 
-from runtime.checks import check_int, check_number
 from runtime.errors import RequestError
 from runtime.generator import Generator, Result
 from runtime.image_records.subject import subject_arguments
@@ -29,9 +28,7 @@ from runtime.service.drawing import (
     Shown,
     Timing,
 )
-
-MAX_BATCH = 256
-"""The most images in a batch of a scheduler."""
+from runtime.service.settings import ServiceSettings
 
 _THREADS = 2  # one draws; the other prepares a full batch meanwhile, and waits for the lock of the generator
 _FIRST_GUESS = 1.0  # seconds of a batch, before one was drawn
@@ -58,32 +55,19 @@ class Scheduler:
     """Draws the images of requests in batches, oldest first. Several threads may use it."""
 
     def __init__(
-        self,
-        generator: Generator,
-        *,
-        max_batch: int = 8,
-        max_wait: float = 0.02,
-        max_queue: int = 64,
-        events: SchedulerEvents | None = None,
+        self, generator: Generator, settings: ServiceSettings, events: SchedulerEvents | None = None
     ) -> None:
         """Start the threads of a scheduler.
 
         Args:
             generator: Draws the images.
-            max_batch: The most images in a batch.
-            max_wait: How many seconds a batch that is not full waits for further images; see `BatchQueue`.
-            max_queue: The most images that may wait.
+            settings: How large a batch may be, how long it waits (see `BatchQueue`), and how many images may wait.
             events: Gets reports for metrics.
-
-        Raises:
-            RequestError: A limit has a wrong value.
         """
-        check_int("max_batch", max_batch, 1, MAX_BATCH)
-        check_number("max_wait", max_wait, 0, 60)
-        check_int("max_queue", max_queue, 1, 1_000_000)
-        self._generator, self._max_batch, self._max_queue, self._events = generator, max_batch, max_queue, events
+        self._generator, self._events = generator, events
+        self._max_batch, self._max_queue = settings.max_batch, settings.max_queue
         self._changed = threading.Condition()  # guards all that follows
-        self._queue: BatchQueue[_WaitingImage] = BatchQueue(max_batch, max_wait)
+        self._queue: BatchQueue[_WaitingImage] = BatchQueue(settings.max_batch, settings.max_wait)
         self._drawing = 0  # batches
         self._last_end = -math.inf
         self._batch_seconds = _FIRST_GUESS

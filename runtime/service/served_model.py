@@ -57,7 +57,7 @@ class ServedModel:
             events: Gets the reports of the scheduler.
 
         Raises:
-            RequestError: The name or a setting has a wrong value, or the artifact makes no images.
+            RequestError: The name or the preset has a wrong value, or the artifact makes no images.
         """
         check_model_name(name)
         check_supported(generator.manifest.model, "mar serve")
@@ -67,13 +67,7 @@ class ServedModel:
         self.default_preset, self._settings = settings.preset, settings
         self._plan = functools.lru_cache(_PLANS_KEPT)(self._checked_plan)
         self.sampling(self.default_preset)
-        self.scheduler = Scheduler(
-            generator,
-            max_batch=settings.max_batch,
-            max_wait=settings.max_wait,
-            max_queue=settings.max_queue,
-            events=events,
-        )
+        self.scheduler = Scheduler(generator, settings, events)
 
     @property
     def reads_text(self) -> bool:

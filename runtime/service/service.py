@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from runtime.checks import truncate
 from runtime.engine_clocks import with_clocks
+from runtime.errors import MarError
 from runtime.generator import Generator
 from runtime.image_records.encoding import QUALITY
 from runtime.service.drawing import DeadlineError, Drawn, SchedulerClosedError, Shown
@@ -43,18 +44,22 @@ class Service:
         """Start the schedulers.
 
         Args:
-            generators: A generator for each name, which the service closes.
+            generators: A generator for each name, which the service closes. They stay open if it raises an error.
             settings: The settings.
 
         Raises:
-            RequestError: A name or a setting has a wrong value.
+            RequestError: A name or a setting has a wrong value, or an artifact makes no images.
         """
         self.settings, self.metrics, self.stopping = settings, Metrics(), False
         self.models: dict[str, ServedModel] = {}
-        for name, generator in generators.items():
-            timed, clocks = with_clocks(generator)
-            events = self.metrics.of_model(name, timed, clocks)
-            self.models[name] = ServedModel(name, timed, settings, events)
+        try:
+            for name, generator in generators.items():
+                timed, clocks = with_clocks(generator)
+                events = self.metrics.of_model(name, timed, clocks)
+                self.models[name] = ServedModel(name, timed, settings, events)
+        except MarError:
+            self.end_requests()
+            raise
         self.kept_images = KeptImages(settings.url_seconds, settings.url_bytes)
         self._threads = concurrent.futures.ThreadPoolExecutor(_ENCODERS, "encode")
 

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+from runtime.checks import check_int, check_number
+
+_MIB = 2**20
+
+
+def _limited(default: float, least: float, most: float) -> Any:
+    """Return a field with a number from `least` to `most`."""
+    return dataclasses.field(default=default, metadata={"least": least, "most": most})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +33,34 @@ class ServiceSettings:
         url_bytes: The most bytes of such images together; the oldest make room.
         hosts: The names and addresses by which the service may be asked; none: by every one.
         api_keys: The keys of which a request must have one; none for a service without keys.
+
+    Raises:
+        RequestError: A number is not within its limits.
     """
 
     preset: str | None = None
-    max_batch: int = 8
-    max_wait: float = 0.02
-    max_queue: int = 64
-    timeout: float = 300.0
-    max_images: int = 10
-    max_partial_images: int = 16
-    max_body: int = 16 * 2**20
+    max_batch: int = _limited(8, 1, 256)
+    max_wait: float = _limited(0.02, 0, 60)
+    max_queue: int = _limited(64, 1, 1_000_000)
+    timeout: float = _limited(300.0, 0.1, 86_400)
+    max_images: int = _limited(10, 1, 1024)
+    max_partial_images: int = _limited(16, 0, 1024)
+    max_body: int = _limited(16 * _MIB, 1, 1024 * _MIB)
     urls: bool = True
-    url_seconds: float = 600.0
-    url_bytes: int = 256 * 2**20
+    url_seconds: float = _limited(600.0, 0, 86_400)
+    url_bytes: int = _limited(256 * _MIB, 0, 2**40)
     hosts: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for field in dataclasses.fields(self):
+            if field.metadata:
+                check = check_int if field.type == "int" else check_number
+                check(field.name, getattr(self, field.name), *limits(field.name))
+
+
+def limits(name: str) -> tuple[Any, Any]:
+    """Return the least and the largest value of a number of `ServiceSettings`."""
+    metadata = {field.name: field.metadata for field in dataclasses.fields(ServiceSettings)}[name]
+    return metadata["least"], metadata["most"]

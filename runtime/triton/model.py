@@ -76,15 +76,15 @@ class TritonPythonModel:
         Returns:
             Their futures, or the response that says what is wrong with the request.
         """
-        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         try:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             asked: Sequence[Drawing] = drawings(self._model, tensors, self._max_batch)
             if show:
                 shown = [functools.partial(show, row) for row in range(len(asked))]
                 partial = self._partial_images
                 asked = [replace(each, partial_images=partial, show=shown[row]) for row, each in enumerate(asked)]
             return self._model.scheduler.submit_all(asked)
-        except MarError as error:
+        except Exception as error:  # whatever a library raises, the other requests are answered
             return _failure(error)
 
     def _answer(self, futures: Sequence[Future[Drawn]]) -> Any:

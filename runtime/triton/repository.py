@@ -19,7 +19,7 @@ from runtime.errors import ArtifactError
 from runtime.model.families import check_supported
 from runtime.service.inference_tensors import IMAGE, INPUTS
 from runtime.service.served_model import check_model_name
-from runtime.service.settings import ServiceSettings
+from runtime.service.settings import ServiceSettings, limits
 from runtime.storage.files import replacing_folder
 from runtime.storage.folder_kinds import FolderKind
 from runtime.storage.structured_files import parse_json
@@ -34,7 +34,6 @@ ROW, DONE, TOTAL = "ROW", "DONE", "TOTAL"
 
 _DEFAULTS = ServiceSettings()
 _DATA_TYPES = {"BYTES": "TYPE_STRING"}  # others are TYPE_ and the name in the Open Inference Protocol
-_MOST_WAITING = 1_000_000  # Triton bounds its own queue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +60,9 @@ class TritonSettings:
     threads: int | None = None
 
     def service_settings(self) -> ServiceSettings:
-        """Return the settings of the scheduler, which does not wait, because Triton has waited."""
-        return ServiceSettings(preset=self.preset, max_batch=self.max_batch, max_wait=0.0, max_queue=_MOST_WAITING)
+        """Return the settings of the scheduler: Triton has waited for a batch, and bounds its own queue."""
+        _, most = limits("max_queue")
+        return ServiceSettings(preset=self.preset, max_batch=self.max_batch, max_wait=0.0, max_queue=most)
 
     def parameters(self) -> dict[str, str]:
         """Return the settings as texts, for `parameters` of the config."""

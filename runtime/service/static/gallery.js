@@ -61,7 +61,8 @@ class ImageFigure {
   show(event, settings) {
     const source = `data:image/${event.output_format};base64,${event.b64_json}`;
     this.image.src = source;
-    this.image.classList.toggle("small", Number.parseInt(event.size, 10) < SMALL);
+    const [width, height] = event.size.split("x").map(Number);
+    this.image.classList.toggle("small", width < SMALL);
     if (event.iterations) {
       this.progress.max = event.iterations;
       this.progress.value = event.iterations_done;
@@ -75,8 +76,7 @@ class ImageFigure {
     this.caption.textContent = label;
     this.button.disabled = false;
     this.button.setAttribute("aria-label", `Enlarge ${label}`);
-    const size = Number.parseInt(event.size, 10);
-    const image = { source, content: event.b64_json, label, settings, seed, index, size };
+    const image = { source, content: event.b64_json, label, settings, seed, index, width, height };
     this.button.addEventListener("click", () => this.open(image));
   }
 }

@@ -8,7 +8,7 @@ const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 export class Mask {
   constructor(canvas) {
     this.canvas = canvas;
-    this.brush = 0.15; // the diameter, as a share of the image's side
+    this.brush = 0.15; // the diameter, as a share of the image's shorter side
     this.painted = document.createElement("canvas"); // opaque where the mask is painted
     this.last = null; // the end of the stroke, in pixels
     this.cursor = null; // the place of the keyboard, in pixels
@@ -20,10 +20,10 @@ export class Mask {
     canvas.addEventListener("blur", () => this.#moveTo(null));
   }
 
-  /** Start with an empty mask for an image of `size` pixels a side. */
-  reset(size) {
+  /** Start with an empty mask for an image of so many pixels. */
+  reset({ width, height }) {
     for (const canvas of [this.canvas, this.painted]) {
-      canvas.width = canvas.height = size;
+      Object.assign(canvas, { width, height });
     }
     this.last = this.cursor = null;
   }
@@ -37,7 +37,8 @@ export class Mask {
   /** Return the mask as a PNG that is transparent where it is painted. */
   blob() {
     const mask = document.createElement("canvas");
-    mask.width = mask.height = this.painted.width;
+    mask.width = this.painted.width;
+    mask.height = this.painted.height;
     const context = mask.getContext("2d");
     context.fillRect(0, 0, mask.width, mask.height);
     context.globalCompositeOperation = "destination-out";
@@ -60,12 +61,12 @@ export class Mask {
   }
 
   #key(event) {
-    const size = this.canvas.width;
-    const at = this.cursor ?? [size / 2, size / 2];
+    const ends = [this.canvas.width, this.canvas.height];
+    const at = this.cursor ?? ends.map((end) => end / 2);
     const step = STEPS[event.key];
     if (step) {
-      const distance = Math.max(1, size / 32);
-      this.#moveTo(at.map((value, axis) => Math.min(size, Math.max(0, value + step[axis] * distance))));
+      const distance = Math.max(1, Math.min(...ends) / 32);
+      this.#moveTo(at.map((value, axis) => Math.min(ends[axis], Math.max(0, value + step[axis] * distance))));
     } else if (event.key === " ") {
       this.cursor = at;
       this.#paint(at, at);
@@ -80,6 +81,11 @@ export class Mask {
     this.#show();
   }
 
+  /** Return the diameter of the brush in pixels. */
+  #diameter() {
+    return this.brush * Math.min(this.canvas.width, this.canvas.height);
+  }
+
   #place(event) {
     const box = this.canvas.getBoundingClientRect();
     const scale = this.canvas.width / box.width;
@@ -88,7 +94,7 @@ export class Mask {
 
   #paint(from, to) {
     const context = this.painted.getContext("2d");
-    const width = Math.max(1, this.brush * this.painted.width);
+    const width = Math.max(1, this.#diameter());
     context.fillStyle = context.strokeStyle = COLOR;
     context.beginPath();
     context.arc(...from, width / 2, 0, 2 * Math.PI); // a line without length would leave nothing
@@ -112,7 +118,7 @@ export class Mask {
       context.strokeStyle = COLOR;
       context.lineWidth = Math.max(1, this.canvas.width / 128);
       context.beginPath();
-      context.arc(...this.cursor, Math.max(1, (this.brush * this.canvas.width) / 2), 0, 2 * Math.PI);
+      context.arc(...this.cursor, Math.max(1, this.#diameter() / 2), 0, 2 * Math.PI);
       context.stroke();
     }
   }

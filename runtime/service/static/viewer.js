@@ -18,7 +18,7 @@ export class Viewer {
     byId("repeat").addEventListener("click", () => this.#leave(() => actions.repeat(this.image)));
     byId("vary").addEventListener("click", () => this.#leave(() => actions.vary(this.image)));
     byId("edit").addEventListener("click", () => this.#showEdit(this.form.hidden));
-    byId("clear").addEventListener("click", () => this.mask.reset(this.image.size));
+    byId("clear").addEventListener("click", () => this.mask.reset(this.image));
     this.form.brush.addEventListener("input", () => (this.mask.brush = this.form.brush.value / 100));
     this.form.addEventListener("submit", async (event) => {
       event.preventDefault();
@@ -38,7 +38,7 @@ export class Viewer {
     const shown = byId("viewer-image");
     shown.src = image.source;
     shown.alt = image.label;
-    shown.classList.toggle("small", image.size < 512);
+    shown.classList.toggle("small", image.width < 512);
     const download = byId("download");
     download.href = image.source;
     download.download = `${image.label.replaceAll(/[^\p{L}\p{N}]+/gu, "-")}.png`;
@@ -49,7 +49,7 @@ export class Viewer {
   }
 
   #showEdit(shown) {
-    this.mask.reset(this.image.size);
+    this.mask.reset(this.image);
     this.form.hidden = byId("mask").hidden = !shown;
     byId("edit").setAttribute("aria-expanded", shown);
     if (shown) {

@@ -154,6 +154,35 @@ def test_the_mask_can_be_painted_with_the_keyboard(page: Chrome) -> None:
     assert not np.array_equal(edited[8:], original[8:])
 
 
+def test_a_mask_has_the_size_of_an_image_that_is_not_square(page: Chrome) -> None:
+    """Both corners are reached by key, and the pixels there are transparent: those are drawn again."""
+    found = page.execute_async_script(
+        """
+        const done = arguments[0];
+        (async () => {
+          const { Mask } = await import("/static/mask.js");
+          const mask = new Mask(document.createElement("canvas"));
+          mask.reset({ width: 64, height: 32 });
+          const press = (key) => mask.canvas.dispatchEvent(new KeyboardEvent("keydown", { key }));
+          for (const [x, y] of [["ArrowRight", "ArrowDown"], ["ArrowLeft", "ArrowUp"]]) {
+            for (let step = 0; step < 64; step += 1) {
+              press(x);
+              press(y);
+            }
+            press(" ");
+          }
+          const image = await createImageBitmap(await mask.blob());
+          const canvas = new OffscreenCanvas(image.width, image.height);
+          const context = canvas.getContext("2d");
+          context.drawImage(image, 0, 0);
+          const alpha = (x, y) => context.getImageData(x, y, 1, 1).data[3];
+          done([image.width, image.height, alpha(0, 0), alpha(63, 31), alpha(63, 0), alpha(0, 31)]);
+        })();
+        """
+    )
+    assert found == [64, 32, 0, 0, 255, 255]
+
+
 def test_two_presets_are_compared_with_the_same_seed(page: Chrome) -> None:
     fill(page, prompt="owl", count=2, seed=3, preset="exact", other="fast")
     draw(page)

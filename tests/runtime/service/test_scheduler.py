@@ -16,6 +16,7 @@ from runtime.sampling.settings import Sampling
 from runtime.service import scheduler
 from runtime.service.drawing import DeadlineError, Drawing, QueueFullError, SchedulerClosedError, Shown
 from runtime.service.scheduler import Scheduler
+from runtime.service.settings import ServiceSettings
 from tests.helpers.fake_generators import SAMPLING, WAIT, FakeEngines, Gate, fake_generator
 
 OTHER = SAMPLING.changed({"iterations": 2})
@@ -46,7 +47,9 @@ class Drawn:
         self.gate, self.events = Gate(), Events()
         self.engines = FakeEngines(self.gate)
         self.generator = fake_generator(self.engines)
-        self.scheduler = Scheduler(self.generator, events=self.events, **({"max_batch": 4, "max_wait": 0} | limits))
+        self.scheduler = Scheduler(
+            self.generator, ServiceSettings(**({"max_batch": 4, "max_wait": 0} | limits)), self.events
+        )
 
     def close(self) -> None:
         self.gate.open()
@@ -297,9 +300,3 @@ def test_a_watcher_that_fails_fails_its_own_request(busy: Drawn) -> None:
     with pytest.raises(ValueError, match="the watcher is broken"):
         bad.result(WAIT)
     assert good.result(WAIT).timing.batch_size == 2
-
-
-@pytest.mark.parametrize("limits", [{"max_batch": 0}, {"max_batch": 257}, {"max_wait": -1}, {"max_queue": 0}])
-def test_a_wrong_limit_is_refused(limits: dict[str, int]) -> None:
-    with pytest.raises(RequestError, match=next(iter(limits))):
-        Scheduler(fake_generator(), **limits)

@@ -101,7 +101,7 @@ def test_latents_of_a_batch_are_those_of_each_image_alone(pixel_artifact: pathli
     for place, (label, seed) in enumerate(zip(labels, seeds, strict=True)):
         alone = reference.generate([label], seed=seed, sampling=sampling).latents
         assert relative_l2(together[place], alone[0]) <= SAME
-    scheduler = Scheduler(reference)
+    scheduler = Scheduler(reference, ServiceSettings())
     drawings = [Drawing([label], [seed], [0], sampling) for label, seed in zip(labels, seeds, strict=True)]
     drawn = [future.result(WAIT) for future in scheduler.submit_all(drawings)]
     scheduler.close()
