@@ -54,9 +54,7 @@ class SchedulerEvents(Protocol):
 class Scheduler:
     """Draws the images of requests in batches, oldest first. Several threads may use it."""
 
-    def __init__(
-        self, generator: Generator, settings: ServiceSettings, events: SchedulerEvents | None = None
-    ) -> None:
+    def __init__(self, generator: Generator, settings: ServiceSettings, events: SchedulerEvents | None = None) -> None:
         """Start the threads of a scheduler.
 
         Args:
