@@ -8,6 +8,7 @@ float32 and round the sum, which is what the emulation computes.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
 
 import onnx_ir as ir
 import torch
@@ -19,7 +20,8 @@ _TYPES = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT
 def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype) -> None:
     """Write the emulation of a graph in float32.
 
-    Only one weight is in memory at a time.
+    Weights keep their low precision, and become float32 where they are used: where the runtime folds no constants, only
+    one of them is in float32 at a time.
 
     Args:
         path: The ONNX file to emulate.
@@ -30,9 +32,8 @@ def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype
     model = infer_shapes(ir.load(path))  # and dtypes
     graph = model.graph
     for value in list(graph.initializers.values()):
-        if value.dtype == dtype and value.const_value is not None:
-            value.const_value = _in_float32(value.const_value)
-            value.dtype = ir.DataType.FLOAT
+        if value.dtype == dtype:
+            _widen(graph, value)
     for node in list(graph):
         for output in node.outputs:
             if output.dtype == dtype:
@@ -40,11 +41,12 @@ def save_emulation(path: pathlib.Path, out: pathlib.Path, precision: torch.dtype
     ir.save(model, out, external_data=f"{out.name}.data")
 
 
-def _in_float32(tensor: ir.TensorProtocol) -> ir.LazyTensor:
-    def convert() -> ir.TensorProtocol:
-        return ir.tensor(tensor.numpy().astype("float32"), name=tensor.name)
-
-    return ir.LazyTensor(convert, dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+def _widen(graph: ir.Graph, weight: ir.Value) -> None:
+    """Give all users of a weight its values in float32."""
+    users = list(weight.uses())
+    up = _to_float32(weight)
+    graph.insert_before(graph[0], up)
+    _replace(users, up)
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType) -> None:
@@ -57,8 +59,18 @@ def _round(graph: ir.Graph, node: ir.Node, output: ir.Value, dtype: ir.DataType)
         graph.insert_after(node, down)
         node, output = down, down.outputs[0]
     output.dtype = dtype
-    up = ir.node("Cast", [output], {"to": ir.DataType.FLOAT.value})
-    up.outputs[0].dtype = ir.DataType.FLOAT
+    up = _to_float32(output)
     graph.insert_after(node, up)
+    _replace(users, up)
+
+
+def _to_float32(value: ir.Value) -> ir.Node:
+    up = ir.node("Cast", [value], {"to": ir.DataType.FLOAT.value})
+    up.outputs[0].dtype = ir.DataType.FLOAT
+    return up
+
+
+def _replace(users: Iterable[tuple[ir.Node, int]], node: ir.Node) -> None:
+    """Let users of another value use the output of a node."""
     for user, index in users:
-        user.replace_input_with(index, up.outputs[0])
+        user.replace_input_with(index, node.outputs[0])

@@ -40,7 +40,7 @@ class OnnxRuntime(CpuBackend):
             threads: The number of processor threads.
             cuda_graphs: Not used; every backend takes it.
             map_weights: Whether weights stay in their memory-mapped files, without copies in the layout of the
-                kernels: this is slower and needs half the memory.
+                kernels or in another precision: this is slower and needs half the memory.
 
         Raises:
             BackendError: ONNX Runtime is not installed.
@@ -78,8 +78,11 @@ class OnnxRuntime(CpuBackend):
             options.add_session_config_entry("session.disable_prepacking", "1")
         if precision in _WEIGHTS_TO_FLOAT32:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        # This fusion would join a product and its bias before they can become one int8 operator.
-        disabled = ["MatMulAddFusion"] if precision == "int8" else []
+        disabled = []
+        if precision == "int8":  # this fusion would join a product and its bias before they can become one operator
+            disabled.append("MatMulAddFusion")
+        if self._map_weights:
+            disabled.append("ConstantFolding")
         session = open_session(self._library, graph, spec, options, "CPUExecutionProvider", {}, disabled)
         names, outputs = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]
 
