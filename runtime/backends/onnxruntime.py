@@ -76,6 +76,8 @@ class OnnxRuntime(CpuBackend):
         options.add_session_config_entry(*brief_spinning(self._library.__version__))
         if self._map_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            # The levels above change the layout of weights, and the last one folds constants whatever is disabled.
+            options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if precision in _WEIGHTS_TO_FLOAT32:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         disabled = []
