@@ -45,6 +45,8 @@ def _widen(graph: ir.Graph, weight: ir.Value) -> None:
     """Give all users of a weight its values in float32."""
     users = list(weight.uses())
     up = _to_float32(weight)
+    # ONNX Runtime visits the inputs of a node from the last to the first place in the graph. So the cast that stands in
+    # front of everything is computed after the other factor of a product, and its result lives for that product only.
     graph.insert_before(graph[0], up)
     _replace(users, up)
 
