@@ -216,7 +216,7 @@ def _export_engines(
             save_emulation(file, runnable[name], DTYPES[precision])
             gc.collect()  # a graph has reference cycles, also to the file of its weights
         # One backend for each engine, to release its memory; a comparison may evaluate the module once more.
-        with contextlib.closing(_cpu_backend()) as backend, released_after_calls([module]):
+        with contextlib.closing(_cpu_backend(precision)) as backend, released_after_calls([module]):
             engine = backend.load_graph(runnable[name], specs[name])
             parity[name] = engine_parity(engine, expected, specs[name], manifest.model, precision)
         if openvino:
@@ -238,7 +238,7 @@ def _generation_parity(
     """Return the parity of the engines in `runnable` on ONNX Runtime, and of those in `folder` on `openvino`."""
     usual = ENGINE_TOLERANCES[manifest.precision]
     widening = max(report["tolerance"] / usual for report in manifest.parity.values())
-    parity = _compare_generation(manifest, runnable, trajectory, widening, _cpu_backend())
+    parity = _compare_generation(manifest, runnable, trajectory, widening, _cpu_backend(manifest.precision))
     if openvino:
         graphs = {name: folder / file for name, file in manifest.engines.items()}
         parity["openvino"] = _compare_generation(manifest, graphs, trajectory, widening, openvino)
@@ -299,8 +299,9 @@ def _computed_by(openvino: OpenVino) -> dict[str, str]:
     return {"backend": openvino.description, "products": "bf16" if openvino.has_bf16 else "fp32"}
 
 
-def _cpu_backend() -> OnnxRuntime:
-    return OnnxRuntime("onnxruntime", available_threads(), map_weights=True)
+def _cpu_backend(precision: str) -> OnnxRuntime:
+    """Open ONNX Runtime for graphs in float32, or for emulations, whose weights become float32 one at a time."""
+    return OnnxRuntime("onnxruntime", available_threads(), map_weights=True, fold_constants=precision == "fp32")
 
 
 def _export_module(module: nn.Module, spec: EngineSpec, manifest: Manifest, file: pathlib.Path) -> None:

@@ -32,7 +32,15 @@ class OnnxRuntime(CpuBackend):
 
     precisions = ("fp32", "fp16", "int8", "fp8", "w8", "w4")
 
-    def __init__(self, name: str, threads: int, cuda_graphs: bool = False, *, map_weights: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        cuda_graphs: bool = False,
+        *,
+        map_weights: bool = False,
+        fold_constants: bool = True,
+    ) -> None:
         """Open ONNX Runtime.
 
         Args:
@@ -40,13 +48,14 @@ class OnnxRuntime(CpuBackend):
             threads: The number of processor threads.
             cuda_graphs: Not used; every backend takes it.
             map_weights: Whether weights stay in their memory-mapped files, without copies in the layout of the
-                kernels or in another precision: this is slower and needs half the memory.
+                kernels: this is slower and needs half the memory.
+            fold_constants: Whether what depends on constants alone is computed while a graph is loaded, and kept.
 
         Raises:
             BackendError: ONNX Runtime is not installed.
         """
         self._library = import_onnxruntime(name, "cpu")
-        self._threads, self._map_weights = threads, map_weights
+        self._threads, self._map_weights, self._fold_constants = threads, map_weights, fold_constants
         super().__init__(f"onnxruntime {self._library.__version__}", threads)
 
     def load(self, artifact: Artifact, name: str) -> Engine:
@@ -76,14 +85,12 @@ class OnnxRuntime(CpuBackend):
         options.add_session_config_entry(*brief_spinning(self._library.__version__))
         if self._map_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            # The levels above change the layout of weights, and the last one folds constants whatever is disabled.
-            options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         if precision in _WEIGHTS_TO_FLOAT32:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        disabled = []
-        if precision == "int8":  # this fusion would join a product and its bias before they can become one operator
-            disabled.append("MatMulAddFusion")
-        if self._map_weights:
+        # This fusion would join a product and its bias before they can become one int8 operator.
+        disabled = ["MatMulAddFusion"] if precision == "int8" else []
+        if not self._fold_constants:  # the last level folds them whatever is disabled
+            options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             disabled.append("ConstantFolding")
         session = open_session(self._library, graph, spec, options, "CPUExecutionProvider", {}, disabled)
         names, outputs = [tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs]

@@ -19,7 +19,7 @@ from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.service.access import read_api_keys
 from runtime.service.app import create_app
-from runtime.service.settings import ServiceSettings, limits
+from runtime.service.settings import ServiceSettings, limited, limits
 from runtime.storage.schema import SchemaError, parse_object
 
 _REQUESTS = 10_000  # of one replica, which refuses too many itself
@@ -28,8 +28,7 @@ _REQUESTS = 10_000  # of one replica, which refuses too many itself
 def _limited(setting: str, unit: int = 1) -> Any:
     """Return a field with the default and the limits of a setting of the service, in another unit."""
     least, most = limits(setting)
-    default = getattr(ServiceSettings, setting)
-    return dataclasses.field(default=unit * default, metadata={"least": unit * least, "most": unit * most})
+    return limited(unit * getattr(ServiceSettings, setting), unit * least, unit * most)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from runtime.checks import check_int, check_number
 _MIB = 2**20
 
 
-def _limited(default: float, least: float, most: float) -> Any:
+def limited(default: float, least: float, most: float) -> Any:
     """Return a field with a number from `least` to `most`."""
     return dataclasses.field(default=default, metadata={"least": least, "most": most})
 
@@ -39,16 +39,16 @@ class ServiceSettings:
     """
 
     preset: str | None = None
-    max_batch: int = _limited(8, 1, 256)
-    max_wait: float = _limited(0.02, 0, 60)
-    max_queue: int = _limited(64, 1, 1_000_000)
-    timeout: float = _limited(300.0, 0.1, 86_400)
-    max_images: int = _limited(10, 1, 1024)
-    max_partial_images: int = _limited(16, 0, 1024)
-    max_body: int = _limited(16 * _MIB, 1, 1024 * _MIB)
+    max_batch: int = limited(8, 1, 256)
+    max_wait: float = limited(0.02, 0, 60)
+    max_queue: int = limited(64, 1, 1_000_000)
+    timeout: float = limited(300.0, 0.1, 86_400)
+    max_images: int = limited(10, 1, 1024)
+    max_partial_images: int = limited(16, 0, 1024)
+    max_body: int = limited(16 * _MIB, 1, 1024 * _MIB)
     urls: bool = True
-    url_seconds: float = _limited(600.0, 0, 86_400)
-    url_bytes: int = _limited(256 * _MIB, 0, 2**40)
+    url_seconds: float = limited(600.0, 0, 86_400)
+    url_bytes: int = limited(256 * _MIB, 0, 2**40)
     hosts: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
 
@@ -57,10 +57,10 @@ class ServiceSettings:
         for field in dataclasses.fields(self):
             if field.metadata:
                 check = check_int if field.type == "int" else check_number
-                check(field.name, getattr(self, field.name), *limits(field.name))
+                check(field.name, getattr(self, field.name), field.metadata["least"], field.metadata["most"])
 
 
 def limits(name: str) -> tuple[Any, Any]:
     """Return the least and the largest value of a number of `ServiceSettings`."""
-    metadata = {field.name: field.metadata for field in dataclasses.fields(ServiceSettings)}[name]
+    metadata = ServiceSettings.__dataclass_fields__[name].metadata
     return metadata["least"], metadata["most"]
