@@ -637,8 +637,7 @@ class Generator:
             raise RequestError(
                 "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
             )
-        repeated = known.images.strides[0] == 0  # one image for the whole request
-        pixels = from_uint8(known.images[:1] if repeated else known.images)  # [B or 1, c, H, W]
+        pixels = from_uint8(known.images[:1] if known.shared else known.images)  # [B or 1, c, H, W]
         with self._request_lock.hold():
             latents = np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
         return np.broadcast_to(latents, (len(known.images), *latents.shape[1:]))

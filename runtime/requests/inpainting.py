@@ -80,15 +80,17 @@ def check_mask(mask: ArrayLike, dilate: bool, config: FamilyConfig) -> EditMask:
 
 @dataclasses.dataclass(frozen=True)
 class KnownImages:
-    """The checked images of an edit; one of the two fields is None.
+    """The checked images of an edit; either `images` or `latents` is None.
 
     Attributes:
         images: Pixels, uint8 [B, H, W, c].
         latents: Latents, float32 [B, C, h, w].
+        shared: Whether all are one image, so that it is encoded once.
     """
 
     images: NDArray[np.uint8] | None = None
     latents: NDArray[np.float32] | None = None
+    shared: bool = False
 
 
 def check_known(known: ArrayLike, batch: int, config: FamilyConfig) -> KnownImages:
@@ -106,9 +108,10 @@ def check_known(known: ArrayLike, batch: int, config: FamilyConfig) -> KnownImag
             f"point of shape {list(config.latent_shape)}, alone or {batch} of them; found {array.dtype} "
             f"{list(array.shape)}"
         )
+    shared = array.shape == shape
     if pixels:
-        return KnownImages(images=np.broadcast_to(array, (batch, *shape)))
-    return KnownImages(latents=np.broadcast_to(finite_float32("known", array), (batch, *shape)))
+        return KnownImages(images=np.broadcast_to(array, (batch, *shape)), shared=shared)
+    return KnownImages(latents=np.broadcast_to(finite_float32("known", array), (batch, *shape)), shared=shared)
 
 
 def order_known_first(order: NDArray[np.int64], mask: EditMask) -> NDArray[np.int64]:

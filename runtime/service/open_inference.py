@@ -129,7 +129,7 @@ class OpenInference:
             raise HttpError(400, str(error)) from None
         tensors = _read_inputs(asked, buffers)
         binary = _answers_binary(asked)
-        rows = drawings(model, tensors, settings.max_images, self._service.deadline())
+        rows = drawings(model, tensors, settings.images_per_request, self._service.deadline())
         drawn = await self._service.drawn(request, model.scheduler.submit_all(rows))
         images = np.stack([each.images[0].pixels for each in drawn])
         output: dict[str, Any] = {"name": IMAGE, "datatype": "UINT8", "shape": list(images.shape)}

@@ -138,7 +138,7 @@ class ImagesApi:
         """Check a request without its edit."""
         settings, model = self._service.settings, self._service.model(fields.model)
         count, shown = fields.n or 1, fields.partial_images or 0
-        _check_most("n", count, settings.max_images)
+        _check_most("n", count, settings.images_per_request)
         _check_most("partial_images", shown, settings.max_partial_images)
         _check_form(fields, model, settings.urls)
         with _about("prompt"):
@@ -256,7 +256,7 @@ class ImagesApi:
             "can_edit": model.can_edit,
             "output_formats": list(FORMATS),
             "limits": {
-                "n": min(settings.max_images, settings.max_queue),
+                "n": settings.images_per_request,
                 "partial_images": settings.max_partial_images,
                 "body_bytes": settings.max_body,
                 "seconds": settings.timeout,

@@ -59,6 +59,11 @@ class ServiceSettings:
                 check = check_int if field.type == "int" else check_number
                 check(field.name, getattr(self, field.name), field.metadata["least"], field.metadata["most"])
 
+    @property
+    def images_per_request(self) -> int:
+        """The most images of a request, none of which may find the queue too short."""
+        return min(self.max_images, self.max_queue)
+
 
 def limits(name: str) -> tuple[Any, Any]:
     """Return the least and the largest value of a number of `ServiceSettings`."""
