@@ -116,8 +116,8 @@ FIGURES := docs/benchmarks/data
 
 benchmarks: $(VENV)/installed
 	$(MAR) export $(EXAMPLE) --out $(DEMO)/artifact --cfg-scale 2.0 --diffusion-steps ddim100 --force
-	$(MAR) study $(DEMO)/artifact --checkpoint $(EXAMPLE) --data $(DATA) \
-		--out $(FIGURES)/study --report $(FIGURES)/study.json --chart $(FIGURES)/study.png --force
+	$(MAR) study $(DEMO)/artifact --data $(DATA) \
+		--out out/study --report $(FIGURES)/study.json --chart $(FIGURES)/study.png --force
 	$(MAR) bench $(DEMO)/artifact --checkpoint $(EXAMPLE) --runner runtime --runner naive-onnx --runner eager \
 		--runner eager-optimized --preset own --preset balanced --preset fast --preset turbo \
 		--report $(FIGURES)/example.json --chart $(FIGURES)/example.png --force

@@ -18,8 +18,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
-from mar_export.benchmark.study import Setting, Study, run_study, summarize_study, time_settings
+from mar_export.benchmark.study import Results, open_judges, run_study, summarize_study, time_settings
+from mar_export.benchmark.study_settings import Setting, Study
+from mar_export.benchmark.study_table import metric_cell
 from runtime.backends import available_threads
 from runtime.checks import pluralize
 from runtime.cost.operations import plan_costs
@@ -27,11 +28,12 @@ from runtime.provenance import commit, processor_name
 from runtime.sampling.constraints import default_sampling, plan_for
 from runtime.sampling.presets import resolve_sampling
 from runtime.storage.files import write_json
-from runtime.workers.worker_group import Workers
+from training.evaluation.feature_networks import CLASSIFIER
 from training.models.model_sizes import model_config
 
 EXAMPLE = pathlib.Path("examples/fashion-mnist")
 FOLDER = pathlib.Path("out/recap")
+ARTIFACT = FOLDER / "example"
 REPEATS = 15
 CHAIN = {"preset": "exact", "sampler": "ddim", "diffusion_steps": 14}
 """Guidance in all iterations, and chains as short as those of `fast`: long ones would take hours."""
@@ -46,19 +48,22 @@ ITERATIONS = (64, 14)
 def reuse_settings() -> list[Setting]:
     """Return full passes only, also three quarters and half as many, and groups with the buffer anew and reused."""
     counts = [*ITERATIONS, *(count * 3 // 4 for count in ITERATIONS), *(count // 2 for count in ITERATIONS)]
-    settings = [Setting(f"full {count}", {**CHAIN, "iterations": count}) for count in counts]
+    settings = [Setting(f"full {count}", ARTIFACT, {**CHAIN, "iterations": count}) for count in counts]
     for count in ITERATIONS:
         for name, local in GROUPS.items():
             for reused in (False, True):
                 recap = {"recap_local_iterations": local, "recap_cache_buffer": reused}
                 label = f"{name}, buffer {'reused' if reused else 'anew'} {count}"
-                settings.append(Setting(label, {**CHAIN, "iterations": count, **recap}))
+                settings.append(Setting(label, ARTIFACT, {**CHAIN, "iterations": count, **recap}))
     return settings
 
 
 def instant_settings() -> list[Setting]:
     """Return `fast`, `instant`, and it with other iterations, local passes and shares of the tokens before guidance."""
-    settings = [Setting("fast 14", {"preset": "fast"}), Setting("instant 6", {"preset": "instant"})]
+    settings = [
+        Setting("fast 14", ARTIFACT, {"preset": "fast"}),
+        Setting("instant 6", ARTIFACT, {"preset": "instant"}),
+    ]
     full = ((8, 0, 0.2), (7, 0, 0.4), (6, 0, 0.2), (5, 0, 0.1), (5, 0, 0.25))
     tens, sixes = ((10, 1, 0.15), (10, 2, 0.15)), ((6, 1, 0.2),)
     eights = ((8, 1, 0.15), (8, 2, 0.15), (8, 1, 0.2), (8, 1, 0.3), (8, 2, 0.3))
@@ -67,7 +72,7 @@ def instant_settings() -> list[Setting]:
         if local:
             sampling |= {"recap_plain_iterations": 2, "recap_local_iterations": local}
         passes = pluralize(local, "local pass") if local else "full passes"
-        settings.append(Setting(f"{passes}, guidance from {start:.0%} {count}", sampling))
+        settings.append(Setting(f"{passes}, guidance from {start:.0%} {count}", ARTIFACT, sampling))
     return settings
 
 
@@ -83,16 +88,16 @@ def operations_of(setting: Setting) -> float:
 
 def main(settings: list[Setting], json_file: pathlib.Path, chart: pathlib.Path, data: pathlib.Path, count: int) -> None:
     """Evaluate and time settings; write the figures and the chart."""
-    artifact = FOLDER / "example"
-    if not artifact.exists():
-        artifact.parent.mkdir(parents=True, exist_ok=True)
-        line = ["--out", str(artifact), "--cfg-scale=2.0", "--diffusion-steps=ddim100", "--recap"]
+    if not ARTIFACT.exists():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        line = ["--out", str(ARTIFACT), "--cfg-scale=2.0", "--diffusion-steps=ddim100", "--recap"]
         subprocess.run([sys.executable, "-m", "runtime.cli", "export", str(EXAMPLE), *line], check=True)
-    study = Study(artifact, EXAMPLE, None, data, count)
-    run_study(study, settings, FOLDER / "results", Workers.of_this_machine(1, 1), print)
+    study = Study(data, count)
+    results = Results(study, open_judges(study, settings), FOLDER / "results")
+    run_study(study, settings, results, 1, available_threads(), print)
     times = time_settings(study, settings, available_threads(), REPEATS)
     measured = {"processor": processor_name(), "threads": available_threads(), "repeats": REPEATS, "commit": commit()}
-    report = summarize_study(study, settings, FOLDER / "results", times) | measured
+    report = summarize_study(study, settings, results, times) | measured
     for row, setting in zip(report["settings"], settings, strict=True):
         row["operations"] = operations_of(setting)
     write_json(json_file, report)
@@ -113,7 +118,9 @@ def recap_quality_table(report: Mapping[str, Any]) -> str:
         (name, _, number), times = row["name"].rpartition(" "), row["milliseconds"]
         taken = f"{times['median']:.0f} ({times['p10']:.0f} to {times['p90']:.0f})"
         operations = f"{row['operations'] / 1e12:.2f}"
-        lines.append(f"| {name} | {number} | {operations} | {taken} | {accuracy_cell(row)} | {frechet_cell(row)} |")
+        seeds = row["features"][CLASSIFIER]
+        accuracy, distance = metric_cell(seeds, "top1_accuracy", "{:.1%}"), metric_cell(seeds, "frechet", "{:.3f}")
+        lines.append(f"| {name} | {number} | {operations} | {taken} | {accuracy} | {distance} |")
     return "\n".join(lines)
 
 
@@ -128,8 +135,14 @@ def save_chart(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     kinds = dict.fromkeys(row["name"].rpartition(" ")[0] for row in rows)
     for kind, marker in zip(kinds, itertools.cycle("osD^vPX")):
         points = sorted(
-            (row["milliseconds"]["median"], row["frechet"], row["standard_error"]["frechet"], row["name"].split()[-1])
+            (
+                row["milliseconds"]["median"],
+                metrics["frechet"],
+                metrics["standard_error"]["frechet"],
+                row["name"].split()[-1],
+            )
             for row in rows
+            for metrics in row["features"][CLASSIFIER]
             if row["name"].rpartition(" ")[0] == kind
         )
         times, distances, errors, _ = zip(*points, strict=True)

@@ -10,6 +10,7 @@ what the file holds. `make benchmarks` measures first.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import statistics
@@ -34,6 +35,7 @@ from benchmarks.scaling_tables import TABLES as SCALING_TABLES
 from benchmarks.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.short_chains import short_chains_table
 from benchmarks.uncertain_figures import accuracy_cell, frechet_cell
+from mar_export.benchmark.study_table import study_rows
 from runtime.checks import pluralize
 from runtime.errors import MarError, RequestError
 from runtime.model.engine_spec import CONDITION, DECODER, ENCODER, ENGINES
@@ -120,22 +122,13 @@ def bench_tables(value: Mapping[str, Any]) -> str:
 
 
 def study_table(value: Mapping[str, Any]) -> str:
-    """The summary of `mar study` as Markdown."""
-    exact = next((setting["frechet"] for setting in value["settings"] if setting["name"] == "exact"), None)
-    lines = [
-        f"{value['images']:,} images each.",
-        "",
-        "| | top-1 accuracy | Fréchet distance | against exact | head evaluations | ms an image | settings |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for setting in value["settings"]:
-        sampler_alone = " " in setting["name"]  # it has no guidance, so it is not comparable with exact
-        against = f"{setting['frechet'] / exact - 1:+.1%}" if exact is not None and not sampler_alone else ""
-        sampling, row = _settings(setting["sampling"]), {"images": value["images"], **setting}
-        lines.append(
-            f"| {setting['name']} | {accuracy_cell(row)} | {frechet_cell(row)} | {against} | "
-            f"{setting['head_evaluations']} | {setting['milliseconds']['median']:.0f} | {sampling} |"
-        )
+    """The report of `mar study` as Markdown."""
+    header, *rows = study_rows(value)
+    settings = [_settings(row["sampling"]) for row in value["settings"]]
+    seeds = "" if value["seeds"] == 1 else f" with each of {value['seeds']} seeds: the mean, the least and the largest"
+    lines = [f"{value['images']:,} images each{seeds}.", "", f"|{' | '.join(header)} | settings |"]
+    lines.append("|---" * (len(header) + 1) + "|")
+    lines += [f"| {' | '.join(row)} | {text} |" for row, text in itertools.zip_longest(rows, settings, fillvalue="")]
     return "\n".join(lines)
 
 

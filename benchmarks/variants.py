@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from mar_export.artifact.export import export_artifact
-from mar_export.benchmark.study import generated_batches
 from runtime.artifact.artifact_folder import Artifact, is_artifact
 from runtime.cli.options import PATH
 from runtime.errors import MarError
@@ -31,7 +30,7 @@ from runtime.storage.files import check_writable, replacing, sha256, write_json
 from training.checkpoints.checkpoint import load_checkpoint
 from training.checkpoints.run_folder import CONFIG_FILE, WEIGHTS_FILE
 from training.config import RunConfig
-from training.data.datasets import ImageDataset, open_dataset
+from training.data.datasets import ImageDataset, chunks, open_dataset
 from training.evaluation.feature_networks import (
     DatasetClassifier,
     FeatureStatistics,
@@ -63,6 +62,7 @@ _TRAINING = {
     "precision": "fp32",
 }
 _CODES = 512
+_BATCH = 100
 _MAR_ITERATIONS = 16
 _CHAIN = {"sampler": "ddim", "diffusion_steps": 25}  # for diffusion heads
 
@@ -198,7 +198,7 @@ def _evaluate(
         iterations = iterations or config.tokens
         settings: dict[str, Any] = {"iterations": iterations, **(_CHAIN if variant.head == "diffusion" else {})}
         labels = np.arange(count, dtype=np.int64) % config.class_num
-        batches = list(generated_batches(generator, labels, settings))
+        batches = list(_generated_batches(generator, labels, settings))
         figures = _figures(extract_features(network, batches), real)
     about = {
         "name": f"{variant.name}-{iterations}",
@@ -208,6 +208,16 @@ def _evaluate(
         "loss": summarize(run).loss,
     }
     return about | figures, batches[0][0][: config.class_num]
+
+
+def _generated_batches(
+    generator: Generator, labels: NDArray[np.int64], settings: Mapping[str, Any]
+) -> Iterator[LabelledBatch]:
+    """Generate an image for each of `labels` [n] and yield them in batches."""
+    batches = chunks(labels, _BATCH)
+    for result in generator.generate_batches(labels.tolist(), _BATCH, **settings):
+        assert result.images is not None
+        yield result.images, next(batches)
 
 
 def _figures(statistics: FeatureStatistics, real: FeatureStatistics) -> dict[str, float | None]:

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
-from mar_export.benchmark.study import (
-    Study,
-    check_results,
-    preset_settings,
-    run_study,
-    sampler_settings,
-    study_doubts,
-    summarize_study,
-    time_settings,
-)
+from mar_export.benchmark.study import Results, open_judges, run_study, summarize_study, time_settings
 from mar_export.benchmark.study_chart import save_study_chart
-from runtime.artifact.artifact_folder import Artifact
+from mar_export.benchmark.study_settings import Study, preset_settings, sampler_settings
+from mar_export.benchmark.study_table import study_rows
 from runtime.backends import available_threads
 from runtime.cli.background_option import background_option
-from runtime.cli.options import PATH, threads_option
+from runtime.cli.options import PATH, backend_options, threads_option
 from runtime.cli.result_files import (
     OUTPUT,
     check_result_file,
@@ -31,60 +25,93 @@ from runtime.cli.result_files import (
 )
 from runtime.errors import RequestError
 from runtime.image_files import Color
-from runtime.model.families import check_supported
 from runtime.storage.files import holding_folder
-from runtime.workers.worker_group import Workers
-from training.cli.options import echo_warnings
-from training.cli.run_settings import background_of_run
-from training.evaluation.uncertainty import with_standard_error
+from runtime.text_table import aligned
+from training.evaluation.feature_networks import CLASSIFIER, NETWORKS
+from training.reporting.progress import print_lines, print_warnings
 
 _REPEATS = 5
 
 
 @click.command()
-@click.argument("artifact", type=PATH)
-@click.option("--checkpoint", type=PATH, required=True, help="The weights that the artifact was exported from.")
-@click.option("--data", type=PATH, required=True, help="The dataset that the model was trained on.")
+@click.argument("artifacts", type=PATH, nargs=-1, required=True, metavar="ARTIFACT...")
+@click.option("--data", type=PATH, required=True, help="The dataset that the models were trained on.")
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    metavar="NAME",
+    help="Evaluate this preset only, of each artifact that has it. The option can be repeated. Default: every preset, "
+    "and for one artifact every sampler.",
+)
+@click.option("--presets-only", is_flag=True, help="Evaluate every preset, but not the samplers.")
+@click.option(
+    "--count", type=int, default=5000, show_default=True, help="Images that each setting draws with each seed."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="The number of seeds. Several show how much the figures depend on the noise.",
+)
+@click.option(
+    "--features",
+    "networks",
+    type=click.Choice(NETWORKS),
+    multiple=True,
+    default=(CLASSIFIER,),
+    show_default=True,
+    help="The network whose features are compared. The option can be repeated; the chart is of the first.",
+)
 @click.option(
     "--classifier",
     type=PATH,
     help="The file of the classifier, which is trained first if it does not exist. Default: one in out/classifiers for "
     "each dataset.",
 )
-@click.option("--count", type=int, default=5000, show_default=True, help="Images that each setting generates.")
 @click.option(
-    "--out", type=PATH, default="out/study", show_default=True, help="The folder of results; existing ones are kept."
+    "--out",
+    type=PATH,
+    default="out/study",
+    show_default=True,
+    help="The folder of results and images; existing ones are kept.",
 )
-@click.option("--presets-only", is_flag=True, help="Evaluate the presets only, not the samplers.")
 @background_option
 @click.option(
     "--processes",
     type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
-    help="The number of settings that are evaluated at the same time. More than one need the extra ray.",
+    help="The number of processes that draw images, which share --threads. More than one need the extra ray.",
 )
+@backend_options
 @threads_option
 @click.option("--report", "report_file", type=OUTPUT, help="Write the report to this file as JSON.")
 @click.option("--chart", type=OUTPUT, help="Write a chart of the report to this file as PNG.")
 @force_option("Replace results of other settings in --out, and files that something else made.")
 def study(
-    artifact: pathlib.Path,
-    checkpoint: pathlib.Path,
+    artifacts: Sequence[pathlib.Path],
     data: pathlib.Path,
-    classifier: pathlib.Path | None,
-    count: int,
-    out: pathlib.Path,
+    presets: Sequence[str],
     presets_only: bool,
+    count: int,
+    seeds: int,
+    networks: Sequence[str],
+    classifier: pathlib.Path | None,
+    out: pathlib.Path,
     background: Color,
     processes: int,
+    backend: str,
+    device: str | None,
+    cuda_graphs: bool,
     threads: int | None,
     report_file: pathlib.Path | None,
     chart: pathlib.Path | None,
 ) -> None:
-    """Measure the time and the quality of every preset and every sampler with ARTIFACT.
+    """Measure the time and the quality of every preset and every sampler of an artifact, or of presets of several.
 
-    This takes hours. When the command is stopped and given again, it keeps the results in --out.
+    This takes hours. When the command is stopped and given again, it keeps the results and the images in --out.
     """
     if count < 2:
         raise RequestError(f"--count must be at least 2, found {count}")
@@ -92,23 +119,28 @@ def study(
         if path is not None:
             check_result_file(path)
     threads = threads or available_threads()
-    manifest = Artifact(artifact).manifest
-    config = check_supported(manifest.model, "mar study")
-    settings = preset_settings(manifest.presets) + ([] if presets_only else sampler_settings(config))
-    inputs = Study(artifact, checkpoint, classifier, data, count, background_of_run(checkpoint, background))
+    backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
+    inputs = Study(
+        data, count, seeds, tuple(dict.fromkeys(networks)), classifier, background, tuple(backend_arguments.items())
+    )
+    settings = preset_settings(artifacts, presets)
+    if len(artifacts) == 1 and not (presets or presets_only):
+        settings += sampler_settings(artifacts[0])
     with holding_folder(out):
+        judges = open_judges(inputs, settings)
+        print_lines(dict.fromkeys([*judges.real.train.notes, *judges.real.compared.notes]))
+        results = Results(inputs, judges, out)
         if not is_forced():
-            check_results(inputs, settings, out)
-        run_study(inputs, settings, out, Workers.of_this_machine(processes, threads), click.echo)
-    echo_warnings(study_doubts(inputs))
-    report = summarize_study(inputs, settings, out, time_settings(inputs, settings, threads, _REPEATS))
-    click.echo(f"\n{'':20}{'head evaluations':>18}{'ms':>9}{'top-1':>16}{'Fréchet distance':>18}")
-    for setting in report["settings"]:
-        click.echo(
-            f"{setting['name']:20}{setting['head_evaluations']:18}{setting['milliseconds']['median']:9.0f}"
-            f"{with_standard_error(setting, 'top1_accuracy', '{:.1%}'):>16}"
-            f"{with_standard_error(setting, 'frechet', '{:.3f}'):>18}"
-        )
+            results.check(settings)
+        run_study(inputs, settings, results, processes, threads, click.echo)
+        report = summarize_study(inputs, settings, results, time_settings(inputs, settings, threads, _REPEATS))
+    print_warnings(report["doubts"])
+    rows = study_rows(report)
+    click.echo("\n" + "\n".join(aligned(rows, right=range(1, len(rows[0])))))
+    _write(report, report_file, chart)
+
+
+def _write(report: Mapping[str, Any], report_file: pathlib.Path | None, chart: pathlib.Path | None) -> None:
     if report_file is not None:
         write_result_json(report_file, report)
     if chart is not None:

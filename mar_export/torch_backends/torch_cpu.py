@@ -1,12 +1,11 @@
 """The exported modules in PyTorch on a CPU, called by the runtime's own sampling loop.
 
 They are a baseline of the benchmark that has all optimizations except the export, in eager mode, under `torch.compile`
-or compiled ahead of time by AOTInductor, and they generate many images of a checkpoint quickly in bfloat16.
+or compiled ahead of time by AOTInductor.
 """
 
 from __future__ import annotations
 
-import copy
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -14,10 +13,8 @@ from typing import Any
 
 import torch
 import torch._inductor.config
-from torch import Tensor, nn
 from torch.export import Dim
 
-from mar_export.graphs.diffusion_head import Denoise
 from mar_export.graphs.engine_modules import loop_modules
 from mar_export.onnx_export.example_inputs import EXPORT_SIZES, example_inputs
 from runtime.artifact.manifest import Manifest
@@ -28,24 +25,20 @@ from runtime.model.families import loop_specs
 from training.models.mar import MAR
 
 
-def eager_generator(manifest: Manifest, model: MAR, *, bfloat16: bool = False, compiled: bool = False) -> Generator:
+def eager_generator(manifest: Manifest, model: MAR, *, compiled: bool = False) -> Generator:
     """Return a generator that runs a model in PyTorch in place of exported engines.
 
     Args:
         manifest: The manifest with the model's sampling settings and the names of its engines, which are not used.
         model: The model, on the CPU in evaluation mode.
-        bfloat16: Whether matrix products are computed in bfloat16, all but the last of the head.
         compiled: Whether each engine runs under `torch.compile`.
     """
-    engines, specs = {}, loop_specs(model.config, manifest.engines)
-    for name, module in loop_modules(model, specs).items():
-        if bfloat16 and isinstance(module, Denoise):
-            final_layer: Any = copy.deepcopy(module.final_layer)
-            final_layer.linear = _Float32(final_layer.linear)
-            module.final_layer = final_layer
-        engines[name] = torch_engine(torch.compile(module, dynamic=True) if compiled else module, specs[name], bfloat16)
-    dtype = "bfloat16" if bfloat16 else "float32"
-    description = f"torch {torch.__version__}, {dtype}{', compiled' if compiled else ''}"
+    specs = loop_specs(model.config, manifest.engines)
+    engines = {
+        name: torch_engine(torch.compile(module, dynamic=True) if compiled else module, specs[name])
+        for name, module in loop_modules(model, specs).items()
+    }
+    description = f"torch {torch.__version__}, float32{', compiled' if compiled else ''}"
     return Generator(manifest, Engines(**engines), description)
 
 
@@ -91,24 +84,12 @@ def package_generator(manifest: Manifest, folder: pathlib.Path) -> Generator:
     return Generator(manifest, Engines(**engines), f"torch {torch.__version__}, float32, AOTInductor")
 
 
-def torch_engine(module: Callable[..., Any], spec: EngineSpec, bfloat16: bool = False) -> Engine:
+def torch_engine(module: Callable[..., Any], spec: EngineSpec) -> Engine:
     """Return an engine that calls a module with the inputs of its spec: named arrays to a tuple of arrays."""
 
     def call(**inputs: Array) -> tuple[Array, ...]:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.inference_mode():
             outputs = module(**{tensor.name: torch.from_numpy(inputs[tensor.name]) for tensor in spec.inputs})
-        return tuple(output.float().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
+        return tuple(output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
     return call
-
-
-class _Float32(nn.Module):
-    """A layer that stays in float32, because the first timesteps amplify an error of eps many times."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return self.layer(x.float())

@@ -154,7 +154,7 @@ _MEASURED = ("mar plan", "mar bench", *_CHANGED)
 """These, and what predicts or measures the time of its engines."""
 
 
-_BY_CLASS = ("mar generate-dataset", "mar export-triton", "mar evaluate")
+_BY_CLASS = ("mar generate-dataset", "mar export-triton", "mar evaluate", "mar study")
 """What asks for the classes of images."""
 
 _BY_SUBJECT = ("mar generate", "mar edit", "mar serve")
@@ -248,7 +248,6 @@ _NOVA = Family(
         "mar train --profile": "is for models of images in classes",
         **dict.fromkeys(_BY_CLASS, "draws classes, and a NOVA draws from text; mar generate and mar serve do"),
         "mar import": "does not support NOVA; mar export reads its folder",
-        "mar study": "is for models of pixels with classes; a NOVA draws from text",
         "mar export --image-size": "does not support NOVA, whose tables of positions are not trained for other sizes",
     },
     optional=nova_text_specs,
@@ -294,7 +293,6 @@ _UVA = Family(
         "mar train --profile": "is for models of images in classes, and a UVA drives a robot",
         **dict.fromkeys((*_BY_SUBJECT, *_BY_CLASS), f"draws classes, and {_DRIVES}"),
         "mar import": "does not support UVA; mar export reads its file",
-        "mar study": "is for models of pixels with classes; a UVA drives a robot",
         "mar export --image-size": "does not support UVA, whose frames have 256x256 pixels",
         "mar export --encoder": "is for models of images; a UVA is exported with the encoder that its file has",
     },
@@ -325,7 +323,6 @@ _HIMAR = dataclasses.replace(
         "mar edit": "regenerates a part of an image, and a Hi-MAR draws a low-resolution grid of the whole image first",
         "mar export --image-size": "does not support Hi-MAR, whose two grids were trained together",
         _NAIVE: "does not support Hi-MAR; choose others with --runner",
-        "mar study": "does not support Hi-MAR; mar generate does",
         **_NO_POLICY,
         **_NO_RECAP,
     },

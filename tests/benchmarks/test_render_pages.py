@@ -72,12 +72,12 @@ def bench_value() -> dict[str, Any]:
 
 
 def setting(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
-    settings = json.loads(json.dumps(Sampling(**sampling).__dict__))
+    errors = {"top1_accuracy": 0.005, "frechet": 0.126}
     return {
         "name": name,
-        "sampling": settings,
-        "top1_accuracy": 0.875,
-        "frechet": frechet,
+        "sampler": name.split(maxsplit=1)[0] if " " in name else None,
+        "sampling": json.loads(json.dumps(Sampling(**sampling).__dict__)),
+        "features": {"classifier": [{"top1_accuracy": 0.875, "frechet": frechet, "standard_error": errors}]},
         "head_evaluations": 160,
         "milliseconds": {"median": 123.4, "p10": 100.0, "p90": 200.0},
     }
@@ -86,6 +86,8 @@ def setting(name: str, frechet: float, **sampling: Any) -> dict[str, Any]:
 def study_value() -> dict[str, Any]:
     return {
         "images": 5000,
+        "seeds": 1,
+        "real": {"classifier": {}},
         "settings": [
             setting("exact", 2.0, cfg_scale=2.0),
             setting("fast", 2.5, cfg_scale=2.0, sampler="ddim", cfg_interval=(0.1, 1.0)),
@@ -246,9 +248,9 @@ def test_study_table_compares_guided_settings_with_exact() -> None:
     assert lines[0] == "5,000 images each."
     assert lines[-3:] == [
         "| exact | 87.5% ± 0.5% | 2.000 ± 0.126 | +0.0% | 160 | 123 | cfg scale 2.0 |",
-        "| fast | 87.5% ± 0.5% | 2.500 ± 0.141 | +25.0% | 160 | 123 | "
+        "| fast | 87.5% ± 0.5% | 2.500 ± 0.126 | +25.0% | 160 | 123 | "
         "cfg scale 2.0, cfg interval (0.1, 1.0), sampler ddim |",
-        "| ddim 14 | 87.5% ± 0.5% | 3.000 ± 0.154 |  | 160 | 123 | sampler ddim, diffusion steps 14 |",
+        "| ddim 14 | 87.5% ± 0.5% | 3.000 ± 0.126 |  | 160 | 123 | sampler ddim, diffusion steps 14 |",
     ]
 
 
@@ -256,6 +258,16 @@ def test_a_study_without_exact_compares_nothing() -> None:
     value = study_value()
     value["settings"] = value["settings"][1:]
     assert "+" not in study_table(value)
+
+
+def test_a_study_of_two_seeds_says_so_and_ends_with_real_images() -> None:
+    value = study_value()
+    for row in value["settings"]:
+        row["features"]["classifier"] *= 2
+    value |= {"seeds": 2, "real": {"classifier": {"real_training": {"top1_accuracy": 0.9, "frechet": 0.1}}}}
+    lines = study_table(value).splitlines()
+    assert lines[0] == "5,000 images each with each of 2 seeds: the mean, the least and the largest."
+    assert lines[-1] == "| real training images | 90.0% | 0.100 |  |  |  |  |"
 
 
 def test_evaluation_table_has_a_row_for_every_set_of_images() -> None:

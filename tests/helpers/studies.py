@@ -1,53 +1,43 @@
-"""A tiny study, and evaluation without images, for the tests of `mar study`."""
+"""A tiny study for the tests of `mar study`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mar_export.benchmark import study
-from mar_export.benchmark.study import (
-    Setting,
-    Study,
-)
+from mar_export.benchmark.study import Judges, open_judges
+from mar_export.benchmark.study_settings import Setting, Study
 from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import MANIFEST
-from runtime.errors import MarError
 from tests.helpers.tiny_runs import write_idx
-from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_weights, write_run_config
-from training.checkpoints.run_folder import WEIGHTS_FILE
-
-QUICK = Setting("quick", {"iterations": 2, "diffusion_steps": 3})
-OTHER = Setting("dpm++2m 4", {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0})
+from training.evaluation.comparison import Comparison
+from training.evaluation.comparison_table import GENERATED, TRAINING
 
 
-@pytest.fixture
-def study_is_not_kept() -> Iterator[None]:
-    """The study of this test is not kept afterwards."""
-    yield
-    study._load_study.cache_clear()
+@dataclasses.dataclass(frozen=True)
+class TinyStudy:
+    """A study of 8x8 images in two classes, dark, and light below, and two settings of one artifact."""
+
+    inputs: Study
+    quick: Setting
+    other: Setting
+    judges: Judges
+
+    @property
+    def settings(self) -> list[Setting]:
+        return [self.quick, self.other]
 
 
 @pytest.fixture(scope="session")
-def tiny_study(
-    pixel_checkpoint: Checkpoint, pixel_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> Study:
-    """A run folder, the artifact of its weights, and 8x8 images in two classes: dark, and light below."""
+def tiny_study(pixel_artifact: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     folder = tmp_path_factory.mktemp("study")
-    run, data = folder / "run", folder / "data"
-    run.mkdir()
+    data = folder / "data"
     data.mkdir()
-    write_run_config(
-        run, {"model": pixel_checkpoint.model.config.to_dict(), "tokenizer": "pixel", "class_names": ["cat", "dog"]}
-    )
-    save_weights(run / WEIGHTS_FILE, pixel_checkpoint.model.state_dict())
     random = np.random.default_rng(0)
     for split, count in (("train", 256), ("t10k", 40)):
         labels = (np.arange(count) % 2).astype(np.uint8)
@@ -55,52 +45,53 @@ def tiny_study(
         pixels[labels == 1, 4:] += 150
         write_idx(data / f"{split}-images-idx3-ubyte", pixels)
         write_idx(data / f"{split}-labels-idx1-ubyte", labels)
-    artifact = pathlib.Path(shutil.copytree(pixel_artifact, folder / "artifact"))
-    manifest = json.loads((artifact / MANIFEST).read_text())
-    manifest["provenance"]["checkpoint_sha256"] = load_checkpoint(run).sha256
-    (artifact / MANIFEST).write_text(json.dumps(manifest))
-    return Study(artifact, run, folder / "classifier.safetensors", data, count=10)
+    inputs = Study(data, count=10, classifier=folder / "classifier.safetensors", backend=(("backend", "onnxruntime"),))
+    quick = Setting("quick", pixel_artifact, {"iterations": 2, "diffusion_steps": 3})
+    sampling = {"iterations": 2, "sampler": "dpm++2m", "diffusion_steps": 4, "cfg_scale": 1.0}
+    other = Setting("dpm++2m 4", pixel_artifact, sampling, "dpm++2m")
+    return TinyStudy(inputs, quick, other, open_judges(inputs, [quick]))
 
 
-class EvaluatedSettings(list[tuple[str, int]]):
-    """The settings that were evaluated, each with the number of images."""
+class Drawn(list[tuple[str, int, int]]):
+    """The images that were drawn: the preset or the number of steps, the seed and the number of each job."""
 
 
 @pytest.fixture
-def evaluated(monkeypatch: pytest.MonkeyPatch) -> EvaluatedSettings:
-    """Judges every setting at once, in this process."""
-    seen = EvaluatedSettings()
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Nothing is drawn, and every network has the same opinion of it: distances of 1, 2, 3 and so on."""
+    seen = Drawn()
 
-    def judge(inputs: Study, setting: Setting) -> dict[str, Any]:
-        seen.append((setting.name, inputs.count))
-        manifest = Artifact(inputs.artifact).manifest
-        sampling = manifest.resolve_sampling(setting.sampling)
-        found = figures(
-            setting.name, json.loads(json.dumps(dataclasses.asdict(sampling))), inputs.count, float(len(seen))
-        )
-        return {**found, "checkpoint_sha256": manifest.provenance["checkpoint_sha256"]}
+    def draw(job: Any, count: int, *others: Any) -> None:
+        settings = dict(job.settings)
+        seen.append((str(settings.get("preset") or settings["diffusion_steps"]), job.seed, count))
 
-    monkeypatch.setattr(study, "evaluate_setting", judge)
-    monkeypatch.setattr(study, "_load_study", lambda inputs: None)
-    monkeypatch.setattr("mar_export.cli.study.study_doubts", lambda inputs: [])
+    def compare(*inputs: Any) -> Comparison:
+        return Comparison(metrics(float(len(seen))), ["10 images are few"])
+
+    monkeypatch.setattr(study, "generate_images", draw)
+    monkeypatch.setattr(study, "compare_job", compare)
     return seen
 
 
-def figures(name: str, sampling: dict[str, Any], images: int, frechet: float) -> dict[str, Any]:
+def metrics(distance: float) -> dict[str, Any]:
+    """What a network says of images at a distance from real ones."""
+    real = {"top1_accuracy": 0.9, "frechet": 0.1, "standard_error": {"top1_accuracy": None, "frechet": None}}
+    return {GENERATED: {**real, "top1_accuracy": 0.5, "frechet": distance}, TRAINING: real}
+
+
+def report_row(setting: Setting, distances: list[float], milliseconds: float) -> Mapping[str, Any]:
+    """A row of a report, with the same distances by two networks, of which one knows the classes."""
+    of_seeds = [metrics(distance)[GENERATED] for distance in distances]
+    without_classes = [{**of_seed, "top1_accuracy": None} for of_seed in of_seeds]
+    manifest = Artifact(setting.artifact).manifest
     return {
-        "name": name,
-        "sampling": sampling,
-        "images": images,
-        "top1_accuracy": 0.5,
-        "frechet": frechet,
+        "name": setting.name,
+        "sampler": setting.sampler,
+        "sampling": dataclasses.asdict(manifest.resolve_sampling(setting.sampling)),
         "head_evaluations": 160,
-        "engines": "fakes",
-        "seconds": 1.0,
+        "features": {"inception": without_classes, "classifier": of_seeds},
+        "milliseconds": {"median": milliseconds},
     }
-
-
-def fail(inputs: Study, setting: Setting) -> dict[str, Any]:
-    raise MarError("out of luck")
 
 
 def ignore(text: str) -> None:

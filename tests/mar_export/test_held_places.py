@@ -22,10 +22,7 @@ LINES = {
     "optimize-steps {folder}/artifact --budget-ms 100 --out {folder}/new": ("holding", "new"),
     "bench {folder}/artifact --work {folder}/new": ("holding_folder", "new"),
     "sign {folder}/artifact --key {folder}/key.pem": ("holding", "artifact/manifest.sig"),
-    f"study {{folder}}/artifact --checkpoint {SMALL.split(maxsplit=1)[0]} --data {{folder}} --out {{folder}}/new": (
-        "holding_folder",
-        "new",
-    ),
+    "study {folder}/artifact --data {folder} --out {folder}/new": ("holding_folder", "new"),
 }
 
 

@@ -240,10 +240,7 @@ def test_prompts_in_turn_and_the_command_that_makes_an_image_again(
         ),
         ("export-triton {case0} --out x", "mar export-triton draws classes, and a NOVA draws from text"),
         ("evaluate {case0} --data x", "mar evaluate draws classes, and a NOVA draws from text"),
-        (
-            "study {case0} --presets-only --checkpoint x --data x",
-            "mar study is for models of pixels with classes; a NOVA draws from text",
-        ),
+        ("study {case0} --data x", "mar study draws classes, and a NOVA draws from text"),
     ],
 )
 def test_a_wrong_command_is_one_line(
