@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from runtime.cli.options import PATH, threads_option
 from runtime.distance import relative_l2
 from runtime.errors import MarError
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.image_grid import check_image_file, save_grid
 from runtime.provenance import commit, processor_name
+from runtime.result import Result
 from runtime.storage.files import check_writable, write_json
 
 

@@ -8,9 +8,10 @@ from runtime.version import __version__
 
 if TYPE_CHECKING:
     from runtime.errors import MarError
-    from runtime.generator import Generator, Result
+    from runtime.generator import Generator
     from runtime.policy import Policy
     from runtime.requests.inpainting import Edit
+    from runtime.result import Result
     from runtime.sampling.settings import Sampling
 
 __all__ = ["Edit", "Generator", "MarError", "Policy", "Result", "Sampling", "__version__"]
@@ -20,7 +21,7 @@ _MODULES = {
     "Generator": "runtime.generator",
     "MarError": "runtime.errors",
     "Policy": "runtime.policy",
-    "Result": "runtime.generator",
+    "Result": "runtime.result",
     "Sampling": "runtime.sampling.settings",
 }
 

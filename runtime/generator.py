@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -14,26 +12,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from runtime.artifact.artifact_folder import Artifact
-from runtime.artifact.manifest import FIRST_PASS, TEXT_TOKENIZER, Manifest
-from runtime.artifact.signatures import verify_signature
-from runtime.backends import Backend, available_threads, open_backend, uses_gpu
-from runtime.checks import check_bool, check_finite, check_int, truncate
-from runtime.errors import BackendError, RequestError
+from runtime.artifact.manifest import Manifest
+from runtime.checks import check_finite, check_int, truncate
+from runtime.errors import RequestError
+from runtime.image_codec import ImageCodec
 from runtime.image_records.record import ImageRecord, settings_values
+from runtime.loaded_artifact import load_artifact
 from runtime.loops.finite_engines import finite_engines
 from runtime.loops.first_pass import FirstPass
 from runtime.loops.host_loop import Engines
-from runtime.loops.lanes import in_lanes, share_threads
-from runtime.model.engine_spec import TEXT_ENCODER, Engine
-from runtime.model.families import drawn_grids, family_of, imported, loop_specs
-from runtime.model.latents import enlarge, from_uint8, to_uint8, unpatchify
+from runtime.loops.lanes import in_lanes
+from runtime.model.families import family_of, imported
+from runtime.model.latents import enlarge
+from runtime.requests.checked_images import CheckedImages, check_images
 from runtime.requests.inpainting import (
+    CheckedEdit,
     Edit,
-    EditMask,
-    KnownImages,
-    check_known,
-    check_mask,
+    check_edit,
     order_known_first,
     paste_known_pixels,
     select_known_tokens,
@@ -41,128 +36,21 @@ from runtime.requests.inpainting import (
 from runtime.requests.prompt_tokenizer import PromptTokenizer
 from runtime.requests.request_lock import LockedIterator, RequestLock
 from runtime.requests.subjects import SUBJECT_ARGUMENTS, CheckSubjects, ImageRequest, Subjects
-from runtime.requests.validation import (
-    MAX_BATCH,
-    check_batch,
-    check_indices,
-    check_noise,
-    check_order,
-    check_seeds,
-)
-from runtime.sampling.constraints import check_editable, plan_for
+from runtime.requests.validation import MAX_BATCH, check_batch
+from runtime.result import Result
+from runtime.sampling.constraints import plan_for
 from runtime.sampling.plan import Float, Plan, PlanLoop, Progress
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.recap import sort_unions
 from runtime.sampling.rng import seeded_noise, seeded_order
 from runtime.sampling.settings import Sampling
-from runtime.storage.stored_files import content_sha256
 
 if TYPE_CHECKING:  # a device does not need typing_extensions
-    from PIL import Image
     from typing_extensions import Unpack
 
     from runtime.sampling.settings import SamplingRequest
 
 _EDIT_FIELDS = {field.name for field in dataclasses.fields(Edit)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The images of one batch.
-
-    Attributes:
-        latents: The generated latents, float32 [B, C, h, w]. For a model of pixels these are the pixels, -1 to 1.
-        images: The decoded images, uint8 [B, H, W, 3] or [B, H, W, 1]. None if the artifact has no decoder.
-        plan: The plan that was executed.
-        records: How each image was made, B of them; image files carry it.
-    """
-
-    latents: NDArray[np.float32]
-    images: NDArray[np.uint8] | None
-    plan: Plan
-    records: tuple[ImageRecord, ...] = ()
-
-    def pil(self) -> list[Image.Image]:
-        """Return the images as Pillow images, in mode RGB or L.
-
-        Raises:
-            RequestError: The artifact has no decoder, so there are no images.
-        """
-        from runtime.image_grid import to_pil
-
-        return [to_pil(image) for image in self._pixels()]
-
-    def save(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
-        """Write each image as a PNG file into a folder, with how it was made, and its line into `index.jsonl` there.
-
-        A file is named by class, seed and index. An image that the folder has already is left as it is.
-
-        Args:
-            folder: The folder, which is made if it is missing.
-
-        Returns:
-            The files, in the order of the images.
-
-        Raises:
-            RequestError: The artifact has no decoder, or a file of this name has an image of other settings.
-            MarError: The folder cannot be written, or another process fills it.
-        """
-        from runtime.image_records.folder import ImageFolder
-
-        if not isinstance(folder, (str, os.PathLike)):
-            raise RequestError(f"a folder must be a path, found {truncate(folder)}")
-        pixels = self._pixels()
-        with ImageFolder(pathlib.Path(folder)) as images:
-            images.add(self.records, pixels)
-            images.complete(self.records)
-            return [images.folder / images.file_of(record) for record in self.records]
-
-    def _pixels(self) -> NDArray[np.uint8]:
-        if self.images is None:
-            raise RequestError("this artifact has no decoder, so it makes latents, not images; use result.latents")
-        return self.images
-
-
-@dataclasses.dataclass(frozen=True)
-class _CheckedImages:
-    """The images of a request, checked: what each of them is, and the random numbers that a caller gives."""
-
-    subjects: Subjects
-    seeds: Sequence[int]
-    indices: Sequence[int]
-    orders: NDArray[np.int64] | None  # [B, L]
-    noises: NDArray[np.float32] | None  # [T + 1, B, L, D]
-
-    def part(self, images: slice) -> _CheckedImages:
-        """Return some of the images."""
-        orders = None if self.orders is None else self.orders[images]
-        noises = None if self.noises is None else self.noises[:, images]
-        return _CheckedImages(self.subjects.part(images), self.seeds[images], self.indices[images], orders, noises)
-
-    def given(self, place: int) -> dict[str, str]:
-        """Return the hashes of the arrays that the caller gave for one image."""
-        arrays = {
-            **self.subjects.given(place),
-            "order": None if self.orders is None else self.orders[place],
-            "noise": None if self.noises is None else self.noises[:, place],
-        }
-        return {name: _sha256(array) for name, array in arrays.items() if array is not None}
-
-
-@dataclasses.dataclass(frozen=True)
-class _CheckedEdit:
-    """A checked edit; the fields are those of `Edit`."""
-
-    mask: EditMask
-    known: KnownImages
-    dilate: bool
-    paste: bool
-
-    def given(self, place: int) -> dict[str, str]:
-        """Return the hashes of the image and the mask of one of the images."""
-        known = self.known.latents if self.known.images is None else self.known.images
-        assert known is not None
-        return {"image": _sha256(known[place]), "mask": _sha256(self.mask.pixels)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,15 +63,14 @@ class _Settings:
 
 @dataclasses.dataclass(frozen=True)
 class _PreparedRequest:
-    """A checked request: the arguments of the loop, and what an edit needs after it."""
+    """A checked request: the arguments of the loop, and what follows it."""
 
     plan: Plan
     subjects: Subjects
     order: NDArray[np.int64]  # [B, L], positions in generation order
     noise: NDArray[np.float32]  # [T + 1, L, B, D], in generation order
     known_tokens: NDArray[np.float32]  # [V, B, D], the first tokens of the order, which are not generated
-    edit_mask: EditMask | None
-    pasted: NDArray[np.uint8] | None  # known images [B, H, W, c] whose pixels outside the mask are copied back
+    edit: CheckedEdit | None
     records: tuple[ImageRecord, ...]
 
 
@@ -243,6 +130,7 @@ class Generator:
         """
         self.tokenizer, self.first_pass = tokenizer, first_pass
         self.manifest, self.engines, self.description, self._close = manifest, engines, description, close
+        self._codec = ImageCodec(manifest, engines)
         self._request_lock = RequestLock()
         self._unfinished: _Unfinished | None = None  # during a progress callback
         self.on_host = loop is None
@@ -292,25 +180,8 @@ class Generator:
             BackendError: The backend is not installed or cannot run this artifact.
             RequestError: An argument has a wrong value.
         """
-        opened = Artifact(artifact)
-        if trusted_keys is not None:
-            verify_signature(opened, trusted_keys)
-        manifest, lanes = opened.manifest, list[Engines]()
-        with contextlib.ExitStack() as unless_loaded:
-            with opened.verifying():
-                runner = open_backend(backend, device, threads, cuda_graphs)
-                unless_loaded.callback(runner.close)
-                _check_precision(runner, opened)
-                engines = _load_engines(runner, opened, uses_gpu(backend, device))
-                loop = runner.loop(manifest.model)
-                if split_batches and loop is None:
-                    for lane_threads in _threads_of_lanes(manifest, threads):
-                        lane = open_backend(backend, device, lane_threads)
-                        unless_loaded.callback(lane.close)
-                        lanes.append(Engines(**_load_own(lane, opened)))
-            tokenizer, first_pass = _tokenizer(opened), _first_pass(opened)
-            close = unless_loaded.pop_all().close
-            return cls(manifest, Engines(**engines), runner.description, close, loop, lanes, tokenizer, first_pass)
+        loaded = load_artifact(artifact, backend, device, threads, cuda_graphs, trusted_keys, split_batches)
+        return cls(**vars(loaded))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -369,10 +240,10 @@ class Generator:
         Raises:
             RequestError: An argument is wrong.
         """
-        request = self._resolve(settings)
+        config, request = self.manifest.model, self._resolve(settings)
         subjects = self._subjects(labels, settings)
-        plan = plan_for(self.manifest.model, request.sampling)
-        return self._records(self._check_images(subjects, plan, seed, index), request)
+        plan = plan_for(config, request.sampling)
+        return self._records(check_images(subjects, plan.noise_steps, config, seed, index), request)
 
     def generate(
         self,
@@ -417,10 +288,10 @@ class Generator:
         _check_delivery(decode_batch, progress)
         config, request = self.manifest.model, self._resolve(settings)
         subjects = self._subjects(labels, settings)
-        checked = self._check_edit(edit, len(subjects))
+        checked = check_edit(edit, len(subjects), config)
         plan = plan_for(config, request.sampling, checked.mask.known if checked else 0)
         check_batch(len(subjects), plan.noise_steps, config)
-        images = self._check_images(subjects, plan, seed, index, order, noise)
+        images = check_images(subjects, plan.noise_steps, config, seed, index, order, noise)
         prepared = self._prepare(images, plan, request, checked)
         with self._request_lock.hold():
             return self._execute(prepared, decode_batch, progress)
@@ -463,7 +334,7 @@ class Generator:
         plan = plan_for(config, request.sampling)
         check_batch(batch_size, plan.noise_steps, config)
         _check_delivery(decode_batch, progress)
-        images = self._check_images(subjects, plan, seed, index, order, noise)
+        images = check_images(subjects, plan.noise_steps, config, seed, index, order, noise)
         starts = range(0, len(subjects), batch_size)
 
         def prepare(start: int) -> _PreparedRequest:
@@ -482,23 +353,6 @@ class Generator:
     def _resolve(self, settings: ImageRequest) -> _Settings:
         sampling: Any = {name: value for name, value in settings.items() if name not in SUBJECT_ARGUMENTS}
         return _Settings(self.sampling(**sampling), settings.get("preset"))
-
-    def _check_images(
-        self,
-        subjects: Subjects,
-        plan: Plan,
-        seed: int | Sequence[int],
-        index: Sequence[int] | None,
-        order: ArrayLike | None = None,
-        noise: ArrayLike | None = None,
-    ) -> _CheckedImages:
-        """Check the arguments that decide the random numbers of a request."""
-        config, count = self.manifest.model, len(subjects)
-        seeds = check_seeds(seed, count)
-        indices = check_indices(index, seeds)
-        orders = None if order is None else check_order(order, count, config)
-        noises = None if noise is None else check_noise(noise, count, plan.noise_steps, config)
-        return _CheckedImages(subjects, seeds, indices, orders, noises)
 
     def partial_images(self, places: Sequence[int]) -> NDArray[np.uint8]:
         """Return images as they are after the last iteration, for the progress callback of the request that runs.
@@ -523,16 +377,14 @@ class Generator:
             check_int("a place of partial_images", place, 0, len(request.subjects) - 1)
         tokens = unfinished.tokens().swapaxes(0, 1)[list(places)]  # [B, L, D], a copy
         tokens[:, sum(request.plan.lengths[: last.phase]) + last.known + last.count :] = 0
-        images = self._decode(self._latents(tokens, request.order[list(places)], last.phase), 1)
+        images = self._codec.decode(self._codec.latents(tokens, request.order[list(places)], last.phase), 1)
         if images is None:
             raise RequestError("this artifact has no decoder, so it makes latents, not images")
         images = enlarge(images, self.manifest.model.image_shape[:2])
-        if request.pasted is not None and request.edit_mask is not None:
-            images = paste_known_pixels(images, request.pasted[list(places)], request.edit_mask)
-        return images
+        return images if request.edit is None else paste_known_pixels(images, request.edit, places)
 
     def _prepare(
-        self, images: _CheckedImages, plan: Plan, request: _Settings, edit: _CheckedEdit | None = None
+        self, images: CheckedImages, plan: Plan, request: _Settings, edit: CheckedEdit | None = None
     ) -> _PreparedRequest:
         """Make all numbers that the loop of a request takes."""
         config, order, noise = self.manifest.model, images.orders, images.noises
@@ -540,11 +392,12 @@ class Generator:
             order = seeded_order(images.seeds, images.indices, config, plan.token_order)
         if noise is None:
             noise = seeded_noise(images.seeds, images.indices, plan.noise_steps, config)
-        known_tokens, pasted = np.empty((len(order), 0, config.token_channels), np.float32), None
+        known_tokens = np.empty((len(order), 0, config.token_channels), np.float32)
         if edit is not None:
             order = order_known_first(order, edit.mask)
-            known_tokens = select_known_tokens(self._encode(edit.known), order, edit.mask.known, config.patch_size)
-            pasted = edit.known.images if edit.paste else None
+            with self._request_lock.hold():
+                latents = self._codec.encode(edit.known)
+            known_tokens = select_known_tokens(latents, order, edit.mask.known, config.patch_size)
         order = sort_unions(order, plan.groups)
         noise = np.take_along_axis(noise, order[None, :, :, None], axis=2)  # by position -> in generation order
         return _PreparedRequest(
@@ -553,13 +406,12 @@ class Generator:
             order=order,
             noise=noise.swapaxes(1, 2),
             known_tokens=known_tokens.swapaxes(0, 1),
-            edit_mask=edit.mask if edit else None,
-            pasted=pasted,
+            edit=edit,
             records=self._records(images, request, edit),
         )
 
     def _records(
-        self, images: _CheckedImages, request: _Settings, edit: _CheckedEdit | None = None
+        self, images: CheckedImages, request: _Settings, edit: CheckedEdit | None = None
     ) -> tuple[ImageRecord, ...]:
         """Return how each image of a request is made."""
         settings = settings_values(request.sampling)
@@ -578,18 +430,6 @@ class Generator:
             for place in range(len(images.subjects))
         )
 
-    def _check_edit(self, edit: object, batch: int) -> _CheckedEdit | None:
-        config = self.manifest.model
-        if edit is None:
-            return None
-        if not isinstance(edit, Edit):
-            raise RequestError(f"edit must be a runtime.Edit with known and mask, found {truncate(edit)}")
-        check_editable(config)
-        for name in ("dilate", "paste"):
-            check_bool(name, getattr(edit, name))
-        mask, known = check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
-        return _CheckedEdit(mask, known, bool(edit.dilate), bool(edit.paste))
-
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
         """Run the loop of a request and decode its images. The caller holds the lock."""
         after_iteration = None if progress is None else functools.partial(self._after_iteration, request, progress)
@@ -600,10 +440,10 @@ class Generator:
             request.plan, condition, request.order.T, request.noise, request.known_tokens, after_iteration
         ).swapaxes(0, 1)  # [B, L, D]
         check_finite(generated, "the engines")
-        latents = self._latents(generated, request.order)
-        images = self._decode(latents, decode_batch)
-        if images is not None and request.pasted is not None and request.edit_mask is not None:
-            images = paste_known_pixels(images, request.pasted, request.edit_mask)
+        latents = self._codec.latents(generated, request.order)
+        images = self._codec.decode(latents, decode_batch)
+        if images is not None and request.edit is not None:
+            images = paste_known_pixels(images, request.edit)
         return Result(latents, images, request.plan, request.records)
 
     def _after_iteration(
@@ -614,46 +454,6 @@ class Generator:
             progress(done, total)
         finally:
             self._unfinished = None
-
-    def _latents(self, tokens: Float, order: NDArray[np.int64], grid: int = -1) -> Float:
-        """Return the latents [B, C, h, w] of a grid, from the tokens of all [B, L, D] in generation order."""
-        config, grids = self.manifest.model, drawn_grids(self.manifest.model)
-        sizes = [rows * columns for rows, columns in grids]
-        start = sum(sizes[:grid])
-        of_grid = slice(start, start + sizes[grid])
-        by_position = np.empty_like(tokens[:, of_grid])
-        np.put_along_axis(by_position, order[:, of_grid, None] - start, tokens[:, of_grid], axis=1)
-        return unpatchify(by_position, grids[grid], config.patch_size)
-
-    def _encode(self, known: KnownImages) -> NDArray[np.float32]:
-        """Return the latents [B, C, h, w] of known images."""
-        if known.latents is not None:
-            return known.latents
-        assert known.images is not None
-        if self.manifest.tokenizer == "pixel":
-            return from_uint8(known.images)
-        encoder = self.engines.encoder
-        if encoder is None:
-            raise RequestError(
-                "this artifact has no encoder, so it cannot read images; export it with --encoder, or give latents"
-            )
-        pixels = from_uint8(known.images[:1] if known.shared else known.images)  # [B or 1, c, H, W]
-        with self._request_lock.hold():
-            latents = np.concatenate([encoder(image=pixels[i : i + 1])[0] for i in range(len(pixels))])
-        return np.broadcast_to(latents, (len(known.images), *latents.shape[1:]))
-
-    def _decode(self, latents: NDArray[np.float32], batch_size: int) -> NDArray[np.uint8] | None:
-        """Return the images uint8 [B, H, W, c] of latents [B, C, h, w], or None without a decoder."""
-        if self.manifest.tokenizer == "pixel":
-            return to_uint8(latents)
-        if self.engines.decoder is None:
-            return None
-        decoded = []
-        for start in range(0, len(latents), batch_size):
-            (pixels,) = self.engines.decoder(latents=latents[start : start + batch_size])
-            check_finite(pixels, "the decoder")
-            decoded.append(to_uint8(pixels))
-        return np.concatenate(decoded)
 
     def close(self) -> None:
         """Wait for the request that runs, then free the engines. The generator cannot be used afterwards."""
@@ -691,62 +491,8 @@ def _overall(progress: Progress | None, number: int, batches: int) -> Progress |
     return lambda done, total: progress(number * total + done, batches * total)
 
 
-def _sha256(array: NDArray[np.generic]) -> str:
-    return content_sha256({}, [("", array)])
-
-
 def _check_delivery(decode_batch: object, progress: object) -> None:
     """Check the arguments that decide how images are decoded and how progress is reported."""
     check_int("decode_batch", decode_batch, 1, MAX_BATCH)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")
-
-
-def _check_precision(backend: Backend, artifact: Artifact) -> None:
-    """Raise `BackendError` if a backend has no arithmetic for the precision of an artifact."""
-    precision = artifact.manifest.precision
-    if precision not in backend.precisions:
-        raise BackendError(
-            f"{artifact.path} is in {precision}, but {backend.description} has "
-            f"{', '.join(backend.precisions)}; export it in one of these, or use another backend"
-        )
-
-
-def _load_engines(backend: Backend, artifact: Artifact, on_gpu: bool) -> dict[str, Engine]:
-    """Load all engines of an artifact. On a processor several at once; the context of a GPU belongs to one thread."""
-    names = [*artifact.manifest.specs]
-    if on_gpu:
-        return {name: backend.load(artifact, name) for name in names}
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(names, pool.map(functools.partial(backend.load, artifact), names), strict=True))
-
-
-def _load_own(backend: Backend, artifact: Artifact) -> dict[str, Engine]:
-    """Load the engines that the sampling loop calls."""
-    own = loop_specs(artifact.manifest.model, artifact.manifest.engines)
-    return {name: backend.load(artifact, name) for name in own}
-
-
-def _tokenizer(artifact: Artifact) -> PromptTokenizer | None:
-    """Return the tokenizer of prompts; None if the artifact has no text encoder."""
-    if TEXT_ENCODER not in artifact.manifest.engines:
-        return None
-    return PromptTokenizer(artifact.verified_bytes(TEXT_TOKENIZER))
-
-
-def _first_pass(artifact: Artifact) -> Float | None:
-    """Return z of the first pass of each class, float32 [classes + 1, L, C], mapped; None if the artifact has none."""
-    config = artifact.manifest.model
-    if FIRST_PASS not in artifact.manifest.files:
-        return None
-    values: Float = np.frombuffer(artifact.verified_map(FIRST_PASS), "<f4")
-    return values.reshape(-1, config.tokens, config.z_channels)
-
-
-def _threads_of_lanes(manifest: Manifest, threads: int | None) -> list[int]:
-    """Return the number of threads of each lane of a generator with `threads`, see `runtime.loops.lanes`."""
-    return share_threads(
-        threads or available_threads(), sum(map(manifest.graph_bytes, loop_specs(manifest.model, manifest.engines)))
-    )

@@ -32,11 +32,12 @@ from runtime.cli.output_file import OutputFile
 from runtime.cli.result_files import force_option
 from runtime.cli.subject_options import ChosenSubjects, subject_options
 from runtime.errors import RequestError
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.image_records.record import ImageRecord
 from runtime.image_records.subject import Subject, subject_arguments
 from runtime.model.families import check_supported
 from runtime.requests.validation import MAX_BATCH, check_batch
+from runtime.result import Result
 from runtime.storage.structured_files import FaultReport, NpzFile
 
 

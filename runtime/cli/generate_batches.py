@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.image_records.record import ImageRecord
 from runtime.image_records.subject import subject_arguments
 from runtime.progress import Progress, terminal_shown
+from runtime.result import Result
 
 
 def generate_batches(

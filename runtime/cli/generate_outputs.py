@@ -13,8 +13,9 @@ from runtime.cli.generate_grid import COLUMNS, check_grid, write_images
 from runtime.cli.generate_sequence import ImageSequence
 from runtime.cli.result_files import check_result_file, result_file
 from runtime.errors import RequestError
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.image_grid import check_image_file
+from runtime.result import Result
 
 FOLDER_HINT = "to write each image into its own file, use --out-dir"
 """How messages and help name the way to write many images."""

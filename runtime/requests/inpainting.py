@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from runtime.checks import check_bool, truncate
 from runtime.errors import RequestError
 from runtime.model.family_config import FamilyConfig
 from runtime.model.latents import patchify
 from runtime.requests.validation import as_array, finite_float32
+from runtime.sampling.constraints import check_editable
+from runtime.storage.stored_files import array_sha256
 
 Bool = NDArray[np.bool_]
 
@@ -114,6 +118,44 @@ def check_known(known: ArrayLike, batch: int, config: FamilyConfig) -> KnownImag
     return KnownImages(latents=np.broadcast_to(finite_float32("known", array), (batch, *shape)), shared=shared)
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckedEdit:
+    """A checked edit; the fields are those of `Edit`."""
+
+    mask: EditMask
+    known: KnownImages
+    dilate: bool
+    paste: bool
+
+    @property
+    def pasted(self) -> NDArray[np.uint8] | None:
+        """The images [B, H, W, c] whose pixels outside the mask are copied into the result; None for none."""
+        return self.known.images if self.paste else None
+
+    def given(self, place: int) -> dict[str, str]:
+        """Return the hashes of the image and the mask of one of the images, by their names."""
+        known = self.known.latents if self.known.images is None else self.known.images
+        assert known is not None
+        return {"image": array_sha256(known[place]), "mask": array_sha256(self.mask.pixels)}
+
+
+def check_edit(edit: object, batch: int, config: FamilyConfig) -> CheckedEdit | None:
+    """Return the checked edit of `batch` images; None for none.
+
+    Raises:
+        RequestError: It is no `Edit`, one of its fields is wrong, or the model cannot edit images.
+    """
+    if edit is None:
+        return None
+    if not isinstance(edit, Edit):
+        raise RequestError(f"edit must be a runtime.Edit with known and mask, found {truncate(edit)}")
+    check_editable(config)
+    for name in ("dilate", "paste"):
+        check_bool(name, getattr(edit, name))
+    mask, known = check_mask(edit.mask, edit.dilate, config), check_known(edit.known, batch, config)
+    return CheckedEdit(mask, known, bool(edit.dilate), bool(edit.paste))
+
+
 def order_known_first(order: NDArray[np.int64], mask: EditMask) -> NDArray[np.int64]:
     """Return orders [B, L] with the known tokens before the masked ones; each group keeps its own order."""
     masked = mask.tokens[order]  # [B, L]
@@ -127,6 +169,17 @@ def select_known_tokens(
     return np.take_along_axis(patchify(latents, patch_size), order[:, :known, None], axis=1)
 
 
-def paste_known_pixels(generated: NDArray[np.uint8], known: NDArray[np.uint8], mask: EditMask) -> NDArray[np.uint8]:
-    """Return generated images [B, H, W, c] with all pixels outside the mask replaced by those of `known`."""
-    return np.where(mask.pixels[None, :, :, None], generated, known)
+def paste_known_pixels(
+    generated: NDArray[np.uint8], edit: CheckedEdit, places: Sequence[int] | None = None
+) -> NDArray[np.uint8]:
+    """Return images with the pixels outside the mask replaced by those of the known images, if the edit pastes them.
+
+    Args:
+        generated: Generated images of the request, [B, H, W, c].
+        edit: The edit of the request.
+        places: Which images of the request they are; None for all.
+    """
+    if edit.pasted is None:
+        return generated
+    known = edit.pasted if places is None else edit.pasted[list(places)]
+    return np.where(edit.mask.pixels[None, :, :, None], generated, known)

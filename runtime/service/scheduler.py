@@ -16,8 +16,9 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Protocol, TypeVar
 
 from runtime.errors import RequestError
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.image_records.subject import subject_arguments
+from runtime.result import Result
 from runtime.service.batch_queue import BatchQueue
 from runtime.service.drawing import (
     DeadlineError,

@@ -40,6 +40,11 @@ def content_sha256(header: Mapping[str, Any], arrays: Iterable[tuple[str, NDArra
     return digest.hexdigest()
 
 
+def array_sha256(array: NDArray[Any]) -> str:
+    """Return the hash of the dtype, the shape and the bytes of an array."""
+    return content_sha256({}, [("", array)])
+
+
 def with_hash(header: Mapping[str, Any], arrays: Iterable[tuple[str, NDArray[Any]]] = ()) -> dict[str, Any]:
     """Return a header with the hash of it and of arrays."""
     return {**header, HASH_KEY: content_sha256(header, arrays)}

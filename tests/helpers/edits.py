@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.requests.inpainting import Edit
+from runtime.result import Result
 
 Bool = NDArray[np.bool_]
 

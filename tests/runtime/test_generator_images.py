@@ -11,11 +11,12 @@ import pytest
 
 from runtime.artifact.manifest import Manifest
 from runtime.errors import RequestError
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.image_records.encoding import read_records
 from runtime.image_records.index import INDEX, read_index
 from runtime.model.config import ModelConfig
 from runtime.requests.inpainting import Edit
+from runtime.result import Result
 from runtime.sampling.settings import Sampling
 from tests.helpers.fake_generators import fake_generator
 
@@ -127,8 +128,8 @@ def test_a_result_writes_its_images(generator: Generator, tmp_path: pathlib.Path
 
 def test_a_result_without_images_says_so(tmp_path: pathlib.Path) -> None:
     model = dataclasses.replace(MODEL, vae_embed_dim=4)
-    latents_only = Generator(dataclasses.replace(MANIFEST, model=model, tokenizer="none"), None, "", loop=loop)  # type: ignore[arg-type]
-    latents_only.engines = dataclasses.make_dataclass("Engines", [("decoder", object, None)])()  # type: ignore[assignment]
+    no_decoder: Any = dataclasses.make_dataclass("Engines", [("decoder", object, None)])()
+    latents_only = Generator(dataclasses.replace(MANIFEST, model=model, tokenizer="none"), no_decoder, "", loop=loop)
     result = latents_only.generate([0])
     for use in (result.pil, lambda: result.save(tmp_path / "images")):
         with pytest.raises(RequestError, match="no decoder, so it makes latents, not images"):
@@ -196,8 +197,9 @@ def test_an_image_that_is_edited_several_times_is_encoded_once() -> None:
 
     known = np.random.default_rng(0).integers(0, 256, (16, 16, 1), np.uint8)
     mask = np.indices((16, 16))[1] > 7
-    with fake_generator(tokenizer="kl") as generator:
-        generator.engines = dataclasses.replace(generator.engines, encoder=encoder)
+    with fake_generator(tokenizer="kl") as fake:
+        engines = dataclasses.replace(fake.engines, encoder=encoder)
+        generator = Generator(fake.manifest, engines, "", loop=fake.loop)
         one = generator.generate([0, 1, 2], edit=Edit(known, mask)).latents
         assert encoded == [1]
         three = generator.generate([0, 1, 2], edit=Edit(np.stack([known] * 3), mask)).latents

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import generator as generator_module
+from runtime import loaded_artifact
 from runtime.engine_clocks import with_clocks
 from runtime.errors import BackendError
 from runtime.generator import Generator
@@ -128,13 +128,13 @@ def test_clocks_add_up_the_seconds_of_all_lanes(in_lanes: Generator) -> None:
 def test_a_model_on_a_gpu_is_not_split(
     golden_artifacts: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = generator_module.open_backend
+    opened = loaded_artifact.open_backend
 
     def with_loop(*arguments: Any) -> Any:
         backend = opened(*arguments)
         backend.loop = lambda config: lambda *rest: None  # type: ignore[method-assign, assignment, return-value]
         return backend
 
-    monkeypatch.setattr(generator_module, "open_backend", with_loop)
+    monkeypatch.setattr(loaded_artifact, "open_backend", with_loop)
     with Generator.load(golden_artifacts["small"], threads=2, split_batches=True) as loaded:
         assert not loaded.lanes

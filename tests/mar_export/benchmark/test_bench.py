@@ -17,7 +17,8 @@ from mar_export.benchmark.naive_onnx import NaiveEngines
 from mar_export.benchmark.runners import RUNNERS
 from mar_export.cli import bench as bench_cli
 from runtime.artifact.artifact_folder import Artifact
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
+from runtime.result import Result
 from runtime.sampling.presets import PRESETS
 from tests.helpers.benchmarks import (
     BACKBONE_COLOUR,

@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.generator import Generator, Result
+from runtime.generator import Generator
 from runtime.requests.inpainting import Edit
+from runtime.result import Result
 from tests.helpers.command_line import Mar
 from tests.helpers.edits import edit_request
 
