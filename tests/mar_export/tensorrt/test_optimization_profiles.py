@@ -19,7 +19,7 @@ from mar_export.tensorrt.artifact_builds import plans_to_build
 from mar_export.tensorrt.optimization_profiles import axis_ranges, input_shapes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import MANIFEST
-from runtime.loops import host_loop as loop
+from runtime.loops import host_loop
 from runtime.loops.host_loop import Engines, run_plan
 from runtime.model.engine_spec import (
     BACKBONE,
@@ -222,7 +222,7 @@ def test_ranges_include_every_size_that_the_loop_uses(
     least, usual, most = batch
     ranges = axis_ranges(plans, (least, usual, most))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "_MODULATION_BYTES", modulation_bytes)
+        patched.setattr(host_loop, "_MODULATION_BYTES", modulation_bytes)
         for images in {least, data.draw(st.integers(least, most)), most}:
             for name, calls in shapes_of(plans, images).items():
                 built_for = input_shapes(engine_specs(TINY_KL)[name], ranges, (least, usual, most))
