@@ -273,7 +273,7 @@ class Generator:
             noise: Standard normal noise by token position, float [T + 1, B, L, D]. It replaces the noise that the
                 seed gives.
             edit: The image to edit and the part of it to regenerate. None: complete images are generated.
-            decode_batch: The number of images that are decoded together.
+            decode_batch: The number of images that are decoded together; 0: latents only, `Result.images` is None.
             progress: Called after each iteration with the number of iterations done and their total. An exception
                 that it raises cancels the request and reaches the caller.
             **settings: Sampling settings: `preset` (a name) or `sampling` (a complete `Sampling`), and single fields
@@ -321,7 +321,7 @@ class Generator:
             index: The number of each image in the sequence of its seed, B of them. None: as in `generate`.
             order: The generation order, int [B, L], in place of the one that the seed gives.
             noise: Noise by token position, float [T + 1, B, L, D], in place of the one that the seed gives.
-            decode_batch: The number of images that are decoded together.
+            decode_batch: The number of images that are decoded together; 0: latents only, `Result.images` is None.
             progress: Called after each iteration with the iterations done and their total, both over all batches.
             **settings: Sampling settings, as in `generate`.
 
@@ -431,7 +431,7 @@ class Generator:
         )
 
     def _execute(self, request: _PreparedRequest, decode_batch: int, progress: Progress | None) -> Result:
-        """Run the loop of a request and decode its images. The caller holds the lock."""
+        """Run the loop of a request and decode its images, unless `decode_batch` is 0. The caller holds the lock."""
         after_iteration = None if progress is None else functools.partial(self._after_iteration, request, progress)
         condition = request.subjects.condition(self.engines, request.plan.guided)
         # A GPU leaves renormalized guidance, whose factors its engines do not compute, to the loop on the host.
@@ -441,7 +441,7 @@ class Generator:
         ).swapaxes(0, 1)  # [B, L, D]
         check_finite(generated, "the engines")
         latents = self._codec.latents(generated, request.order)
-        images = self._codec.decode(latents, decode_batch)
+        images = self._codec.decode(latents, decode_batch) if decode_batch else None
         if images is not None and request.edit is not None:
             images = paste_known_pixels(images, request.edit)
         return Result(latents, images, request.plan, request.records)
@@ -493,6 +493,6 @@ def _overall(progress: Progress | None, number: int, batches: int) -> Progress |
 
 def _check_delivery(decode_batch: object, progress: object) -> None:
     """Check the arguments that decide how images are decoded and how progress is reported."""
-    check_int("decode_batch", decode_batch, 1, MAX_BATCH)
+    check_int("decode_batch", decode_batch, 0, MAX_BATCH)
     if progress is not None and not callable(progress):
         raise RequestError(f"progress must be a function of two numbers, found {truncate(progress)}")

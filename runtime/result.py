@@ -25,7 +25,8 @@ class Result:
 
     Attributes:
         latents: The generated latents, float32 [B, C, h, w]. For a model of pixels these are the pixels, -1 to 1.
-        images: The decoded images, uint8 [B, H, W, 3] or [B, H, W, 1]. None if the artifact has no decoder.
+        images: The decoded images, uint8 [B, H, W, 3] or [B, H, W, 1]. None if the artifact has no decoder, or
+            nothing was decoded (`decode_batch=0`).
         plan: The plan that was executed.
         records: How each image was made, B of them; image files carry it.
     """
@@ -39,7 +40,7 @@ class Result:
         """Return the images as Pillow images, in mode RGB or L.
 
         Raises:
-            RequestError: The artifact has no decoder, so there are no images.
+            RequestError: There are no images.
         """
         from runtime.image_grid import to_pil
 
@@ -57,7 +58,7 @@ class Result:
             The files, in the order of the images.
 
         Raises:
-            RequestError: The artifact has no decoder, or a file of this name has an image of other settings.
+            RequestError: There are no images, or a file of this name has an image of other settings.
             MarError: The folder cannot be written, or another process fills it.
         """
         from runtime.image_records.folder import ImageFolder
@@ -72,5 +73,7 @@ class Result:
 
     def _pixels(self) -> NDArray[np.uint8]:
         if self.images is None:
-            raise RequestError("this artifact has no decoder, so it makes latents, not images; use result.latents")
+            raise RequestError(
+                "there are no images: the artifact has no decoder, or decode_batch was 0; use result.latents"
+            )
         return self.images

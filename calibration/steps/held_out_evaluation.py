@@ -119,7 +119,9 @@ def _reference_latents(generator: Generator, sampling: Sampling, advance: Callab
 def _latents(generator: Generator, sampling: Sampling, numbers: range) -> NDArray[np.float32]:
     """The latents [B, C, h, w] of held-out images, classes in turn."""
     labels = [number % generator.manifest.model.class_num for number in numbers]
-    return generator.generate(labels, seed=STEP_EVALUATION_SEED, index=numbers, sampling=sampling).latents
+    return generator.generate(
+        labels, seed=STEP_EVALUATION_SEED, index=numbers, sampling=sampling, decode_batch=0
+    ).latents
 
 
 def _geometric_mean(distances: list[float]) -> float:

@@ -28,7 +28,7 @@ from runtime.cli.options import (
     sampling_options,
     threads_option,
 )
-from runtime.cli.output_file import OutputFile
+from runtime.cli.path_types import OutputFile
 from runtime.cli.result_files import force_option
 from runtime.cli.subject_options import ChosenSubjects, subject_options
 from runtime.errors import RequestError
@@ -166,8 +166,10 @@ def _draw(
     """Return how many images were drawn, and their results; a folder has its images already, and keeps no results."""
     if outputs.out_dir is not None:
         return fill_folder(generator, outputs.out_dir, records, outputs.shard, batch_size, decode_batch, settings), []
-    batches = generate_batches(generator, records, batch_size, settings, decode_batch=decode_batch, **given)
-    return len(records), list(batches)
+    together = 0 if outputs.out is None else decode_batch
+    return len(records), list(
+        generate_batches(generator, records, batch_size, settings, decode_batch=together, **given)
+    )
 
 
 def _print_time(drawn: int, seconds: float, generator: Generator) -> None:
