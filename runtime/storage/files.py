@@ -41,15 +41,26 @@ def check_writable(path: pathlib.Path) -> None:
     """Raise `MarError` if `replacing(path)` cannot write there, so that long work does not start in vain."""
     path = _link_target(path)
     _check_regular(path)
-    with scratch_beside(path):
-        pass
+    _check_place(path)
 
 
 def check_writable_folder(path: pathlib.Path) -> None:
     """Raise `MarError` if `replacing_folder(path)` cannot write there."""
     path = _link_target(path)
     _check_outside(path)
-    with scratch_beside(path):
+    _check_place(path)
+
+
+def _check_place(path: pathlib.Path) -> None:
+    """Raise `MarError` if nothing can be written in the folder of `path`, or in the nearest one where it is missing.
+
+    Missing folders are not made: the command may fail, or another one be about to write there.
+    """
+    try:
+        nearest = next(folder for folder in path.parents if folder.exists())
+    except OSError as error:
+        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+    with scratch_beside(nearest / path.name, path):
         pass
 
 
@@ -79,24 +90,30 @@ def _check_outside(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def scratch_beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def scratch_beside(path: pathlib.Path, target: pathlib.Path | None = None) -> Iterator[pathlib.Path]:
     """Give an empty folder on the disk of `path`, whose parents are made. It is removed after the block.
 
-    If this process is killed, whoever writes beside `path` next removes it.
+    Parents that were made and are empty after the block are removed too. If this process is killed, whoever writes
+    beside `path` next removes the folder.
+
+    Args:
+        path: Beside what it is.
+        target: What an error names in place of `path`.
 
     Raises:
         MarError: The parent folder cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clear_dead(path.parent)
-        work, lock = _make_staging_folder(path)
-    except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        yield work
-    finally:
-        _remove(work, lock)
+    with _without_empty(path.parent):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            clear_dead(path.parent)
+            work, lock = _make_staging_folder(path)
+        except OSError as error:
+            raise MarError(f"cannot write {target or path}: {error.strerror or error}") from error
+        try:
+            yield work
+        finally:
+            _remove(work, lock)
 
 
 def scratch_folder() -> contextlib.AbstractContextManager[pathlib.Path]:
@@ -311,9 +328,13 @@ def _clear(work: pathlib.Path) -> None:
         return  # of another user
     if lock is None:
         return
-    for old in (work / _OLD).glob("*"):
-        if not (target := work.parent / old.name).exists():
-            old.replace(target)
+    try:
+        for old in (work / _OLD).glob("*"):
+            if not (target := work.parent / old.name).exists():
+                old.replace(target)
+    except OSError:
+        lock.release(remove=False)  # whoever writes here next tries again
+        return
     _remove(work, lock)
 
 
@@ -327,14 +348,17 @@ def _make_staging_folder(path: pathlib.Path) -> tuple[pathlib.Path, LockFile]:
 
 
 def _remove(work: pathlib.Path, lock: LockFile) -> None:
-    """Remove a staging folder, its lock last: what remains after a kill can still be removed."""
-    with contextlib.suppress(OSError), os.scandir(work) as entries:
-        for entry in [entry for entry in entries if entry.name != _LOCK]:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
+    """Remove a staging folder, its lock last: what remains, as after a kill, can still be removed."""
+    remaining = False
+    with contextlib.suppress(OSError):
+        for path in [path for path in work.iterdir() if path.name != _LOCK]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                pathlib.Path(entry.path).unlink()
-    lock.release()
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        remaining = any(path.name != _LOCK for path in work.iterdir())
+    lock.release(remove=not remaining)
     with contextlib.suppress(OSError):
         work.rmdir()
 

@@ -65,11 +65,16 @@ class LockFile:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"process {os.getpid()} on {platform.node()} since {now}\n".encode(), 0)
 
-    def release(self) -> None:
-        """Remove the file and give the lock back. In a fork of the process that took it, nothing happens."""
+    def release(self, remove: bool = True) -> None:
+        """Remove the file and give the lock back. In a fork of the process that took it, nothing happens.
+
+        Args:
+            remove: Whether the file is removed. One that stays can be locked again.
+        """
         if _held.get(self._descriptor) is self:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            if remove:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
             del _held[self._descriptor]
             os.close(self._descriptor)
 

@@ -67,6 +67,26 @@ def test_a_check_leaves_no_file(kind: Kind, path: pathlib.Path) -> None:
     assert kind.read(path) == OLD
 
 
+def test_a_check_makes_no_folder(kind: Kind, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for a moment: another command may be about to write into it."""
+    target = tmp_path / "new" / "deeper" / "target.bin"
+    made: list[str] = []
+    mkdir = os.mkdir
+    monkeypatch.setattr(os, "mkdir", lambda name, *mode: (made.append(os.fspath(name)), mkdir(name, *mode)))
+    kind.check(target)
+    assert not [name for name in made if pathlib.Path(name).is_relative_to(tmp_path / "new")]
+    assert names(tmp_path) == []
+
+
+def test_a_failure_leaves_no_folder_that_was_made_for_it(kind: Kind, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "old").mkdir()
+    for folder in ("new", "old"):
+        with pytest.raises(RuntimeError):
+            kind.write(tmp_path / folder / "deeper" / "target.bin", NEW, RuntimeError("bug"))
+    assert names(tmp_path) == ["old"]
+    assert names(tmp_path / "old") == []
+
+
 def test_only_the_written_file_remains(kind: Kind, tmp_path: pathlib.Path) -> None:
     target = tmp_path / "made" / "intermediate" / "target.bin"
     kind.write(target, NEW)

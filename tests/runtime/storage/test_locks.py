@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -22,7 +23,7 @@ from runtime.storage.files import (
     replacing_folder,
     scratch_beside,
 )
-from runtime.storage.locks import LockFile
+from runtime.storage.locks import LockFile, held_files
 from tests.helpers.held_places import kill, names, other_process
 
 
@@ -80,6 +81,37 @@ def test_a_folder_whose_replacement_was_killed_comes_back(tmp_path: pathlib.Path
     check_writable(tmp_path / "other")
     assert (target / "content").read_text() == "old"
     assert names(tmp_path) == ["target"]
+
+
+def test_a_folder_that_cannot_come_back_yet_comes_back_later(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    with replacing_folder(target) as temporary:
+        (temporary / "content").write_text("old")
+    subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(target)], check=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "replace", _refuse)
+        check_writable(tmp_path / "other")
+    assert held_files() == []
+    assert not target.exists()
+    check_writable(tmp_path / "other")
+    assert (target / "content").read_text() == "old"
+    assert names(tmp_path) == ["target"]
+
+
+def test_what_cannot_be_removed_yet_is_removed_later(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, scratch_beside(tmp_path / "target") as work:
+        (work / "content").write_text("half")
+        patch.setattr(pathlib.Path, "unlink", _refuse)
+    assert held_files() == []
+    assert names(tmp_path) == [work.name]
+    check_writable(tmp_path / "other")
+    assert names(tmp_path) == []
+
+
+def _refuse(*names: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_folder_is_replaced_in_one_step(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
