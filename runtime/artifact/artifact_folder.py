@@ -53,6 +53,25 @@ def check_artifact_target(out: pathlib.Path) -> bool:
     return exists
 
 
+def read_manifest(path: pathlib.Path) -> tuple[Manifest, bytes]:
+    """Return the manifest of the artifact in the folder `path`, and the content of its file.
+
+    Raises:
+        ArtifactError: The folder has no readable manifest of this format version.
+    """
+    manifest = path / MANIFEST
+    try:
+        content = read_bytes(manifest)
+        value = parse_json(content)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: not an artifact, {MANIFEST} cannot be read ({error.strerror}); make one with mar export"
+        ) from None
+    except ValueError as error:
+        raise ArtifactError(f"{manifest}: not readable JSON ({error}); export again") from None
+    return Manifest.from_dict(value, str(manifest)), content
+
+
 class Artifact:
     """An artifact on disk, whose manifest is parsed and whose files have the sizes that the manifest lists.
 
@@ -73,17 +92,7 @@ class Artifact:
         if not isinstance(path, (str, os.PathLike)):
             raise RequestError(f"an artifact must be the path of its folder, found {truncate(path)}")
         self.path = pathlib.Path(path)
-        manifest = self.path / MANIFEST
-        try:
-            self.manifest_bytes = read_bytes(manifest)
-            value = parse_json(self.manifest_bytes)
-        except OSError as error:
-            raise ArtifactError(
-                f"{self.path}: not an artifact, {MANIFEST} cannot be read ({error.strerror}); make one with mar export"
-            ) from None
-        except ValueError as error:
-            raise ArtifactError(f"{manifest}: not readable JSON ({error}); export again") from None
-        self.manifest = Manifest.from_dict(value, str(manifest))
+        self.manifest, self.manifest_bytes = read_manifest(self.path)
         for name, entry in self.manifest.files.items():
             self._check_size(name, entry)
         self._opened: dict[str, OpenFile] = {}

@@ -13,11 +13,19 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from runtime.artifact.artifact_folder import ARTIFACT_FOLDER, Artifact, check_artifact_target, is_artifact
+from runtime.artifact.artifact_folder import (
+    ARTIFACT_FOLDER,
+    Artifact,
+    check_artifact_target,
+    is_artifact,
+    read_manifest,
+)
+from runtime.artifact.engine_builds import Build
 from runtime.artifact.manifest import Manifest
 from runtime.artifact.signatures import SIGNATURE
 from runtime.checks import pluralize
 from runtime.errors import ArtifactError
+from runtime.storage.files import sha256
 
 _ORIGIN = (
     "checkpoint_sha256",
@@ -78,33 +86,44 @@ def keep_additions(
         The manifest of the new artifact, with the presets and builds of the old one that fit it.
     """
     try:
-        old = Artifact(out)
-        old.verify(builds=True)
+        old, _ = read_manifest(out)
     except ArtifactError as error:
         if is_artifact(out):
             report(f"nothing that was added to the replaced artifact is kept ({error})")
         return manifest
     report_stale_signature(out, report)
-    presets = dict(old.manifest.presets) if old.manifest.model == manifest.model else {}
-    builds = [
-        build
-        for build in old.manifest.builds
-        if build.engine in manifest.engines and build.graph_sha256 == manifest.graph_sha256(build.engine)
-    ]
-    if lost := len(old.manifest.builds) - len(builds):
-        report(f"{pluralize(lost, 'engine')} built for devices no longer fit; build them again with mar build")
-    if lost_presets := sorted(old.manifest.presets.keys() - presets.keys() - manifest.presets.keys()):
+    presets = dict(old.presets) if old.model == manifest.model else {}
+    if lost_presets := sorted(old.presets.keys() - presets.keys() - manifest.presets.keys()):
         report(f"presets of another model are not kept: {', '.join(lost_presets)}")
     if presets:
         report(f"kept the presets of the replaced artifact: {', '.join(presets)}")
-    files = dict(manifest.files)
-    for build in builds:
-        (folder / build.file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(out / build.file, folder / build.file)
-        files[build.file] = old.manifest.files[build.file]
+    builds = _copy_builds(out, old, folder, manifest)
+    if lost := len(old.builds) - len(builds):
+        report(f"not kept, damaged or of other graphs: {pluralize(lost, 'built engine')}; build again with mar build")
     return dataclasses.replace(
-        manifest, files=files, presets={**manifest.presets, **presets}, builds=(*manifest.builds, *builds)
+        manifest,
+        files={**manifest.files, **{build.file: old.files[build.file] for build in builds}},
+        presets={**manifest.presets, **presets},
+        builds=(*manifest.builds, *builds),
     )
+
+
+def _copy_builds(out: pathlib.Path, old: Manifest, folder: pathlib.Path, manifest: Manifest) -> list[Build]:
+    """Copy the built engines that fit a new manifest and are not damaged into its folder, and return them."""
+    copied = []
+    for build in old.builds:
+        if build.engine not in manifest.engines or build.graph_sha256 != manifest.graph_sha256(build.engine):
+            continue
+        source, copy = out / build.file, folder / build.file
+        if not source.is_file():
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+        if sha256(copy) == old.files[build.file].sha256:
+            copied.append(build)
+        else:
+            copy.unlink()
+    return copied
 
 
 def report_stale_signature(path: pathlib.Path, report: Callable[[str], None]) -> None:

@@ -95,8 +95,8 @@ def test_a_folder_of_something_else_is_never_replaced(artifact: pathlib.Path, tm
         check_replaceable(tmp_path / "mine", planned(artifact), force=True)
 
 
-def add_build(artifact: pathlib.Path, graph_sha256: str) -> Build:
-    build = Build("backbone", "tensorrt", graph_sha256, "10.0", ("sm_89",), "fp32", {}, {})
+def add_build(artifact: pathlib.Path, graph_sha256: str, version: str = "10.0") -> Build:
+    build = Build("backbone", "tensorrt", graph_sha256, version, ("sm_89",), "fp32", {}, {})
     (artifact / build.file).parent.mkdir(parents=True, exist_ok=True)
     (artifact / build.file).write_bytes(b"engine")
     manifest = manifest_of(artifact)
@@ -121,8 +121,8 @@ def test_presets_and_engines_of_the_same_model_and_graphs_are_kept(
     assert (manifest.presets, manifest.builds) == ({"mine": OWN, "theirs": OWN}, (build,))
     assert lines == [
         f"{artifact} was signed, and is changed now; sign it again with mar sign",
-        "1 engine built for devices no longer fit; build them again with mar build",
         "kept the presets of the replaced artifact: mine",
+        "not kept, damaged or of other graphs: 1 built engine; build again with mar build",
     ]
 
 
@@ -135,16 +135,43 @@ def test_presets_of_another_model_are_not_kept_and_named(artifact: pathlib.Path,
     assert lines == ["presets of another model are not kept: mine"]
 
 
-def test_nothing_of_a_damaged_artifact_is_kept_and_that_is_told(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("damage", ["altered", "cut", "missing"])
+def test_what_is_whole_in_a_damaged_artifact_is_kept(
+    artifact: pathlib.Path, pixel_artifact: pathlib.Path, tmp_path: pathlib.Path, damage: str
+) -> None:
+    """Its presets are in the manifest, and each built engine has a hash of its own."""
+    new = shutil.copytree(pixel_artifact, tmp_path / "new")
     change(artifact, presets={"mine": OWN})
-    manifest = dataclasses.replace(manifest_of(artifact), presets={})
-    content = (artifact / "denoise.onnx").read_bytes()
-    (artifact / "denoise.onnx").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    graph = manifest_of(artifact).graph_sha256("backbone")
+    builds = [add_build(artifact, graph, version) for version in ("10.0", "10.1")]
+    for file in (artifact / "denoise.onnx", artifact / builds[0].file):
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] if damage == "cut" else bytes([content[0] ^ 1]) + content[1:])
+        if damage == "missing":
+            file.unlink()
+    lines: list[str] = []
+    manifest = keep_additions(artifact, new, manifest_of(new), lines.append)
+    write_json(new / MANIFEST, manifest.to_dict())
+    Artifact(new).verify(builds=True)
+    assert (manifest.presets, manifest.builds) == ({"mine": OWN}, (builds[1],))
+    assert not (new / builds[0].file).exists()
+    assert lines == [
+        "kept the presets of the replaced artifact: mine",
+        "not kept, damaged or of other graphs: 1 built engine; build again with mar build",
+    ]
+
+
+def test_nothing_of_an_artifact_without_a_readable_manifest_is_kept_and_that_is_told(
+    artifact: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    manifest = manifest_of(artifact)
+    text = (artifact / MANIFEST).read_text()
+    (artifact / MANIFEST).write_text(text.replace('"format_version": 8', '"format_version": 1'))
     lines: list[str] = []
     assert keep_additions(artifact, tmp_path, manifest, lines.append) == manifest
     (line,) = lines
     assert line.startswith("nothing that was added to the replaced artifact is kept (")
-    assert "altered since export" in line
+    assert "format version 1" in line
 
 
 def test_nothing_is_kept_where_no_artifact_is(artifact: pathlib.Path, tmp_path: pathlib.Path) -> None:
