@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.artifact.manifest import Manifest
 from runtime.checks import check_finite
-from runtime.errors import RequestError
+from runtime.errors import BackendError, RequestError
 from runtime.generator import Generator
 from runtime.model.engine_spec import Array
 from runtime.model.families import check_supported
@@ -146,9 +146,9 @@ class Policy:
             order = np.tile(np.arange(CHUNK)[:, None], robots)  # [16, B]
             known = np.empty((0, robots, config.action_dim), np.float32)
             steps = self._generator.loop(plan, condition, order, given.swapaxes(1, 2), known, None)  # [16, B, A]
-            check_finite(steps, "the engines")
+            actions = self._denormalized(steps)
             self.chunks += robots
-        return self._denormalized(np.ascontiguousarray(steps.swapaxes(0, 1)))
+        return actions
 
     def _check_encoder(self) -> None:
         if self._generator.engines.encoder is None:
@@ -157,12 +157,19 @@ class Policy:
                 "place of frames"
             )
 
-    def _denormalized(self, actions: Float) -> Float:
-        """Return actions in the units of the robot."""
-        config = self._config
+    def _denormalized(self, steps: Float) -> Float:
+        """Return actions [B, 16, A] in the units of the robot, of `steps` [16, B, A]. Raises `BackendError`."""
+        check_finite(steps, "the engines")
+        config, actions = self._config, np.ascontiguousarray(steps.swapaxes(0, 1))
         offset = np.array(config.action_offset or (0.0,), np.float32)
         scale = np.array(config.action_scale or (1.0,), np.float32)
-        restored: Float = ((actions - offset) / scale).astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):  # a scale that float32 rounds to zero
+            restored: Float = ((actions - offset) / scale).astype(np.float32, copy=False)
+        if not np.isfinite(restored).all():
+            raise BackendError(
+                "actions in the units of the robot are not finite; check action_scale and action_offset in the model "
+                "of the manifest"
+            )
         return restored
 
     def _encode(self, frames: Array) -> Float:

@@ -308,6 +308,17 @@ def test_a_policy_of_images_says_what_to_call() -> None:
         Policy(fake_generator())
 
 
+@pytest.mark.parametrize("scale", [1e-50, 1e-39])
+def test_actions_that_overflow_in_the_units_of_the_robot_reach_nobody(exported: Any, scale: float) -> None:
+    case: UvaCase = uva_case("case0", "run1.npz")
+    with Policy.load(exported("case0"), threads=1) as policy:
+        config = policy._config
+        policy._config = dataclasses.replace(config, action_scale=(scale,) * config.action_dim)
+        with pytest.raises(BackendError, match=r"^actions in the units of the robot are not finite; .*action_scale"):
+            policy.act(case.observation, **FAST)
+        assert policy.chunks == 0
+
+
 def test_a_closed_policy_says_so(exported: Any) -> None:
     case: UvaCase = uva_case("case0", "run1.npz")
     policy = Policy.load(exported("case0"), threads=1)
