@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from runtime.errors import RequestError
 from runtime.log import LOG
 
 FORMAT = 1
@@ -44,6 +45,8 @@ def json_option(command: Callable[..., None]) -> Callable[..., None]:
         if not as_json:
             command(*arguments, print_document=lambda document: None, **options)
             return
+        if sys.stdout is None:
+            raise RequestError("--json prints to standard output, which is closed; open it, or leave --json out")
         documents: list[Mapping[str, Any]] = []
         try:
             with _output_elsewhere():
@@ -66,8 +69,7 @@ def _output_elsewhere() -> Iterator[None]:
 
     If the log level has no notes, or there is no standard error, nobody gets it.
     """
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
     kept = os.dup(1)
     with pathlib.Path(os.devnull).open("w", encoding="utf-8") as nothing:
         shown = sys.stderr is not None and LOG.isEnabledFor(logging.INFO)

@@ -21,6 +21,7 @@ def main() -> None:
     The exit code is 0 for success, 1 for a failure, 2 for wrong use; 129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
     An error is one line on standard error. A reader of the output that ends first, such as `head`, is no error to tell.
     """
+    _open_standard_descriptors()
     variables: dict[str, str] = {}
     with Signals() as signals:
         try:
@@ -28,6 +29,17 @@ def main() -> None:
         except BaseException as error:  # a library can turn the end by a signal into an exception of its own
             _end(error, signals, variables)
     sys.exit(code)
+
+
+def _open_standard_descriptors() -> None:
+    """Open /dev/null where standard input, output or error is closed.
+
+    The next file that is opened would take its number, and get what a library prints.
+    """
+    with contextlib.suppress(OSError):  # a limit, about which the next file says a line
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(descriptor, True)  # for child processes, as the others are
+        os.close(descriptor)
 
 
 def _run(variables: dict[str, str]) -> int:

@@ -51,6 +51,17 @@ def talkative(fail: str | None, print_document: PrintDocument) -> None:
 PRINTED = ("of Python", "of click", "of C", "of a child")
 
 
+def test_a_document_that_nobody_can_get_is_an_error_before_the_work(
+    mar: Mar, artifact: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    quick = "--count 1 --iterations 1 --diffusion-steps ddim2 --threads 1"
+    ended = mar(f"generate {artifact} {quick} --save-latents {tmp_path / 'latents.npy'} --json")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == "mar: --json prints to standard output, which is closed; open it, or leave --json out\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_command_with_the_option_has_a_schema_and_the_other_way_round() -> None:
     context = click.Context(group)
     commands = {name: group.get_command(context, name) for name in group.list_commands(context)}

@@ -109,6 +109,30 @@ def test_a_closed_pipe_is_silence(arguments: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+SHOW_DESCRIPTORS = """
+import os, pathlib, subprocess
+import runtime.cli.main as m
+
+def run(variables):
+    pathlib.Path("open").write_text("\\n".join(os.readlink(f"/proc/self/fd/{number}") for number in range(3)))
+    return subprocess.run(["sh", "-c", "for n in 0 1 2; do readlink /proc/$$/fd/$n; done > open-in-child"]).returncode
+
+m._run = run
+m.main()
+"""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_no_file_takes_the_place_of_a_closed_input_or_output(closed: tuple[int, ...], tmp_path: pathlib.Path) -> None:
+    """The first file that is opened would have number 0, 1 or 2, and get what a library prints."""
+    shell = f'exec "$0" "$@" {" ".join(f"{number}>&-" for number in closed)}'
+    command = ["bash", "-c", shell, sys.executable, "-c", SHOW_DESCRIPTORS]
+    assert subprocess.run(command, cwd=tmp_path, check=False, timeout=120).returncode == 0
+    for file, others in (("open", ()), ("open-in-child", (1,))):  # the child writes to its standard output
+        seen = (tmp_path / file).read_text().splitlines()
+        assert [seen[number] for number in closed if number not in others] == ["/dev/null"] * len({*closed} - {*others})
+
+
 @pytest.mark.parametrize("limit", range(5, 14))
 def test_few_file_descriptors_are_one_line(limit: int, tmp_path: pathlib.Path) -> None:
     """With fewer, Python itself does not start where the package is installed as an editable one."""
