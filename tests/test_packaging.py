@@ -21,7 +21,7 @@ from tests.helpers.distance import relative_l2
 from tests.helpers.golden_cases import GOLDEN, GOLDEN_TOLERANCE, golden_cases
 
 ROOT = pathlib.Path(__file__).parent.parent
-ROOMS = {"runtime", "training", "mar_export", "calibration"}
+PACKAGES = {"runtime", "training", "mar_export", "calibration"}
 PYTHONS = os.environ.get("MAR_TEST_PYTHONS", sys.executable).split(":")
 
 
@@ -59,22 +59,22 @@ def device(
     return folder / "venv" / "bin"
 
 
-def test_the_wheel_has_the_four_rooms_with_their_types_and_nothing_else(
+def test_the_wheel_has_the_four_packages_with_their_types_and_nothing_else(
     distributions: dict[str, pathlib.Path],
 ) -> None:
     with zipfile.ZipFile(distributions["wheel"]) as wheel:
         names = wheel.namelist()
     folders = {name.split("/")[0] for name in names}
-    assert {folder for folder in folders if not folder.endswith(".dist-info")} == ROOMS
-    assert {f"{room}/py.typed" for room in ROOMS} <= set(names)
-    modules = {str(file.relative_to(ROOT)) for room in ROOMS for file in (ROOT / room).rglob("*.py")}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == PACKAGES
+    assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
+    modules = {str(file.relative_to(ROOT)) for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
 
 
 def test_the_sdist_has_what_a_build_needs(distributions: dict[str, pathlib.Path]) -> None:
     with tarfile.open(distributions["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", *(f"{room}/py.typed" for room in ROOMS)} <= names
+    assert {"pyproject.toml", "README.md", "LICENSE", *(f"{package}/py.typed" for package in PACKAGES)} <= names
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx", "safetensors"])

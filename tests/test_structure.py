@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from tests.conftest import LONGEST
 
 ROOT = pathlib.Path(__file__).parent.parent
-ROOMS = ("runtime", "training", "mar_export", "calibration", "benchmarks")
+PACKAGES = ("runtime", "training", "mar_export", "calibration", "benchmarks")
 OTHER_FOLDERS = (
     "docs",
     "fakes",
@@ -30,7 +30,7 @@ def test_the_longest_test_files_exist() -> None:
 
 def test_no_function_is_longer_than_fifty_lines() -> None:
     too_long = []
-    for file in python_files(*ROOMS):
+    for file in python_files(*PACKAGES):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno is not None
@@ -43,7 +43,7 @@ def test_no_function_is_longer_than_fifty_lines() -> None:
 def test_libraries_that_send_statistics_are_imported_without_them() -> None:
     """By `runtime.backends.telemetry.import_library`, and nowhere else."""
     found = []
-    for file in python_files(*ROOMS):
+    for file in python_files(*PACKAGES):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if isinstance(node, ast.Import):
@@ -73,7 +73,7 @@ def test_files_with_structure_are_read_in_one_place() -> None:
     }
     own_values = ("runtime/storage/stored_files.py",)  # json.loads(json.dumps(value))
     found = []
-    for file in python_files(*ROOMS):
+    for file in python_files(*PACKAGES):
         name = str(file.relative_to(ROOT))
         for node in ast.walk(ast.parse(file.read_text())):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""

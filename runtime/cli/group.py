@@ -62,7 +62,7 @@ _COMMANDS = {
     "bench": ("mar_export.cli.bench:bench", "Time an artifact, alone or against PyTorch and other runners."),
     "study": ("mar_export.cli.study:study", "Measure quality and time of every preset and sampler."),
 }
-# The extra of this project that installs what the modules of a room need, or one module.
+# The extra of this project that installs what the modules of a package need, or one module.
 _EXTRAS = {
     "training": "train",
     "mar_export": "export",

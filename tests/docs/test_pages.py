@@ -64,10 +64,12 @@ def test_a_decision_has_a_number_a_date_and_three_parts(record: pathlib.Path) ->
 
 
 def test_the_messages_of_troubleshooting_are_those_of_the_code() -> None:
-    rooms = [
-        path for room in ("runtime", "training", "mar_export", "calibration") for path in (ROOT / room).rglob("*.py")
+    packages = [
+        path
+        for package in ("runtime", "training", "mar_export", "calibration")
+        for path in (ROOT / package).rglob("*.py")
     ]
-    source = "\n".join(path.read_text() for path in rooms)
+    source = "\n".join(path.read_text() for path in packages)
     lines = re.sub(r'"\s*\n\s*f?"', "", source).splitlines()  # a text over several lines becomes one
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     messages = re.findall(r"^### `(.+)`$", page, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the tests of this room share: a model of a few thousand weights, images to train it on, runs of it."""
+"""What the tests of training share: a model of a few thousand weights, images to train it on, runs of it."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def test_only_the_table_and_a_familys_own_files_ask_for_attention_or_head() -> N
     own = {"runtime/model/config.py", "runtime/sampling/mar_sampling.py"}
     found = {
         str(file.relative_to(ROOT))
-        for room in ("runtime", "mar_export", "calibration")
-        for file in (ROOT / room).rglob("*.py")
+        for package in ("runtime", "mar_export", "calibration")
+        for file in (ROOT / package).rglob("*.py")
         if asks.search(file.read_text())
     }
     assert found <= own

@@ -56,7 +56,7 @@ def test_a_command_leaves_nothing_outside_its_folder_and_talks_to_nobody(
     assert found.sockets == 0
 
 
-def test_the_other_rooms_run_onnx_runtime_without_its_telemetry(tmp_path: pathlib.Path) -> None:
+def test_the_other_packages_run_onnx_runtime_without_its_telemetry(tmp_path: pathlib.Path) -> None:
     script = "from mar_export.benchmark import machine_probe; machine_probe._session((1, 8, 8), 1)"
     found = traced(tmp_path, "-c", script)
     assert (found.code, found.err) == (0, "")
