@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ ARTIFACT = pathlib.Path("out", "demo", "artifact")
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*/README.md")]
 )
+
+OUTPUTS = {"--out", "--out-dir", "--save-latents", "--report", "--chart"}
 
 _FENCE = re.compile(r"^( *)```(\S*)")
 _MARK = re.compile(r"^ *<!-- (?:(run)|skip: (.+)) -->$")
@@ -107,6 +110,23 @@ def test_the_blocks_of_a_page_work_one_after_the_other(page: pathlib.Path, check
     for block in runnable(page):
         ended = run_block(block, checkout)
         assert ended.returncode == 0, f"{page_name(page)}:{block.line}\n{ended.stdout}\n{ended.stderr}"
+
+
+def test_the_pages_for_users_do_not_write_two_results_under_one_name() -> None:
+    """Who follows one page after the other in one folder would be told that the name is taken."""
+    commands: dict[tuple[str, str], str] = {}
+    for page in PAGES:
+        if page.is_relative_to(ROOT / "docs" / "benchmarks") or page.is_relative_to(ROOT / "docs" / "decisions"):
+            continue
+        for block in blocks(page.read_text()):
+            lines = block.code.replace("\\\n", " ").splitlines() if block.language == "sh" else []
+            for words in (shlex.split(line, comments=True) for line in lines):
+                for option in OUTPUTS & set(words) if words[:1] == ["mar"] else ():
+                    name = words[words.index("--name") + 1] if "--name" in words else ""  # of a model in a folder
+                    written = words[words.index(option) + 1], name
+                    command = shlex.join(words)
+                    assert commands.setdefault(written, command) == command, f"{page_name(page)}:{block.line}"
+    assert len(commands) > 40
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/tasks/generate.md", "docs/tasks/edit.md"])
