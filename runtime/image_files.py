@@ -216,6 +216,7 @@ def _reading(path: ImageSource) -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            warnings.simplefilter("ignore", ResourceWarning)  # about Python's files, such as a pipe, not the image
             yield lines
     except ImageFileError:
         raise

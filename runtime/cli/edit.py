@@ -23,7 +23,7 @@ from runtime.cli.options import (
     sampling_options,
     threads_option,
 )
-from runtime.cli.output_file import OutputFile
+from runtime.cli.path_types import OutputFile
 from runtime.cli.result_files import check_result_file, force_option, result_file
 from runtime.cli.subject_options import ChosenSubjects, subject_options
 from runtime.errors import RequestError

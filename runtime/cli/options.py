@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,13 +10,14 @@ import click
 from runtime.backends import BACKENDS
 from runtime.checks import truncate
 from runtime.cli.environment_variables import MachineOption
+from runtime.cli.path_types import GivenPath
 from runtime.errors import RequestError
 from runtime.sampling.plan import CFG_SCHEDULES, MASK_SCHEDULES, STEP_SCHEDULES
 from runtime.sampling.presets import PRESETS
 from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.samplers import SAMPLERS
 
-PATH = click.Path(path_type=pathlib.Path)
+PATH = GivenPath()
 CLASS_HELP = "by name or number; if a name is itself a number, write name:NAME or index:NUMBER"
 """The part of the help of `--class` that says what it takes; `runtime.requests.validation.parse_class` reads it."""
 

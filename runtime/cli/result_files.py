@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import click
 
-from runtime.cli.output_file import OutputFile
+from runtime.cli.path_types import GivenPath, OutputFile
 from runtime.errors import MarError, RequestError
 from runtime.storage.files import check_writable, replacing
 from runtime.storage.structured_files import FaultReport, parse_json, read_json_object
 
-OUTPUT = click.Path(path_type=pathlib.Path)
+OUTPUT = GivenPath()
 """The type of an option that names what is written. It is no part of a mark, because a file may be renamed."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

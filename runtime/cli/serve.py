@@ -148,6 +148,8 @@ def _named(artifacts: tuple[str, ...]) -> dict[str, pathlib.Path]:
     folders: dict[str, pathlib.Path] = {}
     for text in artifacts:
         name, equals, path = text.partition("=")
+        if not text or (equals and not path):
+            raise RequestError(f"{truncate(text)} names no artifact; write ARTIFACT or NAME=ARTIFACT")
         folder = pathlib.Path(path if equals else text)
         name = name if equals else folder.resolve().name
         check_model_name(name)

@@ -167,6 +167,8 @@ class NpzFile:
         """
         self._path, self._fault_report = path, fault_report
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ValueError("it is not a regular file")  # a pipe has no end to seek, a device none at all
             self._file = path.open("rb")
         except (OSError, ValueError) as error:
             fault_report.raise_(path, getattr(error, "strerror", None) or error, "cannot be read")

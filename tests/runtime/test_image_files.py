@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -256,6 +257,18 @@ def test_other_warnings_of_pillow_are_lines_too(tmp_path: pathlib.Path) -> None:
     assert image.getpixel((0, 0)) == GREEN
     assert len(lines) == 1
     assert lines[0].startswith(f"{tmp_path}/a\\nb.png: Pillow warns: Invalid APNG")
+
+
+def test_an_image_from_a_pipe_is_read_without_a_warning(tmp_path: pathlib.Path) -> None:
+    """As of `--image <(command)` in a shell."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    Image.new("RGB", (4, 4), GREEN).save(tmp_path / "a.png")
+    writer = threading.Thread(target=lambda: pipe.write_bytes((tmp_path / "a.png").read_bytes()))
+    writer.start()
+    image, lines = read_image(pipe, WHITE)
+    writer.join()
+    assert (image.getpixel((0, 0)), lines) == (GREEN, [])
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.int32(70_000), np.int32(-1)])

@@ -131,6 +131,9 @@ WRONG_USE = [
     ("generate {artifact} --out {folder}/grid.png", "no decoder"),
     ("generate {artifact} --out-dir {folder}/images", "use --save-latents instead of --out-dir"),
     ("generate {artifact} --save-latents {inputs}/folder.npz", "/folder.npz is a folder; give the name of a .npy file"),
+    ("generate {artifact} --save-latents ''", "Invalid value for '--save-latents': it is empty; give a name"),
+    ("generate {artifact} --out-dir ''", "Invalid value for '--out-dir': it is empty; give a name"),
+    ("inspect ''", "Invalid value for 'ARTIFACT|IMAGE': it is empty; give a name"),
     ("generate {artifact} --save-latents {folder}/latents/", "/latents/ is a folder; give the name of a .npy file"),
     ("generate {artifact} --out-dir {folder}/images --noise-file noise.npz", "--noise-file are for one request"),
     ("generate {artifact} --out-dir {folder}/images --out {folder}/grid.png", "either --out-dir or --out, found both"),
@@ -316,9 +319,9 @@ def test_generate_never_imports_torch_or_onnx(artifact: pathlib.Path, tmp_path: 
     line = ["generate", artifact, *shlex.split(QUICK), "--save-latents", file]
     ended = start(*line, python=("-X", "importtime"), folder=tmp_path)
     assert ended.code == 0
-    rooms = {words.split("|")[-1].strip().split(".")[0] for words in ended.err.splitlines() if "|" in words}
-    assert {"runtime", "onnxruntime"} <= rooms
-    assert not rooms & {"torch", "onnx", "training", "mar_export", "calibration"}
+    packages = {words.split("|")[-1].strip().split(".")[0] for words in ended.err.splitlines() if "|" in words}
+    assert {"runtime", "onnxruntime"} <= packages
+    assert not packages & {"torch", "onnx", "training", "mar_export", "calibration"}
 
 
 def test_a_failure_prints_nothing_on_standard_output_where_standard_error_is_closed(

@@ -146,6 +146,8 @@ def test_a_port_in_use_is_told_before_anything_is_loaded(mar: Mar) -> None:
         ("serve", "Missing argument '[NAME=]ARTIFACT...'"),
         ("serve no-artifact --port 0", "no-artifact: not an artifact"),
         ("serve no-artifact --host no.such.host.invalid", "cannot listen on no.such.host.invalid"),
+        ("serve ''", "'' names no artifact; write ARTIFACT or NAME=ARTIFACT"),
+        ("serve a=", "'a=' names no artifact; write ARTIFACT or NAME=ARTIFACT"),
         ("serve a/x b/x", "two artifacts have the name 'x'; write NAME=ARTIFACT for one of them"),
         ("serve 'a b=x'", "the name of a model must have 1 to 64 letters"),
         ("serve x --api-keys no-file", "no-file: cannot be read"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -101,6 +102,13 @@ def test_what_cannot_be_opened_is_refused(tmp_path: pathlib.Path, read: Any) -> 
     assert "No such file" in _refusal(read, tmp_path / "missing")
     assert "Is a directory" in _refusal(read, tmp_path)
     assert "null byte" in _refusal(read, pathlib.Path("a\0b"))
+
+
+def test_an_archive_that_has_no_end_is_refused(tmp_path: pathlib.Path) -> None:
+    """A device would be read until memory is full; a pipe cannot be read from its end."""
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", pathlib.Path("/dev/zero")):
+        assert _refusal(NpzFile, endless) == f"{endless}: cannot be read (it is not a regular file); make it again"
 
 
 def test_a_json_file_of_another_value_than_an_object_is_refused(tmp_path: pathlib.Path) -> None:
