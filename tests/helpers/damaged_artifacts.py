@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from runtime import generator
+from runtime import loaded_artifact
 from runtime.artifact.manifest import MANIFEST
 from runtime.errors import MarError
 from runtime.generator import Generator
@@ -69,7 +69,7 @@ def refused(artifact_copy: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Ref
         raise AssertionError(f"a backend was opened for a damaged artifact: {arguments}")
 
     def check(kind: type[MarError]) -> str:
-        monkeypatch.setattr(generator, "open_backend", open_backend)
+        monkeypatch.setattr(loaded_artifact, "open_backend", open_backend)
         with pytest.raises(MarError) as refusal:
             load(artifact_copy)
         assert type(refusal.value) is kind
