@@ -27,7 +27,7 @@ from runtime.errors import RequestError
 from runtime.image_files import Color
 from runtime.storage.files import holding_folder
 from runtime.text_table import aligned
-from training.evaluation.feature_networks import CLASSIFIER, NETWORKS
+from training.cli.evaluation_options import evaluation_options
 from training.reporting.progress import print_lines, print_warnings
 
 _REPEATS = 5
@@ -55,21 +55,7 @@ _REPEATS = 5
     show_default=True,
     help="The number of seeds. Several show how much the figures depend on the noise.",
 )
-@click.option(
-    "--features",
-    "networks",
-    type=click.Choice(NETWORKS),
-    multiple=True,
-    default=(CLASSIFIER,),
-    show_default=True,
-    help="The network whose features are compared. The option can be repeated; the chart is of the first.",
-)
-@click.option(
-    "--classifier",
-    type=PATH,
-    help="The file of the classifier, which is trained first if it does not exist. Default: one in out/classifiers for "
-    "each dataset.",
-)
+@evaluation_options
 @click.option(
     "--out",
     type=PATH,
@@ -78,17 +64,12 @@ _REPEATS = 5
     help="The folder of results and images; existing ones are kept.",
 )
 @background_option
-@click.option(
-    "--processes",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="The number of processes that draw images, which share --threads. More than one need the extra ray.",
-)
 @backend_options
 @threads_option
 @click.option("--report", "report_file", type=OUTPUT, help="Write the report to this file as JSON.")
-@click.option("--chart", type=OUTPUT, help="Write a chart of the report to this file as PNG.")
+@click.option(
+    "--chart", type=OUTPUT, help="Write a chart of the report, by the first of --features, to this file as PNG."
+)
 @force_option("Replace results of other settings in --out, and files that something else made.")
 def study(
     artifacts: Sequence[pathlib.Path],
@@ -97,7 +78,7 @@ def study(
     presets_only: bool,
     count: int,
     seeds: int,
-    networks: Sequence[str],
+    features: Sequence[str],
     classifier: pathlib.Path | None,
     out: pathlib.Path,
     background: Color,
@@ -121,7 +102,7 @@ def study(
     threads = threads or available_threads()
     backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
     inputs = Study(
-        data, count, seeds, tuple(dict.fromkeys(networks)), classifier, background, tuple(backend_arguments.items())
+        data, count, seeds, tuple(dict.fromkeys(features)), classifier, background, tuple(backend_arguments.items())
     )
     settings = preset_settings(artifacts, presets)
     if len(artifacts) == 1 and not (presets or presets_only):

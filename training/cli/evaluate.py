@@ -18,12 +18,13 @@ from runtime.errors import MarError, RequestError
 from runtime.image_files import Color
 from runtime.progress import Progress
 from runtime.storage.files import holding_folder
+from training.cli.evaluation_options import evaluation_options
 from training.cli.named_checkpoint import take_checkpoint_options
 from training.cli.options import checkpoint_options, echo_warnings
 from training.cli.run_settings import background_of_run, setting_of_run
 from training.evaluation.comparison import compare_job, open_networks
 from training.evaluation.comparison_table import GENERATED, comparison_table
-from training.evaluation.feature_networks import CLASSIFIER, NETWORKS
+from training.evaluation.feature_networks import CLASSIFIER
 from training.evaluation.generate_images import GenerationJob, generate_images
 from training.evaluation.real_images import RealImages, open_real_images
 from training.reporting.progress import print_lines, print_warnings
@@ -51,34 +52,13 @@ from training.reporting.progress import print_lines, print_warnings
     "Default: that of the run.",
 )
 @click.option("--count", type=int, default=5000, show_default=True, help="The number of images to generate.")
-@click.option(
-    "--features",
-    "names",
-    type=click.Choice(NETWORKS),
-    multiple=True,
-    default=(CLASSIFIER,),
-    show_default=True,
-    help="The network whose features are compared. The option can be repeated.",
-)
-@click.option(
-    "--classifier",
-    type=PATH,
-    help="The file of the classifier, which is trained first if it does not exist. Default: one in out/classifiers for "
-    "each dataset.",
-)
+@evaluation_options
 @click.option(
     "--out",
     type=PATH,
     default="out/evaluation",
     show_default=True,
     help="The folder that keeps generated images and statistics of real images for the next evaluation.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="The number of processes that generate images, which share --threads. More than one need the extra ray.",
 )
 @background_option
 @backend_options
@@ -102,7 +82,7 @@ def evaluate(
     real_count: int | None,
     validation_share: float | None,
     count: int,
-    names: Sequence[str],
+    features: Sequence[str],
     classifier: pathlib.Path | None,
     out: pathlib.Path,
     processes: int,
@@ -122,7 +102,7 @@ def evaluate(
     An artifact runs with its own engines. A checkpoint runs in eager PyTorch on the CPU. The command can be stopped and
     repeated: it resumes with the images and statistics that are in --out.
     """
-    _check_options(names, min_accuracy, report_file, count)
+    _check_options(features, min_accuracy, report_file, count)
     torch.set_num_threads(threads or torch.get_num_threads())
     backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
     checkpoint_arguments = take_checkpoint_options(settings)
@@ -130,7 +110,7 @@ def evaluate(
     job = GenerationJob(source, seed, *arguments)
     echo_warnings(job.resolved.warnings)
     real = _open_real_images(data, split, real_count, background, validation_share, job)
-    networks = open_networks(names, classifier, real.train)
+    networks = open_networks(features, classifier, real.train)
     with holding_folder(out):
         with Progress(count, "generating", unit="images") as progress:
             generate_images(job, count, out, processes, threads, progress.update, progress.skip)
@@ -148,9 +128,9 @@ def evaluate(
 
 
 def _check_options(
-    names: Sequence[str], min_accuracy: float | None, report_file: pathlib.Path | None, count: int
+    features: Sequence[str], min_accuracy: float | None, report_file: pathlib.Path | None, count: int
 ) -> None:
-    if min_accuracy is not None and CLASSIFIER not in names:
+    if min_accuracy is not None and CLASSIFIER not in features:
         raise RequestError("--min-accuracy is measured by the classifier; add --features classifier")
     if count < 2:
         raise RequestError(f"--count must be at least 2, found {count}")
