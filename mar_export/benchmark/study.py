@@ -47,13 +47,13 @@ def open_judges(study: Study, settings: Sequence[Setting]) -> Judges:
     """Open the dataset and the networks of a study; a missing classifier is trained.
 
     Raises:
-        RequestError: The artifacts draw other classes than the dataset has, or differ in their classes or sizes.
+        RequestError: A setting is invalid, or the artifacts draw other classes than the dataset has, or differ in their
+            classes or sizes.
         BackendError: A package that a network needs is not installed.
     """
-    first, *others = dict.fromkeys(setting.artifact for setting in settings)
-    model = study.job(Setting("", first, {}), 0).resolved
-    for other in others:
-        resolved = study.job(Setting("", other, {}), 0).resolved
+    models = {setting.artifact: study.job(setting, 0).resolved for setting in settings}
+    first, model = next(iter(models.items()))
+    for other, resolved in models.items():
         check_known_classes(resolved.class_names, model.class_names, str(other), str(first))
         shapes = [(*each.config.image_shape[:2], each.config.class_num) for each in (model, resolved)]
         if shapes[0] != shapes[1]:
@@ -84,10 +84,8 @@ class Results:
         Raises:
             RequestError: The file is damaged or was altered.
         """
-        file, fault_report = (
-            self._file(setting, seed),
-            FaultReport(RequestError, "remove it to evaluate the setting again"),
-        )
+        file = self._file(setting, seed)
+        fault_report = FaultReport(RequestError, "remove it to evaluate the setting again")
         if not file.exists():
             return None
         result = check_hash(read_json_object(file, fault_report), (), file, fault_report)
@@ -96,14 +94,9 @@ class Results:
     def add(self, setting: Setting, seed: int) -> dict[str, Any]:
         """Evaluate the images of a setting and seed, which are in the folder, and write and return the result."""
         job, (real, networks) = self._study.job(setting, seed), self._judges
-        comparisons = [compare_job(network, job, real, self._study.count, self.folder) for network in networks]
-        result = {
-            "inputs": self._inputs(setting, seed),
-            "name": setting.name,
-            "seed": seed,
-            "features": {network.name: each.metrics for network, each in zip(networks, comparisons, strict=True)},
-            "doubts": [line for comparison in comparisons for line in comparison.doubts],
-        }
+        metrics, doubts = compare_job(networks, job, real, self._study.count, self.folder)
+        about = {"inputs": self._inputs(setting, seed), "name": setting.name, "seed": seed}
+        result = {**about, "features": metrics, "doubts": doubts}
         write_json(self._file(setting, seed), with_hash(result))
         return result
 

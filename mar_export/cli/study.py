@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+import torch
 
 from mar_export.benchmark.study import Results, open_judges, run_study, summarize_study, time_settings
 from mar_export.benchmark.study_chart import save_study_chart
@@ -99,6 +100,8 @@ def study(
     for path in (report_file, chart):
         if path is not None:
             check_result_file(path)
+    if threads is not None:
+        torch.set_num_threads(threads)
     threads = threads or available_threads()
     backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
     inputs = Study(
@@ -115,7 +118,7 @@ def study(
             results.check(settings)
         run_study(inputs, settings, results, processes, threads, click.echo)
         report = summarize_study(inputs, settings, results, time_settings(inputs, settings, threads, _REPEATS))
-    print_warnings(report["doubts"])
+    print_warnings([*report["doubts"], *judges.real.train.warnings, *judges.real.compared.warnings])
     rows = study_rows(report)
     click.echo("\n" + "\n".join(aligned(rows, right=range(1, len(rows[0])))))
     _write(report, report_file, chart)

@@ -63,10 +63,10 @@ def check_images(
         subjects: The checked classes or prompts, B of them.
         noise_steps: T, the diffusion steps that take noise.
         config: The model's shape.
-        seed: As in `Generator.generate`, and so are the others.
-        index: See there.
-        order: See there.
-        noise: See there.
+        seed: One seed, or B of them.
+        index: The number of each image in the sequence of its seed, B of them. None: counted.
+        order: The generation orders, int [B, L]. None: those of the seeds.
+        noise: The noise by token position, float [T + 1, B, L, D]. None: that of the seeds.
 
     Raises:
         RequestError: An argument is wrong.

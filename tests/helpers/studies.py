@@ -58,7 +58,7 @@ class Drawn(list[tuple[str, int, int]]):
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    """Nothing is drawn, and every network has the same opinion of it: distances of 1, 2, 3 and so on."""
+    """Nothing is drawn, and the classifier finds distances of 1, 2, 3 and so on."""
     seen = Drawn()
 
     def draw(job: Any, count: int, *others: Any) -> None:
@@ -66,7 +66,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
         seen.append((str(settings.get("preset") or settings["diffusion_steps"]), job.seed, count))
 
     def compare(*inputs: Any) -> Comparison:
-        return Comparison(metrics(float(len(seen))), ["10 images are few"])
+        return Comparison({"classifier": metrics(float(len(seen)))}, ["10 images are few"])
 
     monkeypatch.setattr(study, "generate_images", draw)
     monkeypatch.setattr(study, "compare_job", compare)

@@ -103,7 +103,8 @@ def evaluate(
     repeated: it resumes with the images and statistics that are in --out.
     """
     _check_options(features, min_accuracy, report_file, count)
-    torch.set_num_threads(threads or torch.get_num_threads())
+    if threads is not None:
+        torch.set_num_threads(threads)
     backend_arguments = {"backend": backend, "device": device, "cuda_graphs": cuda_graphs}
     checkpoint_arguments = take_checkpoint_options(settings)
     arguments = (tuple(values.items()) for values in (settings, backend_arguments, checkpoint_arguments))
@@ -114,9 +115,7 @@ def evaluate(
     with holding_folder(out):
         with Progress(count, "generating", unit="images") as progress:
             generate_images(job, count, out, processes, threads, progress.update, progress.skip)
-        comparisons = [compare_job(network, job, real, count, out) for network in networks]
-    metrics = {network.name: comparison.metrics for network, comparison in zip(networks, comparisons, strict=True)}
-    doubts = [line for comparison in comparisons for line in comparison.doubts]
+        metrics, doubts = compare_job(networks, job, real, count, out)
     print_warnings([*doubts, *real.train.warnings, *real.compared.warnings])
     click.echo(comparison_table(metrics))
     about = {"data": str(data), "split": split, "count": count, "min_accuracy": min_accuracy, "features": metrics}

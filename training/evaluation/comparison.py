@@ -17,6 +17,7 @@ from training.evaluation.feature_networks import (
     DatasetClassifier,
     EfficientNet,
     FeatureNetwork,
+    FeatureStatistics,
     Inception,
     convert_channels,
     extract_features,
@@ -28,14 +29,14 @@ from training.evaluation.reliability import doubts
 
 
 class Comparison(NamedTuple):
-    """What one network says of generated images.
+    """What networks say of generated images.
 
     Attributes:
-        metrics: What `compare_with_real` returns.
+        metrics: What `compare_with_real` returns, by the name of each network.
         doubts: One line for each reason to doubt them.
     """
 
-    metrics: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
     doubts: list[str]
 
 
@@ -69,12 +70,12 @@ def _open_network(name: str, classifier: pathlib.Path | None, train: ImageDatase
 
 
 def compare_job(
-    network: FeatureNetwork, job: GenerationJob, real: RealImages, count: int, folder: pathlib.Path
+    networks: Iterable[FeatureNetwork], job: GenerationJob, real: RealImages, count: int, folder: pathlib.Path
 ) -> Comparison:
     """Compute the metrics of the generated images of a job, and of as many training images, against the real images.
 
     Args:
-        network: The network.
+        networks: The networks.
         job: The job whose images `generate_images` has put into `folder`.
         real: The real images.
         count: How many of the job's images to use.
@@ -83,6 +84,19 @@ def compare_job(
     Raises:
         DataError: A file of the folder is missing, damaged, or was altered.
     """
+    comparison = Comparison({}, [])
+    for network in networks:
+        image_sets, compared = _statistics(network, job, real, count, folder)
+        counts = {name.replace("_", " "): statistics.images for name, statistics in image_sets.items()}
+        comparison.metrics[network.name] = compare_with_real(network, image_sets, compared)
+        comparison.doubts.extend(doubts(network.name, counts, compared, network.knows_classes))
+    return comparison
+
+
+def _statistics(
+    network: FeatureNetwork, job: GenerationJob, real: RealImages, count: int, folder: pathlib.Path
+) -> tuple[dict[str, FeatureStatistics], FeatureStatistics]:
+    """Return the statistics of the sets to compare, by their names, and of the real images."""
     with Progress(real.count, f"{network.name}: real", unit="images") as progress:
         compared = load_or_compute_statistics(network, real.compared, real.count, folder, progress.update)
     channels = real.compared.channels
@@ -92,11 +106,7 @@ def compare_job(
         train_count = min(count, len(real.train.labels))
         with Progress(train_count, f"{network.name}: training", unit="images") as progress:
             image_sets[TRAINING] = load_or_compute_statistics(network, real.train, train_count, folder, progress.update)
-    counts = {name.replace("_", " "): statistics.images for name, statistics in image_sets.items()}
-    return Comparison(
-        compare_with_real(network, image_sets, compared),
-        doubts(network.name, counts, compared, network.knows_classes),
-    )
+    return image_sets, compared
 
 
 def _percent_progress(advance: Callable[[int], None]) -> Callable[[int, int], None]:

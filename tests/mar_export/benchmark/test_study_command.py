@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from mar_export.benchmark import study
 from mar_export.benchmark.study_chart import save_study_chart
 from mar_export.benchmark.study_settings import Setting, Study, preset_settings, sampler_settings
 from mar_export.benchmark.study_table import study_rows
@@ -19,6 +23,7 @@ from mar_export.cli import study as study_cli
 from runtime.errors import MarError
 from runtime.sampling.presets import PRESETS
 from tests.helpers.studies import Drawn, TinyStudy, metrics, report_row
+from tests.helpers.tiny_runs import one_thread
 
 
 def report_of(rows: Sequence[Any]) -> dict[str, Any]:
@@ -88,7 +93,8 @@ def command(tiny_study: TinyStudy, drawn: Drawn, tmp_path: pathlib.Path, monkeyp
 
 
 def run(line: list[str]) -> str:
-    result = CliRunner().invoke(study_cli.study, line, catch_exceptions=False)
+    with one_thread():
+        result = CliRunner().invoke(study_cli.study, line, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
@@ -113,6 +119,29 @@ def test_the_command_prints_a_row_for_every_setting_and_writes_the_same(
         run([*command, "--presets-only", "--count", "11"])
     run([*command, "--presets-only", "--count", "11", "--force"])
     assert len(drawn) == 2 * len(PRESETS)
+
+
+def test_networks_have_the_threads_of_the_command(
+    command: list[str], drawn: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compare, seen = study.compare_job, []
+
+    def recording(*inputs: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return compare(*inputs)
+
+    monkeypatch.setattr(study, "compare_job", recording)
+    run([*command, "--preset", "turbo", "--threads", "3"])
+    assert seen == [3]
+
+
+def test_images_of_the_dataset_that_cannot_be_read_are_told(
+    command: list[str], drawn: Drawn, tiny_study: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train: Any = types.SimpleNamespace(warnings=["2 images cannot be read"], notes=())
+    judges = tiny_study.judges._replace(real=dataclasses.replace(tiny_study.judges.real, train=train))
+    monkeypatch.setattr(study_cli, "open_judges", lambda *inputs: judges)
+    assert "2 images cannot be read" in run([*command, "--preset", "turbo"])
 
 
 def test_the_command_evaluates_samplers_too(command: list[str], drawn: Drawn, tiny_study: TinyStudy) -> None:
