@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mar_export.benchmark.peak_memory import peak_memory_bytes
 from runtime import Policy
 from runtime.model.uva_config import FRAMES, UvaConfig
 from runtime.requests.frames import encoder_input
@@ -132,14 +132,8 @@ def main() -> None:
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
         seconds, actions = answer(Call(**parse_json(line)))
-        answered = {"seconds": seconds, "actions": actions[0].tolist(), "peak_memory_bytes": _peak_bytes()}
+        answered = {"seconds": seconds, "actions": actions[0].tolist(), "peak_memory_bytes": peak_memory_bytes()}
         print(json.dumps(answered), flush=True)
-
-
-def _peak_bytes() -> int:
-    """Return the most resident memory of this process; `getrusage` would count that of the process that began it."""
-    status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.compatibility_tables import engines_table, operators_table, pins_table, tensorrt_rtx_table
+from benchmarks.modulation_groups import modulation_groups_table
 from benchmarks.numerics.tables import (
     convergence_table,
     determinism_table,
@@ -341,6 +342,7 @@ _TABLES = {
     "peers": peers_table,
     "policy": policy_table,
     "recap": recap_table,
+    "modulation_groups": modulation_groups_table,
     "recap_quality": recap_quality_table,
     "short_chains": short_chains_table,
     **{f"scaling_{axis}": table for axis, table in SCALING_TABLES.items()},

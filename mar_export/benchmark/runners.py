@@ -11,7 +11,6 @@ import functools
 import multiprocessing
 import os
 import pathlib
-import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mar_export.benchmark.peak_memory import peak_memory_bytes
 from runtime.artifact.artifact_folder import Artifact
 from runtime.artifact.manifest import Manifest
 from runtime.backends import BACKENDS
@@ -168,23 +168,13 @@ def _serve(name: str, inputs: RunnerInputs, wait_policy: str | None, connection:
             stages = generate(settings)
             seconds = time.perf_counter() - started
             connection.send((None, (seconds, {**stages, "rest": seconds - sum(stages.values())})))
-        connection.send((None, _peak_bytes()))
+        connection.send((None, peak_memory_bytes()))
     except KeyboardInterrupt:
         pass  # the benchmark's own process receives it too, and reports it
     except MarError as error:
         connection.send((str(error), None))
     except Exception as error:  # any failure must reach the benchmark's own process
         connection.send((f"{type(error).__name__}: {error}", None))
-
-
-def _peak_bytes() -> int:
-    """The peak of this process's memory."""
-    try:
-        status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # getrusage is wrong here: its peak survives exec, so it would be the parent's where that is larger.
-    return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 def _runtime(inputs: RunnerInputs, backend: str, device: str) -> tuple[str, Generate]:
