@@ -69,6 +69,7 @@ pytest_plugins = [
     "tests.helpers.command_line",
     "tests.helpers.damaged_artifacts",
     "tests.helpers.exported_artifacts",
+    "tests.helpers.held_places",
     "tests.helpers.nova_artifacts",
     "tests.helpers.quantized_artifacts",
     "tests.helpers.recap_cases",

@@ -1,4 +1,4 @@
-"""Another process that holds a file or a folder."""
+"""Processes that hold a file or a folder, and what is left when they end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+
+import pytest
+
+from runtime.storage import locks
 
 # Opens the block that argv names for argv's path, says so, and stays in it until its input ends.
 _HELD = """
@@ -41,3 +45,17 @@ def kill(process: subprocess.Popen[str]) -> None:
 def names(folder: pathlib.Path) -> list[str]:
     """The sorted names of what is in a folder, hidden ones included."""
     return sorted(entry.name for entry in folder.iterdir())
+
+
+def unlock_as_at_a_kill() -> None:
+    """Give back the locks of this process, and leave their files, as the system does for a killed process."""
+    for lock in list(locks._held.values()):
+        lock.release(remove=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_held() -> Iterator[None]:
+    """Fail a test that leaves a lock, which the next test of this process would find."""
+    before = locks.held_files()
+    yield
+    assert locks.held_files() == before
