@@ -36,8 +36,8 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self, network: EfficientNetLite0 | VGG16) -> None:
         super().__init__()
-        self.network = network
-        self.network.eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Compute the distances [B] of images a and b, [B, 3, H, W] each, in -1..1."""

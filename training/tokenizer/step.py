@@ -93,43 +93,53 @@ class TokenizerTrainStep(TrainStep):
         Returns:
             The loss of the autoencoder, [], and its terms by name, [] each.
         """
-        config, images = self.config, batch.images
+        config = self.config
+        images, noise = (part.contiguous(memory_format=torch.channels_last) for part in batch)  # faster convolutions
         with self.phase("forward"), autocast(config.precision, self.processes.device):
-            reconstruction, mean, log_variance = self.model.vae.reconstruct(images, batch.noise)
-        reconstruction, mean, log_variance = reconstruction.float(), mean.float(), log_variance.float()
-        reconstruction_loss = (images - reconstruction).abs().mean()
+            output, mean, log_variance = self.model.vae.reconstruct(images, noise)
+        output, mean, log_variance = output.float(), mean.float(), log_variance.float()
+        reconstruction = output.detach().requires_grad_()  # so that each loss is differentiated once, down to here
+        loss = (images - reconstruction).abs().mean()
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum()  # KL divergence from N(0, 1)
-        terms = {"l1": reconstruction_loss, "kl": divergence / len(images)}
+        terms = {"l1": loss, "kl": divergence / len(images)}
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstruction, images).mean()
-            reconstruction_loss = reconstruction_loss + config.perceptual_weight * terms["perceptual"]
-        loss = reconstruction_loss + config.kl_weight * divergence / images.numel()
-        if adversarial:
-            adversarial_loss, terms["adaptive_weight"] = self._adversarial_loss(reconstruction, reconstruction_loss)
-            loss = loss + config.adversarial_weight * terms["adaptive_weight"] * adversarial_loss
+            loss = loss + config.perceptual_weight * terms["perceptual"]
         with self.phase("backward"):
-            (loss / config.accumulate).backward()
+            (gradient,) = torch.autograd.grad(loss, reconstruction)
         if adversarial:
-            terms["discriminator"] = self._discriminator_loss(images, reconstruction.detach())
+            adversarial_loss, adversarial_gradient = self._adversarial_loss(reconstruction)
+            terms["adaptive_weight"] = self._adaptive_weight(output, gradient, adversarial_gradient)
+            weight = config.adversarial_weight * terms["adaptive_weight"]
+            loss, gradient = loss + weight * adversarial_loss, gradient + weight * adversarial_gradient
+        regularization = config.kl_weight * divergence / images.numel()
+        with self.phase("backward"):
+            (((output * gradient).sum() + regularization) / config.accumulate).backward()
+        if adversarial:
+            terms["discriminator"] = self._discriminator_loss(images, output.detach())
             (terms["discriminator"] / config.accumulate).backward()
-        return loss.detach(), {name: term.detach() for name, term in terms.items()}
+        return (loss + regularization).detach(), {name: term.detach() for name, term in terms.items()}
 
-    def _adversarial_loss(self, reconstruction: Tensor, reconstruction_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the adversarial loss [] of the autoencoder and its adaptive weight []."""
-        discriminator = self.model.discriminator
-        discriminator.requires_grad_(False)  # this loss trains the autoencoder only
+    def _adversarial_loss(self, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the adversarial loss [] of the autoencoder and its gradient, [B, 3, H, W] as `reconstruction`."""
         with autocast(self.config.precision, self.processes.device):
-            loss = -discriminator(reconstruction).float().mean()
+            loss = -self.model.discriminator(reconstruction).float().mean()
+        (gradient,) = torch.autograd.grad(loss, reconstruction)
+        return loss, gradient
+
+    def _adaptive_weight(self, output: Tensor, *gradients: Tensor) -> Tensor:
+        """Compute the weight [] of the adversarial loss.
+
+        Args:
+            output: The output of the autoencoder.
+            *gradients: The gradients of the reconstruction loss and of the adversarial loss with respect to it.
+        """
         last_layer = self.model.vae.decoder.conv_out.weight
-        gradients = [
-            torch.autograd.grad(each, last_layer, retain_graph=True)[0] for each in (reconstruction_loss, loss)
-        ]
-        weight = adaptive_weight(*(self.processes.mean(gradient) for gradient in gradients))
-        discriminator.requires_grad_(True)
-        return loss, weight
+        of_layer = (torch.autograd.grad(output, last_layer, each, retain_graph=True)[0] for each in gradients)
+        return adaptive_weight(*(self.processes.mean(each) for each in of_layer))
 
     def _discriminator_loss(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """Compute the loss [] of the discriminator."""
         with autocast(self.config.precision, self.processes.device):
-            scores = [self.model.discriminator(batch).float() for batch in (images, reconstruction)]
-        return hinge_loss(*scores)
+            real, fake = self.model.discriminator(torch.cat((images, reconstruction))).float().chunk(2)
+        return hinge_loss(real, fake)
