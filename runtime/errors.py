@@ -6,6 +6,16 @@ traceback. A message says what happened, where, what was expected and found, and
 
 from __future__ import annotations
 
+import errno
+import os
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "give this user the permission",
+    errno.EPERM: "give this user the permission",
+}
+
 
 class MarError(Exception):
     """An expected failure, with a message for the user.
@@ -53,3 +63,19 @@ class ParityError(MarError):
 
 class CalibrationError(MarError):
     """Calibration statistics of another model or plan, or a calibration that misses its target."""
+
+
+def reason_and_remedy(error: OSError, consequence: str = "") -> str:
+    """Return what the system says about a failure, what it means, and, where it is known, what to do.
+
+    Args:
+        error: The failure.
+        consequence: What it means for the user, without a stop.
+    """
+    parts = [error.strerror or str(error), consequence, _REMEDIES.get(error.errno or 0, "")]
+    return "; ".join(part for part in parts if part)
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError, consequence: str = "") -> MarError:
+    """Return the error of a file or folder that cannot be written; see `reason_and_remedy`."""
+    return MarError(f"cannot write {path}: {reason_and_remedy(error, consequence)}")

@@ -20,6 +20,7 @@ def save_study_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     network = next(iter(report["real"]))
     presets = [row for row in report["settings"] if row["sampler"] is None]
@@ -34,7 +35,11 @@ def save_study_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     _draw_presets(right, presets, network)
     for axes in (*left, right):
         axes.set(xscale="log", xlabel="ms an image, batch 1", ylabel=f"Fréchet distance, {network}; lower is better")
-        axes.grid(alpha=0.3, which="both")
+        for axis in (axes.xaxis, *([axes.yaxis] if axes.get_yscale() == "log" else [])):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.15)
     FigureCanvasAgg(figure)

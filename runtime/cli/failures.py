@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,14 +9,7 @@ from typing import Any
 import click
 
 from runtime.cli.environment_variables import name_variables
-from runtime.errors import MarError, RequestError
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EACCES: "give this user the permission",
-    errno.EPERM: "give this user the permission",
-}
+from runtime.errors import MarError, RequestError, reason_and_remedy
 
 
 def explain(error: BaseException, variables: Mapping[str, str]) -> tuple[str, int] | None:
@@ -61,8 +53,7 @@ def _missing_package(error: ModuleNotFoundError) -> tuple[str, int]:
 
 def _refused(error: OSError) -> tuple[str, int]:
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-    remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
-    return f"{where}{error.strerror or error}{remedy}", 1
+    return f"{where}{reason_and_remedy(error)}", 1
 
 
 # The first that fits counts.

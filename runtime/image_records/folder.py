@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import MarError, RequestError
+from runtime.errors import MarError, RequestError, cannot_write
 from runtime.image_records.encoding import FORMATS, encode_image, read_records
 from runtime.image_records.index import INDEX, IndexEntry, append_entries, is_cut, read_index, write_index
 from runtime.image_records.names import class_folder, image_name
@@ -144,7 +144,7 @@ class ImageFolder:
             sync(temporary)
             temporary.replace(target)
         except OSError as error:
-            raise MarError(f"cannot write {target}: {error.strerror or error}") from error
+            raise cannot_write(target, error) from error
         return IndexEntry.of(name, content, record)
 
     def _check_content(self, entry: IndexEntry) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from runtime.checks import truncate
-from runtime.errors import DataError, MarError
+from runtime.errors import DataError, cannot_write
 from runtime.image_records.record import ImageRecord, parse_record
 from runtime.storage.files import replacing, sha256
 from runtime.storage.schema import REST
@@ -117,7 +117,7 @@ def append_entries(path: pathlib.Path, entries: Iterable[IndexEntry]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def write_index(path: pathlib.Path, entries: Iterable[IndexEntry]) -> None:

@@ -22,7 +22,7 @@ from runtime.sampling.plan import AfterIteration, Condition, Float, Int, Plan
 from runtime.sampling.samplers import CoefficientTable
 
 # The modulation of all diffusion steps together can be large. It is computed for groups of steps of at most this size.
-# Groups of 16 MiB are not faster, and an int8 MAR-B takes 29 MiB more with them; those of 4 MiB are 2% slower.
+# Groups of 16 MiB are not faster, and an int8 MAR-B takes 29 MiB more with them; those of 4 MiB are up to 5% slower.
 _MODULATION_BYTES = 8 * 2**20
 MOST_STEPS_AT_ONCE = 32
 """The largest number of steps in a group. An engine is built for this number of steps and the most rows together."""

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from runtime.errors import MarError
+from runtime.errors import MarError, cannot_write
 from runtime.storage.locks import LockFile, held_files, holder
 
 _LOCK = ".lock"
@@ -59,7 +59,7 @@ def _check_place(path: pathlib.Path) -> None:
     try:
         nearest = next(folder for folder in path.parents if folder.exists())
     except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     with scratch_beside(nearest / path.name, path):
         pass
 
@@ -79,7 +79,7 @@ def _check_regular(path: pathlib.Path) -> None:
         if path.exists() and not path.is_file():
             raise MarError(f"cannot write {path}: it is not a regular file; choose another name")
     except OSError as error:
-        raise MarError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def _check_outside(path: pathlib.Path) -> None:
@@ -109,7 +109,7 @@ def scratch_beside(path: pathlib.Path, target: pathlib.Path | None = None) -> It
             clear_dead(path.parent)
             work, lock = _make_staging_folder(path)
         except OSError as error:
-            raise MarError(f"cannot write {target or path}: {error.strerror or error}") from error
+            raise cannot_write(target or path, error) from error
         try:
             yield work
         finally:
@@ -148,7 +148,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             temporary.replace(path)
             sync(path.parent)
         except OSError as error:
-            raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+            raise cannot_write(path, error, "nothing was changed there") from error
 
 
 @contextlib.contextmanager
@@ -174,7 +174,7 @@ def replacing_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
             _put_in_place(temporary, path, work)
             sync(path.parent)
         except OSError as error:
-            raise MarError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+            raise cannot_write(path, error, "nothing was changed there") from error
 
 
 def _mode(path: pathlib.Path) -> int:
@@ -273,7 +273,7 @@ def _holding(file: pathlib.Path, target: pathlib.Path) -> Iterator[None]:
         if lock is not None:
             lock.sign()
     except OSError as error:
-        raise MarError(f"cannot write {target}: {error.strerror or error}") from error
+        raise cannot_write(target, error) from error
     if lock is None:
         raise MarError(f"{target} is in use by {holder(file)}; wait for it, or choose another place")
     try:
