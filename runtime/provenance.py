@@ -77,9 +77,18 @@ def _is_secret(name: str) -> bool:
 
 def processor_name() -> str:
     """Return the model name of the CPU, such as `AMD EPYC 7B13`, or its architecture where the system has no name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_features() -> frozenset[str]:
+    """Return the names of the instruction sets of the CPU, such as `avx2`, as Linux has them; elsewhere none."""
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())  # of x86 and of ARM
+
+
+def _cpuinfo(key: str) -> str:
+    """Return what Linux says about the first CPU under a key; nothing elsewhere, or if it does not say it."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from runtime.backends.telemetry import disable_telemetry
@@ -23,6 +24,11 @@ if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 disable_telemetry()  # some tests import these libraries themselves
+
+hypothesis.settings.register_profile(
+    "untimed", deadline=None
+)  # the time of an example proves nothing on a busy machine
+hypothesis.settings.load_profile("untimed")
 
 # The files that take longest. They are begun first, so that at the end no worker waits for another. Those of Ray, of
 # which only one runs at a time, are apart.

@@ -82,8 +82,11 @@ class StepConfig:
     ema_rate: float = setting(0.9999, "Decay rate of the moving average of the weights.", least=0, below=1)
     flip: bool = setting(True, "Mirror half of the images.")
     seed: int = setting(0, "Seed of the initial weights and of all random numbers.", least=0)
-    precision: str = setting(
-        "bf16", "bf16: autocast, with attention and the loss in fp32; fp32: no autocast.", choices=("bf16", "fp32")
+    precision: str | None = setting(
+        None,
+        "bf16: autocast, with attention and the loss in fp32; fp32: no autocast. Default: bf16 where the device has "
+        "instructions for it, otherwise fp32.",
+        choices=("bf16", "fp32"),
     )
     background: str = setting(BACKGROUND, "Colour under transparent pixels of images: a name, or #rrggbb.")
     bad_data: str = setting(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -309,7 +309,6 @@ ARGUMENTS = ("labels", "seed", "index", "order", "noise", "edit", "known", "mask
 SETTINGS = ("preset", "sampling", *(field.name for field in dataclasses.fields(Sampling)))
 
 
-@settings(deadline=None)
 @given(request=st.dictionaries(st.sampled_from([*SETTINGS, *ARGUMENTS]), SOME, min_size=1))
 def test_any_request_is_generated_or_refused(generator: Generator, request: dict[str, Any]) -> None:
     short: dict[str, Any] = {"labels": [0], "iterations": 1, "diffusion_steps": "ddim2"}

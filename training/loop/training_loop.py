@@ -28,6 +28,7 @@ from training.distributed import Processes
 from training.loop.optimizer_step import StepResult, TrainStep, learning_rate
 from training.loop.schedule import samples_are_due
 from training.loop.state import load_state, save_state
+from training.models.numerics import multiplies_bf16
 from training.preemption import PreemptedError, Termination
 from training.reporting.environment import record_environment
 from training.reporting.first_batch import FIRST_BATCH_FILE, save_first_batch
@@ -104,7 +105,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         run_folder.check_new_folder(run)
         config, dataset = cls.fit_to_data(config)
         config = _with_epochs(config, dataset, epochs)
-        config = config.with_training({"warmup_steps": config.training.warmup})
+        precision = config.training.precision or _common_precision(processes)
+        config = config.with_training({"warmup_steps": config.training.warmup, "precision": precision})
         loop = cls(run, config, dataset, processes)
         loop._initialize()
         processes.barrier()  # rank 0 must not write the config before all have checked that there is none
@@ -236,8 +238,10 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         check_batch(self.dataset, self.config.training, self.processes)
 
     def _notes(self) -> Iterator[str]:
-        """Return what a person should know about the data of this run, one line each."""
+        """Return what a person should know about this run before it trains, one line each."""
         yield from self.dataset.notes
+        if self._settings.precision == "bf16" and not multiplies_bf16(self.processes.device):
+            yield "this device has no instructions for bf16 and emulates them: --precision fp32 is faster here"
         saved = run_folder.read_run_config(self.run) if self._is_saved else {}
         if _RECORD not in saved:
             return
@@ -414,6 +418,11 @@ def _with_epochs(config: Any, dataset: LatentDataset, epochs: int | None) -> Any
     if epochs is None:
         return config
     return config.with_training({"steps": epochs * max(1, len(dataset.labels) // config.training.batch_size)})
+
+
+def _common_precision(processes: Processes) -> str:
+    """Return `bf16` if the devices of all processes have instructions for it, otherwise `fp32`."""
+    return "bf16" if all(processes.gather_lists([multiplies_bf16(processes.device)])) else "fp32"
 
 
 def check_batch(dataset: LatentDataset, training: StepConfig, processes: Processes) -> None:

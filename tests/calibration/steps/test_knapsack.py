@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -35,7 +35,6 @@ def best(errors: Matrix, seconds: Matrix, budget: float) -> float:
     return float(min(errors[rows, choice].sum() for choice in within))
 
 
-@settings(deadline=None)
 @given(problems())
 def test_no_choice_within_the_budget_is_better(problem: tuple[Matrix, Matrix, float]) -> None:
     errors, seconds, budget = problem

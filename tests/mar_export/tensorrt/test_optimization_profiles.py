@@ -208,7 +208,7 @@ def all_plans(drawn: Sequence[Sampling], known: int) -> list[Plan]:
     return [build_plan(TINY_KL.tokens, sampling, start) for sampling in drawn for start in {0, known}]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(samplings(), min_size=1, max_size=3),
     st.tuples(*[st.integers(1, 5)] * 3).map(sorted),
@@ -238,7 +238,7 @@ def test_ranges_include_every_size_that_the_loop_uses(
                         assert (middle <= high).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(samplings(), min_size=1, max_size=3),
     st.tuples(*[st.integers(1, 5)] * 3).map(sorted),

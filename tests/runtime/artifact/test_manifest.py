@@ -206,7 +206,7 @@ def mutable(golden_artifacts: dict[str, pathlib.Path], tmp_path_factory: pytest.
     return pathlib.Path(shutil.copytree(golden_artifacts["small"], tmp_path_factory.mktemp("mutable") / "artifact"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_mutated_manifest_loads_or_is_refused(
     golden_artifacts: dict[str, pathlib.Path], mutable: pathlib.Path, data: st.DataObject
@@ -235,7 +235,6 @@ REPORTS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(
     names=st.lists(st.text(), min_size=6, max_size=6) | st.just([]),
     provenance=st.dictionaries(st.text(), st.text() | st.integers()),

@@ -30,7 +30,7 @@ from tests.helpers.edits import (
     random_latents,
 )
 
-few_examples = settings(deadline=None, max_examples=25)
+few_examples = settings(max_examples=25)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.model.config import ModelConfig
@@ -14,10 +14,7 @@ from tests.helpers.edits import Bool, enlarged, masks
 # Images of 12x12 pixels, of 4x4 tokens.
 CONFIG = ModelConfig(img_size=12, vae_stride=1, patch_size=3, vae_embed_dim=1, class_num=2)
 
-untimed = settings(deadline=None)
 
-
-@untimed
 @given(masks(12))
 def test_a_token_is_masked_if_any_of_its_pixels_is(mask: Bool) -> None:
     checked = check_mask(mask, False, CONFIG)
@@ -27,7 +24,6 @@ def test_a_token_is_masked_if_any_of_its_pixels_is(mask: Bool) -> None:
     assert checked.known == 16 - sum(map(sum, expected))
 
 
-@untimed
 @given(masks(4))
 def test_a_mask_of_tokens_contains_all_of_their_pixels(mask: Bool) -> None:
     checked = check_mask(mask, False, CONFIG)
@@ -35,7 +31,6 @@ def test_a_mask_of_tokens_contains_all_of_their_pixels(mask: Bool) -> None:
     assert checked.pixels.tolist() == enlarged(mask, 3).tolist()
 
 
-@untimed
 @given(masks(4))
 def test_dilate_adds_the_eight_neighbours_of_a_token_and_nothing_else(mask: Bool) -> None:
     """It adds no neighbour across an edge of the image, and no pixel."""
@@ -46,7 +41,6 @@ def test_dilate_adds_the_eight_neighbours_of_a_token_and_nothing_else(mask: Bool
     assert checked.pixels.tolist() == enlarged(mask, 3).tolist()
 
 
-@untimed
 @given(st.integers(0, 2**32))
 def test_known_tokens_come_first_and_each_group_keeps_its_order(seed: int) -> None:
     """The image has 16x16 tokens, because any sort keeps the order of a few."""

@@ -7,15 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
 from runtime.sampling.plan import STEP_SCHEDULES, Plan, build_plan
 from runtime.sampling.samplers import coefficient_table
 from runtime.sampling.settings import Sampling
-
-untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 
 LENGTHS = st.integers(1, 400)
 LENGTHS_AND_ITERATIONS = LENGTHS.flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length)))
@@ -52,7 +50,6 @@ def test_steps_shrink_as_published(schedule: str, iterations: int, up: int, lo: 
     assert found == [SHRUNK[schedule](k, iterations, up, lo) for k in range(iterations)]
 
 
-@untimed
 @given(
     st.integers(2, 64),
     st.integers(2, 60).flatmap(lambda up: st.tuples(st.just(up), st.integers(2, up))),
@@ -99,7 +96,6 @@ LISTED = LENGTHS_AND_ITERATIONS.flatmap(
 )
 
 
-@untimed
 @given(LISTED)
 def test_listed_steps_are_those_of_the_iterations(given: tuple[tuple[int, int], list[int]]) -> None:
     (length, iterations), steps = given
@@ -107,7 +103,6 @@ def test_listed_steps_are_those_of_the_iterations(given: tuple[tuple[int, int], 
     assert [iteration.table.steps for iteration in planned.iterations] == steps
 
 
-@untimed
 @given(LISTED, st.data())
 def test_an_iteration_of_an_edit_takes_the_listed_steps_for_its_known_tokens(
     given: tuple[tuple[int, int], list[int]], data: st.DataObject

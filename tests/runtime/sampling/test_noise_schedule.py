@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -18,8 +18,6 @@ from runtime.sampling.noise_schedule import (
     respaced_timesteps,
     training_schedule,
 )
-
-untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 
 STRIDES = {len(range(0, TRAIN_STEPS, stride)): stride for stride in range(TRAIN_STEPS - 1, 0, -1)}  # steps -> smallest
 IMPOSSIBLE_STRIDES = sorted(set(range(TRAIN_STEPS + 1)) - set(STRIDES))
@@ -48,7 +46,6 @@ def test_the_continuous_curve_passes_through_the_training_steps() -> None:
     np.testing.assert_allclose(at_steps, training_schedule().alphas_cumprod[:LAST], rtol=1e-11)
 
 
-@untimed
 @given(st.floats(0, LAST - 1), st.floats(0, LAST - 1))
 def test_the_continuous_curve_falls_with_time(one: float, other: float) -> None:
     early, late = min(one, other), max(one, other)
@@ -58,7 +55,6 @@ def test_the_continuous_curve_falls_with_time(one: float, other: float) -> None:
         assert less < more
 
 
-@untimed
 @given(st.integers(2, TRAIN_STEPS).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(steps - 1, LAST))))
 def test_n_steps_are_spread_evenly_from_the_first_timestep_to_0(steps_and_start: tuple[int, int]) -> None:
     steps, start = steps_and_start
@@ -78,7 +74,6 @@ def test_n_steps_start_at_999_by_default_as_published(steps: int) -> None:
     assert respaced_timesteps(steps).tolist() == respaced_timesteps(steps, LAST).tolist()
 
 
-@untimed
 @given(st.sampled_from(sorted(STRIDES)).filter(lambda steps: steps > 1), st.integers(0, LAST))
 def test_ddim_steps_have_the_smallest_integer_stride_from_zero_for_any_start(steps: int, start: int) -> None:
     kept = respaced_timesteps(f"ddim{steps}", start)
@@ -86,7 +81,6 @@ def test_ddim_steps_have_the_smallest_integer_stride_from_zero_for_any_start(ste
     assert len(kept) == steps
 
 
-@untimed
 @given(st.sampled_from(IMPOSSIBLE_STRIDES))
 def test_ddim_steps_without_an_integer_stride_are_refused(steps: int) -> None:
     with pytest.raises(RequestError, match=f"'ddim{steps}'"):

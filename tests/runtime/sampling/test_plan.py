@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
@@ -15,7 +15,6 @@ from runtime.sampling.rng import TOKEN_ORDERS
 from runtime.sampling.settings import Sampling
 from tests.helpers.golden_cases import GoldenCase
 
-untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 SETTINGS: dict[str, Any] = {
     "iterations": 6,
     "cfg_scale": 1.0,
@@ -48,7 +47,6 @@ def test_a_golden_case_predicts_as_many_tokens_in_each_iteration_as_the_publishe
 EXACT_SCHEDULES = [schedule for schedule in MASK_SCHEDULES if schedule != "cosine-rounded"]
 
 
-@untimed
 @given(LENGTHS_AND_ITERATIONS, st.sampled_from(EXACT_SCHEDULES))
 def test_every_iteration_predicts_some_tokens_and_together_they_predict_all(
     sizes: tuple[int, int], schedule: str
@@ -63,7 +61,6 @@ def test_every_iteration_predicts_some_tokens_and_together_they_predict_all(
     assert [iteration.known for iteration in planned.iterations] == [sum(counts[:k]) for k in range(iterations)]
 
 
-@untimed
 @given(LENGTHS, st.data())
 def test_an_impossible_number_of_iterations_is_refused(length: int, data: st.DataObject) -> None:
     iterations = data.draw(st.integers(max_value=0) | st.integers(min_value=length + 1))
@@ -99,7 +96,6 @@ def test_an_exponential_schedule_predicts_fewer_tokens_early_and_more_late(lengt
     assert exponential[-1] > cosine[-1]
 
 
-@untimed
 @given(LENGTHS_AND_ITERATIONS)
 def test_a_linear_schedule_spreads_tokens_evenly(sizes: tuple[int, int]) -> None:
     length, iterations = sizes
@@ -140,7 +136,6 @@ def test_linear_guidance_grows_with_the_tokens_known_after_the_iteration() -> No
     assert scales(16, cfg_scale=2.5) == [1 + 1.5 * (16 - masked) / 16 for masked in masked_after]
 
 
-@untimed
 @given(LENGTHS_AND_ITERATIONS, SCALES)
 def test_linear_guidance_moves_from_none_towards_its_scale(sizes: tuple[int, int], scale: float) -> None:
     length, iterations = sizes
@@ -150,7 +145,6 @@ def test_linear_guidance_moves_from_none_towards_its_scale(sizes: tuple[int, int
     assert max(found) <= max(1, scale)
 
 
-@untimed
 @given(LENGTHS_AND_ITERATIONS, SCALES)
 def test_constant_guidance_is_its_scale(sizes: tuple[int, int], scale: float) -> None:
     length, iterations = sizes
@@ -200,7 +194,6 @@ def test_iterations_outside_the_guidance_interval_have_no_guidance(
     ]
 
 
-@untimed
 @given(LENGTHS_AND_ITERATIONS, st.sampled_from(MASK_SCHEDULES), SHARES, SHARES)
 def test_guidance_depends_on_the_share_of_tokens_known_before_the_iteration(
     sizes: tuple[int, int], mask_schedule: str, one: float, other: float

@@ -7,19 +7,16 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
 from runtime.sampling.plan import MASK_SCHEDULES, Plan, build_plan
 from runtime.sampling.settings import Sampling
 
-untimed = settings(deadline=None)
-
 LENGTHS_AND_KNOWN = st.integers(2, 300).flatmap(lambda length: st.tuples(st.just(length), st.integers(0, length - 1)))
 
 
-@untimed
 @given(LENGTHS_AND_KNOWN, st.data(), st.sampled_from(MASK_SCHEDULES))
 def test_a_plan_with_known_tokens_generates_exactly_the_other_tokens(
     sizes: tuple[int, int], data: st.DataObject, mask_schedule: str

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import RequestError
@@ -60,7 +60,6 @@ SIZES = LENGTHS.flatmap(
 )
 
 
-@settings(deadline=None)
 @given(SIZES)
 def test_a_local_pass_reads_and_computes_every_row_once(sizes: tuple[int, int, int, int, bool]) -> None:
     """And its tokens and sizes are those that the plan without local iterations has."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from runtime.model.config import ModelConfig
 from runtime.sampling.rng import TOKEN_ORDERS, image_noise, image_order, seeded_order
 
-untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 COUNTERS = st.integers(0, 2**64 - 1)
 IMAGES = st.tuples(COUNTERS, COUNTERS)
 TWO_IMAGES = st.lists(IMAGES, min_size=2, max_size=2, unique=True)
@@ -25,7 +24,6 @@ NOISE = [
 ]
 
 
-@untimed
 @given(IMAGES)
 def test_an_image_has_the_same_random_bits_every_time(image: tuple[int, int]) -> None:
     first, second = image_noise(*image, steps=2, length=5, channels=3), image_noise(*image, 2, 5, 3)
@@ -35,7 +33,6 @@ def test_an_image_has_the_same_random_bits_every_time(image: tuple[int, int]) ->
     assert image_order(*image, (8, 8)).tobytes() == image_order(*image, (8, 8)).tobytes()
 
 
-@untimed
 @given(IMAGES, st.integers(0, 6), st.integers(0, 6))
 def test_the_noise_of_a_step_does_not_depend_on_the_length_of_the_chain(
     image: tuple[int, int], steps: int, more: int
@@ -44,7 +41,6 @@ def test_the_noise_of_a_step_does_not_depend_on_the_length_of_the_chain(
     assert short.tobytes() == long[: steps + 1].tobytes()
 
 
-@untimed
 @given(TWO_IMAGES)
 def test_two_images_have_different_random_numbers(images: list[tuple[int, int]]) -> None:
     first, second = (image_noise(*image, 1, 4, 2) for image in images)
@@ -54,14 +50,12 @@ def test_two_images_have_different_random_numbers(images: list[tuple[int, int]])
         assert first_order.tolist() != second_order.tolist()
 
 
-@untimed
 @given(IMAGES)
 def test_no_two_streams_of_an_image_are_equal(image: tuple[int, int]) -> None:
     rows = image_noise(*image, 5, 4, 2)
     assert len({row.tobytes() for row in rows}) == len(rows)
 
 
-@untimed
 @given(IMAGES, st.integers(1, 16), st.sampled_from(TOKEN_ORDERS))
 def test_an_order_is_a_permutation(image: tuple[int, int], grid: int, kind: str) -> None:
     order = image_order(*image, (grid, grid), kind)
@@ -118,7 +112,6 @@ def test_any_position_can_come_first() -> None:
 # Orders of another kind.
 
 
-@untimed
 @given(IMAGES, st.integers(1, 16))
 def test_raster_order_is_the_same_for_every_image(image: tuple[int, int], grid: int) -> None:
     assert image_order(*image, (grid, grid), "raster").tolist() == list(range(grid * grid))
@@ -134,7 +127,6 @@ def checkerboard_stages(grid: int) -> list[list[int]]:
     return stages
 
 
-@untimed
 @given(IMAGES, st.integers(1, 16))
 def test_a_checkerboard_order_has_three_stages(image: tuple[int, int], grid: int) -> None:
     order = image_order(*image, (grid, grid), "checkerboard").tolist()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -16,7 +16,6 @@ from runtime.model.coefficients import BOUNDS, COEFFICIENTS
 from runtime.sampling.noise_schedule import TRAIN_STEPS, respaced_timesteps, training_schedule
 from runtime.sampling.samplers import DIFFUSION_SAMPLERS, SAMPLERS, CoefficientTable, coefficient_table
 
-untimed = settings(deadline=None)  # how long an example takes on a busy machine proves nothing
 Floats = NDArray[np.float64]
 
 HALF_ULP = 2.0**-24 * 1.001  # one rounding to float32, and room for the 1e-11 that float64 loses to cancellation
@@ -114,7 +113,6 @@ def test_the_last_row_returns_x0_without_noise(sampler: str, eta: float, steps: 
     assert last["x_from_x"] == last["x_from_previous_x0"] == last["noise_scale"] == 0
 
 
-@untimed
 @given(st.sampled_from(KINDS), st.floats(0, 8, width=32))
 def test_temperature_scales_the_noise_and_nothing_else(kind: tuple[str, float], temperature: float) -> None:
     sampler, eta = kind
@@ -126,7 +124,6 @@ def test_temperature_scales_the_noise_and_nothing_else(kind: tuple[str, float], 
     np.testing.assert_array_equal(scaled, plain)
 
 
-@untimed
 @given(st.floats(min_value=0, allow_infinity=False))
 def test_a_temperature_is_refused_or_gives_finite_rows(temperature: float) -> None:
     try:
@@ -158,7 +155,6 @@ def test_only_ddpm_uses_the_learned_variance(sampler: str) -> None:
 # Where a chain starts.
 
 
-@untimed
 @given(st.integers(2, 1000))
 def test_ddpm_starts_at_999_with_100_steps_or_more_and_lower_with_fewer(steps: int) -> None:
     table = coefficient_table("ddpm", steps)

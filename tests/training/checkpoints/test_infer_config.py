@@ -76,13 +76,13 @@ def _configs(draw: st.DrawFn, ratios: st.SearchStrategy[float], width: int) -> M
 
 
 @given(_configs(st.floats(1, 16), width=1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_complete_config_is_returned_unchanged(config: ModelConfig) -> None:
     assert _config(PartialConfig(_FILE, config.to_dict()), shapes=mar_shapes(config)) == config
 
 
 @given(_configs(st.sampled_from([0.25, 0.5, 1.0, 2.75, 4.0]), width=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_tensors_determine_all_fields_but_heads_patches_and_those_of_training(config: ModelConfig) -> None:
     untold = ("encoder_num_heads", "decoder_num_heads", "vae_stride", "patch_size")
     in_training = ("mask_ratio_min", "attn_dropout", "diffusion_batch_mul")
@@ -91,7 +91,7 @@ def test_tensors_determine_all_fields_but_heads_patches_and_those_of_training(co
 
 
 @given(st.integers(1, 400), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_inferred_mlp_ratio_gives_the_width_of_the_tensors(width: int, data: Any) -> None:
     hidden = data.draw(st.integers(-(-width // 4), 16 * width))  # what a config allows
     shapes = {**_SHAPES, "z_proj.weight": (width, 16), "encoder_blocks.0.mlp.fc1.weight": (hidden, width)}
@@ -364,7 +364,7 @@ def test_parameters_of_no_model_at_all_are_refused() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=4), st.sampled_from(sorted(_SHAPES)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_changed_shape_gives_a_config_or_a_one_line_error(shape: list[int], name: str) -> None:
     """Whether the parameter fits is for `fill` to say; here nothing may break."""
     try:

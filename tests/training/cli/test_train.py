@@ -7,12 +7,14 @@ import pathlib
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.helpers.command_line import Command
 from tests.helpers.tiny_runs import logged, write_idx_dataset
 from tests.helpers.train_command import error_line, run_mar_process
 from training.checkpoints import checkpoint
+from training.models.numerics import multiplies_bf16
 
 
 def test_train_makes_a_run_with_the_settings_it_was_given(
@@ -34,7 +36,7 @@ def test_train_makes_a_run_with_the_settings_it_was_given(
         "ema_rate": 0.5,
         "flip": False,
         "seed": 3,
-        "precision": "bf16",
+        "precision": "bf16" if multiplies_bf16(torch.device("cpu")) else "fp32",
         "attention_precision": "fp32",
         "fsdp": False,
         "gradient_checkpointing": False,

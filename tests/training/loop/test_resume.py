@@ -21,6 +21,7 @@ from tests.helpers.tiny_runs import (
 from tests.helpers.training_runs import LOG, STATE, WEIGHTS, assert_same_run, copy_run
 from training.checkpoints import checkpoint, run_folder
 from training.checkpoints.tensor_files import read_safetensors
+from training.loop import training_loop
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one(
@@ -32,6 +33,28 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     resume(run, steps=8).train()
     assert sorted(logged(run, "loss")) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert_same_run(run, finished_run)
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_run_keeps_the_precision_of_the_device_on_which_it_began(
+    training_images: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(training_loop, "multiplies_bf16", lambda device: bf16)
+    start(tmp_path / "run", training_images, 2, precision=None)
+    monkeypatch.setattr(training_loop, "multiplies_bf16", lambda device: not bf16)
+    assert resume(tmp_path / "run").config.training.precision == precision
+
+
+def test_bf16_on_a_device_without_instructions_for_it_is_told(
+    training_images: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for bf16 in (True, False):
+        monkeypatch.setattr(training_loop, "multiplies_bf16", lambda device, bf16=bf16: bf16)
+        start(tmp_path / str(bf16), training_images, 2, precision="bf16")
+        assert ("emulates them: --precision fp32 is faster here" in capsys.readouterr().err) is not bf16
 
 
 def test_every_step_of_a_run_draws_other_numbers_and_changes_every_weight(

@@ -132,7 +132,7 @@ def _configs(draw: st.DrawFn) -> VAEConfig:
 
 
 @given(_configs())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_config_is_inferred_from_its_parameters(config: VAEConfig) -> None:
     assert vae_config(vae_shapes(config), "vae.ckpt") == config
 

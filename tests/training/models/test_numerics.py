@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from training.data.loader import Batch, MicroBatch
 from training.distributed import Processes
 from training.loop.optimizer_step import MarTrainStep
 from training.models import diffusion_head as head
+from training.models import numerics
 from training.models import reference_loop as published
 from training.models.mar import MAR
 from training.models.numerics import AttentionInFloat32, LayerNormOfInput, MatmulAttention, PackedDropout
@@ -77,9 +80,16 @@ def test_matrix_products_have_the_configured_precision_and_attention_and_loss_fl
     assert seen == {"attention": attention, "products": products, "bound": _FP32}
 
 
-def test_the_default_is_bf16_with_attention_and_loss_in_fp32() -> None:
-    config = TrainConfig(steps=1)
-    assert (config.precision, config.attention_precision) == ("bf16", "fp32")
+@pytest.mark.parametrize(
+    ("features", "products"),
+    [("fma avx2 avx512f", _FP32), ("avx2 avx512_bf16", _BF16), ("amx_tile amx_bf16", _BF16), ("asimd bf16", _BF16)],
+)
+def test_products_are_bf16_by_default_where_the_processor_has_instructions_for_them(
+    monkeypatch: pytest.MonkeyPatch, features: str, products: set[torch.dtype]
+) -> None:
+    monkeypatch.setattr(numerics, "processor_features", lambda: frozenset(features.split()))
+    seen = _dtypes(monkeypatch, dataclasses.replace(tiny_training(1), precision=None))
+    assert seen == {"attention": _FP32, "products": products, "bound": _FP32}
 
 
 @pytest.mark.parametrize("attend", [MatmulAttention(dropout=0.0), ScaledDotProduct(dropout=0.0)])
