@@ -18,7 +18,7 @@ from training.cli.options import check_resume_options, checkpoint_options, echo_
 from training.cli.run_settings import background_of_run
 from training.heads.config import HEAD_OPTIONS, RESUMED_OPTIONS, HeadTraining
 from training.heads.trainer import HeadTrainer, head_config, load_source
-from training.loop.training_loop import finish
+from training.loop.training_loop import DECIDED_AT_START, finish
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -87,7 +87,9 @@ def run_head(
         if not (out / CONFIG_FILE).is_file():
             finish(trainer.start(out, config))
             return
-        if trainer.read_config(out, {}) != config.with_training({"warmup_steps": config.training.warmup}):
+        saved = trainer.read_config(out, {})
+        undecided = [name for name in DECIDED_AT_START if getattr(training, name) is None]
+        if saved != config.with_training({name: getattr(saved.training, name) for name in undecided}):
             raise RequestError(f"{out} holds a run with other settings; choose another --out, or resume it by --resume")
         finish(trainer.resume(out))
 

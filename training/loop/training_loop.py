@@ -41,6 +41,9 @@ _TRIM_EVERY = 200  # steps: tensors of other sizes in each leave gaps in the mem
 _MOST_SKIPPED_IN_A_ROW = 10
 _RECORD = "dataset"  # the key of the `DataRecord` in the config of a run
 
+DECIDED_AT_START = ("warmup_steps", "precision")
+"""The settings of a run that its start decides where they are None."""
+
 _Config = TypeVar("_Config", bound=BaseRunConfig)
 _Step = TypeVar("_Step", bound=TrainStep)
 _Loop = TypeVar("_Loop", bound="TrainingLoop[Any, Any]")

@@ -61,7 +61,7 @@ def test_a_normalization_is_that_of_float64(
     values, weight, bias = (part.detach().double() for part in parts)
     expected = F.group_norm(values, GROUPS, weight, bias, module.norm.eps).numpy()
     (found,) = kind(name, 1).load_graph(path, SPEC)(latents=x.numpy())
-    assert relative_l2(found, expected) < 2e-6
+    assert relative_l2(found, expected) < 1e-6  # OpenVINO had 2.7e-6 with AVX2, where it joined two means into one
 
 
 @pytest.mark.parametrize(("kind", "name"), [(OnnxRuntime, "onnxruntime"), (OpenVino, "openvino")])
