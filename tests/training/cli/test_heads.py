@@ -31,6 +31,7 @@ from training.data.loader import MicroBatch
 from training.heads.flow_training import with_flow_head
 from training.heads.train_step import HeadTrainStep
 from training.heads.trainer import _load
+from training.loop import training_loop
 from training.loop.optimizer_step import StepResult
 from training.models.mar import MAR
 from training.models.reference_loop import sample
@@ -203,15 +204,18 @@ def test_a_head_is_a_whole_run_that_can_be_stopped_and_resumed(
 
 
 def test_a_finished_head_stays_and_other_settings_are_refused(
-    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path
+    teacher: pathlib.Path, data: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = ["flow-head", str(teacher), f"--data={data}", f"--out={tmp_path / 'run'}", *SHORT]
     run_command(line)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["training"]["precision"]
+    monkeypatch.setattr(training_loop, "multiplies_bf16", lambda device: kept == "fp32")  # as on another machine
     before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     assert "is finished at step 3; export it with mar export" in run_command(line)
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(RequestError, match=r"run holds a run with other settings; choose another --out"):
-        run_command([*line, "--seed=1"])
+    for other in ("--seed=1", f"--precision={'bf16' if kept == 'fp32' else 'fp32'}"):
+        with pytest.raises(RequestError, match=r"run holds a run with other settings; choose another --out"):
+            run_command([*line, other])
     with pytest.raises(MarError, match=r"not the config of a run of mar distill \(the head is no distilled one\)"):
         run_command(["distill", f"--resume={tmp_path / 'run'}"])
     with pytest.raises(RequestError, match=r"run resumed with --resume has its .* already; remove --data and --seed"):
