@@ -25,9 +25,8 @@ if threading.current_thread() is threading.main_thread():
 
 disable_telemetry()  # some tests import these libraries themselves
 
-hypothesis.settings.register_profile(
-    "untimed", deadline=None
-)  # the time of an example proves nothing on a busy machine
+# How long an example takes on a busy machine proves nothing.
+hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 # The files that take longest. They are begun first, so that at the end no worker waits for another. Those of Ray, of
