@@ -9,10 +9,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from benchmarks.chart_parts import plain, save_figure
 from benchmarks.scaling_rows import AXES, Point, Row, Series, gflops, operations, seconds_an_image, series_of
+from mar_export.benchmark.log_axis import number_plainly
 
 _STYLES = {"fp32": "-", "int8": "--"}
 _MARKERS = "osD^v"
@@ -83,9 +84,7 @@ def _label(above: Axes, below: Axes, axis: str, values: Sequence[int]) -> None:
         each.set_xticks(values, [str(value) for value in values])
         each.xaxis.set_minor_locator(NullLocator())
         plain(each)
-    above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    above.yaxis.set_major_formatter("{x:g}")
-    above.yaxis.set_minor_locator(NullLocator())
+    number_plainly(above.yaxis)
 
 
 def _legend(figure: Figure, axes: Axes, runners: Sequence[str], precisions: Sequence[str]) -> None:

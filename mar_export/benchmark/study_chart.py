@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mar_export.benchmark.log_axis import number_plainly
 from mar_export.benchmark.study_table import mean_of_seeds
 from runtime.storage.files import replacing
 
@@ -20,7 +21,6 @@ def save_study_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     network = next(iter(report["real"]))
     presets = [row for row in report["settings"] if row["sampler"] is None]
@@ -35,10 +35,7 @@ def save_study_chart(report: Mapping[str, Any], path: pathlib.Path) -> None:
     _draw_presets(right, presets, network)
     for axes in (*left, right):
         axes.set(xscale="log", xlabel="ms an image, batch 1", ylabel=f"Fréchet distance, {network}; lower is better")
-        for axis in (axes.xaxis, *([axes.yaxis] if axes.get_yscale() == "log" else [])):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        number_plainly(axes.xaxis)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.15)
@@ -58,6 +55,7 @@ def _draw_samplers(axes: Axes, samplers: Mapping[str, Sequence[Mapping[str, Any]
             axes.annotate(str(count), (x, y), (4, 4), textcoords="offset points", color=line.get_color(), fontsize=8)
     axes.set_title("samplers, by diffusion steps (no guidance)", loc="left", fontsize=10)
     axes.set_yscale("log")
+    number_plainly(axes.yaxis)
     axes.legend(frameon=False)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import click
@@ -40,9 +40,6 @@ from training.reporting.run_log import LOG_FILE
 _TRIM_EVERY = 200  # steps: tensors of other sizes in each leave gaps in the memory that stays with the process
 _MOST_SKIPPED_IN_A_ROW = 10
 _RECORD = "dataset"  # the key of the `DataRecord` in the config of a run
-
-DECIDED_AT_START = ("warmup_steps", "precision")
-"""The settings of a run that its start decides where they are None."""
 
 _Config = TypeVar("_Config", bound=BaseRunConfig)
 _Step = TypeVar("_Step", bound=TrainStep)
@@ -108,8 +105,8 @@ class TrainingLoop(abc.ABC, Generic[_Config, _Step]):
         run_folder.check_new_folder(run)
         config, dataset = cls.fit_to_data(config)
         config = _with_epochs(config, dataset, epochs)
-        precision = config.training.precision or _common_precision(processes)
-        config = config.with_training({"warmup_steps": config.training.warmup, "precision": precision})
+        decided = {name: decide(config.training, processes) for name, decide in DECIDED_AT_START.items()}
+        config = config.with_training(decided)
         loop = cls(run, config, dataset, processes)
         loop._initialize()
         processes.barrier()  # rank 0 must not write the config before all have checked that there is none
@@ -426,6 +423,13 @@ def _with_epochs(config: Any, dataset: LatentDataset, epochs: int | None) -> Any
 def _common_precision(processes: Processes) -> str:
     """Return `bf16` if the devices of all processes have instructions for it, otherwise `fp32`."""
     return "bf16" if all(processes.gather_lists([multiplies_bf16(processes.device)])) else "fp32"
+
+
+DECIDED_AT_START: Mapping[str, Callable[[StepConfig, Processes], Any]] = {
+    "warmup_steps": lambda training, processes: training.warmup,
+    "precision": lambda training, processes: training.precision or _common_precision(processes),
+}
+"""The settings of a run that may be None: what its start decides them to be."""
 
 
 def check_batch(dataset: LatentDataset, training: StepConfig, processes: Processes) -> None:

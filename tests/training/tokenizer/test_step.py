@@ -15,10 +15,8 @@ from training.data.datasets import open_dataset, to_rgb
 from training.data.latent_dataset import PixelLatents
 from training.data.loader import ImageBatches, MicroBatch
 from training.distributed import Processes
-from training.evaluation.efficientnet import EfficientNetLite0
 from training.tokenizer.config import TokenizerConfig
 from training.tokenizer.discriminator import PatchDiscriminator, adaptive_weight, hinge_loss
-from training.tokenizer.perceptual import PerceptualDistance
 from training.tokenizer.step import TokenizerTrainStep
 
 _SIZE = 16
@@ -75,9 +73,10 @@ def test_micro_batches_give_the_same_step_as_one_batch(data: pathlib.Path) -> No
 
 def test_the_gradient_is_that_of_the_sum_of_the_losses(data: pathlib.Path) -> None:
     """VQGAN's loss of both networks, written down in one piece and differentiated as a whole."""
-    config = tiny_tokenizer(data, 4, adversarial_from=0, kl_weight=0.5, adversarial_weight=0.7, perceptual_weight=0.3)
+    weights = {"kl_weight": 0.5, "adversarial_weight": 0.7, "perceptual_weight": 0.3}
+    config = tiny_tokenizer(data, 4, adversarial_from=0, perceptual="efficientnet-lite0", **weights)
     train_step, part = TokenizerTrainStep(config, Processes()), _part(config)
-    train_step.perceptual = _Distance()
+    assert train_step.perceptual is not None
     vae, discriminator = train_step.model.vae, train_step.model.discriminator
     images, noise = part.batch
     reconstruction, mean, log_variance = vae.reconstruct(images, noise)
@@ -96,22 +95,6 @@ def test_the_gradient_is_that_of_the_sum_of_the_losses(data: pathlib.Path) -> No
     assert terms["adaptive_weight"] == pytest.approx(weight.item(), rel=1e-4)
     for parameter, gradient in zip(train_step.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-
-
-class _Distance(PerceptualDistance):
-    """A distance of maps of random weights."""
-
-    def __init__(self) -> None:
-        super().__init__(_Maps())
-
-
-class _Maps(EfficientNetLite0):
-    def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-        self.convolution = torch.nn.Conv2d(3, 4, 3)
-
-    def stages(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return [self.convolution(images)]
 
 
 def test_the_adaptive_weight_the_hinge_loss_and_the_scores_of_patches() -> None:
